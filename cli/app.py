@@ -1,0 +1,58 @@
+"""The command table. A command's module is imported only when it runs: help needs neither torch nor time."""
+
+import os
+import sys
+
+from cyclopts import App, CycloptsError
+
+import mconv
+from mconv.errors import MconvError
+
+app = App(
+    name="mconv",
+    version=mconv.__version__,
+    help="LLaMA checkpoints between Hugging Face and Megatron: converted, resharded, proven, trained, published.",
+    help_on_error=False,
+)
+data = App(name="data", help="Training data.")
+app.command(data)
+
+COMMANDS = {
+    "hf2meg": ("mconv.cli.convert:hf2meg", "Hugging Face to Megatron."),
+    "reshard": ("mconv.cli.convert:reshard", "Another tensor x pipeline layout, or another format."),
+    "merge": ("mconv.cli.convert:merge", "All ranks into one (tp 1, pp 1)."),
+    "meg2hf": ("mconv.cli.convert:meg2hf", "Megatron to Hugging Face."),
+    "inspect": ("mconv.cli.convert:inspect", "What a checkpoint is."),
+    "verify": ("mconv.cli.verify:verify", "Do two checkpoints compute the same function?"),
+    "train": ("mconv.cli.train:train", "Finetune on megatron-core."),
+    "push": ("mconv.cli.hub:push", "Publish a model folder on the Hub."),
+    "pull": ("mconv.cli.hub:pull", "Fetch a model from the Hub."),
+    "demo": ("mconv.cli.demo:demo", "The whole path once, offline, on a small model."),
+}
+for name, (target, summary) in COMMANDS.items():
+    app.command(target, name=name, help=summary)
+data.command("mconv.cli.data:tokenize", name="tokenize", help="Text to megatron-core's .bin and .idx.")
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 checked and wrong, 2 could not (or misuse), 130 interrupted."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """Run one command and return its exit code. A user's mistake is one message, never a traceback."""
+    try:
+        code = app(argv, exit_on_error=False, print_error=True, result_action="return_value")
+        return code if isinstance(code, int) else 0
+    except CycloptsError:
+        return 2
+    except MconvError as error:
+        if error.args and str(error):
+            print(f"mconv: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("mconv: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,90 @@
+"""`mconv verify`: the check that fails the process."""
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from mconv.errors import MconvError
+
+Flag = Annotated[bool, Parameter(negative=())]
+
+
+def verify(
+    a: Path,
+    b: Path,
+    *,
+    tp: int | None = None,
+    pp: int | None = None,
+    sequence_parallel: Flag = False,
+    length: int | None = None,
+    batch: int = 2,
+    seed: int = 1234,
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    iteration: int | None = None,
+    vocab_size: int | None = None,
+    record: Flag = False,
+    json: Flag = False,
+) -> int:
+    """Compare the logits of two checkpoints: exit 0 if they compute the same function, 1 if not, 2 if it cannot tell.
+
+    A Hugging Face folder runs in transformers, a Megatron checkpoint in megatron-core's own GPTModel on tp x pp real
+    ranks, which mconv starts itself (under torchrun it joins the ranks that are there).
+
+    Parameters
+    ----------
+    a
+        The reference: a Hugging Face folder or a Megatron checkpoint.
+    b
+        The checkpoint to judge.
+    tp
+        Tensor-parallel ranks of the Megatron side. Default: those of an mp_rank checkpoint, 1 for torch_dist.
+    pp
+        Pipeline stages of the Megatron side. Default: likewise.
+    sequence_parallel
+        Run the Megatron side with sequence parallelism.
+    length
+        Positions to probe. Default: all that the model has, up to 2048.
+    batch
+        Sequences; the last is real text where there is a tokenizer, the others are random ids.
+    seed
+        Of the random ids.
+    dtype
+        Of the arithmetic, whatever the weights are. Only fp32 can judge to 1e-4.
+    iteration
+        Which iteration of a Megatron checkpoint. Default: the one that the tracker names.
+    vocab_size
+        The true vocabulary size, for checkpoints that do not know it.
+    record
+        Keep the verdict in the manifest of B, from where it goes into the model card.
+    json
+        One JSON object instead of text.
+    """
+    from mconv.convert.checkpoint import open_checkpoint
+    from mconv.train.launch import ranks
+    from mconv.verify import report as reports
+
+    if batch < 1 or (length is not None and length < 2):
+        raise MconvError("--batch must be at least 1 and --length at least 2")
+    sides = [open_checkpoint(path, iteration=_iteration(path, iteration), vocab_size=vocab_size) for path in (a, b)]
+    own = next((c.layout for c in sides if c.format == "mp_rank" and c.layout), None)
+    parallel = {"tp": tp or (own.tp if own else 1), "pp": pp or (own.pp if own else 1)}
+    payload = {
+        "a": str(a.resolve()), "b": str(b.resolve()), "length": length, "batch": batch, "seed": seed, "dtype": dtype,
+        "a_iteration": _iteration(a, iteration), "b_iteration": _iteration(b, iteration), "vocab_size": vocab_size,
+        "sequence_parallel": sequence_parallel, **parallel,
+    }  # fmt: skip
+    nproc = 1 if all(c.format == "hf" for c in sides) else parallel["tp"] * parallel["pp"]
+    report = ranks.run("mconv.verify.logits:work", payload, nproc=nproc)
+    if not report:  # a rank other than 0 of somebody's torchrun
+        return 0
+    print(jsonlib.dumps(report, indent=1) if json else "\n".join(reports.lines(report)))
+    if record:
+        reports.record(sides[1].path, report, against=sides[0].name)
+    return 0 if report["passed"] else 1
+
+
+def _iteration(path: Path, iteration: int | None) -> int | None:
+    """`--iteration` speaks of Megatron roots; a Hugging Face folder has none."""
+    return None if (path / "config.json").is_file() else iteration

@@ -1,0 +1,202 @@
+"""megatron-core: what it calls each logical tensor, and which of Megatron-LM's args say which architecture.
+
+GLU halves are [gate; up], rotary rows half-split: as the logical tensors are. Sources: `gpt_layer_specs.py` (names),
+Megatron-LM core_v0.16.1 `checkpointing.py` (`load_args_from_checkpoint`).
+"""
+
+import dataclasses
+from argparse import Namespace
+from typing import Any
+
+import torch
+
+from mconv.errors import ConfigError
+from mconv.shard.layout import Layout
+from mconv.spec import ModelSpec, Rope
+
+LAYER = "decoder.layers.{i}."
+ATTENTION = LAYER + "self_attention."
+NAMES: dict[str, tuple[str, ...]] = {
+    # logical          local spec (written in mp_rank)               fused-norm spec (Transformer Engine, torch_dist)
+    "embed":           ("embedding.word_embeddings.{leaf}",),
+    "layer.attn_norm": (LAYER + "input_layernorm.{leaf}",            ATTENTION + "linear_qkv.layer_norm_{leaf}"),
+    "layer.qkv":       (ATTENTION + "linear_qkv.{leaf}",),
+    "layer.attn_out":  (ATTENTION + "linear_proj.{leaf}",),
+    "layer.mlp_norm":  (LAYER + "pre_mlp_layernorm.{leaf}",          LAYER + "mlp.linear_fc1.layer_norm_{leaf}"),
+    "layer.mlp_in":    (LAYER + "mlp.linear_fc1.{leaf}",),
+    "layer.mlp_out":   (LAYER + "mlp.linear_fc2.{leaf}",),
+    "final_norm":      ("decoder.final_layernorm.{leaf}",),
+    "head":            ("output_layer.{leaf}",),
+}  # fmt: skip
+EXTRA_STATE = (
+    "self_attention.linear_qkv", "self_attention.linear_proj", "self_attention.core_attention",
+    "mlp.linear_fc1", "mlp.linear_fc2", "pre_mlp_layernorm",
+)  # fmt: skip
+"""Modules of a layer for which some megatron-core asks an (empty) extra state: the superset, which all accept."""
+
+SAME = (
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels", "max_position_embeddings",
+)  # fmt: skip
+"""Args that are fields of the spec, by the same name."""
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "swiglu": (True,), "normalization": ("RMSNorm",), "position_embedding_type": ("rope",), "rotary_percent": (1.0,),
+    "rotary_interleaved": (False,), "apply_layernorm_1p": (False,), "qk_layernorm": (False,), "squared_relu": (False,),
+    "apply_residual_connection_post_layernorm": (False,), "multi_latent_attention": (False,), "num_experts": (None, 0),
+    "window_size": (None,), "apply_query_key_layer_scaling": (False,), "mtp_num_layers": (None, 0),
+    "heterogeneous_layers_config_path": (None,), "add_position_embedding": (True, False), "softmax_type": ("vanilla",),
+    "qk_clip": (False,), "attention_output_gate": (False,), "linear_attention_type": (None,),
+    "glu_linear_offset": (0.0,),
+    "activation_func_clamp_value": (None,), "quick_geglu": (False,), "experimental_attention_variant": (None,),
+    "no_rope_freq": (None,),
+}  # fmt: skip
+"""Args that change the function, and the values with which they do not. Anything else is refused by name."""
+
+
+def tied_copy(spec: ModelSpec, layout: Layout) -> bool:
+    """Whether the last stage of an `mp_rank` checkpoint holds the tied embedding once more, as `output_layer`."""
+    return spec.tied_embeddings and layout.pp > 1
+
+
+def extra_state_keys(num_layers: int) -> list[str]:
+    """The byte objects that a `torch_dist` checkpoint must list."""
+    inside = [f"decoder.layers.{m}._extra_state/shard_{i}_{num_layers}" for m in EXTRA_STATE for i in range(num_layers)]
+    return [*inside, "decoder.final_layernorm._extra_state/shard_0_1"]
+
+
+def bias_spec(spec: ModelSpec) -> ModelSpec:
+    """The spec with the biases that megatron-core can have: on QKV alone, or on every linear.
+
+    A bias that is added here is zero in a conversion, so the function is the same.
+    """
+    if spec.proj_bias or spec.mlp_bias:
+        return dataclasses.replace(spec, qkv_bias=True, proj_bias=True, mlp_bias=True)
+    return spec
+
+
+def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) -> Namespace:
+    """The args of a checkpoint, as Megatron-LM's `--use-checkpoint-args` and Megatron-Bridge read them."""
+    biased = bias_spec(spec)
+    rope = spec.rope
+    chunk_layers = spec.num_layers // (layout.pp * layout.vpp)
+    values: dict[str, Any] = {name: getattr(spec, name) for name in SAME}
+    values |= {name: allowed[0] for name, allowed in NEUTRAL.items()}
+    values |= {
+        "group_query_attention": spec.num_query_groups != spec.num_attention_heads,
+        "num_query_groups": spec.num_query_groups,
+        "seq_length": spec.max_position_embeddings,
+        "encoder_seq_length": spec.max_position_embeddings,
+        "layernorm_epsilon": spec.norm_epsilon,
+        "norm_epsilon": spec.norm_epsilon,
+        "use_rotary_position_embeddings": True,
+        "rotary_base": int(rope.base) if rope.base == int(rope.base) else rope.base,
+        "rotary_seq_len_interpolation_factor": _int(rope.factor) if rope.kind == "linear" else None,
+        "use_rope_scaling": rope.kind == "llama3",
+        "rope_scaling_factor": rope.factor if rope.kind == "llama3" else 8.0,
+        "untie_embeddings_and_output_weights": not spec.tied_embeddings,
+        "add_bias_linear": biased.mlp_bias,
+        "add_qkv_bias": biased.qkv_bias,
+        "vocab_size": spec.vocab_size,
+        "padded_vocab_size": layout.padded_vocab,
+        "tensor_model_parallel_size": layout.tp,
+        "pipeline_model_parallel_size": layout.pp,
+        "virtual_pipeline_model_parallel_size": layout.vpp if layout.vpp > 1 else None,
+        "num_layers_per_virtual_pipeline_stage": chunk_layers if layout.vpp > 1 else None,
+        "expert_model_parallel_size": 1, "context_parallel_size": 1, "data_parallel_size": 1,
+        "world_size": layout.tp * layout.pp,
+        "decoder_first_pipeline_num_layers": None, "decoder_last_pipeline_num_layers": None,
+        "attention_dropout": 0.0, "hidden_dropout": 0.0, "init_method_std": 0.02, "init_method_xavier_uniform": False,
+        "bf16": dtype == "bfloat16", "fp16": dtype == "float16", "params_dtype": getattr(torch, dtype),
+        "no_persist_layer_norm": False, "bias_swiglu_fusion": True, "overlap_p2p_comm": False,
+        "fp8_param_gather": False,
+        "config_logger_dir": "", "cp_comm_type": ["p2p"], "is_hybrid_model": False, "spec": None,
+        "ckpt_format": "torch_dist",
+        "no_save_optim": True, "no_save_rng": True, "iteration": iteration,
+        "consumed_train_samples": 0, "consumed_valid_samples": 0, "skipped_train_samples": 0,
+    }  # fmt: skip
+    return Namespace(**values)
+
+
+def spec_of(args: Namespace, *, vocab_size: int | None = None) -> ModelSpec:
+    """The architecture that a checkpoint's args describe. `vocab_size` is the true one where the args do not know it.
+
+    Raises ConfigError, by name, for an arg that changes the function in a way that no row here claims.
+    """
+    values = vars(args)
+    wrong = [f"{n} is {values[n]!r}" for n, ok in NEUTRAL.items() if n in values and values[n] not in ok]
+    if wrong:
+        raise ConfigError(f"the checkpoint's args describe a model that mconv does not support: {'; '.join(wrong)}")
+    missing = [n for n in (*SAME, "layernorm_epsilon", "padded_vocab_size") if values.get(n) is None]
+    if missing:
+        raise ConfigError(f"the checkpoint's args lack {missing}, so its architecture is unknown")
+    heads = args.num_attention_heads
+    grouped = values.get("group_query_attention", False)
+    biased = bool(values.get("add_bias_linear", False))
+    return ModelSpec(
+        family="llama",
+        **{name: values[name] for name in SAME},
+        num_query_groups=args.num_query_groups if grouped else heads,
+        vocab_size=vocab_size or _true_vocab(values),
+        norm_epsilon=float(args.layernorm_epsilon),
+        rope=_rope(values),
+        tied_embeddings=not values.get("untie_embeddings_and_output_weights", False),
+        qkv_bias=biased or bool(values.get("add_qkv_bias", False)),
+        proj_bias=biased,
+        mlp_bias=biased,
+    )
+
+
+def _rope(values: dict[str, Any]) -> Rope:
+    base = float(values.get("rotary_base") or 10000.0)
+    stretch = values.get("rotary_seq_len_interpolation_factor")
+    if values.get("use_rope_scaling"):
+        if stretch not in (None, 1):
+            raise ConfigError("the args ask for llama3 rope scaling and linear interpolation at once")
+        return Rope(kind="llama3", base=base, factor=float(values.get("rope_scaling_factor") or 8.0))
+    if stretch not in (None, 1):
+        return Rope(kind="linear", base=base, factor=float(stretch))
+    return Rope(base=base)
+
+
+def _true_vocab(values: dict[str, Any]) -> int:
+    """The true vocabulary. Padded rows hold arbitrary values in a trained checkpoint, so it cannot be found in them."""
+    size = values.get("vocab_size")
+    if size is None:
+        raise ConfigError(
+            f"the checkpoint does not say its true vocabulary size (padded: {values['padded_vocab_size']}); "
+            "give --vocab-size, the number of tokens of its tokenizer"
+        )
+    # Megatron's NullTokenizer counts one more than it is told: it adds an end-of-document token.
+    return size + 1 if values.get("tokenizer_type") == "NullTokenizer" else size
+
+
+def _int(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
+def flags(spec: ModelSpec, layout: Layout, *, load: str) -> tuple[list[str], list[str]]:
+    """Megatron-LM's flags for this checkpoint, and warnings where no flag is right.
+
+    With `--use-checkpoint-args` it restores most of them, but not norm epsilon, rope scaling and interpolation: a run
+    without those flags trains another model and does not say so.
+    """
+    rope = spec.rope
+    out = [
+        f"--load {load}", "--use-checkpoint-args",
+        f"--tensor-model-parallel-size {layout.tp}", f"--pipeline-model-parallel-size {layout.pp}",
+        f"--norm-epsilon {spec.norm_epsilon:g}", "--attention-dropout 0.0", "--hidden-dropout 0.0",
+    ]  # fmt: skip
+    warnings = []
+    if rope.kind == "linear":
+        out.append(f"--rotary-seq-len-interpolation-factor {_int(rope.factor)}")
+    if rope.kind == "llama3":
+        out.append("--use-rope-scaling")
+        if rope.factor != 8.0:
+            warnings.append(
+                f"rope factor {rope.factor:g}: Megatron-LM parses --rope-scaling-factor but never uses it (8)"
+            )
+        if (rope.low_freq_factor, rope.high_freq_factor, rope.original_max_position_embeddings) != (1.0, 4.0, 8192):
+            warnings.append("rope low/high/original differ from the 1/4/8192 that megatron-core has built in")
+    if rope.base != int(rope.base):
+        warnings.append(f"rope base {rope.base}: Megatron-LM's --rotary-base takes whole numbers only")
+    return out, warnings

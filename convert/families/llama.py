@@ -1,0 +1,46 @@
+"""LLaMA: 1, 2, 3, 3.1, 3.2, Code Llama, and whatever else calls itself `LlamaForCausalLM` (Falcon 3 does).
+
+Axes: v vocabulary, d hidden, g query groups, q queries of a group, s its slots (q queries, one key, one value),
+h head width, p the halves of the gated MLP (gate, up), f its width. Source: transformers' `modeling_llama.py`.
+"""
+
+from mconv.convert.keys import BASE_KEYS, Biases, Constant, Field, Heads, RopeKeys
+from mconv.convert.table import Family, Row
+
+L = "model.layers.{i}."
+A, M = L + "self_attn.", L + "mlp."
+
+LLAMA = Family(
+    name="llama",
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    rows=(
+        #   logical            axes         cut  Hugging Face module: how much of axis `cat` it fills   cat, bias
+        Row("embed",          "v d",       "v", {"model.embed_tokens": 1}),
+        Row("layer.attn_norm", "d",         "",  {L + "input_layernorm": 1}),
+        Row("layer.qkv",      "(g s h) d", "g", {A + "q_proj": "q", A + "k_proj": 1, A + "v_proj": 1}, "s", "qkv_bias"),
+        Row("layer.attn_out", "d (g q h)", "g", {A + "o_proj": 1}, bias="proj_bias"),
+        Row("layer.mlp_norm", "d",         "",  {L + "post_attention_layernorm": 1}),
+        Row("layer.mlp_in",   "(p f) d",   "f", {M + "gate_proj": 1, M + "up_proj": 1}, "p", "mlp_bias"),
+        Row("layer.mlp_out",  "d f",       "f", {M + "down_proj": 1}, bias="mlp_bias"),
+        Row("final_norm",     "d",         "",  {"model.norm": 1}),
+        Row("head",           "v d",       "v", {"lm_head": 1}, unless="tied_embeddings"),
+    ),
+    config=(
+        #     config.json                spec
+        Field("num_hidden_layers",       "num_layers", int),
+        Field("intermediate_size",       "ffn_hidden_size", int),
+        Field("vocab_size",              "vocab_size", int),
+        Field("max_position_embeddings", "max_position_embeddings", int, 2048),
+        Field("rms_norm_eps",            "norm_epsilon", float, 1e-6),
+        Field("tie_word_embeddings",     "tied_embeddings", bool, False),
+        Heads(),
+        Biases("attention_bias",         ("qkv_bias", "proj_bias")),
+        Biases("mlp_bias",               ("mlp_bias",)),
+        RopeKeys(),
+        Constant("hidden_act",           "silu", also=("swish",)),
+        Constant("partial_rotary_factor", 1.0, also=(None,), emit=False),
+        BASE_KEYS,
+    ),
+    ignored_weights=(".rotary_emb.inv_freq",),
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""One file per way of laying out bytes: each opens a Reader and creates a Writer."""

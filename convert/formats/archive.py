@@ -1,0 +1,226 @@
+"""The zip archive of `torch.save`: read without loading a tensor, written one tensor at a time.
+
+An archive is `NAME/data.pkl` (the object, its tensors as references to storages) and one stored, uncompressed record
+`NAME/data/KEY` for each storage. It may also lie inside a larger file, as in a `.distcp`. Source: torch's
+`serialization.py` and `caffe2/serialize`.
+"""
+
+import collections
+import io
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from mconv.convert.formats.tensors import Located, bytes_of
+from mconv.convert.formats.unpickle import STORAGES, Pending, loads
+from mconv.errors import FormatError
+
+ALIGNMENT = 64
+"""torch aligns records so that they can be mapped; an unaligned one would force a copy."""
+ZIP64_FROM = 1 << 31
+PICKLE_LIMIT = 1 << 30
+
+
+class Window(io.RawIOBase):
+    """The bytes [start, start + length) of a file, as a file."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self._file, self._start, self._length, self._at = file, start, length, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = max(0, offset + (0, self._at, self._length)[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._length - self._at)
+        self._file.seek(self._start + self._at)
+        data = self._file.read(left if size < 0 else min(size, left))
+        self._at += len(data)
+        return data
+
+
+def _contiguous(pending: Pending) -> bool:
+    expected, step = [], 1
+    for n in reversed(pending.shape):
+        expected.append(step)
+        step *= n
+    return all(n == 1 or s == e for n, s, e in zip(pending.shape, pending.stride, reversed(expected), strict=True))
+
+
+def _data_offset(file: BinaryIO, start: int, info: zipfile.ZipInfo) -> int:
+    """Where a record's bytes start: the local header has name and padding of its own length."""
+    file.seek(start + info.header_offset + 26)
+    name, extra = struct.unpack("<HH", file.read(4))
+    return start + info.header_offset + 30 + name + extra
+
+
+def read(path: Path, *, start: int = 0, length: int | None = None) -> Any:
+    """The object in the archive at [start, start + length) of `path`, each tensor as `Located`.
+
+    Raises FormatError if the bytes are not such an archive, are damaged, or name what mconv does not load.
+    """
+    with path.open("rb") as file:
+        size = path.stat().st_size - start if length is None else length
+        try:
+            archive = zipfile.ZipFile(Window(file, start, size))  # type: ignore[arg-type]
+            records = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}
+            if records["data.pkl"].file_size > PICKLE_LIMIT:
+                raise FormatError(f"{path}: its data.pkl is larger than {PICKLE_LIMIT} bytes")
+            pickled = archive.read(records["data.pkl"])
+        except FormatError:
+            raise
+        except Exception as error:  # zipfile raises BadZipFile, KeyError, struct.error, NotImplementedError, ...
+            raise FormatError(
+                f"{path}: not an archive of torch.save, or truncated ({type(error).__name__}: {error}); copy it again"
+            ) from error
+        tree = loads(pickled, where=str(path))
+        try:
+            return _locate(tree, lambda pending: _place(path, file, start, size, records, pending))
+        except RecursionError as error:
+            raise FormatError(f"{path}: its pickle nests too deep to be a checkpoint") from error
+
+
+def _place(
+    path: Path, file: BinaryIO, start: int, size: int, records: dict[str, zipfile.ZipInfo], pending: Pending
+) -> Located:
+    info = records.get(f"data/{pending.storage.key}")
+    width = pending.dtype.itemsize
+    if info is None or info.compress_type != zipfile.ZIP_STORED or not _contiguous(pending):
+        raise FormatError(f"{path}: a tensor of shape {pending.shape} is not stored plainly; save it again contiguous")
+    offset = _data_offset(file, start, info) + pending.offset * width
+    end = pending.offset + prod(pending.shape)
+    if (
+        min(pending.offset, *pending.shape, 0) < 0
+        or end * width > info.file_size
+        or offset + prod(pending.shape) * width > start + size
+    ):
+        raise FormatError(
+            f"{path}: a tensor of shape {pending.shape} reaches past the end of its storage; the file is damaged"
+        )
+    return Located(path, offset, pending.dtype, pending.shape)
+
+
+def _locate(tree: Any, place: Any) -> Any:
+    """The tree with each Pending replaced. Iterates over the containers that checkpoints are made of."""
+    if isinstance(tree, Pending):
+        return place(tree)
+    if isinstance(tree, dict):
+        return {key: _locate(value, place) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_locate(value, place) for value in tree]
+    return tree
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+NAMES = {dtype: getattr(torch, name) for name, dtype in STORAGES.items()}
+
+
+class _Slot:
+    """In a pickle: the storage of a tensor that will be written later."""
+
+    def __init__(self, key: str, dtype: torch.dtype, numel: int) -> None:
+        self.key, self.dtype, self.numel = key, dtype, numel
+
+
+class Promise:
+    """In a pickle: a contiguous tensor whose bytes will be written later. It unpickles as a torch.Tensor."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, key: str) -> None:
+        self.shape, self.dtype, self.key = shape, dtype, key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        stride = tuple(prod(self.shape[i + 1 :]) for i in range(len(self.shape)))
+        slot = _Slot(self.key, self.dtype, prod(self.shape))
+        return torch._utils._rebuild_tensor_v2, (slot, 0, self.shape, stride, False, collections.OrderedDict())
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, obj: object) -> tuple[Any, ...] | None:
+        if isinstance(obj, _Slot):
+            return ("storage", NAMES[obj.dtype], obj.key, "cpu", obj.numel)
+        return None
+
+
+class _Shifted(io.RawIOBase):
+    """A file from its current position on: an archive inside a larger file must count from its own start."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._start = file, file.tell()
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell() - self._start
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset + self._start if whence == 0 else offset, whence) - self._start
+
+    def write(self, data: Any) -> int:
+        return self._file.write(data)
+
+
+class Archive:
+    """An archive being written: the object first, then the bytes of each `Promise` in it."""
+
+    def __init__(self, zipped: zipfile.ZipFile) -> None:
+        self._zip = zipped
+
+    @contextmanager
+    def _record(self, name: str, size: int) -> Iterator[Any]:
+        info = zipfile.ZipInfo(f"archive/{name}", date_time=(1980, 1, 1, 0, 0, 0))
+        large = size >= ZIP64_FROM
+        at = (self._zip.fp.tell() if self._zip.fp else 0) + 30 + len(info.filename) + (20 if large else 0) + 4
+        info.extra = b"FB" + struct.pack("<H", -at % ALIGNMENT) + b"Z" * (-at % ALIGNMENT)
+        info.file_size = size
+        with self._zip.open(info, "w", force_zip64=large) as record:
+            yield record
+
+    def _put(self, name: str, data: bytes) -> None:
+        with self._record(name, len(data)) as record:
+            record.write(data)
+
+    def tensor(self, key: str, tensor: torch.Tensor) -> None:
+        """Write the bytes of the promise with this key."""
+        data = bytes_of(tensor)
+        with self._record(f"data/{key}", len(data)) as record:
+            record.write(data)
+
+    def object(self, tree: object) -> None:
+        """Write the object itself: plain values, argparse.Namespace, torch dtypes, and promises."""
+        pickled = io.BytesIO()
+        _Pickler(pickled, protocol=2).dump(tree)
+        self._put("data.pkl", pickled.getvalue())
+        self._put("byteorder", b"little")
+
+    def version(self) -> None:
+        self._put("version", b"3\n")
+
+
+@contextmanager
+def create(file: BinaryIO, tree: object) -> Iterator[Archive]:
+    """Write an archive of `tree` from the file's current position on; the caller then writes each promised tensor."""
+    with zipfile.ZipFile(_Shifted(file), "w", zipfile.ZIP_STORED) as zipped:  # type: ignore[arg-type]
+        archive = Archive(zipped)
+        archive.object(tree)
+        yield archive
+        archive.version()

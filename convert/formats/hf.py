@@ -1,0 +1,157 @@
+"""Hugging Face folders: safetensors, one file or shards with an index, beside config and tokenizer files.
+
+The format: 8 bytes of header length, a JSON header {name: {dtype, shape, data_offsets}}, then the bytes without holes.
+Source: the safetensors repository's format section.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from mconv.convert.formats.tensors import Located, Target, bytes_of
+from mconv.errors import FormatError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEADER_LIMIT = 100_000_000
+"""The limit of the safetensors library."""
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+def is_hf(folder: Path) -> bool:
+    """Whether a folder looks like a Hugging Face checkpoint (complete or not)."""
+    return (folder / "config.json").is_file()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises FormatError with the file's name if it is missing, damaged or not an object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FormatError(f"{path} is missing") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: a JSON object was expected, not {type(value).__name__}")
+    return value
+
+
+def open_folder(folder: Path) -> dict[str, Located]:
+    """Every tensor of the folder by name; nothing is loaded. Raises FormatError on what is missing or damaged."""
+    if (folder / INDEX).is_file():
+        return _open_sharded(folder)
+    if not (folder / SINGLE).is_file():
+        other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.safetensors"))
+        found = f"; it has {other[:4]}" if other else ""
+        raise FormatError(f"{folder} has neither {SINGLE} nor {INDEX}{found}")
+    return read_header(folder / SINGLE)
+
+
+def _open_sharded(folder: Path) -> dict[str, Located]:
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise FormatError(f"{folder / INDEX}: no weight_map of tensor names to file names")
+    tensors: dict[str, Located] = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard or shard in ("", ".", ".."):
+            raise FormatError(f"{folder / INDEX}: {shard!r} is not the name of a file in this folder")
+        if not (folder / shard).is_file():
+            raise FormatError(f"{folder / shard} is missing, but {INDEX} names it; download the folder again")
+        found = read_header(folder / shard)
+        for name in sorted(found.keys() | {k for k, v in weight_map.items() if v == shard}):
+            if name not in found:
+                raise FormatError(f"{folder / shard} has no tensor {name!r}, but {INDEX} says so")
+            if weight_map.get(name) != shard:
+                raise FormatError(f"{folder / shard} holds {name!r}, which {INDEX} places in {weight_map.get(name)!r}")
+        tensors.update(found)
+    return tensors
+
+
+def read_header(path: Path) -> dict[str, Located]:
+    """The tensors of one safetensors file. Raises FormatError unless header and size agree exactly."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else HEADER_LIMIT + 1
+        if length > min(HEADER_LIMIT, size - 8):
+            raise FormatError(f"{path}: not a safetensors file, or truncated; copy it again")
+        try:
+            header = json.loads(file.read(length))
+            entries = [
+                _entry(path, 8 + length, name, value) for name, value in header.items() if name != "__metadata__"
+            ]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise FormatError(f"{path}: damaged safetensors header ({type(error).__name__}: {error})") from error
+    end = 8 + length
+    for _, located in sorted(entries, key=lambda e: (e[1].offset, e[1].nbytes)):
+        if located.offset != end:
+            raise FormatError(f"{path}: its tensors overlap or leave a hole at byte {end}")
+        end += located.nbytes
+    if end != size:
+        raise FormatError(f"{path} has {size} bytes, its header says {end}; the file is truncated or damaged")
+    return dict(entries)
+
+
+def _entry(path: Path, base: int, name: str, value: dict[str, Any]) -> tuple[str, Located]:
+    if value["dtype"] not in DTYPES:
+        raise FormatError(f"{path}: {name} has dtype {value['dtype']!r}, which mconv does not convert")
+    dtype, shape = DTYPES[value["dtype"]], tuple(value["shape"])
+    begin, end = value["data_offsets"]
+    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)) or end - begin != prod(shape) * dtype.itemsize:
+        raise FormatError(f"{path}: {name} of shape {shape} and its data_offsets {begin, end} disagree")
+    return name, Located(path, base + begin, dtype, shape)
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+def shards(targets: list[Target], limit: int) -> list[list[Target]]:
+    """Targets in order, in shards of at most `limit` bytes (one larger tensor has a shard of its own)."""
+    out: list[list[Target]] = [[]]
+    used = 0
+    for target in targets:
+        if out[-1] and used + target.nbytes > limit:
+            out.append([])
+            used = 0
+        out[-1].append(target)
+        used += target.nbytes
+    return out
+
+
+def _write_header(file: BinaryIO, targets: list[Target]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for t in targets:
+        header[t.key] = {"dtype": CODES[t.dtype], "shape": list(t.shape), "data_offsets": [at, at + t.nbytes]}
+        at += t.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+
+
+def write(folder: Path, targets: list[Target], *, limit: int) -> Iterator[tuple[Target, Any]]:
+    """Write a folder's safetensors: yields each target and a function that takes its tensor. The index comes last."""
+    parts = shards(targets, limit)
+    names = (
+        [SINGLE]
+        if len(parts) == 1
+        else [f"model-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
+    )
+    for name, part in zip(names, parts, strict=True):
+        with (folder / name).open("wb") as file:
+            _write_header(file, part)
+            for target in part:
+                yield target, lambda tensor, file=file: file.write(bytes_of(tensor))
+    if len(parts) > 1:
+        index = {
+            "metadata": {"total_size": sum(t.nbytes for t in targets)},
+            "weight_map": {t.key: name for name, part in zip(names, parts, strict=True) for t in part},
+        }
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

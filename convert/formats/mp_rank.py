@@ -1,0 +1,91 @@
+"""Megatron's `torch` format: `mp_rank_TT[_PPP]/model_optim_rng.pt`, one archive a rank, layers numbered in the stage.
+
+A folder `mp_rank_00_001` may be a pipeline stage or an expert rank: only the args inside tell.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mconv.convert.formats import archive
+from mconv.convert.formats.archive import Promise
+from mconv.convert.formats.tensors import Located, Target
+from mconv.errors import FormatError
+
+FILE = "model_optim_rng.pt"
+
+
+def is_mp_rank(folder: Path) -> bool:
+    return any(folder.glob("mp_rank_*"))
+
+
+def rank_folder(tp_rank: int, stage: int, *, pp: int) -> str:
+    """The folder of a rank: the stage is named only where there are several."""
+    return f"mp_rank_{tp_rank:02d}" + (f"_{stage:03d}" if pp > 1 else "")
+
+
+def key(tp_rank: int, stage: int, chunk: int, name: str, *, pp: int, vpp: int) -> str:
+    """How we name a tensor of a rank: folder, model chunk, name."""
+    return f"{rank_folder(tp_rank, stage, pp=pp)}/model{chunk if vpp > 1 else ''}/{name}"
+
+
+def open_folder(folder: Path) -> tuple[dict[str, Located], dict[str, Any]]:
+    """Every model tensor by key, and the common state (args, iteration, ...) of the first rank."""
+    ranks = sorted(p for p in folder.glob("mp_rank_*") if p.is_dir())
+    tensors: dict[str, Located] = {}
+    common: dict[str, Any] = {}
+    for rank in ranks:
+        if not (rank / FILE).is_file():
+            raise FormatError(f"{rank / FILE} is missing; the checkpoint is incomplete")
+        state = archive.read(rank / FILE)
+        models = (
+            {k: v for k, v in state.items() if (k.startswith("model") and k[5:].isdigit()) or k == "model"}
+            if isinstance(state, dict)
+            else {}
+        )
+        if not models:
+            raise FormatError(f"{rank / FILE} holds no 'model'; it is not a checkpoint of Megatron")
+        for chunk, model in models.items():
+            tensors.update(_tensors(rank, chunk, model))
+        common = common or {k: v for k, v in state.items() if k not in models}
+    return tensors, common
+
+
+def _tensors(rank: Path, chunk: str, model: Any) -> dict[str, Located]:
+    if not isinstance(model, dict):
+        raise FormatError(f"{rank / FILE}: {chunk!r} is not a dictionary of tensors")
+    found = {}
+    for name, value in model.items():
+        if isinstance(value, Located):
+            found[f"{rank.name}/{chunk}/{name}"] = value
+        elif not str(name).endswith("_extra_state"):
+            raise FormatError(f"{rank / FILE}: {chunk}/{name} is {type(value).__name__}, not a tensor")
+    return found
+
+
+def write(folder: Path, targets: list[Target], common: dict[str, Any]) -> Iterator[tuple[Target, Any]]:
+    """Write the files of all ranks: yields each target and a function that takes its tensor."""
+    by_rank: dict[str, list[Target]] = {}
+    for target in targets:
+        by_rank.setdefault(target.key.split("/", 1)[0], []).append(target)
+    for rank, mine in by_rank.items():
+        (folder / rank).mkdir()
+        with (folder / rank / FILE).open("wb") as file, archive.create(file, _tree(mine, common)) as out:
+            for number, target in enumerate(mine):
+                yield target, lambda tensor, out=out, number=number: out.tensor(str(number), tensor)
+
+
+def _tree(targets: list[Target], common: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = dict(common)
+    for number, target in enumerate(targets):
+        _, chunk, name = target.key.split("/", 2)
+        model = tree.setdefault(chunk, {})
+        model[name] = Promise(target.shape, target.dtype, str(number))
+        module = name.rpartition(".")[0]
+        if module.rpartition(".")[2] in LINEARS:
+            model[f"{module}._extra_state"] = None
+    return tree
+
+
+LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2", "output_layer")
+"""megatron-core's linears list an empty extra state; a strict load asks for it."""

@@ -1,0 +1,56 @@
+"""Tensors on disk: located without being loaded, promised before they are written."""
+
+import mmap
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A tensor on disk: file, where its bytes start, dtype, shape. It is contiguous."""
+
+    path: Path
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    def load(self) -> torch.Tensor:
+        """A view on the mapped file: pages are read when touched, and a write would go to a private copy."""
+        if self.nbytes == 0:
+            return torch.empty(self.shape, dtype=self.dtype)
+        return torch.frombuffer(_mapped(self.path), dtype=self.dtype, count=prod(self.shape), offset=self.offset).view(
+            self.shape
+        )
+
+
+@lru_cache(maxsize=64)
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A tensor that a format is about to write."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, without a copy."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")

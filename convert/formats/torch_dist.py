@@ -1,0 +1,245 @@
+"""megatron-core's distributed checkpoint (`torch_dist`): global tensors in chunks, layers stacked on axis 0.
+
+    .metadata        pickled index: every global tensor, its chunks, and where each lies
+    __R_N.distcp     one `torch.save` archive a chunk, end to end
+    common.pt        what is not sharded: args, iteration, ...
+    metadata.json    the versions; written last, it makes the folder valid
+
+It is read and written here with plain files: no model, no process group, no megatron-core.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from mconv.convert.formats import archive
+from mconv.convert.formats.archive import Promise
+from mconv.convert.formats.tensors import Located, Target
+from mconv.convert.formats.unpickle import StandIn, loads
+from mconv.errors import FormatError
+
+INDEX, COMMON, VERSIONS = ".metadata", "common.pt", "metadata.json"
+BACKEND = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+FILE_LIMIT = 4 << 30
+"""Bytes after which a further .distcp is begun: any number of them is legal, and one huge file is a nuisance."""
+TRAINING_STATE = (
+    "optimizer.",
+    "optimizer/",
+    "rng_state",
+    "opt_param_scheduler",
+    "rerun_state_machine_state",
+    "common_state/",
+)
+"""Keys that belong to a training run, not to the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One stored rectangle of a global tensor, and the archive that holds it."""
+
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+    path: Path
+    start: int
+    length: int
+
+    def locate(self, name: str, dtype: torch.dtype) -> Located:
+        """Where its bytes lie. Opens the archive; raises FormatError if it does not hold what the index says."""
+        found = archive.read(self.path, start=self.start, length=self.length)
+        if not isinstance(found, Located) or (found.shape, found.dtype) != (self.shape, dtype):
+            said = (found.shape, found.dtype) if isinstance(found, Located) else type(found).__name__
+            raise FormatError(f"{self.path}: {name} at {self.offsets} should be {self.shape} {dtype}, but is {said}")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """A global tensor: its whole shape and its chunks."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    chunks: tuple[Chunk, ...]
+
+
+class _Index(StandIn):
+    """torch's MetadataIndex: the key of a chunk."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.fqn, self.offset = state["fqn"], tuple(state.get("offset") or ())
+
+    def __hash__(self) -> int:
+        return hash((self.fqn, self.offset))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Index) and (self.fqn, self.offset) == (other.fqn, other.offset)
+
+
+def is_torch_dist(folder: Path) -> bool:
+    return (folder / VERSIONS).is_file() or (folder / INDEX).is_file()
+
+
+def open_folder(folder: Path) -> tuple[dict[str, Global], dict[str, Any]]:
+    """Every global tensor of the model by key, and the common state. Reads the index and the small files only."""
+    for name in (VERSIONS, INDEX):
+        if not (folder / name).is_file():
+            raise FormatError(
+                f"{folder / name} is missing: the checkpoint was not saved to its end, or not copied whole"
+            )
+    backend = json.loads((folder / VERSIONS).read_text(encoding="utf-8")).get("sharded_backend")
+    if backend != "torch_dist":
+        raise FormatError(f"{folder / VERSIONS}: sharded_backend is {backend!r}; mconv reads torch_dist")
+    where = str(folder / INDEX)
+    also = {("torch.distributed.checkpoint.metadata", "MetadataIndex"): _Index}
+    state = getattr(loads((folder / INDEX).read_bytes(), where=where, also=also), "state", None)
+    try:
+        tensors, blobs = _index(folder, state)  # type: ignore[arg-type]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise FormatError(f"{where}: not the index of a checkpoint ({type(error).__name__}: {error})") from error
+    return tensors, _common(folder, blobs)
+
+
+def _index(folder: Path, state: dict[str, Any]) -> tuple[dict[str, Global], dict[str, Chunk]]:
+    places = {key: value.state for key, value in state["storage_data"].items()}
+    tensors: dict[str, Global] = {}
+    blobs: dict[str, Chunk] = {}
+    for fqn, entry in state["state_dict_metadata"].items():
+        described = getattr(entry, "state", None) or {}
+        if "size" not in described:
+            blobs[fqn] = _chunk(folder, places[_key(fqn, ())], (), ())
+            continue
+        if fqn.startswith(TRAINING_STATE):
+            continue
+        chunks = [(tuple(c.state["offsets"]), tuple(c.state["sizes"])) for c in described["chunks"]]
+        tensors[fqn] = Global(
+            tuple(described["size"]),
+            described["properties"].state[0],
+            tuple(_chunk(folder, places[_key(fqn, at)], at, shape) for at, shape in chunks),
+        )
+    return tensors, blobs
+
+
+def _key(fqn: str, offsets: tuple[int, ...]) -> _Index:
+    index = _Index()
+    index.__setstate__({"fqn": fqn, "offset": offsets})
+    return index
+
+
+def _chunk(folder: Path, place: dict[str, Any], offsets: tuple[int, ...], shape: tuple[int, ...]) -> Chunk:
+    name = place["relative_path"]
+    if Path(name).name != name:
+        raise FormatError(f"{folder / INDEX}: {name!r} is not the name of a file in this folder")
+    if not (folder / name).is_file():
+        raise FormatError(f"{folder / name} is missing, but the index names it; the checkpoint is incomplete")
+    return Chunk(offsets, shape, folder / name, int(place["offset"]), int(place["length"]))
+
+
+def _common(folder: Path, blobs: dict[str, Chunk]) -> dict[str, Any]:
+    """The common state: a file of its own (megatron-core up to 0.18), or a byte object among the chunks (0.19)."""
+    if (folder / COMMON).is_file():
+        return archive.read(folder / COMMON)
+    for name, chunk in blobs.items():
+        if name.startswith("common_state/"):
+            found = archive.read(chunk.path, start=chunk.start, length=chunk.length)
+            return found[0] if isinstance(found, list) and found and isinstance(found[0], dict) else {}
+    raise FormatError(f"{folder / COMMON} is missing: the checkpoint is incomplete")
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+def chunk_key(fqn: str, offsets: tuple[int, ...]) -> str:
+    """How we name a chunk."""
+    return f"{fqn}@{','.join(map(str, offsets))}"
+
+
+def _split(key: str) -> tuple[str, tuple[int, ...]]:
+    fqn, _, offsets = key.rpartition("@")
+    return fqn, tuple(int(n) for n in offsets.split(","))
+
+
+class _Files:
+    """The .distcp files, the next one begun when one is full."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._count, self._file = folder, 0, None
+
+    def current(self) -> BinaryIO:
+        if self._file is None or self._file.tell() >= FILE_LIMIT:
+            self.close()
+            self._file = (self._folder / f"__0_{self._count}.distcp").open("wb")
+            self._count += 1
+        return self._file
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    _file: BinaryIO | None
+
+
+def write(
+    folder: Path, targets: list[Target], shapes: dict[str, tuple[int, ...]], common: dict[str, Any], extra: list[str]
+) -> Iterator[tuple[Target, Any]]:
+    """Write a checkpoint: yields each target (a chunk) and a function that takes its tensor.
+
+    `shapes`: the whole shape of each global tensor. `extra`: keys of the empty byte objects that are asked for.
+    """
+    from torch.distributed.checkpoint import metadata as meta
+
+    files = _Files(folder)
+    places: dict[Any, Any] = {}
+    entries: dict[str, Any] = {}
+    try:
+        for target in targets:
+            fqn, offsets = _split(target.key)
+            entry = entries.setdefault(
+                fqn, meta.TensorStorageMetadata(meta.TensorProperties(dtype=target.dtype), torch.Size(shapes[fqn]), [])
+            )
+            entry.chunks.append(meta.ChunkStorageMetadata(torch.Size(offsets), torch.Size(target.shape)))
+            file = files.current()
+            promise = Promise(target.shape, target.dtype, "0")
+            index = meta.MetadataIndex(fqn, torch.Size(offsets))
+            with _placed(places, index, file), archive.create(file, promise) as out:
+                yield target, lambda tensor, out=out: out.tensor("0", tensor)
+        for fqn in extra:
+            entries[fqn] = meta.BytesStorageMetadata()
+            with _placed(places, meta.MetadataIndex(fqn), file := files.current()), archive.create(file, [None]):
+                pass
+    finally:
+        files.close()
+    with (folder / INDEX).open("wb") as file:
+        pickle.dump(meta.Metadata(state_dict_metadata=entries, planner_data=None, storage_data=places), file)
+    with (folder / COMMON).open("wb") as file, archive.create(file, common):
+        pass
+    (folder / VERSIONS).write_text(json.dumps(BACKEND), encoding="utf-8")
+
+
+class _placed:
+    """Records where in the file what is written within lies."""
+
+    def __init__(self, places: dict[Any, Any], key: Any, file: BinaryIO) -> None:
+        self._places, self._key, self._file, self._start = places, key, file, file.tell()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+        if kind is None:
+            name = Path(self._file.name).name
+            self._places[self._key] = _StorageInfo(name, self._start, self._file.tell() - self._start)
+
+
+def layer_of(fqn: str) -> tuple[str, int | None]:
+    """A key without its layer number, and that number (None where layers are stacked)."""
+    found = re.match(r"(.*\blayers\.)(\d+)\.(.*)", fqn)
+    return (f"{found[1]}{found[3]}", int(found[2])) if found else (fqn, None)

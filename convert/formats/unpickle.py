@@ -1,0 +1,164 @@
+"""Pickles from elsewhere, read without running them: an allow-list of names, stand-ins for what else is known.
+
+Tensors come back as `Pending`: dtype, shape and where their bytes lie. Nothing is loaded, and no class of the file's
+choosing is ever called.
+"""
+
+import argparse
+import collections
+import io
+import pathlib
+import pickle
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+
+from mconv.errors import FormatError
+
+STORAGES = {
+    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+}  # fmt: skip
+DTYPES = {str(d).removeprefix("torch."): d for d in (*STORAGES.values(), torch.complex64, torch.float8_e4m3fn,
+                                                     torch.float8_e5m2, torch.uint16, torch.uint32)}  # fmt: skip
+STAND_INS = ("megatron.", "transformer_engine.", "signal", "torch.distributed.checkpoint.")
+"""Modules whose classes (enums, index entries) are named in checkpoints: never imported, read as an inert `StandIn`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A storage record of an archive: its key there, its dtype, its length in elements."""
+
+    key: str
+    dtype: torch.dtype
+    numel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A tensor that was not loaded."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.storage.dtype
+
+
+class StandIn:
+    """An object of a class that we do not import: remembers its class, arguments and state, does nothing."""
+
+    def __init__(self, *args: object) -> None:
+        self.args = args
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def __call__(self, *args: object) -> "StandIn":
+        return StandIn(*args)
+
+    def __hash__(self) -> int:
+        return hash(str(self.args))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StandIn) and self.args == other.args
+
+
+def stand_in(module: str, name: str) -> type[StandIn]:
+    return type(name, (StandIn,), {"__module__": f"standin.{module}"})
+
+
+def _tensor(storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Pending:
+    if not isinstance(storage, Storage):
+        raise pickle.UnpicklingError("a tensor without a storage")
+    return Pending(storage, offset, tuple(shape), tuple(stride))
+
+
+def _parameter(data: Pending, *_: object) -> Pending:
+    return data
+
+
+def _size(values: tuple[int, ...] = ()) -> tuple[int, ...]:
+    return tuple(values)
+
+
+def _opaque(*args: object) -> StandIn:
+    return StandIn(*args)
+
+
+COMMON: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "defaultdict"): collections.defaultdict,
+    ("argparse", "Namespace"): argparse.Namespace,
+    ("types", "SimpleNamespace"): types.SimpleNamespace,
+    ("pathlib", "PosixPath"): pathlib.PurePosixPath,
+    ("pathlib._local", "PosixPath"): pathlib.PurePosixPath,
+    ("pathlib", "PurePosixPath"): pathlib.PurePosixPath,
+    ("builtins", "set"): set,
+    ("builtins", "slice"): slice,
+    ("builtins", "dict"): dict,
+    ("builtins", "list"): list,
+    ("_io", "BytesIO"): io.BytesIO,
+    ("torch", "Size"): _size,
+    ("torch", "device"): _opaque,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch.serialization", "_get_layout"): _opaque,
+    ("numpy", "dtype"): _opaque,
+    ("numpy", "ndarray"): StandIn,
+    ("numpy.core.multiarray", "_reconstruct"): _opaque,
+    ("numpy._core.multiarray", "_reconstruct"): _opaque,
+    ("numpy.core.multiarray", "scalar"): _opaque,
+    ("numpy._core.multiarray", "scalar"): _opaque,
+    ("_codecs", "encode"): _opaque,
+    **{("torch", name): dtype for name, dtype in DTYPES.items()},
+    **{("torch", name): dtype for name, dtype in STORAGES.items()},
+}
+
+
+class Unpickler(pickle.Unpickler):
+    """Resolves only the names of a table, and inert stand-ins for the modules of `STAND_INS`."""
+
+    def __init__(self, file: io.BufferedIOBase, *, where: str, also: dict[tuple[str, str], Any] | None = None) -> None:
+        super().__init__(file)
+        self.where = where
+        self.table = COMMON | (also or {})
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self.table:
+            return self.table[module, name]
+        if module.startswith(STAND_INS) and name.isidentifier():
+            return stand_in(module, name)
+        raise FormatError(
+            f"{self.where}: the pickle names {module}.{name}, which mconv does not load; do not trust this file"
+        )
+
+    def persistent_load(self, pid: Any) -> Storage:
+        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], torch.dtype)):
+            raise FormatError(f"{self.where}: the pickle refers to something other than a tensor storage")
+        return Storage(key=str(pid[2]), dtype=pid[1], numel=int(pid[4]))
+
+
+def loads(data: bytes, *, where: str, also: dict[tuple[str, str], Any] | None = None) -> Any:
+    """Unpickle `data` safely. Raises FormatError, with `where`, on anything that is not understood."""
+
+    def fail(error: BaseException) -> NoReturn:
+        raise FormatError(f"{where}: damaged or unknown pickle ({type(error).__name__}: {error})") from error
+
+    load: Callable[[], Any] = Unpickler(io.BytesIO(data), where=where, also=also).load
+    try:
+        return load()
+    except FormatError:
+        raise
+    except (MemoryError, RecursionError) as error:
+        fail(error)
+    except Exception as error:  # a mutated pickle raises nearly anything
+        fail(error)

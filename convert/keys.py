@@ -1,0 +1,193 @@
+"""Claims on `config.json`, each read both ways: a field, a constant, a key that changes nothing."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mconv.errors import ConfigError
+from mconv.spec import ModelSpec, Rope
+
+Config = dict[str, Any]
+
+
+class Key(Protocol):
+    """One claim on `config.json`: `read` takes its keys out of what is left, `write` puts them back."""
+
+    def read(self, left: Config) -> Config: ...
+
+    def write(self, spec: ModelSpec, out: Config) -> None: ...
+
+
+REQUIRED = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A key that is a field of the spec. `default` is what transformers assumes where the key is absent."""
+
+    hf: str
+    spec: str
+    type: type
+    default: Any = REQUIRED
+
+    def read(self, left: Config) -> Config:
+        value = left.pop(self.hf, None)
+        if value is None and self.default is REQUIRED:
+            raise ConfigError(f"config.json has no {self.hf!r}, which decides the architecture")
+        if value is None:
+            value = self.default
+        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not self.type:
+            raise ConfigError(f"config.json: {self.hf} is {value!r}, not {self.type.__name__}")
+        return {self.spec: value}
+
+    def write(self, spec: ModelSpec, out: Config) -> None:
+        out[self.hf] = getattr(spec, self.spec)
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Attention geometry, where two of the keys default to what follows from the others."""
+
+    def read(self, left: Config) -> Config:
+        heads = Field("num_attention_heads", "n", int).read(left)["n"]
+        hidden = Field("hidden_size", "n", int).read(left)["n"]
+        groups = Field("num_key_value_heads", "n", int, heads).read(left)["n"]
+        width = Field("head_dim", "n", int, hidden // heads if heads > 0 else 0).read(left)["n"]
+        return {
+            "hidden_size": hidden,
+            "num_attention_heads": heads,
+            "num_query_groups": groups,
+            "kv_channels": width,
+        }
+
+    def write(self, spec: ModelSpec, out: Config) -> None:
+        out["hidden_size"] = spec.hidden_size
+        out["num_attention_heads"] = spec.num_attention_heads
+        out["num_key_value_heads"] = spec.num_query_groups
+        out["head_dim"] = spec.kv_channels
+
+
+@dataclass(frozen=True, slots=True)
+class Biases:
+    """A flag that gives several linears their bias; on the way back they must agree."""
+
+    hf: str
+    spec: tuple[str, ...]
+
+    def read(self, left: Config) -> Config:
+        return dict.fromkeys(self.spec, Field(self.hf, "b", bool, False).read(left)["b"])
+
+    def write(self, spec: ModelSpec, out: Config) -> None:
+        values = {getattr(spec, name) for name in self.spec}
+        if len(values) > 1:
+            raise ConfigError(f"config.json has one {self.hf} for {', '.join(self.spec)}, which differ in this model")
+        out[self.hf] = values.pop()
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A key that has one meaning we compute: refused when it says otherwise. `also` are other spellings of the same."""
+
+    hf: str
+    value: Any
+    also: tuple[Any, ...] = ()
+    emit: bool = True
+
+    def read(self, left: Config) -> Config:
+        value = left.pop(self.hf, self.value)
+        if value != self.value and value not in self.also:
+            raise ConfigError(f"config.json: {self.hf} is {value!r}; mconv supports only {self.value!r} in this family")
+        return {}
+
+    def write(self, spec: ModelSpec, out: Config) -> None:
+        if self.emit:
+            out[self.hf] = self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Keys that do not change the function: kept where there is a config to keep them in."""
+
+    names: tuple[str, ...]
+    emit: Mapping[str, Any] = field(default_factory=dict)
+
+    def read(self, left: Config) -> Config:
+        for name in self.names:
+            left.pop(name, None)
+        return {}
+
+    def write(self, spec: ModelSpec, out: Config) -> None:
+        out.update(self.emit)
+
+
+ROPE_FIELDS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RopeKeys:
+    """Rotary settings: `rope_parameters` as transformers 5 writes them, or `rope_theta` and `rope_scaling` as 4 did.
+
+    Written in both spellings, because a transformers 4 reader of the new one silently falls back to base 10000.
+    """
+
+    base: float = 10000.0
+
+    def read(self, left: Config) -> Config:
+        theta = left.pop("rope_theta", None)
+        old, new = left.pop("rope_scaling", None), left.pop("rope_parameters", None)
+        ropes = []
+        if new is not None:
+            ropes.append(self._rope(new, theta, "rope_parameters"))
+        if new is None or old is not None:
+            ropes.append(self._rope(old or {}, theta, "rope_scaling"))
+        if len(set(ropes)) > 1:
+            raise ConfigError(f"config.json: rope_scaling says {ropes[1]} but rope_parameters says {ropes[0]}")
+        return {"rope": ropes[0]}
+
+    def _rope(self, values: Config, theta: float | None, where: str) -> Rope:
+        if not isinstance(values, dict):
+            raise ConfigError(f"config.json: {where} is {values!r}, not an object")
+        values = {k: v for k, v in values.items() if v is not None}
+        inner = values.pop("rope_theta", None)
+        if inner is not None and theta is not None and float(inner) != float(theta):
+            raise ConfigError(f"config.json: rope_theta is {theta} but {where}.rope_theta is {inner}")
+        kinds = {values.pop(name) for name in ("rope_type", "type") if name in values} or {"default"}
+        if len(kinds) > 1 or (kind := kinds.pop()) not in ROPE_FIELDS:
+            raise ConfigError(
+                f"config.json: {where} has type {sorted(map(str, kinds)) or kind!r}; mconv supports {list(ROPE_FIELDS)}"
+            )
+        wanted = ROPE_FIELDS[kind]
+        if missing := [name for name in wanted if name not in values]:
+            raise ConfigError(f"config.json: {where} of type {kind!r} lacks {missing}")
+        if unknown := sorted(set(values) - set(wanted)):
+            raise ConfigError(f"config.json: {where} of type {kind!r} has keys that no rule claims: {unknown}")
+        types = {f.name: int if f.type is int else float for f in dataclasses.fields(Rope)}
+        base = next((x for x in (inner, theta) if x is not None), self.base)
+        return Rope(kind=kind, base=float(base), **{name: types[name](values[name]) for name in wanted})
+
+    def write(self, spec: ModelSpec, out: Config) -> None:
+        rope = spec.rope
+        scaling = {"rope_type": rope.kind, **{name: getattr(rope, name) for name in ROPE_FIELDS[rope.kind]}}
+        out["rope_theta"] = rope.base
+        out["rope_scaling"] = None if rope.kind == "default" else dict(scaling)
+        out["rope_parameters"] = {"rope_theta": rope.base, **scaling}
+
+
+BASE_KEYS = Kept((
+    "_name_or_path", "_attn_implementation_autoset", "architectures", "model_type", "transformers_version",
+    "torch_dtype", "dtype", "use_cache", "initializer_range", "attention_dropout", "pretraining_tp",
+    "max_sequence_length", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id",
+    "decoder_start_token_id", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
+    "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "id2label", "label2id", "problem_type",
+    "tokenizer_class", "prefix", "begin_suppress_tokens", "suppress_tokens", "finetuning_task",
+    "task_specific_params", "use_bfloat16", "pruned_heads", "do_sample", "temperature", "top_p", "top_k",
+    "max_length", "min_length", "num_beams", "repetition_penalty", "max_new_tokens", "generation_config",
+), emit={"attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True})  # fmt: skip
+"""Keys of any Hugging Face config that say how it was made, trained or sampled from, not what it computes."""

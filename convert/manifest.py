@@ -1,0 +1,57 @@
+"""`mconv.json`: what a checkpoint is, what it was made from, and a digest of each logical tensor."""
+
+import importlib.metadata
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mconv
+from mconv.convert.formats.hf import read_json
+from mconv.shard.layout import Layout
+from mconv.spec import ModelSpec
+
+NAME = "mconv.json"
+
+
+def versions() -> dict[str, str]:
+    """The versions of what takes part in a conversion."""
+    return {p: importlib.metadata.version(p) for p in ("torch", "safetensors", "transformers", "megatron-core")}
+
+
+def make(
+    spec: ModelSpec,
+    *,
+    format: str,
+    dialect: str | None,
+    layout: Layout | None,
+    dtype: str,
+    source: dict[str, Any],
+    digests: dict[str, str],
+    history: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """The manifest as JSON values. `source` and `history` name folders, never whole paths: manifests are published."""
+    return {
+        "mconv": mconv.__version__,
+        "family": spec.family,
+        "spec": spec.to_dict(),
+        "format": format,
+        "dialect": dialect,
+        "layout": asdict(layout) if layout else None,
+        "vocab": {"true": spec.vocab_size, "padded": layout.padded_vocab if layout else spec.vocab_size},
+        "dtype": dtype,
+        "source": source,
+        "history": history,
+        "versions": versions(),
+        "digest": "sha256 of the logical tensor's bytes, row-major",
+        "digests": digests,
+    }
+
+
+def write(folder: Path, manifest: dict[str, Any]) -> None:
+    (folder / NAME).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The manifest beside a checkpoint, or None where there is none."""
+    return read_json(folder / NAME) if (folder / NAME).is_file() else None

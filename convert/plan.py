@@ -1,0 +1,132 @@
+"""A conversion before a byte is written: what would be made, how large, and everything that is wrong with it."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mconv.convert import spell
+from mconv.convert.checkpoint import TRACKER, Checkpoint, target_layout
+from mconv.convert.formats.tensors import Target
+from mconv.convert.source import HASH_BYTES
+from mconv.convert.table import Stored
+from mconv.errors import FormatError, LayoutError, MconvError, refuse
+from mconv.shard.layout import Layout
+
+Format = Literal["hf", "torch_dist", "mp_rank"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything about a conversion that follows from names, shapes and byte counts."""
+
+    source: Checkpoint
+    out: Path
+    """What the user named: a Hugging Face folder, or a Megatron root."""
+    format: Format
+    layout: Layout | None
+    dtype: torch.dtype | None
+    """Cast to this; None keeps every tensor's own."""
+    shard_bytes: int
+    stored: list[Stored]
+    targets: list[Target]
+    overwrite: bool
+    side_folder: Path | None
+    """Where to take tokenizer and generation files from, instead of the source's own."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds the tensors."""
+        if self.format == "hf":
+            return self.out
+        i = self.source.iteration
+        return self.out / ("release" if i is None else f"iter_{i:07d}")
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.targets)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Anonymous memory: the largest target tensor, gathered and contiguous, beside one slab of a digest."""
+        return 2 * max(t.nbytes for t in self.targets) + 2 * HASH_BYTES
+
+    @property
+    def final_dtype(self) -> torch.dtype:
+        return self.dtype or self.source.dtype
+
+
+def make(
+    source: Checkpoint, out: Path, *, format: Format, tp: int = 1, pp: int = 1, vpp: int = 1, vocab_multiple: int = 128,
+    dtype: str | None = None, shard_bytes: int = 5_000_000_000, overwrite: bool = False,
+    side_folder: Path | None = None,
+) -> Plan:  # fmt: skip
+    """Plan a conversion of `source` to `format` at `out`. Raises a MconvError that lists all that stands against it."""
+    if dtype is not None and dtype not in DTYPES:
+        raise MconvError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if shard_bytes < 1:
+        raise MconvError(f"a shard of {shard_bytes} bytes can hold nothing")
+    if format == "hf" and (tp, pp, vpp) != (1, 1, 1):
+        raise LayoutError("a Hugging Face folder is not sharded by ranks: tp and pp do not apply")
+    spec, family = source.spec, source.family
+    layout = (
+        None if format == "hf" else target_layout(spec, family, tp=tp, pp=pp, vpp=vpp, vocab_multiple=vocab_multiple)
+    )
+    if layout is None:
+        stored = family.stored(family.expressible(spec))
+    elif format == "mp_rank":
+        stored = spell.mp_rank_targets(family, spec, layout)
+    else:
+        stored = spell.torch_dist_targets(family, spec, layout)
+    cast = DTYPES[dtype] if dtype else None
+    targets = [Target(s.key, s.piece.shape, cast or _dtype(source, s)) for s in stored]
+    plan = Plan(
+        source=source, out=out, format=format, layout=layout, dtype=cast, shard_bytes=shard_bytes, stored=stored,
+        targets=targets, overwrite=overwrite, side_folder=side_folder,
+    )  # fmt: skip
+    refuse(_problems(plan), doing=f"cannot write {out}")
+    return plan
+
+
+def _dtype(source: Checkpoint, stored: Stored) -> torch.dtype:
+    keys = [s.key for s in source.by_logical.get(stored.logical, [])]
+    dtypes = {source.located[k].dtype for k in keys}
+    if len(dtypes) > 1:
+        raise FormatError(
+            f"{source.path}: the parts of {stored.logical} have dtypes {sorted(map(str, dtypes))}; give --dtype"
+        )
+    return dtypes.pop() if dtypes else source.dtype
+
+
+def _problems(plan: Plan) -> list[str]:
+    out, problems = plan.out, []
+    taken = out.exists() and (
+        not out.is_dir() or any(p.name for p in out.iterdir() if not p.name.startswith(".mconv-"))
+    )
+    source = plan.source.path.resolve()
+    if source == plan.folder.resolve() or source == out.resolve() or source.is_relative_to(out.resolve()):
+        problems.append(f"{out} holds the source itself; write to another folder")
+    elif taken and not plan.overwrite:
+        problems.append(f"{out} exists and is not empty; give --overwrite to replace it, or name another folder")
+    elif taken and not _ours_to_replace(plan):
+        problems.append(
+            f"{out} is not a checkpoint, so --overwrite will not replace it; remove it yourself or name another folder"
+        )
+    if plan.side_folder is not None and not plan.side_folder.is_dir():
+        problems.append(f"{plan.side_folder} is not a folder; --tokenizer takes a folder with tokenizer files")
+    parent = next(p for p in (out, *out.resolve().parents) if p.exists())
+    if parent.is_dir() and (free := shutil.disk_usage(parent).free) < plan.nbytes * 1.01:
+        problems.append(f"{parent} has {free / 1e9:.1f} GB free; the checkpoint needs {plan.nbytes / 1e9:.1f} GB")
+    return problems
+
+
+def _ours_to_replace(plan: Plan) -> bool:
+    """--overwrite replaces a checkpoint of the same kind, never some other folder that was named by mistake."""
+    if not plan.out.is_dir():
+        return False
+    if plan.format == "hf":
+        return (plan.out / "config.json").is_file()
+    return (plan.out / TRACKER).is_file() or any(plan.out.glob("iter_*"))

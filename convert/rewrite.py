@@ -1,0 +1,180 @@
+"""The engine: for each tensor of the target, pull just the pieces it needs from the source, and write the bytes.
+
+Importing, exporting, resharding and merging are this one call with other spellings. Nothing is inverted by hand. The
+result appears all at once: written beside the target, flushed, renamed into place, the tracker last.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mconv.convert import manifest, spell
+from mconv.convert.checkpoint import SIDE_FILES, SIDE_FOLDER, TRACKER
+from mconv.convert.dialects import mcore
+from mconv.convert.formats import hf, mp_rank, torch_dist
+from mconv.convert.formats.hf import read_json
+from mconv.convert.plan import Plan
+from mconv.convert.source import Progress, Source, assemble, check_copies, check_digests, check_zero, digests, quiet
+from mconv.errors import MconvError
+
+PARTIAL = ".mconv-partial-"
+"""What is not finished has this prefix; nothing reads such a folder, and the next run to the same place removes it."""
+
+
+def rewrite(plan: Plan, *, step: str, allow_nonfinite: bool = False, progress: Progress = quiet) -> dict[str, Any]:
+    """Write the checkpoint that was planned; returns its manifest. A kill leaves the old state or a `.mconv-partial-`.
+
+    `progress` is told 2 bytes for each that is written: one when it is read and hashed, one when it is written.
+    """
+    source = Source.of(plan.source)
+    check_copies(source)
+    found = digests(source, dtype=plan.dtype, allow_nonfinite=allow_nonfinite, progress=progress)
+    check_digests(source, found.stored)
+    _check_left_out(plan, source)
+    try:
+        with _beside(plan.folder) as partial:
+            _write_tensors(plan, source, partial, progress)
+            _write_side_files(plan, partial)
+            made = _manifest(plan, step, found.cast)
+            manifest.write(partial, made)
+            _flush(partial)
+        if plan.format != "hf":
+            _write_tracker(plan)
+    except OSError as error:
+        raise MconvError(
+            f"could not write {plan.folder}: {error.strerror or error}; what was there before is unchanged"
+        ) from error
+    return made
+
+
+def _check_left_out(plan: Plan, source: Source) -> None:
+    wanted = {stored.logical for stored in plan.stored}
+    for logical in source.groups:
+        if logical not in wanted:
+            check_zero(source, logical)
+
+
+def _write_tensors(plan: Plan, source: Source, folder: Path, progress: Progress) -> None:
+    by_key = {stored.key: stored for stored in plan.stored}
+    for target, put in _writer(plan, folder):
+        put(assemble(source, by_key[target.key], dtype=target.dtype))
+        progress(target.nbytes)
+
+
+def _writer(plan: Plan, folder: Path) -> Iterator[tuple[Any, Any]]:
+    spec, layout = plan.source.spec, plan.layout
+    if layout is None:
+        return hf.write(folder, plan.targets, limit=plan.shard_bytes)
+    iteration = plan.source.iteration or 0
+    args = mcore.args_of(spec, layout, dtype=_name(plan.final_dtype), iteration=iteration)
+    common: dict[str, Any] = {"args": args, "checkpoint_version": 3.0, "iteration": iteration}
+    if plan.format == "mp_rank":
+        args.ckpt_format = "torch"
+        return mp_rank.write(folder, plan.targets, common)
+    common["content_metadata"] = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
+    shapes = spell.global_shapes(plan.source.family, spec, layout)
+    return torch_dist.write(folder, plan.targets, shapes, common, mcore.extra_state_keys(spec.num_layers))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _write_side_files(plan: Plan, folder: Path) -> None:
+    """Config and tokenizer files: bytes as they were, but for a config that is no longer true."""
+    into = folder if plan.format == "hf" else folder / SIDE_FOLDER
+    into.mkdir(exist_ok=True)
+    for file in plan.source.side_files:
+        shutil.copyfile(file, into / file.name)
+    for name in SIDE_FILES if plan.side_folder else ():
+        if name != "config.json" and (plan.side_folder / name).is_file():
+            shutil.copyfile(plan.side_folder / name, into / name)
+    config = into / "config.json"
+    if not config.is_file() or not _still_true(plan, read_json(config)):
+        old = read_json(config) if config.is_file() else {}
+        config.write_text(json.dumps(_config(plan, old), indent=2) + "\n", encoding="utf-8")
+
+
+def _still_true(plan: Plan, config: dict[str, Any]) -> bool:
+    family = plan.source.family
+    told = config.get("dtype") or config.get("torch_dtype")
+    same = family.read_config(config) == family.expressible(plan.source.spec)
+    return same and (plan.dtype is None or told == _name(plan.dtype))
+
+
+def _config(plan: Plan, old: dict[str, Any]) -> dict[str, Any]:
+    """A config.json of the spec, readable by transformers 4 and 5 alike, keeping what the old one says beyond it."""
+    family = plan.source.family
+    spec = family.expressible(plan.source.spec)
+    name = _name(plan.final_dtype)
+    return old | family.write_config(spec) | {"torch_dtype": name, "dtype": name}
+
+
+def _manifest(plan: Plan, step: str, found: dict[str, str]) -> dict[str, Any]:
+    before = plan.source.manifest or {}
+    layout = {"tp": plan.layout.tp, "pp": plan.layout.pp, "vpp": plan.layout.vpp} if plan.layout else {}
+    detail = {"from": plan.source.name, "from_format": plan.source.format, "to_format": plan.format, **layout}
+    if plan.dtype:
+        detail["cast_to"] = _name(plan.dtype)
+    origin = before.get("source") or {"name": plan.source.name, "format": plan.source.format}
+    return manifest.make(
+        plan.source.spec,
+        format=plan.format,
+        dialect=None if plan.format == "hf" else "mcore",
+        layout=plan.layout,
+        dtype=_name(plan.final_dtype),
+        source=origin,
+        digests=found,
+        history=[*before.get("history", []), {"step": step, "detail": detail}],
+    )
+
+
+# ---- all or nothing --------------------------------------------------------------------------------------------------
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place when the work within succeeded, and is removed if it failed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.parent / f"{PARTIAL}{folder.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    old = folder.parent / f"{PARTIAL}old-{folder.name}"
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_tracker(plan: Plan) -> None:
+    """Last: before it names the iteration, nothing loads it."""
+    word = "release" if plan.source.iteration is None else str(plan.source.iteration)
+    partial = plan.out / f"{PARTIAL}tracker"
+    partial.write_text(word, encoding="utf-8")
+    _sync(partial)
+    partial.replace(plan.out / TRACKER)

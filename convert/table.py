@@ -1,0 +1,141 @@
+"""What a family's table is made of: rows, each one logical tensor and what Hugging Face stores of it."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mconv.convert.keys import Biases, Config, Key
+from mconv.errors import ConfigError
+from mconv.shard.axes import Axes, parse
+from mconv.shard.cut import Piece, entire, part
+from mconv.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Logical:
+    """The name of one logical tensor: a row of the table, a layer (None outside the layers), weight or bias."""
+
+    row: str
+    layer: int | None = None
+    leaf: str = "weight"
+
+    def __str__(self) -> str:
+        place = self.row if self.layer is None else self.row.replace("layer.", f"layer.{self.layer}.", 1)
+        return f"{place}.{self.leaf}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A stored tensor: its key in a format, the logical tensor that it holds a piece of, and which piece."""
+
+    key: str
+    logical: Logical
+    piece: Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One logical tensor: its axes, the axis that tensor parallelism cuts, and what Hugging Face calls it.
+
+    `hf` maps module names to how much of axis `cat` each fills, in order; the value may be the name of an axis.
+    """
+
+    name: str
+    axes: str
+    cut: str
+    hf: Mapping[str, int | str]
+    cat: str | None = None
+    bias: str | None = None
+    """The ModelSpec field that says whether the linear has a bias: the same row without the input axis."""
+    unless: str | None = None
+    """The ModelSpec field that makes this row absent."""
+
+    def leaves(self, spec: ModelSpec) -> list[str]:
+        """`weight`, `bias`, both or neither: what this architecture has of the row."""
+        if self.unless and getattr(spec, self.unless):
+            return []
+        return ["weight", "bias"] if self.bias and getattr(spec, self.bias) else ["weight"]
+
+    def axes_of(self, leaf: str) -> Axes:
+        axes = parse(self.axes)
+        return axes.without_input() if leaf == "bias" else axes
+
+    def layers(self, spec: ModelSpec) -> list[int | None]:
+        return list(range(spec.num_layers)) if self.name.startswith("layer.") else [None]
+
+    def pieces(self, axes: Axes, sizes: dict[str, int]) -> Iterator[tuple[str, Piece]]:
+        """The Hugging Face modules of this row and the piece that each holds."""
+        if self.cat is None:
+            yield next(iter(self.hf)), entire(axes, sizes)
+            return
+        start = 0
+        for module, width in self.hf.items():
+            stop = start + (sizes[width] if isinstance(width, str) else width)
+            yield module, part(axes, sizes, self.cat, start, stop)
+            start = stop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """An architecture of Hugging Face: both directions of a conversion follow from these two tables."""
+
+    name: str
+    model_type: str
+    architecture: str
+    rows: tuple[Row, ...]
+    config: tuple[Key, ...]
+    ignored_weights: tuple[str, ...] = ()
+    """Suffixes of buffers that old files hold and that follow from the config."""
+
+    def row(self, name: str) -> Row:
+        return next(row for row in self.rows if row.name == name)
+
+    def logicals(self, spec: ModelSpec) -> list[Logical]:
+        """Every logical tensor of the architecture, in the order of its forward pass."""
+        before, inside, after = [], [], []
+        for row in self.rows:
+            target = inside if row.name.startswith("layer.") else (before if not inside else after)
+            target.append(row)
+        walk = [(row, None) for row in before]
+        walk += [(row, layer) for layer in range(spec.num_layers) for row in inside]
+        walk += [(row, None) for row in after]
+        return [Logical(row.name, layer, leaf) for row, layer in walk for leaf in row.leaves(spec)]
+
+    def stored(self, spec: ModelSpec) -> list[Stored]:
+        """Every tensor of the Hugging Face checkpoint and the piece of a logical tensor that it holds."""
+        return [
+            Stored(f"{module.format(i=logical.layer)}.{logical.leaf}", logical, piece)
+            for logical in self.logicals(spec)
+            for module, piece in self.row(logical.row).pieces(self.axes(logical), spec.sizes)
+        ]
+
+    def axes(self, logical: Logical) -> Axes:
+        return self.row(logical.row).axes_of(logical.leaf)
+
+    def expressible(self, spec: ModelSpec) -> ModelSpec:
+        """The spec with the biases that this family's config can say; one that is added is zero in a conversion."""
+        groups = [key.spec for key in self.config if isinstance(key, Biases)]
+        added = {name: True for group in groups if any(getattr(spec, n) for n in group) for name in group}
+        return dataclasses.replace(spec, family=self.name, **added)
+
+    def read_config(self, config: Config) -> ModelSpec:
+        """The spec that `config.json` describes. Raises ConfigError on every key that no row of the table claims."""
+        left = dict(config)
+        fields: dict[str, Any] = {"family": self.name}
+        for key in self.config:
+            fields.update(key.read(left))
+        if left:
+            unclaimed = ", ".join(f"{name}={value!r}" for name, value in left.items())
+            raise ConfigError(
+                f"config.json: no row of the {self.name} table claims {unclaimed}; mconv cannot "
+                "tell whether they change what the model computes"
+            )
+        return ModelSpec(**fields)
+
+    def write_config(self, spec: ModelSpec) -> Config:
+        """The `config.json` of a spec: the same table, read backwards."""
+        out: Config = {"architectures": [self.architecture], "model_type": self.model_type}
+        for key in self.config:
+            key.write(spec, out)
+        return out

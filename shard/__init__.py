@@ -1,0 +1,1 @@
+"""Index arithmetic: named axes, tensor-parallel cuts, pipeline stages. No I/O, no torch, no megatron."""

@@ -1,0 +1,89 @@
+"""One logical tensor <-> the pieces of it that are stored: parts on a fused axis, shares of tensor-parallel ranks.
+
+A tensor-parallel rule is the *name of the axis that is cut*. QKV, gated MLP and biases need no rule of their own, and
+merging is the same pieces read the other way.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+from mconv.shard.axes import Axes, Box, Range, lengths, runs, whole
+
+SUBDIVIDED = {"g": "q"}
+"""megatron-core lets more ranks than query groups share the groups, if each rank gets whole query heads (its
+`attention.py` gathers the fused rows again before use): rows are then cut evenly, through the middle of a group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A box of the logical tensor, and the region of the stored tensor (one range per dimension) that holds it."""
+
+    box: Box
+    at: tuple[Range, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stored tensor: its shape, and the blocks of the logical tensor in it. The rest of it is zero padding."""
+
+    shape: tuple[int, ...]
+    blocks: tuple[Block, ...]
+
+
+def region(axes: Axes, sizes: dict[str, int], offsets: tuple[int, ...], shape: tuple[int, ...]) -> Piece:
+    """The piece that a rectangle of the *stored* whole tensor holds (a chunk of a distributed checkpoint)."""
+    per_dimension = [
+        runs(tuple(sizes[name] for name in group), offset, offset + length)
+        for group, offset, length in zip(axes.groups, offsets, shape, strict=True)
+    ]
+    blocks = []
+    for combination in product(*per_dimension):
+        box = tuple(r for _, ranges in combination for r in ranges)
+        at = tuple((start, start + prod(lengths(ranges))) for start, ranges in combination)
+        blocks.append(Block(box, at))
+    return Piece(shape, tuple(blocks))
+
+
+def entire(axes: Axes, sizes: dict[str, int]) -> Piece:
+    """The whole logical tensor in one stored tensor."""
+    shape = axes.shape(sizes)
+    return region(axes, sizes, (0,) * len(shape), shape)
+
+
+def part(axes: Axes, sizes: dict[str, int], axis: str, start: int, stop: int) -> Piece:
+    """The stored tensor that holds only [start, stop) of `axis`, wherever in a fused dimension that axis is."""
+    box = tuple(
+        (start, stop) if name == axis else r for name, r in zip(axes.names, whole(axes.dims(sizes)), strict=True)
+    )
+    shape = axes.shape({**sizes, axis: stop - start})
+    return Piece(shape, (Block(box, whole(shape)),))
+
+
+def share(axes: Axes, sizes: dict[str, int], cut: str, *, rank: int, of: int, padded: int | None = None) -> Piece:
+    """What tensor-parallel `rank` of `of` stores. An axis that the tensor lacks cuts nothing: it is replicated.
+
+    `padded` is the size to which `cut` grows before it is cut (vocabulary); rows past the true size are padding.
+    """
+    if cut not in axes.names:
+        return entire(axes, sizes)
+    if not axes.outermost(cut):
+        width = sizes[cut] // of
+        return part(axes, sizes, cut, rank * width, (rank + 1) * width)
+    shape = list(axes.shape({**sizes, cut: padded or sizes[cut]}))
+    dimension = next(i for i, group in enumerate(axes.groups) if group[0] == cut)
+    shape[dimension] //= of
+    offsets = tuple(rank * n if i == dimension else 0 for i, n in enumerate(shape))
+    return region(axes, sizes, offsets, tuple(shape))
+
+
+def can_share(axes: Axes, sizes: dict[str, int], cut: str, of: int) -> bool:
+    """Whether `of` ranks can store equal shares that megatron-core can compute with."""
+    if cut not in axes.names or sizes[cut] % of == 0:
+        return True
+    member = SUBDIVIDED.get(cut)
+    if member is None or not axes.outermost(cut) or of % sizes[cut]:
+        return False
+    dimension = next(group for group in axes.groups if group[0] == cut)
+    rows = prod(sizes[name] for name in dimension)
+    return sizes[member] % (of // sizes[cut]) == 0 and rows % of == 0

@@ -1,0 +1,60 @@
+"""A layout: tensor and pipeline parallel sizes and vocabulary padding, and every refusal that follows from them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+
+from mconv.errors import LayoutError
+from mconv.shard.axes import Axes
+from mconv.shard.cut import can_share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Which slice of which tensor lies on which rank."""
+
+    tp: int = 1
+    pp: int = 1
+    vpp: int = 1
+    """Model chunks on each pipeline stage (1: not interleaved)."""
+    padded_vocab: int
+    """Rows of the embedding as stored, over all tensor-parallel ranks."""
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "pp", "vpp"):
+            if getattr(self, name) < 1:
+                raise LayoutError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.vpp > 1 and self.pp == 1:
+            raise LayoutError(f"vpp {self.vpp} needs pp > 1: virtual chunks interleave pipeline stages")
+        if self.padded_vocab % self.tp:
+            raise LayoutError(f"padded vocabulary {self.padded_vocab} is not a multiple of tp {self.tp}")
+
+    @property
+    def ranks(self) -> list[tuple[int, int]]:
+        """Every (tp rank, stage)."""
+        return [(t, p) for p in range(self.pp) for t in range(self.tp)]
+
+
+def padded_vocab(vocab_size: int, *, tp: int, multiple: int = 128) -> int:
+    """Megatron's rule: the next multiple of `multiple` * tp (its `--make-vocab-size-divisible-by`)."""
+    if multiple < 1:
+        raise LayoutError(f"the vocabulary must be padded to a positive multiple, not {multiple}")
+    return ceil(vocab_size / (multiple * tp)) * multiple * tp
+
+
+def check_tp(rows: Iterable[tuple[str, Axes, str]], sizes: dict[str, int], *, tp: int) -> list[str]:
+    """A problem for each (name, axes, cut) that `tp` ranks cannot share: the tensor, axis, size, and what would work.
+
+    The vocabulary axis `v` is left out: it is padded until it can be shared.
+    """
+    cuttable = [(name, axes, cut) for name, axes, cut in rows if cut != "v" and cut in axes.names]
+    bad = [(name, axes, cut) for name, axes, cut in cuttable if not can_share(axes, sizes, cut, tp)]
+    if not bad:
+        return []
+    most = max(sizes["g"] * sizes["q"], *(sizes[cut] for _, _, cut in cuttable))
+    fits = [n for n in range(1, most + 1) if all(can_share(axes, sizes, cut, n) for _, axes, cut in cuttable)]
+    shown = ", ".join(map(str, fits[:12])) + (", ..." if len(fits) > 12 else "")
+    return [
+        f"{name}: axis '{cut}' of '{axes}' has size {sizes[cut]}, which tp {tp} cannot share evenly; tp can be {shown}"
+        for name, axes, cut in bad
+    ]

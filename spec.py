@@ -1,0 +1,90 @@
+"""`ModelSpec`: one architecture, in Megatron's words, whatever family or dialect it came from."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mconv.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rope:
+    """Rotary position embedding. Rows are half-split (`rotate_half`); a dialect may store them otherwise."""
+
+    kind: Literal["default", "linear", "llama3"] = "default"
+    base: float = 10000.0
+    factor: float = 1.0
+    """Positions are stretched by this (`linear`), or low frequencies are (`llama3`)."""
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A decoder-only transformer: everything that its function depends on, and nothing else.
+
+    Biases are told apart by place: `qkv_bias` (fused QKV), `proj_bias` (attention output), `mlp_bias` (MLP).
+    """
+
+    family: str
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    kv_channels: int
+    """Width of one head; free of `hidden_size / num_attention_heads`."""
+    vocab_size: int
+    """True size: the rows that mean something. Padding belongs to a layout, not to the model."""
+    max_position_embeddings: int
+    norm_epsilon: float
+    rope: Rope = field(default_factory=Rope)
+    tied_embeddings: bool = False
+    qkv_bias: bool = False
+    proj_bias: bool = False
+    mlp_bias: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups",
+                     "kv_channels", "vocab_size", "max_position_embeddings"):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; it must be a positive integer")
+        if self.num_attention_heads % self.num_query_groups:
+            raise ConfigError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_query_groups {self.num_query_groups} (num_key_value_heads in config.json)"
+            )
+
+    @property
+    def queries_per_group(self) -> int:
+        """Query heads that share one key and value head."""
+        return self.num_attention_heads // self.num_query_groups
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Size of every named axis: the whole vocabulary for reading a row of a family's table."""
+        q = self.queries_per_group
+        return {
+            "v": self.vocab_size,
+            "d": self.hidden_size,
+            "g": self.num_query_groups,
+            "q": q,
+            "s": q + 2,  # the slots of one group: its queries, one key, one value
+            "h": self.kv_channels,
+            "p": 2,  # the two halves of a gated MLP: gate, up
+            "f": self.ffn_hidden_size,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ModelSpec":
+        """The inverse of `to_dict`. Raises ConfigError on a field that this version does not know."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ConfigError(f"model spec has unknown fields {unknown}; it was written by another mconv version")
+        return cls(**{**values, "rope": Rope(**values["rope"])})

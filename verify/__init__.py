@@ -1,0 +1,1 @@
+"""Proofs that two checkpoints compute the same function."""
