@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec, Rope
@@ -11,6 +11,7 @@ from mconv.spec import ModelSpec, Rope
 Config = dict[str, Any]
 
 
+@runtime_checkable
 class Key(Protocol):
     """One claim on `config.json`: `read` takes its keys out of what is left, `write` puts them back."""
 

@@ -51,7 +51,7 @@ def parse(pattern: str) -> Axes:
     tokens = re.findall(r"\(([a-z ]+)\)|([a-z])", pattern)
     groups = tuple(tuple((fused or single).split()) for fused, single in tokens)
     axes = Axes(groups)
-    if str(axes) != pattern or len(set(axes.names)) != len(axes.names):
+    if not groups or str(axes) != pattern or len(set(axes.names)) != len(axes.names):
         raise ValueError(f"not an axes pattern: {pattern!r}")
     return axes
 

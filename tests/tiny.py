@@ -29,10 +29,14 @@ VARIANTS = {
 }
 
 
-def make_llama(folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0, shard: str = "50GB", **config: object) -> Path:
+def make_llama(
+    folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0, shard: str = "50GB", **config: object
+) -> Path:
     """Save a random LLaMA in `folder`: sharp attention, norms away from 1, biases away from 0."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**{**BASE, **config})).to(dtype)
     with torch.no_grad():

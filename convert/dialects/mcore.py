@@ -170,7 +170,7 @@ def _true_vocab(values: dict[str, Any]) -> int:
     return size + 1 if values.get("tokenizer_type") == "NullTokenizer" else size
 
 
-def _int(value: float) -> float:
+def _int(value: float) -> float | int:
     return int(value) if value == int(value) else value
 
 

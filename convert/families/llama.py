@@ -16,15 +16,15 @@ LLAMA = Family(
     architecture="LlamaForCausalLM",
     rows=(
         #   logical            axes         cut  Hugging Face module: how much of axis `cat` it fills   cat, bias
-        Row("embed",          "v d",       "v", {"model.embed_tokens": 1}),
+        Row("embed",           "v d",       "v", {"model.embed_tokens": 1}),
         Row("layer.attn_norm", "d",         "",  {L + "input_layernorm": 1}),
-        Row("layer.qkv",      "(g s h) d", "g", {A + "q_proj": "q", A + "k_proj": 1, A + "v_proj": 1}, "s", "qkv_bias"),
-        Row("layer.attn_out", "d (g q h)", "g", {A + "o_proj": 1}, bias="proj_bias"),
-        Row("layer.mlp_norm", "d",         "",  {L + "post_attention_layernorm": 1}),
-        Row("layer.mlp_in",   "(p f) d",   "f", {M + "gate_proj": 1, M + "up_proj": 1}, "p", "mlp_bias"),
-        Row("layer.mlp_out",  "d f",       "f", {M + "down_proj": 1}, bias="mlp_bias"),
-        Row("final_norm",     "d",         "",  {"model.norm": 1}),
-        Row("head",           "v d",       "v", {"lm_head": 1}, unless="tied_embeddings"),
+        Row("layer.qkv",       "(g s h) d", "g", {A + "q_proj": "q", A + "k_proj": 1, A + "v_proj": 1}, "s", "qkv_bias"),
+        Row("layer.attn_out",  "d (g q h)", "g", {A + "o_proj": 1}, bias="proj_bias"),
+        Row("layer.mlp_norm",  "d",         "",  {L + "post_attention_layernorm": 1}),
+        Row("layer.mlp_in",    "(p f) d",   "f", {M + "gate_proj": 1, M + "up_proj": 1}, "p", "mlp_bias"),
+        Row("layer.mlp_out",   "d f",       "f", {M + "down_proj": 1}, bias="mlp_bias"),
+        Row("final_norm",      "d",         "",  {"model.norm": 1}),
+        Row("head",            "v d",       "v", {"lm_head": 1}, unless="tied_embeddings"),
     ),
     config=(
         #     config.json                spec

@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: names to folders, folders to repositories."""

@@ -1,0 +1,184 @@
+"""The model card: what was converted, how to load it, how it was checked. Every value is taken for hostile."""
+
+import hashlib
+import html
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mconv.errors import ConfigError, FormatError
+from mconv.hub.folder import MANIFEST, read_object
+
+STEPS = {
+    "hf2meg": "Converted from Hugging Face to Megatron",
+    "reshard": "Resharded",
+    "merge": "Merged to one shard",
+    "train": "Trained",
+    "meg2hf": "Converted from Megatron to Hugging Face",
+}
+_KINDS: dict[str, type] = {
+    "mconv": str, "family": str, "spec": dict, "format": str, "dialect": str, "layout": dict, "vocab": dict,
+    "dtype": str, "source": dict, "digests": dict, "versions": dict, "history": list, "verified": list,
+}  # fmt: skip
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+# A path with a root, or a relative one: all but its last name is nobody's business.
+_PATH = re.compile(r"(?<![\w:/.])(?:file:/+|~|\.{1,2}(?=[/\\])|/|[A-Za-z]:[/\\]|\\\\)[^\s'\",;|<>()]*")
+_DEEP = re.compile(r"(?!\w+://)[^\s]+[/\\][^\s]+[/\\][^\s]*")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]#!|~$:@]|(?<=www)\.)", re.IGNORECASE)
+_SEAL = "<!-- mconv card {} -->"
+_SEALED = re.compile(r"\n<!-- mconv card ([0-9a-f]{64}) -->\n?\Z")
+_LONGEST = 200
+
+
+class Plain(str):
+    """Text that the template prints as it is."""
+
+    __slots__ = ()
+
+
+def render(manifest: Mapping[str, Any], *, repo: str, license: str | None = None) -> str:
+    """The whole README.md of `repo`.
+
+    `manifest` is what `mconv.json` holds, or {} without one. `license` is an identifier of the Hub, such as `llama2`;
+    without one the card names none. Raises FormatError if a key of the manifest is of the wrong kind.
+    """
+    import yaml
+
+    facts = {key: public(value) for key, value in check_manifest(manifest).items() if value is not None}
+    metadata = yaml.safe_dump(_metadata(facts, license=license), sort_keys=False, allow_unicode=False)
+    return seal(f"---\n{metadata}---\n\n{_body(facts, repo=repo)}")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """`mconv.json` of a folder, {} if there is none; raises FormatError."""
+    return check_manifest(read_object(folder / MANIFEST)) if (folder / MANIFEST).is_file() else {}
+
+
+def check_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Raise FormatError if a key holds another kind of value than mconv writes."""
+    for key, kind in _KINDS.items():
+        if manifest.get(key) is not None and not isinstance(manifest[key], kind):
+            raise FormatError(f"{MANIFEST}: {key!r} must be a JSON {kind.__name__}; convert again, or remove the file")
+    for key in ("history", "verified"):
+        if not all(isinstance(item, dict) for item in manifest.get(key) or []):
+            raise FormatError(f"{MANIFEST}: every item of {key!r} must be a JSON object")
+    return dict(manifest)
+
+
+def public(value: Any) -> Any:
+    """`value` with every path cut down to its last name: where files lay on this machine is not published."""
+    if isinstance(value, dict):
+        return {public(key): public(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [public(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return _last_name(value) if _DEEP.fullmatch(value) else _PATH.sub(lambda match: _last_name(match[0]), value)
+
+
+def _last_name(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def seal(text: str) -> str:
+    """`text` and a digest of it, by which `is_ours` knows later that nobody has edited the card."""
+    text = text.rstrip() + "\n"
+    return text + "\n" + _SEAL.format(hashlib.sha256(text.encode()).hexdigest()) + "\n"
+
+
+def is_ours(text: str) -> bool:
+    """Whether mconv wrote this card and no one has changed it since."""
+    found = _SEALED.search(text.replace("\r\n", "\n"))
+    if not found:
+        return False
+    return hashlib.sha256(text.replace("\r\n", "\n")[: found.start()].encode()).hexdigest() == found[1]
+
+
+def escape(value: object) -> str:
+    """One line of Markdown that shows `value` and does nothing else: no markup, no HTML, no links."""
+    if isinstance(value, Plain):
+        return str(value)
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    text = "".join(c if c.isprintable() else " " for c in text)
+    text = " ".join(text.split())
+    text = text[:_LONGEST] + "..." if len(text) > _LONGEST else text
+    return html.escape(_SPECIAL.sub(r"\\\1", text))
+
+
+def _metadata(facts: dict[str, Any], *, license: str | None) -> dict[str, Any]:
+    if license is not None and not _LICENSE.fullmatch(license):
+        raise ConfigError(f"--license {license!r} is no license identifier of the Hub, such as llama2 or apache-2.0")
+    base = facts.get("source", {}).get("name")
+    family = re.sub(r"[^a-z0-9.]+", "-", str(facts.get("family", "")).lower()).strip("-")
+    known = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": license,
+        "base_model": base if isinstance(base, str) and _HUB_ID.fullmatch(base) else None,
+        "tags": [tag for tag in ("mconv", "megatron", family[:40]) if tag],
+    }
+    return {key: value for key, value in known.items() if value}
+
+
+def _body(facts: dict[str, Any], *, repo: str) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, finalize=escape, autoescape=False)
+    template = environment.from_string(Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"))
+    digests = facts.get("digests", {})
+    body = template.render(
+        name=repo.rpartition("/")[2],
+        repo=Plain(json.dumps(repo)),
+        summary=Plain(_summary(facts)),
+        steps=[_step(item) for item in facts.get("history", [])],
+        facts=_facts(facts),
+        versions=sorted(facts.get("versions", {}).items()),
+        checks=[_check(item) for item in facts.get("verified", [])],
+        fingerprint=Plain(_fingerprint(digests)) if digests else "",
+        tensors=len(digests),
+    )
+    return re.sub(r"\n{3,}", "\n\n", body)
+
+
+def _summary(facts: dict[str, Any]) -> str:
+    if not facts:
+        return "A language model in the format of Hugging Face transformers, published with mconv."
+    source = facts.get("source", {})
+    parts = ["A", escape(facts["family"]) if "family" in facts else "", "model in the format of transformers"]
+    name = f", made from {escape(source['name'])}" if source.get("name") else ""
+    made = f" by mconv {escape(facts['mconv'])}" if "mconv" in facts else ""
+    return " ".join(part for part in parts if part) + name + made + "."
+
+
+def _step(item: dict[str, Any]) -> dict[str, Any]:
+    detail = item.get("detail")
+    shown = [(k, _short(v)) for k, v in detail.items()] if isinstance(detail, dict) else []
+    name = str(item.get("step", "a step without a name"))
+    return {"title": STEPS.get(name, name), "details": shown[:20]}
+
+
+def _facts(facts: dict[str, Any]) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = [(k.replace("_", " "), _short(v)) for k, v in facts.get("spec", {}).items()]
+    rows += [(f"vocabulary ({k})", v) for k, v in facts.get("vocab", {}).items()]
+    rows += [(k, facts[k]) for k in ("dtype", "dialect") if k in facts]
+    return rows[:40]
+
+
+def _check(item: dict[str, Any]) -> dict[str, Any]:
+    names = ("against", "tp", "pp", "max_abs_error", "mean_abs_error", "kl", "argmax_agreement")
+    return {**{name: _short(item.get(name, "")) for name in names}, "passed": item.get("passed") is True}
+
+
+def _short(value: object) -> object:
+    """A value of JSON as one short text; numbers stay numbers."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_short(v)}" for k, v in value.items())
+    return ", ".join(str(_short(v)) for v in value) if isinstance(value, list) else value
+
+
+def _fingerprint(digests: dict[str, Any]) -> str:
+    lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+    return hashlib.sha256(lines.encode()).hexdigest()

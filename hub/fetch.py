@@ -1,0 +1,169 @@
+"""A name to a local folder: a folder itself, `ORG/NAME`, or a family and a size."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mconv.errors import ConfigError, FormatError, MconvError
+from mconv.hub.faults import check_repo_id, one_line
+from mconv.hub.folder import check, missing
+
+WANTED = ("*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja", "LICENSE*", "USE_POLICY*")
+UNWANTED = ("original/*", "consolidated*", "onnx/*", "*.msgpack", ".*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """Where a model lies, and its true size."""
+
+    repo: str
+    billions: float
+
+
+def _known(repo: str, billions: float) -> Known:
+    return Known(repo=repo, billions=billions)
+
+
+# fmt: off
+REPOSITORIES: dict[tuple[str, str], Known] = {
+    ("llama", "7"):      _known("huggyllama/llama-7b", 6.74),
+    ("llama", "13"):     _known("huggyllama/llama-13b", 13.02),
+    ("llama", "30"):     _known("huggyllama/llama-30b", 32.53),
+    ("llama", "65"):     _known("huggyllama/llama-65b", 65.29),
+    ("llama2", "7"):     _known("meta-llama/Llama-2-7b-hf", 6.74),
+    ("llama2", "13"):    _known("meta-llama/Llama-2-13b-hf", 13.02),
+    ("llama2", "70"):    _known("meta-llama/Llama-2-70b-hf", 68.98),
+    ("codellama", "7"):  _known("codellama/CodeLlama-7b-hf", 6.74),
+    ("codellama", "13"): _known("codellama/CodeLlama-13b-hf", 13.02),
+    ("codellama", "34"): _known("codellama/CodeLlama-34b-hf", 33.74),
+    ("codellama", "70"): _known("codellama/CodeLlama-70b-hf", 68.98),
+    ("llama3", "8"):     _known("meta-llama/Meta-Llama-3-8B", 8.03),
+    ("llama3", "70"):    _known("meta-llama/Meta-Llama-3-70B", 70.55),
+    ("llama3.1", "8"):   _known("meta-llama/Llama-3.1-8B", 8.03),
+    ("llama3.1", "70"):  _known("meta-llama/Llama-3.1-70B", 70.55),
+    ("llama3.1", "405"): _known("meta-llama/Llama-3.1-405B", 405.85),
+    ("llama3.2", "1"):   _known("meta-llama/Llama-3.2-1B", 1.24),
+    ("llama3.2", "3"):   _known("meta-llama/Llama-3.2-3B", 3.21),
+}
+# fmt: on
+"""(family, size) to repository and parameters. A size picks a repository; the config decides what the model is."""
+
+
+def expected_parameters(family: str, size: str) -> float:
+    """Parameters in billions, tied embeddings counted once; raises ConfigError on an unknown pair."""
+    return _pick(family, size).billions
+
+
+def resolve(
+    source: str,
+    *,
+    size: str | None = None,
+    cache_dir: Path | None = None,
+    offline: bool = False,
+    revision: str | None = None,
+    endpoint: str | None = None,
+) -> Path:
+    """The folder of `source`: a local folder wins, then the local cache of the Hub, then a download.
+
+    `source` is a folder, `ORG/NAME`, or a family (with `size`). Only safetensors, configs and tokenizer files are
+    fetched, and no code is ever run. Raises ConfigError on an unknown name, MconvError if it cannot be had.
+    """
+    if (folder := Path(source).expanduser()).is_dir():
+        return folder
+    repo = repository(source, size=size)
+    if cached := _cached(repo, cache_dir=cache_dir, revision=revision, essential=offline):
+        return cached
+    if offline:
+        raise MconvError(
+            f"{repo} is not, or not wholly, in the local cache and --offline forbids a download; on a machine with "
+            f"network run `hf download {repo}`, or give a folder with --from DIR"
+        )
+    return _download(repo, cache_dir=cache_dir, local_dir=None, revision=revision, endpoint=endpoint)
+
+
+def pull(
+    source: str,
+    out: Path,
+    *,
+    size: str | None = None,
+    revision: str | None = None,
+    overwrite: bool = False,
+    endpoint: str | None = None,
+) -> Path:
+    """Download `source` into the folder `out` and check that the model is whole; an interrupted pull is resumed.
+
+    Raises FormatError if `out` holds other files (unless `overwrite`) or if what arrived is damaged.
+    """
+    repo = repository(source, size=size)
+    resumable = (out / ".cache" / "huggingface").is_dir()
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not resumable and not overwrite)):
+        raise FormatError(f"{out}: not an empty folder; give another one, or --overwrite")
+    folder = _download(repo, cache_dir=None, local_dir=out, revision=revision, endpoint=endpoint)
+    check(folder)
+    return folder
+
+
+def repository(source: str, *, size: str | None = None) -> str:
+    """`ORG/NAME` of a family and size, or `source` itself; raises ConfigError."""
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise ConfigError(f"{source}: no such folder")
+    if any(family == _normal(source) for family, _ in REPOSITORIES):
+        return _pick(source, size).repo
+    if "/" not in source:
+        families = ", ".join(dict.fromkeys(family for family, _ in REPOSITORIES))
+        raise ConfigError(f"{source!r} is no folder, no ORG/NAME, and none of the families {families}")
+    check_repo_id(source)
+    return source
+
+
+def _normal(family: str) -> str:
+    """`Llama-2` and `llama2` are one family."""
+    return family.lower().replace("-", "").replace("_", "")
+
+
+def _pick(family: str, size: str | None) -> Known:
+    sizes = [s for f, s in REPOSITORIES if f == _normal(family)]
+    found = REPOSITORIES.get((_normal(family), (size or "").lower().removesuffix("b")))
+    if found is None:
+        asked = f"has no size {size!r}" if size else "needs a size"
+        raise ConfigError(f"{family} {asked}; known sizes: {', '.join(sizes) or 'none'} (--size), or give ORG/NAME")
+    return found
+
+
+def _cached(repo: str, *, cache_dir: Path | None, revision: str | None, essential: bool) -> Path | None:
+    """The snapshot in the local cache if all of it is there, or with `essential` all that a model cannot do without."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(
+            repo,
+            cache_dir=cache_dir,
+            revision=revision,
+            local_files_only=True,
+            allow_patterns=list(WANTED),
+            ignore_patterns=list(UNWANTED),
+        )
+    except LocalEntryNotFoundError as error:
+        found = getattr(error, "snapshot_path", None) if essential else None
+    return Path(found) if found and not missing(Path(found)) else None
+
+
+def _download(
+    repo: str, *, cache_dir: Path | None, local_dir: Path | None, revision: str | None, endpoint: str | None
+) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with one_line(repo, doing="cannot download"):
+        found = snapshot_download(
+            repo,
+            cache_dir=cache_dir,
+            local_dir=local_dir,
+            revision=revision,
+            endpoint=endpoint,
+            allow_patterns=list(WANTED),
+            ignore_patterns=list(UNWANTED),
+        )
+    folder = Path(found)
+    if absent := missing(folder):
+        raise FormatError(f"{repo}: has no {absent[0]}; mconv reads models with config.json and safetensors weights")
+    return folder

@@ -1,0 +1,151 @@
+"""A Hugging Face model folder: which of its files belong to the model, and whether they are whole."""
+
+import fnmatch
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mconv.errors import FormatError, MconvError, refuse
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CARD = "README.md"
+MANIFEST = "mconv.json"
+PUBLISHED = (
+    WEIGHTS, "model-*-of-*.safetensors", INDEX, "config.json", "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "additional_chat_templates/*.jinja",
+    CARD, MANIFEST, "LICENSE*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
+"""All that is ever published. A list of what may go, so that nothing goes by accident."""
+STALE = ("*.safetensors", INDEX, "pytorch_model*.bin", "pytorch_model.bin.index.json")
+"""Weights that transformers might load instead of, or beside, the new ones."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_UNFINISHED = (".tmp", ".part", ".partial", ".incomplete", ".lock", "~")
+_TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A file or folder that is not published."""
+
+    name: str
+    why: str
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a pattern fits; `*` stays within one folder."""
+    return any(name.count("/") == p.count("/") and fnmatch.fnmatchcase(name, p) for p in patterns)
+
+
+def survey(folder: Path) -> tuple[list[str], list[LeftOut]]:
+    """Names of the files that belong to the model, and what is left out."""
+    if not folder.is_dir():
+        raise FormatError(f"{folder}: no such folder; give a folder with config.json and model.safetensors")
+    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
+    names += sorted(f"additional_chat_templates/{p.name}" for p in folder.glob("additional_chat_templates/*"))
+    reasons = {name: _left_out(folder, name) for name in names if name != "additional_chat_templates/"}
+    left_out = [LeftOut(name=name, why=why) for name, why in reasons.items() if why]
+    return [name for name, why in reasons.items() if not why], left_out
+
+
+def _left_out(folder: Path, name: str) -> str | None:
+    if name.rpartition("/")[2].startswith(".") or name.startswith("."):
+        return "hidden"
+    if name.endswith(_UNFINISHED):
+        return "unfinished"
+    if not matches(name, PUBLISHED):
+        return "not a model file"
+    return None if (folder / name).is_file() else "not a regular file"
+
+
+def check(folder: Path) -> None:
+    """Raise FormatError with every reason why transformers could not load `folder`, or why it must not be shared."""
+    names, left_out = survey(folder)
+    pickled = [item.name for item in left_out if item.name.endswith(PICKLES)]
+    problems = [f"{folder / name}: a pickle, which runs code when loaded; remove it" for name in pickled]
+    problems += _config_problems(folder) + _weight_problems(folder, names) + _secrets(folder, names)
+    refuse(problems, doing=f"{folder} is not a complete model folder", kind=FormatError)
+
+
+def missing(folder: Path) -> list[str]:
+    """Files that the model cannot do without and that are not there: headers are not looked at."""
+    if (folder / INDEX).is_file():
+        needed = {"config.json", *set(shards(folder).values())}
+    else:
+        needed = {"config.json", WEIGHTS}
+    return sorted(name for name in needed if not (folder / name).is_file())
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; raises FormatError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FormatError(f"{path}: missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: holds no JSON object")
+    return value
+
+
+def shards(folder: Path) -> dict[str, str]:
+    """Tensor name to shard name, as the index has it; raises FormatError."""
+    path = folder / INDEX
+    named = read_object(path).get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(v, str) for v in named.values()):
+        raise FormatError(f"{path}: 'weight_map' must map tensor names to file names")
+    if strange := sorted({v for v in named.values() if not matches(v, ("*.safetensors",))}):
+        raise FormatError(f"{path}: names the shard {strange[0]!r}, which is no safetensors file of this folder")
+    return named
+
+
+def _config_problems(folder: Path) -> list[str]:
+    try:
+        config = read_object(folder / "config.json")
+    except MconvError as error:
+        return [str(error)]
+    if not isinstance(config.get("model_type"), str):
+        return [f"{folder / 'config.json'}: has no 'model_type'; transformers could not load it"]
+    return []
+
+
+def _weight_problems(folder: Path, names: list[str]) -> list[str]:
+    found = {name for name in names if name.endswith(".safetensors")}
+    if INDEX not in names:
+        if found != {WEIGHTS}:
+            fault = f"there is no {WEIGHTS}" if WEIGHTS not in found else f"{INDEX} is missing"
+            return [f"{folder}: {fault} (safetensors files: {', '.join(sorted(found)) or 'none'})"]
+        return [p for p in (_header_problem(folder / WEIGHTS, wanted=None),) if p]
+    try:
+        index = shards(folder)
+    except MconvError as error:
+        return [str(error)]
+    wanted = {shard: {t for t, s in index.items() if s == shard} for shard in sorted(set(index.values()))}
+    problems = [f"{folder / name}: not named by {INDEX}; remove it" for name in sorted(found - set(wanted))]
+    return problems + [p for shard in wanted if (p := _header_problem(folder / shard, wanted=wanted[shard]))]
+
+
+def _header_problem(path: Path, *, wanted: set[str] | None) -> str | None:
+    """What is wrong with one safetensors file: its header, its length, or the tensors that it holds."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="np") as file:  # reads the header and compares the length with it
+            held = set(file.keys())
+    except FileNotFoundError:
+        return f"{path}: missing, but {INDEX} names it"
+    except (SafetensorError, OSError) as error:
+        return f"{path}: truncated or damaged ({error}); write it again"
+    odd = sorted(held ^ wanted) if wanted is not None else []
+    return f"{path}: {INDEX} and the file disagree about {odd[0]} ({len(odd)} tensors)" if odd else None
+
+
+def _secrets(folder: Path, names: list[str]) -> list[str]:
+    """Tokens of the Hub in files that are about to be published."""
+    texts = [name for name in names if not name.endswith((".safetensors", ".model"))]
+    found = [name for name in texts if _TOKEN.search((folder / name).read_bytes())]
+    return [f"{folder / name}: holds a Hugging Face token; remove it, and revoke it" for name in found]

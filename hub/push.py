@@ -1,0 +1,251 @@
+"""A model folder to a repository of the Hub: checked first, then sent as one commit."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mconv.errors import MconvError
+from mconv.hub import card as cards
+from mconv.hub.faults import LOGIN, check_repo_id, one_line
+from mconv.hub.folder import CARD, MANIFEST, STALE, LeftOut, check, matches, survey
+
+_MESSAGE = "Upload model with mconv"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushFile:
+    """One file to publish: `content` if it differs from the folder's, else the folder's own bytes."""
+
+    name: str
+    size: int
+    content: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushPlan:
+    """What a push sends. Nothing of the folder is changed by it."""
+
+    folder: Path
+    repo: str
+    files: tuple[PushFile, ...]
+    left_out: tuple[LeftOut, ...]
+    card: str
+    card_is_ours: bool
+    """Whether mconv wrote the card; a card of the user's is sent as it is."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushResult:
+    """Where the model is now."""
+
+    repo: str
+    url: str
+    commit: str
+    files: tuple[str, ...]
+    deleted: tuple[str, ...]
+    kept: tuple[str, ...]
+    """Files of the repository that were left as they are because a person wrote them."""
+
+
+def plan(folder: Path, repo: str, *, overwrite_card: bool = False, license: str | None = None) -> PushPlan:
+    """Check `folder` and list what a push to `repo` would send. Contacts nobody.
+
+    A README.md that a person wrote or edited is kept unless `overwrite_card`; otherwise the card is made from
+    `mconv.json`. Raises FormatError with every fault of the folder, ConfigError for a bad `repo` or `license`.
+    """
+    check_repo_id(repo)
+    check(folder)
+    names, left_out = survey(folder)
+    manifest = cards.read_manifest(folder)
+    written = _text(folder / CARD) if CARD in names else None
+    ours = overwrite_card or written is None or cards.is_ours(written)
+    card = cards.render(manifest, repo=repo, license=license) if ours or written is None else written
+    made = {CARD: card.encode()} if ours else {}
+    if (public := cards.public(manifest)) != manifest:
+        made[MANIFEST] = (json.dumps(public, indent=2) + "\n").encode()
+    files = tuple(_file(folder, name, content=made.get(name)) for name in sorted({*names, *made}))
+    return PushPlan(folder=folder, repo=repo, files=files, left_out=tuple(left_out), card=card, card_is_ours=ours)
+
+
+def push(
+    folder: Path,
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    overwrite: bool = False,
+    overwrite_card: bool = False,
+    license: str | None = None,
+    endpoint: str | None = None,
+    message: str = _MESSAGE,
+) -> PushResult:
+    """Publish `folder` as `repo` on branch `revision` (main) and return where it is.
+
+    All files go in one commit, so that the repository is never half written. Weights that lie in the repository
+    and would be left beside the new ones are refused, or with `overwrite` deleted in the same commit. The token is
+    the client's own: HF_TOKEN, or the login. Raises MconvError.
+    """
+    from huggingface_hub import HfApi
+
+    planned = plan(folder, repo, overwrite_card=overwrite_card, license=license)
+    api = HfApi(endpoint=endpoint, library_name="mconv")
+    if (name := _full_name(api, repo)) != repo:
+        planned = plan(folder, name, overwrite_card=overwrite_card, license=license)  # the card names it in full
+    branch = revision or "main"
+    with one_line(name, doing="cannot look at the repository"):
+        head, remote = _remote(api, name, branch=branch, private=private)
+    stale = _stale(planned, remote, repo=name, overwrite=overwrite)
+    files, kept = _without_kept_card(api, planned, remote, repo=name, branch=branch, overwrite_card=overwrite_card)
+    with one_line(name, doing="cannot make the repository"):
+        head = head or _make(api, name, branch=branch, private=private)
+    with one_line(name, doing="cannot upload"):
+        done = _commit(api, planned, files, stale, repo=name, branch=branch, head=head, message=message)
+    sent = tuple(file.name for file in files)
+    url = f"{api.endpoint}/{name}" + (f"/tree/{branch}" if revision else "")
+    return PushResult(repo=name, url=url, commit=done, files=sent, deleted=stale, kept=kept)
+
+
+def _file(folder: Path, name: str, *, content: bytes | None) -> PushFile:
+    size = (folder / name).stat().st_size if content is None else len(content)
+    return PushFile(name=name, size=size, content=content)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _full_name(api: Any, repo: str) -> str:
+    """`ORG/NAME`, with the user's own name if `repo` has no owner; raises MconvError if nobody is logged in."""
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    with one_line(repo, doing="cannot log in"):
+        try:
+            user = api.whoami()["name"]
+        except LocalTokenNotFoundError:
+            raise MconvError(f"{repo}: no Hugging Face login was found; {LOGIN}") from None
+    return repo if "/" in repo else f"{user}/{repo}"
+
+
+def _remote(api: Any, repo: str, *, branch: str, private: bool) -> tuple[str | None, frozenset[str]]:
+    """(commit, files) of the branch; (None, nothing) if the repository or the branch is not there yet."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        about = api.model_info(repo)
+        if private and about.private is False:
+            raise MconvError(f"{repo} exists and is public; --private would not hide it: change that on its page")
+        info = api.model_info(repo, revision=branch)
+    except GatedRepoError:
+        raise
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return None, frozenset()
+    return info.sha, frozenset(item.rfilename for item in info.siblings or ())
+
+
+def _make(api: Any, repo: str, *, branch: str, private: bool) -> str:
+    """Make the repository and the branch where they are missing; return the branch's commit."""
+    api.create_repo(repo, private=private, exist_ok=True)
+    if branch != "main":
+        api.create_branch(repo, branch=branch, exist_ok=True)
+    return api.model_info(repo, revision=branch).sha
+
+
+def _stale(planned: PushPlan, remote: frozenset[str], *, repo: str, overwrite: bool) -> tuple[str, ...]:
+    """Weights of the repository that the push does not replace; raises MconvError unless they may be deleted."""
+    new = {file.name for file in planned.files}
+    stale = tuple(sorted(name for name in remote - new if matches(name, STALE)))
+    if stale and not overwrite:
+        shown = ", ".join(stale[:3]) + (f" and {len(stale) - 3} more" if len(stale) > 3 else "")
+        raise MconvError(
+            f"{repo} holds weights that would be left beside the new ones: {shown}; "
+            "delete them in the same commit with --overwrite, or push to another repository"
+        )
+    return stale
+
+
+def _without_kept_card(
+    api: Any, planned: PushPlan, remote: frozenset[str], *, repo: str, branch: str, overwrite_card: bool
+) -> tuple[tuple[PushFile, ...], tuple[str, ...]]:
+    """(files, kept): a card that somebody edited on the Hub is not replaced by a generated one."""
+    if overwrite_card or not planned.card_is_ours or CARD not in remote:
+        return planned.files, ()
+    with one_line(repo, doing="cannot read its README.md"):
+        there = _text(Path(api.hf_hub_download(repo, CARD, revision=branch)))
+    if cards.is_ours(there):
+        return planned.files, ()
+    return tuple(file for file in planned.files if file.name != CARD), (CARD,)
+
+
+def _commit(
+    api: Any,
+    planned: PushPlan,
+    files: tuple[PushFile, ...],
+    stale: tuple[str, ...],
+    *,
+    repo: str,
+    branch: str,
+    head: str,
+    message: str,
+) -> str:
+    # Not upload_folder: with Xet it sends several commits, and a reader would see the weights without their index.
+    # `parent_commit` makes the Hub refuse if the repository has changed since it was looked at.
+    rest: dict[str, Any] = {"repo_id": repo, "revision": branch, "parent_commit": head, "commit_message": message}
+    try:
+        return api.create_commit(operations=_operations(planned, files, stale, opened={}), **rest).oid
+    except ConnectionError as error:
+        if "xet-write-token" not in str(error) or "404" not in str(error):
+            raise
+    # A Hub without Xet storage. The client has no switch for one call, but sends open files by plain LFS.
+    with contextlib.ExitStack() as stack:
+        opened = {f.name: stack.enter_context((planned.folder / f.name).open("rb")) for f in files if f.content is None}
+        return api.create_commit(operations=_operations(planned, files, stale, opened=opened), **rest).oid
+
+
+def _operations(
+    planned: PushPlan, files: tuple[PushFile, ...], stale: tuple[str, ...], *, opened: Mapping[str, BinaryIO]
+) -> list[Any]:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    def add(file: PushFile) -> Any:
+        source = file.content or opened.get(file.name) or planned.folder / file.name
+        return CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=source)
+
+    return [CommitOperationDelete(path_in_repo=name, is_folder=False) for name in stale] + [add(f) for f in files]
+
+
+@contextlib.contextmanager
+def progress(*, shown: bool) -> Iterator[None]:
+    """Show or hide the client's own progress bars."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if shown or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def as_json(value: PushPlan | PushResult) -> dict[str, Any]:
+    """Plain JSON values, for `--json`."""
+    if isinstance(value, PushResult):
+        return dataclasses.asdict(value)
+    return {
+        "repo": value.repo,
+        "total_bytes": value.total_bytes,
+        "files": [{"name": file.name, "size": file.size} for file in value.files],
+        "left_out": [dataclasses.asdict(item) for item in value.left_out],
+        "card_is_ours": value.card_is_ours,
+        "card": value.card,
+    }

@@ -1,0 +1,123 @@
+"""config.json <-> ModelSpec: both ways, both spellings, and a refusal by name for everything else."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import LLAMA3, VARIANTS, edit_json, make_llama
+
+from mconv.convert.dialects import mcore
+from mconv.convert.families import family_of
+from mconv.convert.families.llama import LLAMA
+from mconv.errors import ConfigError
+from mconv.shard.layout import Layout
+from mconv.spec import ModelSpec, Rope
+
+LLAMA2 = {
+    "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+    "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 11008, "max_position_embeddings": 4096,
+    "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+    "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": None, "tie_word_embeddings": False,
+    "torch_dtype": "float16", "transformers_version": "4.31.0.dev0", "use_cache": True, "vocab_size": 32000,
+}  # fmt: skip
+"""As the hub has it."""
+
+
+def positive(most):
+    return st.integers(1, most)
+
+
+@st.composite
+def specs(draw):
+    groups = draw(positive(8))
+    kind = draw(st.sampled_from(["default", "linear", "llama3"]))
+    rope = {"kind": kind, "base": draw(st.sampled_from([1e4, 5e5, 1e6, 12345.5]))}
+    if kind != "default":
+        rope["factor"] = draw(st.sampled_from([2.0, 8.0, 32.0]))
+    if kind == "llama3":
+        rope |= {"low_freq_factor": 2.0, "high_freq_factor": 3.0, "original_max_position_embeddings": draw(positive(9000))}
+    attention, mlp = draw(st.booleans()), draw(st.booleans())
+    return ModelSpec(
+        family="llama", num_layers=draw(positive(9)), hidden_size=draw(positive(99)), ffn_hidden_size=draw(positive(99)),
+        num_attention_heads=groups * draw(positive(4)), num_query_groups=groups, kv_channels=draw(positive(64)),
+        vocab_size=draw(positive(999)), max_position_embeddings=draw(positive(9999)), norm_epsilon=1e-6,
+        rope=Rope(**rope), tied_embeddings=draw(st.booleans()), qkv_bias=attention, proj_bias=attention, mlp_bias=mlp,
+    )  # fmt: skip
+
+
+@given(spec=specs())
+def test_a_spec_survives_its_own_config(spec):
+    config = json.loads(json.dumps(LLAMA.write_config(spec)))
+    assert family_of(config).read_config(config) == spec
+    old = {k: v for k, v in config.items() if k != "rope_parameters"}
+    new = {k: v for k, v in config.items() if k not in ("rope_theta", "rope_scaling")}
+    assert LLAMA.read_config(old) == LLAMA.read_config(new) == spec
+
+
+@given(spec=specs())
+def test_a_spec_survives_json_and_the_args_of_megatron(spec):
+    assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    layout = Layout(padded_vocab=1024)
+    found = mcore.spec_of(mcore.args_of(spec, layout, dtype="bfloat16"))
+    rope = Rope(kind=spec.rope.kind, base=spec.rope.base, factor=spec.rope.factor)
+    assert found == dataclasses.replace(mcore.bias_spec(spec), rope=rope)
+
+
+def test_the_config_that_we_write_means_the_same_to_transformers(tmp_path):
+    for name, variant in VARIANTS.items():
+        folder = make_llama(tmp_path / name, **variant)
+        from transformers import LlamaConfig
+
+        spec = LLAMA.read_config(json.loads((folder / "config.json").read_text()))
+        theirs, ours = LlamaConfig.from_pretrained(folder), LlamaConfig(**LLAMA.write_config(spec))
+        for key in ("hidden_size", "num_key_value_heads", "head_dim", "rms_norm_eps", "attention_bias", "mlp_bias",
+                    "tie_word_embeddings", "vocab_size", "intermediate_size", "rope_parameters"):  # fmt: skip
+            assert getattr(ours, key) == getattr(theirs, key), (name, key)
+
+
+def test_llama2_as_the_hub_has_it():
+    spec = LLAMA.read_config(dict(LLAMA2))
+    assert (spec.num_query_groups, spec.kv_channels, spec.rope) == (32, 128, Rope())
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"sliding_window": 512}, r"no row of the llama table claims sliding_window=512"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"num_attention_heads": None}, "has no 'num_attention_heads'"),
+        ({"hidden_size": "4096"}, "hidden_size is '4096', not int"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1, not bool"),
+        ({"num_key_value_heads": 5}, "num_attention_heads 32 is not a multiple"),
+        ({"num_hidden_layers": 0}, "num_layers is 0"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
+        ({"rope_scaling": {"type": "linear"}}, r"lacks \['factor'\]"),
+        ({"rope_scaling": {"rope_type": "linear", "type": "llama3", "factor": 2.0}}, "type"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "beta": 1}}, "beta"),
+        ({"rope_scaling": {k: v for k, v in LLAMA3.items() if k != "low_freq_factor"}}, "low_freq_factor"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": 1e4}, "rope_theta"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}}, "says"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    ],
+)
+def test_what_no_row_claims_is_refused_by_name(change, says):
+    config = {k: v for k, v in {**LLAMA2, **change}.items() if v is not None or k == "rope_scaling"}
+    with pytest.raises(ConfigError, match=says):
+        family_of(config).read_config(config)
+
+
+def test_old_config_and_new_config_of_llama3(tmp_path):
+    folder = make_llama(tmp_path, **VARIANTS["llama3-rope"])
+    config = json.loads((folder / "config.json").read_text())
+    new = LLAMA.read_config(dict(config))
+    rope = config["rope_parameters"]
+    edit_json(folder / "config.json", rope_parameters=None, rope_theta=rope["rope_theta"],
+              rope_scaling={k: v for k, v in rope.items() if k != "rope_theta"})  # fmt: skip
+    assert LLAMA.read_config(json.loads((folder / "config.json").read_text())) == new
+    assert new.rope == Rope(kind="llama3", base=5e5, factor=8.0, original_max_position_embeddings=64)

@@ -1,0 +1,166 @@
+"""HF -> Megatron -> another layout -> merged -> HF gives back every bit, whatever the architecture."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import VARIANTS, make_llama, same, tensors
+
+from mconv.convert import plan
+from mconv.convert.checkpoint import SIDE_FILES, open_checkpoint
+from mconv.convert.rewrite import rewrite
+from mconv.errors import LayoutError
+
+
+def to(source, out, **options):
+    """One conversion; returns the folder."""
+    rewrite(plan.make(open_checkpoint(source), out, **options), step="test")
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("there, back", [("torch_dist", "mp_rank"), ("mp_rank", "torch_dist")])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_there_resharded_merged_and_back(tmp_path, variant, there, back, dtype):
+    hf = make_llama(tmp_path / "hf", dtype=dtype, **VARIANTS[variant])
+    megatron = to(hf, tmp_path / "a", format=there, tp=2, pp=2)
+    resharded = to(megatron, tmp_path / "b", format=back, tp=4, pp=1)
+    merged = to(resharded, tmp_path / "c", format=there)
+    out = to(merged, tmp_path / "out", format="hf")
+    assert same(tensors(hf), tensors(out))
+    assert (out / "config.json").read_bytes() == (hf / "config.json").read_bytes()
+    for file in (name for name in SIDE_FILES if (hf / name).exists()):
+        assert (out / file).read_bytes() == (hf / file).read_bytes(), file
+
+
+def test_the_exported_folder_generates_the_same_tokens(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    hf = make_llama(tmp_path / "hf")
+    out = to(to(hf, tmp_path / "m", format="torch_dist", tp=2, pp=2), tmp_path / "out", format="hf")
+    prompt = torch.tensor([[5, 9, 77, 140]])
+    first, second = (
+        AutoModelForCausalLM.from_pretrained(folder).generate(prompt, max_new_tokens=12, do_sample=False)
+        for folder in (hf, out)
+    )
+    assert torch.equal(first, second)
+
+
+def test_many_shards_with_an_index(tmp_path):
+    hf = make_llama(tmp_path / "hf", shard="40KB")
+    assert len(list(hf.glob("*.safetensors"))) > 2
+    megatron = to(hf, tmp_path / "m", format="mp_rank", tp=2, pp=4)
+    out = to(megatron, tmp_path / "out", format="hf", shard_bytes=50_000)
+    assert len(list(out.glob("*.safetensors"))) > 2 and (out / "model.safetensors.index.json").exists()
+    assert same(tensors(hf), tensors(out))
+    from transformers import AutoModelForCausalLM
+
+    assert same(AutoModelForCausalLM.from_pretrained(out).state_dict(), tensors(hf))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    data=st.data(),
+    groups=st.sampled_from([1, 2, 4]),
+    queries=st.sampled_from([1, 2, 3]),
+    layers=st.sampled_from([1, 2, 4, 6]),
+    vocab=st.integers(3, 300),
+    multiple=st.sampled_from([1, 8, 128]),
+    tied=st.booleans(),
+    biases=st.booleans(),
+)
+def test_any_model_at_any_layout(tmp_path_factory, data, groups, queries, layers, vocab, multiple, tied, biases):
+    tmp = tmp_path_factory.mktemp("any")
+    hf = make_llama(
+        tmp / "hf", dtype=data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16])),
+        num_key_value_heads=groups, num_attention_heads=groups * queries, hidden_size=2 * groups * queries, head_dim=4,
+        num_hidden_layers=layers, intermediate_size=24, vocab_size=vocab, tie_word_embeddings=tied,
+        attention_bias=biases, mlp_bias=biases,
+    )  # fmt: skip
+    folder = hf
+    for hop in range(3):
+        pp = data.draw(st.sampled_from([n for n in (1, 2, 3) if layers % n == 0]))
+        vpp = data.draw(st.sampled_from([n for n in (1, 2) if pp > 1 and layers % (pp * n) == 0] or [1]))
+        layout = {"tp": data.draw(st.sampled_from([1, 2, 3, 4, 8])), "pp": pp, "vpp": vpp}
+        format = data.draw(st.sampled_from(["torch_dist", "mp_rank"]))
+        try:
+            folder = to(folder, tmp / f"hop{hop}", format=format, vocab_multiple=multiple, **layout)
+        except LayoutError as error:  # query heads that tp cannot share
+            assert "axis" in str(error)
+    assert same(tensors(hf), tensors(to(folder, tmp / "out", format="hf")))
+
+
+def test_a_cast_is_made_once_and_said(tmp_path):
+    hf = make_llama(tmp_path / "hf")
+    megatron = to(hf, tmp_path / "m", format="torch_dist", tp=2, dtype="bf16")
+    found = open_checkpoint(megatron)
+    assert found.dtypes == {torch.bfloat16} and found.manifest["history"][-1]["detail"]["cast_to"] == "bfloat16"
+    out = to(megatron, tmp_path / "out", format="hf")
+    assert same(tensors(out), {name: t.bfloat16() for name, t in tensors(hf).items()})
+    assert open_checkpoint(out).manifest["digests"] == found.manifest["digests"]
+    from transformers import AutoConfig
+
+    assert AutoConfig.from_pretrained(out).dtype == torch.bfloat16
+
+
+def test_padding_rows_are_zero_and_are_not_exported(tmp_path):
+    hf = make_llama(tmp_path / "hf")
+    megatron = to(hf, tmp_path / "m", format="mp_rank", tp=2)
+    for rank, rows in ((0, 0), (1, 256 - 151)):
+        state = torch.load(megatron / f"release/mp_rank_0{rank}/model_optim_rng.pt", weights_only=False)["model"]
+        embedding = state["embedding.word_embeddings.weight"]
+        assert embedding.shape[0] == 128 and int((embedding == 0).all(dim=1).sum()) == rows
+
+
+def test_mp_rank_rows_are_megatrons_own_layout(tmp_path):
+    """An independent cut of QKV and the gated MLP, written out by hand: interleaved groups, gate before up."""
+    hf = make_llama(tmp_path / "hf")
+    source, (g, q, h, f) = tensors(hf), (4, 2, 6, 64)
+    megatron = to(hf, tmp_path / "m", format="mp_rank", tp=2)
+    state = torch.load(megatron / "release/mp_rank_01/model_optim_rng.pt", weights_only=False)["model"]
+    prefix = "model.layers.2."
+    query, key, value = (source[f"{prefix}self_attn.{n}_proj.weight"].view(g, -1, h, 48) for n in "qkv")
+    rows = [torch.cat([query[i].flatten(0, 1), key[i, 0], value[i, 0]]) for i in (2, 3)]
+    assert torch.equal(state["decoder.layers.2.self_attention.linear_qkv.weight"], torch.cat(rows))
+    assert query.shape[1] == q
+    halves = [source[f"{prefix}mlp.{n}_proj.weight"][f // 2 :] for n in ("gate", "up")]
+    assert torch.equal(state["decoder.layers.2.mlp.linear_fc1.weight"], torch.cat(halves))
+
+
+def test_a_digest_is_of_the_logical_tensor_whatever_holds_it(tmp_path):
+    hf = make_llama(tmp_path / "hf", **VARIANTS["mlp-bias"])
+    a = to(hf, tmp_path / "a", format="torch_dist", tp=4, pp=2)
+    b = to(hf, tmp_path / "b", format="mp_rank", tp=8, pp=1)
+    one, two = (open_checkpoint(x).manifest["digests"] for x in (a, b))
+    assert one == two and len(set(one.values())) == len(one)
+
+
+def test_a_digest_is_the_sha256_of_the_rows_in_order(tmp_path):
+    import hashlib
+
+    hf = make_llama(tmp_path / "hf")
+    made = open_checkpoint(to(hf, tmp_path / "a", format="torch_dist")).manifest["digests"]
+    want = hashlib.sha256(np.ascontiguousarray(tensors(hf)["model.layers.0.mlp.down_proj.weight"].numpy())).hexdigest()
+    assert made["layer.0.mlp_out.weight"] == want
+
+
+def test_a_damaged_weight_is_noticed_on_the_way_back(tmp_path):
+    from mconv.errors import FormatError
+
+    megatron = to(make_llama(tmp_path / "hf"), tmp_path / "m", format="torch_dist", tp=2)
+    where = open_checkpoint(megatron).located["decoder.layers.mlp.linear_fc2.weight@1,0,0"]
+    with where.path.open("r+b") as file:
+        file.seek(where.offset + 5)
+        file.write(b"\x01")
+    with pytest.raises(FormatError, match=r"layer\.1\.mlp_out\.weight.*changed since"):
+        to(megatron, tmp_path / "out", format="hf")
+    assert not (tmp_path / "out").exists()
+
+
+def test_overwrite_replaces_and_leaves_nothing_behind(tmp_path):
+    first, second = make_llama(tmp_path / "1"), make_llama(tmp_path / "2", seed=5)
+    out = to(first, tmp_path / "m", format="mp_rank", tp=2)
+    to(second, out, format="torch_dist", overwrite=True)
+    assert sorted(p.name for p in out.iterdir()) == ["latest_checkpointed_iteration.txt", "release"]
+    assert same(tensors(to(out, tmp_path / "back", format="hf")), tensors(second))

@@ -1,0 +1,168 @@
+"""Names to folders: a folder wins, then the cache, then a download; offline and absent says what to type."""
+
+import shutil
+
+import pytest
+from huggingface_hub import snapshot_download
+
+from mconv.errors import ConfigError, FormatError, MconvError
+from mconv.hub.fetch import REPOSITORIES, expected_parameters, pull, repository, resolve
+from mconv.hub.push import push
+
+
+@pytest.fixture
+def published(hub, make_model):
+    """acme/tiny on the loopback Hub; its local folder is returned."""
+    folder = make_model("source", shards=2)
+    push(folder, "acme/tiny", endpoint=hub.url)
+    hub.log.clear()
+    return folder
+
+
+def test_a_local_folder_wins(make_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = make_model("llama2")
+    assert resolve(str(folder)) == folder
+    assert resolve("llama2").resolve() == folder
+
+
+def test_download_then_cache(hub, published, tmp_path):
+    got = resolve("acme/tiny", cache_dir=tmp_path / "c", endpoint=hub.url)
+    assert (got / "config.json").read_bytes() == (published / "config.json").read_bytes()
+    asked = len(hub.log)
+    assert resolve("acme/tiny", cache_dir=tmp_path / "c", endpoint=hub.url, offline=True) == got
+    assert resolve("acme/tiny", cache_dir=tmp_path / "c", endpoint=hub.url) == got
+    assert len(hub.log) == asked, "the cache is looked at first"
+
+
+def test_the_cache_of_the_client_is_used(hub, published, tmp_path):
+    got = snapshot_download("acme/tiny", endpoint=hub.url, cache_dir=tmp_path / "c")
+    assert str(resolve("acme/tiny", cache_dir=tmp_path / "c", offline=True)) == got
+
+
+def test_half_a_model_in_the_cache_does_not_count(hub, published, tmp_path):
+    got = resolve("acme/tiny", cache_dir=tmp_path / "c", endpoint=hub.url)
+    (got / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(MconvError, match="not wholly"):
+        resolve("acme/tiny", cache_dir=tmp_path / "c", offline=True)
+    assert resolve("acme/tiny", cache_dir=tmp_path / "c", endpoint=hub.url) == got
+    assert (got / "model-00002-of-00002.safetensors").is_file()
+
+
+def test_a_bare_config_in_the_cache_does_not_count(hub, published, tmp_path):
+    snapshot_download("acme/tiny", endpoint=hub.url, cache_dir=tmp_path / "c", allow_patterns=["config.json"])
+    # The client remembers listings by path: another path is like another process, with a cache that has no listing.
+    shutil.copytree(tmp_path / "c", tmp_path / "d", symlinks=True, ignore=shutil.ignore_patterns("trees"))
+    assert snapshot_download("acme/tiny", cache_dir=tmp_path / "d", local_files_only=True), "the client is content"
+    for cache in ("c", "d"):
+        with pytest.raises(MconvError, match="not wholly"):
+            resolve("acme/tiny", cache_dir=tmp_path / cache, offline=True)
+
+
+def test_offline_a_model_without_its_license_file_will_do(hub, published, tmp_path):
+    (published / "LICENSE.txt").write_text("free")
+    push(published, "acme/tiny", endpoint=hub.url)
+    wanted = ["*.json", "*.safetensors"]
+    got = snapshot_download("acme/tiny", endpoint=hub.url, cache_dir=tmp_path / "c", allow_patterns=wanted)
+    assert str(resolve("acme/tiny", cache_dir=tmp_path / "c", offline=True)) == got
+    assert (resolve("acme/tiny", cache_dir=tmp_path / "c", endpoint=hub.url) / "LICENSE.txt").is_file()
+
+
+def test_offline_and_absent_says_what_to_type(tmp_path):
+    with pytest.raises(MconvError, match=r"`hf download meta-llama/Llama-2-7b-hf`.*--from DIR") as caught:
+        resolve("llama2", size="7", cache_dir=tmp_path / "c", offline=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_network_is_one_line(tmp_path):
+    with pytest.raises(MconvError, match="cannot download: the Hub did not answer") as caught:
+        resolve("acme/tiny", cache_dir=tmp_path / "c", endpoint="http://127.0.0.1:9")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "code", "message"),
+    [
+        ("/resolve/", 403, "GatedRepo", "access is granted on request; ask on the page of acme/tiny"),
+        ("/api/models", 401, "GatedRepo", "access is granted on request"),
+        ("/api/models", 401, "", "set HF_TOKEN or run `hf auth login`"),
+        ("/resolve/", 403, "", "the token may not do this"),
+        ("/api/models", 404, "RepoNotFound", "no such repository or revision"),
+        ("/api/models", 500, "", "the Hub failed; try again later"),
+    ],
+)
+def test_refusals_are_one_line(hub, published, tmp_path, part, status, code, message):
+    hub.fail_next(part, status=status, times=99, code=code)
+    with pytest.raises(MconvError, match=message) as caught:
+        resolve("acme/tiny", cache_dir=tmp_path / "c", endpoint=hub.url)
+    assert "\n" not in str(caught.value)
+
+
+def test_pickles_are_not_fetched(hub, published, tmp_path):
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=hub.url)
+    for name in ("pytorch_model.bin", "modeling_evil.py", "original/params.json"):
+        api.upload_file(repo_id="acme/tiny", path_in_repo=name, path_or_fileobj=b"x")
+    got = resolve("acme/tiny", cache_dir=tmp_path / "c", endpoint=hub.url)
+    shards = {f"model-0000{i}-of-00002.safetensors" for i in (1, 2)}
+    assert {p.name for p in got.iterdir()} == {
+        "config.json", "tokenizer.json", "model.safetensors.index.json", *shards,
+    }  # fmt: skip
+
+
+def test_a_repository_without_safetensors(hub, tmp_path):
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=hub.url)
+    api.create_repo("pickled")
+    api.upload_file(repo_id="tester/pickled", path_in_repo="config.json", path_or_fileobj=b"{}")
+    with pytest.raises(FormatError, match=r"has no model\.safetensors"):
+        resolve("tester/pickled", cache_dir=tmp_path / "c", endpoint=hub.url)
+
+
+@pytest.mark.parametrize(
+    ("source", "size", "message"),
+    [
+        ("llama2", None, r"needs a size; known sizes: 7, 13, 70"),
+        ("llama2", "30", r"has no size '30'; known sizes: 7, 13, 70"),
+        ("gpt2", None, "no folder, no ORG/NAME, and none of the families"),
+        ("./missing", None, "no such folder"),
+        ("a/b/c", None, "no such folder"),
+        ("a b/c", None, "write ORG/NAME"),
+    ],
+)
+def test_unknown_names(source, size, message):
+    with pytest.raises(ConfigError, match=message):
+        repository(source, size=size)
+
+
+def test_the_table():
+    assert repository("Llama-2", size="7B") == "meta-llama/Llama-2-7b-hf"
+    assert repository("llama3.1", size="405") == "meta-llama/Llama-3.1-405B"
+    assert expected_parameters("codellama", "34") == 33.74
+    for (_, size), known in REPOSITORIES.items():
+        assert 0.9 < known.billions / float(size) < 1.25
+
+
+def test_pull(hub, published, tmp_path):
+    out = tmp_path / "out"
+    assert pull("acme/tiny", out, endpoint=hub.url) == out
+    for file in published.iterdir():
+        assert (out / file.name).read_bytes() == file.read_bytes()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("x")
+    with pytest.raises(FormatError, match="--overwrite"):
+        pull("acme/tiny", tmp_path / "full", endpoint=hub.url)
+    assert pull("acme/tiny", tmp_path / "full", endpoint=hub.url, overwrite=True) == tmp_path / "full"
+
+
+def test_pull_notices_damage(hub, published, tmp_path):
+    """What arrives is what the Hub has, and the Hub has a shard that is cut off."""
+    from huggingface_hub import HfApi
+
+    shard = "model-00001-of-00002.safetensors"
+    cut = (published / shard).read_bytes()[:-4]
+    HfApi(endpoint=hub.url).upload_file(repo_id="acme/tiny", path_in_repo=shard, path_or_fileobj=cut)
+    with pytest.raises(FormatError, match="truncated or damaged"):
+        pull("acme/tiny", tmp_path / "out", endpoint=hub.url)
