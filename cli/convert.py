@@ -85,7 +85,8 @@ def hf2meg(
         _check_size(checkpoint, model, size)
     name = model or folder.name
     where = out or Path(f"{Path(name).name}{f'-{size}b' if size else ''}-megatron")
-    options = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": make_vocab_size_divisible_by}
+    origin = None if Path(named).is_dir() else fetch.repository(named, size=None if source else size)
+    options = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": make_vocab_size_divisible_by, "origin": origin}
     plan = _plan(checkpoint, where, format=format, dtype=dtype, overwrite=overwrite, **options)
     if _run(plan, "hf2meg", allow_nonfinite=allow_nonfinite, dry_run=dry_run):
         _print_flags(plan)

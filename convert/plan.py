@@ -34,6 +34,8 @@ class Plan:
     stored: list[Stored]
     targets: list[Target]
     overwrite: bool
+    origin: str
+    """What the source is called in manifests and cards: a repository, or a folder's bare name."""
     side_folder: Path | None
     """Where to take tokenizer and generation files from, instead of the source's own."""
 
@@ -62,7 +64,7 @@ class Plan:
 def make(
     source: Checkpoint, out: Path, *, format: Format, tp: int = 1, pp: int = 1, vpp: int = 1, vocab_multiple: int = 128,
     dtype: str | None = None, shard_bytes: int = 5_000_000_000, overwrite: bool = False,
-    side_folder: Path | None = None,
+    side_folder: Path | None = None, origin: str | None = None,
 ) -> Plan:  # fmt: skip
     """Plan a conversion of `source` to `format` at `out`. Raises a MconvError that lists all that stands against it."""
     if dtype is not None and dtype not in DTYPES:
@@ -85,7 +87,7 @@ def make(
     targets = [Target(s.key, s.piece.shape, cast or _dtype(source, s)) for s in stored]
     plan = Plan(
         source=source, out=out, format=format, layout=layout, dtype=cast, shard_bytes=shard_bytes, stored=stored,
-        targets=targets, overwrite=overwrite, side_folder=side_folder,
+        targets=targets, overwrite=overwrite, side_folder=side_folder, origin=origin or source.name,
     )  # fmt: skip
     refuse(_problems(plan), doing=f"cannot write {out}")
     return plan

@@ -119,10 +119,10 @@ def _config(plan: Plan, old: dict[str, Any]) -> dict[str, Any]:
 def _manifest(plan: Plan, step: str, found: dict[str, str]) -> dict[str, Any]:
     before = plan.source.manifest or {}
     layout = {"tp": plan.layout.tp, "pp": plan.layout.pp, "vpp": plan.layout.vpp} if plan.layout else {}
-    detail = {"from": plan.source.name, "from_format": plan.source.format, "to_format": plan.format, **layout}
+    detail = {"from": plan.origin, "from_format": plan.source.format, "to_format": plan.format, **layout}
     if plan.dtype:
         detail["cast_to"] = _name(plan.dtype)
-    origin = before.get("source") or {"name": plan.source.name, "format": plan.source.format}
+    origin = before.get("source") or {"name": plan.origin, "format": plan.source.format}
     return manifest.make(
         plan.source.spec,
         format=plan.format,

@@ -1,0 +1,87 @@
+"""The house: every package is listed, imports point one way, and converting never imports megatron."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "shard": {"shard"},
+    "convert": {"shard", "convert"},
+    "train": {"shard", "convert", "train"},
+    "verify": {"shard", "convert", "train", "verify"},
+    "hub": {"shard", "convert", "hub"},
+    "cli": {"shard", "convert", "train", "verify", "hub", "cli"},
+}
+ANYONE = {"errors", "spec"}
+ONLY = {"megatron": {"train", "verify"}, "cyclopts": {"cli"}, "rich": {"cli", "train", "hub"}}
+
+
+def modules():
+    return [(room, path) for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            names = [alias.name for alias in node.names] if node.module == "mconv" else [""]
+            yield from ((node.lineno, f"{node.module}.{name}".rstrip(".")) for name in names)
+
+
+def test_every_package_is_listed():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {".".join(("mconv", *path.parent.relative_to(ROOT).parts)) for _, path in modules()} | {"mconv"}
+    assert listed == found
+    assert all((ROOT / Path(*name.split(".")[1:]) / "__init__.py").is_file() for name in listed)
+
+
+def test_imports_point_one_way():
+    wrong = []
+    for room, path in modules():
+        for line, name in imports(path):
+            top, *rest = name.split(".")
+            if top == "mconv" and rest and rest[0] not in MAY_IMPORT[room] | ANYONE:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+            if top in ONLY and room not in ONLY[top]:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert wrong == []
+
+
+def test_only_cli_prints_or_exits():
+    wrong = []
+    for room, path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+            if room != "cli" and name in ("print", "exit", "quit"):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} calls {name}")
+    assert wrong == []
+
+
+def loaded(code):
+    """The top-level modules that are loaded after running `code` in a new interpreter."""
+    script = f"import sys\n{code}\nprint(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(run.stdout.splitlines()[-1].split())
+
+
+def test_converting_never_imports_megatron_or_transformers():
+    rooms = [p for room, p in modules() if room in ("shard", "convert")]
+    names = [".".join(("mconv", *p.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__") for p in rooms]
+    assert not {"megatron", "transformers"} & loaded("import " + ", ".join(names))
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["verify", "--help"], ["train", "--help"], ["hf2meg", "--frob"], ["frob"], []])
+def test_help_and_misuse_import_no_torch(argv):
+    code = f"import contextlib, io\nfrom mconv.cli.app import run\nwith contextlib.redirect_stdout(io.StringIO()):\n  run({argv})"
+    assert not {"torch", "transformers", "megatron"} & loaded(code)
