@@ -171,7 +171,8 @@ class RopeKeys:
             raise ConfigError(f"config.json: {where} of type {kind!r} has keys that no rule claims: {unknown}")
         types = {f.name: int if f.type is int else float for f in dataclasses.fields(Rope)}
         base = next((x for x in (inner, theta) if x is not None), self.base)
-        return Rope(kind=kind, base=float(base), **{name: types[name](values[name]) for name in wanted})
+        fields: dict[str, Any] = {name: types[name](values[name]) for name in wanted}
+        return Rope(kind=kind, base=float(base), **fields)
 
     def write(self, spec: ModelSpec, out: Config) -> None:
         rope = spec.rope

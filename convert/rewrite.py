@@ -92,9 +92,10 @@ def _write_side_files(plan: Plan, folder: Path) -> None:
     into.mkdir(exist_ok=True)
     for file in plan.source.side_files:
         shutil.copyfile(file, into / file.name)
-    for name in SIDE_FILES if plan.side_folder else ():
-        if name != "config.json" and (plan.side_folder / name).is_file():
-            shutil.copyfile(plan.side_folder / name, into / name)
+    if plan.side_folder is not None:
+        for name in SIDE_FILES:
+            if name != "config.json" and (plan.side_folder / name).is_file():
+                shutil.copyfile(plan.side_folder / name, into / name)
     config = into / "config.json"
     if not config.is_file() or not _still_true(plan, read_json(config)):
         old = read_json(config) if config.is_file() else {}

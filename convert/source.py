@@ -8,6 +8,7 @@ from math import prod
 import torch
 
 from mconv.convert.checkpoint import Checkpoint, primary
+from mconv.convert.formats.tensors import bytes_of
 from mconv.convert.table import Logical, Stored
 from mconv.errors import FormatError
 from mconv.shard.axes import Box, intersect, lengths, volume, within
@@ -50,8 +51,7 @@ class Source:
     def pull(self, logical: Logical, box: Box) -> torch.Tensor:
         """The box of a logical tensor, with one dimension for each elementary axis; a view where one piece holds it."""
         out = None
-        for stored, block in self._overlaps(logical, box):
-            both = intersect(block.box, box)
+        for stored, block, both in self._overlaps(logical, box):
             view = self._view(stored, block)[within(both, block.box)]
             if both == box:
                 return view
@@ -61,11 +61,11 @@ class Source:
             raise FormatError(f"{self.checkpoint.path}: nothing stores {logical} at {box}")
         return out
 
-    def _overlaps(self, logical: Logical, box: Box) -> Iterator[tuple[Stored, Block]]:
+    def _overlaps(self, logical: Logical, box: Box) -> Iterator[tuple[Stored, Block, Box]]:
         for stored in primary(self.groups[logical]):
             for block in stored.piece.blocks:
-                if intersect(block.box, box):
-                    yield stored, block
+                if both := intersect(block.box, box):
+                    yield stored, block, both
 
     def _view(self, stored: Stored, block: Block) -> torch.Tensor:
         whole = self.checkpoint.located[stored.key].load()
@@ -151,10 +151,10 @@ def digests(
     for logical in source.checkpoint.family.logicals(source.checkpoint.spec):
         plain, cast = hashlib.sha256(), hashlib.sha256()
         for slab in source.slabs(logical):
-            plain.update(bits(slab).numpy())
+            plain.update(bytes_of(slab))
             wanted = slab if dtype is None else slab.to(dtype)
             if dtype is not None:
-                cast.update(bits(wanted).numpy())
+                cast.update(bytes_of(wanted))
             if not allow_nonfinite and not bool(torch.isfinite(wanted).all()):
                 raise FormatError(
                     f"{source.checkpoint.path}: {logical} holds NaN or infinity"

@@ -61,8 +61,9 @@ class Row:
         axes = parse(self.axes)
         return axes.without_input() if leaf == "bias" else axes
 
-    def layers(self, spec: ModelSpec) -> list[int | None]:
-        return list(range(spec.num_layers)) if self.name.startswith("layer.") else [None]
+    @property
+    def per_layer(self) -> bool:
+        return self.name.startswith("layer.")
 
     def pieces(self, axes: Axes, sizes: dict[str, int]) -> Iterator[tuple[str, Piece]]:
         """The Hugging Face modules of this row and the piece that each holds."""
@@ -93,13 +94,11 @@ class Family:
 
     def logicals(self, spec: ModelSpec) -> list[Logical]:
         """Every logical tensor of the architecture, in the order of its forward pass."""
-        before, inside, after = [], [], []
-        for row in self.rows:
-            target = inside if row.name.startswith("layer.") else (before if not inside else after)
-            target.append(row)
-        walk = [(row, None) for row in before]
+        inside = [row for row in self.rows if row.per_layer]
+        first = self.rows.index(inside[0])
+        walk: list[tuple[Row, int | None]] = [(row, None) for row in self.rows[:first]]
         walk += [(row, layer) for layer in range(spec.num_layers) for row in inside]
-        walk += [(row, None) for row in after]
+        walk += [(row, None) for row in self.rows[first:] if not row.per_layer]
         return [Logical(row.name, layer, leaf) for row, layer in walk for leaf in row.leaves(spec)]
 
     def stored(self, spec: ModelSpec) -> list[Stored]:
@@ -116,7 +115,7 @@ class Family:
     def expressible(self, spec: ModelSpec) -> ModelSpec:
         """The spec with the biases that this family's config can say; one that is added is zero in a conversion."""
         groups = [key.spec for key in self.config if isinstance(key, Biases)]
-        added = {name: True for group in groups if any(getattr(spec, n) for n in group) for name in group}
+        added: dict[str, Any] = {name: True for group in groups if any(getattr(spec, n) for n in group) for name in group}
         return dataclasses.replace(spec, family=self.name, **added)
 
     def read_config(self, config: Config) -> ModelSpec:

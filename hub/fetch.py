@@ -135,7 +135,7 @@ def _cached(repo: str, *, cache_dir: Path | None, revision: str | None, essentia
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        found = snapshot_download(
+        found: str | None = snapshot_download(
             repo,
             cache_dir=cache_dir,
             revision=revision,

@@ -78,7 +78,7 @@ def read(path: Path, *, start: int = 0, length: int | None = None) -> Any:
     with path.open("rb") as file:
         size = path.stat().st_size - start if length is None else length
         try:
-            archive = zipfile.ZipFile(Window(file, start, size))  # type: ignore[arg-type]
+            archive = zipfile.ZipFile(Window(file, start, size))
             records = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}
             if records["data.pkl"].file_size > PICKLE_LIMIT:
                 raise FormatError(f"{path}: its data.pkl is larger than {PICKLE_LIMIT} bytes")
@@ -219,7 +219,7 @@ class Archive:
 @contextmanager
 def create(file: BinaryIO, tree: object) -> Iterator[Archive]:
     """Write an archive of `tree` from the file's current position on; the caller then writes each promised tensor."""
-    with zipfile.ZipFile(_Shifted(file), "w", zipfile.ZIP_STORED) as zipped:  # type: ignore[arg-type]
+    with zipfile.ZipFile(_Shifted(file), "w", zipfile.ZIP_STORED) as zipped:
         archive = Archive(zipped)
         archive.object(tree)
         yield archive

@@ -53,4 +53,4 @@ class Target:
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous tensor, without a copy."""
     flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")

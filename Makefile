@@ -1,0 +1,42 @@
+# Each target makes .venv by itself. `make demo` and `make test` are all the set-up that a fresh machine needs.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PACKAGES := shard convert train verify hub cli
+
+.PHONY: demo test check format bench clean
+
+demo: .venv/base  ## the whole path once, offline, on a small model
+	$(BIN)/mconv demo --out mconv-demo --overwrite
+
+test: .venv/test  ## all tests that need no GPU and no big machine
+	$(BIN)/python -m pytest -m "not gpu and not big"
+
+check: .venv/test build/types  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p mconv
+
+format: .venv/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/base  ## ratios against what a user would pick instead
+	$(BIN)/python benchmarks/convert.py
+
+clean:
+	rm -rf .venv build mconv-demo *.egg-info
+
+.venv/base: pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(INSTALL) -e .
+	touch $@
+
+.venv/test: .venv/base
+	$(INSTALL) -e '.[test]'
+	touch $@
+
+# mypy wants a folder named mconv; the repository root is the package, whatever its own name. So: links, in build/.
+build/types: Makefile
+	rm -rf $@ && mkdir -p $@/mconv
+	for part in $(PACKAGES) $(wildcard *.py) py.typed; do ln -s $(CURDIR)/$$part $@/mconv/$$part; done

@@ -1,0 +1,281 @@
+"""`mconv demo`: every verb once, on real parts, offline. Each step is a command that a user could type."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from mconv.errors import CheckFailed, MconvError
+
+Flag = Annotated[bool, Parameter(negative=())]
+MARK = ".mconv-demo"
+"""A file in the demo's folder: only a folder that has it may be replaced."""
+REPOSITORY = "demo/tiny-python-llama"
+ITERATIONS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    step: str
+    command: str
+    seconds: float
+    proven: str
+
+
+@dataclass(slots=True)
+class Demo:
+    """The demo's folder, and what was done in it so far."""
+
+    folder: Path
+    rows: list[Row]
+    started: float
+
+    def at(self, name: str) -> str:
+        """A path in the demo's folder, as a user would type it."""
+        return str(self.folder / name)
+
+    def do(self, step: str, command: str, work: Callable[[], str]) -> None:
+        """One step: time it, keep what it proved, say so."""
+        start = time.perf_counter()
+        try:
+            proven = work()
+        except MconvError as error:
+            raise CheckFailed(f"demo: step '{step}' failed\n  {command}\n  {error}") from error
+        self.rows.append(Row(step, command, time.perf_counter() - start, proven))
+        print(f"  {step:<9} {self.rows[-1].seconds:5.1f} s  {proven}", flush=True)
+
+    def mconv(self, step: str, arguments: str, prove: Callable[[str], str], **environment: str) -> None:
+        """One `mconv` command as a process of its own; its output goes to the folder's logs and to `prove`."""
+        self.do(
+            step, f"mconv {arguments}", lambda: prove(self._run(["-m", "mconv", *shlex.split(arguments)], environment))
+        )
+
+    def python(self, step: str, code: str, prove: Callable[[str], str]) -> None:
+        self.do(step, f"python -c {shlex.quote(code)}", lambda: prove(self._run(["-W", "ignore", "-c", code], {})))
+
+    def _run(self, arguments: list[str], environment: dict[str, str]) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, env={**os.environ, **environment}
+        )
+        log = self.folder / "logs" / f"{len(self.rows) + 1:02d}.log"
+        log.write_text(f"{done.stdout}\n{done.stderr}", encoding="utf-8")
+        if done.returncode:
+            raise CheckFailed(f"exit code {done.returncode}, see {log}\n{(done.stderr or done.stdout)[-2000:].rstrip()}")
+        return done.stdout
+
+
+def demo(*, out: Path = Path("mconv-demo"), overwrite: Flag = False) -> None:
+    """Do the whole job once, offline: make a small LLaMA, convert, verify, reshard, train, merge, export, push, generate.
+
+    Parameters
+    ----------
+    out
+        The folder to work in. It is left for you to look at.
+    overwrite
+        Replace the folder of an earlier demo.
+    """
+    run = Demo(_prepare(out, overwrite=overwrite), [], time.perf_counter())
+    print(f"mconv demo in {run.folder}", flush=True)
+    parameters = _make(run)
+    _there_and_back(run)
+    losses = _train(run)
+    _home(run)
+    _publish(run)
+    _report(run, parameters, losses)
+
+
+def _prepare(out: Path, *, overwrite: bool) -> Path:
+    import shutil
+
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARK).is_file():
+            raise MconvError(f"{out} exists and is not the folder of a demo; name another one with --out")
+        if not overwrite:
+            raise MconvError(f"{out} holds an earlier demo; give --overwrite to replace it")
+        shutil.rmtree(out)
+    (out / "logs").mkdir(parents=True)
+    (out / MARK).touch()
+    return out
+
+
+# ---- the steps -------------------------------------------------------------------------------------------------------
+def _make(run: Demo) -> int:
+    from mconv.cli import demo_parts
+
+    found = {"parameters": 0}
+
+    def work() -> str:
+        texts = demo_parts.sources()
+        demo_parts.write_jsonl(run.folder / "code.jsonl", texts)
+        found["parameters"] = demo_parts.make_model(run.folder / "hf", texts)
+        size = (run.folder / "code.jsonl").stat().st_size
+        return f"{found['parameters'] / 1e6:.1f} M parameters, GQA 8/4; {len(texts)} source files, {size / 1e6:.1f} MB"
+
+    run.do("make", "(a random LLaMA, its SentencePiece tokenizer, the standard library's sources)", work)
+    return found["parameters"]
+
+
+def _there_and_back(run: Demo) -> None:
+    hf, first, second = run.at("hf"), run.at("megatron"), run.at("resharded")
+    run.mconv("hf2meg", f"hf2meg {hf} --out {first} --tp 2 --pp 2", _first_line)
+    run.mconv("verify", f"verify {hf} {first} --tp 2 --pp 2 --json", _proven)
+    run.mconv("reshard", f"reshard {first} --out {second} --tp 4 --pp 1 --format mp_rank", lambda _: _same_digests(run))
+    run.mconv("verify", f"verify {hf} {second} --tp 4 --pp 1 --json", _proven)
+    run.mconv("meg2hf", f"meg2hf {second} --out {run.at('back')}", lambda _: _same_files(run, "hf", "back"))
+
+
+def _train(run: Demo) -> list[float]:
+    run.mconv(
+        "tokenize",
+        f"data tokenize {run.at('code.jsonl')} --output-prefix {run.at('code')} --tokenizer {run.at('hf')}",
+        _last_line,
+    )
+    losses: list[float] = []
+    run.mconv(
+        "train",
+        f"train --load {run.at('resharded')} --data {run.at('code')} --save {run.at('trained')} --tp 2 --pp 2 "
+        f"--sequence-parallel --seq-length 128 --micro-batch-size 8 --global-batch-size 16 "
+        f"--train-iters {ITERATIONS} --lr 3e-3 --lr-warmup-iters 5 --log-interval 10",
+        lambda _: _fallen(run, losses),
+    )
+    return losses
+
+
+def _home(run: Demo) -> None:
+    trained, merged, final = run.at("trained"), run.at("merged"), run.at("final")
+    run.mconv("merge", f"merge {trained} --out {merged}", _first_line)
+    run.mconv("meg2hf", f"meg2hf {merged} --out {final}", _first_line)
+    run.mconv("verify", f"verify {trained} {final} --tp 2 --pp 2 --record --json", _proven)
+
+
+def _publish(run: Demo) -> None:
+    from mconv.hub.loopback import LoopbackHub
+
+    token = "hf_" + "demo" * 8
+    with LoopbackHub(run.folder / "hub", token=token, orgs=("demo",)) as hub:
+        environment = {**hub.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HOME": run.at("hf-home")}
+        run.mconv("dry run", f"push {run.at('final')} {REPOSITORY} --dry-run", _first_line, **environment)
+        run.mconv("push", f"push {run.at('final')} {REPOSITORY}", _last_line, **environment)
+        run.mconv(
+            "pull", f"pull {REPOSITORY} {run.at('pulled')}", lambda _: _same_files(run, "final", "pulled"), **environment
+        )
+    code = (
+        "from transformers import pipeline; "
+        f"print(pipeline('text-generation', {run.at('pulled')!r})"
+        "('def ', max_new_tokens=24, do_sample=False)[0]['generated_text'])"
+    )
+    run.python("generate", code, lambda text: repr(text.strip()[-100:]))
+
+
+# ---- proofs ----------------------------------------------------------------------------------------------------------
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "done"
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else "done"
+
+
+def _proven(text: str) -> str:
+    found = json.loads(text)
+    return (
+        f"same function: max error {found['max_abs_error']:.1e} ({found['relative_max']:.1e} of scale), "
+        f"KL {found['kl']:.0e}, argmax {100 * found['argmax_agreement']:.0f} %"
+    )
+
+
+def _same_digests(run: Demo) -> str:
+    from mconv.convert.checkpoint import open_checkpoint
+
+    one, two = (open_checkpoint(run.folder / name).manifest or {} for name in ("megatron", "resharded"))
+    if not one["digests"] or one["digests"] != two["digests"]:
+        raise CheckFailed("the resharded checkpoint holds other tensors")
+    return f"{len(one['digests'])} logical tensors, same digests; torch_dist 2 x 2 -> mp_rank 4 x 1"
+
+
+def _same_files(run: Demo, a: str, b: str) -> str:
+    """Every weight, config and tokenizer file of `a` is in `b`, byte for byte."""
+    from mconv.convert.checkpoint import SIDE_FILES
+
+    first = run.folder / a
+    names, others = (
+        sorted(p.name for p in folder.iterdir() if p.suffix == ".safetensors" or p.name in SIDE_FILES)
+        for folder in (first, run.folder / b)
+    )
+    if names != others:
+        raise CheckFailed(f"{b} has the files {others}, {a} has {names}")
+    different = [name for name in names if not _equal(first / name, run.folder / b / name)]
+    if different:
+        raise CheckFailed(f"{different} differ between {a} and {b}")
+    return f"{len(names)} files of {a} and {b} are the same bytes"
+
+
+def _equal(a: Path, b: Path) -> bool:
+    """Same bytes; of safetensors, same tensors (two writers may order and annotate a header differently)."""
+    if a.suffix != ".safetensors":
+        return a.read_bytes() == b.read_bytes()
+    from mconv.convert.formats.hf import read_header
+    from mconv.convert.formats.tensors import bytes_of
+
+    one, two = read_header(a), read_header(b)
+    return one.keys() == two.keys() and all(
+        (x.dtype, x.shape) == (two[n].dtype, two[n].shape) and bytes_of(x.load()) == bytes_of(two[n].load())
+        for n, x in one.items()
+    )
+
+
+def _fallen(run: Demo, losses: list[float]) -> str:
+    records = [json.loads(line) for line in (run.folder / "trained" / "train.jsonl").read_text().splitlines()]
+    losses.extend(record["loss"] for record in records if "loss" in record)
+    first, last = sum(losses[:3]) / 3, sum(losses[-3:]) / 3
+    if not last < 0.85 * first:
+        raise CheckFailed(f"the loss did not clearly fall: {first:.2f} -> {last:.2f}")
+    return f"loss {first:.2f} -> {last:.2f} in {len(losses)} iterations, tp 2 x pp 2, sequence parallel"
+
+
+# ---- report ----------------------------------------------------------------------------------------------------------
+def _report(run: Demo, parameters: int, losses: list[float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("step", "command", "time", "proven", title="mconv demo", show_lines=True)
+    for row in run.rows:
+        table.add_row(row.step, row.command, f"{row.seconds:.1f} s", row.proven)
+    console = Console(markup=False, width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    seconds = time.perf_counter() - run.started
+    _write_html(run, parameters, losses, seconds)
+    print(
+        f"all {len(run.rows)} steps proven in {seconds:.0f} s; look around in {run.folder}, or open {run.at('report.html')}"
+    )
+
+
+def _write_html(run: Demo, parameters: int, losses: list[float], seconds: float) -> None:
+    import jinja2
+
+    template = Path(__file__).with_name("demo.html.jinja").read_text(encoding="utf-8")
+    low, high = min(losses), max(losses)
+    values: dict[str, Any] = {
+        "passed": True, "parameters": f"{parameters:,}", "seconds": f"{seconds:.0f}",
+        "losses": losses,
+        "rows": [
+            {"step": r.step, "command": r.command, "proven": r.proven, "seconds": f"{r.seconds:.1f}"} for r in run.rows
+        ],
+        "points": " ".join(
+            f"{50 + 580 * i / max(1, len(losses) - 1):.1f},{20 + 210 * (high - x) / (high - low):.1f}"
+            for i, x in enumerate(losses)
+        ),
+        "ticks": [{"y": 20 + 70 * i, "label": f"{high - (high - low) * i / 3:.1f}"} for i in range(4)],
+    }  # fmt: skip
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template).render(values)
+    (run.folder / "report.html").write_text(page, encoding="utf-8")
