@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from mconv.errors import ConfigError
 
+ROPE_KEYS = {"base": "base (rope_theta, rotary_base)"}
+"""What others call a field that we call otherwise."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rope:
@@ -18,6 +21,11 @@ class Rope:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+
+    def __post_init__(self) -> None:
+        for name in ("base", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"rope: {ROPE_KEYS.get(name, name)} is {getattr(self, name)}; it must be positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +59,8 @@ class ModelSpec:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; it must be a positive integer")
+        if not 0 <= self.norm_epsilon < 1:
+            raise ConfigError(f"norm_epsilon (rms_norm_eps) is {self.norm_epsilon}; it must be in [0, 1)")
         if self.num_attention_heads % self.num_query_groups:
             raise ConfigError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
@@ -84,7 +94,10 @@ class ModelSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelSpec":
         """The inverse of `to_dict`. Raises ConfigError on a field that this version does not know."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ConfigError(f"model spec has unknown fields {unknown}; it was written by another mconv version")
-        return cls(**{**values, "rope": Rope(**values["rope"])})
+        for kind, given in ((cls, values), (Rope, values.get("rope", {}))):
+            if unknown := sorted(set(given) - {f.name for f in dataclasses.fields(kind)}):
+                raise ConfigError(f"model spec has unknown fields {unknown}; it was written by another mconv version")
+        try:
+            return cls(**{**values, "rope": Rope(**values["rope"])})
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"model spec is incomplete or has values of a wrong kind ({error})") from error

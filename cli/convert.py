@@ -143,14 +143,15 @@ def reshard(
 
     found = _expect(open_checkpoint(checkpoint, iteration=iteration, vocab_size=vocab_size), hf=False)
     layout = found.layout
+    assert layout is not None
     plan = _plan(
         found,
         out,
         format=format or found.format,
         dtype=dtype,
         overwrite=overwrite,
-        tp=tp or (layout.tp if layout else 1),
-        pp=pp or (layout.pp if layout else 1),
+        tp=layout.tp if tp is None else tp,
+        pp=layout.pp if pp is None else pp,
         vpp=vpp,
         vocab_multiple=make_vocab_size_divisible_by,
     )
@@ -235,7 +236,9 @@ def meg2hf(
     from mconv.convert.checkpoint import open_checkpoint
 
     found = _expect(open_checkpoint(checkpoint, iteration=iteration, vocab_size=vocab_size), hf=False)
-    shard_bytes = int(max_shard_size * 1e9)
+    if not 0 < max_shard_size < float("inf"):
+        raise MconvError(f"--max-shard-size is {max_shard_size}; it must be a positive number of GB")
+    shard_bytes = max(1, int(max_shard_size * 1e9))
     plan = _plan(
         found, out, format="hf", dtype=dtype, overwrite=overwrite, shard_bytes=shard_bytes, side_folder=tokenizer
     )
@@ -295,7 +298,10 @@ def _expect(checkpoint: "Checkpoint", *, hf: bool) -> "Checkpoint":
 
 def _check_size(checkpoint: "Checkpoint", model: str | None, size: str) -> None:
     """The size is never what decides the architecture, but a size that contradicts it is somebody's mistake."""
-    said = float(size.lower().removesuffix("b"))
+    try:
+        said = float(size.lower().removesuffix("b"))
+    except ValueError:
+        raise MconvError(f"--size {size} is not a number of billions") from None
     found = checkpoint.parameters / 1e9
     if not 0.7 * said <= found <= 1.3 * said:
         raise ConfigError(f"--size {size} of {model}: but {checkpoint.path} has {found:.2f} billion parameters")

@@ -137,7 +137,7 @@ def _there_and_back(run: Demo) -> None:
 def _train(run: Demo) -> list[float]:
     run.mconv(
         "tokenize",
-        f"data tokenize {run.at('code.jsonl')} --output-prefix {run.at('code')} --tokenizer {run.at('hf')}",
+        f"data tokenize {run.at('code.jsonl')} --prefix {run.at('code')} --tokenizer {run.at('hf')}",
         _last_line,
     )
     losses: list[float] = []
@@ -255,9 +255,8 @@ def _report(run: Demo, parameters: int, losses: list[float]) -> None:
     console.print(table)
     seconds = time.perf_counter() - run.started
     _write_html(run, parameters, losses, seconds)
-    print(
-        f"all {len(run.rows)} steps proven in {seconds:.0f} s; look around in {run.folder}, or open {run.at('report.html')}"
-    )
+    print(f"all {len(run.rows)} steps proven in {seconds:.0f} s")
+    print(f"look around in {run.folder}, or open {run.at('report.html')}")
 
 
 def _write_html(run: Demo, parameters: int, losses: list[float], seconds: float) -> None:

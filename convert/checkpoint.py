@@ -1,7 +1,10 @@
 """Open any checkpoint: which format, which architecture, and where each piece of each logical tensor lies."""
 
 import re
+from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from mconv.convert.formats import hf, mp_rank, torch_dist
 from mconv.convert.formats.tensors import Located
 from mconv.convert.table import Family, Logical, Stored
 from mconv.errors import ConfigError, FormatError, refuse
-from mconv.shard.axes import intersect, volume
+from mconv.shard.axes import Box, intersect, volume
 from mconv.shard.layout import Layout, check_tp, padded_vocab
 from mconv.shard.stages import stage_layers
 from mconv.spec import ModelSpec
@@ -94,6 +97,10 @@ def open_checkpoint(path: Path | str, *, iteration: int | None = None, vocab_siz
     if not path.is_dir():
         raise FormatError(f"{path} is not a folder; give a Hugging Face folder or a Megatron checkpoint")
     if hf.is_hf(path):
+        if iteration is not None or vocab_size is not None:
+            raise FormatError(
+                f"{path} is a Hugging Face folder: it has no iterations, and its config knows its vocabulary"
+            )
         found = _open_hf(path)
     else:
         folder = iteration_folder(path, iteration)
@@ -138,6 +145,7 @@ def _open_hf(path: Path) -> Checkpoint:
     family = family_of(config)
     spec = family.read_config(config)
     located = {k: v for k, v in hf.open_folder(path).items() if not k.endswith(family.ignored_weights)}
+    _check_depth(path, spec, len(located))
     return Checkpoint(
         path=path, format="hf", dialect=None, family=family, spec=spec, layout=None, iteration=None,
         stored=spell.hf(family, spec, located), located=located, manifest=manifest.read(path),
@@ -147,6 +155,7 @@ def _open_hf(path: Path) -> Checkpoint:
 def _open_torch_dist(folder: Path, vocab_size: int | None) -> Checkpoint:
     tensors, common = torch_dist.open_folder(folder)
     made, family, spec, layout = _megatron(folder, common, vocab_size)
+    _check_depth(folder, spec, sum(len(tensor.chunks) for tensor in tensors.values()))
     stored, located = spell.torch_dist_sources(family, spec, layout, tensors)
     return Checkpoint(
         path=folder, format="torch_dist", dialect="mcore", family=family, spec=spec, layout=layout,
@@ -155,8 +164,21 @@ def _open_torch_dist(folder: Path, vocab_size: int | None) -> Checkpoint:
 
 
 def _open_mp_rank(folder: Path, vocab_size: int | None) -> Checkpoint:
-    located, common = mp_rank.open_folder(folder)
+    located, ranks = mp_rank.open_folder(folder)
+    first, *others = ranks
+    common = ranks[first]
     made, family, spec, layout = _megatron(folder, common, vocab_size)
+    _check_depth(folder, spec, len(located))
+    wanted = {mp_rank.rank_folder(rank, stage, pp=layout.pp) for rank, stage in layout.ranks[: len(ranks) + 1]}
+    if wanted != set(ranks):
+        differ = sorted(wanted ^ set(ranks))[:6]
+        raise FormatError(f"{folder}: tp {layout.tp} x pp {layout.pp} by its args, but {differ} are missing or too many")
+    for other in others:  # every rank was saved by its own process: one of another run must not slip in
+        same = _megatron(folder, ranks[other], vocab_size)[2:] == (spec, layout)
+        if not same or ranks[other].get("iteration") != common.get("iteration"):
+            raise FormatError(
+                f"{folder}: {first} and {other} are of different models or iterations; do not mix checkpoints"
+            )
     return Checkpoint(
         path=folder, format="mp_rank", dialect="mcore", family=family, spec=spec, layout=layout,
         iteration=_iteration(folder), stored=spell.mp_rank_sources(family, spec, layout, located), located=located,
@@ -174,27 +196,36 @@ def _megatron(
 ) -> tuple[dict[str, Any] | None, Family, ModelSpec, Layout]:
     """What a Megatron checkpoint is: from its args, and from our manifest where there is one. They must agree."""
     made, args = manifest.read(folder), common.get("args")
-    if args is None or not hasattr(args, "__dict__"):
+    if not isinstance(args, Namespace):
         raise FormatError(f"{folder}: no args in it, so its architecture is unknown")
-    true_vocab = vocab_size or (made["spec"]["vocab_size"] if made else None)
-    spec = mcore.spec_of(args, vocab_size=true_vocab)
-    if made:
-        told = ModelSpec.from_dict(made["spec"])
-        if vocab_size not in (None, told.vocab_size):
-            raise ConfigError(f"{folder / manifest.NAME} says a vocabulary of {told.vocab_size}, not {vocab_size}")
+    told = _told(folder, made) if made else None
+    if told and vocab_size not in (None, told.vocab_size):
+        raise ConfigError(f"{folder / manifest.NAME} says a vocabulary of {told.vocab_size}, not {vocab_size}")
+    spec = mcore.spec_of(args, vocab_size=told.vocab_size if told else vocab_size)
+    layout = mcore.layout_of(args)
+    if told:
         _agree(folder, told, spec)
         spec = told
-    if spec.vocab_size > args.padded_vocab_size:
+    if spec.family not in FAMILIES:
+        raise ConfigError(f"{folder / manifest.NAME}: family {spec.family!r} is not one of {sorted(FAMILIES)}")
+    if spec.vocab_size > layout.padded_vocab:
         raise ConfigError(
-            f"{folder}: the true vocabulary {spec.vocab_size} is larger than the padded one {args.padded_vocab_size}"
+            f"{folder}: the true vocabulary {spec.vocab_size} is larger than the padded one, {layout.padded_vocab}"
         )
-    layout = Layout(
-        tp=getattr(args, "tensor_model_parallel_size", 1) or 1,
-        pp=getattr(args, "pipeline_model_parallel_size", 1) or 1,
-        vpp=getattr(args, "virtual_pipeline_model_parallel_size", None) or 1,
-        padded_vocab=args.padded_vocab_size,
-    )
     return made, FAMILIES[spec.family], spec, layout
+
+
+def _told(folder: Path, made: dict[str, Any]) -> ModelSpec:
+    try:
+        return ModelSpec.from_dict(made.get("spec", {}))
+    except ConfigError as error:
+        raise ConfigError(f"{folder / manifest.NAME}: {error}; remove it if it is not this checkpoint's") from error
+
+
+def _check_depth(folder: Path, spec: ModelSpec, tensors: int) -> None:
+    """A number of layers that the tensors at hand cannot make up would cost minutes to spell out."""
+    if spec.num_layers > tensors:
+        raise ConfigError(f"{folder}: num_layers is {spec.num_layers} by its config, but it has {tensors} tensors in all")
 
 
 def _agree(folder: Path, told: ModelSpec, args: ModelSpec) -> None:
@@ -213,9 +244,7 @@ def check_complete(checkpoint: Checkpoint) -> None:
     problems = []
     expected = {s.key for s in c.stored}
     problems += [
-        f"{k} {c.located[k].shape}: no row of the {c.family.name} table claims it"
-        for k in c.located
-        if k not in expected
+        f"{k} {c.located[k].shape}: no row of the {c.family.name} table claims it" for k in c.located if k not in expected
     ]
     for stored in c.stored:
         where = c.located.get(stored.key)
@@ -227,19 +256,26 @@ def check_complete(checkpoint: Checkpoint) -> None:
             problems.append(f"{stored.key} has dtype {where.dtype}: quantised weights are not supported")
     refuse(problems, doing=f"{c.path}: its tensors are not those of its architecture", kind=FormatError)
     problems = [p for logical, group in c.by_logical.items() for p in _covered(c, logical, group)]
-    wanted = mcore.bias_spec(c.spec) if c.dialect else c.spec
-    problems += [f"{x} is missing" for x in c.family.logicals(wanted) if x not in c.by_logical]
+    wanted = set(c.family.logicals(mcore.bias_spec(c.spec) if c.dialect else c.spec))
+    problems += [f"{x} is missing" for x in sorted(wanted - c.by_logical.keys(), key=str)]
+    problems += [f"{x} is not in the architecture" for x in sorted(c.by_logical.keys() - wanted, key=str)]
     refuse(problems, doing=f"{c.path}: incomplete", kind=FormatError)
 
 
 def _covered(c: Checkpoint, logical: Logical, group: list[Stored]) -> list[str]:
-    blocks = [block.box for stored in primary(group) for block in stored.piece.blocks]
+    """Each element must be stored once. Boxes that fill the volume without overlapping do just that."""
+    boxes = sorted(block.box for stored in primary(group) for block in stored.piece.blocks)
     total = volume(tuple((0, n) for n in c.family.axes(logical).dims(c.spec.sizes)))
-    held = sum(volume(box) for box in blocks)
-    clash = any(intersect(a, b) for i, a in enumerate(blocks) for b in blocks[:i]) if len(blocks) < 200 else False
+    held = sum(volume(box) for box in boxes)
+    clash = any(intersect(a, b) for i, a in enumerate(boxes) for b in _until_past(boxes[i + 1 :], a))
     if held == total and not clash:
         return []
     return [f"{logical}: the stored pieces hold {held} of its {total} elements" + (" and overlap" if clash else "")]
+
+
+def _until_past(boxes: list[Box], box: Box) -> Iterator[Box]:
+    """Of boxes sorted by where they start, those that start before `box` ends on the first axis."""
+    return takewhile(lambda other: other[0][0] < box[0][1], boxes)
 
 
 def primary(group: list[Stored]) -> list[Stored]:

@@ -23,6 +23,15 @@ class Key(Protocol):
 REQUIRED = object()
 
 
+def typed(name: str, value: Any, kind: type) -> Any:
+    """`value` as `kind`, where a whole number may stand for a float and nothing else for anything else."""
+    if kind is float and type(value) is int and abs(value) < 1 << 53:
+        value = float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"config.json: {name} is {repr(value)[:60]}, not {kind.__name__}")
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """A key that is a field of the spec. `default` is what transformers assumes where the key is absent."""
@@ -38,11 +47,7 @@ class Field:
             raise ConfigError(f"config.json has no {self.hf!r}, which decides the architecture")
         if value is None:
             value = self.default
-        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if type(value) is not self.type:
-            raise ConfigError(f"config.json: {self.hf} is {value!r}, not {self.type.__name__}")
-        return {self.spec: value}
+        return {self.spec: typed(self.hf, value, self.type)}
 
     def write(self, spec: ModelSpec, out: Config) -> None:
         out[self.hf] = getattr(spec, self.spec)
@@ -152,14 +157,15 @@ class RopeKeys:
             raise ConfigError(f"config.json: rope_scaling says {ropes[1]} but rope_parameters says {ropes[0]}")
         return {"rope": ropes[0]}
 
-    def _rope(self, values: Config, theta: float | None, where: str) -> Rope:
+    def _rope(self, values: Any, theta: Any, where: str) -> Rope:
         if not isinstance(values, dict):
             raise ConfigError(f"config.json: {where} is {values!r}, not an object")
         values = {k: v for k, v in values.items() if v is not None}
         inner = values.pop("rope_theta", None)
-        if inner is not None and theta is not None and float(inner) != float(theta):
+        if inner is not None and theta is not None and inner != theta:
             raise ConfigError(f"config.json: rope_theta is {theta} but {where}.rope_theta is {inner}")
-        kinds = {values.pop(name) for name in ("rope_type", "type") if name in values} or {"default"}
+        named = {n: typed(f"{where}.{n}", values.pop(n), str) for n in ("rope_type", "type") if n in values}
+        kinds = set(named.values()) or {"default"}
         if len(kinds) > 1 or (kind := kinds.pop()) not in ROPE_FIELDS:
             raise ConfigError(
                 f"config.json: {where} has type {sorted(map(str, kinds)) or kind!r}; mconv supports {list(ROPE_FIELDS)}"
@@ -171,8 +177,8 @@ class RopeKeys:
             raise ConfigError(f"config.json: {where} of type {kind!r} has keys that no rule claims: {unknown}")
         types = {f.name: int if f.type is int else float for f in dataclasses.fields(Rope)}
         base = next((x for x in (inner, theta) if x is not None), self.base)
-        fields: dict[str, Any] = {name: types[name](values[name]) for name in wanted}
-        return Rope(kind=kind, base=float(base), **fields)
+        fields = {name: typed(f"{where}.{name}", values[name], types[name]) for name in wanted}
+        return Rope(kind=kind, base=typed("rope_theta", base, float), **fields)
 
     def write(self, spec: ModelSpec, out: Config) -> None:
         rope = spec.rope

@@ -8,6 +8,7 @@ from typing import Any
 
 import mconv
 from mconv.convert.formats.hf import read_json
+from mconv.errors import FormatError, refuse
 from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec
 
@@ -54,4 +55,12 @@ def write(folder: Path, manifest: dict[str, Any]) -> None:
 
 def read(folder: Path) -> dict[str, Any] | None:
     """The manifest beside a checkpoint, or None where there is none."""
-    return read_json(folder / NAME) if (folder / NAME).is_file() else None
+    if not (folder / NAME).is_file():
+        return None
+    found = read_json(folder / NAME)
+    kinds = {"spec": dict, "digests": dict, "history": list, "verified": list, "source": dict}
+    wrong = [
+        f"{k} is {type(found[k]).__name__}" for k, kind in kinds.items() if not isinstance(found.get(k, kind()), kind)
+    ]
+    refuse(wrong, doing=f"reading {folder / NAME}", kind=FormatError)
+    return found

@@ -9,6 +9,7 @@ import torch
 
 from mconv.convert import spell
 from mconv.convert.checkpoint import TRACKER, Checkpoint, target_layout
+from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.tensors import Target
 from mconv.convert.source import HASH_BYTES
 from mconv.convert.table import Stored
@@ -74,9 +75,7 @@ def make(
     if format == "hf" and (tp, pp, vpp) != (1, 1, 1):
         raise LayoutError("a Hugging Face folder is not sharded by ranks: tp and pp do not apply")
     spec, family = source.spec, source.family
-    layout = (
-        None if format == "hf" else target_layout(spec, family, tp=tp, pp=pp, vpp=vpp, vocab_multiple=vocab_multiple)
-    )
+    layout = None if format == "hf" else target_layout(spec, family, tp=tp, pp=pp, vpp=vpp, vocab_multiple=vocab_multiple)
     if layout is None:
         stored = family.stored(family.expressible(spec))
     elif format == "mp_rank":
@@ -89,11 +88,15 @@ def make(
         source=source, out=out, format=format, layout=layout, dtype=cast, shard_bytes=shard_bytes, stored=stored,
         targets=targets, overwrite=overwrite, side_folder=side_folder, origin=origin or source.name,
     )  # fmt: skip
-    refuse(_problems(plan), doing=f"cannot write {out}")
+    try:
+        refuse(_problems(plan), doing=f"cannot write {out}")
+    except OSError as error:
+        raise MconvError(f"{str(out)[:80]}: {error.strerror or error}") from error
     return plan
 
 
 def _dtype(source: Checkpoint, stored: Stored) -> torch.dtype:
+    """The dtype that a tensor keeps. Raises FormatError if its parts have several."""
     keys = [s.key for s in source.by_logical.get(stored.logical, [])]
     dtypes = {source.located[k].dtype for k in keys}
     if len(dtypes) > 1:
@@ -105,22 +108,26 @@ def _dtype(source: Checkpoint, stored: Stored) -> torch.dtype:
 
 def _problems(plan: Plan) -> list[str]:
     out, problems = plan.out, []
-    taken = out.exists() and (
-        not out.is_dir() or any(p.name for p in out.iterdir() if not p.name.startswith(".mconv-"))
-    )
-    source = plan.source.path.resolve()
-    if source == plan.folder.resolve() or source == out.resolve() or source.is_relative_to(out.resolve()):
-        problems.append(f"{out} holds the source itself; write to another folder")
+    taken = out.exists() and (not out.is_dir() or any(p.name for p in out.iterdir() if not p.name.startswith(".mconv-")))
+    source, target = plan.source.path.resolve(), out.resolve()
+    if source.is_relative_to(target) or target.is_relative_to(source):
+        problems.append(f"{out} and the source {plan.source.path} lie in one another; write to another folder")
     elif taken and not plan.overwrite:
         problems.append(f"{out} exists and is not empty; give --overwrite to replace it, or name another folder")
     elif taken and not _ours_to_replace(plan):
         problems.append(
             f"{out} is not a checkpoint, so --overwrite will not replace it; remove it yourself or name another folder"
         )
+    elif plan.format == "hf" and Path.cwd().is_relative_to(target):
+        problems.append(f"{out} is where you stand; a model takes its folder's place whole, so name another one")
     if plan.side_folder is not None and not plan.side_folder.is_dir():
         problems.append(f"{plan.side_folder} is not a folder; --tokenizer takes a folder with tokenizer files")
-    parent = next(p for p in (out, *out.resolve().parents) if p.exists())
-    if parent.is_dir() and (free := shutil.disk_usage(parent).free) < plan.nbytes * 1.01:
+    parent = next(p for p in (target, *target.parents) if p.exists())
+    if out.is_symlink() and not out.exists():
+        problems.append(f"{out} is a link to nothing; remove it or name another folder")
+    elif not parent.is_dir():
+        problems.append(f"{parent} is a file, so nothing can be written below it")
+    elif (free := shutil.disk_usage(parent).free) < plan.nbytes * 1.01:
         problems.append(f"{parent} has {free / 1e9:.1f} GB free; the checkpoint needs {plan.nbytes / 1e9:.1f} GB")
     return problems
 
@@ -129,6 +136,7 @@ def _ours_to_replace(plan: Plan) -> bool:
     """--overwrite replaces a checkpoint of the same kind, never some other folder that was named by mistake."""
     if not plan.out.is_dir():
         return False
-    if plan.format == "hf":
-        return (plan.out / "config.json").is_file()
-    return (plan.out / TRACKER).is_file() or any(plan.out.glob("iter_*"))
+    if plan.format != "hf":
+        return (plan.out / TRACKER).is_file() or any((plan.out / name).is_dir() for name in ("release", plan.folder.name))
+    folders = [path for path in plan.out.iterdir() if path.is_dir()]
+    return not folders and (plan.out / "config.json").is_file() and "model_type" in read_json(plan.out / "config.json")

@@ -37,20 +37,26 @@ def rewrite(plan: Plan, *, step: str, allow_nonfinite: bool = False, progress: P
     found = digests(source, dtype=plan.dtype, allow_nonfinite=allow_nonfinite, progress=progress)
     check_digests(source, found.stored)
     _check_left_out(plan, source)
-    try:
-        with _beside(plan.folder) as partial:
-            _write_tensors(plan, source, partial, progress)
-            _write_side_files(plan, partial)
-            made = _manifest(plan, step, found.cast)
-            manifest.write(partial, made)
-            _flush(partial)
-        if plan.format != "hf":
+    unchanged = "what was there before is unchanged"
+    with _explained(f"could not write {plan.folder}", unchanged), _beside(plan.folder) as partial:
+        _write_tensors(plan, source, partial, progress)
+        _write_side_files(plan, partial)
+        made = _manifest(plan, step, found.cast)
+        manifest.write(partial, made)
+        _flush(partial)
+    if plan.format != "hf":
+        with _explained(f"could not write {plan.out / TRACKER}", f"{plan.folder} is whole, but nothing points to it"):
             _write_tracker(plan)
-    except OSError as error:
-        raise MconvError(
-            f"could not write {plan.folder}: {error.strerror or error}; what was there before is unchanged"
-        ) from error
     return made
+
+
+@contextmanager
+def _explained(what: str, state: str) -> Iterator[None]:
+    """A full disk or a missing right is the user's to mend: what failed, why, and what state that leaves."""
+    try:
+        yield
+    except OSError as error:
+        raise MconvError(f"{what}: {error.strerror or error}; {state}") from error
 
 
 def _check_left_out(plan: Plan, source: Source) -> None:
@@ -153,7 +159,12 @@ def _beside(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
-    partial.rename(folder)
+    try:
+        partial.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
     _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 
 import torch
@@ -40,13 +41,9 @@ class Source:
         return c.family.axes(logical).dims(c.spec.sizes)
 
     def dtype(self, logical: Logical) -> torch.dtype:
-        """The dtype of all its pieces. Raises FormatError if they differ."""
+        """The dtype of all its pieces; where they differ, the smallest that holds them all."""
         dtypes = {self.checkpoint.located[s.key].dtype for s in self.groups[logical]}
-        if len(dtypes) > 1:
-            raise FormatError(
-                f"{self.checkpoint.path}: the parts of {logical} have dtypes {sorted(map(str, dtypes))}; give --dtype"
-            )
-        return dtypes.pop()
+        return reduce(torch.promote_types, dtypes)
 
     def pull(self, logical: Logical, box: Box) -> torch.Tensor:
         """The box of a logical tensor, with one dimension for each elementary axis; a view where one piece holds it."""
@@ -54,7 +51,7 @@ class Source:
         for stored, block, both in self._overlaps(logical, box):
             view = self._view(stored, block)[within(both, block.box)]
             if both == box:
-                return view
+                return view.to(self.dtype(logical))
             out = torch.empty(lengths(box), dtype=self.dtype(logical)) if out is None else out
             out[within(both, box)] = view
         if out is None:
@@ -105,7 +102,8 @@ def check_copies(source: Source) -> None:
         for stored in group:
             kept = first[stored.piece.blocks]
             for block in stored.piece.blocks if stored is not kept else ():
-                if not torch.equal(bits(source._view(stored, block)), bits(source._view(kept, block))):
+                one, two = source._view(stored, block), source._view(kept, block)
+                if one.dtype != two.dtype or not torch.equal(bits(one), bits(two)):
                     raise FormatError(
                         f"{source.checkpoint.path}: {stored.key} and {kept.key} are copies of {logical} but differ; "
                         "the checkpoint is inconsistent"

@@ -53,9 +53,7 @@ def entire(axes: Axes, sizes: dict[str, int]) -> Piece:
 
 def part(axes: Axes, sizes: dict[str, int], axis: str, start: int, stop: int) -> Piece:
     """The stored tensor that holds only [start, stop) of `axis`, wherever in a fused dimension that axis is."""
-    box = tuple(
-        (start, stop) if name == axis else r for name, r in zip(axes.names, whole(axes.dims(sizes)), strict=True)
-    )
+    box = tuple((start, stop) if name == axis else r for name, r in zip(axes.names, whole(axes.dims(sizes)), strict=True))
     shape = axes.shape({**sizes, axis: stop - start})
     return Piece(shape, (Block(box, whole(shape)),))
 

@@ -81,7 +81,11 @@ def test_converting_never_imports_megatron_or_transformers():
     assert not {"megatron", "transformers"} & loaded("import " + ", ".join(names))
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["verify", "--help"], ["train", "--help"], ["hf2meg", "--frob"], ["frob"], []])
+MISUSE = [["--help"], ["verify", "--help"], ["train", "--help"], ["hf2meg", "--frob"], ["frob"], []]
+
+
+@pytest.mark.parametrize("argv", MISUSE, ids=str)
 def test_help_and_misuse_import_no_torch(argv):
-    code = f"import contextlib, io\nfrom mconv.cli.app import run\nwith contextlib.redirect_stdout(io.StringIO()):\n  run({argv})"
+    quiet = "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()):\n"
+    code = f"{quiet}  from mconv.cli.app import run\n  run({argv})"
     assert not {"torch", "transformers", "megatron"} & loaded(code)

@@ -44,9 +44,7 @@ def text_ids(tokenizer_folder: Path, spec: ModelSpec, *, length: int) -> Int[Ten
     return torch.tensor([(ids * (length // len(ids) + 1))[:length]]) if ids else None
 
 
-def batch_of(
-    spec: ModelSpec, *, tokenizer_folder: Path | None, batch: int, length: int, seed: int
-) -> Int[Tensor, "b s"]:
+def batch_of(spec: ModelSpec, *, tokenizer_folder: Path | None, batch: int, length: int, seed: int) -> Int[Tensor, "b s"]:
     """The probe: random ids in each row, but real text in the last of several where there is a tokenizer."""
     ids = random_ids(spec, batch=batch, length=length, seed=seed)
     text = text_ids(tokenizer_folder, spec, length=length) if tokenizer_folder and batch > 1 else None

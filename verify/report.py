@@ -39,8 +39,6 @@ def record(folder: Path, report: dict[str, Any], *, against: str) -> None:
     """Add a verdict to the manifest in `folder`. Raises MconvError where there is no manifest."""
     made = manifest.read(folder)
     if made is None:
-        raise MconvError(
-            f"{folder} has no {manifest.NAME} to record the verdict in; mconv did not make this checkpoint"
-        )
+        raise MconvError(f"{folder} has no {manifest.NAME} to record the verdict in; mconv did not make this checkpoint")
     verdict = {"against": against, **{name: report[name] for name in KEPT}}
     manifest.write(folder, {**made, "verified": [*made.get("verified", []), verdict]})

@@ -48,7 +48,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "qk_clip": (False,), "attention_output_gate": (False,), "linear_attention_type": (None,),
     "glu_linear_offset": (0.0,),
     "activation_func_clamp_value": (None,), "quick_geglu": (False,), "experimental_attention_variant": (None,),
-    "no_rope_freq": (None,),
+    "no_rope_freq": (None,), "qk_l2_norm": (False,), "layernorm_zero_centered_gamma": (False,),
+    "rope_type": (None, "rope"), "mrope_section": (None,), "is_hybrid_model": (False,),
+    "hybrid_override_pattern": (None,), "window_attn_skip_freq": (None,),
 }  # fmt: skip
 """Args that change the function, and the values with which they do not. Anything else is refused by name."""
 
@@ -109,7 +111,7 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
         "bf16": dtype == "bfloat16", "fp16": dtype == "float16", "params_dtype": getattr(torch, dtype),
         "no_persist_layer_norm": False, "bias_swiglu_fusion": True, "overlap_p2p_comm": False,
         "fp8_param_gather": False,
-        "config_logger_dir": "", "cp_comm_type": ["p2p"], "is_hybrid_model": False, "spec": None,
+        "config_logger_dir": "", "cp_comm_type": ["p2p"], "spec": None,
         "ckpt_format": "torch_dist",
         "no_save_optim": True, "no_save_rng": True, "iteration": iteration,
         "consumed_train_samples": 0, "consumed_valid_samples": 0, "skipped_train_samples": 0,
@@ -126,18 +128,14 @@ def spec_of(args: Namespace, *, vocab_size: int | None = None) -> ModelSpec:
     wrong = [f"{n} is {values[n]!r}" for n, ok in NEUTRAL.items() if n in values and values[n] not in ok]
     if wrong:
         raise ConfigError(f"the checkpoint's args describe a model that mconv does not support: {'; '.join(wrong)}")
-    missing = [n for n in (*SAME, "layernorm_epsilon", "padded_vocab_size") if values.get(n) is None]
-    if missing:
-        raise ConfigError(f"the checkpoint's args lack {missing}, so its architecture is unknown")
-    heads = args.num_attention_heads
-    grouped = values.get("group_query_attention", False)
     biased = bool(values.get("add_bias_linear", False))
+    grouped = values.get("group_query_attention", False)
     return ModelSpec(
         family="llama",
-        **{name: values[name] for name in SAME},
-        num_query_groups=args.num_query_groups if grouped else heads,
-        vocab_size=vocab_size or _true_vocab(values),
-        norm_epsilon=float(args.layernorm_epsilon),
+        **{name: _arg(values, name, int) for name in SAME},
+        num_query_groups=_arg(values, "num_query_groups" if grouped else "num_attention_heads", int),
+        vocab_size=_true_vocab(values, given=vocab_size),
+        norm_epsilon=_arg(values, "layernorm_epsilon", float),
         rope=_rope(values),
         tied_embeddings=not values.get("untie_embeddings_and_output_weights", False),
         qkv_bias=biased or bool(values.get("add_qkv_bias", False)),
@@ -146,28 +144,55 @@ def spec_of(args: Namespace, *, vocab_size: int | None = None) -> ModelSpec:
     )
 
 
+def layout_of(args: Namespace) -> Layout:
+    """The layout that a checkpoint's args describe."""
+    values = vars(args)
+    return Layout(
+        tp=_arg(values, "tensor_model_parallel_size", int, 1),
+        pp=_arg(values, "pipeline_model_parallel_size", int, 1),
+        vpp=_arg(values, "virtual_pipeline_model_parallel_size", int, 1),
+        padded_vocab=_arg(values, "padded_vocab_size", int),
+    )
+
+
+def _arg(values: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
+    """One of the args, of the right kind. Raises ConfigError if it is missing or of another."""
+    value = values.get(name)
+    if value is None:
+        value = default
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"the checkpoint's args have {name} = {repr(value)[:60]}; {kind.__name__} was expected")
+    return value
+
+
 def _rope(values: dict[str, Any]) -> Rope:
-    base = float(values.get("rotary_base") or 10000.0)
-    stretch = values.get("rotary_seq_len_interpolation_factor")
+    base = _arg(values, "rotary_base", float, 10000.0)
+    stretch = _arg(values, "rotary_seq_len_interpolation_factor", float, 1.0)
     if values.get("use_rope_scaling"):
-        if stretch not in (None, 1):
+        if stretch != 1:
             raise ConfigError("the args ask for llama3 rope scaling and linear interpolation at once")
-        return Rope(kind="llama3", base=base, factor=float(values.get("rope_scaling_factor") or 8.0))
-    if stretch not in (None, 1):
-        return Rope(kind="linear", base=base, factor=float(stretch))
-    return Rope(base=base)
+        return Rope(kind="llama3", base=base, factor=_arg(values, "rope_scaling_factor", float, 8.0))
+    return Rope(kind="linear", base=base, factor=stretch) if stretch != 1 else Rope(base=base)
 
 
-def _true_vocab(values: dict[str, Any]) -> int:
+def _true_vocab(values: dict[str, Any], *, given: int | None) -> int:
     """The true vocabulary. Padded rows hold arbitrary values in a trained checkpoint, so it cannot be found in them."""
     size = values.get("vocab_size")
-    if size is None:
+    if size is None and given is None:
         raise ConfigError(
-            f"the checkpoint does not say its true vocabulary size (padded: {values['padded_vocab_size']}); "
+            f"the checkpoint does not say its true vocabulary size (padded: {values.get('padded_vocab_size')}); "
             "give --vocab-size, the number of tokens of its tokenizer"
         )
-    # Megatron's NullTokenizer counts one more than it is told: it adds an end-of-document token.
-    return size + 1 if values.get("tokenizer_type") == "NullTokenizer" else size
+    if size is None:
+        return int(given or 0)
+    size = _arg(values, "vocab_size", int)
+    # Megatron's NullTokenizer counts one more than it is told: it adds an end-of-document token, which may be unused.
+    null = values.get("tokenizer_type") == "NullTokenizer"
+    if given not in (None, size, size + null):
+        raise ConfigError(f"the checkpoint's args say a vocabulary of {size}, not {given}")
+    return given or size + null
 
 
 def _int(value: float) -> float | int:

@@ -10,7 +10,7 @@ import io
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -91,7 +91,7 @@ def read(path: Path, *, start: int = 0, length: int | None = None) -> Any:
             ) from error
         tree = loads(pickled, where=str(path))
         try:
-            return _locate(tree, lambda pending: _place(path, file, start, size, records, pending))
+            return _locate(tree, lambda pending: _place(path, file, start, size, records, pending), {})
         except RecursionError as error:
             raise FormatError(f"{path}: its pickle nests too deep to be a checkpoint") from error
 
@@ -116,15 +116,18 @@ def _place(
     return Located(path, offset, pending.dtype, pending.shape)
 
 
-def _locate(tree: Any, place: Any) -> Any:
-    """The tree with each Pending replaced. Iterates over the containers that checkpoints are made of."""
+def _locate(tree: Any, place: Callable[[Pending], Located], seen: dict[int, Any]) -> Any:
+    """The tree with each Pending replaced. A container that is referred to twice is walked once."""
     if isinstance(tree, Pending):
         return place(tree)
-    if isinstance(tree, dict):
-        return {key: _locate(value, place) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [_locate(value, place) for value in tree]
-    return tree
+    if not isinstance(tree, (dict, list, tuple)):
+        return tree
+    if id(tree) not in seen:
+        if isinstance(tree, dict):
+            seen[id(tree)] = {key: _locate(value, place, seen) for key, value in tree.items()}
+        else:
+            seen[id(tree)] = [_locate(value, place, seen) for value in tree]
+    return seen[id(tree)]
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

@@ -48,7 +48,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def open_folder(folder: Path) -> dict[str, Located]:
     """Every tensor of the folder by name; nothing is loaded. Raises FormatError on what is missing or damaged."""
     if (folder / INDEX).is_file():
-        return _open_sharded(folder)
+        tensors = _open_sharded(folder)
+        if (folder / SINGLE).is_file() and not any(where.path.name == SINGLE for where in tensors.values()):
+            raise FormatError(f"{folder} has both {SINGLE} and {INDEX}, two models: remove the one that is not meant")
+        return tensors
     if not (folder / SINGLE).is_file():
         other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.safetensors"))
         found = f"; it has {other[:4]}" if other else ""
@@ -86,9 +89,9 @@ def read_header(path: Path) -> dict[str, Located]:
             raise FormatError(f"{path}: not a safetensors file, or truncated; copy it again")
         try:
             header = json.loads(file.read(length))
-            entries = [
-                _entry(path, 8 + length, name, value) for name, value in header.items() if name != "__metadata__"
-            ]
+            entries = [_entry(path, 8 + length, name, value) for name, value in header.items() if name != "__metadata__"]
+        except FormatError:
+            raise
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise FormatError(f"{path}: damaged safetensors header ({type(error).__name__}: {error})") from error
     end = 8 + length

@@ -3,6 +3,7 @@
 A folder `mp_rank_00_001` may be a pipeline stage or an expert rank: only the args inside tell.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,25 +30,23 @@ def key(tp_rank: int, stage: int, chunk: int, name: str, *, pp: int, vpp: int) -
     return f"{rank_folder(tp_rank, stage, pp=pp)}/model{chunk if vpp > 1 else ''}/{name}"
 
 
-def open_folder(folder: Path) -> tuple[dict[str, Located], dict[str, Any]]:
-    """Every model tensor by key, and the common state (args, iteration, ...) of the first rank."""
+def open_folder(folder: Path) -> tuple[dict[str, Located], dict[str, dict[str, Any]]]:
+    """Every model tensor by key, and the common state (args, iteration, ...) of each rank's folder."""
     ranks = sorted(p for p in folder.glob("mp_rank_*") if p.is_dir())
     tensors: dict[str, Located] = {}
-    common: dict[str, Any] = {}
+    common: dict[str, dict[str, Any]] = {}
     for rank in ranks:
         if not (rank / FILE).is_file():
             raise FormatError(f"{rank / FILE} is missing; the checkpoint is incomplete")
         state = archive.read(rank / FILE)
-        models = (
-            {k: v for k, v in state.items() if (k.startswith("model") and k[5:].isdigit()) or k == "model"}
-            if isinstance(state, dict)
-            else {}
-        )
+        if not isinstance(state, dict) or not all(isinstance(k, str) for k in state):
+            raise FormatError(f"{rank / FILE} does not hold a dictionary of names; it is not a checkpoint of Megatron")
+        models = {k: v for k, v in state.items() if re.fullmatch(r"model\d*", k)}
         if not models:
             raise FormatError(f"{rank / FILE} holds no 'model'; it is not a checkpoint of Megatron")
         for chunk, model in models.items():
             tensors.update(_tensors(rank, chunk, model))
-        common = common or {k: v for k, v in state.items() if k not in models}
+        common[rank.name] = {k: v for k, v in state.items() if k not in models}
     return tensors, common
 
 

@@ -26,13 +26,14 @@ class Located:
         """A view on the mapped file: pages are read when touched, and a write would go to a private copy."""
         if self.nbytes == 0:
             return torch.empty(self.shape, dtype=self.dtype)
-        return torch.frombuffer(_mapped(self.path), dtype=self.dtype, count=prod(self.shape), offset=self.offset).view(
-            self.shape
-        )
+        status = self.path.stat()
+        mapped = _mapped(self.path.absolute(), status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+        return torch.frombuffer(mapped, dtype=self.dtype, count=prod(self.shape), offset=self.offset).view(self.shape)
 
 
 @lru_cache(maxsize=64)
-def _mapped(path: Path) -> mmap.mmap:
+def _mapped(path: Path, *identity: int) -> mmap.mmap:
+    """`identity` tells a file from another that has taken its name."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 

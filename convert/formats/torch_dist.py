@@ -20,6 +20,7 @@ import torch
 
 from mconv.convert.formats import archive
 from mconv.convert.formats.archive import Promise
+from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.tensors import Located, Target
 from mconv.convert.formats.unpickle import StandIn, loads
 from mconv.errors import FormatError
@@ -93,10 +94,8 @@ def open_folder(folder: Path) -> tuple[dict[str, Global], dict[str, Any]]:
     """Every global tensor of the model by key, and the common state. Reads the index and the small files only."""
     for name in (VERSIONS, INDEX):
         if not (folder / name).is_file():
-            raise FormatError(
-                f"{folder / name} is missing: the checkpoint was not saved to its end, or not copied whole"
-            )
-    backend = json.loads((folder / VERSIONS).read_text(encoding="utf-8")).get("sharded_backend")
+            raise FormatError(f"{folder / name} is missing: the checkpoint was not saved to its end, or not copied whole")
+    backend = read_json(folder / VERSIONS).get("sharded_backend")
     if backend != "torch_dist":
         raise FormatError(f"{folder / VERSIONS}: sharded_backend is {backend!r}; mconv reads torch_dist")
     where = str(folder / INDEX)
@@ -104,6 +103,8 @@ def open_folder(folder: Path) -> tuple[dict[str, Global], dict[str, Any]]:
     state = getattr(loads((folder / INDEX).read_bytes(), where=where, also=also), "state", None)
     try:
         tensors, blobs = _index(folder, state)  # type: ignore[arg-type]
+    except FormatError:
+        raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(f"{where}: not the index of a checkpoint ({type(error).__name__}: {error})") from error
     return tensors, _common(folder, blobs)
@@ -121,12 +122,20 @@ def _index(folder: Path, state: dict[str, Any]) -> tuple[dict[str, Global], dict
         if fqn.startswith(TRAINING_STATE):
             continue
         chunks = [(tuple(c.state["offsets"]), tuple(c.state["sizes"])) for c in described["chunks"]]
+        whole = tuple(described["size"])
+        if outside := [at for at, shape in chunks if not _inside(at, shape, whole)]:
+            raise FormatError(f"{folder / INDEX}: {fqn} {whole} has a chunk at {outside[0]}, which lies outside of it")
         tensors[fqn] = Global(
-            tuple(described["size"]),
+            whole,
             described["properties"].state[0],
             tuple(_chunk(folder, places[_key(fqn, at)], at, shape) for at, shape in chunks),
         )
     return tensors, blobs
+
+
+def _inside(offsets: tuple[int, ...], shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    numbers = zip(offsets, shape, whole, strict=True)
+    return all(type(o) is int and type(n) is int and o >= 0 and n >= 0 and o + n <= size for o, n, size in numbers)
 
 
 def _key(fqn: str, offsets: tuple[int, ...]) -> _Index:
@@ -141,18 +150,27 @@ def _chunk(folder: Path, place: dict[str, Any], offsets: tuple[int, ...], shape:
         raise FormatError(f"{folder / INDEX}: {name!r} is not the name of a file in this folder")
     if not (folder / name).is_file():
         raise FormatError(f"{folder / name} is missing, but the index names it; the checkpoint is incomplete")
-    return Chunk(offsets, shape, folder / name, int(place["offset"]), int(place["length"]))
+    start, length, size = place["offset"], place["length"], (folder / name).stat().st_size
+    if not (start >= 0 and length >= 0 and start + length <= size):
+        raise FormatError(
+            f"{folder / name} has {size} bytes, the index looks for {start + length}; the file is truncated"
+        )
+    return Chunk(offsets, shape, folder / name, start, length)
 
 
 def _common(folder: Path, blobs: dict[str, Chunk]) -> dict[str, Any]:
     """The common state: a file of its own (megatron-core up to 0.18), or a byte object among the chunks (0.19)."""
+    inside = next((chunk for name, chunk in blobs.items() if name.startswith("common_state/")), None)
     if (folder / COMMON).is_file():
-        return archive.read(folder / COMMON)
-    for name, chunk in blobs.items():
-        if name.startswith("common_state/"):
-            found = archive.read(chunk.path, start=chunk.start, length=chunk.length)
-            return found[0] if isinstance(found, list) and found and isinstance(found[0], dict) else {}
-    raise FormatError(f"{folder / COMMON} is missing: the checkpoint is incomplete")
+        found = archive.read(folder / COMMON)
+    elif inside is not None:
+        found = archive.read(inside.path, start=inside.start, length=inside.length)
+        found = found[0] if isinstance(found, list) and found else found
+    else:
+        raise FormatError(f"{folder / COMMON} is missing: the checkpoint is incomplete")
+    if not isinstance(found, dict):
+        raise FormatError(f"{folder / COMMON}: the common state is {type(found).__name__}, not a dictionary")
+    return found
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

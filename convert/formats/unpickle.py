@@ -12,7 +12,7 @@ import pickle
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 
@@ -75,9 +75,14 @@ def stand_in(module: str, name: str) -> type[StandIn]:
     return type(name, (StandIn,), {"__module__": f"standin.{module}"})
 
 
-def _tensor(storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Pending:
-    if not isinstance(storage, Storage):
-        raise pickle.UnpicklingError("a tensor without a storage")
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: object) -> Pending:
+    numbers = (offset, *shape, *stride)
+    if (
+        not isinstance(storage, Storage)
+        or not all(type(n) is int and n >= 0 for n in numbers)
+        or len(shape) != len(stride)
+    ):
+        raise pickle.UnpicklingError("a tensor without a storage or without a shape")
     return Pending(storage, offset, tuple(shape), tuple(stride))
 
 
@@ -124,10 +129,26 @@ COMMON: dict[tuple[str, str], Any] = {
 }
 
 
-class Unpickler(pickle.Unpickler):
-    """Resolves only the names of a table, and inert stand-ins for the modules of `STAND_INS`."""
+_PythonUnpickler: Any = pickle._Unpickler
 
-    def __init__(self, file: io.BufferedIOBase, *, where: str, also: dict[tuple[str, str], Any] | None = None) -> None:
+
+class Unpickler(_PythonUnpickler):
+    """Resolves only the names of a table, and inert stand-ins for the modules of `STAND_INS`.
+
+    The Python one, not the C one: its memo is a dictionary, where the other allocates an array as large as the file
+    asks for; and its BUILD can be held to instances, where the other would set attributes of our own classes.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(_PythonUnpickler.dispatch)
+
+    def load_build(self) -> None:
+        if not isinstance(self.stack[-2], (StandIn, argparse.Namespace, types.SimpleNamespace, dict)):
+            raise pickle.UnpicklingError("it sets attributes of something that is not a plain object")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def __init__(self, file: io.BytesIO, *, where: str, also: dict[tuple[str, str], Any] | None = None) -> None:
         super().__init__(file)
         self.where = where
         self.table = COMMON | (also or {})

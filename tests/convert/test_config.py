@@ -37,7 +37,11 @@ def specs(draw):
     if kind != "default":
         rope["factor"] = draw(st.sampled_from([2.0, 8.0, 32.0]))
     if kind == "llama3":
-        rope |= {"low_freq_factor": 2.0, "high_freq_factor": 3.0, "original_max_position_embeddings": draw(positive(9000))}
+        rope |= {
+            "low_freq_factor": 2.0,
+            "high_freq_factor": 3.0,
+            "original_max_position_embeddings": draw(positive(9000)),
+        }
     attention, mlp = draw(st.booleans()), draw(st.booleans())
     return ModelSpec(
         family="llama", num_layers=draw(positive(9)), hidden_size=draw(positive(99)), ffn_hidden_size=draw(positive(99)),

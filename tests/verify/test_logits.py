@@ -176,7 +176,7 @@ def test_nan_never_passes(tmp_path):
 
 
 def test_other_vocabularies_cannot_be_compared(tmp_path):
-    with pytest.raises(ConfigError, match="151 .* 150"):
+    with pytest.raises(ConfigError, match=r"151 .* 150"):
         report(make_llama(tmp_path / "a"), make_llama(tmp_path / "b", vocab_size=150))
 
 
@@ -184,7 +184,11 @@ def test_other_vocabularies_cannot_be_compared(tmp_path):
 @pytest.mark.parametrize(
     "case",
     [
-        "td-tp2pp2-llama3", "td-tp1-tied-eps6", "td-tp2-mha-bf16", "td-dp2-distopt", "legacy-tp1-gqa-bf16",
+        "td-tp2pp2-llama3",
+        "td-tp1-tied-eps6",
+        "td-tp2-mha-bf16",
+        "td-dp2-distopt",
+        "legacy-tp1-gqa-bf16",
         "legacy-tp2pp2-vpp2-bf16",
     ],
 )

@@ -1,0 +1,67 @@
+"""`mconv train`: one YAML, every field a flag, as many ranks as the layout needs."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+from cyclopts import Parameter
+
+from mconv.train.config import TrainConfig, help_of, make, read_yaml
+
+
+def work(payload: dict[str, Any]) -> dict[str, Any]:
+    """One rank of `mconv train`, started by `launch.ranks`."""
+    from mconv.train.loop import train as run
+
+    return run(make(payload), say=lambda line: print(line, flush=True))
+
+
+def _train(config: Path | None = None, /, **flags: Any) -> int:
+    """Finetune a checkpoint on megatron-core.
+
+    Every field below is a line of CONFIG (a YAML file) as well; a flag wins over the file. Under torchrun or srun the
+    command joins the ranks that are there; otherwise it starts them itself on this machine.
+
+    Parameters
+    ----------
+    config
+        A YAML file with `field: value` lines, the fields being the flags below with underscores.
+    """
+    from mconv.train.launch.ranks import joined, run
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    made = make({**(read_yaml(config) if config else {}), **given})
+    result = run("mconv.cli.train:work", dataclasses.asdict(made), nproc=made.nproc_per_node or made.tp * made.pp)
+    if not joined() and result["saved"]:
+        print(f"saved {result['saved']}")
+    return 0
+
+
+def _parameter(field: "dataclasses.Field[Any]") -> inspect.Parameter:
+    """A flag for a field: not given is None, so that the file's value, or the field's default, stands."""
+    default = "" if field.default in (None, False, dataclasses.MISSING) else f" [default: {field.default}]"
+    names = {"bf16": "--fp32"} if field.type is bool else {}
+    meta = Parameter(help=help_of()[field.name] + default, negative=names.get(field.name, ()), show_default=False)
+    if field.name in ("data", "data_weights"):
+        meta = Parameter(help=meta.help, consume_multiple=True, negative=(), show_default=False)
+    kind: Any = Union[field.type, None]  # noqa: UP007 (the type is a value here)
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind, meta],
+    )
+
+
+def _command() -> Any:
+    """`_train` with one keyword for each field of TrainConfig in its signature, where cyclopts looks for flags."""
+    first = inspect.signature(_train).parameters["config"]
+    flags = [_parameter(field) for field in dataclasses.fields(TrainConfig)]
+    _train.__signature__ = inspect.Signature([first, *flags], return_annotation=int)  # type: ignore[attr-defined]
+    _train.__annotations__ = {p.name: p.annotation for p in (first, *flags)} | {"return": int}
+    _train.__name__ = "train"
+    return _train
+
+
+train = _command()

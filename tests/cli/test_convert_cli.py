@@ -1,0 +1,176 @@
+"""The conversion commands as a user types them: exit codes, one message, what is printed, what is written."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tiny import edit_json, make_llama, same, tensors
+
+from mconv.cli.app import COMMANDS, run
+from mconv.convert import plan
+from mconv.convert.checkpoint import open_checkpoint
+from mconv.convert.rewrite import rewrite
+
+CONVERT = [name for name, (target, _) in COMMANDS.items() if "cli.convert" in target]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made")
+    make_llama(root / "hf", num_hidden_layers=2)
+    for format in ("torch_dist", "mp_rank"):
+        rewrite(plan.make(open_checkpoint(root / "hf"), root / format, format=format, tp=2, pp=2), step="test")
+    return root
+
+
+@pytest.fixture
+def mconv(made, tmp_path, monkeypatch, capsys):
+    """Run a command line in an empty folder, where HF, TD and MP stand for the checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    names = {"HF": made / "hf", "TD": made / "torch_dist", "MP": made / "mp_rank"}
+
+    def call(line):
+        code = run([str(names.get(word, word)) for word in line.split()])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return call
+
+
+WRONG = [
+    ("inspect", "requires an argument"),
+    ("inspect nowhere", "nowhere"),
+    ("inspect HF --frob", "--frob"),
+    ("inspect MP --iteration 9", "iter_0000009"),
+    ("inspect MP --iteration x", "x"),
+    ("nonsense", "nonsense"),
+    ("hf2meg", "give a model"),
+    ("hf2meg HF --out o --tp 3", "tp can be 1, 2, 4"),
+    ("hf2meg HF --out o --tp 0", "tp 0"),
+    ("hf2meg HF --out o --tp two", "two"),
+    ("hf2meg HF --out o --pp 3", "pp 3"),
+    ("hf2meg HF --out o --vpp 2", "vpp 2"),
+    ("hf2meg HF --out o --dtype int8", "int8"),
+    ("hf2meg HF --out o --format zarr", "zarr"),
+    ("hf2meg HF --out o --make-vocab-size-divisible-by 0", "multiple"),
+    ("hf2meg HF --out o --size 7", "--size 7"),
+    ("hf2meg MP --out o", "mconv reshard"),
+    ("reshard MP", "--out"),
+    ("reshard HF --out o", "mconv hf2meg"),
+    ("reshard MP --out o --tp -1", "tp -1"),
+    ("reshard MP --out o --tp 0", "tp 0"),
+    ("merge HF --out o", "mconv hf2meg"),
+    ("meg2hf HF --out o", "mconv hf2meg"),
+    ("meg2hf MP --out o --max-shard-size 0", "--max-shard-size"),
+    ("meg2hf MP --out o --max-shard-size nan", "shard"),
+    ("meg2hf MP --out o --max-shard-size inf", "shard"),
+    ("meg2hf MP --out o --tokenizer nowhere", "nowhere"),
+    ("meg2hf MP --out MP", "source"),
+    ("hf2meg HF --out o --size abc", "abc"),
+    (f"hf2meg HF --out {'x' * 300}", "xxx"),
+]
+
+
+@pytest.mark.parametrize("line, says", WRONG, ids=lambda v: v[:60])
+def test_a_mistake_is_one_message_and_exit_code_2(mconv, tmp_path, line, says):
+    code, out, err = mconv(line)
+    assert code == 2 and says in out + err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "line", ["hf2meg HF --out o --tp 4", "reshard TD --out o --tp 1", "merge MP --out o", "meg2hf TD --out o"]
+)
+def test_a_dry_run_writes_nothing_and_the_run_does_what_it_said(mconv, tmp_path, line):
+    code, out, _ = mconv(f"{line} --dry-run")
+    assert code == 0 and "nothing was written" in out and not list(tmp_path.iterdir())
+    count = sum(row.startswith("  ") for row in out.splitlines())
+    assert f"{count} tensors" in out
+    code, done, err = mconv(line)
+    assert code == 0 and f"{count} tensors" in done
+    code, _, err = mconv(line)
+    assert code == 2 and "--overwrite" in err
+    assert mconv(f"{line} --overwrite")[0] == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["o"]
+
+
+def test_the_whole_way_gives_back_every_bit(mconv, made, tmp_path):
+    for line in ("hf2meg HF --out a --tp 2 --pp 2", "reshard a --out b --tp 4 --pp 1 --format mp_rank",
+                 "merge b --out c", "meg2hf c --out d"):  # fmt: skip
+        assert mconv(line)[0] == 0
+    assert same(tensors(tmp_path / "d"), tensors(made / "hf"))
+    history = json.loads(mconv("inspect d --json")[1])["history"]
+    assert [step["step"] for step in history] == ["hf2meg", "reshard", "merge", "meg2hf"]
+
+
+@pytest.mark.parametrize(
+    "word, format, layout, padded",
+    [
+        ("HF", "hf", None, 151),
+        ("TD", "torch_dist", {"tp": 2, "pp": 2, "vpp": 1}, 256),
+        ("MP", "mp_rank", {"tp": 2, "pp": 2, "vpp": 1}, 256),
+    ],
+)
+def test_inspect_says_the_right_numbers(mconv, made, word, format, layout, padded):
+    code, out, err = mconv(f"inspect {word} --json --tensors")
+    facts = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (facts["format"], facts["layout"], facts["vocab"]) == (format, layout, {"true": 151, "padded": padded})
+    assert facts["parameters"] == sum(t.numel() for t in tensors(made / "hf").values())
+    copies = 2 * 2 * 48 + 48 if format == "mp_rank" else 0  # tp ranks repeat the norms
+    assert facts["bytes"] == 4 * (facts["parameters"] + 2 * (padded - 151) * 48 + copies)
+    assert facts["dtype"] == "float32" and facts["spec"]["num_layers"] == 2
+    assert len(facts["tensors"]) == facts["stored_tensors"]
+    text = mconv(f"inspect {word}")[1]
+    assert format in text and f"{facts['parameters']:,}" in text
+
+
+def test_the_flags_that_megatron_would_not_restore_are_printed(mconv, tmp_path):
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192}  # fmt: skip
+    make_llama(tmp_path / "m", num_hidden_layers=1, rms_norm_eps=1e-6, rope_parameters=rope)
+    code, out, err = mconv("hf2meg m --out o --tp 2")
+    assert code == 0 and "--norm-epsilon 1e-06" in out and "--use-rope-scaling" in out
+    assert "--tensor-model-parallel-size 2" in out and "32" in err
+
+
+@pytest.mark.parametrize("name", CONVERT)
+def test_help_names_every_option(mconv, name):
+    code, out, _ = mconv(f"{name} --help")
+    assert code == 0 and "--json" in out if name == "inspect" else "--dry-run" in out and "--out" in out
+
+
+def test_a_config_key_that_nobody_claims(mconv, tmp_path):
+    make_llama(tmp_path / "m", num_hidden_layers=1)
+    edit_json(tmp_path / "m/config.json", frobnicate=3)
+    code, out, err = mconv("hf2meg m --out o")
+    assert code == 2 and "frobnicate=3" in err and len(err.splitlines()) == 1 and not out
+    assert not (tmp_path / "o").exists()
+
+
+LIGHT = """
+import sys
+from mconv.cli.app import run
+codes = []
+for line in sys.argv[1:]:
+    try:
+        codes.append(run(line.split()))
+    except ImportError:  # a command that is not there yet
+        codes.append("absent")
+heavy = {"torch", "numpy", "transformers", "safetensors", "megatron", "huggingface_hub"} & set(sys.modules)
+print("CODES", codes, "HEAVY", sorted(heavy))
+"""
+
+
+def test_help_and_misuse_import_nothing_heavy():
+    lines = [*(f"{name} --help" for name in CONVERT), "inspect", "hf2meg --frob", "reshard x", "--version"]
+    done = subprocess.run([sys.executable, "-c", LIGHT, *lines], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"CODES {[0] * len(CONVERT) + [2, 2, 2, 0]} HEAVY []", done.stderr[-500:]
+
+
+def test_the_process_exits_as_it_should(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "mconv", "inspect", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("mconv: ") and "Traceback" not in done.stderr
+    assert done.stdout == ""

@@ -1,0 +1,73 @@
+"""`mconv verify` as a user runs it: it starts its own ranks, joins torchrun's, and its exit code is the verdict."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+from tiny import make_llama, tensors
+
+from mconv.cli.app import run
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A LLaMA, its conversion to tp 2 x pp 2, and the conversion of the same with gate and up swapped in one layer."""
+    tmp = tmp_path_factory.mktemp("verify")
+    hf, wrong = make_llama(tmp / "hf"), make_llama(tmp / "wrong")
+    changed = tensors(wrong)
+    a, b = (f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up"))
+    changed[a], changed[b] = changed[b], changed[a]
+    save_file(changed, wrong / "model.safetensors", metadata={"format": "pt"})
+    for source in (hf, wrong):
+        assert run(["hf2meg", str(source), "--out", f"{source}-megatron", "--tp", "2", "--pp", "2"]) == 0
+    return hf, Path(f"{hf}-megatron"), Path(f"{wrong}-megatron")
+
+
+def test_it_starts_ranks_and_says_0_or_1(pair, capfd):
+    hf, right, wrong = pair
+    options = ["--length", "64", "--tp", "2", "--pp", "2", "--sequence-parallel"]
+    assert run(["verify", str(hf), str(right), *options]) == 0
+    assert capfd.readouterr().out.startswith(
+        "PASS: hf (transformers) against hf-megatron/release (megatron-core, tp 2 x pp 2"
+    )
+    assert run(["verify", str(hf), str(wrong), *options]) == 1
+    out = capfd.readouterr().out
+    assert out.startswith("FAIL") and "max error / scale" in out.splitlines()[-1]
+
+
+def test_it_joins_the_ranks_of_torchrun(pair):
+    hf, right, _ = pair
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mconv"]
+    argv = ["verify", str(hf), str(right), "--tp", "2", "--pp", "1", "--length", "32", "--json"]
+    done = subprocess.run([*launch, *argv], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["tp"] == 2
+
+
+def test_a_verdict_can_be_recorded(pair, capfd):
+    hf, right, _ = pair
+    assert run(["verify", str(hf), str(right), "--length", "32", "--record", "--json"]) == 0
+    report = json.loads(capfd.readouterr().out)
+    recorded = json.loads((right / "release" / "mconv.json").read_text())["verified"][-1]
+    assert recorded["against"] == "hf" and recorded["max_abs_error"] == report["max_abs_error"] and recorded["passed"]
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (["--tp", "3"], "tp"),
+        (["--length", "1"], "--length"),
+        (["--batch", "0"], "--batch"),
+        (["--sequence-parallel"], "sequence_parallel"),
+        (["--record", "--length", "32"], "no mconv.json"),
+    ],
+)
+def test_what_cannot_be_judged_is_2(pair, capfd, options, says):
+    hf, right, _ = pair
+    b = hf if "--record" in options else right
+    assert run(["verify", str(hf), str(b), *options]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("mconv: ") and says in error and "Traceback" not in error

@@ -1,0 +1,191 @@
+"""What the ranks of `world` do for the tests of this folder, and the tiny models that they do it to."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mconv.spec import ModelSpec, Rope
+
+SPEC = ModelSpec(
+    family="llama",
+    num_layers=4,
+    hidden_size=32,
+    ffn_hidden_size=48,
+    num_attention_heads=4,
+    num_query_groups=2,
+    kv_channels=8,
+    vocab_size=90,
+    max_position_embeddings=64,
+    norm_epsilon=1e-5,
+)
+PADDED = 96
+ROPES = {
+    "default": Rope(base=5e5),
+    "linear": Rope(kind="linear", factor=4.0),
+    "llama3": Rope(kind="llama3", base=5e5, factor=8.0),
+    "llama3-odd": Rope(kind="llama3", factor=32.0, low_freq_factor=2.0, high_freq_factor=8.0,
+                       original_max_position_embeddings=32),
+}  # fmt: skip
+
+
+def tokens(*, length: int = 21, batch: int = 2, vocab: int = 90) -> torch.Tensor:
+    """Fixed random tokens; a length that no tp divides."""
+    return torch.randint(0, vocab, (batch, length), generator=torch.Generator().manual_seed(7))
+
+
+def hf_model(spec: ModelSpec, *, seed: int = 0) -> Any:
+    """A random transformers LlamaForCausalLM of `spec`; sharpened, so that a fault moves the logits."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    rope: dict[str, Any] = {"rope_type": spec.rope.kind, "rope_theta": spec.rope.base}
+    if spec.rope.kind != "default":
+        rope["factor"] = spec.rope.factor
+    if spec.rope.kind == "llama3":
+        names = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        rope |= {name: getattr(spec.rope, name) for name in names}
+    config = LlamaConfig(
+        vocab_size=spec.vocab_size, hidden_size=spec.hidden_size, intermediate_size=spec.ffn_hidden_size,
+        num_hidden_layers=spec.num_layers, num_attention_heads=spec.num_attention_heads,
+        num_key_value_heads=spec.num_query_groups, head_dim=spec.kv_channels, rms_norm_eps=spec.norm_epsilon,
+        max_position_embeddings=spec.max_position_embeddings, rope_parameters=rope, attention_bias=spec.qkv_bias,
+        mlp_bias=spec.mlp_bias, tie_word_embeddings=spec.tied_embeddings, attention_dropout=0.0,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config).float().eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.normal_(std=0.5 if name.endswith("bias") else 0.15)
+            if "norm" in name:
+                weight.add_(1.0)
+            if name.endswith("o_proj.bias") and not spec.proj_bias:
+                weight.zero_()  # transformers' attention_bias cannot say "QKV alone"
+    return model
+
+
+def fill_from_hf(params: dict[str, torch.Tensor], hf: Any, spec: ModelSpec) -> None:
+    """Copy an HF model's weights into a whole (tp 1, pp 1) megatron-core model: written for the tests alone."""
+    source = hf.state_dict()
+    rows = {"embedding.word_embeddings.weight": "model.embed_tokens.weight", "output_layer.weight": "lm_head.weight"}
+    for mine, theirs in rows.items():
+        if mine in params:
+            params[mine].zero_()
+            params[mine][: spec.vocab_size] = source[theirs]
+    params["decoder.final_layernorm.weight"].copy_(source["model.norm.weight"])
+    for i in range(spec.num_layers):
+        a, b = f"decoder.layers.{i}.", f"model.layers.{i}."
+        params[a + "input_layernorm.weight"].copy_(source[b + "input_layernorm.weight"])
+        params[a + "pre_mlp_layernorm.weight"].copy_(source[b + "post_attention_layernorm.weight"])
+        for kind in ("weight", "bias"):
+            if kind == "weight" or spec.qkv_bias:
+                params[f"{a}self_attention.linear_qkv.{kind}"].copy_(_qkv(source, b, kind, spec))
+            if kind == "weight" or spec.proj_bias:
+                params[f"{a}self_attention.linear_proj.{kind}"].copy_(source[f"{b}self_attn.o_proj.{kind}"])
+            if kind == "weight" or spec.mlp_bias:
+                gate_up = [source[f"{b}mlp.{name}_proj.{kind}"] for name in ("gate", "up")]
+                params[f"{a}mlp.linear_fc1.{kind}"].copy_(torch.cat(gate_up))
+                params[f"{a}mlp.linear_fc2.{kind}"].copy_(source[f"{b}mlp.down_proj.{kind}"])
+
+
+def _qkv(source: dict[str, torch.Tensor], layer: str, kind: str, spec: ModelSpec) -> torch.Tensor:
+    """Group by group: its queries, its key, its value."""
+    q, k, v = (source[f"{layer}self_attn.{x}_proj.{kind}"] for x in "qkv")
+    g, h = spec.num_query_groups, spec.kv_channels
+    rest = q.shape[1:]
+    parts = [x.reshape(g, -1, h, *rest) for x in (q, k, v)]
+    return torch.cat(parts, dim=1).reshape(-1, *rest)
+
+
+def whole_model(spec: ModelSpec, *, seed: int = 0, padded: int = PADDED) -> tuple[Any, Any]:
+    """(megatron-core model in this process alone, HF model): the same weights."""
+    from mconv.train import engine
+
+    parallel = engine.Parallel()
+    engine.init(parallel)
+    model = engine.build(spec, padded_vocab_size=padded, parallel=parallel, dtype=torch.float32)
+    hf = hf_model(spec, seed=seed)
+    fill_from_hf(engine.parameters(model), hf, spec)
+    return model, hf
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """torch_dist weights of a model in this process alone, by megatron-core's own saver."""
+    from mconv.train.mcore import dist_checkpointing, quiet
+
+    folder.mkdir(parents=True)
+    with quiet():
+        dist_checkpointing.save({"model": model.sharded_state_dict()}, str(folder))
+
+
+def logits_of(folder: str, spec: dict[str, Any], tp: int, pp: int, sp: bool, padded: int = PADDED) -> torch.Tensor | None:
+    """Logits of a torch_dist folder at a layout: on rank 0."""
+    from mconv.train import engine
+
+    parallel = engine.Parallel(tp=tp, pp=pp, sequence_parallel=sp)
+    engine.init(parallel)
+    model = engine.build(ModelSpec.from_dict(spec), padded_vocab_size=padded, parallel=parallel, dtype=torch.float32)
+    engine.load_torch_dist(model, folder)
+    return engine.logits(model, tokens(), parallel=parallel)
+
+
+def variant(**changes: Any) -> ModelSpec:
+    """SPEC with other fields."""
+    return dataclasses.replace(SPEC, **changes)
+
+
+def hf_folder(folder: Path, spec: ModelSpec, *, seed: int = 0) -> Path:
+    """A random HF checkpoint of `spec`, with the small initial weights that training starts from."""
+    model = hf_model(spec, seed=seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" not in name:
+                weight.mul_(0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+def tokenizer_folder(folder: Path, texts: list[str]) -> Path:
+    """A byte-level BPE tokenizer of exactly 90 tokens or so, EOS included, trained on `texts`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=90, special_tokens=["<unk>", "<s>", "</s>"], limit_alphabet=70, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(folder)
+    return folder
+
+
+def real_texts() -> list[str]:
+    """Real text that is always there: sources of this package."""
+    import mconv
+
+    root = Path(mconv.__file__).parent
+    return [(root / name).read_text() for name in ("errors.py", "spec.py", "__main__.py", "train/parallel.py")]
+
+
+def train_data(folder: Path) -> Path:
+    """Prefix of tokenized real text."""
+    import json
+
+    from mconv.train.data.tokenize import tokenize
+
+    texts = [part for text in real_texts() for part in text.split("\n\n")]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    tokenizer = tokenizer_folder(folder / "tokenizer", texts)
+    tokenize([folder / "text.jsonl"], folder / "data", tokenizer=tokenizer)
+    return folder / "data"
+
+
+def train(**fields: Any) -> dict[str, Any]:
+    """A training run of one rank or of the whole world, without output."""
+    from mconv.train.config import make
+    from mconv.train.loop import train as run
+
+    return run(make(fields), say=lambda line: None)

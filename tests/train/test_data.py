@@ -1,0 +1,176 @@
+"""Text to .bin/.idx and back out as batches."""
+
+import dataclasses
+import gzip
+import importlib.util
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mconv.errors import ConfigError, FormatError, MconvError
+from mconv.train.data.tokenize import read_record, tokenize
+
+JOBS = Path(__file__).with_name("jobs.py")
+_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
+jobs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(jobs)
+GOLDEN = Path(__file__).parents[3] / "shared/golden/datatrove/tokenize"
+TEXTS = ["def work():", "", "one two three", "é ∑ unknown", "   ", "the end"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return jobs.tokenizer_folder(tmp_path_factory.mktemp("tokenizer"), jobs.real_texts())
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "id": n}) + "\n" for n, text in enumerate(TEXTS)))
+    return path
+
+
+def stored(prefix):
+    """Documents as megatron-core reads them."""
+    from mconv.train.mcore import IndexedDataset
+
+    data = IndexedDataset(str(prefix))
+    return [np.array(data[i]).tolist() for i in range(len(data))]
+
+
+def test_round_trip(tokenizer, source, tmp_path):
+    from transformers import AutoTokenizer
+
+    record = tokenize([source], tmp_path / "out" / "d", tokenizer=tokenizer)
+    fast = AutoTokenizer.from_pretrained(tokenizer)
+    wanted = [[*ids, fast.eos_token_id] for text in TEXTS if (ids := fast.encode(text, add_special_tokens=False))]
+    assert stored(tmp_path / "out" / "d") == wanted
+    assert (record.documents, record.empty) == (len(wanted), len(TEXTS) - len(wanted)) and record.empty >= 1
+    assert record.tokens == sum(map(len, wanted)) and record.max_id == max(map(max, wanted))
+    assert (record.append_eod, record.prepend_bos, record.dtype) == (fast.eos_token_id, None, "uint16")
+    assert read_record(tmp_path / "out" / "d") == record
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["d.bin", "d.idx", "d.mconv.json"]
+
+
+def test_marks_are_as_asked(tokenizer, source, tmp_path):
+    plain = tokenize([source], tmp_path / "plain", tokenizer=tokenizer, append_eod=False)
+    both = tokenize([source], tmp_path / "both", tokenizer=tokenizer, prepend_bos=True)
+    bare = stored(tmp_path / "plain")
+    assert stored(tmp_path / "both") == [[both.prepend_bos, *ids, both.append_eod] for ids in bare]
+    assert (plain.append_eod, both.tokens) == (None, plain.tokens + 2 * plain.documents)
+
+
+def test_output_does_not_depend_on_workers_or_compression(tokenizer, source, tmp_path, monkeypatch):
+    from mconv.train.data import tokenize as module
+
+    (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(source.read_bytes()))
+    (tmp_path / "t.jsonl.xz").write_bytes(lzma.compress(source.read_bytes()))
+    monkeypatch.setattr(module, "BATCH", 2)
+    tokenize([source], tmp_path / "a", tokenizer=tokenizer)
+    for name, path, workers in [("b", source, 2), ("c", tmp_path / "t.jsonl.gz", 1), ("d", tmp_path / "t.jsonl.xz", 1)]:
+        tokenize([path], tmp_path / name, tokenizer=tokenizer, workers=workers)
+        for suffix in (".bin", ".idx"):
+            assert (tmp_path / f"{name}{suffix}").read_bytes() == (tmp_path / f"a{suffix}").read_bytes()
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="golden data is not here")
+@pytest.mark.parametrize("eos", [True, False])
+def test_bytes_equal_datatrove(eos, tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast(tokenizer_file=str(GOLDEN / "tokenizer.json"), eos_token="<|endoftext|>")
+    fast.save_pretrained(tmp_path / "tokenizer")
+    tokenize([GOLDEN / "docs.jsonl"], tmp_path / "d", tokenizer=tmp_path / "tokenizer", append_eod=eos)
+    for suffix in (".bin", ".idx"):
+        theirs = GOLDEN / f"{'eos' if eos else 'noeos'}_uint16{suffix}"
+        assert (tmp_path / f"d{suffix}").read_bytes() == theirs.read_bytes()
+
+
+BAD_LINES = {
+    "not json": ('{"text": "fine"}\n{"text": ', "text.jsonl:2: not JSON"),
+    "no key": ('{"body": "x"}\n', r"text.jsonl:1: no text under 'text' \(the record has \['body'\]\)"),
+    "no text": ('{"text": 7}\n', "text.jsonl:1: no text under 'text'"),
+    "no object": ("[1]\n", r"text.jsonl:1: .*\(the record has list\)"),
+    "nothing": ('{"text": ""}\n', "no document with text"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_bad_input_is_refused_and_leaves_nothing(name, tokenizer, source, tmp_path):
+    text, message = BAD_LINES[name]
+    source.write_text(text)
+    with pytest.raises(FormatError, match=message):
+        tokenize([source], tmp_path / "out" / "d", tokenizer=tokenizer)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_other_refusals(tokenizer, source, tmp_path):
+    tokenize([source], tmp_path / "d", tokenizer=tokenizer)
+    with pytest.raises(MconvError, match="already there; pass --overwrite"):
+        tokenize([source], tmp_path / "d", tokenizer=tokenizer)
+    tokenize([source], tmp_path / "d", tokenizer=tokenizer, overwrite=True)
+    with pytest.raises(FormatError, match="not a folder with a tokenizer"):
+        tokenize([source], tmp_path / "e", tokenizer=tmp_path / "none")
+    for suffix, package in ((".zst", "zstandard"), (".parquet", "pyarrow")):
+        if importlib.util.find_spec(package) is None:
+            other = source.with_suffix(suffix)
+            other.write_bytes(b"")
+            with pytest.raises(MconvError, match=f"pip install {package}"):
+                tokenize([other], tmp_path / "e", tokenizer=tokenizer)
+
+
+def test_training_refuses_ids_that_the_model_lacks(tokenizer, source, tmp_path):
+    from mconv.train.data import dataset
+
+    record = tokenize([source], tmp_path / "d", tokenizer=tokenizer)
+    dataset.check([tmp_path / "d"], vocab_size=record.max_id + 1, seq_length=8)
+    for _ in range(2):  # with the record, then from the ids themselves
+        with pytest.raises(ConfigError, match=f"token id {record.max_id}, but the model's vocabulary ends at"):
+            dataset.check([tmp_path / "d"], vocab_size=record.max_id, seq_length=8)
+        (tmp_path / "d.mconv.json").write_text(json.dumps(dataclasses.asdict(record) | {"bin_bytes": 1, "max_id": 0}))
+    with pytest.raises(ConfigError, match="one sample of seq_length 9999 needs one more"):
+        dataset.check([tmp_path / "d"], vocab_size=90, seq_length=9999)
+
+
+def test_every_layout_draws_the_same_global_batches():
+    from mconv.train.data.dataset import sample_numbers
+
+    def batches(micro, replicas, consumed, count):
+        """The samples of each of the next `count` global batches, over all replicas."""
+        feeds = [
+            sample_numbers(consumed, micro_batch_size=micro, global_batch_size=12, replica=r, replicas=replicas)
+            for r in range(replicas)
+        ]
+        steps = 12 // (micro * replicas)
+        return [sorted(n for feed in feeds for _ in range(steps) for n in next(feed)) for _ in range(count)]
+
+    wanted = [list(range(12 * i, 12 * i + 12)) for i in range(4)]
+    for micro, replicas in [(1, 1), (2, 1), (1, 4), (3, 4), (2, 3), (6, 2)]:
+        assert batches(micro, replicas, 0, 4) == wanted
+        assert batches(micro, replicas, 24, 2) == wanted[2:]
+
+
+def test_batches_are_the_text(tokenizer, tmp_path):
+    """Labels are the next tokens, and the tokens are the documents' own, run together."""
+    from mconv.train import engine
+    from mconv.train.data import dataset
+
+    prefix = jobs.train_data(tmp_path)
+    engine.init(engine.Parallel())
+    data, none = dataset.datasets(
+        [prefix], weights=None, split="100,0,0", seq_length=16, seed=1, samples=(40, 0), cache=tmp_path / "cache"
+    )
+    numbers = dataset.sample_numbers(0, micro_batch_size=2, global_batch_size=4, replica=0, replicas=1)
+    batch = next(dataset.batches(data, numbers, device="cpu"))
+    engine.shutdown()
+    assert none is None and {name: tuple(t.shape) for name, t in batch.items()} == dict.fromkeys(batch, (2, 16))
+    assert torch.equal(batch["tokens"][:, 1:], batch["labels"][:, :-1])
+    assert batch["loss_mask"].all() and torch.equal(batch["position_ids"][0], torch.arange(16))
+    documents = {tuple(ids) for ids in stored(prefix)}
+    joined = " ".join(" ".join(map(str, ids)) for ids in documents)
+    inside = [part for part in " ".join(map(str, batch["tokens"][0].tolist())).split(" 2 ") if part]
+    assert all(part.removesuffix(" 2") in joined for part in inside)

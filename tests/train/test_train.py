@@ -1,0 +1,186 @@
+"""Training: the same losses at every layout, and the unbroken run's losses after a resume."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from mconv.errors import CheckFailed, ConfigError, FormatError, LayoutError
+
+JOBS = Path(__file__).with_name("jobs.py")
+_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
+jobs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(jobs)
+
+LAYOUTS = {
+    "tp2 dp2": {"tp": 2},
+    "pp2 dp2": {"pp": 2},
+    "tp2 pp2 sp": {"tp": 2, "pp": 2, "sequence_parallel": True},
+    "tp2 sp dp2 distopt": {"tp": 2, "sequence_parallel": True, "distributed_optimizer": True},
+    "pp4": {"pp": 4},
+    "dp4": {},
+    "dp4 distopt": {"distributed_optimizer": True},
+    "pp2 dp2 micro 2": {"pp": 2, "micro_batch_size": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The fields of a run that every test shares: a tiny HF model and real tokenized text."""
+    folder = tmp_path_factory.mktemp("run")
+    jobs.hf_folder(folder / "hf", jobs.SPEC)
+    jobs.hf_folder(folder / "tied", jobs.variant(tied_embeddings=True, num_query_groups=4))
+    return {
+        "load": str(folder / "hf"), "data": [str(jobs.train_data(folder))], "train_iters": 10, "lr": 1e-2,
+        "min_lr": 1e-3, "global_batch_size": 8, "seq_length": 32, "lr_warmup_iters": 2,
+        "make_vocab_size_divisible_by": 8, "data_cache": str(folder / "cache"),
+    }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_group():
+    yield
+    from mconv.train import engine
+
+    engine.shutdown()
+
+
+@pytest.fixture(scope="module")
+def alone(run):
+    """The run at tp 1, pp 1, dp 1."""
+    return jobs.train(**run)
+
+
+def close(ours, theirs, *, to=1e-4):
+    assert len(ours["losses"]) == len(theirs["losses"])
+    for name in ("losses", "grad_norms"):
+        assert max(abs(a - b) for a, b in zip(ours[name], theirs[name], strict=True)) < to, (name, ours, theirs)
+
+
+def test_it_learns(alone):
+    assert alone["losses"][0] == pytest.approx(4.5, abs=0.1)  # log 90: nothing is known yet
+    assert alone["losses"][-1] < alone["losses"][0] - 0.5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_losses_do_not_depend_on_the_layout(layout, run, alone, world):
+    results = world.run(f"{JOBS}:train", **run, **LAYOUTS[layout])
+    assert all(result["losses"] == results[0]["losses"] for result in results)
+    close(results[0], alone)
+    if os.environ.get("MCONV_SHOW"):
+        worst = max(abs(a - b) for a, b in zip(results[0]["losses"], alone["losses"], strict=True))
+        norm = max(abs(a - b) for a, b in zip(results[0]["grad_norms"], alone["grad_norms"], strict=True))
+        print(f"\n{layout}: {results[0]['losses'][0]:.6f} .. {results[0]['losses'][-1]:.6f}, {worst:.1e}, {norm:.1e}")
+
+
+def test_tied_embeddings_do_not_depend_on_the_layout(run, world):
+    tied = run | {"load": run["load"].replace("/hf", "/tied")}
+    whole = jobs.train(**tied)
+    close(world.run(f"{JOBS}:train", **tied, tp=2, pp=2, sequence_parallel=True)[0], whole)
+
+
+def test_the_loss_does_not_depend_on_the_padding(run, alone):
+    wide = jobs.train(**run | {"make_vocab_size_divisible_by": 64})
+    close(wide, alone, to=1e-5)
+
+
+def test_another_seed_or_rate_is_another_run(run):
+    short = run | {"train_iters": 3, "lr_warmup_iters": 1}
+    base = jobs.train(**short)
+    for change in ({"seed": 1}, {"lr": 2e-2}, {"weight_decay": 0.5}, {"clip_grad": 0.1}, {"adam_beta2": 0.5}):
+        assert jobs.train(**short | change)["losses"] != base["losses"], change
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("distributed", [False, True], ids=["plain", "distopt"])
+def test_resumed_alone_is_bit_equal(bf16, distributed, run, tmp_path):
+    """Not a round trip of files: the losses of the run that was never stopped."""
+    fields = run | {"bf16": bf16, "distributed_optimizer": distributed}
+    whole = jobs.train(**fields, save=str(tmp_path / "whole"))
+    first = jobs.train(**fields, save=str(tmp_path / "cut"), exit_after=4)
+    second = jobs.train(**fields, save=str(tmp_path / "cut"))
+    assert first["losses"] + second["losses"] == whole["losses"]
+    assert first["grad_norms"] + second["grad_norms"] == whole["grad_norms"]
+    log = [json.loads(line)["loss"] for line in (tmp_path / "cut" / "train.jsonl").read_text().splitlines()]
+    assert log == whole["losses"]
+
+
+def test_resumed_by_many_ranks_is_bit_equal(run, alone, world, tmp_path):
+    for name, layout in {
+        "a": {"distributed_optimizer": True},
+        "b": {"tp": 2, "pp": 2, "sequence_parallel": True},
+    }.items():
+        fields = run | layout
+        whole = world.run(f"{JOBS}:train", **fields)[0]
+        first = world.run(f"{JOBS}:train", **fields, save=str(tmp_path / name), exit_after=5)[0]
+        second = world.run(f"{JOBS}:train", **fields, save=str(tmp_path / name))[0]
+        assert first["losses"] + second["losses"] == whole["losses"]
+        assert first["grad_norms"] + second["grad_norms"] == whole["grad_norms"]
+
+
+def test_resumed_at_another_layout(run, alone, world, tmp_path):
+    """tp 2 x pp 2, then dp 4 with a distributed optimizer, then one rank alone."""
+    save = {"save": str(tmp_path)}
+    first = world.run(f"{JOBS}:train", **run, **save, tp=2, pp=2, distributed_optimizer=True, exit_after=3)[0]
+    second = world.run(f"{JOBS}:train", **run, **save, distributed_optimizer=True, exit_after=6)[0]
+    third = jobs.train(**run, **save, distributed_optimizer=True)
+    joined = {name: first[name] + second[name] + third[name] for name in ("losses", "grad_norms")}
+    close(joined, alone)
+
+
+def test_a_killed_save_is_not_seen(run, tmp_path, monkeypatch):
+    from mconv.train import checkpoint
+
+    fields = run | {"save": str(tmp_path), "save_interval": 2}
+    whole = jobs.train(**run)
+    jobs.train(**fields, exit_after=2)
+    for dies_in in ("finish", "_publish", "_point"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, dies_in, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                jobs.train(**fields, exit_after=4)
+        assert checkpoint.latest(tmp_path) == 2
+    assert jobs.train(**fields)["losses"] == whole["losses"][2:]
+    assert sorted(path.name for path in tmp_path.glob("iter_*")) == [f"iter_{i:07d}" for i in (2, 4, 6, 8, 10)]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_is_a_checkpoint(run, world, tmp_path):
+    """What training saves, conversion opens; its weights are those that training ended with."""
+    from mconv.convert.load import open_checkpoint
+
+    result = world.run(f"{JOBS}:train", **run, save=str(tmp_path), tp=2, pp=2)[0]
+    opened = open_checkpoint(tmp_path)
+    assert (opened.spec, opened.iteration, str(opened.path)) == (jobs.SPEC, 10, result["saved"])
+    again = jobs.train(**run | {"load": str(tmp_path), "train_iters": 3})
+    assert again["losses"][0] < result["losses"][0] - 0.5
+
+
+def test_nan_stops_the_run(run, tmp_path):
+    with pytest.raises(CheckFailed, match="loss is nan at iteration"):
+        jobs.train(**run | {"lr": 1e30, "clip_grad": 0.0, "lr_warmup_iters": 0})
+
+
+def test_evaluation_is_of_validation_data(run, tmp_path):
+    fields = {"save": str(tmp_path), "split": "80,20,0", "eval_interval": 5, "eval_iters": 2}
+    jobs.train(**run, **fields)
+    lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    losses = {line["iteration"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    assert set(losses) == {5, 10} and losses[10] < losses[5] < 4.5
+
+
+REFUSALS = {
+    "3 replicas": ({"global_batch_size": 7, "micro_batch_size": 2}, ConfigError, "7 is not a multiple"),
+    "world": ({"tp": 2}, LayoutError, "does not divide the world of 1"),
+    "long": ({"seq_length": 65}, ConfigError, "more than the model's 64 positions"),
+    "no data": ({"data": ["/nowhere/x"]}, FormatError, "/nowhere/x.bin: no such file"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals(name, run):
+    change, kind, message = REFUSALS[name]
+    with pytest.raises(kind, match=message):
+        jobs.train(**run | change)

@@ -1,0 +1,217 @@
+"""Training checkpoints: megatron-core's torch_dist, complete, visible only when whole, and loaded back."""
+
+import os
+import random
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mconv.convert import manifest
+from mconv.convert.checkpoint import SIDE_FOLDER, TRACKER, Checkpoint
+from mconv.convert.dialects.mcore import args_of
+from mconv.errors import FormatError
+from mconv.shard.layout import Layout
+from mconv.spec import ModelSpec
+from mconv.train.engine import unwrap
+from mconv.train.mcore import ShardedObject, StrictHandling, dist_checkpointing, parallel_state, quiet, tensor_parallel
+from mconv.train.optimizer import prepare_load, set_step
+from mconv.train.parallel import Parallel
+
+CONTENT = {
+    "singleton_local_shards": False,
+    "chained_optim_avoid_prefix": True,
+    # the one layout of optimizer state that another tp x pp x dp can read
+    "distrib_optim_sharding_type": "fully_reshardable",
+}
+"""How megatron-core is to lay out what it saves; it travels in the checkpoint, and Megatron-LM reads it there."""
+
+
+def latest(root: Path) -> int | None:
+    """The iteration that a folder's tracker names, or None if there is none (or it is a converted `release`)."""
+    tracker = root / TRACKER
+    word = tracker.read_text().strip() if tracker.is_file() else ""
+    return int(word) if word.isdigit() else None
+
+
+def folder_of(root: Path, iteration: int) -> Path:
+    """Where an iteration's checkpoint lies."""
+    return root / f"iter_{iteration:07d}"
+
+
+@quiet()
+def save(
+    root: Path,
+    *,
+    iteration: int,
+    consumed: int,
+    model: torch.nn.Module,
+    optimizer: Any,
+    scheduler: Any,
+    spec: ModelSpec,
+    parallel: Parallel,
+    origin: Checkpoint | None = None,
+) -> Path:
+    """Write iteration's folder with all that a run needs to go on, and point the tracker at it. Every rank calls it.
+
+    All ranks write into a hidden folder, which is renamed when it is whole; the tracker changes last. A run killed at
+    any moment leaves the checkpoints of before. `origin` is the checkpoint that the run came from: its history and its
+    side files (config, tokenizer) go along, so that the result can be exported.
+    """
+    partial, folder = root / f".iter_{iteration:07d}.partial", folder_of(root, iteration)
+    if torch.distributed.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    torch.distributed.barrier()
+    state = {
+        **_sharded(model, optimizer, loading=False),
+        "opt_param_scheduler": scheduler.state_dict(),
+        "args": _args(spec, parallel, model, iteration=iteration, consumed=consumed),
+        "checkpoint_version": 3.0,
+        "iteration": iteration,
+    }
+    dist_checkpointing.save(state, str(partial), content_metadata=dict(CONTENT))
+    if torch.distributed.get_rank() == 0:
+        finish(partial, spec, state["args"], origin=origin)
+        _publish(partial, folder)
+        _point(root, iteration)
+    torch.distributed.barrier()
+    return folder
+
+
+@quiet()
+def load(folder: Path, *, model: torch.nn.Module, optimizer: Any) -> tuple[int, int]:
+    """Fill model, optimizer and random generators from `save`'s folder; return (iteration, consumed samples).
+
+    Any tp x pp x dp may read what another one wrote; random states are restored where tp x pp are the same. Raises
+    FormatError on anything missing.
+    """
+    prepare_load(optimizer)
+    wanted = _sharded(model, optimizer, loading=True)
+    try:
+        common = dist_checkpointing.load_common_state_dict(str(folder))
+        args = common["args"]
+        if _grid(args) != _grid_now():
+            del wanted["rng_state"]
+        loaded = dist_checkpointing.load(wanted, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
+    except (dist_checkpointing.core.CheckpointingException, OSError, KeyError) as error:
+        raise FormatError(f"{folder}: cannot resume from it: {error}") from error
+    unwrap(model).load_state_dict(loaded["model"])
+    step = _step_of(common["optimizer"])
+    optimizer.load_state_dict(loaded["optimizer"])
+    set_step(optimizer, step)
+    if "rng_state" in loaded:
+        _set_rng(loaded["rng_state"][0])
+    return int(common["iteration"]), int(args.consumed_train_samples)
+
+
+def _sharded(model: torch.nn.Module, optimizer: Any, *, loading: bool) -> dict[str, Any]:
+    """What is spread over ranks: weights, optimizer state, random states."""
+    weights = unwrap(model).sharded_state_dict(metadata=dict(CONTENT))
+    (pp, tp), (pp_rank, tp_rank) = _grid_now(), _place()
+    rng = ShardedObject(
+        "rng_state", [_rng()], (pp, tp), (pp_rank, tp_rank), replica_id=parallel_state.get_data_parallel_rank()
+    )
+    states = optimizer.sharded_state_dict(weights, is_loading=loading, metadata=dict(CONTENT))
+    return {"model": weights, "optimizer": states, "rng_state": rng}
+
+
+def _grid_now() -> tuple[int, int]:
+    size = parallel_state.get_pipeline_model_parallel_world_size
+    return size(), parallel_state.get_tensor_model_parallel_world_size()
+
+
+def _grid(args: Namespace) -> tuple[int, int]:
+    return args.pipeline_model_parallel_size, args.tensor_model_parallel_size
+
+
+def _place() -> tuple[int, int]:
+    return parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_tensor_model_parallel_rank()
+
+
+def _step_of(optimizer: dict[str, Any]) -> int:
+    """Adam's counter, from the two places where megatron-core's optimizers keep it."""
+    inner = optimizer.get("optimizer", optimizer)
+    steps = [group["step"] for group in inner["param_groups"] if "step" in group]
+    return int(steps[0] if steps else inner["state"]["common_step"])
+
+
+def _rng() -> dict[str, Any]:
+    """Every random generator, under the names that Megatron-LM gives them."""
+    return {
+        "random_rng_state": random.getstate(),
+        "np_rng_state": np.random.get_state(),
+        "torch_rng_state": torch.get_rng_state(),
+        "cuda_rng_state": torch.cuda.get_rng_state(),
+        "rng_tracker_states": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+
+
+def _set_rng(states: dict[str, Any]) -> None:
+    random.setstate(states["random_rng_state"])
+    np.random.set_state(states["np_rng_state"])
+    torch.set_rng_state(states["torch_rng_state"])
+    torch.cuda.set_rng_state(states["cuda_rng_state"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(states["rng_tracker_states"])
+
+
+def _args(spec: ModelSpec, parallel: Parallel, model: torch.nn.Module, *, iteration: int, consumed: int) -> Namespace:
+    """Megatron-LM's args of this checkpoint: plain values only, since it loads with torch's weights_only."""
+    whole = unwrap(model)
+    layout = Layout(tp=parallel.tp, pp=parallel.pp, padded_vocab=whole.vocab_size)
+    dtype = str(whole.config.params_dtype).removeprefix("torch.")
+    args = args_of(spec, layout, dtype=dtype, iteration=iteration)
+    world = torch.distributed.get_world_size()
+    vars(args).update(
+        no_save_optim=False, no_save_rng=False, consumed_train_samples=consumed, world_size=world,
+        data_parallel_size=parallel.data_parallel(world), sequence_parallel=parallel.sequence_parallel,
+    )  # fmt: skip
+    return args
+
+
+def finish(folder: Path, spec: ModelSpec, args: Namespace, *, origin: Checkpoint | None) -> None:
+    """Add what conversion wants beside a checkpoint: the manifest, and the side files of the one it came from."""
+    layout = Layout(
+        tp=args.tensor_model_parallel_size, pp=args.pipeline_model_parallel_size, padded_vocab=args.padded_vocab_size
+    )
+    before = (origin.manifest or {}) if origin else {}
+    named = {"name": origin.name, "format": origin.format} if origin else {}
+    detail = {"from": named.get("name"), "iteration": args.iteration, "samples": args.consumed_train_samples}
+    made = manifest.make(
+        spec,
+        format="torch_dist",
+        dialect="mcore",
+        layout=layout,
+        dtype=str(args.params_dtype).removeprefix("torch."),
+        source=before.get("source") or named,
+        digests={},  # of weights that change with every save; `verify` reads the tensors themselves
+        history=[*before.get("history", []), {"step": "train", "detail": detail}],
+    )
+    manifest.write(folder, made)
+    for path in origin.side_files if origin else []:
+        (folder / SIDE_FOLDER).mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / SIDE_FOLDER / path.name)
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Flush the folder to disk and give it its name; an older one of that name goes only then."""
+    for path in partial.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _point(root: Path, iteration: int) -> None:
+    """Let the tracker name this iteration, in one step."""
+    beside = root / f".{TRACKER}.part"
+    beside.write_text(f"{iteration}\n")
+    beside.replace(root / TRACKER)

@@ -1,0 +1,113 @@
+"""megatron-core 0.16.1 without a CUDA device: stand-ins for what it asks of CUDA and never guards.
+
+Nothing in its arithmetic changes. With a CUDA device `install` does nothing at all.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any, no_type_check
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_installed: list[TorchFunctionMode] = []
+
+# Tensor.type() of a CPU tensor -> what the optimizer's asserts expect of a parameter on its device.
+_TYPE_NAMES = {f"torch.{kind}Tensor": f"torch.cuda.{kind}Tensor" for kind in ("Float", "Half", "BFloat16")}
+
+
+class _OnCpu(TorchFunctionMode):
+    """Sends tensors that megatron-core creates on, or moves to, "cuda" to the CPU.
+
+    Schedules, gradient clipping, optimizer and saver write `device="cuda"` in so many words.
+    """
+
+    @no_type_check  # called for every operation: a check here would be most of a tiny model's step
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if kwargs:
+            if "device" in kwargs and _is_cuda(kwargs["device"]):
+                kwargs = {**kwargs, "device": "cpu"}
+        elif func is torch.Tensor.type and len(args) == 1:
+            name = func(*args)
+            return _TYPE_NAMES.get(name, name)
+        if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
+            args = (args[0], "cpu", *args[2:])
+        return func(*args, **(kwargs or {}))
+
+
+def _is_cuda(device: Any) -> bool:
+    """True for "cuda", "cuda:0" and torch.device("cuda"); an int counts too, as torch reads it as a CUDA index."""
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return device.startswith("cuda") if isinstance(device, str) else type(device) is int
+
+
+class _Stream:
+    """The stream of a device that has none: work is done when the call returns."""
+
+    def wait_stream(self, *_: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+def _nothing(*_: Any, **__: Any) -> None: ...
+
+
+def _rng_state(*_: Any, **__: Any) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
+    torch.set_rng_state(state)
+
+
+def _manual_seed(seed: int) -> None:
+    torch.manual_seed(seed)
+
+
+_STAND_INS: dict[str, Callable[..., Any]] = {
+    # asked for the target of every buffer, always as `device=torch.cuda.current_device()`
+    "current_device": lambda: "cpu",
+    # waits for kernels; CPU kernels are done when they return
+    "synchronize": _nothing,
+    # returns cached device memory after offloading
+    "empty_cache": _nothing,
+    # the gradient buffers' overlap of reduction and computation
+    "current_stream": lambda *_: _Stream(),
+    "default_stream": lambda *_: _Stream(),
+    "stream": lambda *_: contextlib.nullcontext(),
+    # the model-parallel seeds; the CPU generator takes the device generator's part
+    "get_rng_state": _rng_state,
+    "set_rng_state": _set_rng_state,
+    "manual_seed": _manual_seed,
+}
+
+
+def install() -> bool:
+    """Install the stand-ins once per process if there is no CUDA device; say whether they are in place."""
+    if torch.cuda.is_available():
+        return False
+    if not _installed:
+        for name, stand_in in _STAND_INS.items():
+            setattr(torch.cuda, name, stand_in)
+        _patch_megatron()
+        mode = _OnCpu()
+        mode.__enter__()  # for the life of the process: megatron-core calls us back from everywhere
+        _installed.append(mode)
+    return True
+
+
+def _patch_megatron() -> None:
+    """Give megatron-core's own random-state helpers, which reach for CUDA generators by index, the CPU generator."""
+    from megatron.core.tensor_parallel import random
+
+    random._get_cuda_rng_state = _rng_state
+    random._set_cuda_rng_state = _set_rng_state
+    # It warns whenever the CPU generator moves while the device's is forked; here they are the same one.
+    logger = logging.getLogger(random.__name__)
+    logger.addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())

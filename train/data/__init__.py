@@ -1,0 +1,1 @@
+"""From jsonl to megatron-core datasets."""

@@ -1,0 +1,107 @@
+"""megatron-core's GPTDataset over `.bin/.idx` prefixes, and the order in which ranks draw from it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mconv.errors import ConfigError, FormatError
+from mconv.train.data.tokenize import read_record
+from mconv.train.mcore import BlendedMegatronDatasetBuilder, GPTDataset, GPTDatasetConfig, IndexedDataset
+
+CHUNK = 1 << 26
+"""Tokens looked at together when the largest id is not on record."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokenizer:
+    """What GPTDataset asks of a tokenizer: nothing is padded (-1 is no token's id), and `eod` is not used."""
+
+    pad: int = -1
+    eod: int = -2
+    vocab_size: int | None = None
+    """None: the width of the file's ids is what its index says, not what a vocabulary suggests."""
+
+    @property
+    def unique_identifiers(self) -> dict[str, Any]:
+        return {"class": "mconv"}
+
+
+def check(prefixes: Sequence[Path], *, vocab_size: int, seq_length: int) -> None:
+    """Refuse data that is missing, too short for one sample, or holds ids that the model does not have."""
+    for prefix in prefixes:
+        for suffix in (".bin", ".idx"):
+            if not (path := prefix.with_name(prefix.name + suffix)).is_file():
+                raise FormatError(f"{path}: no such file; make it with: mconv data tokenize ... --prefix {prefix}")
+        data = IndexedDataset(str(prefix))  # kept in a name: its arrays are views into its memory map
+        tokens = int(data.sequence_lengths.sum())
+        if tokens <= seq_length:
+            raise ConfigError(f"{prefix} holds {tokens} tokens; one sample of seq_length {seq_length} needs one more")
+        record = read_record(prefix)
+        highest = record.max_id if record else _max_id(prefix, data.index.dtype)
+        if highest >= vocab_size:
+            raise ConfigError(
+                f"{prefix} holds token id {highest}, but the model's vocabulary ends at {vocab_size - 1}; "
+                "tokenize with the model's own tokenizer"
+            )
+
+
+def _max_id(prefix: Path, dtype: Any) -> int:
+    ids = np.memmap(prefix.with_name(prefix.name + ".bin"), dtype=dtype, mode="r")
+    return max(int(ids[start : start + CHUNK].max()) for start in range(0, len(ids), CHUNK))
+
+
+def datasets(
+    prefixes: Sequence[Path],
+    *,
+    weights: Sequence[float] | None,
+    split: str,
+    seq_length: int,
+    seed: int,
+    samples: tuple[int, int],
+    cache: Path,
+) -> tuple[Any, Any]:
+    """(training, validation) datasets of at least `samples` samples each; validation is None where `split` gives none.
+
+    All ranks call it: rank 0 builds the index files under `cache`, the others wait and read them.
+    """
+    config = GPTDatasetConfig(
+        random_seed=seed,
+        sequence_length=seq_length,
+        blend=([str(prefix) for prefix in prefixes], list(weights) if weights else None),
+        split=split,
+        path_to_cache=str(cache),
+        tokenizer=_Tokenizer(),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    built = BlendedMegatronDatasetBuilder(GPTDataset, [*samples, 0], lambda: True, config).build()
+    return built[0], built[1]
+
+
+def sample_numbers(
+    consumed: int, *, micro_batch_size: int, global_batch_size: int, replica: int, replicas: int
+) -> Iterator[list[int]]:
+    """The samples of each micro batch of one data-parallel replica, for ever, from `consumed` on.
+
+    A global batch is the next `global_batch_size` samples whatever the layout, so every layout sees the same batches
+    and a run can go on at any of them.
+    """
+    while True:
+        for start in range(consumed, consumed + global_batch_size, micro_batch_size * replicas):
+            first = start + replica * micro_batch_size
+            yield list(range(first, first + micro_batch_size))
+        consumed += global_batch_size
+
+
+def batches(dataset: Any, numbers: Iterator[list[int]], *, device: Any) -> Iterator[dict[str, Tensor]]:
+    """Micro batches on `device`: tokens, labels, loss_mask, position_ids, each [b s]; samples wrap round at the end."""
+    for wanted in numbers:
+        samples = [dataset[number % len(dataset)] for number in wanted]
+        yield {name: torch.stack([sample[name] for sample in samples]).to(device) for name in samples[0]}

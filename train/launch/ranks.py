@@ -1,0 +1,114 @@
+"""Start ranks on this machine, give them one payload, and bring rank 0's answer, or a rank's error, back."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mconv import errors
+from mconv.errors import MconvError
+
+Work = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def run(target: str, payload: dict[str, Any], *, nproc: int) -> dict[str, Any]:
+    """Run `target` ("module:function", dict -> dict, both JSON) on `nproc` ranks and return rank 0's answer.
+
+    Under torchrun (RANK and WORLD_SIZE are set) the call joins that world and each rank gets its own answer; with
+    `nproc` 1 it runs in this process. Otherwise torch.distributed.run starts the ranks on loopback, on a free port.
+    A rank's MconvError is raised here as what it was; anything else as an MconvError with the end of the log.
+    Rank 0's standard output is this process's own; all other output is kept for the error message only.
+    """
+    if nproc < 1:
+        raise MconvError(f"{nproc} ranks were asked for; at least 1 is needed")
+    if joined() or nproc == 1:
+        return _here(target, payload)
+    with tempfile.TemporaryDirectory(prefix="mconv-ranks-") as folder:
+        return _launch(target, payload, nproc, Path(folder))
+
+
+def joined() -> bool:
+    """True if torchrun (or the like) started this process as one rank of a world."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def resolve(target: str) -> Work:
+    """The function that "module:function" names."""
+    module, _, name = target.partition(":")
+    function: Work = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _here(target: str, payload: dict[str, Any]) -> dict[str, Any]:
+    """Run in this process, and leave no process group behind that was not there before."""
+    import torch
+
+    from mconv.train.parallel import shutdown
+
+    before = torch.distributed.is_initialized()
+    try:
+        return resolve(target)(payload)
+    finally:
+        if not before:
+            shutdown()
+
+
+def _launch(target: str, payload: dict[str, Any], nproc: int, folder: Path) -> dict[str, Any]:
+    (folder / "payload.json").write_text(json.dumps(payload))
+    with (folder / "agent.log").open("w") as log:
+        agent = subprocess.Popen(_command(target, nproc, folder), env=_environment(nproc), stderr=log)
+        try:
+            code = agent.wait()
+        except BaseException:  # Ctrl-C too: no rank may outlive us
+            agent.terminate()
+            agent.wait()
+            raise
+    if code == 0:
+        answer: dict[str, Any] = json.loads((folder / "result.json").read_text())
+        return answer
+    raise _failure(folder, nproc)
+
+
+def _command(target: str, nproc: int, folder: Path) -> list[str]:
+    # Each rank's streams go to files, but for rank 0's standard output (1: stdout, 2: stderr, 3: both).
+    redirects = ",".join(f"{rank}:{3 if rank else 2}" for rank in range(nproc))
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+        *("--nproc-per-node", str(nproc), "--log-dir", str(folder / "logs"), "--redirects", redirects),
+        *("-m", "mconv.train.launch.worker", target, str(folder)),
+    ]
+
+
+def _environment(nproc: int) -> dict[str, str]:
+    """Loopback only, and no more threads than cores; what the user has set stays."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    defaults = {"OMP_NUM_THREADS": str(max(1, cores // nproc))}
+    if sys.platform.startswith("linux"):
+        defaults["GLOO_SOCKET_IFNAME"] = "lo"
+    return {**defaults, **os.environ}
+
+
+def _failure(folder: Path, nproc: int) -> MconvError:
+    """The first rank's own error, before the errors of those that lost their peer to it."""
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("error.*.json"))]
+    reports.sort(key=lambda report: (not report["ours"], report["time"]))
+    if not reports:
+        return MconvError(f"a rank died without a word (killed, or out of memory?); its log ends:\n{_tail(folder)}")
+    report = reports[0]
+    if report["ours"]:
+        kind: type[MconvError] = getattr(errors, report["kind"], MconvError)
+        return kind(report["message"])
+    what = f"rank {report['rank']} of {nproc} failed: {report['kind']}: {report['message']}"
+    return MconvError(f"{what}\nits log ends:\n{report['tail']}")
+
+
+def _tail(folder: Path, *, lines: int = 15) -> str:
+    """The last lines that any rank or the agent wrote to standard error."""
+    logs = [*(folder / "logs").rglob("stderr.log"), folder / "agent.log"]
+    texts = [path.read_text(errors="replace").strip() for path in logs]
+    return "\n".join(next((text for text in texts if text), "(nothing)").splitlines()[-lines:])

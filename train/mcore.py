@@ -1,0 +1,97 @@
+"""The one door to megatron-core: everything `train/` uses of it, imported quietly and adapted to this machine.
+
+Import this module only from modules that are imported lazily: it costs about a second.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from mconv.train import cpu
+
+
+def _as_it_is(model: Any = None, **_: Any) -> Any:
+    """`torch.compile`, as a function and as a decorator, that compiles nothing."""
+    return model if model is not None else (lambda function: function)
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Keep megatron-core's import-time warnings and, without CUDA, its import-time `torch.compile` out of the way."""
+    compiler: Any = torch.compile
+    if not torch.cuda.is_available():
+        # Its fused helpers are compiled at import; on a CPU that asks for a C++ compiler and never pays.
+        torch.compile = _as_it_is
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*(F|f)alling back")
+            warnings.simplefilter("ignore", DeprecationWarning)  # about moves within megatron-core and torch
+            yield
+    finally:
+        torch.compile = compiler
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep from our users what megatron-core's own calls earn it: notes on coming changes, in it and in torch."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"megatron\.")
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+        yield
+
+
+with _quiet_import():
+    from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+    from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+    from megatron.core.dist_checkpointing.validation import StrictHandling
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.transformer.module import Float16Module, MegatronModule
+    from megatron.core.transformer.spec_utils import ModuleSpec
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+cpu.install()
+
+__all__ = [
+    "BlendedMegatronDatasetBuilder",
+    "DistributedDataParallel",
+    "DistributedDataParallelConfig",
+    "DistributedOptimizer",
+    "Float16Module",
+    "GPTDataset",
+    "GPTDatasetConfig",
+    "GPTModel",
+    "IndexedDataset",
+    "IndexedDatasetBuilder",
+    "MegatronModule",
+    "ModuleSpec",
+    "OptimizerConfig",
+    "OptimizerParamScheduler",
+    "ShardedObject",
+    "ShardedTensor",
+    "StrictHandling",
+    "TransformerBlockSubmodules",
+    "TransformerConfig",
+    "dist_checkpointing",
+    "finalize_model_grads",
+    "get_forward_backward_func",
+    "get_gpt_layer_local_spec",
+    "get_megatron_optimizer",
+    "get_num_layers_to_build",
+    "parallel_state",
+    "quiet",
+    "tensor_parallel",
+]

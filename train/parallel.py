@@ -1,0 +1,115 @@
+"""Ranks: torch.distributed and megatron-core's groups, set up and changed within one process."""
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+
+from mconv.errors import LayoutError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parallel:
+    """How one model is spread over ranks. What is left of the world is data parallel."""
+
+    tp: int = 1
+    """Ranks that share each matrix (tensor parallel)."""
+    pp: int = 1
+    """Stages that share the layers (pipeline parallel)."""
+    sequence_parallel: bool = False
+    """Also share the positions between the matrices; needs tp > 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "pp"):
+            if getattr(self, name) < 1:
+                raise LayoutError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.sequence_parallel and self.tp == 1:
+            raise LayoutError("sequence_parallel shares positions among the tensor-parallel ranks; it needs tp > 1")
+
+    def data_parallel(self, world: int) -> int:
+        """Replicas of the model in a world of `world` ranks. Raises LayoutError if it does not divide."""
+        if world % (self.tp * self.pp):
+            raise LayoutError(
+                f"tp {self.tp} x pp {self.pp} = {self.tp * self.pp} does not divide the world of {world} ranks; "
+                f"start a multiple of {self.tp * self.pp} ranks"
+            )
+        return world // (self.tp * self.pp)
+
+
+def world() -> tuple[int, int]:
+    """(rank, number of ranks) as torchrun says, or (0, 1) outside of it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def init(parallel: Parallel, *, seed: int = 1234) -> None:
+    """Set up torch.distributed (NCCL with CUDA, gloo without) and megatron-core's groups and seeds for `parallel`.
+
+    Call it again with another layout at any time, on all ranks: the groups are replaced, the world stays. Outside
+    of torchrun the world is this one process, with no port opened. Raises LayoutError if tp x pp does not fit.
+    """
+    from mconv.train.mcore import parallel_state, tensor_parallel
+
+    size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else world()[1]
+    parallel.data_parallel(size)
+    if not torch.distributed.is_initialized():
+        _join()
+    if _layout_now() != (parallel.tp, parallel.pp):
+        torch.distributed.barrier()  # a slower rank may still be reading what was sent through the old groups
+        _destroy_groups()
+        parallel_state.initialize_model_parallel(
+            parallel.tp, parallel.pp, create_gloo_process_groups=False, distributed_timeout_minutes=_timeout_minutes()
+        )
+    torch.manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+
+def _layout_now() -> tuple[int, int] | None:
+    """(tp, pp) of the groups that are there, or None."""
+    from mconv.train.mcore import parallel_state
+
+    if not parallel_state.model_parallel_is_initialized():
+        return None
+    sizes = (
+        parallel_state.get_tensor_model_parallel_world_size,
+        parallel_state.get_pipeline_model_parallel_world_size,
+    )
+    return sizes[0](), sizes[1]()
+
+
+def _destroy_groups() -> None:
+    """Let go of megatron-core's groups, and of their sockets and threads, which it only forgets (dozens a layout)."""
+    from mconv.train.mcore import parallel_state
+
+    groups = [group for group in parallel_state._global_process_group_list or [] if group is not None]
+    parallel_state.destroy_model_parallel()
+    for group in groups:
+        torch.distributed.destroy_process_group(group)
+
+
+def _timeout_minutes() -> int:
+    """How long a collective waits for a dead rank; `MCONV_TIMEOUT_MINUTES` shortens or stretches it."""
+    return int(os.environ.get("MCONV_TIMEOUT_MINUTES", "30"))
+
+
+def _join() -> None:
+    """Join the world that torchrun made, or be a world of one."""
+    # megatron-core's overlap of tensor-parallel communication relies on kernels being queued in one order.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    rank, size = world()
+    timeout = datetime.timedelta(minutes=_timeout_minutes())
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if size == 1 and "MASTER_PORT" not in os.environ:
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    else:
+        torch.distributed.init_process_group(backend, rank=rank, world_size=size, timeout=timeout)
+
+
+def shutdown() -> None:
+    """Leave the world: groups and process group are gone, and `init` may be called anew."""
+    if torch.distributed.is_initialized():
+        _destroy_groups()
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,42 @@
+"""The one place where training meets conversion: what a checkpoint's model is, and its weights on this rank."""
+
+from pathlib import Path
+
+import torch
+
+from mconv.convert.load import Checkpoint, load_rank, open_checkpoint
+from mconv.errors import LayoutError
+from mconv.shard.layout import padded_vocab
+from mconv.train.engine import Parallel, parameters
+from mconv.train.mcore import parallel_state
+
+
+def open_weights(path: str, *, vocab_size: int | None) -> Checkpoint:
+    """Open a checkpoint of any format; `vocab_size` where it does not know its own."""
+    return open_checkpoint(Path(path), vocab_size=vocab_size)
+
+
+def padded_size(checkpoint: Checkpoint, parallel: Parallel, *, multiple: int) -> int:
+    """Rows of the embedding to train: the checkpoint's if it is padded already, else Megatron's rule."""
+    if checkpoint.layout is None:
+        return padded_vocab(checkpoint.spec.vocab_size, tp=parallel.tp, multiple=multiple)
+    size = checkpoint.layout.padded_vocab
+    if size % parallel.tp:
+        raise LayoutError(
+            f"the checkpoint's padded vocabulary {size} is not a multiple of tp {parallel.tp}; "
+            "take another tp, or reshard the checkpoint to this one first"
+        )
+    return size
+
+
+def fill(model: torch.nn.Module, checkpoint: Checkpoint, parallel: Parallel, *, padded_vocab_size: int) -> None:
+    """Copy this rank's slices of the checkpoint's weights into the model, cast to its dtype."""
+    load_rank(
+        checkpoint,
+        parameters(model),
+        tp=parallel.tp,
+        pp=parallel.pp,
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        padded_vocab_size=padded_vocab_size,
+    )
