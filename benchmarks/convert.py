@@ -39,7 +39,9 @@ start = time.perf_counter()
 {work}
 print("MEASURED", time.perf_counter() - start, max(peak, anonymous()) - base)
 """
-CONVERT = "from pathlib import Path\nfrom mconv.convert import plan, rewrite\nfrom mconv.convert.checkpoint import open_checkpoint"
+CONVERT = """from pathlib import Path
+from mconv.convert import plan, rewrite
+from mconv.convert.checkpoint import open_checkpoint"""
 
 
 def make(folder: Path, layers: int) -> int:
@@ -62,10 +64,8 @@ def make(folder: Path, layers: int) -> int:
 
 def convert(source: Path, out: Path, **options: object) -> tuple[str, str]:
     """(imports, work) of one conversion."""
-    return (
-        CONVERT,
-        f"rewrite.rewrite(plan.make(open_checkpoint(Path({str(source)!r})), Path({str(out)!r}), **{options!r}), step='bench')",
-    )
+    planned = f"plan.make(open_checkpoint(Path({str(source)!r})), Path({str(out)!r}), **{options!r})"
+    return CONVERT, f"rewrite.rewrite({planned}, step='bench')"
 
 
 def measure(imports: str, work: str) -> tuple[float, float]:
@@ -115,9 +115,8 @@ def run(folder: Path, layers: int) -> None:
     }
     for name, (imports, work) in steps.items():
         seconds, memory = measure(imports, work)
-        print(
-            f"{name:<28} {seconds:6.2f} s  {seconds / copied:5.2f} x cp  {size / seconds / 1e9:5.2f} GB/s  {memory:7.0f} MiB"
-        )
+        rate = f"{seconds / copied:5.2f} x cp  {size / seconds / 1e9:5.2f} GB/s"
+        print(f"{name:<28} {seconds:6.2f} s  {rate}  {memory:7.0f} MiB")
 
 
 if __name__ == "__main__":

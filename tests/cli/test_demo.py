@@ -1,0 +1,57 @@
+"""The demo's own parts; the whole of it is `make demo`."""
+
+import json
+
+import pytest
+
+from mconv.cli import demo, demo_parts
+from mconv.cli.app import run
+from mconv.convert.checkpoint import open_checkpoint
+from mconv.errors import CheckFailed
+
+
+def test_the_model_is_a_llama_with_gqa_and_a_tokenizer_that_gives_the_text_back(tmp_path):
+    texts = demo_parts.sources()
+    assert sum(map(len, texts)) > 1_000_000
+    count = demo_parts.make_model(tmp_path / "hf", texts[:20])
+    found = open_checkpoint(tmp_path / "hf")
+    assert found.parameters == count > 2_000_000 and found.spec.queries_per_group == 2
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    sample = "def f(x):\n    return x + 1  # naïve\n"
+    assert tokenizer.decode(tokenizer(sample)["input_ids"]) == sample and len(tokenizer) == demo_parts.VOCAB
+
+
+def test_a_folder_that_is_no_demo_is_never_replaced(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert run(["demo", "--out", str(tmp_path), "--overwrite"]) == 2
+    assert "not the folder of a demo" in capsys.readouterr().err and (tmp_path / "thesis.txt").exists()
+
+
+def test_any_failing_step_fails_the_demo(tmp_path):
+    state = demo.Demo(demo._prepare(tmp_path / "d", overwrite=False), [], 0.0)
+    with pytest.raises(CheckFailed, match=r"step 'inspect' failed(.|\n)*no-such(.|\n)*exit code 2"):
+        state.mconv("inspect", "inspect no-such-folder", demo._first_line)
+    assert CheckFailed.exit_code == 1 and state.rows == []
+
+
+def test_the_proofs_can_fail(tmp_path):
+    state = demo.Demo(demo._prepare(tmp_path / "d", overwrite=False), [], 0.0)
+    for name, text in (("a", "{}"), ("b", '{"x": 1}')):
+        (state.folder / name).mkdir()
+        (state.folder / name / "config.json").write_text(text)
+    with pytest.raises(CheckFailed, match="differ"):
+        demo._same_files(state, "a", "b")
+    (state.folder / "trained").mkdir()
+    lines = [json.dumps({"iteration": i, "loss": 7.0 - 0.01 * i}) for i in range(10)]
+    (state.folder / "trained" / "train.jsonl").write_text("\n".join(lines))
+    with pytest.raises(CheckFailed, match="did not clearly fall"):
+        demo._fallen(state, [])
+
+
+def test_the_report_is_one_page(tmp_path):
+    state = demo.Demo(tmp_path, [demo.Row("verify", "mconv verify <a> b", 1.0, "same")], 0.0)
+    demo._write_html(state, 10, [7.0, 6.0, 5.5], 12.0)
+    page = (tmp_path / "report.html").read_text()
+    assert "mconv verify &lt;a&gt; b" in page and page.count("polyline") == 1 and "http" not in page
