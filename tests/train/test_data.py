@@ -5,6 +5,7 @@ import gzip
 import importlib.util
 import json
 import lzma
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from mconv.errors import ConfigError, FormatError, MconvError
+from mconv.train.data.text import documents
 from mconv.train.data.tokenize import read_record, tokenize
 
 JOBS = Path(__file__).with_name("jobs.py")
@@ -115,12 +117,32 @@ def test_other_refusals(tokenizer, source, tmp_path):
     tokenize([source], tmp_path / "d", tokenizer=tokenizer, overwrite=True)
     with pytest.raises(FormatError, match="not a folder with a tokenizer"):
         tokenize([source], tmp_path / "e", tokenizer=tmp_path / "none")
-    for suffix, package in ((".zst", "zstandard"), (".parquet", "pyarrow")):
-        if importlib.util.find_spec(package) is None:
-            other = source.with_suffix(suffix)
-            other.write_bytes(b"")
-            with pytest.raises(MconvError, match=f"pip install {package}"):
-                tokenize([other], tmp_path / "e", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("suffix, package", [(".zst", "zstandard"), (".parquet", "pyarrow.parquet")])
+def test_a_reader_that_is_not_installed_is_asked_for(suffix, package, tokenizer, source, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    other = source.with_suffix(suffix)
+    other.write_bytes(b"")
+    with pytest.raises(MconvError, match=f"pip install {package.partition('.')[0]}"):
+        tokenize([other], tmp_path / "e", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.zst", ".parquet"])
+def test_every_container_holds_the_same_documents(suffix, tmp_path):
+    texts = ["one\n", "zwei", "三\u2028", "x" * 300_000]
+    plain = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    path = tmp_path / f"d{suffix}"
+    if suffix == ".parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pytest.importorskip("pyarrow").table({"text": texts}), path)
+    elif suffix == ".jsonl.zst":
+        path.write_bytes(pytest.importorskip("zstandard").compress(plain))
+    else:
+        path.write_bytes({".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.xz": lzma.compress}[suffix](plain))
+    assert list(documents(path, key="text")) == texts
+    with pytest.raises(FormatError, match="body"):
+        list(documents(path, key="body"))
 
 
 def test_training_refuses_ids_that_the_model_lacks(tokenizer, source, tmp_path):

@@ -19,7 +19,31 @@ from mconv.train.launch import ranks
 NEEDED = {"load": "x", "data": ["p"], "train_iters": 10, "lr": 1.0}
 
 
+def step_of(n):
+    return logs.Step(
+        iteration=n, consumed_samples=n, loss=float(n), grad_norm=1.0, lr=0.1, seconds=1.0, tokens_per_second=1.0
+    )
+
+
 # ---------------------------------------------------------------- configuration
+def test_tensorboard_gets_every_step(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    board = logs.board(str(tmp_path / "board"))
+    log = logs.Log(say=lambda _: None, train_iters=3, global_batch_size=1, interval=1, file=None, board=board)
+    for number in (1, 2, 3):
+        log.step(step_of(number))
+    log.close()
+    found = accumulator.EventAccumulator(str(tmp_path / "board")).Reload()
+    assert [event.step for event in found.Scalars("loss")] == [1, 2, 3]
+
+
+def test_tensorboard_that_is_not_installed_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(MconvError, match="pip install"):
+        logs.board(str(tmp_path))
+
+
 def test_every_field_says_what_it_means():
     assert set(configs.help_of()) == {field.name for field in dataclasses.fields(configs.TrainConfig)}
 
@@ -117,8 +141,7 @@ def test_a_printed_line_is_the_mean_since_the_last(tmp_path):
     said = []
     log = logs.Log(say=said.append, train_iters=5, global_batch_size=1, interval=2, file=tmp_path / logs.NAME)
     for n in range(1, 6):
-        log.step(logs.Step(iteration=n, consumed_samples=n, loss=float(n), grad_norm=1.0, lr=0.1, seconds=1.0,
-                           tokens_per_second=1.0))  # fmt: skip
+        log.step(step_of(n))
     assert [text.split("lm loss: ")[1][:4] for text in said] == ["1.50", "3.50", "5.00"]
     with (tmp_path / logs.NAME).open("a") as file:
         file.write('{"iteration": 6, "lo')  # a kill in mid-write

@@ -2,6 +2,7 @@
 
 import gzip
 import importlib
+import io
 import json
 import lzma
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ def _text(line: bytes, key: str, where: str) -> str:
 def _open(path: Path) -> Any:
     """The file's lines as bytes, unpacked by what its name ends in."""
     if path.suffix == ".zst":
-        return _optional("zstandard", path).open(path)
+        return io.BufferedReader(_optional("zstandard", path).open(path))  # its own reader knows no lines
     openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
     return openers.get(path.suffix, open)(path, "rb")
 
