@@ -22,7 +22,7 @@ COMMANDS = {
     "reshard": ("mconv.cli.convert:reshard", "Another tensor x pipeline layout, or another format."),
     "merge": ("mconv.cli.convert:merge", "All ranks into one (tp 1, pp 1)."),
     "meg2hf": ("mconv.cli.convert:meg2hf", "Megatron to Hugging Face."),
-    "inspect": ("mconv.cli.convert:inspect", "What a checkpoint is."),
+    "inspect": ("mconv.cli.inspect:inspect", "What a checkpoint is."),
     "verify": ("mconv.cli.verify:verify", "Do two checkpoints compute the same function?"),
     "train": ("mconv.cli.train:train", "Finetune on megatron-core."),
     "push": ("mconv.cli.hub:push", "Publish a model folder on the Hub."),

@@ -1,14 +1,13 @@
-"""`hf2meg`, `reshard`, `merge`, `meg2hf`: one engine under four verbs; and `inspect`."""
+"""`hf2meg`, `reshard`, `merge`, `meg2hf`: one engine under four verbs."""
 
-import json as jsonlib
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from rich.filesize import decimal
 
+from mconv.cli.terminal import dtype_name, progress
 from mconv.errors import ConfigError, MconvError
 
 if TYPE_CHECKING:
@@ -245,49 +244,6 @@ def meg2hf(
     _run(plan, "meg2hf", allow_nonfinite=allow_nonfinite, dry_run=dry_run)
 
 
-def inspect(
-    path: Path,
-    *,
-    iteration: int | None = None,
-    vocab_size: int | None = None,
-    json: Flag = False,
-    tensors: Flag = False,
-) -> None:
-    """Say what a checkpoint is: format, dialect, layout, architecture, parameters, bytes, dtype.
-
-    Parameters
-    ----------
-    path
-        A Hugging Face folder, a Megatron root, or the folder of one iteration.
-    iteration
-        Which iteration. Default: the one that the tracker names.
-    vocab_size
-        The true vocabulary size, for checkpoints that do not know it.
-    json
-        One JSON object.
-    tensors
-        List every stored tensor and the logical tensor that it holds a piece of.
-    """
-    from mconv.convert.checkpoint import open_checkpoint
-
-    found = open_checkpoint(path, iteration=iteration, vocab_size=vocab_size)
-    facts = _facts(found)
-    if tensors:
-        facts["tensors"] = [
-            {
-                "key": s.key,
-                "logical": str(s.logical),
-                "shape": list(found.located[s.key].shape),
-                "dtype": _dtype_name(found.located[s.key].dtype),
-            }
-            for s in found.stored
-        ]
-    if json:
-        print(jsonlib.dumps(facts, indent=1))
-    else:
-        _print_facts(facts)
-
-
 # ---- shared ----------------------------------------------------------------------------------------------------------
 def _expect(checkpoint: "Checkpoint", *, hf: bool) -> "Checkpoint":
     if (checkpoint.format == "hf") != hf:
@@ -322,8 +278,8 @@ def _run(plan: "Plan", step: str, *, allow_nonfinite: bool, dry_run: bool) -> bo
         return False
     with progress(2 * plan.nbytes) as advance:
         rewrite(plan, step=step, allow_nonfinite=allow_nonfinite, progress=advance)
-    dtype = _dtype_name(plan.final_dtype)
-    print(f"{plan.out}: {plan.format}{_layout(plan)}, {len(plan.targets)} tensors, {_size(plan.nbytes)}, {dtype}")
+    dtype = dtype_name(plan.final_dtype)
+    print(f"{plan.out}: {plan.format}{_layout(plan)}, {len(plan.targets)} tensors, {decimal(plan.nbytes)}, {dtype}")
     return True
 
 
@@ -332,39 +288,12 @@ def _layout(plan: "Plan") -> str:
     return "" if layout is None else f" tp {layout.tp} x pp {layout.pp}" + (f" x vpp {layout.vpp}" * (layout.vpp > 1))
 
 
-def _dtype_name(dtype: object) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _size(nbytes: int) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000 or unit == "GB":
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.2f} {unit}"
-        nbytes /= 1000  # type: ignore[assignment]
-    raise AssertionError
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Bytes, rate and time left on a terminal; nothing in a pipe."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda n: bar.advance(task, n)
-
-
 def _print_plan(plan: "Plan") -> None:
     print(f"{plan.source.path} ({plan.source.format}) -> {plan.folder} ({plan.format}{_layout(plan)})")
-    peak = _size(plan.peak_bytes)
-    print(f"{len(plan.targets)} tensors, {_size(plan.nbytes)}, peak memory about {peak}; nothing was written")
+    peak = decimal(plan.peak_bytes)
+    print(f"{len(plan.targets)} tensors, {decimal(plan.nbytes)}, peak memory about {peak}; nothing was written")
     for target in plan.targets:
-        print(f"  {target.key}  {tuple(target.shape)}  {_dtype_name(target.dtype)}")
+        print(f"  {target.key}  {tuple(target.shape)}  {dtype_name(target.dtype)}")
 
 
 def _print_flags(plan: "Plan") -> None:
@@ -376,36 +305,3 @@ def _print_flags(plan: "Plan") -> None:
     print("Megatron-LM: " + " ".join(flags))
     for warning in warnings:
         print(f"warning: no Megatron-LM flag is right for this model: {warning}", file=sys.stderr)
-
-
-def _facts(c: "Checkpoint") -> dict[str, Any]:
-    layout = c.layout
-    return {
-        "path": str(c.path),
-        "format": c.format,
-        "dialect": c.dialect,
-        "iteration": c.iteration,
-        "layout": {"tp": layout.tp, "pp": layout.pp, "vpp": layout.vpp} if layout else None,
-        "family": c.family.name,
-        "spec": c.spec.to_dict(),
-        "vocab": {"true": c.spec.vocab_size, "padded": layout.padded_vocab if layout else c.spec.vocab_size},
-        "parameters": c.parameters,
-        "bytes": sum(w.nbytes for w in c.located.values()),
-        "dtype": _dtype_name(c.dtype) if len(c.dtypes) == 1 else sorted(map(_dtype_name, c.dtypes)),
-        "stored_tensors": len(c.stored),
-        "side_files": [p.name for p in c.side_files],
-        "manifest": c.manifest is not None,
-        "history": (c.manifest or {}).get("history", []),
-    }
-
-
-def _print_facts(facts: dict[str, Any]) -> None:
-    shown = {**facts, **facts["spec"], "bytes": _size(facts["bytes"]), "parameters": f"{facts['parameters']:,}"}
-    shown["history"] = " -> ".join(step["step"] for step in facts["history"]) or "none recorded"
-    for key, value in shown.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{k} {v}" for k, v in value.items())
-        if key not in ("tensors", "spec"):
-            print(f"{key:<24} {', '.join(value) if isinstance(value, list) else value}")
-    for t in facts.get("tensors", []):
-        print(f"{t['key']}  {tuple(t['shape'])}  {t['dtype']}  {t['logical']}")

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mconv.errors import FormatError
 from mconv.spec import ModelSpec
 
 LENGTH = 2048
@@ -39,8 +40,14 @@ def text_ids(tokenizer_folder: Path, spec: ModelSpec, *, length: int) -> Int[Ten
         return None
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True, trust_remote_code=False)
-    ids = [i for i in tokenizer(TEXT)["input_ids"] if i < spec.vocab_size]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True, trust_remote_code=False)
+        ids = [i for i in tokenizer(TEXT)["input_ids"] if i < spec.vocab_size]
+    except Exception as error:  # whatever is in those files, transformers raises what it likes
+        raise FormatError(
+            f"{tokenizer_folder}: its tokenizer does not load ({type(error).__name__}: {str(error)[:200]}); "
+            "--batch 1 probes with random ids alone"
+        ) from error
     return torch.tensor([(ids * (length // len(ids) + 1))[:length]]) if ids else None
 
 

@@ -12,7 +12,7 @@ from tiny import LLAMA3, VARIANTS, edit_json, make_llama, tensors
 from mconv.convert import plan
 from mconv.convert.checkpoint import open_checkpoint
 from mconv.convert.rewrite import rewrite
-from mconv.errors import ConfigError
+from mconv.errors import ConfigError, FormatError
 
 JOBS = Path(__file__).with_name("jobs.py")
 _spec = importlib.util.spec_from_file_location("verify_jobs", JOBS)
@@ -173,6 +173,14 @@ def test_nan_never_passes(tmp_path):
     save_file(changed, wrong / "model.safetensors", metadata={"format": "pt"})
     found = report(hf, wrong)
     assert not found["passed"] and "NaN" in found["failures"][0]
+
+
+def test_a_tokenizer_that_does_not_load_is_named(tmp_path):
+    hf = make_llama(tmp_path / "hf")
+    (hf / "tokenizer.json").write_text("{}")
+    with pytest.raises(FormatError, match=r"hf: its tokenizer does not load .* --batch 1"):
+        report(hf, hf)
+    assert report(hf, hf, batch=1)["passed"]
 
 
 def test_other_vocabularies_cannot_be_compared(tmp_path):

@@ -1,0 +1,91 @@
+"""`mconv inspect`: what a checkpoint is."""
+
+import json as jsonlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from rich.filesize import decimal
+
+from mconv.cli.terminal import dtype_name
+
+if TYPE_CHECKING:
+    from mconv.convert.checkpoint import Checkpoint
+
+Flag = Annotated[bool, Parameter(negative=())]
+
+
+def inspect(
+    path: Path,
+    *,
+    iteration: int | None = None,
+    vocab_size: int | None = None,
+    json: Flag = False,
+    tensors: Flag = False,
+) -> None:
+    """Say what a checkpoint is: format, dialect, layout, architecture, parameters, bytes, dtype.
+
+    Parameters
+    ----------
+    path
+        A Hugging Face folder, a Megatron root, or the folder of one iteration.
+    iteration
+        Which iteration. Default: the one that the tracker names.
+    vocab_size
+        The true vocabulary size, for checkpoints that do not know it.
+    json
+        One JSON object.
+    tensors
+        List every stored tensor and the logical tensor that it holds a piece of.
+    """
+    from mconv.convert.checkpoint import open_checkpoint
+
+    found = open_checkpoint(path, iteration=iteration, vocab_size=vocab_size)
+    facts = facts_of(found)
+    if tensors:
+        facts["tensors"] = [
+            {
+                "key": s.key,
+                "logical": str(s.logical),
+                "shape": list(found.located[s.key].shape),
+                "dtype": dtype_name(found.located[s.key].dtype),
+            }
+            for s in found.stored
+        ]
+    if json:
+        print(jsonlib.dumps(facts, indent=1))
+    else:
+        _print_facts(facts)
+
+
+def facts_of(c: "Checkpoint") -> dict[str, Any]:
+    layout = c.layout
+    return {
+        "path": str(c.path),
+        "format": c.format,
+        "dialect": c.dialect,
+        "iteration": c.iteration,
+        "layout": {"tp": layout.tp, "pp": layout.pp, "vpp": layout.vpp} if layout else None,
+        "family": c.family.name,
+        "spec": c.spec.to_dict(),
+        "vocab": {"true": c.spec.vocab_size, "padded": layout.padded_vocab if layout else c.spec.vocab_size},
+        "parameters": c.parameters,
+        "bytes": sum(w.nbytes for w in c.located.values()),
+        "dtype": dtype_name(c.dtype) if len(c.dtypes) == 1 else sorted(map(dtype_name, c.dtypes)),
+        "stored_tensors": len(c.stored),
+        "side_files": [p.name for p in c.side_files],
+        "manifest": c.manifest is not None,
+        "history": (c.manifest or {}).get("history", []),
+    }
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    shown = {**facts, **facts["spec"], "bytes": decimal(facts["bytes"]), "parameters": f"{facts['parameters']:,}"}
+    shown["history"] = " -> ".join(step["step"] for step in facts["history"]) or "none recorded"
+    for key, value in shown.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        if key not in ("tensors", "spec"):
+            print(f"{key:<24} {', '.join(value) if isinstance(value, list) else value}")
+    for t in facts.get("tensors", []):
+        print(f"{t['key']}  {tuple(t['shape'])}  {t['dtype']}  {t['logical']}")
