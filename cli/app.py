@@ -23,7 +23,11 @@ COMMANDS = {
     "merge": ("mconv.cli.convert:merge", "All ranks into one (tp 1, pp 1)."),
     "meg2hf": ("mconv.cli.convert:meg2hf", "Megatron to Hugging Face."),
     "inspect": ("mconv.cli.inspect:inspect", "What a checkpoint is."),
-    "verify": ("mconv.cli.verify:verify", "Do two checkpoints compute the same function?"),
+    "verify": (
+        "mconv.cli.verify:verify",
+        "Do two checkpoints compute the same function?\n\nExit code 0: yes. 1: no. 2: it could not be judged. A Hugging "
+        "Face folder runs in transformers, a Megatron checkpoint in megatron-core's own GPTModel on tp x pp real ranks.",
+    ),
     "train": ("mconv.cli.train:train", "Finetune on megatron-core."),
     "push": ("mconv.cli.hub:push", "Publish a model folder on the Hub."),
     "pull": ("mconv.cli.hub:pull", "Fetch a model from the Hub."),

@@ -2,21 +2,18 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.filesize import decimal
 
+from mconv.cli import options as o
 from mconv.cli.terminal import dtype_name, progress
 from mconv.errors import ConfigError, MconvError
 
 if TYPE_CHECKING:
     from mconv.convert.checkpoint import Checkpoint
     from mconv.convert.plan import Plan
-
-Dtype = Literal["fp32", "bf16", "fp16"]
-MegatronFormat = Literal["torch_dist", "mp_rank"]
-Flag = Annotated[bool, Parameter(negative=())]
 
 
 def hf2meg(
@@ -27,14 +24,14 @@ def hf2meg(
     out: Path | None = None,
     tp: int = 1,
     pp: int = 1,
-    vpp: int = 1,
-    format: MegatronFormat = "torch_dist",
-    dtype: Dtype | None = None,
-    make_vocab_size_divisible_by: int = 128,
-    overwrite: Flag = False,
-    allow_nonfinite: Flag = False,
-    dry_run: Flag = False,
-    offline: Flag = False,
+    vpp: o.Chunks = 1,
+    format: o.MegatronFormat = "torch_dist",
+    dtype: o.Cast = None,
+    make_vocab_size_divisible_by: o.Multiple = 128,
+    overwrite: o.Overwrite = False,
+    allow_nonfinite: o.AllowNonfinite = False,
+    dry_run: o.DryRun = False,
+    offline: o.Flag = False,
     cache_dir: Path | None = None,
 ) -> None:
     """Convert a Hugging Face checkpoint to Megatron.
@@ -53,139 +50,81 @@ def hf2meg(
         Tensor-parallel size.
     pp
         Pipeline-parallel size.
-    vpp
-        Model chunks on each pipeline stage (interleaved schedule; mp_rank numbers layers by it).
     format
         torch_dist loads at any layout; mp_rank is Megatron's older format, one file a rank.
-    dtype
-        Cast the weights. Default: every tensor keeps its own dtype, bit for bit.
-    make_vocab_size_divisible_by
-        The vocabulary is padded with zero rows to a multiple of this times tp.
-    overwrite
-        Replace a checkpoint that is already there.
-    allow_nonfinite
-        Convert weights that hold NaN or infinity.
-    dry_run
-        Print the plan and write nothing.
     offline
         Never ask the Hub: the local cache or nothing.
     cache_dir
         The Hugging Face cache to look in.
     """
     from mconv.convert.checkpoint import open_checkpoint
-    from mconv.hub import fetch
 
-    named = source or model
-    if named is None:
-        raise MconvError("give a model: `mconv hf2meg llama2 --size 7`, `mconv hf2meg FOLDER`, or `--from FOLDER`")
-    folder = fetch.resolve(named, size=None if source else size, cache_dir=cache_dir, offline=offline)
+    name, folder, origin = _find(model, source, size=size, cache_dir=cache_dir, offline=offline)
     checkpoint = _expect(open_checkpoint(folder), hf=True)
     if size is not None:
         _check_size(checkpoint, model, size)
-    name = model or folder.name
     where = out or Path(f"{Path(name).name}{f'-{size}b' if size else ''}-megatron")
-    origin = None if Path(named).is_dir() else fetch.repository(named, size=None if source else size)
-    options = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": make_vocab_size_divisible_by, "origin": origin}
-    plan = _plan(checkpoint, where, format=format, dtype=dtype, overwrite=overwrite, **options)
+    settings = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": make_vocab_size_divisible_by, "origin": origin}
+    plan = _plan(checkpoint, where, format=format, dtype=dtype, overwrite=overwrite, **settings)
     if _run(plan, "hf2meg", allow_nonfinite=allow_nonfinite, dry_run=dry_run):
         _print_flags(plan)
 
 
 def reshard(
-    checkpoint: Path,
+    checkpoint: o.Checkpoint,
     *,
-    out: Path,
+    out: o.Root,
     tp: int | None = None,
     pp: int | None = None,
-    vpp: int = 1,
-    format: MegatronFormat | None = None,
-    dtype: Dtype | None = None,
-    make_vocab_size_divisible_by: int = 128,
-    iteration: int | None = None,
-    vocab_size: int | None = None,
-    overwrite: Flag = False,
-    allow_nonfinite: Flag = False,
-    dry_run: Flag = False,
+    vpp: o.Chunks = 1,
+    format: o.MegatronFormat | None = None,
+    dtype: o.Cast = None,
+    make_vocab_size_divisible_by: o.Multiple = 128,
+    iteration: o.Iteration = None,
+    vocab_size: o.VocabSize = None,
+    overwrite: o.Overwrite = False,
+    allow_nonfinite: o.AllowNonfinite = False,
+    dry_run: o.DryRun = False,
 ) -> None:
     """Rewrite a Megatron checkpoint for another layout or in another format. Optimizer state is not carried over.
 
     Parameters
     ----------
-    checkpoint
-        A Megatron root, or the folder of one iteration.
-    out
-        The Megatron root to make.
     tp
         Tensor-parallel size. Default: as it is.
     pp
         Pipeline-parallel size. Default: as it is.
-    vpp
-        Model chunks on each pipeline stage.
     format
         Default: the format that it has.
-    dtype
-        Cast the weights. Default: every tensor keeps its own dtype.
-    make_vocab_size_divisible_by
-        The vocabulary is padded with zero rows to a multiple of this times tp.
-    iteration
-        Which iteration. Default: the one that the tracker names.
-    vocab_size
-        The true vocabulary size, for checkpoints that do not know it.
-    overwrite
-        Replace a checkpoint that is already there.
-    allow_nonfinite
-        Convert weights that hold NaN or infinity.
-    dry_run
-        Print the plan and write nothing.
     """
     from mconv.convert.checkpoint import open_checkpoint
 
     found = _expect(open_checkpoint(checkpoint, iteration=iteration, vocab_size=vocab_size), hf=False)
     layout = found.layout
     assert layout is not None
-    plan = _plan(
-        found,
-        out,
-        format=format or found.format,
-        dtype=dtype,
-        overwrite=overwrite,
-        tp=layout.tp if tp is None else tp,
-        pp=layout.pp if pp is None else pp,
-        vpp=vpp,
-        vocab_multiple=make_vocab_size_divisible_by,
-    )
+    settings = {"tp": layout.tp if tp is None else tp, "pp": layout.pp if pp is None else pp, "vpp": vpp}
+    settings["vocab_multiple"] = make_vocab_size_divisible_by
+    plan = _plan(found, out, format=format or found.format, dtype=dtype, overwrite=overwrite, **settings)
     if _run(plan, "reshard", allow_nonfinite=allow_nonfinite, dry_run=dry_run):
         _print_flags(plan)
 
 
 def merge(
-    checkpoint: Path,
+    checkpoint: o.Checkpoint,
     *,
-    out: Path,
-    format: MegatronFormat | None = None,
-    iteration: int | None = None,
-    vocab_size: int | None = None,
-    overwrite: Flag = False,
-    dry_run: Flag = False,
+    out: o.Root,
+    format: o.MegatronFormat | None = None,
+    iteration: o.Iteration = None,
+    vocab_size: o.VocabSize = None,
+    overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
 ) -> None:
     """Merge all ranks of a Megatron checkpoint into one: `reshard --tp 1 --pp 1`.
 
     Parameters
     ----------
-    checkpoint
-        A Megatron root, or the folder of one iteration.
-    out
-        The Megatron root to make.
     format
         Default: the format that it has.
-    iteration
-        Which iteration. Default: the one that the tracker names.
-    vocab_size
-        The true vocabulary size, for checkpoints that do not know it.
-    overwrite
-        Replace a checkpoint that is already there.
-    dry_run
-        Print the plan and write nothing.
     """
     from mconv.convert.checkpoint import open_checkpoint
 
@@ -195,56 +134,52 @@ def merge(
 
 
 def meg2hf(
-    checkpoint: Path,
+    checkpoint: o.Checkpoint,
     *,
-    out: Path,
-    dtype: Dtype | None = None,
+    out: o.Folder,
+    dtype: o.Cast = None,
     max_shard_size: float = 5.0,
     tokenizer: Path | None = None,
-    iteration: int | None = None,
-    vocab_size: int | None = None,
-    overwrite: Flag = False,
-    allow_nonfinite: Flag = False,
-    dry_run: Flag = False,
+    iteration: o.Iteration = None,
+    vocab_size: o.VocabSize = None,
+    overwrite: o.Overwrite = False,
+    allow_nonfinite: o.AllowNonfinite = False,
+    dry_run: o.DryRun = False,
 ) -> None:
     """Convert a Megatron checkpoint, at whatever layout, to a Hugging Face folder.
 
     Parameters
     ----------
-    checkpoint
-        A Megatron root, or the folder of one iteration.
-    out
-        The folder to make.
-    dtype
-        Cast the weights. Default: every tensor keeps its own dtype, bit for bit.
     max_shard_size
         Largest safetensors file, in GB.
     tokenizer
         A folder whose tokenizer and generation files go with the model, where the checkpoint has none of its own.
-    iteration
-        Which iteration. Default: the one that the tracker names.
-    vocab_size
-        The true vocabulary size, for checkpoints that do not know it.
-    overwrite
-        Replace a model that is already there.
-    allow_nonfinite
-        Convert weights that hold NaN or infinity.
-    dry_run
-        Print the plan and write nothing.
     """
     from mconv.convert.checkpoint import open_checkpoint
 
     found = _expect(open_checkpoint(checkpoint, iteration=iteration, vocab_size=vocab_size), hf=False)
     if not 0 < max_shard_size < float("inf"):
         raise MconvError(f"--max-shard-size is {max_shard_size}; it must be a positive number of GB")
-    shard_bytes = max(1, int(max_shard_size * 1e9))
-    plan = _plan(
-        found, out, format="hf", dtype=dtype, overwrite=overwrite, shard_bytes=shard_bytes, side_folder=tokenizer
-    )
+    settings = {"shard_bytes": max(1, int(max_shard_size * 1e9)), "side_folder": tokenizer}
+    plan = _plan(found, out, format="hf", dtype=dtype, overwrite=overwrite, **settings)
     _run(plan, "meg2hf", allow_nonfinite=allow_nonfinite, dry_run=dry_run)
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
+def _find(
+    model: str | None, source: str | None, *, size: str | None, cache_dir: Path | None, offline: bool
+) -> tuple[str, Path, str | None]:
+    """What to call the model, the folder that it is in, and the repository that it is from (None for a folder)."""
+    from mconv.hub import fetch
+
+    named = source or model
+    if named is None:
+        raise MconvError("give a model: `mconv hf2meg llama2 --size 7`, `mconv hf2meg FOLDER`, or `--from FOLDER`")
+    picked = None if source else size
+    folder = fetch.resolve(named, size=picked, cache_dir=cache_dir, offline=offline)
+    return model or folder.name, folder, None if Path(named).is_dir() else fetch.repository(named, size=picked)
+
+
 def _expect(checkpoint: "Checkpoint", *, hf: bool) -> "Checkpoint":
     if (checkpoint.format == "hf") != hf:
         verb = "`mconv hf2meg`" if checkpoint.format == "hf" else "`mconv reshard` or `mconv meg2hf`"

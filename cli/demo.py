@@ -9,13 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
-
+from mconv.cli import options as o
 from mconv.errors import CheckFailed, MconvError
 
-Flag = Annotated[bool, Parameter(negative=())]
 MARK = ".mconv-demo"
 """A file in the demo's folder: only a folder that has it may be replaced."""
 REPOSITORY = "demo/tiny-python-llama"
@@ -74,7 +72,7 @@ class Demo:
         return done.stdout
 
 
-def demo(*, out: Path = Path("mconv-demo"), overwrite: Flag = False) -> None:
+def demo(*, out: Path = Path("mconv-demo"), overwrite: o.Flag = False) -> None:
     """Do the whole job once, offline: make a small LLaMA, convert, verify, reshard, train, merge, export, push, generate.
 
     Parameters

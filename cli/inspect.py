@@ -2,26 +2,24 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
 from rich.filesize import decimal
 
+from mconv.cli import options as o
 from mconv.cli.terminal import dtype_name
 
 if TYPE_CHECKING:
     from mconv.convert.checkpoint import Checkpoint
 
-Flag = Annotated[bool, Parameter(negative=())]
-
 
 def inspect(
     path: Path,
     *,
-    iteration: int | None = None,
-    vocab_size: int | None = None,
-    json: Flag = False,
-    tensors: Flag = False,
+    iteration: o.Iteration = None,
+    vocab_size: o.VocabSize = None,
+    json: o.Json = False,
+    tensors: o.Flag = False,
 ) -> None:
     """Say what a checkpoint is: format, dialect, layout, architecture, parameters, bytes, dtype.
 
@@ -29,12 +27,6 @@ def inspect(
     ----------
     path
         A Hugging Face folder, a Megatron root, or the folder of one iteration.
-    iteration
-        Which iteration. Default: the one that the tracker names.
-    vocab_size
-        The true vocabulary size, for checkpoints that do not know it.
-    json
-        One JSON object.
     tensors
         List every stored tensor and the logical tensor that it holds a piece of.
     """

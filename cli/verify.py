@@ -2,13 +2,10 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import Parameter
-
+from mconv.cli import options as o
 from mconv.errors import MconvError
-
-Flag = Annotated[bool, Parameter(negative=())]
 
 
 def verify(
@@ -17,15 +14,15 @@ def verify(
     *,
     tp: int | None = None,
     pp: int | None = None,
-    sequence_parallel: Flag = False,
+    sequence_parallel: o.Flag = False,
     length: int | None = None,
     batch: int = 2,
     seed: int = 1234,
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
-    iteration: int | None = None,
-    vocab_size: int | None = None,
-    record: Flag = False,
-    json: Flag = False,
+    iteration: o.Iteration = None,
+    vocab_size: o.VocabSize = None,
+    record: o.Flag = False,
+    json: o.Json = False,
 ) -> int:
     """Compare the logits of two checkpoints: exit 0 if they compute the same function, 1 if not, 2 if it cannot tell.
 
@@ -52,14 +49,8 @@ def verify(
         Of the random ids.
     dtype
         Of the arithmetic, whatever the weights are. Only fp32 can judge to 1e-4.
-    iteration
-        Which iteration of a Megatron checkpoint. Default: the one that the tracker names.
-    vocab_size
-        The true vocabulary size, for checkpoints that do not know it.
     record
         Keep the verdict in the manifest of B, from where it goes into the model card.
-    json
-        One JSON object instead of text.
     """
     from mconv.convert.checkpoint import open_checkpoint
     from mconv.train.launch import ranks

@@ -1,0 +1,24 @@
+"""Options that several commands share: a type with its help, so that each is said once."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+Flag = Annotated[bool, Parameter(negative=())]
+Checkpoint = Annotated[Path, Parameter(help="A Megatron root, or the folder of one iteration.")]
+Root = Annotated[Path, Parameter(help="The Megatron root to make.")]
+Folder = Annotated[Path, Parameter(help="The folder to make.")]
+Iteration = Annotated[int | None, Parameter(help="Which iteration. Default: the one that the tracker names.")]
+VocabSize = Annotated[int | None, Parameter(help="The true vocabulary size, for checkpoints that do not know it.")]
+Multiple = Annotated[int, Parameter(help="The vocabulary is padded with zero rows to a multiple of this times tp.")]
+Chunks = Annotated[int, Parameter(help="Model chunks on each pipeline stage; mp_rank numbers layers by it.")]
+Cast = Annotated[
+    Literal["fp32", "bf16", "fp16"] | None,
+    Parameter(help="Cast the weights. Default: every tensor keeps its own dtype, bit for bit."),
+]
+Overwrite = Annotated[bool, Parameter(help="Replace a checkpoint that is already there.", negative=())]
+AllowNonfinite = Annotated[bool, Parameter(help="Convert weights that hold NaN or infinity.", negative=())]
+DryRun = Annotated[bool, Parameter(help="Print the plan and write nothing.", negative=())]
+MegatronFormat = Literal["torch_dist", "mp_rank"]
+Json = Annotated[bool, Parameter(help="One JSON object instead of text.", negative=())]
