@@ -81,6 +81,14 @@ class Checkpoint:
         return sum(volume(tuple((0, n) for n in self.family.axes(x).dims(self.spec.sizes))) for x in rows)
 
     @property
+    def copies(self) -> list[str]:
+        """Tensors that the Hugging Face folder stores twice (a tied head beside the embedding), to be given back so."""
+        if self.format != "hf":
+            return list((self.manifest or {}).get("copies", []))
+        kept = {id(stored) for group in self.by_logical.values() for stored in primary(group)}
+        return [stored.key for stored in self.stored if id(stored) not in kept]
+
+    @property
     def side_files(self) -> list[Path]:
         """Config and tokenizer files."""
         folder = self.path if self.format == "hf" else self.path / SIDE_FOLDER
@@ -155,7 +163,7 @@ def _open_hf(path: Path) -> Checkpoint:
 def _open_torch_dist(folder: Path, vocab_size: int | None) -> Checkpoint:
     tensors, common = torch_dist.open_folder(folder)
     made, family, spec, layout = _megatron(folder, common, vocab_size)
-    _check_depth(folder, spec, sum(len(tensor.chunks) for tensor in tensors.values()))
+    _check_depth(folder, spec, sum(min((*c.shape, 1)[0], c.length) for t in tensors.values() for c in t.chunks))
     stored, located = spell.torch_dist_sources(family, spec, layout, tensors)
     return Checkpoint(
         path=folder, format="torch_dist", dialect="mcore", family=family, spec=spec, layout=layout,
@@ -168,6 +176,7 @@ def _open_mp_rank(folder: Path, vocab_size: int | None) -> Checkpoint:
     first, *others = ranks
     common = ranks[first]
     made, family, spec, layout = _megatron(folder, common, vocab_size)
+    mcore.check_even(common["args"])
     _check_depth(folder, spec, len(located))
     wanted = {mp_rank.rank_folder(rank, stage, pp=layout.pp) for rank, stage in layout.ranks[: len(ranks) + 1]}
     if wanted != set(ranks):

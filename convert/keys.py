@@ -170,6 +170,8 @@ class RopeKeys:
             raise ConfigError(
                 f"config.json: {where} has type {sorted(map(str, kinds)) or kind!r}; mconv supports {list(ROPE_FIELDS)}"
             )
+        if values.get("partial_rotary_factor") == 1:
+            del values["partial_rotary_factor"]  # transformers 5 moves it here
         wanted = ROPE_FIELDS[kind]
         if missing := [name for name in wanted if name not in values]:
             raise ConfigError(f"config.json: {where} of type {kind!r} lacks {missing}")
@@ -194,8 +196,15 @@ BASE_KEYS = Kept((
     "max_sequence_length", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id",
     "decoder_start_token_id", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
     "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "id2label", "label2id", "problem_type",
-    "tokenizer_class", "prefix", "begin_suppress_tokens", "suppress_tokens", "finetuning_task",
-    "task_specific_params", "use_bfloat16", "pruned_heads", "do_sample", "temperature", "top_p", "top_k",
-    "max_length", "min_length", "num_beams", "repetition_penalty", "max_new_tokens", "generation_config",
+    "tokenizer_class", "prefix", "begin_suppress_tokens", "suppress_tokens", "finetuning_task", "task_specific_params",
+    "use_bfloat16", "pruned_heads", "do_sample", "temperature", "top_p", "top_k", "is_llama_config", "unsloth_fixed",
+    "unsloth_version", "transformers.js_config", "_attn_implementation", "attn_implementation", "tf_legacy_loss",
+    "tie_encoder_decoder", "cross_attention_hidden_size", "remove_invalid_values", "return_dict_in_generate",
+    "output_scores", "num_return_sequences", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+    "early_stopping", "bad_words_ids", "typical_p", "num_beam_groups", "diversity_penalty", "forced_bos_token_id",
+    "forced_eos_token_id", "exponential_decay_length_penalty", "max_length", "min_length", "num_beams",
+    "repetition_penalty", "max_new_tokens", "generation_config", "_flash_attn_2_enabled", "gradient_checkpointing",
+    "num_labels", "model_max_length", "keys_to_ignore_at_inference", "embd_pdrop", "resid_pdrop", "min_p",
+    "renormalize_logits",
 ), emit={"attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True})  # fmt: skip
 """Keys of any Hugging Face config that say how it was made, trained or sampled from, not what it computes."""

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def make(
     source: dict[str, Any],
     digests: dict[str, str],
     history: list[dict[str, Any]],
+    copies: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The manifest as JSON values. `source` and `history` name folders, never whole paths: manifests are published."""
     return {
@@ -46,6 +48,7 @@ def make(
         "versions": versions(),
         "digest": "sha256 of the logical tensor's bytes, row-major",
         "digests": digests,
+        "copies": list(copies),
     }
 
 
@@ -58,7 +61,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     if not (folder / NAME).is_file():
         return None
     found = read_json(folder / NAME)
-    kinds = {"spec": dict, "digests": dict, "history": list, "verified": list, "source": dict}
+    kinds = {"spec": dict, "digests": dict, "history": list, "verified": list, "source": dict, "copies": list}
     wrong = [
         f"{k} is {type(found[k]).__name__}" for k, kind in kinds.items() if not isinstance(found.get(k, kind()), kind)
     ]

@@ -77,7 +77,7 @@ def make(
     spec, family = source.spec, source.family
     layout = None if format == "hf" else target_layout(spec, family, tp=tp, pp=pp, vpp=vpp, vocab_multiple=vocab_multiple)
     if layout is None:
-        stored = family.stored(family.expressible(spec))
+        stored = spell.hf(family, family.expressible(spec), source.copies)
     elif format == "mp_rank":
         stored = spell.mp_rank_targets(family, spec, layout)
     else:

@@ -138,6 +138,7 @@ def _manifest(plan: Plan, step: str, found: dict[str, str]) -> dict[str, Any]:
         dtype=_name(plan.final_dtype),
         source=origin,
         digests=found,
+        copies=plan.source.copies,
         history=[*before.get("history", []), {"step": step, "detail": detail}],
     )
 

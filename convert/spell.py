@@ -1,7 +1,7 @@
 """Spelling: which stored tensor holds which piece of which logical tensor, in each format."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import product
 
 from mconv.convert.dialects import mcore
@@ -17,7 +17,7 @@ from mconv.spec import ModelSpec
 
 
 # ---- Hugging Face ----------------------------------------------------------------------------------------------------
-def hf(family: Family, spec: ModelSpec, tensors: dict[str, Located]) -> list[Stored]:
+def hf(family: Family, spec: ModelSpec, tensors: Collection[str]) -> list[Stored]:
     """The tensors of a Hugging Face folder. A tied head that is stored all the same is a copy of the embedding."""
     stored = family.stored(spec)
     if spec.tied_embeddings and (head := f"{next(iter(family.row('head').hf))}.weight") in tensors:
@@ -128,18 +128,24 @@ def torch_dist_sources(
     by_name = {global_name(x): x for x in family.logicals(mcore.bias_spec(spec))}
     for fqn, tensor in tensors.items():
         name, layer = torch_dist.layer_of(fqn)
+        name, half = torch_dist.half_of(name) if layer is not None else (name, None)
         logical = by_name.get(name)
         if logical is None:
             problems.append(f"{fqn} {tensor.shape}: no row of the {family.name} table claims it")
             continue
         want = global_shape(family, spec, layout, logical)
         want = want[1:] if layer is not None else want
+        if half is not None:
+            want = (want[0] // 2, *want[1:])
         if tensor.shape != want:
             problems.append(f"{fqn} has shape {tensor.shape}; the architecture says {want}")
             continue
         for chunk in tensor.chunks:
             for key, place, piece_of in _layers(fqn, tensor, chunk, logical, layer):
-                piece = region(family.axes(logical), spec.sizes, *piece_of)
+                offsets, shape = piece_of
+                if half is not None:
+                    offsets = (offsets[0] + half * want[0], *offsets[1:])
+                piece = region(family.axes(logical), spec.sizes, offsets, shape)
                 stored.append(Stored(key, place[0], Piece(place[1].shape, piece.blocks)))
                 located[key] = place[1]
     refuse(problems, doing="reading the distributed checkpoint", kind=FormatError)

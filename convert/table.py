@@ -124,6 +124,7 @@ class Family:
         fields: dict[str, Any] = {"family": self.name}
         for key in self.config:
             fields.update(key.read(left))
+        left = {name: value for name, value in left.items() if value is not None}  # null says nothing
         if left:
             unclaimed = ", ".join(f"{name}={value!r}" for name, value in left.items())
             raise ConfigError(

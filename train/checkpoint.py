@@ -188,6 +188,7 @@ def finish(folder: Path, spec: ModelSpec, args: Namespace, *, origin: Checkpoint
         dtype=str(args.params_dtype).removeprefix("torch."),
         source=before.get("source") or named,
         digests={},  # of weights that change with every save; `verify` reads the tensors themselves
+        copies=before.get("copies", []),
         history=[*before.get("history", []), {"step": "train", "detail": detail}],
     )
     manifest.write(folder, made)

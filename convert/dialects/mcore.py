@@ -55,6 +55,24 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Args that change the function, and the values with which they do not. Anything else is refused by name."""
 
 
+LLAMA3: dict[str, type] = {
+    "low_freq_factor": float, "high_freq_factor": float, "original_max_position_embeddings": int,
+}  # fmt: skip
+"""Fields of llama3 scaling that megatron-core has built in (1, 4, 8192): written into our args, read back if there."""
+
+UNEVEN = (
+    "decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers", "pipeline_model_parallel_layout",
+    "account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split",
+)  # fmt: skip
+"""Args with which stages hold different numbers of layers."""
+
+
+def check_even(args: Namespace) -> None:
+    """Refuse rank files of uneven stages by name. (A distributed checkpoint does not depend on the stages.)"""
+    if uneven := [f"{name} is {getattr(args, name)!r}" for name in UNEVEN if getattr(args, name, None)]:
+        raise ConfigError(f"mconv does not read rank files of uneven pipeline stages: {'; '.join(uneven)}")
+
+
 def tied_copy(spec: ModelSpec, layout: Layout) -> bool:
     """Whether the last stage of an `mp_rank` checkpoint holds the tied embedding once more, as `output_layer`."""
     return spec.tied_embeddings and layout.pp > 1
@@ -95,6 +113,7 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
         "rotary_seq_len_interpolation_factor": _int(rope.factor) if rope.kind == "linear" else None,
         "use_rope_scaling": rope.kind == "llama3",
         "rope_scaling_factor": rope.factor if rope.kind == "llama3" else 8.0,
+        **{f"rope_{name}": getattr(rope, name) for name in LLAMA3},  # Megatron-LM knows no args for these
         "untie_embeddings_and_output_weights": not spec.tied_embeddings,
         "add_bias_linear": biased.mlp_bias,
         "add_qkv_bias": biased.qkv_bias,
@@ -173,7 +192,9 @@ def _rope(values: dict[str, Any]) -> Rope:
     if values.get("use_rope_scaling"):
         if stretch != 1:
             raise ConfigError("the args ask for llama3 rope scaling and linear interpolation at once")
-        return Rope(kind="llama3", base=base, factor=_arg(values, "rope_scaling_factor", float, 8.0))
+        factor = _arg(values, "rope_scaling_factor", float, 8.0)
+        told = {name: _arg(values, f"rope_{name}", kind, getattr(Rope(), name)) for name, kind in LLAMA3.items()}
+        return Rope(kind="llama3", base=base, factor=factor, **told)
     return Rope(kind="linear", base=base, factor=stretch) if stretch != 1 else Rope(base=base)
 
 

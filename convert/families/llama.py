@@ -10,6 +10,9 @@ from mconv.convert.table import Family, Row
 L = "model.layers.{i}."
 A, M = L + "self_attn.", L + "mlp."
 
+ABSENT = ("rope_interleaved", "add_cross_attention", "use_sliding_window", "load_in_8bit", "load_in_4bit")
+"""Keys of other families and of loaders that some configs carry: harmless as long as they say no."""
+
 LLAMA = Family(
     name="llama",
     model_type="llama",
@@ -40,6 +43,8 @@ LLAMA = Family(
         RopeKeys(),
         Constant("hidden_act",           "silu", also=("swish",)),
         Constant("partial_rotary_factor", 1.0, also=(None,), emit=False),
+        *(Constant(name, False, emit=False) for name in ABSENT),
+        *(Constant(name, None, also=({},), emit=False) for name in ("auto_map", "quantization_config")),
         BASE_KEYS,
     ),
     ignored_weights=(".rotary_emb.inv_freq",),

@@ -55,10 +55,11 @@ def _tensors(rank: Path, chunk: str, model: Any) -> dict[str, Located]:
         raise FormatError(f"{rank / FILE}: {chunk!r} is not a dictionary of tensors")
     found = {}
     for name, value in model.items():
-        if isinstance(value, Located):
-            found[f"{rank.name}/{chunk}/{name}"] = value
-        elif not str(name).endswith("_extra_state"):
+        if str(name).endswith("_extra_state"):
+            continue  # None, bytes, or Transformer Engine's empty uint8 tensor: never a weight
+        if not isinstance(value, Located):
             raise FormatError(f"{rank / FILE}: {chunk}/{name} is {type(value).__name__}, not a tensor")
+        found[f"{rank.name}/{chunk}/{name}"] = value
     return found
 
 

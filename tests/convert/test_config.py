@@ -1,6 +1,5 @@
 """config.json <-> ModelSpec: both ways, both spellings, and a refusal by name for everything else."""
 
-import dataclasses
 import json
 
 import pytest
@@ -65,8 +64,15 @@ def test_a_spec_survives_json_and_the_args_of_megatron(spec):
     assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     layout = Layout(padded_vocab=1024)
     found = mcore.spec_of(mcore.args_of(spec, layout, dtype="bfloat16"))
-    rope = Rope(kind=spec.rope.kind, base=spec.rope.base, factor=spec.rope.factor)
-    assert found == dataclasses.replace(mcore.bias_spec(spec), rope=rope)
+    assert found == mcore.bias_spec(spec)
+
+
+@pytest.mark.parametrize("unknown", ["rope_low_freq_factor", "rope_high_freq_factor"])
+def test_args_that_megatron_lm_wrote_have_what_megatron_core_has_built_in(unknown):
+    spec = LLAMA.read_config({**LLAMA2, "rope_scaling": {**LLAMA3, "rope_theta": None}, "rope_theta": 5e5})
+    args = mcore.args_of(spec, Layout(padded_vocab=32000), dtype="bfloat16")
+    delattr(args, unknown)
+    assert mcore.spec_of(args).rope == spec.rope
 
 
 def test_the_config_that_we_write_means_the_same_to_transformers(tmp_path):
