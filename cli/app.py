@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 
 from cyclopts import App, CycloptsError
 
@@ -60,3 +61,9 @@ def run(argv: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"mconv: {error}", file=sys.stderr)
+        return 2
+    except Exception:  # a fault of ours: shown whole, and never taken for the verdict "checked, and wrong" (1)
+        traceback.print_exc()
+        return 2

@@ -40,7 +40,7 @@ class Demo:
 
     def at(self, name: str) -> str:
         """A path in the demo's folder, as a user would type it."""
-        return str(self.folder / name)
+        return shlex.quote(str(self.folder / name))
 
     def do(self, step: str, command: str, work: Callable[[], str]) -> None:
         """One step: time it, keep what it proved, say so."""
@@ -161,7 +161,7 @@ def _publish(run: Demo) -> None:
 
     token = "hf_" + "demo" * 8
     with LoopbackHub(run.folder / "hub", token=token, orgs=("demo",)) as hub:
-        environment = {**hub.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HOME": run.at("hf-home")}
+        environment = {**hub.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HOME": str(run.folder / "hf-home")}
         run.mconv("dry run", f"push {run.at('final')} {REPOSITORY} --dry-run", _first_line, **environment)
         run.mconv("push", f"push {run.at('final')} {REPOSITORY}", _last_line, **environment)
         run.mconv(
@@ -172,7 +172,7 @@ def _publish(run: Demo) -> None:
         )
     code = (
         "from transformers import pipeline; "
-        f"print(pipeline('text-generation', {run.at('pulled')!r})"
+        f"print(pipeline('text-generation', {str(run.folder / 'pulled')!r})"
         "('def ', max_new_tokens=24, do_sample=False)[0]['generated_text'])"
     )
     run.python("generate", code, lambda text: repr(text.strip()[-100:]))

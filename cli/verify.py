@@ -1,8 +1,9 @@
 """`mconv verify`: the check that fails the process."""
 
 import json as jsonlib
+import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mconv.cli import options as o
 from mconv.errors import MconvError
@@ -58,24 +59,41 @@ def verify(
 
     if batch < 1 or (length is not None and length < 2):
         raise MconvError("--batch must be at least 1 and --length at least 2")
-    sides = [open_checkpoint(path, iteration=_iteration(path, iteration), vocab_size=vocab_size) for path in (a, b)]
+    if not 0 <= seed < 1 << 63 or 0 in (tp, pp) or min(tp or 1, pp or 1) < 1:
+        raise MconvError("--tp and --pp must be at least 1, and --seed a positive number of at most 63 bits")
+    sides = [open_checkpoint(path, **_of_megatron(path, iteration, vocab_size)) for path in (a, b)]
+    if all(c.format == "hf" for c in sides) and (tp or pp or sequence_parallel):
+        raise MconvError(
+            "--tp, --pp and --sequence-parallel are of a Megatron side; both of these are Hugging Face folders"
+        )
+    if record and sides[1].manifest is None:
+        raise MconvError(f"{sides[1].path} has no mconv.json to record the verdict in; mconv did not make it")
     own = next((c.layout for c in sides if c.format == "mp_rank" and c.layout), None)
     parallel = {"tp": tp or (own.tp if own else 1), "pp": pp or (own.pp if own else 1)}
     payload = {
         "a": str(a.resolve()), "b": str(b.resolve()), "length": length, "batch": batch, "seed": seed, "dtype": dtype,
-        "a_iteration": _iteration(a, iteration), "b_iteration": _iteration(b, iteration), "vocab_size": vocab_size,
+        "a_options": _of_megatron(a, iteration, vocab_size), "b_options": _of_megatron(b, iteration, vocab_size),
         "sequence_parallel": sequence_parallel, **parallel,
     }  # fmt: skip
     nproc = 1 if all(c.format == "hf" for c in sides) else parallel["tp"] * parallel["pp"]
     report = ranks.run("mconv.verify.logits:work", payload, nproc=nproc)
     if not report:  # a rank other than 0 of somebody's torchrun
         return 0
-    print(jsonlib.dumps(report, indent=1) if json else "\n".join(reports.lines(report)))
+    print(jsonlib.dumps(_finite(report), indent=1, allow_nan=False) if json else "\n".join(reports.lines(report)))
     if record:
         reports.record(sides[1].path, report, against=sides[0].name)
     return 0 if report["passed"] else 1
 
 
-def _iteration(path: Path, iteration: int | None) -> int | None:
-    """`--iteration` speaks of Megatron roots; a Hugging Face folder has none."""
-    return None if (path / "config.json").is_file() else iteration
+def _of_megatron(path: Path, iteration: int | None, vocab_size: int | None) -> dict[str, int | None]:
+    """`--iteration` and `--vocab-size` speak of Megatron roots; a Hugging Face folder has one and knows the other."""
+    return {} if (path / "config.json").is_file() else {"iteration": iteration, "vocab_size": vocab_size}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null stands for it."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

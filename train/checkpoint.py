@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -33,8 +34,10 @@ CONTENT = {
 def latest(root: Path) -> int | None:
     """The iteration that a folder's tracker names, or None if there is none (or it is a converted `release`)."""
     tracker = root / TRACKER
-    word = tracker.read_text().strip() if tracker.is_file() else ""
-    return int(word) if word.isdigit() else None
+    word = tracker.read_text(errors="replace").strip() if tracker.is_file() else "release"
+    if word != "release" and not re.fullmatch(r"\d{1,12}", word):
+        raise FormatError(f"{tracker} says {word[:40]!r}; it must be an iteration number or 'release'")
+    return None if word == "release" else int(word)
 
 
 def folder_of(root: Path, iteration: int) -> Path:

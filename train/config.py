@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -120,6 +121,9 @@ def _broken(config: TrainConfig) -> list[tuple[str, str]]:
               for name in ("adam_beta1", "adam_beta2")]  # fmt: skip
     rules += [
         ("lr", "more than 0 and at least min_lr", config.lr > 0 and config.lr >= config.min_lr),
+        ("seed", "0 or more and less than 2**32", 0 <= config.seed < 1 << 32),
+        ("data_weights", "positive numbers", all(0 < x < math.inf for x in config.data_weights or [])),
+        *((n, "finite", math.isfinite(getattr(config, n))) for n in ("lr", "min_lr", "weight_decay", "clip_grad")),
         ("data", "at least one prefix", bool(config.data)),
         ("split", "three shares such as 98,1,1, the first above 0", len(_shares(config.split)) == 3
          and min(_shares(config.split)) >= 0 < _shares(config.split)[0]),
@@ -130,7 +134,8 @@ def _broken(config: TrainConfig) -> list[tuple[str, str]]:
 def _shares(split: str) -> list[float]:
     """The numbers of a split; three zeros if they are none."""
     try:
-        return [float(share) for share in split.split(",")]
+        shares = [float(share) for share in split.split(",")]
+        return shares if all(math.isfinite(share) for share in shares) else [0.0, 0.0, 0.0]
     except ValueError:
         return [0.0, 0.0, 0.0]
 

@@ -91,10 +91,12 @@ def train(config: TrainConfig, *, say: logs.Say) -> dict[str, Any]:
 def start(config: TrainConfig, *, say: logs.Say) -> Run:
     """Ranks, model, optimizer and schedule, new or resumed, each inherited value said."""
     parallel = Parallel(tp=config.tp, pp=config.pp, sequence_parallel=config.sequence_parallel)
+    _check_folders(config)
     init(parallel, seed=config.seed)
     resumed = checkpoint.latest(Path(config.save)) if config.save else None
     source = checkpoint.folder_of(Path(str(config.save)), resumed) if resumed else Path(config.load)
     opened = weights.open_weights(str(source), vocab_size=config.vocab_size)
+    _check_same_run(config, opened, resumed=bool(resumed))
     spec, seq_length = opened.spec, config.seq_length or opened.spec.max_position_embeddings
     _check(config, parallel, spec, seq_length)
     padded = weights.padded_size(opened, parallel, multiple=config.make_vocab_size_divisible_by)
@@ -115,6 +117,24 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     )  # fmt: skip
     _tell(run, padded, say)
     return run
+
+
+def _check_folders(config: TrainConfig) -> None:
+    """Folders that cannot be made are refused before the first step, not after the last."""
+    for name in ("save", "data_cache", "tensorboard_dir"):
+        if wanted := getattr(config, name):
+            try:
+                Path(wanted).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"{name} {wanted} cannot be made a folder: {error.strerror}") from error
+
+
+def _check_same_run(config: TrainConfig, opened: Checkpoint, *, resumed: bool) -> None:
+    """A run that is gone on with must be of the model that `load` names, where that is still there."""
+    if resumed and Path(config.load).is_dir() and Path(config.load).resolve() != Path(str(config.save)).resolve():
+        asked = weights.open_weights(config.load, vocab_size=config.vocab_size)
+        if asked.spec != opened.spec:
+            raise ConfigError(f"{config.save} holds a run of another model than {config.load}; give another --save")
 
 
 def _check(config: TrainConfig, parallel: Parallel, spec: ModelSpec, seq_length: int) -> None:
@@ -159,7 +179,11 @@ def _tell(run: Run, padded: int, say: logs.Say) -> None:
 
 def _data(run: Run) -> tuple[Any, Any]:
     config, prefixes = run.config, [Path(prefix) for prefix in run.config.data]
-    dataset.check(prefixes, vocab_size=run.spec.vocab_size, seq_length=run.seq_length)
+    shares = [float(share) for share in config.split.split(",")]
+    dataset.check(
+        prefixes, vocab_size=run.spec.vocab_size, seq_length=run.seq_length,
+        shares=shares, wanted=2 if config.eval_interval else 1,
+    )  # fmt: skip
     beside = Path(config.save) / "data-cache" if config.save else prefixes[0].with_name(prefixes[0].name + ".cache")
     evaluations = config.train_iters // config.eval_interval if config.eval_interval else 0
     batch = config.global_batch_size

@@ -15,7 +15,9 @@ from torch import Tensor
 from mconv.convert.checkpoint import Checkpoint, open_checkpoint
 from mconv.convert.formats import archive, mp_rank
 from mconv.convert.load import load_rank
-from mconv.errors import ConfigError
+from mconv.convert.source import Source, check_copies, slab_boxes
+from mconv.convert.table import Logical
+from mconv.errors import CheckFailed, ConfigError, FormatError
 from mconv.shard.layout import padded_vocab
 from mconv.verify import probes
 from mconv.verify.compare import LIMITS, compare, failures
@@ -37,6 +39,8 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
         return {}
     found = compare(reference, candidate)
     wrong = failures(found, LIMITS[payload["dtype"]])
+    if rows := embedding_rows(a, b):
+        wrong.append(f"{len(rows)} rows of the embedding differ, the first is of token {rows[0]}")
     return {
         "passed": not wrong,
         "failures": wrong,
@@ -56,9 +60,28 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _open(payload: dict[str, Any], side: str) -> Checkpoint:
-    return open_checkpoint(
-        Path(payload[side]), iteration=payload.get(f"{side}_iteration"), vocab_size=payload.get("vocab_size")
-    )
+    found = open_checkpoint(Path(payload[side]), **payload.get(f"{side}_options", {}))
+    try:
+        check_copies(Source.of(found))  # a rank may load one copy and another rank the other
+    except FormatError as error:
+        raise CheckFailed(str(error)) from error
+    return found
+
+
+def embedding_rows(a: Checkpoint, b: Checkpoint) -> list[int]:
+    """Tokens whose input embeddings differ. Each token of a probe reads one row, so the others are compared here.
+
+    The limit is 1e-4 of the row's norm where the dtypes are the same, and a rounding to 8 bits where they are not.
+    """
+    first, second = Source.of(a), Source.of(b)
+    logical = Logical("embed")
+    limit = 1e-4 if first.dtype(logical) == second.dtype(logical) else 2**-7
+    found = []
+    for box in slab_boxes(first.dims(logical), 1 << 22):
+        one, two = first.pull(logical, box).float(), second.pull(logical, box).float()
+        off = ~((one - two).norm(dim=-1) <= limit * one.norm(dim=-1))  # a NaN is off, too
+        found += [box[0][0] + int(i) for i in off.nonzero()]
+    return found
 
 
 def _same_vocabulary(a: Checkpoint, b: Checkpoint) -> None:

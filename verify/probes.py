@@ -28,9 +28,12 @@ def length_for(spec: ModelSpec, length: int | None) -> int:
 
 
 def random_ids(spec: ModelSpec, *, batch: int, length: int, seed: int) -> Int[Tensor, "b s"]:
-    """Ids drawn uniformly from the true vocabulary."""
+    """Ids drawn uniformly from the true vocabulary, its two ends among them."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(spec.vocab_size, (batch, length), generator=generator)
+    ids = torch.randint(spec.vocab_size, (batch, length), generator=generator)
+    ends = [0, spec.vocab_size - 1][:length]  # where a vocabulary that is off by one shows
+    ids[0, : len(ends)] = torch.tensor(ends)
+    return ids
 
 
 def text_ids(tokenizer_folder: Path, spec: ModelSpec, *, length: int) -> Int[Tensor, "1 s"] | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,33 @@ class _Tokenizer:
         return {"class": "mconv"}
 
 
-def check(prefixes: Sequence[Path], *, vocab_size: int, seq_length: int) -> None:
-    """Refuse data that is missing, too short for one sample, or holds ids that the model does not have."""
+def check(
+    prefixes: Sequence[Path],
+    *,
+    vocab_size: int,
+    seq_length: int,
+    shares: Sequence[float] = (1.0, 0.0, 0.0),
+    wanted: int = 1,
+) -> None:
+    """Refuse data that is missing, damaged, too short for one sample, or holds ids that the model does not have.
+
+    The first `wanted` of the `shares` of the split must each have a sample: megatron-core counts for ever in an empty
+    one.
+    """
     for prefix in prefixes:
         for suffix in (".bin", ".idx"):
             if not (path := prefix.with_name(prefix.name + suffix)).is_file():
                 raise FormatError(f"{path}: no such file; make it with: mconv data tokenize ... --prefix {prefix}")
-        data = IndexedDataset(str(prefix))  # kept in a name: its arrays are views into its memory map
+        data = _open(prefix)  # kept in a name: its arrays are views into its memory map
         tokens = int(data.sequence_lengths.sum())
         if tokens <= seq_length:
             raise ConfigError(f"{prefix} holds {tokens} tokens; one sample of seq_length {seq_length} needs one more")
+        for name, held in zip(("training", "validation")[:wanted], _tokens_of_shares(data, shares), strict=False):
+            if held <= seq_length:
+                raise ConfigError(
+                    f"{prefix}: split {','.join(map(str, shares))} leaves {held} tokens of whole documents for {name}; "
+                    f"one sample of seq_length {seq_length} needs one more"
+                )
         record = read_record(prefix)
         highest = record.max_id if record else _max_id(prefix, data.index.dtype)
         if highest >= vocab_size:
@@ -48,6 +66,29 @@ def check(prefixes: Sequence[Path], *, vocab_size: int, seq_length: int) -> None
                 f"{prefix} holds token id {highest}, but the model's vocabulary ends at {vocab_size - 1}; "
                 "tokenize with the model's own tokenizer"
             )
+
+
+def _open(prefix: Path) -> Any:
+    """megatron-core's reader of a prefix. Raises FormatError where the files are damaged or do not match."""
+    data = prefix.with_name(prefix.name + ".bin")
+    index = prefix.with_name(prefix.name + ".idx")
+    with index.open("rb") as file:
+        if file.read(9) != b"MMIDIDX\x00\x00" or index.stat().st_size < 34:
+            raise FormatError(f"{index} is not an index of megatron-core, or truncated; tokenize again")
+    try:
+        found = IndexedDataset(str(prefix))
+        expected = int(found.sequence_lengths.sum()) * np.dtype(found.index.dtype).itemsize
+    except Exception as error:  # numpy and struct raise what they like on a cut file
+        raise FormatError(f"{index} is damaged ({type(error).__name__}: {error}); tokenize again") from error
+    if expected != data.stat().st_size:
+        raise FormatError(f"{data} has {data.stat().st_size} bytes, its index says {expected}; tokenize again")
+    return found
+
+
+def _tokens_of_shares(data: Any, shares: Sequence[float]) -> list[int]:
+    """Tokens of each share of a split. megatron-core splits by documents, at rounded numbers of them."""
+    ends = [round(len(data.sequence_lengths) * edge / sum(shares)) for edge in accumulate(shares)]
+    return [int(data.sequence_lengths[a:b].sum()) for a, b in pairwise([0, *ends])]
 
 
 def _max_id(prefix: Path, dtype: Any) -> int:

@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import lzma
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,15 @@ def documents(path: Path, *, key: str) -> Iterator[str]:
 
 
 def _jsonl(path: Path, key: str) -> Iterator[str]:
-    with _open(path) as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield _text(line, key, f"{path}:{number}")
+    try:
+        with _open(path) as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _text(line, key, f"{path}:{number}")
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise FormatError(
+            f"{path}: does not unpack as {path.suffix} ({error}); it is cut or of another format"
+        ) from error
 
 
 def _text(line: bytes, key: str, where: str) -> str:
@@ -35,6 +41,10 @@ def _text(line: bytes, key: str, where: str) -> str:
         keys = sorted(record) if isinstance(record, dict) else type(record).__name__
         raise FormatError(f"{where}: no text under {key!r} (the record has {keys}); name the field with --key")
     text: str = record[key]
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise FormatError(f"{where}: the text is not Unicode ({error.reason}); drop or mend that record") from error
     return text
 
 
@@ -47,7 +57,11 @@ def _open(path: Path) -> Any:
 
 
 def _parquet(path: Path, key: str) -> Iterator[str]:
-    table = _optional("pyarrow.parquet", path).ParquetFile(path)
+    module = _optional("pyarrow.parquet", path)
+    try:
+        table = module.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path}: not a parquet file ({error})") from error
     if key not in table.schema_arrow.names:
         raise FormatError(f"{path}: no column {key!r}, only {table.schema_arrow.names}; name it with --key")
     for batch in table.iter_batches(columns=[key]):

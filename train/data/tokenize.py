@@ -5,7 +5,10 @@ import hashlib
 import itertools
 import json
 import multiprocessing
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -61,6 +64,8 @@ def tokenize(
     `append_eod` is off: without it megatron-core's samples run documents together with nothing between them.
     Files appear under their names only when all is written. Raises FormatError on a bad record (file:line).
     """
+    if workers < 1:
+        raise MconvError(f"--workers is {workers}; at least 1 is needed")
     outputs = [_beside(prefix, suffix) for suffix in (".bin", ".idx", ".mconv.json")]
     if (there := [str(path) for path in outputs if path.exists()]) and not overwrite:
         raise MconvError(f"{', '.join(there)}: already there; pass --overwrite, or another prefix")
@@ -86,7 +91,10 @@ def read_record(prefix: Path) -> Tokenized | None:
     if not path.is_file():
         return None
     known = {field.name for field in dataclasses.fields(Tokenized)}
-    record = Tokenized(**{name: value for name, value in json.loads(path.read_text()).items() if name in known})
+    try:
+        record = Tokenized(**{name: value for name, value in json.loads(path.read_text()).items() if name in known})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise FormatError(f"{path} is damaged ({error}); remove it, or tokenize again") from error
     return record if record.bin_bytes == _beside(prefix, ".bin").stat().st_size else None
 
 
@@ -138,11 +146,25 @@ def _encoded(texts: Iterable[str], folder: Path, facts: dict[str, Any], workers:
     with ExitStack() as stack:
         if workers > 1:
             # Spawned: the tokenizers library warns, and may lock up, in a forked child.
-            pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(workers))
-            results = pool.imap(encode, batches)
+            context = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(workers, context))
+            results = _in_order(pool, encode, batches, 2 * workers)
         else:
             results = map(encode, batches)
         yield from itertools.chain.from_iterable(results)
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, encode: Callable[..., list[list[int]]], batches: Iterator[list[str]], ahead: int
+) -> Iterator[list[list[int]]]:
+    """Results in the order of `batches`, at most `ahead` of them under way. A killed worker is an error, not a wait."""
+    waiting = deque(pool.submit(encode, batch) for batch in itertools.islice(batches, ahead))
+    try:
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(encode, batch) for batch in itertools.islice(batches, 1))
+    except BrokenProcessPool as error:
+        raise MconvError("a tokenizing process was killed (out of memory?); try fewer --workers") from error
 
 
 _tokenizers: dict[str, Any] = {}

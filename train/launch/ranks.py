@@ -1,12 +1,15 @@
 """Start ranks on this machine, give them one payload, and bring rank 0's answer, or a rank's error, back."""
 
+import contextlib
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +66,8 @@ def _launch(target: str, payload: dict[str, Any], nproc: int, folder: Path) -> d
     with (folder / "agent.log").open("w") as log:
         agent = subprocess.Popen(_command(target, nproc, folder), env=_environment(nproc), stderr=log)
         try:
-            code = agent.wait()
+            with _terminated_like_interrupted():
+                code = agent.wait()
         except BaseException:  # Ctrl-C too: no rank may outlive us
             agent.terminate()
             agent.wait()
@@ -72,6 +76,19 @@ def _launch(target: str, payload: dict[str, Any], nproc: int, folder: Path) -> d
         answer: dict[str, Any] = json.loads((folder / "result.json").read_text())
         return answer
     raise _failure(folder, nproc)
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM (from `timeout`, a scheduler, a service manager) raises SystemExit, so that the ranks are ended first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _command(target: str, nproc: int, folder: Path) -> list[str]:
