@@ -10,7 +10,7 @@ demo: .venv/base  ## the whole path once, offline, on a small model
 	$(BIN)/mconv demo --out mconv-demo --overwrite
 
 test: .venv/test  ## all tests that need no GPU and no big machine
-	$(BIN)/python -m pytest -m "not gpu and not big"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not big"
 
 check: .venv/test build/types  ## format, lint, types
 	$(BIN)/ruff format --check .
