@@ -48,6 +48,18 @@ class ModelSpec:
     max_position_embeddings: int
     norm_epsilon: float
     rope: Rope = field(default_factory=Rope)
+    position: Literal["rope", "alibi"] = "rope"
+    """What tells positions apart: rotary embedding, or ALiBi's bias on attention scores (`rope` then says nothing)."""
+    sliding_window: int | None = None
+    """Keys that a query sees, itself included; None: all before it."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm, or LayerNorm with its bias."""
+    activation: Literal["swiglu", "gelu"] = "swiglu"
+    """`swiglu`: a gated MLP of two halves; `gelu`: exact (erf), not gated."""
+    parallel_attention: bool = False
+    """Attention and MLP read the same hidden states, and both are added to them (Falcon); else one after the other."""
+    shared_norm: bool = False
+    """With `parallel_attention`: one norm for both, instead of one each."""
     tied_embeddings: bool = False
     qkv_bias: bool = False
     proj_bias: bool = False
@@ -59,6 +71,10 @@ class ModelSpec:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; it must be a positive integer")
+        if self.sliding_window is not None and (type(self.sliding_window) is not int or self.sliding_window < 1):
+            raise ConfigError(f"sliding_window is {self.sliding_window!r}; it must be a positive integer, or null")
+        if self.shared_norm and not self.parallel_attention:
+            raise ConfigError("one norm for attention and MLP (shared_norm) needs parallel attention")
         if not 0 <= self.norm_epsilon < 1:
             raise ConfigError(f"norm_epsilon (rms_norm_eps) is {self.norm_epsilon}; it must be in [0, 1)")
         if self.num_attention_heads % self.num_query_groups:
@@ -71,6 +87,11 @@ class ModelSpec:
     def queries_per_group(self) -> int:
         """Query heads that share one key and value head."""
         return self.num_attention_heads // self.num_query_groups
+
+    @property
+    def norm_bias(self) -> bool:
+        """Whether the norms have a bias."""
+        return self.norm == "layer"
 
     @property
     def sizes(self) -> dict[str, int]:

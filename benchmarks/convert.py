@@ -41,7 +41,7 @@ print("MEASURED", time.perf_counter() - start, max(peak, anonymous()) - base)
 """
 CONVERT = """from pathlib import Path
 from mconv.convert import plan, rewrite
-from mconv.convert.checkpoint import open_checkpoint"""
+from mconv.convert.opening import open_checkpoint"""
 
 
 def make(folder: Path, layers: int) -> int:

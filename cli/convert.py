@@ -57,7 +57,7 @@ def hf2meg(
     cache_dir
         The Hugging Face cache to look in.
     """
-    from mconv.convert.checkpoint import open_checkpoint
+    from mconv.convert.opening import open_checkpoint
 
     name, folder, origin = _find(model, source, size=size, cache_dir=cache_dir, offline=offline)
     checkpoint = _expect(open_checkpoint(folder), hf=True)
@@ -97,7 +97,7 @@ def reshard(
     format
         Default: the format that it has.
     """
-    from mconv.convert.checkpoint import open_checkpoint
+    from mconv.convert.opening import open_checkpoint
 
     found = _expect(open_checkpoint(checkpoint, iteration=iteration, vocab_size=vocab_size), hf=False)
     layout = found.layout
@@ -126,7 +126,7 @@ def merge(
     format
         Default: the format that it has.
     """
-    from mconv.convert.checkpoint import open_checkpoint
+    from mconv.convert.opening import open_checkpoint
 
     found = _expect(open_checkpoint(checkpoint, iteration=iteration, vocab_size=vocab_size), hf=False)
     plan = _plan(found, out, format=format or found.format, dtype=None, overwrite=overwrite)
@@ -155,7 +155,7 @@ def meg2hf(
     tokenizer
         A folder whose tokenizer and generation files go with the model, where the checkpoint has none of its own.
     """
-    from mconv.convert.checkpoint import open_checkpoint
+    from mconv.convert.opening import open_checkpoint
 
     found = _expect(open_checkpoint(checkpoint, iteration=iteration, vocab_size=vocab_size), hf=False)
     if not 0 < max_shard_size < float("inf"):

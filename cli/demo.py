@@ -196,7 +196,7 @@ def _proven(text: str) -> str:
 
 
 def _same_digests(run: Demo) -> str:
-    from mconv.convert.checkpoint import open_checkpoint
+    from mconv.convert.opening import open_checkpoint
 
     one, two = (open_checkpoint(run.folder / name).manifest or {} for name in ("megatron", "resharded"))
     if not one["digests"] or one["digests"] != two["digests"]:

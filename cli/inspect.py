@@ -30,7 +30,7 @@ def inspect(
     tensors
         List every stored tensor and the logical tensor that it holds a piece of.
     """
-    from mconv.convert.checkpoint import open_checkpoint
+    from mconv.convert.opening import open_checkpoint
 
     found = open_checkpoint(path, iteration=iteration, vocab_size=vocab_size)
     facts = facts_of(found)

@@ -53,7 +53,7 @@ def verify(
     record
         Keep the verdict in the manifest of B, from where it goes into the model card.
     """
-    from mconv.convert.checkpoint import open_checkpoint
+    from mconv.convert.opening import open_checkpoint
     from mconv.train.launch import ranks
     from mconv.verify import report as reports
 
@@ -85,7 +85,7 @@ def verify(
     return 0 if report["passed"] else 1
 
 
-def _of_megatron(path: Path, iteration: int | None, vocab_size: int | None) -> dict[str, int | None]:
+def _of_megatron(path: Path, iteration: int | None, vocab_size: int | None) -> dict[str, Any]:
     """`--iteration` and `--vocab-size` speak of Megatron roots; a Hugging Face folder has one and knows the other."""
     return {} if (path / "config.json").is_file() else {"iteration": iteration, "vocab_size": vocab_size}
 

@@ -3,7 +3,9 @@
 import torch
 
 from mconv.convert import spell
-from mconv.convert.checkpoint import Checkpoint, open_checkpoint
+from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.dialects import mcore
+from mconv.convert.opening import open_checkpoint
 from mconv.convert.source import Source, assemble
 from mconv.convert.table import Stored
 from mconv.errors import FormatError
@@ -26,13 +28,14 @@ def load_rank(
     """
     layout = Layout(tp=tp, pp=pp, padded_vocab=padded_vocab_size)
     source, done = Source.of(checkpoint), set()
-    for place, names, logical in spell.rank_tensors(checkpoint.family, checkpoint.spec, layout):
+    for place, names, logical in spell.rank_tensors(mcore.DIALECT, checkpoint.family, checkpoint.spec, layout):
         if place.stage != pp_rank:
             continue
         name = next((n for n in names if n in params), names[0])
         if name not in params:
             raise FormatError(f"the model has no parameter {name!r} for {logical}")
-        stored = Stored(name, logical, spell.rank_piece(checkpoint.family, checkpoint.spec, layout, logical, tp_rank))
+        piece = spell.rank_piece(mcore.DIALECT, checkpoint.family, checkpoint.spec, layout, logical, tp_rank)
+        stored = Stored(name, logical, piece)
         with torch.no_grad():
             params[name].copy_(assemble(source, stored, dtype=params[name].dtype).view(params[name].shape))
         done.add(name)

@@ -9,6 +9,7 @@ import torch
 
 from mconv.convert import spell
 from mconv.convert.checkpoint import TRACKER, Checkpoint, target_layout
+from mconv.convert.dialects import DIALECTS
 from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.tensors import Target
 from mconv.convert.source import HASH_BYTES
@@ -28,6 +29,8 @@ class Plan:
     out: Path
     """What the user named: a Hugging Face folder, or a Megatron root."""
     format: Format
+    dialect: str
+    """Of the names in a Megatron checkpoint."""
     layout: Layout | None
     dtype: torch.dtype | None
     """Cast to this; None keeps every tensor's own."""
@@ -65,7 +68,7 @@ class Plan:
 def make(
     source: Checkpoint, out: Path, *, format: Format, tp: int = 1, pp: int = 1, vpp: int = 1, vocab_multiple: int = 128,
     dtype: str | None = None, shard_bytes: int = 5_000_000_000, overwrite: bool = False,
-    side_folder: Path | None = None, origin: str | None = None,
+    side_folder: Path | None = None, origin: str | None = None, dialect: str = "mcore",
 ) -> Plan:  # fmt: skip
     """Plan a conversion of `source` to `format` at `out`. Raises a MconvError that lists all that stands against it."""
     if dtype is not None and dtype not in DTYPES:
@@ -74,19 +77,25 @@ def make(
         raise MconvError(f"a shard of {shard_bytes} bytes can hold nothing")
     if format == "hf" and (tp, pp, vpp) != (1, 1, 1):
         raise LayoutError("a Hugging Face folder is not sharded by ranks: tp and pp do not apply")
+    if dialect not in DIALECTS or (dialect != "mcore" and format != "mp_rank"):
+        raise MconvError(
+            f"dialect {dialect!r} of {format}: mp_rank can have {', '.join(DIALECTS)}, torch_dist mcore only"
+        )
     spec, family = source.spec, source.family
-    layout = None if format == "hf" else target_layout(spec, family, tp=tp, pp=pp, vpp=vpp, vocab_multiple=vocab_multiple)
+    sizes = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": vocab_multiple}
+    layout = None if format == "hf" else target_layout(spec, family, dialect=dialect, **sizes)
     if layout is None:
         stored = spell.hf(family, family.expressible(spec), source.copies)
     elif format == "mp_rank":
-        stored = spell.mp_rank_targets(family, spec, layout)
+        stored = spell.mp_rank_targets(DIALECTS[dialect], family, spec, layout)
     else:
         stored = spell.torch_dist_targets(family, spec, layout)
     cast = DTYPES[dtype] if dtype else None
     targets = [Target(s.key, s.piece.shape, cast or _dtype(source, s)) for s in stored]
     plan = Plan(
-        source=source, out=out, format=format, layout=layout, dtype=cast, shard_bytes=shard_bytes, stored=stored,
-        targets=targets, overwrite=overwrite, side_folder=side_folder, origin=origin or source.name,
+        source=source, out=out, format=format, dialect=dialect, layout=layout, dtype=cast,
+        shard_bytes=shard_bytes, stored=stored, targets=targets, overwrite=overwrite,
+        side_folder=side_folder, origin=origin or source.name,
     )  # fmt: skip
     try:
         refuse(_problems(plan), doing=f"cannot write {out}")

@@ -16,7 +16,7 @@ import torch
 
 from mconv.convert import manifest, spell
 from mconv.convert.checkpoint import SIDE_FILES, SIDE_FOLDER, TRACKER
-from mconv.convert.dialects import mcore
+from mconv.convert.dialects import DIALECTS, mcore
 from mconv.convert.formats import hf, mp_rank, torch_dist
 from mconv.convert.formats.hf import read_json
 from mconv.convert.plan import Plan
@@ -78,7 +78,7 @@ def _writer(plan: Plan, folder: Path) -> Iterator[tuple[Any, Any]]:
     if layout is None:
         return hf.write(folder, plan.targets, limit=plan.shard_bytes)
     iteration = plan.source.iteration or 0
-    args = mcore.args_of(spec, layout, dtype=_name(plan.final_dtype), iteration=iteration)
+    args = DIALECTS[plan.dialect].args_of(spec, layout, dtype=_name(plan.final_dtype), iteration=iteration)
     common: dict[str, Any] = {"args": args, "checkpoint_version": 3.0, "iteration": iteration}
     if plan.format == "mp_rank":
         args.ckpt_format = "torch"
@@ -133,7 +133,7 @@ def _manifest(plan: Plan, step: str, found: dict[str, str]) -> dict[str, Any]:
     return manifest.make(
         plan.source.spec,
         format=plan.format,
-        dialect=None if plan.format == "hf" else "mcore",
+        dialect=None if plan.format == "hf" else plan.dialect,
         layout=plan.layout,
         dtype=_name(plan.final_dtype),
         source=origin,

@@ -66,13 +66,20 @@ class Source:
 
     def _view(self, stored: Stored, block: Block) -> torch.Tensor:
         whole = self.checkpoint.located[stored.key].load()
-        return whole[tuple(slice(a, b) for a, b in block.at)].reshape(lengths(block.box))
+        return ordered(whole[tuple(slice(a, b) for a, b in block.at)], block).reshape(lengths(block.box))
 
     def slabs(self, logical: Logical) -> Iterator[torch.Tensor]:
         """The whole tensor in row-major order, in slabs of about `HASH_BYTES`."""
         dims = self.dims(logical)
         for box in slab_boxes(dims, HASH_BYTES // self.dtype(logical).itemsize):
             yield self.pull(logical, box)
+
+
+def ordered(region: torch.Tensor, block: Block) -> torch.Tensor:
+    """A view of a stored region in the order of the logical tensor; reading and writing go through it alike."""
+    if block.order is None:
+        return region
+    return region.view(block.order.shape).permute(block.order.axes)
 
 
 def slab_boxes(dims: tuple[int, ...], elements: int) -> Iterator[Box]:
@@ -123,12 +130,12 @@ def assemble(source: Source, stored: Stored, *, dtype: torch.dtype) -> torch.Ten
     if stored.logical not in source.groups:
         return torch.zeros(stored.piece.shape, dtype=dtype)
     blocks = stored.piece.blocks
-    if len(blocks) == 1 and prod(stored.piece.shape) == volume(blocks[0].box):
+    if len(blocks) == 1 and prod(stored.piece.shape) == volume(blocks[0].box) and blocks[0].order is None:
         return source.pull(stored.logical, blocks[0].box).to(dtype).reshape(stored.piece.shape)
     out = torch.zeros(stored.piece.shape, dtype=dtype)
     flat = out.reshape(stored.piece.shape[-len(blocks[0].at) :]) if blocks else out
     for block in blocks:
-        region = flat[tuple(slice(a, b) for a, b in block.at)]
+        region = ordered(flat[tuple(slice(a, b) for a, b in block.at)], block)
         region.copy_(source.pull(stored.logical, block.box).reshape(region.shape))
     return out
 

@@ -1,10 +1,10 @@
 """Spelling: which stored tensor holds which piece of which logical tensor, in each format."""
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from itertools import product
 
-from mconv.convert.dialects import mcore
+from mconv.convert.dialects import Dialect, mcore
 from mconv.convert.formats import mp_rank, torch_dist
 from mconv.convert.formats.tensors import Located
 from mconv.convert.table import Family, Logical, Stored
@@ -27,43 +27,52 @@ def hf(family: Family, spec: ModelSpec, tensors: Collection[str]) -> list[Stored
 
 
 # ---- mp_rank ---------------------------------------------------------------------------------------------------------
-def rank_piece(family: Family, spec: ModelSpec, layout: Layout, logical: Logical, tp_rank: int) -> Piece:
+def rank_piece(
+    dialect: Dialect, family: Family, spec: ModelSpec, layout: Layout, logical: Logical, tp_rank: int
+) -> Piece:
     """What one tensor-parallel rank stores of a logical tensor."""
-    row = family.row(logical.row)
+    row, axes = family.row(logical.row), family.axes(logical)
     padded = layout.padded_vocab if row.cut == "v" else None
-    return share(family.axes(logical), spec.sizes, row.cut, rank=tp_rank, of=layout.tp, padded=padded)
+    return dialect.arrange(
+        row.name, axes, spec, share(axes, spec.sizes, row.cut, rank=tp_rank, of=layout.tp, padded=padded)
+    )
 
 
-def rank_tensors(family: Family, spec: ModelSpec, layout: Layout) -> Iterator[tuple[Place, tuple[str, ...], Logical]]:
+def rank_tensors(
+    dialect: Dialect, family: Family, spec: ModelSpec, layout: Layout
+) -> Iterator[tuple[Place, tuple[str, ...], Logical]]:
     """(stage, chunk, local layer), possible names there, logical tensor: everything that a model's ranks hold."""
     where = places(spec.num_layers, pp=layout.pp, vpp=layout.vpp)
     first, last = Place(0, 0, 0), Place(layout.pp - 1, layout.vpp - 1, 0)
-    for logical in family.logicals(mcore.bias_spec(spec)):
+    names = dialect.names(spec)
+    for logical in family.logicals(dialect.stored_spec(spec)):
         place = where[logical.layer] if logical.layer is not None else (first if logical.row == "embed" else last)
-        names = tuple(name.format(i=place.local, leaf=logical.leaf) for name in mcore.NAMES[logical.row])
-        yield place, names, logical
-        if logical.row == "embed" and mcore.tied_copy(spec, layout):
-            yield last, (mcore.NAMES["head"][0].format(leaf=logical.leaf),), logical
+        yield place, tuple(name.format(i=place.local, leaf=logical.leaf) for name in names[logical.row]), logical
+        if logical.row == "embed" and spec.tied_embeddings and layout.pp > 1:  # the last stage holds a copy
+            yield last, tuple(name.format(leaf=logical.leaf) for name in names[dialect.tied_name]), logical
 
 
-def mp_rank_targets(family: Family, spec: ModelSpec, layout: Layout) -> list[Stored]:
+def mp_rank_targets(dialect: Dialect, family: Family, spec: ModelSpec, layout: Layout) -> list[Stored]:
     """Every tensor of an `mp_rank` checkpoint, rank by rank."""
     found: dict[tuple[int, int], list[Stored]] = {(stage, rank): [] for rank, stage in layout.ranks}
-    for place, names, logical in rank_tensors(family, spec, layout):
+    for place, names, logical in rank_tensors(dialect, family, spec, layout):
         for rank in range(layout.tp):
             key = mp_rank.key(rank, place.stage, place.chunk, names[0], pp=layout.pp, vpp=layout.vpp)
-            found[place.stage, rank].append(Stored(key, logical, rank_piece(family, spec, layout, logical, rank)))
+            piece = rank_piece(dialect, family, spec, layout, logical, rank)
+            found[place.stage, rank].append(Stored(key, logical, piece))
     return [stored for key in sorted(found) for stored in found[key]]
 
 
-def mp_rank_sources(family: Family, spec: ModelSpec, layout: Layout, tensors: dict[str, Located]) -> list[Stored]:
-    """The same tensors as they are named in a checkpoint that was found: by the local or the fused-norm spec."""
+def mp_rank_sources(
+    dialect: Dialect, family: Family, spec: ModelSpec, layout: Layout, tensors: Mapping[str, Located]
+) -> list[Stored]:
+    """The same tensors as they are named in a checkpoint that was found: by whichever of the names it uses."""
     found = []
-    for place, names, logical in rank_tensors(family, spec, layout):
+    for place, names, logical in rank_tensors(dialect, family, spec, layout):
         for rank in range(layout.tp):
             keys = [mp_rank.key(rank, place.stage, place.chunk, n, pp=layout.pp, vpp=layout.vpp) for n in names]
             key = next((k for k in keys if k in tensors), keys[0])
-            found.append(Stored(key, logical, rank_piece(family, spec, layout, logical, rank)))
+            found.append(Stored(key, logical, rank_piece(dialect, family, spec, layout, logical, rank)))
     return found
 
 

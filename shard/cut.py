@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 
+from mconv.errors import LayoutError
 from mconv.shard.axes import Axes, Box, Range, lengths, runs, whole
 
 SUBDIVIDED = {"g": "q"}
@@ -16,11 +17,23 @@ SUBDIVIDED = {"g": "q"}
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """How a stored region is ordered: reshaped to `shape` and permuted by `axes`, it is the box in its own order."""
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
-    """A box of the logical tensor, and the region of the stored tensor (one range per dimension) that holds it."""
+    """A box of the logical tensor, and the region of the stored tensor (one range per dimension) that holds it.
+
+    Where `order` is given, the region holds the box's rows in another order (a dialect's rotary layout).
+    """
 
     box: Box
     at: tuple[Range, ...]
+    order: Order | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +98,13 @@ def can_share(axes: Axes, sizes: dict[str, int], cut: str, of: int) -> bool:
     dimension = next(group for group in axes.groups if group[0] == cut)
     rows = prod(sizes[name] for name in dimension)
     return sizes[member] % (of // sizes[cut]) == 0 and rows % of == 0
+
+
+def interleaved(block: Block, axis: int) -> Block:
+    """The same block where elementary axis number `axis` is stored pairwise: 0, n/2, 1, n/2 + 1, ... (rotary rows)."""
+    dims = lengths(block.box)
+    if dims[axis] % 2:
+        raise LayoutError(f"a head of {dims[axis]} channels has no rotary pairs to interleave")
+    shape = (*dims[:axis], dims[axis] // 2, 2, *dims[axis + 1 :])
+    axes = (*range(axis), axis + 1, axis, *range(axis + 2, len(shape)))
+    return Block(block.box, block.at, Order(shape, axes))

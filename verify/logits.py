@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mconv.convert.checkpoint import Checkpoint, open_checkpoint
+from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.formats import archive, mp_rank
 from mconv.convert.load import load_rank
+from mconv.convert.opening import open_checkpoint
 from mconv.convert.source import Source, check_copies, slab_boxes
 from mconv.convert.table import Logical
 from mconv.errors import CheckFailed, ConfigError, FormatError

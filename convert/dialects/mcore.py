@@ -6,11 +6,14 @@ Megatron-LM core_v0.16.1 `checkpointing.py` (`load_args_from_checkpoint`).
 
 import dataclasses
 from argparse import Namespace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from mconv.errors import ConfigError
+from mconv.convert.dialects.dialect import Dialect
+from mconv.convert.formats.tensors import Located
+from mconv.errors import ConfigError, refuse
 from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec, Rope
 
@@ -40,10 +43,10 @@ SAME = (
 """Args that are fields of the spec, by the same name."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "swiglu": (True,), "normalization": ("RMSNorm",), "position_embedding_type": ("rope",), "rotary_percent": (1.0,),
+    "rotary_percent": (1.0,), "openai_gelu": (False,),
     "rotary_interleaved": (False,), "apply_layernorm_1p": (False,), "qk_layernorm": (False,), "squared_relu": (False,),
     "apply_residual_connection_post_layernorm": (False,), "multi_latent_attention": (False,), "num_experts": (None, 0),
-    "window_size": (None,), "apply_query_key_layer_scaling": (False,), "mtp_num_layers": (None, 0),
+    "apply_query_key_layer_scaling": (False,), "mtp_num_layers": (None, 0),
     "heterogeneous_layers_config_path": (None,), "add_position_embedding": (True, False), "softmax_type": ("vanilla",),
     "qk_clip": (False,), "attention_output_gate": (False,), "linear_attention_type": (None,),
     "glu_linear_offset": (0.0,),
@@ -67,15 +70,13 @@ UNEVEN = (
 """Args with which stages hold different numbers of layers."""
 
 
+NORMS = {"rms": "RMSNorm", "layer": "LayerNorm"}
+
+
 def check_even(args: Namespace) -> None:
     """Refuse rank files of uneven stages by name. (A distributed checkpoint does not depend on the stages.)"""
     if uneven := [f"{name} is {getattr(args, name)!r}" for name in UNEVEN if getattr(args, name, None)]:
         raise ConfigError(f"mconv does not read rank files of uneven pipeline stages: {'; '.join(uneven)}")
-
-
-def tied_copy(spec: ModelSpec, layout: Layout) -> bool:
-    """Whether the last stage of an `mp_rank` checkpoint holds the tied embedding once more, as `output_layer`."""
-    return spec.tied_embeddings and layout.pp > 1
 
 
 def extra_state_keys(num_layers: int) -> list[str]:
@@ -104,6 +105,11 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
     values |= {
         "group_query_attention": spec.num_query_groups != spec.num_attention_heads,
         "num_query_groups": spec.num_query_groups,
+        "swiglu": spec.activation == "swiglu",
+        "bias_gelu_fusion": False,  # Megatron's fused GELU is the tanh form
+        "normalization": NORMS[spec.norm],
+        "window_size": (spec.sliding_window - 1, 0) if spec.sliding_window else None,
+        "position_embedding_type": spec.position,
         "seq_length": spec.max_position_embeddings,
         "encoder_seq_length": spec.max_position_embeddings,
         "layernorm_epsilon": spec.norm_epsilon,
@@ -113,7 +119,9 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
         "rotary_seq_len_interpolation_factor": _int(rope.factor) if rope.kind == "linear" else None,
         "use_rope_scaling": rope.kind == "llama3",
         "rope_scaling_factor": rope.factor if rope.kind == "llama3" else 8.0,
-        **{f"rope_{name}": getattr(rope, name) for name in LLAMA3},  # Megatron-LM knows no args for these
+        # Megatron-LM knows no args for these:
+        **{f"rope_{name}": getattr(rope, name) for name in LLAMA3},
+        "parallel_attn": spec.parallel_attention, "parallel_layernorm": spec.parallel_attention and not spec.shared_norm,
         "untie_embeddings_and_output_weights": not spec.tied_embeddings,
         "add_bias_linear": biased.mlp_bias,
         "add_qkv_bias": biased.qkv_bias,
@@ -138,7 +146,7 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
     return Namespace(**values)
 
 
-def spec_of(args: Namespace, *, vocab_size: int | None = None) -> ModelSpec:
+def spec_of(args: Namespace, *, tensors: Mapping[str, Located] | None = None, vocab_size: int | None = None) -> ModelSpec:
     """The architecture that a checkpoint's args describe. `vocab_size` is the true one where the args do not know it.
 
     Raises ConfigError, by name, for an arg that changes the function in a way that no row here claims.
@@ -149,8 +157,10 @@ def spec_of(args: Namespace, *, vocab_size: int | None = None) -> ModelSpec:
         raise ConfigError(f"the checkpoint's args describe a model that mconv does not support: {'; '.join(wrong)}")
     biased = bool(values.get("add_bias_linear", False))
     grouped = values.get("group_query_attention", False)
+    function = _function(values, biased=biased)
     return ModelSpec(
-        family="llama",
+        family=family_named(function),
+        **function,
         **{name: _arg(values, name, int) for name in SAME},
         num_query_groups=_arg(values, "num_query_groups" if grouped else "num_attention_heads", int),
         vocab_size=_true_vocab(values, given=vocab_size),
@@ -163,7 +173,56 @@ def spec_of(args: Namespace, *, vocab_size: int | None = None) -> ModelSpec:
     )
 
 
-def layout_of(args: Namespace) -> Layout:
+def family_named(function: Mapping[str, Any]) -> str:
+    """The first family that can express such a model: args do not know what Hugging Face called it."""
+    kind = (function["norm"], function["activation"])
+    if kind == ("layer", "gelu"):
+        return "falcon"
+    if kind != ("rms", "swiglu"):
+        raise ConfigError(
+            f"the checkpoint's args have normalization {NORMS[kind[0]]} with swiglu {kind[1] == 'swiglu'}; no family that "
+            "mconv supports computes that"
+        )
+    return "mistral" if function["sliding_window"] else "llama"
+
+
+def _function(values: dict[str, Any], *, biased: bool) -> dict[str, Any]:
+    """The fields of the spec that tell one kind of layer from another."""
+    norm = {name: ours for ours, name in NORMS.items()}.get(values.get("normalization", "LayerNorm"))
+    position = values.get("position_embedding_type", "rope")
+    swiglu = bool(values.get("swiglu", False))
+    wrong = [
+        f"{name} is {values.get(name)!r}"
+        for name, fine in {
+            "normalization": norm is not None,
+            "position_embedding_type": position in ("rope", "alibi"),
+            "bias_gelu_fusion": swiglu or not biased or values.get("bias_gelu_fusion") is False,
+        }.items()
+        if not fine
+    ]
+    refuse(wrong, doing="the checkpoint's args describe a model that mconv does not support", kind=ConfigError)
+    parallel = bool(values.get("parallel_attn", False))
+    return {
+        "norm": norm,
+        "activation": "swiglu" if swiglu else "gelu",
+        "position": position,
+        "sliding_window": _window(values.get("window_size")),
+        "parallel_attention": parallel,
+        "shared_norm": parallel and not values.get("parallel_layernorm", False),
+    }
+
+
+def _window(value: Any) -> int | None:
+    """megatron-core's (keys before, keys after) as the number of keys that a query sees, itself included."""
+    pair = tuple(value) if isinstance(value, (tuple, list)) else value
+    if pair in (None, (-1, 0), (-1, -1)):
+        return None
+    if not (isinstance(pair, tuple) and len(pair) == 2 and type(pair[0]) is int and pair[0] >= 0 and pair[1] == 0):
+        raise ConfigError(f"the checkpoint's args have window_size = {value!r}; (keys before, 0) was expected")
+    return int(pair[0]) + 1
+
+
+def layout_of(args: Namespace, tensors: Mapping[str, Located] | None = None) -> Layout:
     """The layout that a checkpoint's args describe."""
     values = vars(args)
     return Layout(
@@ -233,6 +292,14 @@ def flags(spec: ModelSpec, layout: Layout, *, load: str) -> tuple[list[str], lis
         f"--norm-epsilon {spec.norm_epsilon:g}", "--attention-dropout 0.0", "--hidden-dropout 0.0",
     ]  # fmt: skip
     warnings = []
+    if spec.sliding_window:
+        out.append(f"--window-size {spec.sliding_window - 1},0")
+    if spec.activation == "gelu":
+        out.append("--no-bias-gelu-fusion")
+    if spec.parallel_attention:
+        warnings.append("attention and MLP side by side: only mconv's own layer computes it; Megatron-LM has none")
+    if spec.position == "alibi":
+        warnings.append("ALiBi: megatron-core has none")
     if rope.kind == "linear":
         out.append(f"--rotary-seq-len-interpolation-factor {_int(rope.factor)}")
     if rope.kind == "llama3":
@@ -246,3 +313,13 @@ def flags(spec: ModelSpec, layout: Layout, *, load: str) -> tuple[list[str], lis
     if rope.base != int(rope.base):
         warnings.append(f"rope base {rope.base}: Megatron-LM's --rotary-base takes whole numbers only")
     return out, warnings
+
+
+DIALECT = Dialect(
+    name="mcore",
+    names=lambda spec: NAMES,
+    spec_of=spec_of,
+    args_of=args_of,
+    layout_of=layout_of,
+    stored_spec=bias_spec,
+)

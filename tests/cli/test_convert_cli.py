@@ -9,7 +9,7 @@ from tiny import edit_json, make_llama, same, tensors
 
 from mconv.cli.app import COMMANDS, run
 from mconv.convert import plan
-from mconv.convert.checkpoint import open_checkpoint
+from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 
 CONVERT = [name for name, (target, _) in COMMANDS.items() if "cli.convert" in target]

@@ -6,7 +6,7 @@ import pytest
 
 from mconv.cli import demo, demo_parts
 from mconv.cli.app import run
-from mconv.convert.checkpoint import open_checkpoint
+from mconv.convert.opening import open_checkpoint
 from mconv.errors import CheckFailed
 
 

@@ -19,7 +19,8 @@ from tiny import make_llama, same, tensors
 
 from mconv.convert import plan
 from mconv.convert import rewrite as engine
-from mconv.convert.checkpoint import TRACKER, open_checkpoint
+from mconv.convert.checkpoint import TRACKER
+from mconv.convert.opening import open_checkpoint
 from mconv.errors import MconvError
 
 GOLDEN = Path(__file__).parents[3] / "shared/golden"
@@ -278,7 +279,7 @@ def test_a_fault_while_renaming_puts_the_old_state_back(made, tmp_path, monkeypa
 KILLED = """
 import os, signal, sys
 from mconv.convert import plan, rewrite as engine
-from mconv.convert.checkpoint import open_checkpoint
+from mconv.convert.opening import open_checkpoint
 source, jobs = sys.argv[1], sys.argv[2:]
 for job in jobs:
     out, format, when = job.split(":")

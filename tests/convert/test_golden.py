@@ -6,7 +6,7 @@ import pytest
 from tiny import same, tensors
 
 from mconv.convert import plan
-from mconv.convert.checkpoint import open_checkpoint
+from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError
 

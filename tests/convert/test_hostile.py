@@ -18,8 +18,8 @@ import torch
 from tiny import make_llama, tensors
 
 from mconv.convert import plan
-from mconv.convert.checkpoint import open_checkpoint
 from mconv.convert.formats.unpickle import loads
+from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import FormatError, MconvError
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import make_llama, same, tensors
 
 from mconv.convert import plan
-from mconv.convert.checkpoint import open_checkpoint
+from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.spec import Rope
 

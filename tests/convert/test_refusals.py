@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from tiny import edit_json, make_llama
 
 from mconv.convert import plan
-from mconv.convert.checkpoint import TRACKER, open_checkpoint
+from mconv.convert.checkpoint import TRACKER
+from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError, FormatError, LayoutError, MconvError
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tiny import VARIANTS, make_llama, same, tensors
 
 from mconv.convert import plan
-from mconv.convert.checkpoint import SIDE_FILES, open_checkpoint
+from mconv.convert.checkpoint import SIDE_FILES
+from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import LayoutError
 

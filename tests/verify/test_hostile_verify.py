@@ -10,7 +10,7 @@ from tiny import VARIANTS, make_llama, tensors
 
 from mconv.cli.app import run
 from mconv.convert import plan
-from mconv.convert.checkpoint import open_checkpoint
+from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import MconvError
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tiny import LLAMA3, VARIANTS, edit_json, make_llama, tensors
 
 from mconv.convert import plan
-from mconv.convert.checkpoint import open_checkpoint
+from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError, FormatError
 

@@ -1,0 +1,49 @@
+"""Every tensor on disk is claimed once, every expected one is there, and every element of it is stored once."""
+
+from collections.abc import Iterator
+from itertools import takewhile
+
+from mconv.convert.checkpoint import Checkpoint, primary
+from mconv.convert.table import Logical, Stored
+from mconv.errors import FormatError, refuse
+from mconv.shard.axes import Box, intersect, volume
+
+
+def check_complete(checkpoint: Checkpoint) -> None:
+    """Every tensor on disk is claimed once, every expected one is there with its shape, every element covered once."""
+    c = checkpoint
+    problems = []
+    expected = {s.key for s in c.stored}
+    problems += [
+        f"{k} {c.located[k].shape}: no row of the {c.family.name} table claims it" for k in c.located if k not in expected
+    ]
+    for stored in c.stored:
+        where = c.located.get(stored.key)
+        if where is None:
+            problems.append(f"{stored.key} is missing (it holds {stored.logical})")
+        elif where.shape != stored.piece.shape:
+            problems.append(f"{stored.key} has shape {where.shape}; the architecture says {stored.piece.shape}")
+        elif not where.dtype.is_floating_point or where.dtype.itemsize == 1:
+            problems.append(f"{stored.key} has dtype {where.dtype}: quantised weights are not supported")
+    refuse(problems, doing=f"{c.path}: its tensors are not those of its architecture", kind=FormatError)
+    problems = [p for logical, group in c.by_logical.items() for p in _covered(c, logical, group)]
+    wanted = set(c.family.logicals(c.stored_spec))
+    problems += [f"{x} is missing" for x in sorted(wanted - c.by_logical.keys(), key=str)]
+    problems += [f"{x} is not in the architecture" for x in sorted(c.by_logical.keys() - wanted, key=str)]
+    refuse(problems, doing=f"{c.path}: incomplete", kind=FormatError)
+
+
+def _covered(c: Checkpoint, logical: Logical, group: list[Stored]) -> list[str]:
+    """Each element must be stored once. Boxes that fill the volume without overlapping do just that."""
+    boxes = sorted(block.box for stored in primary(group) for block in stored.piece.blocks)
+    total = volume(tuple((0, n) for n in c.family.axes(logical).dims(c.spec.sizes)))
+    held = sum(volume(box) for box in boxes)
+    clash = any(intersect(a, b) for i, a in enumerate(boxes) for b in _until_past(boxes[i + 1 :], a))
+    if held == total and not clash:
+        return []
+    return [f"{logical}: the stored pieces hold {held} of its {total} elements" + (" and overlap" if clash else "")]
+
+
+def _until_past(boxes: list[Box], box: Box) -> Iterator[Box]:
+    """Of boxes sorted by where they start, those that start before `box` ends on the first axis."""
+    return takewhile(lambda other: other[0][0] < box[0][1], boxes)

@@ -1,0 +1,136 @@
+"""Open any checkpoint: which format it is, and from there what it holds."""
+
+import re
+from pathlib import Path
+
+from mconv.convert import manifest, spell
+from mconv.convert.checkpoint import TRACKER, Checkpoint
+from mconv.convert.complete import check_complete
+from mconv.convert.dialects import DIALECTS, mcore
+from mconv.convert.families import family_of
+from mconv.convert.formats import hf, mp_rank, torch_dist
+from mconv.convert.identify import Said, identify
+from mconv.errors import ConfigError, FormatError
+from mconv.spec import ModelSpec
+
+
+def open_checkpoint(
+    path: Path | str,
+    *,
+    iteration: int | None = None,
+    vocab_size: int | None = None,
+    dialect: str | None = None,
+    config: Path | None = None,
+) -> Checkpoint:
+    """Open a Hugging Face folder, a Megatron root (by its tracker, or `iteration`) or one iteration's folder.
+
+    What a checkpoint may not know of itself: `vocab_size`, the true vocabulary; `dialect`, where names leave it open;
+    `config`, a Hugging Face `config.json` that settles what its args cannot be trusted for. Raises a MconvError that
+    names what is missing, unknown, damaged or unsafe. Reads indices and headers only.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FormatError(f"{path} is not a folder; give a Hugging Face folder or a Megatron checkpoint")
+    if hf.is_hf(path):
+        if any(x is not None for x in (iteration, vocab_size, dialect, config)):
+            raise FormatError(
+                f"{path} is a Hugging Face folder: it has no iterations and no dialect, and its config knows its "
+                "vocabulary"
+            )
+        found = _open_hf(path)
+    else:
+        folder = iteration_folder(path, iteration)
+        said = Said(vocab_size=vocab_size, dialect=dialect, config=config)
+        if torch_dist.is_torch_dist(folder):
+            found = _open_torch_dist(folder, said)
+        elif mp_rank.is_mp_rank(folder):
+            found = _open_mp_rank(folder, said)
+        else:
+            raise FormatError(
+                f"{folder} is no checkpoint that mconv knows: no config.json, no metadata.json, no mp_rank_*"
+            )
+    check_complete(found)
+    return found
+
+
+def iteration_folder(root: Path, iteration: int | None = None) -> Path:
+    """The folder of one iteration of a Megatron root: the one named, else the tracker's."""
+    if iteration is not None:
+        folder = root / f"iter_{iteration:07d}"
+        if not folder.is_dir():
+            have = sorted(p.name for p in root.glob("iter_*"))
+            raise FormatError(f"{folder} does not exist; {root} has {have or 'no iterations'}")
+        return folder
+    tracker = root / TRACKER
+    if not tracker.is_file():
+        if torch_dist.is_torch_dist(root) or mp_rank.is_mp_rank(root):
+            return root
+        raise FormatError(
+            f"{root} has no config.json and no {TRACKER}: neither a Hugging Face folder nor a Megatron checkpoint"
+        )
+    word = tracker.read_text(encoding="utf-8", errors="replace").strip()
+    if word != "release" and not re.fullmatch(r"\d{1,12}", word):
+        raise FormatError(f"{tracker} says {word[:40]!r}; it must be an iteration number or 'release'")
+    folder = root / ("release" if word == "release" else f"iter_{int(word):07d}")
+    if not folder.is_dir():
+        raise FormatError(f"{tracker} says {word!r}, but {folder} does not exist")
+    return folder
+
+
+def _open_hf(path: Path) -> Checkpoint:
+    config = hf.read_json(path / "config.json")
+    family = family_of(config)
+    spec = family.read_config(config)
+    located = {k: v for k, v in hf.open_folder(path).items() if not k.endswith(family.ignored_weights)}
+    _check_depth(path, spec, len(located))
+    return Checkpoint(
+        path=path, format="hf", dialect=None, family=family, spec=spec, layout=None, iteration=None,
+        stored=spell.hf(family, spec, located), located=located, manifest=manifest.read(path),
+    )  # fmt: skip
+
+
+def _open_torch_dist(folder: Path, said: Said) -> Checkpoint:
+    tensors, common = torch_dist.open_folder(folder)
+    what = identify(folder, common, said, tensors={}, only="mcore")
+    _check_depth(folder, what.spec, sum(min((*c.shape, 1)[0], c.length) for t in tensors.values() for c in t.chunks))
+    stored, located = spell.torch_dist_sources(what.family, what.spec, what.layout, tensors)
+    return Checkpoint(
+        path=folder, format="torch_dist", dialect="mcore", family=what.family, spec=what.spec, layout=what.layout,
+        iteration=_iteration(folder), stored=stored, located=located, manifest=what.manifest, common=common,
+    )  # fmt: skip
+
+
+def _open_mp_rank(folder: Path, said: Said) -> Checkpoint:
+    located, ranks = mp_rank.open_folder(folder)
+    first, *others = ranks
+    common = ranks[first]
+    what = identify(folder, common, said, tensors=located)
+    spec, layout = what.spec, what.layout
+    mcore.check_even(common["args"])
+    _check_depth(folder, spec, len(located))
+    wanted = {mp_rank.rank_folder(rank, stage, pp=layout.pp) for rank, stage in layout.ranks[: len(ranks) + 1]}
+    if wanted != set(ranks):
+        differ = sorted(wanted ^ set(ranks))[:6]
+        raise FormatError(f"{folder}: tp {layout.tp} x pp {layout.pp} by its args, but {differ} are missing or too many")
+    for other in others:  # every rank was saved by its own process: one of another run must not slip in
+        also = identify(folder, ranks[other], said, tensors=located)
+        if (also.spec, also.layout) != (spec, layout) or ranks[other].get("iteration") != common.get("iteration"):
+            raise FormatError(
+                f"{folder}: {first} and {other} are of different models or iterations; do not mix checkpoints"
+            )
+    stored = spell.mp_rank_sources(DIALECTS[what.dialect], what.family, spec, layout, located)
+    return Checkpoint(
+        path=folder, format="mp_rank", dialect=what.dialect, family=what.family, spec=spec, layout=layout,
+        iteration=_iteration(folder), stored=stored, located=located, manifest=what.manifest, common=common,
+    )  # fmt: skip
+
+
+def _iteration(folder: Path) -> int | None:
+    found = re.fullmatch(r"iter_(\d+)", folder.name)
+    return int(found[1]) if found else None
+
+
+def _check_depth(folder: Path, spec: ModelSpec, tensors: int) -> None:
+    """A number of layers that the tensors at hand cannot make up would cost minutes to spell out."""
+    if spec.num_layers > tensors:
+        raise ConfigError(f"{folder}: num_layers is {spec.num_layers} by its config, but it has {tensors} tensors in all")
