@@ -180,8 +180,8 @@ def family_named(function: Mapping[str, Any]) -> str:
         return "falcon"
     if kind != ("rms", "swiglu"):
         raise ConfigError(
-            f"the checkpoint's args have normalization {NORMS[kind[0]]} with swiglu {kind[1] == 'swiglu'}; no family that "
-            "mconv supports computes that"
+            f"the checkpoint's args have normalization {NORMS[kind[0]]} with swiglu {kind[1] == 'swiglu'}; "
+            "no family that mconv supports computes that"
         )
     return "mistral" if function["sliding_window"] else "llama"
 
