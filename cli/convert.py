@@ -26,8 +26,10 @@ def hf2meg(
     pp: int = 1,
     vpp: o.Chunks = 1,
     format: o.MegatronFormat = "torch_dist",
+    dialect: Annotated[o.ToDialect, Parameter(name=["--dialect", "--to-dialect"])] = None,
     dtype: o.Cast = None,
     make_vocab_size_divisible_by: o.Multiple = 128,
+    vocab_padding: o.Padding = "zeros",
     overwrite: o.Overwrite = False,
     allow_nonfinite: o.AllowNonfinite = False,
     dry_run: o.DryRun = False,
@@ -52,6 +54,8 @@ def hf2meg(
         Pipeline-parallel size.
     format
         torch_dist loads at any layout; mp_rank is Megatron's older format, one file a rank.
+    dialect
+        Whose names and order of rows an mp_rank checkpoint gets. Default: megatron-core's.
     offline
         Never ask the Hub: the local cache or nothing.
     cache_dir
@@ -65,6 +69,7 @@ def hf2meg(
         _check_size(checkpoint, model, size)
     where = out or Path(f"{Path(name).name}{f'-{size}b' if size else ''}-megatron")
     settings = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": make_vocab_size_divisible_by, "origin": origin}
+    settings |= {"dialect": dialect or "mcore", "vocab_padding": vocab_padding}
     plan = _plan(checkpoint, where, format=format, dtype=dtype, overwrite=overwrite, **settings)
     if _run(plan, "hf2meg", allow_nonfinite=allow_nonfinite, dry_run=dry_run):
         _print_flags(plan)
@@ -78,10 +83,14 @@ def reshard(
     pp: int | None = None,
     vpp: o.Chunks = 1,
     format: o.MegatronFormat | None = None,
+    to_dialect: o.ToDialect = None,
     dtype: o.Cast = None,
     make_vocab_size_divisible_by: o.Multiple = 128,
+    vocab_padding: o.Padding = "zeros",
     iteration: o.Iteration = None,
     vocab_size: o.VocabSize = None,
+    dialect: o.Dialect = None,
+    config: o.Config = None,
     overwrite: o.Overwrite = False,
     allow_nonfinite: o.AllowNonfinite = False,
     dry_run: o.DryRun = False,
@@ -96,15 +105,18 @@ def reshard(
         Pipeline-parallel size. Default: as it is.
     format
         Default: the format that it has.
+    to_dialect
+        Whose names and order of rows the result gets, in mp_rank. Default: those that it has.
     """
-    from mconv.convert.opening import open_checkpoint
-
-    found = _expect(open_checkpoint(checkpoint, iteration=iteration, vocab_size=vocab_size), hf=False)
+    found = _open(checkpoint, iteration, vocab_size, dialect, config)
     layout = found.layout
     assert layout is not None
     settings = {"tp": layout.tp if tp is None else tp, "pp": layout.pp if pp is None else pp, "vpp": vpp}
     settings["vocab_multiple"] = make_vocab_size_divisible_by
-    plan = _plan(found, out, format=format or found.format, dtype=dtype, overwrite=overwrite, **settings)
+    kind = format or found.format
+    names = to_dialect or (found.dialect if kind == "mp_rank" else "mcore")
+    options = {"dialect": names, "vocab_padding": vocab_padding, "dtype": dtype, "overwrite": overwrite}
+    plan = _plan(found, out, format=kind, **options, **settings)
     if _run(plan, "reshard", allow_nonfinite=allow_nonfinite, dry_run=dry_run):
         _print_flags(plan)
 
@@ -116,6 +128,8 @@ def merge(
     format: o.MegatronFormat | None = None,
     iteration: o.Iteration = None,
     vocab_size: o.VocabSize = None,
+    dialect: o.Dialect = None,
+    config: o.Config = None,
     overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
 ) -> None:
@@ -126,10 +140,10 @@ def merge(
     format
         Default: the format that it has.
     """
-    from mconv.convert.opening import open_checkpoint
-
-    found = _expect(open_checkpoint(checkpoint, iteration=iteration, vocab_size=vocab_size), hf=False)
-    plan = _plan(found, out, format=format or found.format, dtype=None, overwrite=overwrite)
+    found = _open(checkpoint, iteration, vocab_size, dialect, config)
+    kind = format or found.format
+    names = found.dialect if kind == "mp_rank" else "mcore"
+    plan = _plan(found, out, format=kind, dialect=names, dtype=None, overwrite=overwrite)
     _run(plan, "merge", allow_nonfinite=False, dry_run=dry_run)
 
 
@@ -142,6 +156,8 @@ def meg2hf(
     tokenizer: Path | None = None,
     iteration: o.Iteration = None,
     vocab_size: o.VocabSize = None,
+    dialect: o.Dialect = None,
+    config: o.Config = None,
     overwrite: o.Overwrite = False,
     allow_nonfinite: o.AllowNonfinite = False,
     dry_run: o.DryRun = False,
@@ -155,9 +171,7 @@ def meg2hf(
     tokenizer
         A folder whose tokenizer and generation files go with the model, where the checkpoint has none of its own.
     """
-    from mconv.convert.opening import open_checkpoint
-
-    found = _expect(open_checkpoint(checkpoint, iteration=iteration, vocab_size=vocab_size), hf=False)
+    found = _open(checkpoint, iteration, vocab_size, dialect, config)
     if not 0 < max_shard_size < float("inf"):
         raise MconvError(f"--max-shard-size is {max_shard_size}; it must be a positive number of GB")
     settings = {"shard_bytes": max(1, int(max_shard_size * 1e9)), "side_folder": tokenizer}
@@ -178,6 +192,16 @@ def _find(
     picked = None if source else size
     folder = fetch.resolve(named, size=picked, cache_dir=cache_dir, offline=offline)
     return model or folder.name, folder, None if Path(named).is_dir() else fetch.repository(named, size=picked)
+
+
+def _open(
+    path: Path, iteration: int | None, vocab_size: int | None, dialect: str | None, config: Path | None
+) -> "Checkpoint":
+    """A Megatron checkpoint, with what the user says of it."""
+    from mconv.convert.opening import open_checkpoint
+
+    said = {"iteration": iteration, "vocab_size": vocab_size, "dialect": dialect, "config": config}
+    return _expect(open_checkpoint(path, **({} if (path / "config.json").is_file() else said)), hf=False)  # type: ignore[arg-type]
 
 
 def _expect(checkpoint: "Checkpoint", *, hf: bool) -> "Checkpoint":
@@ -232,11 +256,12 @@ def _print_plan(plan: "Plan") -> None:
 
 
 def _print_flags(plan: "Plan") -> None:
-    from mconv.convert.dialects import mcore
+    from mconv.convert.dialects import DIALECTS
 
     if plan.layout is None:
         return
-    flags, warnings = mcore.flags(plan.source.spec, plan.layout, load=str(plan.out))
-    print("Megatron-LM: " + " ".join(flags))
+    dialect = DIALECTS[plan.dialect]
+    flags, warnings = dialect.flags(plan.source.spec, plan.layout, load=str(plan.out))
+    print(f"{dialect.program}: {' '.join(flags)}")
     for warning in warnings:
-        print(f"warning: no Megatron-LM flag is right for this model: {warning}", file=sys.stderr)
+        print(f"warning: no flag of {dialect.program} is right for this model: {warning}", file=sys.stderr)

@@ -18,6 +18,8 @@ def inspect(
     *,
     iteration: o.Iteration = None,
     vocab_size: o.VocabSize = None,
+    dialect: o.Dialect = None,
+    config: o.Config = None,
     json: o.Json = False,
     tensors: o.Flag = False,
 ) -> None:
@@ -32,7 +34,7 @@ def inspect(
     """
     from mconv.convert.opening import open_checkpoint
 
-    found = open_checkpoint(path, iteration=iteration, vocab_size=vocab_size)
+    found = open_checkpoint(path, iteration=iteration, vocab_size=vocab_size, dialect=dialect, config=config)
     facts = facts_of(found)
     if tensors:
         facts["tensors"] = [

@@ -11,6 +11,19 @@ Root = Annotated[Path, Parameter(help="The Megatron root to make.")]
 Folder = Annotated[Path, Parameter(help="The folder to make.")]
 Iteration = Annotated[int | None, Parameter(help="Which iteration. Default: the one that the tracker names.")]
 VocabSize = Annotated[int | None, Parameter(help="The true vocabulary size, for checkpoints that do not know it.")]
+Dialect = Annotated[
+    Literal["mcore", "nvidia-legacy", "megatron-llm"] | None,
+    Parameter(help="Whose names and order of rows the checkpoint has, where it does not tell by itself."),
+]
+ToDialect = Literal["mcore", "nvidia-legacy", "megatron-llm"] | None
+Config = Annotated[
+    Path | None,
+    Parameter(help="A config.json that settles what the checkpoint's args cannot be trusted for (Megatron-LLM's)."),
+]
+Padding = Annotated[
+    Literal["zeros", "last-row"],
+    Parameter(help="What rows past the true vocabulary hold; the ancestors repeated the last row."),
+]
 Multiple = Annotated[int, Parameter(help="The vocabulary is padded with zero rows to a multiple of this times tp.")]
 Chunks = Annotated[int, Parameter(help="Model chunks on each pipeline stage; mp_rank numbers layers by it.")]
 Cast = Annotated[

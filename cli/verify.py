@@ -22,6 +22,8 @@ def verify(
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
     iteration: o.Iteration = None,
     vocab_size: o.VocabSize = None,
+    dialect: o.Dialect = None,
+    config: o.Config = None,
     record: o.Flag = False,
     json: o.Json = False,
 ) -> int:
@@ -61,7 +63,9 @@ def verify(
         raise MconvError("--batch must be at least 1 and --length at least 2")
     if not 0 <= seed < 1 << 63 or 0 in (tp, pp) or min(tp or 1, pp or 1) < 1:
         raise MconvError("--tp and --pp must be at least 1, and --seed a positive number of at most 63 bits")
-    sides = [open_checkpoint(path, **_of_megatron(path, iteration, vocab_size)) for path in (a, b)]
+    said: dict[str, Any] = {"iteration": iteration, "vocab_size": vocab_size, "dialect": dialect}
+    said["config"] = str(config.resolve()) if config else None
+    sides = [open_checkpoint(path, **_of_megatron(path, said)) for path in (a, b)]
     if all(c.format == "hf" for c in sides) and (tp or pp or sequence_parallel):
         raise MconvError(
             "--tp, --pp and --sequence-parallel are of a Megatron side; both of these are Hugging Face folders"
@@ -72,7 +76,7 @@ def verify(
     parallel = {"tp": tp or (own.tp if own else 1), "pp": pp or (own.pp if own else 1)}
     payload = {
         "a": str(a.resolve()), "b": str(b.resolve()), "length": length, "batch": batch, "seed": seed, "dtype": dtype,
-        "a_options": _of_megatron(a, iteration, vocab_size), "b_options": _of_megatron(b, iteration, vocab_size),
+        "a_options": _of_megatron(a, said), "b_options": _of_megatron(b, said),
         "sequence_parallel": sequence_parallel, **parallel,
     }  # fmt: skip
     nproc = 1 if all(c.format == "hf" for c in sides) else parallel["tp"] * parallel["pp"]
@@ -85,9 +89,9 @@ def verify(
     return 0 if report["passed"] else 1
 
 
-def _of_megatron(path: Path, iteration: int | None, vocab_size: int | None) -> dict[str, Any]:
-    """`--iteration` and `--vocab-size` speak of Megatron roots; a Hugging Face folder has one and knows the other."""
-    return {} if (path / "config.json").is_file() else {"iteration": iteration, "vocab_size": vocab_size}
+def _of_megatron(path: Path, said: dict[str, Any]) -> dict[str, Any]:
+    """What is said of Megatron roots (--iteration, --dialect, ...); a Hugging Face folder knows all of it."""
+    return {} if (path / "config.json").is_file() else said
 
 
 def _finite(value: Any) -> Any:

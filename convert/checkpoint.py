@@ -119,4 +119,6 @@ def target_layout(
     except LayoutError as error:
         problems.append(str(error))
     refuse(problems, doing="the layout does not fit the model", kind=LayoutError)
-    return Layout(tp=tp, pp=pp, vpp=vpp, padded_vocab=padded_vocab(spec.vocab_size, tp=tp, multiple=vocab_multiple))
+    found = Layout(tp=tp, pp=pp, vpp=vpp, padded_vocab=padded_vocab(spec.vocab_size, tp=tp, multiple=vocab_multiple))
+    refuse(DIALECTS[dialect].refusals(spec, found), doing=f"the dialect {dialect} cannot hold it", kind=LayoutError)
+    return found

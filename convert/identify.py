@@ -1,5 +1,6 @@
 """What a Megatron checkpoint is: from its args, from our manifest beside it, and from what the user says of it."""
 
+import dataclasses
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mconv.convert import manifest
-from mconv.convert.dialects import DIALECTS
-from mconv.convert.families import FAMILIES
+from mconv.convert.dialects import DIALECTS, Dialect
+from mconv.convert.families import FAMILIES, family_of
+from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.tensors import Located
 from mconv.convert.table import Family
 from mconv.errors import ConfigError, FormatError, refuse
@@ -23,6 +25,7 @@ class Said:
     vocab_size: int | None = None
     dialect: str | None = None
     config: Path | None = None
+    """A Hugging Face `config.json`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,19 +42,24 @@ class Identity:
 def identify(
     folder: Path, common: dict[str, Any], said: Said, *, tensors: Mapping[str, Located], only: str | None = None
 ) -> Identity:
-    """From its args, and from our manifest where there is one. They must agree.
+    """From its args, from our manifest where there is one, from what the user says. They must agree.
 
     `tensors`: those of the rank files, by key. `only`: the one dialect that the format has.
     """
     made, args = manifest.read(folder), common.get("args")
     if not isinstance(args, Namespace):
         raise FormatError(f"{folder}: no args in it, so its architecture is unknown")
-    dialect = DIALECTS[only or "mcore"]
+    dialect = DIALECTS[_dialect(folder, made, said, args, tensors, only=only)]
+    _check_version(folder, dialect, common)
     told = _told(folder, made) if made else None
     if told and said.vocab_size not in (None, told.vocab_size):
         raise ConfigError(f"{folder / manifest.NAME} says a vocabulary of {told.vocab_size}, not {said.vocab_size}")
-    spec = dialect.spec_of(args, tensors=tensors, vocab_size=told.vocab_size if told else said.vocab_size)
+    settled = _config(said.config) if said.config else None
+    vocab = told.vocab_size if told else said.vocab_size or (settled.vocab_size if settled else None)
+    spec = dialect.spec_of(args, tensors=tensors, vocab_size=vocab, settled=bool(told or settled))
     layout = dialect.layout_of(args, tensors)
+    if settled and said.config:
+        spec = _settle(said.config, dialect, settled, spec)
     if told:
         _agree(folder, dialect.stored_spec(told), spec)
         spec = told
@@ -64,6 +72,91 @@ def identify(
     return Identity(manifest=made, dialect=dialect.name, family=FAMILIES[spec.family], spec=spec, layout=layout)
 
 
+# ---- dialect ---------------------------------------------------------------------------------------------------------
+def _dialect(
+    folder: Path,
+    made: dict[str, Any] | None,
+    said: Said,
+    args: Namespace,
+    tensors: Mapping[str, Located],
+    *,
+    only: str | None,
+) -> str:
+    """As the manifest or the user says; else as names and args tell. Refuses to guess where they leave it open."""
+    recorded = only or (made or {}).get("dialect")
+    if said.dialect is not None and said.dialect not in DIALECTS:
+        raise ConfigError(f"--dialect {said.dialect} is not one of {', '.join(DIALECTS)}")
+    if recorded is not None and said.dialect not in (None, recorded):
+        raise ConfigError(f"{folder} is of the dialect {recorded}, not {said.dialect}")
+    if recorded is not None:
+        if recorded not in DIALECTS:
+            raise ConfigError(f"{folder / manifest.NAME}: dialect {recorded!r} is not one of {sorted(DIALECTS)}")
+        return str(recorded)
+    fit, evident = fitting(tensors, args)
+    if said.dialect is not None:
+        if fit and said.dialect not in fit:
+            raise ConfigError(f"{folder}: --dialect {said.dialect}, but its tensors have the names of {', '.join(fit)}")
+        return said.dialect
+    if len(evident) == 1 or len(fit) < 2:
+        return (evident or fit or ["mcore"])[0]
+    why = "its names and args speak for both" if evident else "nothing in it tells which"
+    raise ConfigError(
+        f"{folder}: its tensors have the names of {' and '.join(fit)}, and {why}; these order the rows of QKV and of the "
+        f"gated MLP differently though shapes are equal: give {' or '.join(f'--dialect {name}' for name in fit)}"
+    )
+
+
+def fitting(tensors: Mapping[str, Located], args: Namespace) -> tuple[list[str], list[str]]:
+    """The dialects whose names the tensors have, and those of them for which a name or an arg of their own speaks."""
+    fit, evident = [], []
+    for dialect in DIALECTS.values():
+        qkv = dialect.names(ANY)["layer.qkv"]
+        ends = tuple(name.format(i=0, leaf="weight") for name in qkv)
+        if any(key.endswith(ends) for key in tensors):
+            fit.append(dialect.name)
+            if any(key.endswith(dialect.marks) for key in tensors) or vars(args).keys() & set(dialect.own_args):
+                evident.append(dialect.name)
+    return fit, evident
+
+
+ANY = ModelSpec(
+    family="", num_layers=1, hidden_size=1, ffn_hidden_size=1, num_attention_heads=1, num_query_groups=1, kv_channels=1,
+    vocab_size=1, max_position_embeddings=1, norm_epsilon=0.0,
+)  # fmt: skip
+"""A spec for asking a dialect what it calls the rows that every model has."""
+
+
+def _check_version(folder: Path, dialect: Dialect, common: dict[str, Any]) -> None:
+    version = common.get("checkpoint_version", 0)
+    if dialect.least_version and not (isinstance(version, (int, float)) and version >= dialect.least_version):
+        raise FormatError(
+            f"{folder}: checkpoint_version is {version!r}; below {dialect.least_version} the rows of QKV are ordered "
+            "otherwise, which mconv does not read: load and save it once with the Megatron that wrote it"
+        )
+
+
+# ---- config.json of the user -----------------------------------------------------------------------------------------
+def _config(path: Path) -> ModelSpec:
+    values = read_json(path / "config.json" if path.is_dir() else path)
+    return family_of(values).read_config(values)
+
+
+FREE = ("family", "vocab_size", "max_position_embeddings")
+"""What a config.json may say otherwise than the args: it is what the user wants, or not what decides the function."""
+UNTRUSTED = ("norm_epsilon", "rope", "sliding_window")
+"""What a config.json may settle where the args of a dialect cannot be trusted."""
+
+
+def _settle(path: Path, dialect: Dialect, settled: ModelSpec, args: ModelSpec) -> ModelSpec:
+    """The spec of the user's config.json, with the vocabulary of the checkpoint. What args do know must be the same."""
+    free = (*FREE, *(UNTRUSTED if dialect.untrusted_args else ()))
+    a, b = dialect.stored_spec(settled).to_dict(), args.to_dict()
+    differ = [f"{k}: {a[k]} in {path}, {b[k]} in its args" for k in a if k not in free and a[k] != b[k]]
+    refuse(differ, doing=f"{path} is not the config of this checkpoint", kind=ConfigError)
+    return dataclasses.replace(settled, vocab_size=args.vocab_size)
+
+
+# ---- manifest --------------------------------------------------------------------------------------------------------
 def _told(folder: Path, made: dict[str, Any]) -> ModelSpec:
     try:
         return ModelSpec.from_dict(made.get("spec", {}))

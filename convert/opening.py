@@ -20,7 +20,7 @@ def open_checkpoint(
     iteration: int | None = None,
     vocab_size: int | None = None,
     dialect: str | None = None,
-    config: Path | None = None,
+    config: Path | str | None = None,
 ) -> Checkpoint:
     """Open a Hugging Face folder, a Megatron root (by its tracker, or `iteration`) or one iteration's folder.
 
@@ -40,7 +40,7 @@ def open_checkpoint(
         found = _open_hf(path)
     else:
         folder = iteration_folder(path, iteration)
-        said = Said(vocab_size=vocab_size, dialect=dialect, config=config)
+        said = Said(vocab_size=vocab_size, dialect=dialect, config=Path(config) if config else None)
         if torch_dist.is_torch_dist(folder):
             found = _open_torch_dist(folder, said)
         elif mp_rank.is_mp_rank(folder):

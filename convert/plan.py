@@ -1,5 +1,6 @@
 """A conversion before a byte is written: what would be made, how large, and everything that is wrong with it."""
 
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,15 @@ from mconv.convert.dialects import DIALECTS
 from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.tensors import Target
 from mconv.convert.source import HASH_BYTES
-from mconv.convert.table import Stored
+from mconv.convert.table import Family, Stored
 from mconv.errors import FormatError, LayoutError, MconvError, refuse
+from mconv.shard.cut import repeat_last
 from mconv.shard.layout import Layout
+from mconv.spec import ModelSpec
 
 Format = Literal["hf", "torch_dist", "mp_rank"]
+Padding = Literal["zeros", "last-row"]
+"""What rows past the true vocabulary hold. Megatron-LLM and Megatron-LM's own tools repeat the last row."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -69,6 +74,7 @@ def make(
     source: Checkpoint, out: Path, *, format: Format, tp: int = 1, pp: int = 1, vpp: int = 1, vocab_multiple: int = 128,
     dtype: str | None = None, shard_bytes: int = 5_000_000_000, overwrite: bool = False,
     side_folder: Path | None = None, origin: str | None = None, dialect: str = "mcore",
+    vocab_padding: Padding = "zeros",
 ) -> Plan:  # fmt: skip
     """Plan a conversion of `source` to `format` at `out`. Raises a MconvError that lists all that stands against it."""
     if dtype is not None and dtype not in DTYPES:
@@ -90,6 +96,8 @@ def make(
         stored = spell.mp_rank_targets(DIALECTS[dialect], family, spec, layout)
     else:
         stored = spell.torch_dist_targets(family, spec, layout)
+    if vocab_padding == "last-row":
+        stored = [_pad_with_last(family, spec, s) for s in stored]
     cast = DTYPES[dtype] if dtype else None
     targets = [Target(s.key, s.piece.shape, cast or _dtype(source, s)) for s in stored]
     plan = Plan(
@@ -102,6 +110,13 @@ def make(
     except OSError as error:
         raise MconvError(f"{str(out)[:80]}: {error.strerror or error}") from error
     return plan
+
+
+def _pad_with_last(family: Family, spec: ModelSpec, stored: Stored) -> Stored:
+    if family.row(stored.logical.row).cut != "v":
+        return stored
+    piece = repeat_last(stored.piece, family.axes(stored.logical), spec.sizes)
+    return dataclasses.replace(stored, piece=piece)
 
 
 def _dtype(source: Checkpoint, stored: Stored) -> torch.dtype:

@@ -82,7 +82,7 @@ def _writer(plan: Plan, folder: Path) -> Iterator[tuple[Any, Any]]:
     common: dict[str, Any] = {"args": args, "checkpoint_version": 3.0, "iteration": iteration}
     if plan.format == "mp_rank":
         args.ckpt_format = "torch"
-        return mp_rank.write(folder, plan.targets, common)
+        return mp_rank.write(folder, plan.targets, common, DIALECTS[plan.dialect].nests)
     common["content_metadata"] = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
     shapes = spell.global_shapes(plan.source.family, spec, layout)
     return torch_dist.write(folder, plan.targets, shapes, common, mcore.extra_state_keys(spec.num_layers))

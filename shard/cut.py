@@ -88,6 +88,16 @@ def share(axes: Axes, sizes: dict[str, int], cut: str, *, rank: int, of: int, pa
     return region(axes, sizes, offsets, tuple(shape))
 
 
+def repeat_last(piece: Piece, axes: Axes, sizes: dict[str, int]) -> Piece:
+    """The piece with every row of padding a copy of the last true row, as some Megatrons pad a vocabulary."""
+    size = sizes[axes.names[0]]
+    held = max((block.at[0][1] for block in piece.blocks), default=0)
+    last = ((size - 1, size), *whole(axes.dims(sizes))[1:])
+    rest = whole(piece.shape)[1:]
+    copies = tuple(Block(last, ((row, row + 1), *rest)) for row in range(held, piece.shape[0]))
+    return Piece(piece.shape, (*piece.blocks, *copies))
+
+
 def can_share(axes: Axes, sizes: dict[str, int], cut: str, of: int) -> bool:
     """Whether `of` ranks can store equal shares that megatron-core can compute with."""
     if cut not in axes.names or sizes[cut] % of == 0:

@@ -17,10 +17,18 @@ Names = Mapping[str, tuple[str, ...]]
 
 @runtime_checkable
 class SpecOf(Protocol):
-    """Reads the architecture out of a checkpoint's args; `vocab_size` is the true one where the args do not know it."""
+    """Reads the architecture out of a checkpoint's args and, where these are not to be trusted, its tensors.
+
+    `vocab_size` is the true one where the args do not know it. `settled`: a config.json says what args may have wrong.
+    """
 
     def __call__(
-        self, args: Namespace, *, tensors: Mapping[str, Located], vocab_size: int | None = None
+        self,
+        args: Namespace,
+        *,
+        tensors: Mapping[str, Located] | None = None,
+        vocab_size: int | None = None,
+        settled: bool = False,
     ) -> ModelSpec: ...
 
 
@@ -29,6 +37,13 @@ class ArgsOf(Protocol):
     """Writes the args of a checkpoint."""
 
     def __call__(self, spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) -> Namespace: ...
+
+
+@runtime_checkable
+class Flags(Protocol):
+    """The flags to load a checkpoint with, ready to paste, and warnings where no flag is right."""
+
+    def __call__(self, spec: ModelSpec, layout: Layout, *, load: str) -> tuple[list[str], list[str]]: ...
 
 
 def as_it_is(row: str, axes: Axes, spec: ModelSpec, piece: Piece) -> Piece:
@@ -41,15 +56,23 @@ def no_more(spec: ModelSpec) -> ModelSpec:
     return spec
 
 
+def nothing(spec: ModelSpec, layout: Layout) -> list[str]:
+    """This dialect can hold any model at any layout."""
+    return []
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
     """One Megatron's way to spell the tensors of a rank's file."""
 
     name: str
+    program: str
+    """Whose it is."""
     names: Callable[[ModelSpec], Names]
     spec_of: SpecOf
     args_of: ArgsOf
-    layout_of: Callable[[Namespace, Mapping[str, Located]], Layout]
+    flags: Flags
+    layout_of: Callable[[Namespace, Mapping[str, Located] | None], Layout]
     arrange: Callable[[str, Axes, ModelSpec, Piece], Piece] = as_it_is
     """A rank's share of a row, with its blocks moved to where this dialect stores them."""
     stored_spec: Callable[[ModelSpec], ModelSpec] = no_more
@@ -58,3 +81,13 @@ class Dialect:
     """The row whose name the last stage's copy of a tied embedding has."""
     nests: tuple[str, ...] = ()
     """Prefixes of names that are dictionaries of their own in the file."""
+    refusals: Callable[[ModelSpec, Layout], list[str]] = nothing
+    """What a model or a layout has that this Megatron has not."""
+    least_version: float | None = None
+    """`checkpoint_version` below which rows are ordered otherwise."""
+    marks: tuple[str, ...] = ()
+    """Ends of names that only this dialect, of those with the same other names, has."""
+    own_args: tuple[str, ...] = ()
+    """Args that only this dialect, of those with the same names, has."""
+    untrusted_args: bool = False
+    """Whether its args may hold some process's flags in place of the model's values."""

@@ -146,7 +146,13 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
     return Namespace(**values)
 
 
-def spec_of(args: Namespace, *, tensors: Mapping[str, Located] | None = None, vocab_size: int | None = None) -> ModelSpec:
+def spec_of(
+    args: Namespace,
+    *,
+    tensors: Mapping[str, Located] | None = None,
+    vocab_size: int | None = None,
+    settled: bool = False,
+) -> ModelSpec:
     """The architecture that a checkpoint's args describe. `vocab_size` is the true one where the args do not know it.
 
     Raises ConfigError, by name, for an arg that changes the function in a way that no row here claims.
@@ -317,6 +323,8 @@ def flags(spec: ModelSpec, layout: Layout, *, load: str) -> tuple[list[str], lis
 
 DIALECT = Dialect(
     name="mcore",
+    program="Megatron-LM",
+    flags=flags,
     names=lambda spec: NAMES,
     spec_of=spec_of,
     args_of=args_of,

@@ -14,6 +14,8 @@ from mconv.convert.formats.tensors import Located, Target
 from mconv.errors import FormatError
 
 FILE = "model_optim_rng.pt"
+RNG_FILE, OPTIMIZER_FILE = "model_rng.pt", "optim.pt"
+"""What older Megatrons write in its place with a distributed optimizer."""
 
 
 def is_mp_rank(folder: Path) -> bool:
@@ -36,9 +38,12 @@ def open_folder(folder: Path) -> tuple[dict[str, Located], dict[str, dict[str, A
     tensors: dict[str, Located] = {}
     common: dict[str, dict[str, Any]] = {}
     for rank in ranks:
-        if not (rank / FILE).is_file():
+        file = rank / FILE if (rank / FILE).is_file() else rank / RNG_FILE
+        if not file.is_file():
+            if (rank / OPTIMIZER_FILE).is_file():
+                continue  # a data-parallel rank's part of an optimizer: its folder is named like a stage's
             raise FormatError(f"{rank / FILE} is missing; the checkpoint is incomplete")
-        state = archive.read(rank / FILE)
+        state = archive.read(file)
         if not isinstance(state, dict) or not all(isinstance(k, str) for k in state):
             raise FormatError(f"{rank / FILE} does not hold a dictionary of names; it is not a checkpoint of Megatron")
         models = {k: v for k, v in state.items() if re.fullmatch(r"model\d*", k)}
@@ -54,7 +59,7 @@ def _tensors(rank: Path, chunk: str, model: Any) -> dict[str, Located]:
     if not isinstance(model, dict):
         raise FormatError(f"{rank / FILE}: {chunk!r} is not a dictionary of tensors")
     found = {}
-    for name, value in model.items():
+    for name, value in _flat(model):
         if str(name).endswith("_extra_state"):
             continue  # None, bytes, or Transformer Engine's empty uint8 tensor: never a weight
         if not isinstance(value, Located):
@@ -63,26 +68,42 @@ def _tensors(rank: Path, chunk: str, model: Any) -> dict[str, Located]:
     return found
 
 
-def write(folder: Path, targets: list[Target], common: dict[str, Any]) -> Iterator[tuple[Target, Any]]:
-    """Write the files of all ranks: yields each target and a function that takes its tensor."""
+def _flat(model: dict[Any, Any], *, before: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Names and values of a model whose parts may be dictionaries of their own, as the older Megatrons nest them."""
+    for name, value in model.items():
+        if isinstance(value, dict) and depth < 4:
+            yield from _flat(value, before=f"{before}{name}.", depth=depth + 1)
+        else:
+            yield f"{before}{name}", value
+
+
+def write(
+    folder: Path, targets: list[Target], common: dict[str, Any], nests: tuple[str, ...] = ()
+) -> Iterator[tuple[Target, Any]]:
+    """Write the files of all ranks: yields each target and a function that takes its tensor.
+
+    `nests`: prefixes of names that are dictionaries of their own.
+    """
     by_rank: dict[str, list[Target]] = {}
     for target in targets:
         by_rank.setdefault(target.key.split("/", 1)[0], []).append(target)
     for rank, mine in by_rank.items():
         (folder / rank).mkdir()
-        with (folder / rank / FILE).open("wb") as file, archive.create(file, _tree(mine, common)) as out:
+        with (folder / rank / FILE).open("wb") as file, archive.create(file, _tree(mine, common, nests)) as out:
             for number, target in enumerate(mine):
                 yield target, lambda tensor, out=out, number=number: out.tensor(str(number), tensor)
 
 
-def _tree(targets: list[Target], common: dict[str, Any]) -> dict[str, Any]:
+def _tree(targets: list[Target], common: dict[str, Any], nests: tuple[str, ...]) -> dict[str, Any]:
     tree: dict[str, Any] = dict(common)
     for number, target in enumerate(targets):
         _, chunk, name = target.key.split("/", 2)
-        model = tree.setdefault(chunk, {})
-        model[name] = Promise(target.shape, target.dtype, str(number))
+        model, leaf = tree.setdefault(chunk, {}), name
+        for nest in (n for n in nests if name.startswith(f"{n}.")):  # from the outermost in
+            model, leaf = model.setdefault(nest.rpartition(".")[2], {}), name.removeprefix(f"{nest}.")
+        model[leaf] = Promise(target.shape, target.dtype, str(number))
         module = name.rpartition(".")[0]
-        if module.rpartition(".")[2] in LINEARS:
+        if not nests and module.rpartition(".")[2] in LINEARS:
             model[f"{module}._extra_state"] = None
     return tree
 
