@@ -14,6 +14,7 @@ from mconv.errors import ConfigError, MconvError
 if TYPE_CHECKING:
     from mconv.convert.checkpoint import Checkpoint
     from mconv.convert.plan import Plan
+    from mconv.shard.stages import Uneven
 
 
 def hf2meg(
@@ -25,6 +26,8 @@ def hf2meg(
     tp: int = 1,
     pp: int = 1,
     vpp: o.Chunks = 1,
+    decoder_first_pipeline_num_layers: o.FirstStage = None,
+    decoder_last_pipeline_num_layers: o.LastStage = None,
     format: o.MegatronFormat = "torch_dist",
     dialect: Annotated[o.ToDialect, Parameter(name=["--dialect", "--to-dialect"])] = None,
     dtype: o.Cast = None,
@@ -68,8 +71,9 @@ def hf2meg(
     if size is not None:
         _check_size(checkpoint, model, size)
     where = out or Path(f"{Path(name).name}{f'-{size}b' if size else ''}-megatron")
-    settings = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": make_vocab_size_divisible_by, "origin": origin}
-    settings |= {"dialect": dialect or "mcore", "vocab_padding": vocab_padding}
+    settings: dict[str, Any] = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": make_vocab_size_divisible_by}
+    settings |= {"dialect": dialect or "mcore", "vocab_padding": vocab_padding, "origin": origin}
+    settings["uneven"] = _uneven(decoder_first_pipeline_num_layers, decoder_last_pipeline_num_layers)
     plan = _plan(checkpoint, where, format=format, dtype=dtype, overwrite=overwrite, **settings)
     if _run(plan, "hf2meg", allow_nonfinite=allow_nonfinite, dry_run=dry_run):
         _print_flags(plan)
@@ -82,6 +86,8 @@ def reshard(
     tp: int | None = None,
     pp: int | None = None,
     vpp: o.Chunks = 1,
+    decoder_first_pipeline_num_layers: o.FirstStage = None,
+    decoder_last_pipeline_num_layers: o.LastStage = None,
     format: o.MegatronFormat | None = None,
     to_dialect: o.ToDialect = None,
     dtype: o.Cast = None,
@@ -108,11 +114,16 @@ def reshard(
     to_dialect
         Whose names and order of rows the result gets, in mp_rank. Default: those that it has.
     """
+    from mconv.shard.stages import EVEN
+
     found = _open(checkpoint, iteration, vocab_size, dialect, config)
     layout = found.layout
     assert layout is not None
-    settings = {"tp": layout.tp if tp is None else tp, "pp": layout.pp if pp is None else pp, "vpp": vpp}
+    settings: dict[str, Any] = {"tp": layout.tp if tp is None else tp, "pp": layout.pp if pp is None else pp, "vpp": vpp}
     settings["vocab_multiple"] = make_vocab_size_divisible_by
+    stages = _uneven(decoder_first_pipeline_num_layers, decoder_last_pipeline_num_layers)
+    as_it_is = stages == EVEN and pp in (None, layout.pp) and vpp == layout.vpp
+    settings["uneven"] = layout.uneven if as_it_is else stages
     kind = format or found.format
     names = to_dialect or (found.dialect if kind == "mp_rank" else "mcore")
     options = {"dialect": names, "vocab_padding": vocab_padding, "dtype": dtype, "overwrite": overwrite}
@@ -220,6 +231,12 @@ def _check_size(checkpoint: "Checkpoint", model: str | None, size: str) -> None:
     found = checkpoint.parameters / 1e9
     if not 0.7 * said <= found <= 1.3 * said:
         raise ConfigError(f"--size {size} of {model}: but {checkpoint.path} has {found:.2f} billion parameters")
+
+
+def _uneven(first: int | None, last: int | None) -> "Uneven":
+    from mconv.shard.stages import Uneven
+
+    return Uneven(first=first, last=last)
 
 
 def _plan(checkpoint: "Checkpoint", out: Path, **options: Any) -> "Plan":

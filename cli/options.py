@@ -26,6 +26,10 @@ Padding = Annotated[
 ]
 Multiple = Annotated[int, Parameter(help="The vocabulary is padded with zero rows to a multiple of this times tp.")]
 Chunks = Annotated[int, Parameter(help="Model chunks on each pipeline stage; mp_rank numbers layers by it.")]
+FirstStage = Annotated[
+    int | None, Parameter(help="Layers of the first pipeline stage, where it is not to have as many as the others.")
+]
+LastStage = Annotated[int | None, Parameter(help="Layers of the last pipeline stage, likewise.")]
 Cast = Annotated[
     Literal["fp32", "bf16", "fp16"] | None,
     Parameter(help="Cast the weights. Default: every tensor keeps its own dtype, bit for bit."),

@@ -12,7 +12,7 @@ from mconv.convert.table import Family, Logical, Stored
 from mconv.errors import LayoutError, refuse
 from mconv.shard.axes import volume
 from mconv.shard.layout import Layout, check_tp, padded_vocab
-from mconv.shard.stages import stage_layers
+from mconv.shard.stages import EVEN, Uneven, stage_layers
 from mconv.spec import ModelSpec
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -107,18 +107,20 @@ def target_layout(
     vpp: int = 1,
     vocab_multiple: int = 128,
     dialect: str = "mcore",
+    uneven: Uneven = EVEN,
 ) -> Layout:
     """The layout with these sizes, or a LayoutError that lists everything that does not fit."""
     stored = DIALECTS[dialect].stored_spec(spec)
     if min(tp, pp, vpp) < 1:
         raise LayoutError(f"tp {tp}, pp {pp}, vpp {vpp}: each must be at least 1")
-    rows = [(f"{row.name}.{leaf}", row.axes_of(leaf), row.cut) for row in family.rows for leaf in row.leaves(stored)]
-    problems = check_tp(rows, spec.sizes, tp=tp)
+    cuts = [(f"{row.name}.{leaf}", row.axes_of(leaf), row.cut) for row in family.rows for leaf in row.leaves(stored)]
+    problems = check_tp(cuts, spec.sizes, tp=tp)
     try:
-        stage_layers(spec.num_layers, pp=pp, vpp=vpp)
+        stage_layers(spec.num_layers, pp=pp, vpp=vpp, uneven=uneven)
     except LayoutError as error:
         problems.append(str(error))
     refuse(problems, doing="the layout does not fit the model", kind=LayoutError)
-    found = Layout(tp=tp, pp=pp, vpp=vpp, padded_vocab=padded_vocab(spec.vocab_size, tp=tp, multiple=vocab_multiple))
+    rows = padded_vocab(spec.vocab_size, tp=tp, multiple=vocab_multiple)
+    found = Layout(tp=tp, pp=pp, vpp=vpp, padded_vocab=rows, uneven=uneven)
     refuse(DIALECTS[dialect].refusals(spec, found), doing=f"the dialect {dialect} cannot hold it", kind=LayoutError)
     return found

@@ -55,7 +55,8 @@ def identify(
     if told and said.vocab_size not in (None, told.vocab_size):
         raise ConfigError(f"{folder / manifest.NAME} says a vocabulary of {told.vocab_size}, not {said.vocab_size}")
     settled = _config(said.config) if said.config else None
-    vocab = told.vocab_size if told else said.vocab_size or (settled.vocab_size if settled else None)
+    knows = told or (settled if said.vocab_size is None else None)
+    vocab = knows.vocab_size if knows else said.vocab_size
     spec = dialect.spec_of(args, tensors=tensors, vocab_size=vocab, settled=bool(told or settled))
     layout = dialect.layout_of(args, tensors)
     if settled and said.config:

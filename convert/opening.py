@@ -106,7 +106,7 @@ def _open_mp_rank(folder: Path, said: Said) -> Checkpoint:
     common = ranks[first]
     what = identify(folder, common, said, tensors=located)
     spec, layout = what.spec, what.layout
-    mcore.check_even(common["args"])
+    mcore.check_stages(common["args"])
     _check_depth(folder, spec, len(located))
     wanted = {mp_rank.rank_folder(rank, stage, pp=layout.pp) for rank, stage in layout.ranks[: len(ranks) + 1]}
     if wanted != set(ranks):

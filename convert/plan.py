@@ -18,6 +18,7 @@ from mconv.convert.table import Family, Stored
 from mconv.errors import FormatError, LayoutError, MconvError, refuse
 from mconv.shard.cut import repeat_last
 from mconv.shard.layout import Layout
+from mconv.shard.stages import EVEN, Uneven
 from mconv.spec import ModelSpec
 
 Format = Literal["hf", "torch_dist", "mp_rank"]
@@ -74,14 +75,14 @@ def make(
     source: Checkpoint, out: Path, *, format: Format, tp: int = 1, pp: int = 1, vpp: int = 1, vocab_multiple: int = 128,
     dtype: str | None = None, shard_bytes: int = 5_000_000_000, overwrite: bool = False,
     side_folder: Path | None = None, origin: str | None = None, dialect: str = "mcore",
-    vocab_padding: Padding = "zeros",
+    vocab_padding: Padding = "zeros", uneven: Uneven = EVEN,
 ) -> Plan:  # fmt: skip
     """Plan a conversion of `source` to `format` at `out`. Raises a MconvError that lists all that stands against it."""
     if dtype is not None and dtype not in DTYPES:
         raise MconvError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     if shard_bytes < 1:
         raise MconvError(f"a shard of {shard_bytes} bytes can hold nothing")
-    if format == "hf" and (tp, pp, vpp) != (1, 1, 1):
+    if format == "hf" and (tp, pp, vpp, uneven) != (1, 1, 1, EVEN):
         raise LayoutError("a Hugging Face folder is not sharded by ranks: tp and pp do not apply")
     if dialect not in DIALECTS or (dialect != "mcore" and format != "mp_rank"):
         raise MconvError(
@@ -89,7 +90,7 @@ def make(
         )
     spec, family = source.spec, source.family
     sizes = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": vocab_multiple}
-    layout = None if format == "hf" else target_layout(spec, family, dialect=dialect, **sizes)
+    layout = None if format == "hf" else target_layout(spec, family, dialect=dialect, uneven=uneven, **sizes)
     if layout is None:
         stored = spell.hf(family, family.expressible(spec), source.copies)
     elif format == "mp_rank":

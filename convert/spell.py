@@ -42,7 +42,7 @@ def rank_tensors(
     dialect: Dialect, family: Family, spec: ModelSpec, layout: Layout
 ) -> Iterator[tuple[Place, tuple[str, ...], Logical]]:
     """(stage, chunk, local layer), possible names there, logical tensor: everything that a model's ranks hold."""
-    where = places(spec.num_layers, pp=layout.pp, vpp=layout.vpp)
+    where = places(spec.num_layers, pp=layout.pp, vpp=layout.vpp, uneven=layout.uneven)
     first, last = Place(0, 0, 0), Place(layout.pp - 1, layout.vpp - 1, 0)
     names = dialect.names(spec)
     for logical in family.logicals(dialect.stored_spec(spec)):

@@ -7,6 +7,7 @@ from math import ceil
 from mconv.errors import LayoutError
 from mconv.shard.axes import Axes
 from mconv.shard.cut import can_share
+from mconv.shard.stages import EVEN, Uneven
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,8 @@ class Layout:
     """Model chunks on each pipeline stage (1: not interleaved)."""
     padded_vocab: int
     """Rows of the embedding as stored, over all tensor-parallel ranks."""
+    uneven: Uneven = EVEN
+    """What makes pipeline stages differ in their number of layers."""
 
     def __post_init__(self) -> None:
         for name in ("tp", "pp", "vpp"):

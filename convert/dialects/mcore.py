@@ -15,6 +15,7 @@ from mconv.convert.dialects.dialect import Dialect
 from mconv.convert.formats.tensors import Located
 from mconv.errors import ConfigError, refuse
 from mconv.shard.layout import Layout
+from mconv.shard.stages import EVEN, Uneven
 from mconv.spec import ModelSpec, Rope
 
 LAYER = "decoder.layers.{i}."
@@ -63,20 +64,24 @@ LLAMA3: dict[str, type] = {
 }  # fmt: skip
 """Fields of llama3 scaling that megatron-core has built in (1, 4, 8192): written into our args, read back if there."""
 
-UNEVEN = (
-    "decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers", "pipeline_model_parallel_layout",
-    "account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split",
-)  # fmt: skip
+UNEVEN: dict[str, tuple[str, type]] = {
+    "first": ("decoder_first_pipeline_num_layers", int), "last": ("decoder_last_pipeline_num_layers", int),
+    "embedding": ("account_for_embedding_in_pipeline_split", bool),
+    "loss": ("account_for_loss_in_pipeline_split", bool),
+}  # fmt: skip
 """Args with which stages hold different numbers of layers."""
 
 
 NORMS = {"rms": "RMSNorm", "layer": "LayerNorm"}
 
 
-def check_even(args: Namespace) -> None:
-    """Refuse rank files of uneven stages by name. (A distributed checkpoint does not depend on the stages.)"""
-    if uneven := [f"{name} is {getattr(args, name)!r}" for name in UNEVEN if getattr(args, name, None)]:
-        raise ConfigError(f"mconv does not read rank files of uneven pipeline stages: {'; '.join(uneven)}")
+def check_stages(args: Namespace) -> None:
+    """Refuse rank files of stages laid out by hand. (A distributed checkpoint does not depend on the stages.)"""
+    if by_hand := getattr(args, "pipeline_model_parallel_layout", None):
+        raise ConfigError(
+            f"mconv does not read rank files whose args have a pipeline_model_parallel_layout ({str(by_hand)[:60]!r}); "
+            "save it as torch_dist, which does not depend on it"
+        )
 
 
 def extra_state_keys(num_layers: int) -> list[str]:
@@ -99,7 +104,8 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
     """The args of a checkpoint, as Megatron-LM's `--use-checkpoint-args` and Megatron-Bridge read them."""
     biased = bias_spec(spec)
     rope = spec.rope
-    chunk_layers = spec.num_layers // (layout.pp * layout.vpp)
+    # Megatron derives one of these from the other, but where stages are uneven only the second makes sense.
+    chunk_layers = spec.num_layers // (layout.pp * layout.vpp) if layout.vpp > 1 and layout.uneven == EVEN else None
     values: dict[str, Any] = {name: getattr(spec, name) for name in SAME}
     values |= {name: allowed[0] for name, allowed in NEUTRAL.items()}
     values |= {
@@ -130,10 +136,12 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
         "tensor_model_parallel_size": layout.tp,
         "pipeline_model_parallel_size": layout.pp,
         "virtual_pipeline_model_parallel_size": layout.vpp if layout.vpp > 1 else None,
-        "num_layers_per_virtual_pipeline_stage": chunk_layers if layout.vpp > 1 else None,
+        "num_layers_per_virtual_pipeline_stage": chunk_layers,
+        "num_virtual_stages_per_pipeline_rank": layout.vpp if layout.vpp > 1 and layout.uneven != EVEN else None,
         "expert_model_parallel_size": 1, "context_parallel_size": 1, "data_parallel_size": 1,
         "world_size": layout.tp * layout.pp,
-        "decoder_first_pipeline_num_layers": None, "decoder_last_pipeline_num_layers": None,
+        **{arg: getattr(layout.uneven, name) for name, (arg, _) in UNEVEN.items()},
+        "pipeline_model_parallel_layout": None,
         "attention_dropout": 0.0, "hidden_dropout": 0.0, "init_method_std": 0.02, "init_method_xavier_uniform": False,
         "bf16": dtype == "bfloat16", "fp16": dtype == "float16", "params_dtype": getattr(torch, dtype),
         "no_persist_layer_norm": False, "bias_swiglu_fusion": True, "overlap_p2p_comm": False,
@@ -236,7 +244,13 @@ def layout_of(args: Namespace, tensors: Mapping[str, Located] | None = None) -> 
         pp=_arg(values, "pipeline_model_parallel_size", int, 1),
         vpp=_arg(values, "virtual_pipeline_model_parallel_size", int, 1),
         padded_vocab=_arg(values, "padded_vocab_size", int),
+        uneven=Uneven(**{name: _maybe(values, arg, kind) for name, (arg, kind) in UNEVEN.items()}),
     )
+
+
+def _maybe(values: dict[str, Any], name: str, kind: type) -> Any:
+    """One of the args that may be absent: a number or None, a flag or False."""
+    return bool(values.get(name)) if kind is bool else values.get(name) and _arg(values, name, kind)
 
 
 def _arg(values: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
@@ -297,6 +311,8 @@ def flags(spec: ModelSpec, layout: Layout, *, load: str) -> tuple[list[str], lis
         f"--tensor-model-parallel-size {layout.tp}", f"--pipeline-model-parallel-size {layout.pp}",
         f"--norm-epsilon {spec.norm_epsilon:g}", "--attention-dropout 0.0", "--hidden-dropout 0.0",
     ]  # fmt: skip
+    named = {"first": "--decoder-first-pipeline-num-layers", "last": "--decoder-last-pipeline-num-layers"}
+    out += [f"{flag} {n}" for name, flag in named.items() if (n := getattr(layout.uneven, name)) is not None]
     warnings = []
     if spec.sliding_window:
         out.append(f"--window-size {spec.sliding_window - 1},0")

@@ -212,7 +212,7 @@ def _true_vocab(values: dict[str, Any], tensors: Mapping[str, Located], *, impor
         )
     if known is not None and given not in (None, known):
         raise ConfigError(f"the checkpoint has a vocabulary of {known}, not {given}")
-    return int(given or known or 0)
+    return int(known or 0) if given is None else given
 
 
 def _rows(tensors: Mapping[str, Located]) -> int:

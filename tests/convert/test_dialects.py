@@ -10,6 +10,7 @@ from mconv.convert import plan
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError, FormatError, LayoutError, MconvError
+from mconv.shard.stages import Uneven
 
 OLD = {
     "input_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm", "final_norm": "final_layernorm",
@@ -183,6 +184,34 @@ def test_rows_of_padding(tmp_path, padding):
         rows = last[0].load()[151 - 128 :]
         want = tensors(hf)["model.embed_tokens.weight"][-1] if padding == "last-row" else torch.zeros(48)
         assert len(last) == 1 and rows.shape == (105, 48) and torch.equal(rows, want.expand_as(rows))
+
+
+UNEVEN = (
+    {"pp": 2, "uneven": Uneven(first=1)}, {"pp": 2, "uneven": Uneven(first=1, last=3)},
+    {"pp": 2, "uneven": Uneven(last=3)},
+    {"pp": 3, "uneven": Uneven(embedding=True, loss=True)}, {"pp": 2, "vpp": 2, "uneven": Uneven(first=2, last=2)},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", UNEVEN, ids=str)
+@pytest.mark.parametrize("dialect", ["mcore", "nvidia-legacy"])
+def test_stages_of_different_numbers_of_layers(tmp_path, layout, dialect):
+    hf = make_llama(tmp_path / "hf")
+    root = to(hf, tmp_path / "m", format="mp_rank", tp=2, dialect=dialect, **layout)
+    [path.unlink() for path in root.rglob("mconv.json")]
+    found = open_checkpoint(root)
+    assert found.layout.uneven == layout["uneven"]
+    assert same(tensors(to(root, tmp_path / "out", format="hf")), tensors(hf))
+
+
+def test_stages_laid_out_by_hand_are_refused_by_name(tmp_path):
+    root = to(make_llama(tmp_path / "hf"), tmp_path / "m", format="mp_rank", pp=2)
+
+    def by_hand(state):
+        state["args"].pipeline_model_parallel_layout = "Et|ttt|L"
+
+    with pytest.raises(ConfigError, match=r"pipeline_model_parallel_layout.*Et\|ttt\|L"):
+        open_checkpoint(rewritten(root, by_hand))
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
