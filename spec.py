@@ -89,6 +89,11 @@ class ModelSpec:
         return self.num_attention_heads // self.num_query_groups
 
     @property
+    def two_norms(self) -> bool:
+        """Whether attention and MLP run side by side behind a norm each."""
+        return self.parallel_attention and not self.shared_norm
+
+    @property
     def norm_bias(self) -> bool:
         """Whether the norms have a bias."""
         return self.norm == "layer"

@@ -32,6 +32,14 @@ def typed(name: str, value: Any, kind: type) -> Any:
     return value
 
 
+def take(left: Config, name: str, kind: type, default: Any = REQUIRED) -> Any:
+    """The value of a key, taken out of what is left. `default` is what transformers assumes where it is absent."""
+    value = left.pop(name, None)
+    if value is None and default is REQUIRED:
+        raise ConfigError(f"config.json has no {name!r}, which decides the architecture")
+    return typed(name, default if value is None else value, kind)
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """A key that is a field of the spec. `default` is what transformers assumes where the key is absent."""
@@ -40,14 +48,13 @@ class Field:
     spec: str
     type: type
     default: Any = REQUIRED
+    null: bool = False
+    """Whether null is a value of its own; else it says no more than an absent key."""
 
     def read(self, left: Config) -> Config:
-        value = left.pop(self.hf, None)
-        if value is None and self.default is REQUIRED:
-            raise ConfigError(f"config.json has no {self.hf!r}, which decides the architecture")
-        if value is None:
-            value = self.default
-        return {self.spec: typed(self.hf, value, self.type)}
+        if self.null and left.get(self.hf, self) is None:
+            return {self.spec: left.pop(self.hf)}
+        return {self.spec: take(left, self.hf, self.type, self.default)}
 
     def write(self, spec: ModelSpec, out: Config) -> None:
         out[self.hf] = getattr(spec, self.spec)
@@ -57,11 +64,15 @@ class Field:
 class Heads:
     """Attention geometry, where two of the keys default to what follows from the others."""
 
+    groups: int | None = None
+    """num_key_value_heads where the key is absent; null, here and there, is one for each head."""
+
     def read(self, left: Config) -> Config:
-        heads = Field("num_attention_heads", "n", int).read(left)["n"]
-        hidden = Field("hidden_size", "n", int).read(left)["n"]
-        groups = Field("num_key_value_heads", "n", int, heads).read(left)["n"]
-        width = Field("head_dim", "n", int, hidden // heads if heads > 0 else 0).read(left)["n"]
+        heads = take(left, "num_attention_heads", int)
+        left.setdefault("num_key_value_heads", self.groups)
+        hidden = take(left, "hidden_size", int)
+        groups = take(left, "num_key_value_heads", int, heads)
+        width = take(left, "head_dim", int, hidden // heads if heads > 0 else 0)
         return {
             "hidden_size": hidden,
             "num_attention_heads": heads,
@@ -84,13 +95,25 @@ class Biases:
     spec: tuple[str, ...]
 
     def read(self, left: Config) -> Config:
-        return dict.fromkeys(self.spec, Field(self.hf, "b", bool, False).read(left)["b"])
+        return dict.fromkeys(self.spec, take(left, self.hf, bool, False))
 
     def write(self, spec: ModelSpec, out: Config) -> None:
         values = {getattr(spec, name) for name in self.spec}
         if len(values) > 1:
             raise ConfigError(f"config.json has one {self.hf} for {', '.join(self.spec)}, which differ in this model")
         out[self.hf] = values.pop()
+
+
+@dataclass(frozen=True, slots=True)
+class Always:
+    """What every model of the family has, so that no key says it."""
+
+    spec: Mapping[str, Any]
+
+    def read(self, left: Config) -> Config:
+        return dict(self.spec)
+
+    def write(self, spec: ModelSpec, out: Config) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,3 +231,10 @@ BASE_KEYS = Kept((
     "renormalize_logits",
 ), emit={"attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True})  # fmt: skip
 """Keys of any Hugging Face config that say how it was made, trained or sampled from, not what it computes."""
+
+NO = ("rope_interleaved", "add_cross_attention", "use_sliding_window", "load_in_8bit", "load_in_4bit")
+"""Keys of other families and of loaders that some configs carry: harmless as long as they say no."""
+ABSENT = (
+    *(Constant(name, False, emit=False) for name in NO),
+    *(Constant(name, None, also=({},), emit=False) for name in ("auto_map", "quantization_config")),
+)

@@ -89,6 +89,7 @@ def make(
             f"dialect {dialect!r} of {format}: mp_rank can have {', '.join(DIALECTS)}, torch_dist mcore only"
         )
     spec, family = source.spec, source.family
+    family.write_config(family.expressible(spec))  # every target has one
     sizes = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": vocab_multiple}
     layout = None if format == "hf" else target_layout(spec, family, dialect=dialect, uneven=uneven, **sizes)
     if layout is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mconv.convert.keys import Biases, Config, Key
-from mconv.errors import ConfigError
+from mconv.errors import ConfigError, refuse
 from mconv.shard.axes import Axes, parse
 from mconv.shard.cut import Piece, entire, part
 from mconv.spec import ModelSpec
@@ -38,7 +38,8 @@ class Stored:
 class Row:
     """One logical tensor: its axes, the axis that tensor parallelism cuts, and what Hugging Face calls it.
 
-    `hf` maps module names to how much of axis `cat` each fills, in order; the value may be the name of an axis.
+    `hf` maps module names to how much of axis `cat` each fills, in order; the value may be the name of an axis. Where a
+    family has several names for one tensor, it has several rows, of which `when` and `unless` leave one.
     """
 
     name: str
@@ -47,13 +48,15 @@ class Row:
     hf: Mapping[str, int | str]
     cat: str | None = None
     bias: str | None = None
-    """The ModelSpec field that says whether the linear has a bias: the same row without the input axis."""
+    """The ModelSpec field that says whether there is a bias: the same row without the input axis."""
     unless: str | None = None
     """The ModelSpec field that makes this row absent."""
+    when: str | None = None
+    """The ModelSpec field without which this row is absent."""
 
     def leaves(self, spec: ModelSpec) -> list[str]:
         """`weight`, `bias`, both or neither: what this architecture has of the row."""
-        if self.unless and getattr(spec, self.unless):
+        if (self.unless and getattr(spec, self.unless)) or (self.when and not getattr(spec, self.when)):
             return []
         return ["weight", "bias"] if self.bias and getattr(spec, self.bias) else ["weight"]
 
@@ -88,25 +91,31 @@ class Family:
     config: tuple[Key, ...]
     ignored_weights: tuple[str, ...] = ()
     """Suffixes of buffers that old files hold and that follow from the config."""
+    hub_code: str | None = None
+    """`auto_map` entries (a regex) that name a copy of transformers' own code, as the Hub has them. Never run."""
 
     def row(self, name: str) -> Row:
+        """A row of that name: all of them have the same axes."""
         return next(row for row in self.rows if row.name == name)
 
     def logicals(self, spec: ModelSpec) -> list[Logical]:
         """Every logical tensor of the architecture, in the order of its forward pass."""
+        return [logical for _, logical in self._walk(spec)]
+
+    def _walk(self, spec: ModelSpec) -> list[tuple[Row, Logical]]:
         inside = [row for row in self.rows if row.per_layer]
         first = self.rows.index(inside[0])
         walk: list[tuple[Row, int | None]] = [(row, None) for row in self.rows[:first]]
         walk += [(row, layer) for layer in range(spec.num_layers) for row in inside]
         walk += [(row, None) for row in self.rows[first:] if not row.per_layer]
-        return [Logical(row.name, layer, leaf) for row, layer in walk for leaf in row.leaves(spec)]
+        return [(row, Logical(row.name, layer, leaf)) for row, layer in walk for leaf in row.leaves(spec)]
 
     def stored(self, spec: ModelSpec) -> list[Stored]:
         """Every tensor of the Hugging Face checkpoint and the piece of a logical tensor that it holds."""
         return [
             Stored(f"{module.format(i=logical.layer)}.{logical.leaf}", logical, piece)
-            for logical in self.logicals(spec)
-            for module, piece in self.row(logical.row).pieces(self.axes(logical), spec.sizes)
+            for row, logical in self._walk(spec)
+            for module, piece in row.pieces(self.axes(logical), spec.sizes)
         ]
 
     def axes(self, logical: Logical) -> Axes:
@@ -134,8 +143,14 @@ class Family:
         return ModelSpec(**fields)
 
     def write_config(self, spec: ModelSpec) -> Config:
-        """The `config.json` of a spec: the same table, read backwards."""
+        """The `config.json` of a spec: the same table, read backwards. Raises ConfigError on what it cannot say."""
         out: Config = {"architectures": [self.architecture], "model_type": self.model_type}
         for key in self.config:
             key.write(spec, out)
+        told = self.read_config(out)
+        names = (f.name for f in dataclasses.fields(ModelSpec))
+        lost = [
+            f"{n} {getattr(spec, n)} would be {getattr(told, n)}" for n in names if getattr(told, n) != getattr(spec, n)
+        ]
+        refuse(lost, doing=f"a {self.architecture} cannot be like this model", kind=ConfigError)
         return out

@@ -43,6 +43,17 @@ REPOSITORIES: dict[tuple[str, str], Known] = {
     ("llama3.1", "405"): _known("meta-llama/Llama-3.1-405B", 405.85),
     ("llama3.2", "1"):   _known("meta-llama/Llama-3.2-1B", 1.24),
     ("llama3.2", "3"):   _known("meta-llama/Llama-3.2-3B", 3.21),
+    ("mistral", "7"):    _known("mistralai/Mistral-7B-v0.1", 7.24),
+    ("falcon", "7"):     _known("tiiuae/falcon-7b", 6.92),
+    ("falcon", "11"):    _known("tiiuae/falcon-11B", 11.10),
+    ("falcon", "40"):    _known("tiiuae/falcon-40b", 41.30),
+    ("falcon", "180"):   _known("tiiuae/falcon-180B", 178.56),
+    ("falconrw", "1"):   _known("tiiuae/falcon-rw-1b", 1.31),
+    ("falconrw", "7"):   _known("tiiuae/falcon-rw-7b", 7.52),
+    ("falcon3", "1"):    _known("tiiuae/Falcon3-1B-Base", 1.67),
+    ("falcon3", "3"):    _known("tiiuae/Falcon3-3B-Base", 3.23),
+    ("falcon3", "7"):    _known("tiiuae/Falcon3-7B-Base", 7.46),
+    ("falcon3", "10"):   _known("tiiuae/Falcon3-10B-Base", 10.31),
 }
 # fmt: on
 """(family, size) to repository and parameters. A size picks a repository; the config decides what the model is."""

@@ -1,4 +1,4 @@
-"""Tiny Hugging Face LLaMAs with random weights, made by transformers itself."""
+"""Tiny Hugging Face models with random weights, made by transformers itself."""
 
 import json
 from pathlib import Path
@@ -27,25 +27,82 @@ VARIANTS = {
     "llama3-rope": {"rope_parameters": LLAMA3, "max_position_embeddings": 1024},
     "code-llama": {"rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}, "rms_norm_eps": 1e-6},
 }
+MISTRALS = {
+    "window": {"sliding_window": 16},
+    "no-window": {"sliding_window": None},
+    "window-tied": {"sliding_window": 5, "tie_word_embeddings": True},
+    "window-free-head-dim": {"sliding_window": 16, "head_dim": 10, "num_key_value_heads": 1},
+}
+FALCON = {
+    "vocab_size": 151, "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 8, "bos_token_id": 1,
+    "eos_token_id": 2, "initializer_range": 0.2, "max_position_embeddings": 256,
+}  # fmt: skip
+NEW = {"new_decoder_architecture": True, "num_kv_heads": 4}
+FALCONS = {
+    "7b": {},
+    "7b-untied": {"tie_word_embeddings": False, "ffn_hidden_size": 100},
+    "7b-biases": {"bias": True},
+    "40b": NEW,
+    "40b-biases": {**NEW, "bias": True, "tie_word_embeddings": False},
+    "11b": {**NEW, "num_ln_in_parallel_attn": 1, "tie_word_embeddings": False, "layer_norm_epsilon": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500042.0}},
+    "heads": {"multi_query": False},
+    "in-turn": {"multi_query": False, "parallel_attn": False, "bias": True},
+    "in-turn-mqa": {"parallel_attn": False},
+    "rw": {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True},
+    "40b-alibi": {**NEW, "alibi": True},
+    "40b-linear-rope": {**NEW, "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+}  # fmt: skip
 
 
-def make_llama(
-    folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0, shard: str = "50GB", **config: object
-) -> Path:
-    """Save a random LLaMA in `folder`: sharp attention, norms away from 1, biases away from 0."""
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+def make_llama(folder: Path, **options: object) -> Path:
+    """Save a random LLaMA in `folder`."""
+    return _make(folder, "Llama", **{**BASE, **options})
+
+
+def make_mistral(folder: Path, **options: object) -> Path:
+    """Save a random Mistral in `folder`."""
+    return _make(folder, "Mistral", **{**BASE, **options})
+
+
+def make_falcon(folder: Path, **options: object) -> Path:
+    """Save a random Falcon in `folder`."""
+    return _make(folder, "Falcon", **{**FALCON, **options})
+
+
+MODELS = {
+    **{f"llama-{name}": (make_llama, variant) for name, variant in VARIANTS.items()},
+    **{f"mistral-{name}": (make_mistral, variant) for name, variant in MISTRALS.items()},
+    **{f"falcon-{name}": (make_falcon, variant) for name, variant in FALCONS.items()},
+}
+"""Every variant of every family: what makes it, and its config."""
+
+
+def make_model(name: str, folder: Path, **options: object) -> Path:
+    """Save one of `MODELS` in `folder`."""
+    make, variant = MODELS[name]
+    return make(folder, **{**variant, **options})
+
+
+def _make(
+    folder: Path, family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, shard: str = "50GB",
+    **config: object,
+) -> Path:  # fmt: skip
+    """A random model with sharp attention, norms away from 1, biases away from 0."""
+    import transformers
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**{**BASE, **config})).to(dtype)
+    described = getattr(transformers, f"{family}Config")(**config)
+    model = getattr(transformers, f"{family}ForCausalLM")(described).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            elif name.endswith(".bias"):
+            if name.endswith(".bias"):
                 parameter.normal_(std=0.2)
-    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2)
+            elif "norm" in name or "ln_" in name:
+                parameter.uniform_(0.5, 1.5)
+    model.generation_config = transformers.GenerationConfig(bos_token_id=1, eos_token_id=2)
     model.save_pretrained(folder, max_shard_size=shard)
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 256}\n')
     return folder

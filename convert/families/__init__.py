@@ -1,27 +1,44 @@
 """One file per architecture: a table of weights and a two-way table of config keys."""
 
+import re
 from typing import Any
 
+from mconv.convert.families.falcon import FALCON
 from mconv.convert.families.llama import LLAMA
+from mconv.convert.families.mistral import MISTRAL
 from mconv.convert.table import Family
 from mconv.errors import ConfigError
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA,)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, MISTRAL, FALCON)}
+RENAMED = dict.fromkeys(
+    ("RefinedWeb", "RefinedWebModel"),
+    "this is how Falcon was called before transformers had it; take today's files of its repository, whose config.json "
+    "has model_type 'falcon'",
+)
+"""Names that models had once, and what to do about them."""
 
 
 def family_of(config: dict[str, Any]) -> Family:
     """The family that claims a `config.json`, by its `model_type` and `architectures`. Never by size or name."""
-    for key in ("quantization_config", "auto_map"):
-        if config.get(key):
-            why = "quantised weights" if key == "quantization_config" else "code that comes with the model"
-            raise ConfigError(f"config.json has {key!r}: mconv does not read {why}")
-    for family in FAMILIES.values():
-        if config.get("model_type") == family.model_type:
-            named = config.get("architectures") or [family.architecture]
-            if [str(name).lower() for name in named] != [family.architecture.lower()]:  # LLaMA-1 spelt it LLaMA
-                raise ConfigError(f"config.json: architectures is {named}; mconv supports {family.architecture}")
-            return family
-    raise ConfigError(f"config.json: model_type is {config.get('model_type')!r}; mconv supports {sorted(FAMILIES)}")
+    name = config.get("model_type")
+    found = next((family for family in FAMILIES.values() if name == family.model_type), None)
+    if config.get("quantization_config"):
+        raise ConfigError("config.json has 'quantization_config': mconv does not read quantised weights")
+    if (code := config.get("auto_map")) and not (found and _is_hub_code(code, found)):
+        raise ConfigError("config.json has 'auto_map': mconv does not read code that comes with the model")
+    if found is None:
+        advice = RENAMED.get(str(name), f"mconv supports {sorted(FAMILIES)}")
+        raise ConfigError(f"config.json: model_type is {name!r}; {advice}")
+    named = config.get("architectures") or [found.architecture]
+    if [str(name).lower() for name in named] != [found.architecture.lower()]:  # LLaMA-1 spelt it LLaMA
+        raise ConfigError(f"config.json: architectures is {named}; mconv supports {found.architecture}")
+    return found
+
+
+def _is_hub_code(code: Any, family: Family) -> bool:
+    """Whether `auto_map` names nothing but the copy of transformers' own code that the Hub's files of a family carry."""
+    names = list(code.values()) if isinstance(code, dict) else [None]
+    return bool(family.hub_code) and all(isinstance(n, str) and re.fullmatch(family.hub_code or "", n) for n in names)
 
 
 __all__ = ["FAMILIES", "family_of"]

@@ -4,14 +4,26 @@ Axes: v vocabulary, d hidden, g query groups, q queries of a group, s its slots 
 h head width, p the halves of the gated MLP (gate, up), f its width. Source: transformers' `modeling_llama.py`.
 """
 
-from mconv.convert.keys import BASE_KEYS, Biases, Constant, Field, Heads, RopeKeys
+from mconv.convert.keys import ABSENT, BASE_KEYS, Biases, Constant, Field, Heads, Key, RopeKeys
 from mconv.convert.table import Family, Row
 
 L = "model.layers.{i}."
 A, M = L + "self_attn.", L + "mlp."
 
-ABSENT = ("rope_interleaved", "add_cross_attention", "use_sliding_window", "load_in_8bit", "load_in_4bit")
-"""Keys of other families and of loaders that some configs carry: harmless as long as they say no."""
+SHARED: tuple[Key, ...] = (
+    #     config.json           spec
+    Field("num_hidden_layers",  "num_layers", int),
+    Field("intermediate_size",  "ffn_hidden_size", int),
+    Field("vocab_size",         "vocab_size", int),
+    Field("rms_norm_eps",       "norm_epsilon", float, 1e-6),
+    Field("tie_word_embeddings", "tied_embeddings", bool, False),
+    RopeKeys(),
+    Constant("hidden_act",      "silu", also=("swish",)),
+    Constant("partial_rotary_factor", 1.0, also=(None,), emit=False),
+    *ABSENT,
+    BASE_KEYS,
+)  # fmt: skip
+"""The keys that LLaMA's descendants read just as it does."""
 
 LLAMA = Family(
     name="llama",
@@ -30,22 +42,12 @@ LLAMA = Family(
         Row("head",            "v d",       "v", {"lm_head": 1}, unless="tied_embeddings"),
     ),
     config=(
+        *SHARED,
         #     config.json                spec
-        Field("num_hidden_layers",       "num_layers", int),
-        Field("intermediate_size",       "ffn_hidden_size", int),
-        Field("vocab_size",              "vocab_size", int),
         Field("max_position_embeddings", "max_position_embeddings", int, 2048),
-        Field("rms_norm_eps",            "norm_epsilon", float, 1e-6),
-        Field("tie_word_embeddings",     "tied_embeddings", bool, False),
         Heads(),
         Biases("attention_bias",         ("qkv_bias", "proj_bias")),
         Biases("mlp_bias",               ("mlp_bias",)),
-        RopeKeys(),
-        Constant("hidden_act",           "silu", also=("swish",)),
-        Constant("partial_rotary_factor", 1.0, also=(None,), emit=False),
-        *(Constant(name, False, emit=False) for name in ABSENT),
-        *(Constant(name, None, also=({},), emit=False) for name in ("auto_map", "quantization_config")),
-        BASE_KEYS,
     ),
     ignored_weights=(".rotary_emb.inv_freq",),
 )  # fmt: skip

@@ -1,17 +1,21 @@
 """HF -> Megatron -> another layout -> merged -> HF gives back every bit, whatever the architecture."""
 
+from itertools import cycle, product
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import VARIANTS, make_llama, same, tensors
+from tiny import MODELS, VARIANTS, make_llama, make_model, same, tensors
 
 from mconv.convert import plan
 from mconv.convert.checkpoint import SIDE_FILES
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import LayoutError
+
+FORMATS = (("torch_dist", "mp_rank"), ("mp_rank", "torch_dist"))
 
 
 def to(source, out, **options):
@@ -20,11 +24,19 @@ def to(source, out, **options):
     return out
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("there, back", [("torch_dist", "mp_rank"), ("mp_rank", "torch_dist")])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_there_resharded_merged_and_back(tmp_path, variant, there, back, dtype):
-    hf = make_llama(tmp_path / "hf", dtype=dtype, **VARIANTS[variant])
+LLAMAS = [name for name in MODELS if name.startswith("llama")]
+OTHERS = [name for name in MODELS if name not in LLAMAS]
+WAYS = [
+    *product(LLAMAS, FORMATS, (torch.float32, torch.bfloat16)),
+    *zip(OTHERS, cycle(FORMATS), cycle((torch.bfloat16, torch.bfloat16, torch.float32, torch.float32))),
+]
+"""Both formats are in every walk, whichever is first."""
+
+
+@pytest.mark.parametrize("model, formats, dtype", WAYS, ids=str)
+def test_there_resharded_merged_and_back(tmp_path, model, formats, dtype):
+    there, back = formats
+    hf = make_model(model, tmp_path / "hf", dtype=dtype)
     megatron = to(hf, tmp_path / "a", format=there, tp=2, pp=2)
     resharded = to(megatron, tmp_path / "b", format=back, tp=4, pp=1)
     merged = to(resharded, tmp_path / "c", format=there)

@@ -141,8 +141,10 @@ def test_the_table():
     assert repository("Llama-2", size="7B") == "meta-llama/Llama-2-7b-hf"
     assert repository("llama3.1", size="405") == "meta-llama/Llama-3.1-405B"
     assert expected_parameters("codellama", "34") == 33.74
+    assert repository("falcon", size="180b") == "tiiuae/falcon-180B"
+    assert repository("Falcon-RW", size="1B") == "tiiuae/falcon-rw-1b"
     for (_, size), known in REPOSITORIES.items():
-        assert 0.9 < known.billions / float(size) < 1.25
+        assert 0.9 < known.billions / float(size) < (1.25 if float(size) > 1 else 1.7)
 
 
 def test_pull(hub, published, tmp_path):
