@@ -61,6 +61,8 @@ def test_uneven_stages_are_those_of_megatron_core(middle, pp, vpp, first, last, 
     for (stage, chunk), run in found.items():
         where = {"vp_stage": chunk if vpp > 1 else None, "pp_rank": stage}
         assert len(run) == get_num_layers_to_build(config, **where)
+        if left == 0 and vpp > 1:  # megatron-core divides by zero here
+            continue
         assert not run or run.start == get_transformer_layer_offset(config, **where)
     flat = [layer for run in found.values() for layer in run]
     assert flat == list(range(layers))
