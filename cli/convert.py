@@ -36,6 +36,7 @@ def hf2meg(
     overwrite: o.Overwrite = False,
     allow_nonfinite: o.AllowNonfinite = False,
     dry_run: o.DryRun = False,
+    iteration: int | None = None,
     offline: o.Flag = False,
     cache_dir: Path | None = None,
 ) -> None:
@@ -59,6 +60,8 @@ def hf2meg(
         torch_dist loads at any layout; mp_rank is Megatron's older format, one file a rank.
     dialect
         Whose names and order of rows an mp_rank checkpoint gets. Default: megatron-core's.
+    iteration
+        Write iter_N with a tracker that says N, instead of a release.
     offline
         Never ask the Hub: the local cache or nothing.
     cache_dir
@@ -72,7 +75,7 @@ def hf2meg(
         _check_size(checkpoint, model, size)
     where = out or Path(f"{Path(name).name}{f'-{size}b' if size else ''}-megatron")
     settings: dict[str, Any] = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": make_vocab_size_divisible_by}
-    settings |= {"dialect": dialect or "mcore", "vocab_padding": vocab_padding, "origin": origin}
+    settings |= {"dialect": dialect or "mcore", "vocab_padding": vocab_padding, "origin": origin, "iteration": iteration}
     settings["uneven"] = _uneven(decoder_first_pipeline_num_layers, decoder_last_pipeline_num_layers)
     plan = _plan(checkpoint, where, format=format, dtype=dtype, overwrite=overwrite, **settings)
     if _run(plan, "hf2meg", allow_nonfinite=allow_nonfinite, dry_run=dry_run):
@@ -279,6 +282,8 @@ def _print_flags(plan: "Plan") -> None:
         return
     dialect = DIALECTS[plan.dialect]
     flags, warnings = dialect.flags(plan.source.spec, plan.layout, load=str(plan.out))
+    if plan.iteration is not None:  # with a number in the tracker Megatron looks for optimizer and random state
+        flags = [*flags, "--finetune"]
     print(f"{dialect.program}: {' '.join(flags)}")
     for warning in warnings:
         print(f"warning: no flag of {dialect.program} is right for this model: {warning}", file=sys.stderr)

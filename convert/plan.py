@@ -44,6 +44,8 @@ class Plan:
     stored: list[Stored]
     targets: list[Target]
     overwrite: bool
+    iteration: int | None
+    """The iteration that a Megatron checkpoint is of; None: a `release`."""
     origin: str
     """What the source is called in manifests and cards: a repository, or a folder's bare name."""
     side_folder: Path | None
@@ -54,8 +56,7 @@ class Plan:
         """The folder that holds the tensors."""
         if self.format == "hf":
             return self.out
-        i = self.source.iteration
-        return self.out / ("release" if i is None else f"iter_{i:07d}")
+        return self.out / ("release" if self.iteration is None else f"iter_{self.iteration:07d}")
 
     @property
     def nbytes(self) -> int:
@@ -76,10 +77,13 @@ def make(
     dtype: str | None = None, shard_bytes: int = 5_000_000_000, overwrite: bool = False,
     side_folder: Path | None = None, origin: str | None = None, dialect: str = "mcore",
     vocab_padding: Padding = "zeros", uneven: Uneven = EVEN,
+    iteration: int | None = None,
 ) -> Plan:  # fmt: skip
     """Plan a conversion of `source` to `format` at `out`. Raises a MconvError that lists all that stands against it."""
     if dtype is not None and dtype not in DTYPES:
         raise MconvError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if iteration is not None and iteration < 0:
+        raise MconvError(f"iteration {iteration} is negative")
     if shard_bytes < 1:
         raise MconvError(f"a shard of {shard_bytes} bytes can hold nothing")
     if format == "hf" and (tp, pp, vpp, uneven) != (1, 1, 1, EVEN):
@@ -105,6 +109,7 @@ def make(
     plan = Plan(
         source=source, out=out, format=format, dialect=dialect, layout=layout, dtype=cast,
         shard_bytes=shard_bytes, stored=stored, targets=targets, overwrite=overwrite,
+        iteration=source.iteration if iteration is None else iteration,
         side_folder=side_folder, origin=origin or source.name,
     )  # fmt: skip
     try:

@@ -77,7 +77,7 @@ def _writer(plan: Plan, folder: Path) -> Iterator[tuple[Any, Any]]:
     spec, layout = plan.source.spec, plan.layout
     if layout is None:
         return hf.write(folder, plan.targets, limit=plan.shard_bytes)
-    iteration = plan.source.iteration or 0
+    iteration = plan.iteration or 0
     args = DIALECTS[plan.dialect].args_of(spec, layout, dtype=_name(plan.final_dtype), iteration=iteration)
     common: dict[str, Any] = {"args": args, "checkpoint_version": 3.0, "iteration": iteration}
     if plan.format == "mp_rank":
@@ -186,7 +186,7 @@ def _sync(path: Path) -> None:
 
 def _write_tracker(plan: Plan) -> None:
     """Last: before it names the iteration, nothing loads it."""
-    word = "release" if plan.source.iteration is None else str(plan.source.iteration)
+    word = "release" if plan.iteration is None else str(plan.iteration)
     partial = plan.out / f"{PARTIAL}tracker"
     partial.write_text(word, encoding="utf-8")
     _sync(partial)

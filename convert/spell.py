@@ -77,9 +77,14 @@ def mp_rank_sources(
 
 
 # ---- torch_dist ------------------------------------------------------------------------------------------------------
+def global_names(logical: Logical) -> list[str]:
+    """The keys that a global tensor may have, without the layer number because layers are stacked."""
+    return [name.format(i="@", leaf=logical.leaf).replace("layers.@.", "layers.") for name in mcore.NAMES[logical.row]]
+
+
 def global_name(logical: Logical) -> str:
-    """The key of a global tensor: the fused-norm name, without the layer number because layers are stacked."""
-    return mcore.NAMES[logical.row][-1].format(i="@", leaf=logical.leaf).replace("layers.@.", "layers.")
+    """The key that we write: the fused-norm name, which megatron-core's two specs agree on."""
+    return global_names(logical)[-1]
 
 
 def global_shape(family: Family, spec: ModelSpec, layout: Layout, logical: Logical) -> tuple[int, ...]:
@@ -134,7 +139,7 @@ def torch_dist_sources(
 ) -> tuple[list[Stored], dict[str, Located]]:
     """Every chunk that was found, and where its bytes lie. Stacked layers or one key a layer, chunked in any way."""
     problems, stored, located = [], [], {}
-    by_name = {global_name(x): x for x in family.logicals(mcore.bias_spec(spec))}
+    by_name = {name: x for x in family.logicals(mcore.bias_spec(spec)) for name in global_names(x)}
     for fqn, tensor in tensors.items():
         name, layer = torch_dist.layer_of(fqn)
         name, half = torch_dist.half_of(name) if layer is not None else (name, None)

@@ -1,5 +1,8 @@
 """NVIDIA's legacy names and Megatron-LLM's: written, read, told apart, and never guessed."""
 
+import dataclasses
+import pickle
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -234,3 +237,28 @@ def test_any_dialect_to_any_other(tmp_path_factory, data, groups, queries, tied)
             found = open_checkpoint(folder, vocab_size=folder_vocab)
             assert found.dialect == dialect
     assert same(tensors(to(folder, tmp / "out", format="hf")), tensors(hf))
+
+
+def test_a_distributed_checkpoint_with_separate_norms_is_read(tmp_path):
+    """The keys of megatron-core's local spec, where it does not map them to the fused-norm names."""
+    hf = make_llama(tmp_path / "hf")
+    root = to(hf, tmp_path / "m", format="torch_dist")
+    index = root / "release" / ".metadata"
+    meta = pickle.loads(index.read_bytes())
+    local = {
+        "decoder.layers.self_attention.linear_qkv.layer_norm_weight": "decoder.layers.input_layernorm.weight",
+        "decoder.layers.mlp.linear_fc1.layer_norm_weight": "decoder.layers.pre_mlp_layernorm.weight",
+    }
+    meta.state_dict_metadata = {local.get(k, k): v for k, v in meta.state_dict_metadata.items()}
+    meta.storage_data = {dataclasses.replace(k, fqn=local.get(k.fqn, k.fqn)): v for k, v in meta.storage_data.items()}
+    index.write_bytes(pickle.dumps(meta))
+    (root / "release" / "mconv.json").unlink()
+    assert same(tensors(to(root, tmp_path / "out", format="hf")), tensors(hf))
+
+
+def test_an_iteration_of_ones_own(tmp_path):
+    root = to(make_llama(tmp_path / "hf"), tmp_path / "m", format="torch_dist", iteration=70)
+    assert (root / "latest_checkpointed_iteration.txt").read_text() == "70"
+    assert open_checkpoint(root).iteration == 70 and open_checkpoint(root).common["iteration"] == 70
+    with pytest.raises(MconvError, match="negative"):
+        to(tmp_path / "hf", tmp_path / "x", format="torch_dist", iteration=-1)
