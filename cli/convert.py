@@ -29,6 +29,7 @@ def hf2meg(
     dtype: o.Cast = None,
     make_vocab_size_divisible_by: o.Multiple = 128,
     overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
     allow_nonfinite: o.AllowNonfinite = False,
     dry_run: o.DryRun = False,
     offline: o.Flag = False,
@@ -65,7 +66,7 @@ def hf2meg(
         _check_size(checkpoint, model, size)
     where = out or Path(f"{Path(name).name}{f'-{size}b' if size else ''}-megatron")
     settings = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": make_vocab_size_divisible_by, "origin": origin}
-    plan = _plan(checkpoint, where, format=format, dtype=dtype, overwrite=overwrite, **settings)
+    plan = _plan(checkpoint, where, format=format, dtype=dtype, overwrite=overwrite, resume=resume, **settings)
     if _run(plan, "hf2meg", allow_nonfinite=allow_nonfinite, dry_run=dry_run):
         _print_flags(plan)
 
@@ -83,6 +84,7 @@ def reshard(
     iteration: o.Iteration = None,
     vocab_size: o.VocabSize = None,
     overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
     allow_nonfinite: o.AllowNonfinite = False,
     dry_run: o.DryRun = False,
 ) -> None:
@@ -104,7 +106,7 @@ def reshard(
     assert layout is not None
     settings = {"tp": layout.tp if tp is None else tp, "pp": layout.pp if pp is None else pp, "vpp": vpp}
     settings["vocab_multiple"] = make_vocab_size_divisible_by
-    plan = _plan(found, out, format=format or found.format, dtype=dtype, overwrite=overwrite, **settings)
+    plan = _plan(found, out, format=format or found.format, dtype=dtype, overwrite=overwrite, resume=resume, **settings)
     if _run(plan, "reshard", allow_nonfinite=allow_nonfinite, dry_run=dry_run):
         _print_flags(plan)
 
@@ -117,6 +119,7 @@ def merge(
     iteration: o.Iteration = None,
     vocab_size: o.VocabSize = None,
     overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
     dry_run: o.DryRun = False,
 ) -> None:
     """Merge all ranks of a Megatron checkpoint into one: `reshard --tp 1 --pp 1`.
@@ -129,7 +132,7 @@ def merge(
     from mconv.convert.opening import open_checkpoint
 
     found = _expect(open_checkpoint(checkpoint, iteration=iteration, vocab_size=vocab_size), hf=False)
-    plan = _plan(found, out, format=format or found.format, dtype=None, overwrite=overwrite)
+    plan = _plan(found, out, format=format or found.format, dtype=None, overwrite=overwrite, resume=resume)
     _run(plan, "merge", allow_nonfinite=False, dry_run=dry_run)
 
 
@@ -143,6 +146,7 @@ def meg2hf(
     iteration: o.Iteration = None,
     vocab_size: o.VocabSize = None,
     overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
     allow_nonfinite: o.AllowNonfinite = False,
     dry_run: o.DryRun = False,
 ) -> None:
@@ -161,7 +165,7 @@ def meg2hf(
     if not 0 < max_shard_size < float("inf"):
         raise MconvError(f"--max-shard-size is {max_shard_size}; it must be a positive number of GB")
     settings = {"shard_bytes": max(1, int(max_shard_size * 1e9)), "side_folder": tokenizer}
-    plan = _plan(found, out, format="hf", dtype=dtype, overwrite=overwrite, **settings)
+    plan = _plan(found, out, format="hf", dtype=dtype, overwrite=overwrite, resume=resume, **settings)
     _run(plan, "meg2hf", allow_nonfinite=allow_nonfinite, dry_run=dry_run)
 
 
@@ -206,13 +210,18 @@ def _plan(checkpoint: "Checkpoint", out: Path, **options: Any) -> "Plan":
 
 def _run(plan: "Plan", step: str, *, allow_nonfinite: bool, dry_run: bool) -> bool:
     """Carry out the plan, or print it. True if something was written."""
+    from mconv.convert.ranks import joined
     from mconv.convert.rewrite import rewrite
 
     if dry_run:
         _print_plan(plan)
         return False
-    with progress(2 * plan.nbytes) as advance:
-        rewrite(plan, step=step, allow_nonfinite=allow_nonfinite, progress=advance)
+    with joined() as ranks, progress(plan.nbytes) as advance:
+        try:
+            rewrite(plan, step=step, allow_nonfinite=allow_nonfinite, progress=advance, ranks=ranks)
+        except KeyboardInterrupt:
+            print("what is written so far is kept: the same command with --resume continues it", file=sys.stderr)
+            raise
     dtype = dtype_name(plan.final_dtype)
     print(f"{plan.out}: {plan.format}{_layout(plan)}, {len(plan.targets)} tensors, {decimal(plan.nbytes)}, {dtype}")
     return True
