@@ -153,10 +153,10 @@ def trial(job: str, folder: Path, older: Path, want: dict[str, bytes], at: list[
         _, end = run(folder.parent / f"{job} source", root, options, at=moment, resume=number > 0, sync=sync)
         if end == "failed":  # right if it was killed while it cleaned up, and so had nothing left to resume
             return None if state(root) == want else "a resumed run was refused"
+        if moment is None and state(root) != want:
+            return "the resumed result is not that of an unbroken run"
         if problem := wrong(root, old, want):
             return problem
-    if state(root) != want:
-        return "the resumed result is not that of an unbroken run"
     left = [path.name for path in folder.rglob("*") if PARTIAL in path.name]
     return f"{left} are left" if left else None
 
