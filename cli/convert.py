@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from rich.filesize import decimal
 
 from mconv.cli import options as o
-from mconv.cli.terminal import dtype_name, progress
+from mconv.cli.terminal import dtype_name, one_voice, progress
 from mconv.errors import ConfigError, MconvError
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mconv.convert.plan import Plan
 
 
+@one_voice
 def hf2meg(
     model: str | None = None,
     *,
@@ -71,6 +72,7 @@ def hf2meg(
         _print_flags(plan)
 
 
+@one_voice
 def reshard(
     checkpoint: o.Checkpoint,
     *,
@@ -111,6 +113,7 @@ def reshard(
         _print_flags(plan)
 
 
+@one_voice
 def merge(
     checkpoint: o.Checkpoint,
     *,
@@ -136,6 +139,7 @@ def merge(
     _run(plan, "merge", allow_nonfinite=False, dry_run=dry_run)
 
 
+@one_voice
 def meg2hf(
     checkpoint: o.Checkpoint,
     *,

@@ -18,7 +18,7 @@ from mconv.shard.patch import Patch, by_stride, contiguous_runs, patch_of
 
 ZEROS = bytes(1 << 20)
 WRITE_BYTES = 512 << 10
-"""How much is written at once: for more, the page cache looks for larger free blocks, which can take ten times as long."""
+"""How much is written at once: for more, the page cache looks for larger free blocks, which can cost ten times more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -33,11 +34,13 @@ class Ranks:
         except Exception as error:
             failed, mine = error, (str(error) or type(error).__name__, None)
         answers = self._gather(mine)
+        wrong = [f"rank {rank}: {text}" for rank, (text, _) in enumerate(answers) if text is not None]
+        if failed is None and wrong:
+            failed = MconvError(wrong[0])
+        if isinstance(failed, MconvError):
+            failed.told = True
         if failed is not None:
             raise failed
-        wrong = [f"rank {rank}: {text}" for rank, (text, _) in enumerate(answers) if text is not None]
-        if wrong:
-            raise MconvError(wrong[0])
         return [value for _, value in answers]
 
     def first(self, work: Callable[[], T]) -> T:
@@ -61,15 +64,30 @@ def told() -> Ranks:
     return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
+def tell(error: MconvError) -> None:
+    """Have the other ranks fail too, if this one has failed before it joined them."""
+    if told().world > 1 and not error.told:
+        torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
+        try:
+            told().together(partial(_raise, error))
+        finally:
+            torch.distributed.destroy_process_group()
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """The ranks that torchrun has started, or this process alone."""
+    """The ranks that torchrun has started, or this process alone. Raises MconvError if one of them could not begin."""
     ranks = told()
     if ranks.world == 1:
         yield ALONE
         return
     torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
     try:
+        ranks.together(lambda: None)  # a rank that could not even begin says so here
         yield ranks
     finally:
         torch.distributed.destroy_process_group()
