@@ -62,6 +62,10 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
 
 def _open(payload: dict[str, Any], side: str) -> Checkpoint:
     found = open_checkpoint(Path(payload[side]), **payload.get(f"{side}_options", {}))
+    if found.format != "hf":
+        from mconv.train.engine import check_known
+
+        check_known(found.spec)
     try:
         check_copies(Source.of(found))  # a rank may load one copy and another rank the other
     except FormatError as error:
