@@ -114,7 +114,7 @@ def check_known(spec: ModelSpec) -> None:
     """Refuse what megatron-core cannot compute at any layout. Raises ConfigError."""
     if spec.position == "alibi":
         raise ConfigError(
-            "megatron-core has no ALiBi, which tells positions apart in this model: mconv converts it, but cannot run it there"
+            "megatron-core has no ALiBi, which this model tells positions apart by: mconv converts it, but cannot run it"
         )
 
 

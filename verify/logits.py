@@ -30,7 +30,7 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
     """Compare the logits of `payload["a"]` (the reference) and `payload["b"]`; the report is rank 0's."""
     a, b = (_open(payload, side) for side in ("a", "b"))
     _same_vocabulary(a, b)
-    length = probes.length_for(a.spec, payload.get("length"))
+    length = probes.length_for(a.spec, b.spec, length=payload.get("length"))
     tokens = probes.batch_of(
         a.spec, tokenizer_folder=_tokenizer(a, b), batch=payload["batch"], length=length, seed=payload["seed"]
     )

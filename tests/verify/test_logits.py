@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import LLAMA3, MODELS, VARIANTS, edit_json, make_falcon, make_llama, make_mistral, make_model, tensors
+from tiny import LLAMA3, MODELS, VARIANTS, edit_json, make_llama, make_model, tensors
 
 from mconv.convert import plan
 from mconv.convert.opening import open_checkpoint
