@@ -53,6 +53,17 @@ def test_losses_fall_and_do_not_depend_on_the_layout(model, fields, world, tmp_p
         assert max(abs(a - b) for a, b in zip(shared[name], alone[name], strict=True)) < 1e-4, name
 
 
+def test_norms_whose_gradients_are_not_added_up_are_seen(fields, world, tmp_path):
+    """The planted fault: under sequence parallelism each rank would train its norms on its own positions."""
+    hf = make_model("falcon-40b", tmp_path / "hf", **SIZES)
+    shared = {**fields, "load": str(hf), "tp": 2, "sequence_parallel": True}
+    right, wrong = (world.run(f"{JOBS}:{job}", **shared)[0] for job in ("train", "train_without_marks"))
+    for name in ("losses", "grad_norms"):
+        assert max(abs(a - b) for a, b in zip(right[name], wrong[name], strict=True)) > 3e-4, (
+            name
+        )  # three times the limit
+
+
 def test_a_trained_falcon_goes_home(fields, world, tmp_path):
     """Trained on four ranks, stopped and resumed, exported: transformers computes what megatron-core does."""
     from mconv.verify import logits
