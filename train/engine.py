@@ -110,11 +110,11 @@ def layer_spec(config: TransformerConfig, spec: ModelSpec) -> ModuleSpec:
     return layer
 
 
-def check_known(spec: ModelSpec) -> None:
-    """Refuse what megatron-core cannot compute at any layout. Raises ConfigError."""
+def check_known(spec: ModelSpec, *, what: str = "the model") -> None:
+    """Refuse what megatron-core cannot compute at any layout. Raises ConfigError with the name of `what` it is."""
     if spec.position == "alibi":
         raise ConfigError(
-            "megatron-core has no ALiBi, which this model tells positions apart by: mconv converts it, but cannot run it"
+            f"{what} tells positions apart by ALiBi, and megatron-core has no ALiBi: mconv converts it, but cannot run it"
         )
 
 

@@ -65,7 +65,7 @@ def _open(payload: dict[str, Any], side: str) -> Checkpoint:
     if found.format != "hf":
         from mconv.train.engine import check_known
 
-        check_known(found.spec)
+        check_known(found.spec, what=str(found.path))
     try:
         check_copies(Source.of(found))  # a rank may load one copy and another rank the other
     except FormatError as error:
