@@ -12,7 +12,7 @@ from mconv.errors import MconvError
 app = App(
     name="mconv",
     version=mconv.__version__,
-    help="LLaMA checkpoints between Hugging Face and Megatron: converted, resharded, proven, trained, published.",
+    help="LLaMA, Mistral, Falcon between Hugging Face and Megatron: converted, resharded, proven, trained, published.",
     help_on_error=False,
 )
 data = App(name="data", help="Training data.")

@@ -1,6 +1,7 @@
-"""Core attention on `scaled_dot_product_attention`, and the norm: what megatron-core has in Transformer Engine only."""
+"""Core attention on `scaled_dot_product_attention`, and the norms: what megatron-core has in Transformer Engine only."""
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,15 +11,25 @@ from torch import Tensor
 from mconv.train.mcore import MegatronModule, TransformerConfig
 
 
+@lru_cache(maxsize=1)
+def window_mask(length: int, window: int, device: torch.device) -> Bool[Tensor, "s s"]:
+    """True where a query may look: at itself and the `window` - 1 positions before it. All layers share one."""
+    at = torch.arange(length, device=device)
+    back = at[:, None] - at
+    return (back >= 0) & (back < window)
+
+
 class CoreAttention(MegatronModule):
     """softmax(q k^T) v for one rank's heads, causal; no dropout, no parameters. Serves CPU and GPU.
 
-    Heads and query groups are read off the tensors, so any tensor-parallel cut of megatron-core's fits.
+    Heads and query groups are read off the tensors, so any tensor-parallel cut of megatron-core's fits. With a
+    `window_size` (keys before, 0) in the config a query sees only that many keys beside its own.
     """
 
     def __init__(self, config: TransformerConfig, *, softmax_scale: float | None = None, **_: Any) -> None:
         super().__init__(config=config)
         self.scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
+        self.window = config.window_size[0] + 1 if config.window_size else None
 
     def forward(
         self,
@@ -32,12 +43,16 @@ class CoreAttention(MegatronModule):
         """Attend; `attention_mask` is megatron-core's (True hides a position) and replaces the causal mask."""
         length, batch = query.shape[:2]
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        seen = None if attention_mask is None else ~attention_mask
+        if self.window is not None and self.window < length:
+            near = window_mask(length, self.window, q.device)
+            seen = near if seen is None else seen & near
         out = torch.nn.functional.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=None if attention_mask is None else ~attention_mask,
-            is_causal=attention_mask is None,
+            attn_mask=seen,
+            is_causal=seen is None,
             scale=self.scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
@@ -54,12 +69,32 @@ class RMSNorm(torch.nn.Module):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **_: Any) -> None:
         super().__init__()
         self.eps = eps
-        device = torch.device("cpu") if config.use_cpu_initialization else torch.cuda.current_device()
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device))
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        self.weight = _replicated(1.0, config, hidden_size)
 
     def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """Normalise the last axis."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
+
+
+class LayerNorm(torch.nn.Module):
+    """torch's layer_norm, with the bias that comes with it; weight and bias are kept as RMSNorm keeps its weight."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **_: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = _replicated(1.0, config, hidden_size)
+        self.bias = _replicated(0.0, config, hidden_size)
+
+    def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        """Normalise the last axis."""
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+def _replicated(value: float, config: TransformerConfig, size: int) -> torch.nn.Parameter:
+    """A vector that every tensor-parallel rank has whole, marked for megatron-core."""
+    device = torch.device("cpu") if config.use_cpu_initialization else torch.cuda.current_device()
+    parameter = torch.nn.Parameter(torch.full((size,), value, dtype=config.params_dtype, device=device))
+    parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+    return parameter

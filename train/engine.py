@@ -15,13 +15,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mconv.errors import FormatError, LayoutError, refuse
+from mconv.errors import ConfigError, FormatError, LayoutError, refuse
 from mconv.shard.stages import stage_layers
 from mconv.spec import ModelSpec
-from mconv.train.attention import CoreAttention, RMSNorm
+from mconv.train.attention import CoreAttention, LayerNorm, RMSNorm
+from mconv.train.falcon import ParallelLayer
 from mconv.train.loss import true_vocab_loss
 from mconv.train.mcore import (
     GPTModel,
+    IdentityOp,
     ModuleSpec,
     ShardedTensor,
     StrictHandling,
@@ -41,6 +43,7 @@ from mconv.train.rope import inverse_frequencies
 __all__ = [
     "Parallel",
     "build",
+    "check_known",
     "init",
     "load_rank_file",
     "load_torch_dist",
@@ -50,6 +53,9 @@ __all__ = [
     "transformer_config",
     "unwrap",
 ]
+
+NORMS = {"rms": RMSNorm, "layer": LayerNorm}
+ACTIVATIONS = {"swiglu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
 
 
 def transformer_config(spec: ModelSpec, parallel: Parallel, *, dtype: torch.dtype, **more: Any) -> TransformerConfig:
@@ -66,9 +72,10 @@ def transformer_config(spec: ModelSpec, parallel: Parallel, *, dtype: torch.dtyp
         "num_query_groups": spec.num_query_groups,
         "kv_channels": spec.kv_channels,
         "layernorm_epsilon": spec.norm_epsilon,
-        "normalization": "RMSNorm",
-        "gated_linear_unit": True,
-        "activation_func": torch.nn.functional.silu,
+        "normalization": NORMS[spec.norm].__name__,
+        "gated_linear_unit": spec.activation == "swiglu",
+        "activation_func": ACTIVATIONS[spec.activation],
+        "window_size": (spec.sliding_window - 1, 0) if spec.sliding_window else None,
         "add_bias_linear": spec.proj_bias or spec.mlp_bias,
         "add_qkv_bias": spec.qkv_bias,
         "hidden_dropout": 0.0,
@@ -90,17 +97,30 @@ def transformer_config(spec: ModelSpec, parallel: Parallel, *, dtype: torch.dtyp
     return TransformerConfig(**{**fields, **more})
 
 
-def layer_spec(config: TransformerConfig) -> ModuleSpec:
-    """megatron-core's local layer with our norm and core attention in it."""
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+def layer_spec(config: TransformerConfig, spec: ModelSpec) -> ModuleSpec:
+    """megatron-core's local layer, or Falcon's in its place, with our norm and core attention in it."""
+    layer = get_gpt_layer_local_spec(normalization=config.normalization)
     layer.submodules.mlp.params["ffn_hidden_size"] = config.ffn_hidden_size  # else each layer warns that it guessed it
-    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
+    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = NORMS[spec.norm]
     layer.submodules.self_attention.submodules.core_attention = CoreAttention
+    if spec.parallel_attention:
+        layer.module = ParallelLayer
+    if spec.shared_norm:
+        layer.submodules.pre_mlp_layernorm = IdentityOp
     return layer
 
 
+def check_known(spec: ModelSpec, *, what: str = "the model") -> None:
+    """Refuse what megatron-core cannot compute at any layout. Raises ConfigError with the name of `what` it is."""
+    if spec.position == "alibi":
+        raise ConfigError(
+            f"{what} tells positions apart by ALiBi, and megatron-core has no ALiBi: mconv converts it, but cannot run it"
+        )
+
+
 def check(spec: ModelSpec, *, padded_vocab_size: int, parallel: Parallel) -> None:
-    """Refuse, all at once, sizes that this layout cannot share. Raises LayoutError."""
+    """Refuse, all at once, sizes that this layout cannot share. Raises LayoutError, or ConfigError as `check_known`."""
+    check_known(spec)
     tp, groups = parallel.tp, spec.num_query_groups
     sizes = {
         "num_attention_heads": spec.num_attention_heads,
@@ -135,7 +155,7 @@ def build(
     start = {} if initialize else {"init_method": _leave, "output_layer_init_method": _leave}
     config = transformer_config(spec, parallel, dtype=dtype, **start, **more)
     layers = TransformerBlockSubmodules(
-        layer_specs=[layer_spec(config)] * get_num_layers_to_build(config), layer_norm=RMSNorm
+        layer_specs=[layer_spec(config, spec)] * get_num_layers_to_build(config), layer_norm=NORMS[spec.norm]
     )
     model = GPTModel(
         config,
@@ -164,8 +184,9 @@ def _leave(weight: Tensor) -> Tensor:
 def _fill(model: GPTModel, spec: ModelSpec, *, keep: bool) -> None:
     """NaN in every weight unless `keep`; zero, for good, in biases that megatron-core has and the model has not."""
     has = {"linear_qkv": spec.qkv_bias, "linear_proj": spec.proj_bias, "linear_fc": spec.mlp_bias}
+    without = [f".{kind}" for kind, biased in has.items() if not biased]
     for name, parameter in model.named_parameters():
-        if name.endswith(".bias") and not next(has[kind] for kind in has if f".{kind}" in name):
+        if name.endswith(".bias") and any(kind in name for kind in without):
             parameter.data.zero_()
             parameter.requires_grad_(False)  # else training would give it a value that no HF model can hold
         elif not keep:

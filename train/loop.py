@@ -19,7 +19,7 @@ from mconv.train import checkpoint, weights
 from mconv.train import log as logs
 from mconv.train.config import TrainConfig
 from mconv.train.data import dataset
-from mconv.train.engine import build, init
+from mconv.train.engine import build, check_known, init
 from mconv.train.mcore import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -138,7 +138,8 @@ def _check_same_run(config: TrainConfig, opened: Checkpoint, *, resumed: bool) -
 
 
 def _check(config: TrainConfig, parallel: Parallel, spec: ModelSpec, seq_length: int) -> None:
-    """Refuse sizes that do not fit each other, before anything is built."""
+    """Refuse a model that cannot run and sizes that do not fit each other, before anything is built."""
+    check_known(spec, what=config.load)
     replicas = parallel.data_parallel(torch.distributed.get_world_size())
     if config.global_batch_size % (config.micro_batch_size * replicas):
         raise ConfigError(

@@ -58,10 +58,12 @@ with _quiet_import():
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
     from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.transformer.identity_op import IdentityOp
     from megatron.core.transformer.module import Float16Module, MegatronModule
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
     from megatron.core.transformer.transformer_config import TransformerConfig
+    from megatron.core.transformer.transformer_layer import TransformerLayer
 
 cpu.install()
 
@@ -74,6 +76,7 @@ __all__ = [
     "GPTDataset",
     "GPTDatasetConfig",
     "GPTModel",
+    "IdentityOp",
     "IndexedDataset",
     "IndexedDatasetBuilder",
     "MegatronModule",
@@ -85,6 +88,7 @@ __all__ = [
     "StrictHandling",
     "TransformerBlockSubmodules",
     "TransformerConfig",
+    "TransformerLayer",
     "dist_checkpointing",
     "finalize_model_grads",
     "get_forward_backward_func",

@@ -30,7 +30,7 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
     """Compare the logits of `payload["a"]` (the reference) and `payload["b"]`; the report is rank 0's."""
     a, b = (_open(payload, side) for side in ("a", "b"))
     _same_vocabulary(a, b)
-    length = probes.length_for(a.spec, payload.get("length"))
+    length = probes.length_for(a.spec, b.spec, length=payload.get("length"))
     tokens = probes.batch_of(
         a.spec, tokenizer_folder=_tokenizer(a, b), batch=payload["batch"], length=length, seed=payload["seed"]
     )
@@ -62,6 +62,10 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
 
 def _open(payload: dict[str, Any], side: str) -> Checkpoint:
     found = open_checkpoint(Path(payload[side]), **payload.get(f"{side}_options", {}))
+    if found.format != "hf":
+        from mconv.train.engine import check_known
+
+        check_known(found.spec, what=str(found.path))
     try:
         check_copies(Source.of(found))  # a rank may load one copy and another rank the other
     except FormatError as error:

@@ -74,7 +74,8 @@ def chunks(spec: ModelSpec, *, tp: int, pp: int, vpp: int = 1, dtype: Any = torc
         for i in range(vpp):
             parallel_state.set_virtual_pipeline_model_parallel_rank(i)
             layers = TransformerBlockSubmodules(
-                layer_specs=[engine.layer_spec(config)] * get_num_layers_to_build(config, vp_stage=i), layer_norm=RMSNorm
+                layer_specs=[engine.layer_spec(config, spec)] * get_num_layers_to_build(config, vp_stage=i),
+                layer_norm=RMSNorm,
             )
             where = {"ignore_virtual": False, "vp_stage": i}
             models.append(

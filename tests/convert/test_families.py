@@ -20,7 +20,7 @@ from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError, FormatError, LayoutError, MconvError
 from mconv.hub.fetch import expected_parameters
-from mconv.shard.layout import Layout
+from mconv.shard.layout import Layout, check_tp
 from mconv.spec import ModelSpec, Rope
 
 OURS = {f"mistral-{name}" for name in MISTRALS} | {f"falcon-{name}" for name in FALCONS}
@@ -155,6 +155,17 @@ def test_the_configs_of_the_hub(family, size):
     count = sum(prod(table.axes(x).dims(spec.sizes)) for x in table.logicals(spec))
     assert round(count / 1e9, 2) == expected_parameters(family, size)
     assert read(table.write_config(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    "size, fits",
+    [("7", "1"), ("40", "1, 2, 4, 8, 16, 32, 64, 128"), ("180", "1, 2, 4, 8"), ("11", "1, 2, 4, 8, 16, 32")],
+)
+def test_the_tensor_parallel_sizes_that_the_docs_name(size, fits):
+    spec = read(dict(HUB["falcon", size]))
+    rows = [(row.name, row.axes_of(leaf), row.cut) for row in FALCON.rows for leaf in row.leaves(spec)]
+    problems = check_tp(rows, spec.sizes, tp=3)
+    assert problems and all(problem.endswith(f"tp can be {fits}") for problem in problems)
 
 
 @st.composite

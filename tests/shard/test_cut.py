@@ -5,13 +5,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from mconv.convert.families.falcon import FALCON
 from mconv.convert.families.llama import LLAMA
 from mconv.errors import LayoutError
 from mconv.shard.axes import parse, whole, within
 from mconv.shard.cut import can_share, part, region, share
 from mconv.shard.layout import Layout, check_tp, padded_vocab
 
-ROWS = [(row, leaf) for row in LLAMA.rows for leaf in ("weight", "bias")]
+ROWS = [(row, leaf) for row in (*LLAMA.rows, *FALCON.rows) for leaf in ("weight", "bias")]
 
 
 @st.composite

@@ -189,3 +189,21 @@ def train(**fields: Any) -> dict[str, Any]:
     from mconv.train.loop import train as run
 
     return run(make(fields), say=lambda line: None)
+
+
+def train_without_marks(**fields: Any) -> dict[str, Any]:
+    """The same with a planted fault: nothing tells megatron-core that a rank's norms saw a share of the positions."""
+    from mconv.train import attention
+
+    whole = attention._replicated
+
+    def unmarked(*args: Any) -> torch.nn.Parameter:
+        parameter = whole(*args)
+        parameter.sequence_parallel = False
+        return parameter
+
+    attention._replicated = unmarked
+    try:
+        return train(**fields)
+    finally:
+        attention._replicated = whole

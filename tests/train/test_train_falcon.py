@@ -1,0 +1,99 @@
+"""Falcon and Mistral learn as LLaMA does: losses fall, do not depend on the layout, and the result goes home."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from tiny import make_model
+
+from mconv.convert import plan
+from mconv.convert.opening import open_checkpoint
+from mconv.convert.rewrite import rewrite
+from mconv.errors import ConfigError
+
+JOBS = Path(__file__).with_name("jobs.py")
+_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
+jobs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(jobs)
+SIZES = {"vocab_size": 90, "hidden_size": 32, "max_position_embeddings": 64, "initializer_range": 0.03}
+WAYS = {
+    "falcon-7b": {"tp": 2, "sequence_parallel": True},
+    "falcon-7b-biases": {"tp": 4, "sequence_parallel": True},
+    "falcon-40b": {"tp": 2, "pp": 2, "sequence_parallel": True},
+    "falcon-11b": {"tp": 2, "sequence_parallel": True, "distributed_optimizer": True},
+    "falcon-in-turn": {"tp": 2, "pp": 2, "sequence_parallel": True},
+    "mistral-window": {"tp": 2, "pp": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return {
+        "data": [str(jobs.train_data(folder))], "train_iters": 6, "lr": 1e-2, "global_batch_size": 8, "seq_length": 32,
+        "make_vocab_size_divisible_by": 8, "data_cache": str(folder / "cache"),
+    }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_group():
+    yield
+    from mconv.train import engine
+
+    engine.shutdown()
+
+
+@pytest.mark.parametrize("model", WAYS)
+def test_losses_fall_and_do_not_depend_on_the_layout(model, fields, world, tmp_path):
+    hf = make_model(model, tmp_path / "hf", **SIZES)
+    alone = jobs.train(**fields, load=str(hf))
+    assert alone["losses"][0] == pytest.approx(4.5, abs=0.2) and alone["losses"][-1] < alone["losses"][0] - 0.3
+    shared = world.run(f"{JOBS}:train", **fields, load=str(hf), **WAYS[model])[0]
+    for name in ("losses", "grad_norms"):
+        assert max(abs(a - b) for a, b in zip(shared[name], alone[name], strict=True)) < 1e-4, name
+
+
+def test_norms_whose_gradients_are_not_added_up_are_seen(fields, world, tmp_path):
+    """The planted fault: under sequence parallelism each rank would train its norms on its own positions."""
+    hf = make_model("falcon-40b", tmp_path / "hf", **SIZES)
+    shared = {**fields, "load": str(hf), "tp": 2, "sequence_parallel": True}
+    right, wrong = (world.run(f"{JOBS}:{job}", **shared)[0] for job in ("train", "train_without_marks"))
+    for name in ("losses", "grad_norms"):
+        assert max(abs(a - b) for a, b in zip(right[name], wrong[name], strict=True)) > 3e-4, (
+            name
+        )  # three times the limit
+
+
+def test_a_trained_falcon_goes_home(fields, world, tmp_path):
+    """Trained on four ranks, stopped and resumed, exported: transformers computes what megatron-core does."""
+    from mconv.verify import logits
+
+    hf = make_model("falcon-40b", tmp_path / "hf", **SIZES)
+    run = {**fields, "load": str(hf), "save": str(tmp_path / "run"), "tp": 2, "pp": 2, "sequence_parallel": True}
+    first = world.run(f"{JOBS}:train", **run, exit_after=3)[0]
+    second = world.run(f"{JOBS}:train", **run)[0]
+    whole = world.run(f"{JOBS}:train", **run | {"save": None})[0]
+    assert first["losses"] + second["losses"] == whole["losses"]
+    rewrite(plan.make(open_checkpoint(tmp_path / "run"), tmp_path / "out", format="hf"), step="meg2hf")
+    probe = {"length": 64, "batch": 2, "seed": 7, "dtype": "fp32", "tp": 1, "pp": 1, "sequence_parallel": False}
+    found = logits.work({"a": str(tmp_path / "out"), "b": str(tmp_path / "run"), **probe})
+    assert found["passed"] and found["relative_max"] < 2e-5
+    assert not logits.work({"a": str(hf), "b": str(tmp_path / "run"), **probe})["passed"]
+
+
+def test_biases_that_the_model_has_not_stay_zero(fields, tmp_path):
+    """Falcon has no linear bias, and its norms have one: these are trained, those are not there."""
+    from mconv.train import engine
+
+    spec = open_checkpoint(make_model("falcon-7b", tmp_path / "hf", **SIZES)).spec
+    engine.init(engine.Parallel())
+    model = engine.build(spec, padded_vocab_size=96, parallel=engine.Parallel(), dtype=jobs.torch.float32)
+    biases = {name for name, p in model.named_parameters() if name.endswith("bias") and p.requires_grad}
+    norms = {f"decoder.layers.{i}.input_layernorm.bias" for i in range(4)}
+    assert biases == {*norms, "decoder.final_layernorm.bias"}
+
+
+def test_alibi_is_refused(fields, tmp_path):
+    hf = make_model("falcon-rw", tmp_path / "hf", **SIZES)
+    with pytest.raises(ConfigError, match=r"hf tells positions apart by ALiBi"):
+        jobs.train(**fields, load=str(hf))
