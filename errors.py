@@ -5,6 +5,8 @@ class MconvError(ValueError):
     """Bad input: says which file, tensor, axis or key, and what to do. Exit code 2."""
 
     exit_code = 2
+    told = False
+    """Whether every rank knows of it already, where there are several."""
 
 
 class ConfigError(MconvError):

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from rich.filesize import decimal
 
 from mconv.cli import options as o
-from mconv.cli.terminal import dtype_name, progress
+from mconv.cli.terminal import dtype_name, one_voice, progress
 from mconv.errors import ConfigError, MconvError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mconv.shard.stages import Uneven
 
 
+@one_voice
 def hf2meg(
     model: str | None = None,
     *,
@@ -34,6 +35,7 @@ def hf2meg(
     make_vocab_size_divisible_by: o.Multiple = 128,
     vocab_padding: o.Padding = "zeros",
     overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
     allow_nonfinite: o.AllowNonfinite = False,
     dry_run: o.DryRun = False,
     iteration: int | None = None,
@@ -77,11 +79,12 @@ def hf2meg(
     settings: dict[str, Any] = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": make_vocab_size_divisible_by}
     settings |= {"dialect": dialect or "mcore", "vocab_padding": vocab_padding, "origin": origin, "iteration": iteration}
     settings["uneven"] = _uneven(decoder_first_pipeline_num_layers, decoder_last_pipeline_num_layers)
-    plan = _plan(checkpoint, where, format=format, dtype=dtype, overwrite=overwrite, **settings)
+    plan = _plan(checkpoint, where, format=format, dtype=dtype, overwrite=overwrite, resume=resume, **settings)
     if _run(plan, "hf2meg", allow_nonfinite=allow_nonfinite, dry_run=dry_run):
         _print_flags(plan)
 
 
+@one_voice
 def reshard(
     checkpoint: o.Checkpoint,
     *,
@@ -101,6 +104,7 @@ def reshard(
     dialect: o.Dialect = None,
     config: o.Config = None,
     overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
     allow_nonfinite: o.AllowNonfinite = False,
     dry_run: o.DryRun = False,
 ) -> None:
@@ -129,12 +133,13 @@ def reshard(
     settings["uneven"] = layout.uneven if as_it_is else stages
     kind = format or found.format
     names = to_dialect or (found.dialect if kind == "mp_rank" else "mcore")
-    options = {"dialect": names, "vocab_padding": vocab_padding, "dtype": dtype, "overwrite": overwrite}
+    options = {"dialect": names, "vocab_padding": vocab_padding, "dtype": dtype, "overwrite": overwrite, "resume": resume}
     plan = _plan(found, out, format=kind, **options, **settings)
     if _run(plan, "reshard", allow_nonfinite=allow_nonfinite, dry_run=dry_run):
         _print_flags(plan)
 
 
+@one_voice
 def merge(
     checkpoint: o.Checkpoint,
     *,
@@ -145,6 +150,7 @@ def merge(
     dialect: o.Dialect = None,
     config: o.Config = None,
     overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
     dry_run: o.DryRun = False,
 ) -> None:
     """Merge all ranks of a Megatron checkpoint into one: `reshard --tp 1 --pp 1`.
@@ -157,10 +163,11 @@ def merge(
     found = _open(checkpoint, iteration, vocab_size, dialect, config)
     kind = format or found.format
     names = found.dialect if kind == "mp_rank" else "mcore"
-    plan = _plan(found, out, format=kind, dialect=names, dtype=None, overwrite=overwrite)
+    plan = _plan(found, out, format=kind, dialect=names, dtype=None, overwrite=overwrite, resume=resume)
     _run(plan, "merge", allow_nonfinite=False, dry_run=dry_run)
 
 
+@one_voice
 def meg2hf(
     checkpoint: o.Checkpoint,
     *,
@@ -173,6 +180,7 @@ def meg2hf(
     dialect: o.Dialect = None,
     config: o.Config = None,
     overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
     allow_nonfinite: o.AllowNonfinite = False,
     dry_run: o.DryRun = False,
 ) -> None:
@@ -189,7 +197,7 @@ def meg2hf(
     if not 0 < max_shard_size < float("inf"):
         raise MconvError(f"--max-shard-size is {max_shard_size}; it must be a positive number of GB")
     settings = {"shard_bytes": max(1, int(max_shard_size * 1e9)), "side_folder": tokenizer}
-    plan = _plan(found, out, format="hf", dtype=dtype, overwrite=overwrite, **settings)
+    plan = _plan(found, out, format="hf", dtype=dtype, overwrite=overwrite, resume=resume, **settings)
     _run(plan, "meg2hf", allow_nonfinite=allow_nonfinite, dry_run=dry_run)
 
 
@@ -250,13 +258,18 @@ def _plan(checkpoint: "Checkpoint", out: Path, **options: Any) -> "Plan":
 
 def _run(plan: "Plan", step: str, *, allow_nonfinite: bool, dry_run: bool) -> bool:
     """Carry out the plan, or print it. True if something was written."""
+    from mconv.convert.ranks import joined
     from mconv.convert.rewrite import rewrite
 
     if dry_run:
         _print_plan(plan)
         return False
-    with progress(2 * plan.nbytes) as advance:
-        rewrite(plan, step=step, allow_nonfinite=allow_nonfinite, progress=advance)
+    with joined() as ranks, progress(plan.nbytes) as advance:
+        try:
+            rewrite(plan, step=step, allow_nonfinite=allow_nonfinite, progress=advance, ranks=ranks)
+        except KeyboardInterrupt:
+            print("what is written so far is kept: the same command with --resume continues it", file=sys.stderr)
+            raise
     dtype = dtype_name(plan.final_dtype)
     print(f"{plan.out}: {plan.format}{_layout(plan)}, {len(plan.targets)} tensors, {decimal(plan.nbytes)}, {dtype}")
     return True

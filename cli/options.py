@@ -35,6 +35,9 @@ Cast = Annotated[
     Parameter(help="Cast the weights. Default: every tensor keeps its own dtype, bit for bit."),
 ]
 Overwrite = Annotated[bool, Parameter(help="Replace a checkpoint that is already there.", negative=())]
+Resume = Annotated[
+    bool, Parameter(help="Continue the same conversion where a killed run left it; else start anew.", negative=())
+]
 AllowNonfinite = Annotated[bool, Parameter(help="Convert weights that hold NaN or infinity.", negative=())]
 DryRun = Annotated[bool, Parameter(help="Print the plan and write nothing.", negative=())]
 MegatronFormat = Literal["torch_dist", "mp_rank"]

@@ -1,8 +1,14 @@
 """How numbers and progress look on a terminal."""
 
+import functools
+import io
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any
+
+from mconv.errors import MconvError
 
 
 def dtype_name(dtype: object) -> str:
@@ -22,3 +28,28 @@ def progress(total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda n: bar.advance(task, n)
+
+
+def one_voice(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Under torchrun only rank 0 prints. It tells of the other ranks' failures, and they fail with it."""
+
+    @functools.wraps(command)
+    def spoken(*args: Any, **options: Any) -> Any:
+        rank, world = (int(os.environ.get(name, alone)) for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        if world == 1:
+            return command(*args, **options)
+        try:
+            if rank == 0:
+                return command(*args, **options)
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                return command(*args, **options)
+        except MconvError as error:
+            from mconv.convert.ranks import tell
+
+            with suppress(MconvError):
+                tell(error)
+            if rank == 0:
+                raise
+            raise type(error)() from error
+
+    return spoken

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import mconv
+from mconv.convert.digests import described
 from mconv.convert.formats.hf import read_json
+from mconv.convert.place import MANIFEST
 from mconv.errors import FormatError, refuse
 from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec
 
-NAME = "mconv.json"
+NAME = MANIFEST
 
 
 def versions() -> dict[str, str]:
@@ -46,7 +48,7 @@ def make(
         "source": source,
         "history": history,
         "versions": versions(),
-        "digest": "sha256 of the logical tensor's bytes, row-major",
+        "digest": described(),
         "digests": digests,
         "copies": list(copies),
     }

@@ -8,12 +8,13 @@ from typing import Literal
 
 import torch
 
-from mconv.convert import spell
+from mconv.convert import pool, spell
 from mconv.convert.checkpoint import TRACKER, Checkpoint, target_layout
 from mconv.convert.dialects import DIALECTS
 from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.tensors import Target
-from mconv.convert.source import HASH_BYTES
+from mconv.convert.place import Place
+from mconv.convert.source import SLAB_BYTES
 from mconv.convert.table import Family, Stored
 from mconv.errors import FormatError, LayoutError, MconvError, refuse
 from mconv.shard.cut import repeat_last
@@ -46,6 +47,8 @@ class Plan:
     overwrite: bool
     iteration: int | None
     """The iteration that a Megatron checkpoint is of; None: a `release`."""
+    resume: bool
+    """Continue an unfinished conversion, if one is there."""
     origin: str
     """What the source is called in manifests and cards: a repository, or a folder's bare name."""
     side_folder: Path | None
@@ -64,8 +67,10 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """Anonymous memory: the largest target tensor, gathered and contiguous, beside one slab of a digest."""
-        return 2 * max(t.nbytes for t in self.targets) + 2 * HASH_BYTES
+        """Anonymous memory: for each worker a slab, gathered, cast, put in the order of the target, and a copy of it."""
+        spec, width = self.source.spec, max(t.dtype.itemsize for t in self.targets)
+        heads = spec.kv_channels * spec.hidden_size * width  # rotary rows are put in another order by whole heads
+        return 4 * pool.workers() * max(2 * SLAB_BYTES, heads)
 
     @property
     def final_dtype(self) -> torch.dtype:
@@ -77,7 +82,7 @@ def make(
     dtype: str | None = None, shard_bytes: int = 5_000_000_000, overwrite: bool = False,
     side_folder: Path | None = None, origin: str | None = None, dialect: str = "mcore",
     vocab_padding: Padding = "zeros", uneven: Uneven = EVEN,
-    iteration: int | None = None,
+    iteration: int | None = None, resume: bool = False,
 ) -> Plan:  # fmt: skip
     """Plan a conversion of `source` to `format` at `out`. Raises a MconvError that lists all that stands against it."""
     if dtype is not None and dtype not in DTYPES:
@@ -108,7 +113,7 @@ def make(
     targets = [Target(s.key, s.piece.shape, cast or _dtype(source, s)) for s in stored]
     plan = Plan(
         source=source, out=out, format=format, dialect=dialect, layout=layout, dtype=cast,
-        shard_bytes=shard_bytes, stored=stored, targets=targets, overwrite=overwrite,
+        shard_bytes=shard_bytes, stored=stored, targets=targets, overwrite=overwrite, resume=resume,
         iteration=source.iteration if iteration is None else iteration,
         side_folder=side_folder, origin=origin or source.name,
     )  # fmt: skip
@@ -140,7 +145,8 @@ def _dtype(source: Checkpoint, stored: Stored) -> torch.dtype:
 def _problems(plan: Plan) -> list[str]:
     out, problems = plan.out, []
     taken = out.exists() and (not out.is_dir() or any(p.name for p in out.iterdir() if not p.name.startswith(".mconv-")))
-    source, target = plan.source.path.resolve(), out.resolve()
+    source, target, place = plan.source.path.resolve(), out.resolve(), Place.of(plan.folder)
+    taken = taken and not (plan.resume and place.unfinished)  # it was looked at when that run began
     if source.is_relative_to(target) or target.is_relative_to(source):
         problems.append(f"{out} and the source {plan.source.path} lie in one another; write to another folder")
     elif taken and not plan.overwrite:
@@ -158,7 +164,7 @@ def _problems(plan: Plan) -> list[str]:
         problems.append(f"{out} is a link to nothing; remove it or name another folder")
     elif not parent.is_dir():
         problems.append(f"{parent} is a file, so nothing can be written below it")
-    elif (free := shutil.disk_usage(parent).free) < plan.nbytes * 1.01:
+    elif (free := shutil.disk_usage(parent).free + place.nbytes) < plan.nbytes * 1.01:
         problems.append(f"{parent} has {free / 1e9:.1f} GB free; the checkpoint needs {plan.nbytes / 1e9:.1f} GB")
     return problems
 

@@ -1,94 +1,155 @@
-"""The engine: for each tensor of the target, pull just the pieces it needs from the source, and write the bytes.
+"""The engine: each logical tensor is pulled from whatever stores it, and written to whatever will.
 
-Importing, exporting, resharding and merging are this one call with other spellings. Nothing is inverted by hand. The
-result appears all at once: written beside the target, flushed, renamed into place, the tracker last.
+Importing, exporting, resharding and merging are this one call with other spellings. Nothing is inverted by hand. Files
+are laid out first, so tensors can be written in any order, by several threads and several ranks. The result appears all
+at once: written beside the target, flushed, renamed into place, the tracker last.
 """
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mconv.convert import manifest, spell
-from mconv.convert.checkpoint import SIDE_FILES, SIDE_FOLDER, TRACKER
+from mconv.convert import journal, manifest, pool, spell
+from mconv.convert.carry import Done, Goal, Terms, Unit, carry
+from mconv.convert.checkpoint import SIDE_FILES, SIDE_FOLDER
 from mconv.convert.dialects import DIALECTS, mcore
+from mconv.convert.digests import check_digests, recorded
 from mconv.convert.formats import hf, mp_rank, torch_dist
 from mconv.convert.formats.hf import read_json
+from mconv.convert.formats.laid import Laid
+from mconv.convert.place import Place
 from mconv.convert.plan import Plan
-from mconv.convert.source import Progress, Source, assemble, check_copies, check_digests, check_zero, digests, quiet
-from mconv.errors import MconvError
+from mconv.convert.publish import explained, publish
+from mconv.convert.ranks import ALONE, Ranks
+from mconv.convert.source import Progress, Scratch, Source, quiet
+from mconv.convert.table import Logical
 
-PARTIAL = ".mconv-partial-"
-"""What is not finished has this prefix; nothing reads such a folder, and the next run to the same place removes it."""
 
+def rewrite(
+    plan: Plan, *, step: str, allow_nonfinite: bool = False, progress: Progress = quiet, ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """Write the checkpoint that was planned; returns its manifest.
 
-def rewrite(plan: Plan, *, step: str, allow_nonfinite: bool = False, progress: Progress = quiet) -> dict[str, Any]:
-    """Write the checkpoint that was planned; returns its manifest. A kill leaves the old state or a `.mconv-partial-`.
-
-    `progress` is told 2 bytes for each that is written: one when it is read and hashed, one when it is written.
+    A kill leaves the old state, and a `.mconv-partial-` which a plan with `resume` takes up; an error leaves the old
+    state alone. `progress` is told once of each byte that is written. Every rank calls this with the same plan.
     """
-    source = Source.of(plan.source)
-    check_copies(source)
-    found = digests(source, dtype=plan.dtype, allow_nonfinite=allow_nonfinite, progress=progress)
-    check_digests(source, found.stored)
-    _check_left_out(plan, source)
-    unchanged = "what was there before is unchanged"
-    with _explained(f"could not write {plan.folder}", unchanged), _beside(plan.folder) as partial:
-        _write_tensors(plan, source, partial, progress)
-        _write_side_files(plan, partial)
-        made = _manifest(plan, step, found.cast)
-        manifest.write(partial, made)
-        _flush(partial)
-    if plan.format != "hf":
-        with _explained(f"could not write {plan.out / TRACKER}", f"{plan.folder} is whole, but nothing points to it"):
-            _write_tracker(plan)
-    return made
+    laid, place = lay_out(plan), Place.of(plan.folder)
+    made_of = journal.fingerprint(plan, laid, step=step, allow_nonfinite=allow_nonfinite)
+    unchanged = explained(f"could not write {plan.folder}", "what was there before is unchanged")
 
+    def begin() -> dict[str, Done]:
+        with unchanged:
+            return journal.begin(place, laid, made_of, resume=plan.resume, overwrite=plan.overwrite)
 
-@contextmanager
-def _explained(what: str, state: str) -> Iterator[None]:
-    """A full disk or a missing right is the user's to mend: what failed, why, and what state that leaves."""
+    there = plan.out.exists()
+    done = ranks.first(begin)
     try:
-        yield
-    except OSError as error:
-        raise MconvError(f"{what}: {error.strerror or error}; {state}") from error
+        everything = _carry_all(plan, laid, place, done, ranks, allow_nonfinite=allow_nonfinite, progress=progress)
+        return ranks.first(lambda: _finish(plan, laid, place, everything, step=step))
+    except Exception:
+        if ranks.rank == 0 and place.partial.exists():
+            place.clear()
+            if not there and plan.format != "hf":
+                plan.out.rmdir()
+        raise
 
 
-def _check_left_out(plan: Plan, source: Source) -> None:
-    wanted = {stored.logical for stored in plan.stored}
-    for logical in source.groups:
-        if logical not in wanted:
-            check_zero(source, logical)
+def _carry_all(
+    plan: Plan, laid: Laid, place: Place, done: Mapping[str, Done], ranks: Ranks, *,
+    allow_nonfinite: bool, progress: Progress,
+) -> dict[str, Done]:  # fmt: skip
+    """Do what is left of the work, this rank its share; what is known of every logical tensor then."""
+    units = units_of(plan, laid)
+    left = [unit for unit in units if str(unit.logical) not in done]
+    mine = list(pool.Lanes.of(left, [u.nbytes for u in left], ranks.world).lanes[ranks.rank])
+    lock, stop = threading.Lock(), threading.Event()
+
+    def tell(count: int) -> None:
+        with lock:
+            progress(count * ranks.world)  # its share stands for those of the others
+
+    def alive() -> None:
+        if stop.is_set():
+            raise pool.Stopped
+
+    source = Source.of(plan.source)
+    terms = Terms(
+        source=source, folder=place.partial, cast=plan.dtype, allow_nonfinite=allow_nonfinite,
+        checksums=laid.checksums, recorded=recorded(plan.source).algorithm, progress=tell, alive=alive,
+    )  # fmt: skip
+    progress(sum(unit.nbytes for unit in units) - sum(unit.nbytes for unit in left))
+    everything = dict(done)
+    for share in ranks.together(lambda: _carry_mine(mine, terms, place, ranks.rank, stop)):
+        everything.update(share)
+    return everything
 
 
-def _write_tensors(plan: Plan, source: Source, folder: Path, progress: Progress) -> None:
-    by_key = {stored.key: stored for stored in plan.stored}
-    for target, put in _writer(plan, folder):
-        put(assemble(source, by_key[target.key], dtype=target.dtype))
-        progress(target.nbytes)
+def _carry_mine(units: list[Unit], terms: Terms, place: Place, rank: int, stop: threading.Event) -> dict[str, Done]:
+    files = {str(unit.logical): {goal.spot.file for goal in unit.goals} for unit in units}
+    scratches: dict[int, Scratch] = {}
+    done: dict[str, Done] = {}
+
+    def work(unit: Unit) -> Done:
+        return carry(unit, terms, scratches.setdefault(threading.get_ident(), Scratch()))
+
+    def settle(batch: list[Done]) -> None:
+        journal.record(place, rank, batch, sorted(set().union(*(files[one.logical] for one in batch))))
+        done.update({one.logical: one for one in batch})
+
+    lanes = pool.Lanes.of(units, [unit.nbytes for unit in units], pool.workers())
+    with explained(f"could not write {place.folder}", "what was there before is unchanged"):
+        pool.run(lanes, work, settle, stop)
+    return done
 
 
-def _writer(plan: Plan, folder: Path) -> Iterator[tuple[Any, Any]]:
+def units_of(plan: Plan, laid: Laid) -> list[Unit]:
+    """A unit for each logical tensor that the source has or the target wants."""
+    goals: dict[Logical, list[Goal]] = {}
+    for target, stored in zip(plan.targets, plan.stored, strict=True):
+        goals.setdefault(stored.logical, []).append(Goal(target, stored, laid.spots[target.key]))
+    inside = dict.fromkeys(plan.source.family.logicals(plan.source.spec))
+    every = dict.fromkeys([*inside, *goals, *plan.source.by_logical])
+    units = []
+    for logical in every:
+        to = tuple(goals.get(logical, ()))
+        units.append(Unit(logical, to, sum(goal.target.nbytes for goal in to), digest=logical in inside))
+    return units
+
+
+def lay_out(plan: Plan) -> Laid:
+    """The files of the target, from names, shapes and dtypes."""
     spec, layout = plan.source.spec, plan.layout
     if layout is None:
-        return hf.write(folder, plan.targets, limit=plan.shard_bytes)
+        return hf.lay_out(plan.targets, limit=plan.shard_bytes)
     iteration = plan.iteration or 0
     args = DIALECTS[plan.dialect].args_of(spec, layout, dtype=_name(plan.final_dtype), iteration=iteration)
     common: dict[str, Any] = {"args": args, "checkpoint_version": 3.0, "iteration": iteration}
     if plan.format == "mp_rank":
         args.ckpt_format = "torch"
-        return mp_rank.write(folder, plan.targets, common, DIALECTS[plan.dialect].nests)
+        return mp_rank.lay_out(plan.targets, common, DIALECTS[plan.dialect].nests)
     common["content_metadata"] = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
     shapes = spell.global_shapes(plan.source.family, spec, layout)
-    return torch_dist.write(folder, plan.targets, shapes, common, mcore.extra_state_keys(spec.num_layers))
+    return torch_dist.lay_out(plan.targets, shapes, common, mcore.extra_state_keys(spec.num_layers))
 
 
-def _name(dtype: torch.dtype) -> str:
+def _finish(plan: Plan, laid: Laid, place: Place, done: Mapping[str, Done], *, step: str) -> dict[str, Any]:
+    """Hold what was read against the source's manifest, write what is not a tensor, and publish."""
+    inside = [str(x) for x in plan.source.family.logicals(plan.source.spec)]
+    check_digests(plan.source, {name: done[name].digests["source"] for name in inside})
+    made = _manifest(plan, step, {name: done[name].digests["cast"] for name in inside})
+    if not place.published:
+        with explained(f"could not write {plan.folder}", "what was there before is unchanged"):
+            laid.finish(place.partial, {key: crc for one in done.values() for key, crc in one.crcs.items()})
+            _write_side_files(plan, place.partial)
+            manifest.write(place.partial, made)
+    publish(plan, place)
+    return made
+
+
+def _name(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -141,53 +202,3 @@ def _manifest(plan: Plan, step: str, found: dict[str, str]) -> dict[str, Any]:
         copies=plan.source.copies,
         history=[*before.get("history", []), {"step": step, "detail": detail}],
     )
-
-
-# ---- all or nothing --------------------------------------------------------------------------------------------------
-@contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place when the work within succeeded, and is removed if it failed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.parent / f"{PARTIAL}{folder.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    old = folder.parent / f"{PARTIAL}old-{folder.name}"
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    try:
-        partial.rename(folder)
-    except BaseException:
-        if old.exists():
-            old.rename(folder)
-        raise
-    _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_tracker(plan: Plan) -> None:
-    """Last: before it names the iteration, nothing loads it."""
-    word = "release" if plan.iteration is None else str(plan.iteration)
-    partial = plan.out / f"{PARTIAL}tracker"
-    partial.write_text(word, encoding="utf-8")
-    _sync(partial)
-    partial.replace(plan.out / TRACKER)

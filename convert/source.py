@@ -1,28 +1,55 @@
-"""Logical tensors out of stored pieces: pull a box, assemble a target, hash, and check on the way."""
+"""Logical tensors out of stored pieces: pull a box, assemble a target, and look at each slab once: hash, check."""
 
-import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from math import prod
 
 import torch
 
 from mconv.convert.checkpoint import Checkpoint, primary
+from mconv.convert.digests import ALGORITHM, ALGORITHMS, Digests, recorded
 from mconv.convert.formats.tensors import bytes_of
 from mconv.convert.table import Logical, Stored
 from mconv.errors import FormatError
 from mconv.shard.axes import Box, intersect, lengths, volume, within
 from mconv.shard.cut import Block
+from mconv.shard.patch import Patch, patch_of
 
-HASH_BYTES = 32 << 20
-"""How much of a logical tensor is gathered at once to be hashed or compared."""
+SLAB_BYTES = 4 << 20
+"""How much of a logical tensor is in hand at once: a slab, its gathered and cast copies stay in the processor's cache."""
 Progress = Callable[[int], None]
 """Told how many bytes were dealt with since the last call."""
 
 
 def quiet(_: int) -> None:
     """No progress."""
+
+
+@dataclass(slots=True)
+class Scratch:
+    """Buffers of one worker, used again for every slab: fresh memory costs more than what is done with it."""
+
+    buffers: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def take(self, use: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised contiguous tensor; valid until the next `take` for the same use."""
+        nbytes = prod(shape) * dtype.itemsize
+        if use not in self.buffers or self.buffers[use].numel() < nbytes:
+            self.buffers[use] = torch.empty(nbytes, dtype=torch.uint8)
+        return self.buffers[use][:nbytes].view(dtype).view(shape)
+
+    def packed(self, use: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor itself if it is contiguous, else a copy that is."""
+        if tensor.is_contiguous():
+            return tensor
+        return self.take(use, tuple(tensor.shape), tensor.dtype).copy_(tensor)
+
+    def cast(self, use: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+        """The tensor itself if it has the dtype, else a copy that has."""
+        if dtype is None or tensor.dtype == dtype:
+            return tensor
+        return self.take(use, tuple(tensor.shape), dtype).copy_(tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,54 +72,75 @@ class Source:
         dtypes = {self.checkpoint.located[s.key].dtype for s in self.groups[logical]}
         return reduce(torch.promote_types, dtypes)
 
-    def pull(self, logical: Logical, box: Box) -> torch.Tensor:
+    def pull(self, logical: Logical, box: Box, scratch: Scratch | None = None) -> torch.Tensor:
         """The box of a logical tensor, with one dimension for each elementary axis; a view where one piece holds it."""
-        out = None
-        for stored, block, both in self._overlaps(logical, box):
-            view = self._view(stored, block)[within(both, block.box)]
-            if both == box:
-                return view.to(self.dtype(logical))
-            out = torch.empty(lengths(box), dtype=self.dtype(logical)) if out is None else out
-            out[within(both, box)] = view
-        if out is None:
-            raise FormatError(f"{self.checkpoint.path}: nothing stores {logical} at {box}")
-        return out
-
-    def _overlaps(self, logical: Logical, box: Box) -> Iterator[tuple[Stored, Block, Box]]:
+        out, dtype, filled = None, self.dtype(logical), 0
         for stored in primary(self.groups[logical]):
             for block in stored.piece.blocks:
-                if both := intersect(block.box, box):
-                    yield stored, block, both
+                both = intersect(block.box, box)
+                if both is None:
+                    continue
+                view = self.view(stored, block, both)
+                if both == box:
+                    return view.to(dtype)
+                out = (scratch or Scratch()).take("pull", lengths(box), dtype) if out is None else out
+                out[within(both, box)] = view
+                filled += volume(both)
+        if out is None or filled != volume(box):
+            raise FormatError(f"{self.checkpoint.path}: nothing stores all of {logical} at {box}")
+        return out
 
-    def _view(self, stored: Stored, block: Block) -> torch.Tensor:
-        whole = self.checkpoint.located[stored.key].load()
-        return ordered(whole[tuple(slice(a, b) for a, b in block.at)], block).reshape(lengths(block.box))
+    def view(self, stored: Stored, block: Block, box: Box) -> torch.Tensor:
+        """A part of what a block of a stored tensor holds, in the order of the logical tensor."""
+        flat = self.checkpoint.located[stored.key].load().view(-1)
+        patch = patch_of(stored.piece.shape, block)
+        wide = patch.widened(box)
+        found = seen(flat, patch, wide)
+        return found if wide == box else found[within(box, wide)]
 
-    def slabs(self, logical: Logical) -> Iterator[torch.Tensor]:
-        """The whole tensor in row-major order, in slabs of about `HASH_BYTES`."""
-        dims = self.dims(logical)
-        for box in slab_boxes(dims, HASH_BYTES // self.dtype(logical).itemsize):
-            yield self.pull(logical, box)
+    def split(self, logical: Logical) -> int:
+        """The first axis that some piece stores as several dimensions, so that no slab should cut it."""
+        pieces = [(s.piece.shape, block) for s in self.groups[logical] for block in s.piece.blocks]
+        return min(patch_of(shape, block).split for shape, block in pieces)
+
+    def slabs(self, logical: Logical, scratch: Scratch | None = None, *, keep: int | None = None) -> Iterator["Slab"]:
+        """The whole tensor in row-major order, contiguous slab by slab. A slab is overwritten by the next."""
+        scratch = scratch or Scratch()
+        keep = self.split(logical) if keep is None else keep
+        for box in slab_boxes(self.dims(logical), SLAB_BYTES // self.dtype(logical).itemsize, keep=keep):
+            yield Slab(box, scratch.packed("slab", self.pull(logical, box, scratch)))
 
 
-def ordered(region: torch.Tensor, block: Block) -> torch.Tensor:
-    """A view of a stored region in the order of the logical tensor; reading and writing go through it alike."""
-    if block.order is None:
-        return region
-    return region.view(block.order.shape).permute(block.order.axes)
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """A box of a logical tensor and its elements, row-major."""
+
+    box: Box
+    tensor: torch.Tensor
 
 
-def slab_boxes(dims: tuple[int, ...], elements: int) -> Iterator[Box]:
-    """Boxes of at most `elements` (or one innermost row) that follow each other in row-major order."""
-    if prod(dims) <= elements or len(dims) == 1:
+def seen(flat: torch.Tensor, patch: Patch, box: Box) -> torch.Tensor:
+    """The part of a flat stored tensor that holds a box, one dimension for each elementary axis; a view if possible."""
+    offset, dims = patch.cut(box)
+    sizes, steps = [n for n, _ in dims], [step for _, step in dims]
+    return flat.as_strided(sizes, steps, flat.storage_offset() + offset).reshape(lengths(box))
+
+
+def slab_boxes(dims: tuple[int, ...], elements: int, *, keep: int | None = None) -> Iterator[Box]:
+    """Boxes of at most `elements` that follow each other in row-major order.
+
+    A box is larger if one innermost row is, or where axes from number `keep` on, which are never cut, make it so.
+    """
+    keep = len(dims) - 1 if keep is None else min(keep, len(dims) - 1)
+    if prod(dims) <= elements or (keep <= 0 and len(dims) > 1) or prod(dims) == 0:
         yield tuple((0, n) for n in dims)
         return
     inner = prod(dims[1:])
-    if inner > elements:
+    if inner > elements and len(dims) > 1:
         for i in range(dims[0]):
-            yield from (((i, i + 1), *box) for box in slab_boxes(dims[1:], elements))
+            yield from (((i, i + 1), *box) for box in slab_boxes(dims[1:], elements, keep=keep - 1))
         return
-    step = elements // inner
+    step = max(1, elements // inner)
     for i in range(0, dims[0], step):
         yield ((i, min(i + step, dims[0])), *((0, n) for n in dims[1:]))
 
@@ -105,24 +153,49 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 def check_copies(source: Source) -> None:
     """Replicated tensors must be the same bits on every rank, else the checkpoint has more than one truth."""
     for logical, group in source.groups.items():
-        first = {stored.piece.blocks: stored for stored in primary(group)}
-        for stored in group:
-            kept = first[stored.piece.blocks]
-            for block in stored.piece.blocks if stored is not kept else ():
-                one, two = source._view(stored, block), source._view(kept, block)
-                if one.dtype != two.dtype or not torch.equal(bits(one), bits(two)):
-                    raise FormatError(
-                        f"{source.checkpoint.path}: {stored.key} and {kept.key} are copies of {logical} but differ; "
-                        "the checkpoint is inconsistent"
-                    )
+        if len(primary(group)) != len(group):
+            for slab in source.slabs(logical):
+                check_copies_of(source, logical, slab)
 
 
-def check_zero(source: Source, logical: Logical) -> None:
+def check_copies_of(source: Source, logical: Logical, slab: Slab) -> None:
+    """The same for one slab of a tensor."""
+    group = source.groups[logical]
+    first = {stored.piece.blocks: stored for stored in primary(group)}
+    for stored in group:
+        kept = first[stored.piece.blocks]
+        for block in stored.piece.blocks if stored is not kept else ():
+            both = intersect(block.box, slab.box)
+            if both and not _same_bits(source.view(stored, block, both), source.view(kept, block, both)):
+                raise FormatError(
+                    f"{source.checkpoint.path}: {stored.key} and {kept.key} are copies of {logical} but differ; "
+                    "the checkpoint is inconsistent"
+                )
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(bits(a), bits(b))
+
+
+def check_zero(source: Source, logical: Logical, slab: Slab) -> None:
     """A tensor that the target cannot hold may only be left out if it is zero."""
-    if any(slab.count_nonzero() for slab in source.slabs(logical)):
+    if slab.tensor.count_nonzero():
         raise FormatError(
             f"{source.checkpoint.path}: {logical} is not zero, but the target architecture has no place for it"
         )
+
+
+def check_finite(source: Source, logical: Logical, tensor: torch.Tensor, *, cast: torch.dtype | None) -> None:
+    if not finite(tensor):
+        raise FormatError(
+            f"{source.checkpoint.path}: {logical} holds NaN or infinity"
+            f"{f' as {cast}' if cast else ''}; give --allow-nonfinite to convert it all the same"
+        )
+
+
+def finite(tensor: torch.Tensor) -> bool:
+    """Whether it holds neither NaN nor infinity: the extremes show either, thirty times faster than a test of each."""
+    return tensor.numel() == 0 or all(bool(torch.isfinite(x)) for x in torch.aminmax(tensor))
 
 
 def assemble(source: Source, stored: Stored, *, dtype: torch.dtype) -> torch.Tensor:
@@ -133,55 +206,32 @@ def assemble(source: Source, stored: Stored, *, dtype: torch.dtype) -> torch.Ten
     if len(blocks) == 1 and prod(stored.piece.shape) == volume(blocks[0].box) and blocks[0].order is None:
         return source.pull(stored.logical, blocks[0].box).to(dtype).reshape(stored.piece.shape)
     out = torch.zeros(stored.piece.shape, dtype=dtype)
-    flat = out.reshape(stored.piece.shape[-len(blocks[0].at) :]) if blocks else out
     for block in blocks:
-        region = ordered(flat[tuple(slice(a, b) for a, b in block.at)], block)
+        offset, dims = patch_of(stored.piece.shape, block).cut(block.box)
+        region = out.view(-1).as_strided([n for n, _ in dims], [step for _, step in dims], offset)
         region.copy_(source.pull(stored.logical, block.box).reshape(region.shape))
     return out
 
 
-def finite(tensor: torch.Tensor) -> bool:
-    """Whether it holds neither NaN nor infinity: the extremes show either, thirty times faster than a test of each."""
-    return tensor.numel() == 0 or all(bool(torch.isfinite(x)) for x in torch.aminmax(tensor))
-
-
-@dataclass(frozen=True, slots=True)
-class Digests:
-    """sha256 of each logical tensor's bytes in row-major order: as stored, and as it is after the wanted cast."""
-
-    stored: dict[str, str]
-    cast: dict[str, str]
-
-
 def digests(
-    source: Source, *, dtype: torch.dtype | None = None, allow_nonfinite: bool = False, progress: Progress = quiet
-) -> Digests:
+    source: Source, *, dtype: torch.dtype | None = None, allow_nonfinite: bool = False,
+    algorithm: str = ALGORITHM, progress: Progress = quiet,
+) -> Digests:  # fmt: skip
     """Read every logical tensor of the architecture once, and hash it. NaN and infinity are refused on the way."""
-    found = Digests({}, {})
+    found, scratch = Digests({}, {}), Scratch()
     for logical in source.checkpoint.family.logicals(source.checkpoint.spec):
-        plain, cast = hashlib.sha256(), hashlib.sha256()
-        for slab in source.slabs(logical):
-            plain.update(bytes_of(slab))
-            wanted = slab if dtype is None else slab.to(dtype)
+        plain, cast = ALGORITHMS[algorithm](), ALGORITHMS[algorithm]()
+        for slab in source.slabs(logical, scratch):
+            plain.update(bytes_of(slab.tensor))
+            wanted = scratch.cast("cast", slab.tensor, dtype)
             if dtype is not None:
                 cast.update(bytes_of(wanted))
-            if not allow_nonfinite and not finite(wanted):
-                raise FormatError(
-                    f"{source.checkpoint.path}: {logical} holds NaN or infinity"
-                    f"{f' as {dtype}' if dtype else ''}; give --allow-nonfinite to convert it all the same"
-                )
-            progress(slab.nbytes)
+            if not allow_nonfinite:
+                check_finite(source, logical, wanted, cast=dtype)
+            progress(slab.tensor.nbytes)
         found.stored[str(logical)] = plain.hexdigest()
         found.cast[str(logical)] = (cast if dtype is not None else plain).hexdigest()
     return found
 
 
-def check_digests(source: Source, found: dict[str, str]) -> None:
-    """Hold what was read against what was recorded when the checkpoint was made."""
-    recorded = (source.checkpoint.manifest or {}).get("digests", {})
-    changed = [name for name, value in found.items() if name in recorded and recorded[name] != value]
-    if changed:
-        raise FormatError(
-            f"{source.checkpoint.path}: {len(changed)} tensors ({', '.join(changed[:5])}) changed since mconv "
-            "made this checkpoint (digests in mconv.json); restore it, or remove mconv.json if the change was meant"
-        )
+__all__ = ["Source", "assemble", "digests", "recorded"]

@@ -1,31 +1,26 @@
-"""The zip archive of `torch.save`: read without loading a tensor, written one tensor at a time.
+"""The zip archive of `torch.save`: read without loading a tensor (`pack.py` writes it).
 
 An archive is `NAME/data.pkl` (the object, its tensors as references to storages) and one stored, uncompressed record
 `NAME/data/KEY` for each storage. It may also lie inside a larger file, as in a `.distcp`. Source: torch's
 `serialization.py` and `caffe2/serialize`.
 """
 
-import collections
 import io
-import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
-from mconv.convert.formats.tensors import Located, bytes_of
-from mconv.convert.formats.unpickle import STORAGES, Pending, loads
+from mconv.convert.formats.tensors import Located
+from mconv.convert.formats.unpickle import Pending, loads
 from mconv.errors import FormatError
 
-ALIGNMENT = 64
-"""torch aligns records so that they can be mapped; an unaligned one would force a copy."""
-ZIP64_FROM = 1 << 31
 PICKLE_LIMIT = 1 << 30
+SMALL = 1024
+"""Bytes of a pickle below which it holds one tensor: thousands of chunks of one shape have the same."""
 
 
 class Window(io.RawIOBase):
@@ -89,11 +84,16 @@ def read(path: Path, *, start: int = 0, length: int | None = None) -> Any:
             raise FormatError(
                 f"{path}: not an archive of torch.save, or truncated ({type(error).__name__}: {error}); copy it again"
             ) from error
-        tree = loads(pickled, where=str(path))
+        tree = (_loads_small if len(pickled) < SMALL else loads)(pickled, where=str(path))
         try:
             return _locate(tree, lambda pending: _place(path, file, start, size, records, pending), {})
         except RecursionError as error:
             raise FormatError(f"{path}: its pickle nests too deep to be a checkpoint") from error
+
+
+@lru_cache(maxsize=256)
+def _loads_small(pickled: bytes, *, where: str) -> Any:
+    return loads(pickled, where=where)
 
 
 def _place(
@@ -128,102 +128,3 @@ def _locate(tree: Any, place: Callable[[Pending], Located], seen: dict[int, Any]
         else:
             seen[id(tree)] = [_locate(value, place, seen) for value in tree]
     return seen[id(tree)]
-
-
-# ---- writing ---------------------------------------------------------------------------------------------------------
-NAMES = {dtype: getattr(torch, name) for name, dtype in STORAGES.items()}
-
-
-class _Slot:
-    """In a pickle: the storage of a tensor that will be written later."""
-
-    def __init__(self, key: str, dtype: torch.dtype, numel: int) -> None:
-        self.key, self.dtype, self.numel = key, dtype, numel
-
-
-class Promise:
-    """In a pickle: a contiguous tensor whose bytes will be written later. It unpickles as a torch.Tensor."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, key: str) -> None:
-        self.shape, self.dtype, self.key = shape, dtype, key
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        stride = tuple(prod(self.shape[i + 1 :]) for i in range(len(self.shape)))
-        slot = _Slot(self.key, self.dtype, prod(self.shape))
-        return torch._utils._rebuild_tensor_v2, (slot, 0, self.shape, stride, False, collections.OrderedDict())
-
-
-class _Pickler(pickle.Pickler):
-    def persistent_id(self, obj: object) -> tuple[Any, ...] | None:
-        if isinstance(obj, _Slot):
-            return ("storage", NAMES[obj.dtype], obj.key, "cpu", obj.numel)
-        return None
-
-
-class _Shifted(io.RawIOBase):
-    """A file from its current position on: an archive inside a larger file must count from its own start."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._start = file, file.tell()
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._file.tell() - self._start
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset + self._start if whence == 0 else offset, whence) - self._start
-
-    def write(self, data: Any) -> int:
-        return self._file.write(data)
-
-
-class Archive:
-    """An archive being written: the object first, then the bytes of each `Promise` in it."""
-
-    def __init__(self, zipped: zipfile.ZipFile) -> None:
-        self._zip = zipped
-
-    @contextmanager
-    def _record(self, name: str, size: int) -> Iterator[Any]:
-        info = zipfile.ZipInfo(f"archive/{name}", date_time=(1980, 1, 1, 0, 0, 0))
-        large = size >= ZIP64_FROM
-        at = (self._zip.fp.tell() if self._zip.fp else 0) + 30 + len(info.filename) + (20 if large else 0) + 4
-        info.extra = b"FB" + struct.pack("<H", -at % ALIGNMENT) + b"Z" * (-at % ALIGNMENT)
-        info.file_size = size
-        with self._zip.open(info, "w", force_zip64=large) as record:
-            yield record
-
-    def _put(self, name: str, data: bytes) -> None:
-        with self._record(name, len(data)) as record:
-            record.write(data)
-
-    def tensor(self, key: str, tensor: torch.Tensor) -> None:
-        """Write the bytes of the promise with this key."""
-        data = bytes_of(tensor)
-        with self._record(f"data/{key}", len(data)) as record:
-            record.write(data)
-
-    def object(self, tree: object) -> None:
-        """Write the object itself: plain values, argparse.Namespace, torch dtypes, and promises."""
-        pickled = io.BytesIO()
-        _Pickler(pickled, protocol=2).dump(tree)
-        self._put("data.pkl", pickled.getvalue())
-        self._put("byteorder", b"little")
-
-    def version(self) -> None:
-        self._put("version", b"3\n")
-
-
-@contextmanager
-def create(file: BinaryIO, tree: object) -> Iterator[Archive]:
-    """Write an archive of `tree` from the file's current position on; the caller then writes each promised tensor."""
-    with zipfile.ZipFile(_Shifted(file), "w", zipfile.ZIP_STORED) as zipped:
-        archive = Archive(zipped)
-        archive.object(tree)
-        yield archive
-        archive.version()

@@ -6,14 +6,15 @@ Source: the safetensors repository's format section.
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
-from mconv.convert.formats.tensors import Located, Target, bytes_of
+from mconv.convert.formats.laid import Laid, Spot
+from mconv.convert.formats.tensors import Located, Target
 from mconv.errors import FormatError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -128,7 +129,7 @@ def shards(targets: list[Target], limit: int) -> list[list[Target]]:
     return out
 
 
-def _write_header(file: BinaryIO, targets: list[Target]) -> None:
+def _header(targets: list[Target]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for t in targets:
@@ -136,25 +137,33 @@ def _write_header(file: BinaryIO, targets: list[Target]) -> None:
         at += t.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    file.write(struct.pack("<Q", len(text)) + text)
+    return struct.pack("<Q", len(text)) + text
 
 
-def write(folder: Path, targets: list[Target], *, limit: int) -> Iterator[tuple[Target, Any]]:
-    """Write a folder's safetensors: yields each target and a function that takes its tensor. The index comes last."""
+def lay_out(targets: list[Target], *, limit: int) -> Laid:
+    """A folder's safetensors in shards of at most `limit` bytes. Headers and index are written at the end."""
     parts = shards(targets, limit)
     names = (
         [SINGLE]
         if len(parts) == 1
         else [f"model-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
     )
+    headers = {name: _header(part) for name, part in zip(names, parts, strict=True)}
+    spots, sizes = {}, {}
     for name, part in zip(names, parts, strict=True):
-        with (folder / name).open("wb") as file:
-            _write_header(file, part)
-            for target in part:
-                yield target, lambda tensor, file=file: file.write(bytes_of(tensor))
-    if len(parts) > 1:
-        index = {
-            "metadata": {"total_size": sum(t.nbytes for t in targets)},
-            "weight_map": {t.key: name for name, part in zip(names, parts, strict=True) for t in part},
-        }
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        at = len(headers[name])
+        for target in part:
+            spots[target.key] = Spot(name, at)
+            at += target.nbytes
+        sizes[name] = at
+
+    def finish(folder: Path, crcs: Mapping[str, int]) -> None:
+        for name, header in headers.items():
+            with (folder / name).open("r+b") as file:
+                file.write(header)
+        if len(parts) > 1:
+            total, weight_map = sum(t.nbytes for t in targets), {t.key: spots[t.key].file for t in targets}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    return Laid(spots=spots, sizes=sizes, checksums=False, finish=finish)

@@ -4,12 +4,13 @@ A folder `mp_rank_00_001` may be a pipeline stage or an expert rank: only the ar
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.formats import archive
-from mconv.convert.formats.archive import Promise
+from mconv.convert.formats import archive, pack
+from mconv.convert.formats.laid import Laid, Spot
+from mconv.convert.formats.pack import Promise
 from mconv.convert.formats.tensors import Located, Target
 from mconv.errors import FormatError
 
@@ -77,21 +78,28 @@ def _flat(model: dict[Any, Any], *, before: str = "", depth: int = 0) -> Iterato
             yield f"{before}{name}", value
 
 
-def write(
-    folder: Path, targets: list[Target], common: dict[str, Any], nests: tuple[str, ...] = ()
-) -> Iterator[tuple[Target, Any]]:
-    """Write the files of all ranks: yields each target and a function that takes its tensor.
+def lay_out(targets: list[Target], common: dict[str, Any], nests: tuple[str, ...] = ()) -> Laid:
+    """The files of all ranks. Each archive's headers and directory are written at the end.
 
     `nests`: prefixes of names that are dictionaries of their own.
     """
     by_rank: dict[str, list[Target]] = {}
     for target in targets:
         by_rank.setdefault(target.key.split("/", 1)[0], []).append(target)
+    spots, archives = {}, {}
     for rank, mine in by_rank.items():
-        (folder / rank).mkdir()
-        with (folder / rank / FILE).open("wb") as file, archive.create(file, _tree(mine, common, nests)) as out:
-            for number, target in enumerate(mine):
-                yield target, lambda tensor, out=out, number=number: out.tensor(str(number), tensor)
+        laid = pack.lay_out(_tree(mine, common, nests), [(str(i), t.nbytes) for i, t in enumerate(mine)])
+        begins = laid.begins()
+        spots.update({t.key: Spot(f"{rank}/{FILE}", begins[str(i)]) for i, t in enumerate(mine)})
+        archives[rank] = laid
+
+    def finish(folder: Path, crcs: Mapping[str, int]) -> None:
+        for rank, laid in archives.items():
+            with (folder / rank / FILE).open("r+b") as file:
+                laid.write(file, start=0, crcs={str(i): crcs[t.key] for i, t in enumerate(by_rank[rank])})
+
+    sizes = {f"{rank}/{FILE}": laid.size for rank, laid in archives.items()}
+    return Laid(spots=spots, sizes=sizes, checksums=True, finish=finish)
 
 
 def _tree(targets: list[Target], common: dict[str, Any], nests: tuple[str, ...]) -> dict[str, Any]:

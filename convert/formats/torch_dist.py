@@ -11,16 +11,17 @@ It is read and written here with plain files: no model, no process group, no meg
 import json
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
-from mconv.convert.formats import archive
-from mconv.convert.formats.archive import Promise
+from mconv.convert.formats import archive, pack
 from mconv.convert.formats.hf import read_json
+from mconv.convert.formats.laid import Laid, Spot
+from mconv.convert.formats.pack import Promise
 from mconv.convert.formats.tensors import Located, Target
 from mconv.convert.formats.unpickle import StandIn, loads
 from mconv.errors import FormatError
@@ -184,77 +185,75 @@ def _split(key: str) -> tuple[str, tuple[int, ...]]:
     return fqn, tuple(int(n) for n in offsets.split(","))
 
 
-class _Files:
-    """The .distcp files, the next one begun when one is full."""
+@dataclass(frozen=True, slots=True)
+class _Lying:
+    """An archive in one of the .distcp files."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._count, self._file = folder, 0, None
-
-    def current(self) -> BinaryIO:
-        if self._file is None or self._file.tell() >= FILE_LIMIT:
-            self.close()
-            self._file = (self._folder / f"__0_{self._count}.distcp").open("wb")
-            self._count += 1
-        return self._file
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    _file: BinaryIO | None
+    file: str
+    start: int
+    archive: pack.Archive
 
 
-def write(
-    folder: Path, targets: list[Target], shapes: dict[str, tuple[int, ...]], common: dict[str, Any], extra: list[str]
-) -> Iterator[tuple[Target, Any]]:
-    """Write a checkpoint: yields each target (a chunk) and a function that takes its tensor.
+def lay_out(targets: list[Target], shapes: dict[str, tuple[int, ...]], common: dict[str, Any], extra: list[str]) -> Laid:
+    """A checkpoint of these chunks. Headers, directories and index are written at the end.
 
     `shapes`: the whole shape of each global tensor. `extra`: keys of the empty byte objects that are asked for.
     """
+    chunks = [pack.lay_out(Promise(t.shape, t.dtype, "0"), [("0", t.nbytes)]) for t in targets]
+    lying, sizes = _lie([*chunks, *[pack.lay_out([None])] * len(extra)])
+    places = dict(zip([*(t.key for t in targets), *extra], lying, strict=True))
+    spots = {t.key: Spot(at.file, at.start + at.archive.begin("0")) for t, at in zip(targets, lying, strict=False)}
+
+    def finish(folder: Path, crcs: Mapping[str, int]) -> None:
+        for name in sizes:
+            with (folder / name).open("r+b") as file:
+                for key, at in places.items():
+                    if at.file == name:
+                        at.archive.write(file, start=at.start, crcs={"0": crcs[key]} if key in spots else {})
+        _write_index(folder, targets, shapes, extra, places)
+        with (folder / COMMON).open("wb") as file:
+            pack.lay_out(common).write(file, start=0, crcs={})
+        (folder / VERSIONS).write_text(json.dumps(BACKEND), encoding="utf-8")
+
+    return Laid(spots=spots, sizes=sizes, checksums=True, finish=finish)
+
+
+def _lie(archives: list[pack.Archive]) -> tuple[list[_Lying], dict[str, int]]:
+    """Archives end to end, a further file begun when one is full; and the size of each file."""
+    lying: list[_Lying] = []
+    sizes: dict[str, int] = {}
+    name = "__0_0.distcp"
+    for packed in archives:
+        if sizes.get(name, 0) >= FILE_LIMIT:
+            name = f"__0_{len(sizes)}.distcp"
+        start = sizes.get(name, 0)
+        lying.append(_Lying(name, start, packed))
+        sizes[name] = start + packed.size
+    return lying, sizes
+
+
+def _write_index(
+    folder: Path,
+    targets: list[Target],
+    shapes: dict[str, tuple[int, ...]],
+    extra: list[str],
+    places: Mapping[str, _Lying],
+) -> None:
     from torch.distributed.checkpoint import metadata as meta
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-    files = _Files(folder)
-    places: dict[Any, Any] = {}
     entries: dict[str, Any] = {}
-    try:
-        for target in targets:
-            fqn, offsets = _split(target.key)
-            entry = entries.setdefault(
-                fqn, meta.TensorStorageMetadata(meta.TensorProperties(dtype=target.dtype), torch.Size(shapes[fqn]), [])
-            )
-            entry.chunks.append(meta.ChunkStorageMetadata(torch.Size(offsets), torch.Size(target.shape)))
-            file = files.current()
-            promise = Promise(target.shape, target.dtype, "0")
-            index = meta.MetadataIndex(fqn, torch.Size(offsets))
-            with _placed(places, index, file), archive.create(file, promise) as out:
-                yield target, lambda tensor, out=out: out.tensor("0", tensor)
-        for fqn in extra:
-            entries[fqn] = meta.BytesStorageMetadata()
-            with _placed(places, meta.MetadataIndex(fqn), file := files.current()), archive.create(file, [None]):
-                pass
-    finally:
-        files.close()
+    indices: dict[str, Any] = {fqn: meta.MetadataIndex(fqn) for fqn in extra}
+    for target in targets:
+        fqn, offsets = _split(target.key)
+        properties = meta.TensorProperties(dtype=target.dtype)
+        entry = entries.setdefault(fqn, meta.TensorStorageMetadata(properties, torch.Size(shapes[fqn]), []))
+        entry.chunks.append(meta.ChunkStorageMetadata(torch.Size(offsets), torch.Size(target.shape)))
+        indices[target.key] = meta.MetadataIndex(fqn, torch.Size(offsets))
+    entries |= {fqn: meta.BytesStorageMetadata() for fqn in extra}
+    stored = {indices[key]: _StorageInfo(at.file, at.start, at.archive.size) for key, at in places.items()}
     with (folder / INDEX).open("wb") as file:
-        pickle.dump(meta.Metadata(state_dict_metadata=entries, planner_data=None, storage_data=places), file)
-    with (folder / COMMON).open("wb") as file, archive.create(file, common):
-        pass
-    (folder / VERSIONS).write_text(json.dumps(BACKEND), encoding="utf-8")
-
-
-class _placed:
-    """Records where in the file what is written within lies."""
-
-    def __init__(self, places: dict[Any, Any], key: Any, file: BinaryIO) -> None:
-        self._places, self._key, self._file, self._start = places, key, file, file.tell()
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        from torch.distributed.checkpoint.filesystem import _StorageInfo
-
-        if kind is None:
-            name = Path(self._file.name).name
-            self._places[self._key] = _StorageInfo(name, self._start, self._file.tell() - self._start)
+        pickle.dump(meta.Metadata(state_dict_metadata=entries, planner_data=None, storage_data=stored), file)
 
 
 def layer_of(fqn: str) -> tuple[str, int | None]:

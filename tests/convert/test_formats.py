@@ -4,10 +4,9 @@ import argparse
 import errno
 import io
 import json
+import os
 import pickle
 import struct
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -21,7 +20,8 @@ from mconv.convert import plan
 from mconv.convert import rewrite as engine
 from mconv.convert.checkpoint import TRACKER
 from mconv.convert.opening import open_checkpoint
-from mconv.errors import MconvError
+from mconv.convert.place import PARTIAL
+from mconv.errors import FormatError, MconvError
 
 GOLDEN = Path(__file__).parents[3] / "shared/golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden is not here")
@@ -231,10 +231,19 @@ def state(root):
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-FAULTS = [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")]
+def failing_write(monkeypatch, fault, after):
+    """The write number `after` + 1 of tensor bytes fails."""
+    count, write = iter(range(10**9)), os.pwrite
+
+    def failing(*args):
+        if next(count) >= after:
+            raise fault
+        return write(*args)
+
+    monkeypatch.setattr(os, "pwrite", failing)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: type(f).__name__)
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), FormatError("bad")], ids=type)
 @pytest.mark.parametrize("after", [0, 5])
 @pytest.mark.parametrize("format", ["hf", "mp_rank", "torch_dist"])
 @pytest.mark.parametrize("there", [False, True])
@@ -243,17 +252,9 @@ def test_a_fault_while_writing_leaves_the_old_state(made, tmp_path, monkeypatch,
     root = tmp_path / "out"
     if there:
         convert(source, root, format=format)
-    before, count, assemble = state(tmp_path), 0, engine.assemble
-
-    def failing(*args, **options):
-        nonlocal count
-        count += 1
-        if count > after:
-            raise fault
-        return assemble(*args, **options)
-
-    monkeypatch.setattr(engine, "assemble", failing)
-    with pytest.raises(MconvError if isinstance(fault, OSError) else type(fault)):
+    before = state(tmp_path)
+    failing_write(monkeypatch, fault, after)
+    with pytest.raises(MconvError, match=r"No space left|bad"):
         convert(source, root, format=format, dtype="fp32", overwrite=True)
     assert state(tmp_path) == before
     if not there:
@@ -261,12 +262,28 @@ def test_a_fault_while_writing_leaves_the_old_state(made, tmp_path, monkeypatch,
             open_checkpoint(root)
 
 
+@pytest.mark.parametrize("where", ["fdatasync", "fsync"])
+def test_a_disk_that_fails_late_leaves_the_old_state(made, tmp_path, monkeypatch, where):
+    root = convert(made / "hf", tmp_path / "out", format="mp_rank")
+    before, sync = state(tmp_path), getattr(os, where)
+
+    def failing(descriptor):
+        if Path(f"/proc/self/fd/{descriptor}").readlink().suffix == ".pt":
+            raise OSError(errno.EIO, "Input/output error")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, where, failing)
+    with pytest.raises(MconvError, match="unchanged"):
+        convert(made / "hf", root, format="mp_rank", overwrite=True)
+    assert state(tmp_path) == before
+
+
 def test_a_fault_while_renaming_puts_the_old_state_back(made, tmp_path, monkeypatch):
     out = convert(made / "mp_rank", tmp_path / "out", format="hf")
     before, rename = state(out), Path.rename
 
     def failing(self, target):
-        if self.name == f"{engine.PARTIAL}out":
+        if self.name == f"{PARTIAL}out":
             raise OSError(errno.EIO, "broken disk")
         return rename(self, target)
 
@@ -274,35 +291,6 @@ def test_a_fault_while_renaming_puts_the_old_state_back(made, tmp_path, monkeypa
     with pytest.raises(MconvError, match="unchanged"):
         convert(made / "mp_rank", out, format="hf", overwrite=True)
     assert state(out) == before
-
-
-KILLED = """
-import os, signal, sys
-from mconv.convert import plan, rewrite as engine
-from mconv.convert.opening import open_checkpoint
-source, jobs = sys.argv[1], sys.argv[2:]
-for job in jobs:
-    out, format, when = job.split(":")
-    if os.fork() == 0:
-        name = {"write": "assemble", "flush": "_flush", "tracker": "_write_tracker"}[when]
-        setattr(engine, name, lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL))
-        engine.rewrite(plan.make(open_checkpoint(source), __import__("pathlib").Path(out), format=format), step="t")
-    assert os.WTERMSIG(os.wait()[1]) == signal.SIGKILL
-"""
-
-
-def test_a_killed_run_leaves_nothing_that_opens_and_the_next_one_succeeds(made, tmp_path):
-    jobs = [(f, w) for f in ("mp_rank", "torch_dist") for w in ("write", "flush")]
-    words = [f"{tmp_path / f / w}:{f}:{w}" for f, w in jobs]
-    done = subprocess.run([sys.executable, "-c", KILLED, str(made / "hf"), *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for format, when in jobs:
-        root = tmp_path / format / when
-        assert not (root / TRACKER).exists()
-        with pytest.raises(MconvError):
-            open_checkpoint(root)
-        convert(made / "hf", root, format=format)
-        assert not list(root.rglob(".mconv-*")) and open_checkpoint(root).format == format
 
 
 def test_a_run_killed_before_the_tracker_can_be_repeated(made, tmp_path):

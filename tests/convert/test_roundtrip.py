@@ -149,13 +149,38 @@ def test_a_digest_is_of_the_logical_tensor_whatever_holds_it(tmp_path):
     assert one == two and len(set(one.values())) == len(one)
 
 
-def test_a_digest_is_the_sha256_of_the_rows_in_order(tmp_path):
-    import hashlib
+def test_a_digest_is_the_hash_of_the_rows_in_order(tmp_path):
+    import xxhash
 
     hf = make_llama(tmp_path / "hf")
-    made = open_checkpoint(to(hf, tmp_path / "a", format="torch_dist")).manifest["digests"]
-    want = hashlib.sha256(np.ascontiguousarray(tensors(hf)["model.layers.0.mlp.down_proj.weight"].numpy())).hexdigest()
-    assert made["layer.0.mlp_out.weight"] == want
+    manifest = open_checkpoint(to(hf, tmp_path / "a", format="torch_dist")).manifest
+    want = xxhash.xxh3_128(np.ascontiguousarray(tensors(hf)["model.layers.0.mlp.down_proj.weight"].numpy())).hexdigest()
+    assert manifest["digests"]["layer.0.mlp_out.weight"] == want and manifest["digest"].startswith("xxh3-128 ")
+
+
+@pytest.mark.parametrize("cast", [None, "fp32"])
+def test_a_manifest_with_older_digests_is_held_against_what_is_read(tmp_path, cast):
+    import json
+
+    from mconv.convert.source import Source, digests
+    from mconv.errors import FormatError
+
+    megatron = to(make_llama(tmp_path / "hf", dtype=torch.bfloat16), tmp_path / "m", format="torch_dist", tp=2)
+    path = megatron / "release/mconv.json"
+    made = json.loads(path.read_text())
+    found = digests(Source.of(open_checkpoint(megatron)), algorithm="sha256").stored
+    path.write_text(json.dumps({**made, "digest": "sha256 of the logical tensor's bytes, row-major", "digests": found}))
+    out = to(megatron, tmp_path / "out", format="hf", dtype=cast)
+    assert open_checkpoint(out).manifest["digest"].startswith("xxh3-128")
+    assert cast or open_checkpoint(out).manifest["digests"] == made["digests"]
+    found["layer.1.mlp_out.weight"] = "0" * 64
+    path.write_text(json.dumps({**made, "digest": "sha256", "digests": found}))
+    with pytest.raises(FormatError, match=r"layer\.1\.mlp_out\.weight.*changed since"):
+        to(megatron, tmp_path / "wrong", format="hf", dtype=cast)
+    path.write_text(json.dumps({**made, "digest": "md6 of something", "digests": found}))
+    with pytest.raises(FormatError, match=r"md6.*newer mconv"):
+        to(megatron, tmp_path / "wrong", format="hf", dtype=cast)
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_a_damaged_weight_is_noticed_on_the_way_back(tmp_path):

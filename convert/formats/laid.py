@@ -1,0 +1,35 @@
+"""How a checkpoint's files are laid out before a byte of them is written: then tensors can be written in any order."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where the bytes of a target will lie: a file within the checkpoint's folder, and the offset in it."""
+
+    file: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Laid:
+    """Every file that holds tensors, and where in it each of them lies."""
+
+    spots: dict[str, Spot]
+    """By the key of the target."""
+    sizes: dict[str, int]
+    """Bytes of each file."""
+    checksums: bool
+    """Whether the format stores a crc32 of each tensor."""
+    finish: Callable[[Path, Mapping[str, int]], None]
+    """Writes all that is not a tensor (headers, directories, index), given the crc32 of each target. Can be repeated."""
+
+    def create(self, folder: Path) -> None:
+        """Make the files at their full length. What is never written in them is zero."""
+        for name, size in self.sizes.items():
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            with path.open("xb") as file:
+                file.truncate(size)

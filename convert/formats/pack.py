@@ -1,0 +1,166 @@
+"""The zip archive of `torch.save`, written: laid out from names and sizes alone, filled in any order.
+
+Only stored records, each with its sizes in its local header; zip64 where a size or an offset needs it. Source: PKWARE's
+APPNOTE 6.3, sections 4.3 and 4.5; torch's `serialization.py` for what an archive of it holds.
+"""
+
+import collections
+import io
+import pickle
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, BinaryIO
+
+import torch
+from isal import isal_zlib
+
+from mconv.convert.formats.unpickle import STORAGES
+
+ALIGNMENT = 64
+"""torch aligns records so that they can be mapped; an unaligned one would force a copy."""
+ZIP64_FROM = 1 << 31
+NAMES = {dtype: getattr(torch, name) for name, dtype in STORAGES.items()}
+EPOCH = 0x21
+"""1 January 1980, zip's first day."""
+
+
+# ---- the pickle ------------------------------------------------------------------------------------------------------
+class _Slot:
+    """In a pickle: the storage of a tensor that will be written later."""
+
+    def __init__(self, key: str, dtype: torch.dtype, numel: int) -> None:
+        self.key, self.dtype, self.numel = key, dtype, numel
+
+
+class Promise:
+    """In a pickle: a contiguous tensor whose bytes will be written later. It unpickles as a torch.Tensor."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, key: str) -> None:
+        self.shape, self.dtype, self.key = shape, dtype, key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        stride = tuple(prod(self.shape[i + 1 :]) for i in range(len(self.shape)))
+        slot = _Slot(self.key, self.dtype, prod(self.shape))
+        return torch._utils._rebuild_tensor_v2, (slot, 0, self.shape, stride, False, collections.OrderedDict())
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, obj: object) -> tuple[Any, ...] | None:
+        if isinstance(obj, _Slot):
+            return ("storage", NAMES[obj.dtype], obj.key, "cpu", obj.numel)
+        return None
+
+
+def _pickled(tree: object) -> bytes:
+    out = io.BytesIO()
+    _Pickler(out, protocol=2).dump(tree)
+    return out.getvalue()
+
+
+# ---- the archive -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One file of an archive: its name, where its local header starts, its size, and its bytes if they are known."""
+
+    name: bytes
+    at: int
+    size: int
+    data: bytes | None
+
+    @property
+    def begin(self) -> int:
+        """Where its bytes start."""
+        start = self.at + 30 + len(self.name) + (20 if self.size >= ZIP64_FROM else 0) + 4
+        return start + -start % ALIGNMENT
+
+    def local(self, crc: int) -> bytes:
+        """Its local header, padded to the alignment."""
+        sizes, extra = _sizes(self.size)
+        pad = self.begin - self.at - 30 - len(self.name) - len(extra) - 4
+        extra += b"FB" + struct.pack("<H", pad) + b"Z" * pad
+        version = 45 if self.size >= ZIP64_FROM else 20
+        head = (b"PK\3\4", version, 0, 0, 0, EPOCH, crc, *sizes, len(self.name), len(extra))
+        return struct.pack("<4s5H3I2H", *head) + self.name + extra
+
+    def central(self, crc: int) -> bytes:
+        """Its entry in the directory at the end."""
+        far = self.at >= ZIP64_FROM
+        sizes, extra = _sizes(self.size)
+        wide = extra[4:] + (struct.pack("<Q", self.at) if far else b"")
+        extra = struct.pack("<2H", 1, len(wide)) + wide if wide else b""
+        at = 0xFFFFFFFF if far else self.at
+        version = 45 if wide else 20
+        head = (b"PK\1\2", version, version, 0, 0, 0, EPOCH, crc, *sizes, len(self.name), len(extra), 0, 0, 0, 0, at)
+        return struct.pack("<4s6H3I5H2I", *head) + self.name + extra
+
+
+def _sizes(size: int) -> tuple[tuple[int, int], bytes]:
+    """Both size fields of a header, and the zip64 field that stands in for them where they are too large."""
+    if size < ZIP64_FROM:
+        return (size, size), b""
+    return (0xFFFFFFFF, 0xFFFFFFFF), struct.pack("<2H2Q", 1, 16, size, size)
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """An archive that is laid out: the object, the bytes of each `Promise` in it, the directory."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def directory(self) -> int:
+        """Where the directory starts."""
+        return self.records[-1].begin + self.records[-1].size
+
+    @property
+    def size(self) -> int:
+        return self.directory + len(self._directory(dict.fromkeys((r.name for r in self.records), 0)))
+
+    def begin(self, key: str) -> int:
+        """Where the bytes of the promise with this key start."""
+        return next(r.begin for r in self.records if r.name == _name(f"data/{key}"))
+
+    def begins(self) -> dict[str, int]:
+        """Where the bytes of each promise start, by key."""
+        head = len(_name("data/"))
+        return {r.name[head:].decode(): r.begin for r in self.records if r.data is None}
+
+    def write(self, file: BinaryIO, *, start: int, crcs: Mapping[str, int]) -> None:
+        """Write all but the promised bytes into `file` from `start` on; `crcs` are those of the promises, by key."""
+        known = {_name(f"data/{key}"): crc for key, crc in crcs.items()}
+        known |= {r.name: isal_zlib.crc32(r.data) for r in self.records if r.data is not None}
+        for record in self.records:
+            file.seek(start + record.at)
+            file.write(record.local(known[record.name]) + (record.data or b""))
+        file.seek(start + self.directory)
+        file.write(self._directory(known))
+
+    def _directory(self, crcs: Mapping[bytes, int]) -> bytes:
+        entries = b"".join(record.central(crcs[record.name]) for record in self.records)
+        count, at, size = len(self.records), self.directory, len(entries)
+        wide = count >= 0xFFFF or max(at, size) >= ZIP64_FROM
+        if wide:
+            end64 = (b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, at)
+            entries += struct.pack("<4sQ2H2I4Q", *end64) + struct.pack("<4sIQI", b"PK\6\7", 0, at + size, 1)
+            count, size, at = min(count, 0xFFFF), 0xFFFFFFFF, 0xFFFFFFFF
+        return entries + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, size, at, 0)
+
+
+def _name(name: str) -> bytes:
+    return f"archive/{name}".encode()
+
+
+def lay_out(tree: object, promised: Sequence[tuple[str, int]] = ()) -> Archive:
+    """Lay out an archive of `tree`: plain values, argparse.Namespace, torch dtypes, and promises (key, bytes)."""
+    contents: list[tuple[str, int | bytes]] = [("data.pkl", _pickled(tree)), ("byteorder", b"little")]
+    contents += [(f"data/{key}", nbytes) for key, nbytes in promised]
+    contents.append(("version", b"3\n"))
+    records, at = [], 0
+    for name, content in contents:
+        data = content if isinstance(content, bytes) else None
+        size = content if isinstance(content, int) else len(content)
+        records.append(Record(_name(name), at, size, data))
+        at = records[-1].begin + size
+    return Archive(tuple(records))

@@ -1,0 +1,142 @@
+"""An unfinished conversion, and how it is taken up again: what it is of, and which logical tensors are on the disk.
+
+Beside the folder to be made lie `.mconv-partial-NAME`, the checkpoint so far, and `.mconv-partial-NAME.journal`:
+
+    plan.json        what is converted to what: the source's files and tensors, the targets, the options
+    done-R.jsonl     a line for each logical tensor that rank R has written, after its bytes were flushed
+    mconv.json       the manifest, once all is written: the sign that NAME is this conversion's result
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mconv
+from mconv.convert import manifest
+from mconv.convert.carry import Done
+from mconv.convert.checkpoint import SIDE_FILES
+from mconv.convert.formats.laid import Laid
+from mconv.convert.place import PLAN, Place, sync, write_whole
+from mconv.convert.plan import Plan
+from mconv.errors import MconvError
+
+
+def fingerprint(plan: Plan, laid: Laid, *, step: str, allow_nonfinite: bool) -> dict[str, Any]:
+    """All that decides the bytes of the result. An unfinished conversion can only be continued by its equal."""
+    source = plan.source
+    files = {where.path for where in source.located.values()} | set(source.side_files) | {source.path / manifest.NAME}
+    if plan.side_folder is not None:
+        files |= {plan.side_folder / name for name in SIDE_FILES}
+    located = sorted((k, _name(w.path), w.offset, str(w.dtype), w.shape) for k, w in source.located.items())
+    targets = [(t.key, t.shape, str(t.dtype), asdict(laid.spots[t.key])) for t in plan.targets]
+    options = {
+        "step": step, "format": plan.format, "dialect": plan.dialect, "layout": plan.layout and asdict(plan.layout),
+        "dtype": plan.dtype and str(plan.dtype), "max shard size": plan.shard_bytes, "origin": plan.origin,
+        "allow-nonfinite": allow_nonfinite, "iteration": plan.iteration,
+    }  # fmt: skip
+    return {
+        "mconv": mconv.__version__,
+        "options": options,
+        "files": {_name(path): _state(path) for path in sorted(files) if path.is_file()},
+        "source tensors": _hashed(located),
+        "source architecture": _hashed(source.spec.to_dict()),
+        "target tensors": _hashed(targets),
+        "target files": laid.sizes,
+    }
+
+
+def _name(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def _state(path: Path) -> list[int]:
+    """Size and time of change."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _hashed(values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def begin(place: Place, laid: Laid, made_of: dict[str, Any], *, resume: bool, overwrite: bool) -> dict[str, Done]:
+    """Make the partial folder and its journal, or take up those that are there; returns what is done already.
+
+    Raises MconvError if what is there is of another conversion, or was damaged.
+    """
+    before = _read(place.journal / PLAN) if resume else None
+    if before is not None and (place.partial.is_dir() or place.published):
+        _check_same(place, before["of"], made_of)
+        if not (place.published or overwrite or before["overwrite"]) and place.folder.exists():
+            raise MconvError(f"{place.folder} exists; give --overwrite to replace it, or name another folder")
+        if not place.published:
+            _check_sizes(place, laid)
+        return finished(place)
+    place.folder.parent.mkdir(parents=True, exist_ok=True)
+    place.clear()
+    place.partial.mkdir()
+    laid.create(place.partial)
+    place.journal.mkdir()
+    write_whole(place.journal / PLAN, json.dumps({"of": made_of, "overwrite": overwrite}, indent=1))
+    for folder in (place.partial, place.journal, place.folder.parent):
+        sync(folder)
+    return {}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The record of an unfinished conversion, or None if it is not there or was not written to its end."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"of", "overwrite"} <= found.keys() else None
+
+
+def _check_same(place: Place, before: dict[str, Any], now: dict[str, Any]) -> None:
+    differ = []
+    for key in now:
+        old, new = before.get(key), json.loads(json.dumps(now[key]))
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+            differ += [f"{key}: {name} was {old.get(name)}, now {new.get(name)}" for name in names]
+        else:
+            differ.append(f"{key} differ" if key.endswith("s") else f"{key} was {old}, now {new}")
+    if differ:
+        raise MconvError(
+            f"{place.partial} is of another conversion and cannot be continued by this one ({'; '.join(differ[:5])}); "
+            "repeat the command that was interrupted, or leave --resume out to start anew"
+        )
+
+
+def _check_sizes(place: Place, laid: Laid) -> None:
+    for name, size in laid.sizes.items():
+        path = place.partial / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise MconvError(f"{path} is missing or was changed; leave --resume out to start anew")
+
+
+def finished(place: Place) -> dict[str, Done]:
+    """What the journals say is on the disk. A line that was cut short says nothing."""
+    found = {}
+    for path in sorted(place.journal.glob("done-*.jsonl")):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                done = Done(**json.loads(line))
+            except (ValueError, TypeError):
+                continue
+            found[done.logical] = done
+    return found
+
+
+def record(place: Place, rank: int, done: Iterable[Done], files: Iterable[str]) -> None:
+    """Flush these files, and only then say that these tensors are in them."""
+    for name in files:
+        sync(place.partial / name, data_only=True)
+    lines = "".join("\n" + json.dumps(asdict(one)) for one in done)  # after a line that was cut short too
+    with (place.journal / f"done-{rank}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(lines + "\n")

@@ -1,0 +1,73 @@
+"""Where a conversion is being made, beside the place that it will take."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+PARTIAL = ".mconv-partial-"
+"""What is not finished has this prefix; nothing reads such a folder. The next run replaces it, or continues it."""
+PLAN = "plan.json"
+"""In the journal: what is converted to what."""
+MANIFEST = "mconv.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a conversion is being made."""
+
+    folder: Path
+    """What will be there when it is done."""
+    partial: Path
+    journal: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> "Place":
+        partial = folder.parent / f"{PARTIAL}{folder.name}"
+        return cls(folder, partial, folder.parent / f"{partial.name}.journal")
+
+    @property
+    def old(self) -> Path:
+        """What was there before, for the moment in which both have left their places."""
+        return self.folder.parent / f"{PARTIAL}old-{self.folder.name}"
+
+    @property
+    def published(self) -> bool:
+        """Whether the result has its place already."""
+        pair = (self.folder / MANIFEST, self.journal / MANIFEST)
+        if self.partial.exists() or not all(path.is_file() for path in pair):
+            return False
+        return pair[0].read_bytes() == pair[1].read_bytes()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a conversion was begun here and not ended."""
+        return (self.journal / PLAN).is_file() and (self.partial.is_dir() or self.published)
+
+    @property
+    def nbytes(self) -> int:
+        """What the unfinished files hold of the disk."""
+        files = [path.stat() for path in self.partial.rglob("*") if path.is_file()]
+        return sum(getattr(status, "st_blocks", 0) * 512 for status in files)
+
+    def clear(self) -> None:
+        """Remove what is unfinished. The journal goes first: it must never vouch for other bytes."""
+        shutil.rmtree(self.journal, ignore_errors=True)
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that it is there whole or not at all."""
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    partial.write_text(text, encoding="utf-8")
+    sync(partial)
+    partial.replace(path)
+
+
+def sync(path: Path, *, data_only: bool = False) -> None:
+    """Have the disk hold what was written."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        (os.fdatasync if data_only and hasattr(os, "fdatasync") else os.fsync)(descriptor)
+    finally:
+        os.close(descriptor)
