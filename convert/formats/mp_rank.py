@@ -4,7 +4,7 @@ A folder `mp_rank_00_001` may be a pipeline stage or an expert rank: only the ar
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
