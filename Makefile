@@ -23,6 +23,8 @@ format: .venv/test
 
 bench: .venv/base  ## ratios against what a user would pick instead
 	$(BIN)/python benchmarks/convert.py
+	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/kill.py
 
 clean:
 	rm -rf .venv build mconv-demo *.egg-info

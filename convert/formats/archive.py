@@ -18,6 +18,8 @@ from mconv.convert.formats.unpickle import Pending, loads
 from mconv.errors import FormatError
 
 PICKLE_LIMIT = 1 << 30
+SMALL = 1024
+"""Bytes of a pickle below which it holds one tensor: thousands of chunks of one shape have the same."""
 
 
 class Window(io.RawIOBase):
@@ -81,11 +83,16 @@ def read(path: Path, *, start: int = 0, length: int | None = None) -> Any:
             raise FormatError(
                 f"{path}: not an archive of torch.save, or truncated ({type(error).__name__}: {error}); copy it again"
             ) from error
-        tree = loads(pickled, where=str(path))
+        tree = (_loads_small if len(pickled) < SMALL else loads)(pickled, where=str(path))
         try:
             return _locate(tree, lambda pending: _place(path, file, start, size, records, pending), {})
         except RecursionError as error:
             raise FormatError(f"{path}: its pickle nests too deep to be a checkpoint") from error
+
+
+@lru_cache(maxsize=256)
+def _loads_small(pickled: bytes, *, where: str) -> Any:
+    return loads(pickled, where=where)
 
 
 def _place(
