@@ -41,6 +41,8 @@ class Checkpoint:
     located: dict[str, Located]
     manifest: dict[str, Any] | None
     common: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What had to be assumed when it was opened: for the user to know."""
     by_logical: dict[Logical, list[Stored]] = field(init=False)
 
     def __post_init__(self) -> None:
