@@ -222,9 +222,7 @@ def _shape(folder: Path, tensors: Mapping[str, Located], name: str) -> tuple[int
     return where.shape[0], where.shape[1]
 
 
-def _vocabulary(
-    folder: Path, params: dict[str, Any], tensors: Mapping[str, Located], ranks: int
-) -> tuple[int, str]:
+def _vocabulary(folder: Path, params: dict[str, Any], tensors: Mapping[str, Located], ranks: int) -> tuple[int, str]:
     """True vocabulary and the axis that cuts the table: d in LLaMA 1 and 2, v in Llama 3. The shape tells which."""
     rows, columns = _shape(folder, tensors, "tok_embeddings.weight")
     if columns * ranks == params["dim"]:

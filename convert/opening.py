@@ -74,7 +74,11 @@ def _fitting(path: Path, *, megatron: dict[str, object], config: object, meta: d
         raise FormatError(f"{path} is a Hugging Face folder: it has a config.json of its own")
     if not meta_files.is_meta(path) or hf.is_hf(path):
         said = [f"--{name.replace('_', '-')}" for name, value in meta.items() if value is not None]
-        refuse([f"{path} knows what {name} says; it is for Meta's folders" for name in said], doing="opening", kind=FormatError)
+        refuse(
+            [f"{path} knows what {name} says; it is for Meta's folders" for name in said],
+            doing="opening",
+            kind=FormatError,
+        )
 
 
 def iteration_folder(root: Path, iteration: int | None = None) -> Path:
@@ -132,6 +136,7 @@ def _open_torch_dist(folder: Path, said: Said) -> Checkpoint:
     return Checkpoint(
         path=folder, format="torch_dist", dialect="mcore", family=what.family, spec=what.spec, layout=what.layout,
         iteration=_iteration(folder), stored=stored, located=located, manifest=what.manifest, common=common,
+        notes=what.notes,
     )  # fmt: skip
 
 

@@ -84,7 +84,9 @@ def read(path: Path, *, start: int = 0, length: int | None = None) -> Any:
                 raise FormatError(f"{path}: its data.pkl is larger than {PICKLE_LIMIT} bytes")
             pickled = archive.read(records["data.pkl"])
             if "byteorder" in records and (order := archive.read(records["byteorder"]).strip()) != b"little":
-                raise FormatError(f"{path}: its bytes are in {order[:16].decode(errors='replace')}-endian order; mconv reads little")
+                raise FormatError(
+                    f"{path}: its bytes are in {order[:16].decode(errors='replace')}-endian order; mconv reads little"
+                )
         except FormatError:
             raise
         except Exception as error:  # zipfile raises BadZipFile, KeyError, struct.error, NotImplementedError, ...
