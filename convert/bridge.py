@@ -9,12 +9,14 @@ Source: Megatron-Bridge 0.3.1 and 0.6.2, `training/checkpointing.py` and `traini
 
 import dataclasses
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
 
+from mconv.convert import tokens
 from mconv.convert.dialects import bridge
 from mconv.convert.dialects.bridge import Values
 from mconv.convert.dialects.mcore import bias_spec
@@ -99,8 +101,8 @@ def _window(
 ) -> tuple[int | None, tuple[str, ...]]:
     """The window, and what was assumed of it.
 
-    Bridge up to 0.3.1 wrote Hugging Face's w as [w, 0], with which megatron-core lets a query see w + 1 keys. A model that
-    it only converted means w. One that it trained since then has learnt with w + 1, and that is what it computes.
+    Bridge up to 0.3.1 wrote Hugging Face's w as [w, 0], with which megatron-core lets a query see w + 1 keys. A model
+    that it only converted means w. One that it trained since has learnt with w + 1, and that is what it computes.
     """
     if window is None or family != "mistral" or bridge.OLD_MARK not in model:
         return window, ()
@@ -110,8 +112,9 @@ def _window(
     chosen = window if trained else window - 1
     why = "trained with it, so that is what it computes" if trained else "only converted, so its source's window is meant"
     return chosen, (
-        f"{folder / RUN_CONFIG} says window_size {pair}: Megatron-Bridge up to 0.3.1 wrote Hugging Face's sliding_window "
-        f"{pair[0]} so, which sees one key more. The model was {why}: sliding_window {chosen}. --config FILE decides otherwise",
+        f"{folder / RUN_CONFIG} says window_size {pair}: so Megatron-Bridge up to 0.3.1 wrote a sliding_window of "
+        f"{pair[0]}, and it sees one key more. The model was {why}: sliding_window {chosen}. --config FILE decides "
+        "otherwise",
     )
 
 
@@ -184,3 +187,27 @@ def write_train_state(path: Path, *, step: int) -> None:
     with path.open("wb") as file, archive.create(file, tree) as out:
         for name, value in values.items():
             out.tensor(name, value)
+
+
+def emit(folder: Path, spec: ModelSpec, layout: Layout, *, dtype: str, step: int, files: list[Path]) -> None:
+    """Write what Bridge wants beside the tensors: its config, the state of a run, the tokenizer."""
+    (folder / RUN_CONFIG).write_text(run_config(spec, layout, dtype=dtype), encoding="utf-8")
+    write_train_state(folder / TRAIN_STATE, step=step)
+    if wanted := [file for file in files if file.name in tokens.FILES]:
+        (folder / TOKENIZER).mkdir()
+        for file in wanted:
+            shutil.copyfile(file, folder / TOKENIZER / file.name)
+
+
+def point(root: Path, folder: Path, *, link: bool) -> None:
+    """Make a root of Bridge's name `folder`.
+
+    Bridge reads `latest_train_state.pt`, and wants converted weights in `iter_0000000`. Megatron-LM reads its tracker and
+    refuses iteration 0 there: for it the same folder is also called `release` (`link`).
+    """
+    partial = root / f"{LATEST}.mconv-partial"
+    shutil.copyfile(folder / TRAIN_STATE, partial)
+    partial.replace(root / LATEST)
+    if link:
+        (root / "release").unlink(missing_ok=True)
+        (root / "release").symlink_to(folder.name, target_is_directory=True)

@@ -116,9 +116,9 @@ def read_params(folder: Path) -> dict[str, Any]:
         kind = NUMBERS.get(name)
         if kind is None:
             problems.append(f"{path}: no rule claims {name}={value!r}; mconv cannot tell whether it changes the model")
-        elif type(value) is not kind and not (kind is float and type(value) is int):
+        elif type(value) is not kind and (kind is not float or type(value) is not int):
             problems.append(f"{path}: {name} is {repr(value)[:60]}, not {kind.__name__}")
-        elif kind is not bool and name != "vocab_size" and not 0 < value < 1 << 53:
+        elif isinstance(value, (int, float)) and kind is not bool and name != "vocab_size" and not 0 < value < 1 << 53:
             problems.append(f"{path}: {name} is {value}; it must be positive")
     refuse(problems, doing=f"reading {path}", kind=ConfigError)
     return params
@@ -157,7 +157,7 @@ def spec_of(
     if spec.num_query_groups % ranks:
         raise ConfigError(
             f"{folder}: {ranks} files {meta.PATTERN}, but {spec.num_query_groups} key-value heads (n_kv_heads), which "
-            "they cannot share evenly; files are missing or too many, or heads are stored twice, which mconv does not read"
+            "they cannot share evenly; files are missing or too many, or hold copies of heads, which mconv does not read"
         )
     return spec, embed_cut, note
 
@@ -192,7 +192,7 @@ def _rope(
     factor = params.get("rope_scaling_factor", told.rope_factor or (settled.rope.factor if settled else None))
     if factor is None:
         raise ConfigError(
-            f"{folder / meta.PARAMS} has use_scaled_rope but not the factor, and Llama 3.1 (8) and 3.2 (32) differ in it: "
+            f"{folder / meta.PARAMS} has use_scaled_rope but no factor, and Llama 3.1 (8) and 3.2 (32) differ in it: "
             "give --rope-factor 8 or 32, or --config with the model's config.json"
         )
     if told.rope_factor not in (None, float(factor)):
@@ -231,8 +231,8 @@ def _vocabulary(folder: Path, params: dict[str, Any], tensors: Mapping[str, Loca
         size, cut = rows * ranks, "v"
     else:
         raise FormatError(
-            f"{folder}: tok_embeddings.weight is {rows} x {columns} in each of {ranks} files, but dim is {params['dim']}; "
-            f"files {meta.PATTERN} are missing or too many"
+            f"{folder}: tok_embeddings.weight is {rows} x {columns} in each of {ranks} files {meta.PATTERN}, but dim is "
+            f"{params['dim']}: files are missing or too many"
         )
     if params.get("vocab_size", -1) not in (-1, size):
         raise ConfigError(f"{folder / meta.PARAMS}: vocab_size is {params['vocab_size']}, but the table has {size} rows")

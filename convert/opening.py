@@ -59,7 +59,8 @@ def open_checkpoint(
             found = _open_mp_rank(folder, said)
         else:
             raise FormatError(
-                f"{folder} is no checkpoint that mconv knows: no config.json, no consolidated.*.pth, no metadata.json, no mp_rank_*"
+                f"{folder} is no checkpoint that mconv knows: it has no config.json, no consolidated.*.pth, "
+                "no metadata.json, no mp_rank_*"
             )
     check_complete(found)
     return found

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from mconv.convert import manifest, spell
-from mconv.convert.checkpoint import SIDE_FILES, SIDE_FOLDER, TRACKER
+from mconv.convert import bridge, manifest, spell, tokens
+from mconv.convert.checkpoint import SIDE_FOLDER, TRACKER
 from mconv.convert.dialects import DIALECTS, mcore
 from mconv.convert.formats import hf, mp_rank, torch_dist
 from mconv.convert.formats.hf import read_json
@@ -41,6 +41,9 @@ def rewrite(plan: Plan, *, step: str, allow_nonfinite: bool = False, progress: P
     with _explained(f"could not write {plan.folder}", unchanged), _beside(plan.folder) as partial:
         _write_tensors(plan, source, partial, progress)
         _write_side_files(plan, partial)
+        if plan.emit and plan.layout:
+            run = {"dtype": _name(plan.final_dtype), "step": plan.source.iteration or 0, "files": plan.side_files}
+            bridge.emit(partial, plan.source.spec, plan.layout, **run)
         made = _manifest(plan, step, found.cast)
         manifest.write(partial, made)
         _flush(partial)
@@ -96,12 +99,8 @@ def _write_side_files(plan: Plan, folder: Path) -> None:
     """Config and tokenizer files: bytes as they were, but for a config that is no longer true."""
     into = folder if plan.format == "hf" else folder / SIDE_FOLDER
     into.mkdir(exist_ok=True)
-    for file in plan.source.side_files:
+    for file in plan.side_files:
         shutil.copyfile(file, into / file.name)
-    if plan.side_folder is not None:
-        for name in SIDE_FILES:
-            if name != "config.json" and (plan.side_folder / name).is_file():
-                shutil.copyfile(plan.side_folder / name, into / name)
     config = into / "config.json"
     if not config.is_file() or not _still_true(plan, read_json(config)):
         old = read_json(config) if config.is_file() else {}
@@ -120,6 +119,7 @@ def _config(plan: Plan, old: dict[str, Any]) -> dict[str, Any]:
     family = plan.source.family
     spec = family.expressible(plan.source.spec)
     name = _name(plan.final_dtype)
+    old = old or tokens.special_ids(plan.side_files)
     return old | family.write_config(spec) | {"torch_dtype": name, "dtype": name}
 
 
@@ -127,6 +127,8 @@ def _manifest(plan: Plan, step: str, found: dict[str, str]) -> dict[str, Any]:
     before = plan.source.manifest or {}
     layout = {"tp": plan.layout.tp, "pp": plan.layout.pp, "vpp": plan.layout.vpp} if plan.layout else {}
     detail = {"from": plan.origin, "from_format": plan.source.format, "to_format": plan.format, **layout}
+    if plan.fingerprint:
+        detail["fingerprint"] = plan.fingerprint
     if plan.dtype:
         detail["cast_to"] = _name(plan.dtype)
     origin = before.get("source") or {"name": plan.origin, "format": plan.source.format}
@@ -187,6 +189,8 @@ def _sync(path: Path) -> None:
 def _write_tracker(plan: Plan) -> None:
     """Last: before it names the iteration, nothing loads it."""
     word = "release" if plan.iteration is None else str(plan.iteration)
+    if plan.emit:
+        bridge.point(plan.out, plan.folder, link=word == "release")
     partial = plan.out / f"{PARTIAL}tracker"
     partial.write_text(word, encoding="utf-8")
     _sync(partial)

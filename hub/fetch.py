@@ -79,7 +79,8 @@ def resolve(
     """The folder of `source`: a local folder wins, then the local cache of the Hub, then a download.
 
     `source` is a folder, `ORG/NAME`, or a family (with `size`). Only weights (safetensors, or `.bin` where there are
-    none), configs and tokenizer files are fetched, and no code is ever run. Raises ConfigError on an unknown name, MconvError if it cannot be had.
+    none), configs and tokenizer files are fetched, and no code is ever run. Raises ConfigError on an unknown name,
+    MconvError if it cannot be had.
     """
     if (folder := Path(source).expanduser()).is_dir():
         return folder
@@ -183,7 +184,8 @@ def _download(
     folder = Path(found)
     if absent := missing(folder):
         raise FormatError(
-            f"{repo}: has no {absent[0]}; mconv reads models with config.json and safetensors or pytorch_model.bin weights"
+            f"{repo}: has no {absent[0]}; mconv reads models with config.json and weights in safetensors or "
+            "pytorch_model.bin"
         )
     return folder
 

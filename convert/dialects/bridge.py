@@ -155,7 +155,8 @@ def name_of(target: str) -> Values:
 FALSE = (
     "rotary_interleaved", "layernorm_zero_centered_gamma", "qk_layernorm", "qk_l2_norm", "multi_latent_attention",
     "apply_residual_connection_post_layernorm", "apply_query_key_layer_scaling", "mtp_enabled", "attention_output_gate",
-    "qk_clip", "heterogeneous_block_specs", "is_hybrid_model", "restore_modelopt_state", "use_fused_weighted_squared_relu",
+    "qk_clip", "heterogeneous_block_specs", "is_hybrid_model", "restore_modelopt_state",
+    "use_fused_weighted_squared_relu",
 )  # fmt: skip
 NULL = (
     "rotary_scaling_factor", "num_moe_experts", "experimental_attention_variant", "linear_attention_freq",
@@ -198,7 +199,8 @@ INERT = (
     OLD_MARK, "activation_offload_fraction", "activation_func_fp8_input_store", "autocast_dtype", "barrier_with_L1_time",
     "bf16", "fp16", "clone_scatter_output_in_embedding", "config_logger_dir", "context_parallel_size", "cp_comm_type",
     "deallocate_pipeline_outputs", "flash_attention_version", "fp32_residual_connection", "gradient_accumulation_fusion",
-    "high_priority_a2a_comm_stream", "make_vocab_size_divisible_by", "masked_softmax_fusion", "memory_efficient_layer_norm",
+    "high_priority_a2a_comm_stream", "make_vocab_size_divisible_by", "masked_softmax_fusion",
+    "memory_efficient_layer_norm",
     "microbatch_group_size_per_vp_stage", "min_offloaded_tensor_size", "mlp_chunks_for_prefill",
     "mlp_chunks_for_training", "output_layer_init_method", "parallel_output", "params_dtype", "perform_initialization",
     "scatter_embedding_sequence_parallel", "sequence_parallel", "should_pad_vocab", "transformer_impl",
@@ -239,7 +241,7 @@ def family_of(model: Values) -> str:
 def check_left(left: Values) -> None:
     """What no row claims must be of a kind that changes nothing, or say nothing."""
     unclaimed = [
-        f"model.{name} is {repr(value)[:80]}: no row claims it; mconv cannot tell whether it changes what the model computes"
+        f"model.{name} is {repr(value)[:80]}: no row claims it; it may change what the model computes"
         for name, value in left.items()
         if name not in INERT and not name.startswith(INERT_PREFIXES) and value not in (None, False, "", [], {})
     ]

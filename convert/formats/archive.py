@@ -123,7 +123,8 @@ def _place(
         or offset + prod(pending.shape) * width > start + size
     ):
         raise FormatError(
-            f"{path}: {name or 'a tensor'} of shape {pending.shape} reaches past the end of its storage; the file is damaged"
+            f"{path}: {name or 'a tensor'} of shape {pending.shape} reaches past the end of its storage; "
+            "the file is damaged"
         )
     return Located(path, offset, pending.dtype, pending.shape)
 
