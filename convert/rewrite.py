@@ -22,6 +22,7 @@ from mconv.convert.formats.hf import read_json
 from mconv.convert.plan import Plan
 from mconv.convert.source import Progress, Source, assemble, check_copies, check_digests, check_zero, digests, quiet
 from mconv.errors import MconvError
+from mconv.shard.layout import Layout
 
 PARTIAL = ".mconv-partial-"
 """What is not finished has this prefix; nothing reads such a folder, and the next run to the same place removes it."""
@@ -41,9 +42,8 @@ def rewrite(plan: Plan, *, step: str, allow_nonfinite: bool = False, progress: P
     with _explained(f"could not write {plan.folder}", unchanged), _beside(plan.folder) as partial:
         _write_tensors(plan, source, partial, progress)
         _write_side_files(plan, partial)
-        if plan.emit and plan.layout:
-            run = {"dtype": _name(plan.final_dtype), "step": plan.source.iteration or 0, "files": plan.side_files}
-            bridge.emit(partial, plan.source.spec, plan.layout, **run)
+        if plan.emit and plan.layout is not None:
+            _emit(plan, partial, plan.layout)
         made = _manifest(plan, step, found.cast)
         manifest.write(partial, made)
         _flush(partial)
@@ -105,6 +105,12 @@ def _write_side_files(plan: Plan, folder: Path) -> None:
     if not config.is_file() or not _still_true(plan, read_json(config)):
         old = read_json(config) if config.is_file() else {}
         config.write_text(json.dumps(_config(plan, old), indent=2) + "\n", encoding="utf-8")
+
+
+def _emit(plan: Plan, folder: Path, layout: Layout) -> None:
+    """The files of another program, beside the tensors."""
+    dtype, done = _name(plan.final_dtype), plan.iteration or 0
+    bridge.emit(folder, plan.source.spec, layout, dtype=dtype, step=done, files=plan.side_files)
 
 
 def _still_true(plan: Plan, config: dict[str, Any]) -> bool:
