@@ -152,8 +152,9 @@ def spec_of(
     )
     if settled:
         a, b = settled.to_dict(), spec.to_dict()
-        differ = [f"{k}: {a[k]} in {told.config}, {b[k]} in {meta.PARAMS}" for k in a if a[k] != b[k]]
-        refuse(differ, doing=f"{told.config} is not the config of this checkpoint", kind=ConfigError)
+        differ = "; ".join(f"{k} is {a[k]} there, {b[k]} by {meta.PARAMS}" for k in a if a[k] != b[k])
+        if differ:
+            raise ConfigError(f"{told.config} is not the config of this checkpoint ({folder}): {differ}")
     if spec.num_query_groups % ranks:
         raise ConfigError(
             f"{folder}: {ranks} files {meta.PATTERN}, but {spec.num_query_groups} key-value heads (n_kv_heads), which "

@@ -107,7 +107,7 @@ def _known(path: Path) -> dict[str, Any]:
     model, added = values.get("model"), values.get("added_tokens") or []
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocab, list):
-        vocab = {str(piece): number for number, piece in enumerate(vocab)}
+        vocab = {str(entry[0]) if isinstance(entry, list) and entry else n: n for n, entry in enumerate(vocab)}
     if not isinstance(vocab, dict) or not isinstance(added, list) or not all(isinstance(t, dict) for t in added):
         raise FormatError(f"{path}: not a tokenizer of the tokenizers library: it has no model.vocab")
     return vocab | {str(token.get("content")): token.get("id") for token in added}
