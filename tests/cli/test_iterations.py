@@ -96,18 +96,15 @@ def test_notes_and_meta_options_reach_the_user(tmp_path, capsys):
     source = make_llama(tmp_path / "hf", num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, head_dim=48)
     state = tensors(source)
     names = {
-        "model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output",
-        "model.layers.0.self_attn.v_proj": "layers.0.attention.wv", "model.layers.0.self_attn.o_proj": "layers.0.attention.wo",
-        "model.layers.0.self_attn.q_proj": "layers.0.attention.wq", "model.layers.0.self_attn.k_proj": "layers.0.attention.wk",
-        "model.layers.0.mlp.gate_proj": "layers.0.feed_forward.w1", "model.layers.0.mlp.up_proj": "layers.0.feed_forward.w3",
-        "model.layers.0.mlp.down_proj": "layers.0.feed_forward.w2",
-        "model.layers.0.input_layernorm": "layers.0.attention_norm",
-        "model.layers.0.post_attention_layernorm": "layers.0.ffn_norm",
+        "model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output", "model.layers": "layers",
+        "self_attn.v_proj": "attention.wv", "self_attn.o_proj": "attention.wo", "self_attn.q_proj": "attention.wq",
+        "self_attn.k_proj": "attention.wk", "mlp.gate_proj": "feed_forward.w1", "mlp.up_proj": "feed_forward.w3",
+        "mlp.down_proj": "feed_forward.w2", "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
     }  # fmt: skip
+    for old, new in names.items():
+        state = {name.replace(old, new): tensor for name, tensor in state.items()}
     (tmp_path / "meta").mkdir()
-    torch.save(
-        {f"{new}.weight": state[f"{old}.weight"] for old, new in names.items()}, tmp_path / "meta/consolidated.00.pth"
-    )
+    torch.save(state, tmp_path / "meta/consolidated.00.pth")
     params = {"dim": 48, "n_layers": 1, "n_heads": 1, "norm_eps": 1e-5, "vocab_size": -1}
     (tmp_path / "meta/params.json").write_text(json.dumps(params))
     assert run(["hf2meg", str(tmp_path / "meta"), "--out", str(tmp_path / "m"), "--emit", "megatron-bridge"]) == 0

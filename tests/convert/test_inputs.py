@@ -84,7 +84,7 @@ def add(state):
 
 
 REFUSED = {
-    "a view": (lambda s: s.update({"model.norm.weight": s["model.norm.weight"].repeat(2)[::2]}), "norm.weight.*contiguous"),
+    "a view": (lambda s: s.update({"model.norm.weight": s["model.norm.weight"].repeat(2)[::2]}), "norm.weight.*plainly"),
     "fp8": (lambda s: s.update({"model.norm.weight": s["model.norm.weight"].to(torch.float8_e4m3fn)}), "8-bit floats"),
     "int8": (lambda s: s.update({"model.norm.weight": s["model.norm.weight"].to(torch.int8)}), "quantised"),
     "sparse": (lambda s: s.update({"model.norm.weight": s["model.norm.weight"].to_sparse()}), "sparse"),
