@@ -9,12 +9,16 @@ from rich.filesize import decimal
 
 from mconv.cli import options as o
 from mconv.cli.terminal import dtype_name, one_voice, progress
-from mconv.errors import ConfigError, MconvError
+from mconv.errors import ConfigError, MconvError, refuse
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mconv.convert.checkpoint import Checkpoint
     from mconv.convert.plan import Plan
     from mconv.shard.stages import Uneven
+
+    Export = Callable[[int | None, Path, str | None], None]
 
 
 @one_voice
@@ -41,8 +45,12 @@ def hf2meg(
     iteration: int | None = None,
     offline: o.Flag = False,
     cache_dir: Path | None = None,
+    emit: o.Emit = None,
+    config: o.Config = None,
+    max_position_embeddings: int | None = None,
+    rope_factor: float | None = None,
 ) -> None:
-    """Convert a Hugging Face checkpoint to Megatron.
+    """Convert a Hugging Face checkpoint, or one in Meta's own files, to Megatron.
 
     Parameters
     ----------
@@ -68,17 +76,23 @@ def hf2meg(
         Never ask the Hub: the local cache or nothing.
     cache_dir
         The Hugging Face cache to look in.
+    max_position_embeddings
+        The context that the model was trained for, where Meta's params.json does not say (it then counts as 2048).
+    rope_factor
+        The factor of llama3 rope scaling, where Meta's params.json has use_scaled_rope without it.
     """
     from mconv.convert.opening import open_checkpoint
 
     name, folder, origin = _find(model, source, size=size, cache_dir=cache_dir, offline=offline)
-    checkpoint = _expect(open_checkpoint(folder), hf=True)
+    said = {"config": config, "max_position_embeddings": max_position_embeddings, "rope_factor": rope_factor}
+    checkpoint = _expect(open_checkpoint(folder, **said), hf=True)  # type: ignore[arg-type]
     if size is not None:
         _check_size(checkpoint, model, size)
     where = out or Path(f"{Path(name).name}{f'-{size}b' if size else ''}-megatron")
     settings: dict[str, Any] = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": make_vocab_size_divisible_by}
     settings |= {"dialect": dialect or "mcore", "vocab_padding": vocab_padding, "origin": origin, "iteration": iteration}
     settings["uneven"] = _uneven(decoder_first_pipeline_num_layers, decoder_last_pipeline_num_layers)
+    settings["emit"] = emit
     plan = _plan(checkpoint, where, format=format, dtype=dtype, overwrite=overwrite, resume=resume, **settings)
     if _run(plan, "hf2meg", allow_nonfinite=allow_nonfinite, dry_run=dry_run):
         _print_flags(plan)
@@ -103,6 +117,7 @@ def reshard(
     vocab_size: o.VocabSize = None,
     dialect: o.Dialect = None,
     config: o.Config = None,
+    emit: o.Emit = None,
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
     allow_nonfinite: o.AllowNonfinite = False,
@@ -133,7 +148,7 @@ def reshard(
     settings["uneven"] = layout.uneven if as_it_is else stages
     kind = format or found.format
     names = to_dialect or (found.dialect if kind == "mp_rank" else "mcore")
-    settings |= {"dialect": names, "vocab_padding": vocab_padding, "dtype": dtype}
+    settings |= {"dialect": names, "vocab_padding": vocab_padding, "dtype": dtype, "emit": emit}
     plan = _plan(found, out, format=kind, overwrite=overwrite, resume=resume, **settings)
     if _run(plan, "reshard", allow_nonfinite=allow_nonfinite, dry_run=dry_run):
         _print_flags(plan)
@@ -176,6 +191,7 @@ def meg2hf(
     max_shard_size: float = 5.0,
     tokenizer: Path | None = None,
     iteration: o.Iteration = None,
+    iterations: str | None = None,
     vocab_size: o.VocabSize = None,
     dialect: o.Dialect = None,
     config: o.Config = None,
@@ -191,14 +207,45 @@ def meg2hf(
     max_shard_size
         Largest safetensors file, in GB.
     tokenizer
-        A folder whose tokenizer and generation files go with the model, where the checkpoint has none of its own.
+        A folder whose tokenizer and generation files go with the model, instead of the checkpoint's own.
+    iterations
+        `all`, or numbers (100,200): each iteration of the root, to OUT/iter_NNNNNNN; what is there and whole is skipped.
     """
-    found = _open(checkpoint, iteration, vocab_size, dialect, config)
     if not 0 < max_shard_size < float("inf"):
         raise MconvError(f"--max-shard-size is {max_shard_size}; it must be a positive number of GB")
     settings = {"shard_bytes": max(1, int(max_shard_size * 1e9)), "side_folder": tokenizer}
-    plan = _plan(found, out, format="hf", dtype=dtype, overwrite=overwrite, resume=resume, **settings)
-    _run(plan, "meg2hf", allow_nonfinite=allow_nonfinite, dry_run=dry_run)
+    said = {"vocab_size": vocab_size, "dialect": dialect, "config": config}
+
+    def export(iteration: int | None, where: Path, fingerprint: str | None = None) -> None:
+        found = _open(checkpoint, iteration, **said)  # type: ignore[arg-type]
+        options = {**settings, "dtype": dtype, "overwrite": overwrite, "resume": resume, "fingerprint": fingerprint}
+        _run(_plan(found, where, format="hf", **options), "meg2hf", allow_nonfinite=allow_nonfinite, dry_run=dry_run)
+
+    if iterations is None:
+        export(iteration, out)
+        return
+    if iteration is not None:
+        raise MconvError("give --iteration or --iterations, not both")
+    _each(checkpoint, iterations, out, export, asked={"dtype": dtype, **settings, **said})
+
+
+def _each(root: Path, word: str, out: Path, export: "Export", *, asked: dict[str, Any]) -> None:
+    """Export each iteration that `word` means, but those that are there; raise at the end for those that failed."""
+    from mconv.convert import iterations, manifest
+
+    failed = []
+    for number in iterations.wanted(root, word):
+        name = f"iter_{number:07d}"
+        mark = manifest.fingerprint(root / name, **{k: str(v) for k, v in asked.items()})
+        if iterations.is_done(out / name, mark):
+            print(f"{out / name}: already there")
+            continue
+        try:
+            export(number, out / name, mark)
+        except MconvError as error:
+            failed.append(f"{name}: {error}")
+            print(f"{out / name}: not exported")
+    refuse(failed, doing=f"{root}: not every iteration could be exported")
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
@@ -227,8 +274,8 @@ def _open(
 
 
 def _expect(checkpoint: "Checkpoint", *, hf: bool) -> "Checkpoint":
-    if (checkpoint.format == "hf") != hf:
-        verb = "`mconv hf2meg`" if checkpoint.format == "hf" else "`mconv reshard` or `mconv meg2hf`"
+    if checkpoint.importable != hf:
+        verb = "`mconv hf2meg`" if checkpoint.importable else "`mconv reshard` or `mconv meg2hf`"
         raise MconvError(f"{checkpoint.path} is a {checkpoint.format} checkpoint; use {verb}")
     return checkpoint
 
@@ -261,6 +308,8 @@ def _run(plan: "Plan", step: str, *, allow_nonfinite: bool, dry_run: bool) -> bo
     from mconv.convert.ranks import joined
     from mconv.convert.rewrite import rewrite
 
+    for note in plan.notes:
+        print(f"note: {note}", file=sys.stderr)
     if dry_run:
         _print_plan(plan)
         return False

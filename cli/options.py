@@ -18,7 +18,7 @@ Dialect = Annotated[
 ToDialect = Literal["mcore", "nvidia-legacy", "megatron-llm"] | None
 Config = Annotated[
     Path | None,
-    Parameter(help="A config.json that settles what the checkpoint's args cannot be trusted for (Megatron-LLM's)."),
+    Parameter(help="A config.json that settles what the checkpoint itself leaves open or cannot be trusted for."),
 ]
 Padding = Annotated[
     Literal["zeros", "last-row"],
@@ -42,3 +42,7 @@ AllowNonfinite = Annotated[bool, Parameter(help="Convert weights that hold NaN o
 DryRun = Annotated[bool, Parameter(help="Print the plan and write nothing.", negative=())]
 MegatronFormat = Literal["torch_dist", "mp_rank"]
 Json = Annotated[bool, Parameter(help="One JSON object instead of text.", negative=())]
+Emit = Annotated[
+    Literal["megatron-bridge"] | None,
+    Parameter(help="Write this program's own files too, so that it loads the checkpoint as one of its own."),
+]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mconv.convert import bridge, tokens
 from mconv.convert.dialects import DIALECTS
 from mconv.convert.formats.tensors import Located
 from mconv.convert.table import Family, Logical, Stored
@@ -15,6 +16,8 @@ from mconv.shard.layout import Layout, check_tp, padded_vocab
 from mconv.shard.stages import EVEN, Uneven, stage_layers
 from mconv.spec import ModelSpec
 
+HUGGING = ("hf", "meta")
+"""Formats of models as they are published."""
 TRACKER = "latest_checkpointed_iteration.txt"
 SIDE_FOLDER = "hf"
 """Beside a Megatron checkpoint: the config and tokenizer files that an export gives back."""
@@ -41,6 +44,8 @@ class Checkpoint:
     located: dict[str, Located]
     manifest: dict[str, Any] | None
     common: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What had to be assumed when it was opened: for the user to know."""
     by_logical: dict[Logical, list[Stored]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,7 +57,12 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """What to call it: the folder's name, or root/iteration."""
-        return self.path.name if self.format == "hf" else f"{self.path.parent.name}/{self.path.name}"
+        return self.path.name if self.format in HUGGING else f"{self.path.parent.name}/{self.path.name}"
+
+    @property
+    def importable(self) -> bool:
+        """Whether it is a model as published, not a checkpoint of a Megatron."""
+        return self.format in HUGGING
 
     @property
     def stored_spec(self) -> ModelSpec:
@@ -88,9 +98,19 @@ class Checkpoint:
 
     @property
     def side_files(self) -> list[Path]:
-        """Config and tokenizer files."""
-        folder = self.path if self.format == "hf" else self.path / SIDE_FOLDER
-        return [folder / name for name in SIDE_FILES if (folder / name).is_file()]
+        """Config and tokenizer files: its own, else those that the program which made it leaves beside it."""
+        if self.format in HUGGING:
+            folders = [self.path]
+        else:
+            folders = [self.path / SIDE_FOLDER, self.path / bridge.TOKENIZER]
+        places = [[folder / name for name in SIDE_FILES if (folder / name).is_file()] for folder in folders]
+        return tokens.gather(*places, [] if self.format == "hf" else self.loose_files)
+
+    @property
+    def loose_files(self) -> list[Path]:
+        """The `tokenizer.model` that Meta and Megatron-LLM keep one folder up."""
+        loose = self.path.parent / tokens.MODEL
+        return [loose] if self.format != "hf" and loose.is_file() else []
 
 
 def primary(group: list[Stored]) -> list[Stored]:

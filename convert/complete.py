@@ -25,12 +25,17 @@ def check_complete(checkpoint: Checkpoint) -> None:
             problems.append(f"{stored.key} has shape {where.shape}; the architecture says {stored.piece.shape}")
         elif not where.dtype.is_floating_point or where.dtype.itemsize == 1:
             problems.append(f"{stored.key} has dtype {where.dtype}: quantised weights are not supported")
-    refuse(problems, doing=f"{c.path}: its tensors are not those of its architecture", kind=FormatError)
+    _refuse(problems, doing=f"{c.path}: its tensors are not those of its architecture")
     problems = [p for logical, group in c.by_logical.items() for p in _covered(c, logical, group)]
     wanted = set(c.family.logicals(c.stored_spec))
     problems += [f"{x} is missing" for x in sorted(wanted - c.by_logical.keys(), key=str)]
     problems += [f"{x} is not in the architecture" for x in sorted(c.by_logical.keys() - wanted, key=str)]
-    refuse(problems, doing=f"{c.path}: incomplete", kind=FormatError)
+    _refuse(problems, doing=f"{c.path}: incomplete")
+
+
+def _refuse(problems: list[str], *, doing: str) -> None:
+    """A problem that stands alone still says which checkpoint it is of."""
+    refuse([f"{doing}: {problems[0]}"] if len(problems) == 1 else problems, doing=doing, kind=FormatError)
 
 
 def _covered(c: Checkpoint, logical: Logical, group: list[Stored]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mconv.convert import manifest
+from mconv.convert import bridge, manifest
 from mconv.convert.dialects import DIALECTS, Dialect
 from mconv.convert.families import FAMILIES, family_of
 from mconv.convert.formats.hf import read_json
@@ -37,6 +37,8 @@ class Identity:
     family: Family
     spec: ModelSpec
     layout: Layout
+    notes: tuple[str, ...] = ()
+    """What had to be assumed."""
 
 
 def identify(
@@ -48,7 +50,9 @@ def identify(
     """
     made, args = manifest.read(folder), common.get("args")
     if not isinstance(args, Namespace):
-        raise FormatError(f"{folder}: no args in it, so its architecture is unknown")
+        if not bridge.is_bridge(folder):
+            raise FormatError(f"{folder}: no args in it and no {bridge.RUN_CONFIG}, so its architecture is unknown")
+        return _of_bridge(folder, made, said)
     dialect = DIALECTS[_dialect(folder, made, said, args, tensors, only=only)]
     _check_version(folder, dialect, common)
     told = _told(folder, made) if made else None
@@ -64,13 +68,36 @@ def identify(
     if told:
         _agree(folder, dialect.stored_spec(told), spec)
         spec = told
+    return _identity(folder, made, dialect.name, spec, layout)
+
+
+def _identity(
+    folder: Path, made: dict[str, Any] | None, dialect: str, spec: ModelSpec, layout: Layout, notes: tuple[str, ...] = ()
+) -> Identity:
     if spec.family not in FAMILIES:
-        raise ConfigError(f"{folder / manifest.NAME}: family {spec.family!r} is not one of {sorted(FAMILIES)}")
+        raise ConfigError(f"{folder}: family {spec.family!r} is not one of {sorted(FAMILIES)}")
     if spec.vocab_size > layout.padded_vocab:
         raise ConfigError(
             f"{folder}: the true vocabulary {spec.vocab_size} is larger than the padded one, {layout.padded_vocab}"
         )
-    return Identity(manifest=made, dialect=dialect.name, family=FAMILIES[spec.family], spec=spec, layout=layout)
+    family = FAMILIES[spec.family]
+    return Identity(manifest=made, dialect=dialect, family=family, spec=spec, layout=layout, notes=notes)
+
+
+def _of_bridge(folder: Path, made: dict[str, Any] | None, said: Said) -> Identity:
+    """A checkpoint of Megatron-Bridge, which has no args: from its run_config.yaml."""
+    if said.dialect not in (None, "mcore"):
+        raise ConfigError(f"{folder} is of the dialect mcore, not {said.dialect}")
+    settled = _config(said.config) if said.config else _told(folder, made) if made else None
+    found = bridge.read(folder, vocab_size=said.vocab_size, settled=settled)
+    spec = found.spec
+    if settled and said.config:
+        spec = _settle(said.config, DIALECTS["mcore"], settled, spec)
+    if made:
+        told = _told(folder, made)
+        _agree(folder, DIALECTS["mcore"].stored_spec(told), spec)
+        spec = told
+    return _identity(folder, made, "mcore", spec, found.layout, found.notes)
 
 
 # ---- dialect ---------------------------------------------------------------------------------------------------------

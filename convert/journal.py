@@ -17,7 +17,6 @@ from typing import Any
 import mconv
 from mconv.convert import manifest
 from mconv.convert.carry import Done
-from mconv.convert.checkpoint import SIDE_FILES
 from mconv.convert.formats.laid import Laid
 from mconv.convert.place import PLAN, Place, sync, write_whole
 from mconv.convert.plan import Plan
@@ -27,15 +26,14 @@ from mconv.errors import MconvError
 def fingerprint(plan: Plan, laid: Laid, *, step: str, allow_nonfinite: bool) -> dict[str, Any]:
     """All that decides the bytes of the result. An unfinished conversion can only be continued by its equal."""
     source = plan.source
-    files = {where.path for where in source.located.values()} | set(source.side_files) | {source.path / manifest.NAME}
-    if plan.side_folder is not None:
-        files |= {plan.side_folder / name for name in SIDE_FILES}
+    files = {where.path for where in source.located.values()} | set(plan.side_files) | {source.path / manifest.NAME}
     located = sorted((k, _name(w.path), w.offset, str(w.dtype), w.shape) for k, w in source.located.items())
     targets = [(t.key, t.shape, str(t.dtype), asdict(laid.spots[t.key])) for t in plan.targets]
     options = {
         "step": step, "format": plan.format, "dialect": plan.dialect, "layout": plan.layout and asdict(plan.layout),
         "dtype": plan.dtype and str(plan.dtype), "max shard size": plan.shard_bytes, "origin": plan.origin,
         "allow-nonfinite": allow_nonfinite, "iteration": plan.iteration, "vocab-padding": plan.vocab_padding,
+        "emit": plan.emit,
     }  # fmt: skip
     return {
         "mconv": mconv.__version__,

@@ -1,5 +1,6 @@
 """`mconv.json`: what a checkpoint is, what it was made from, and a digest of each logical tensor."""
 
+import hashlib
 import importlib.metadata
 import json
 from collections.abc import Sequence
@@ -69,3 +70,10 @@ def read(folder: Path) -> dict[str, Any] | None:
     ]
     refuse(wrong, doing=f"reading {folder / NAME}", kind=FormatError)
     return found
+
+
+def fingerprint(folder: Path, **asked: Any) -> str:
+    """Of a checkpoint's files (names, sizes, times of change) and of what was asked: cheap, for knowing it again."""
+    files = [(p.relative_to(folder).as_posix(), p.stat()) for p in sorted(folder.rglob("*")) if p.is_file()]
+    told = [(name, status.st_size, status.st_mtime_ns) for name, status in files]
+    return hashlib.sha256(json.dumps([told, sorted(asked.items())], default=str).encode()).hexdigest()

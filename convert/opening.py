@@ -3,14 +3,15 @@
 import re
 from pathlib import Path
 
-from mconv.convert import manifest, spell
+from mconv.convert import manifest, meta, spell
 from mconv.convert.checkpoint import TRACKER, Checkpoint
 from mconv.convert.complete import check_complete
 from mconv.convert.dialects import DIALECTS, mcore
-from mconv.convert.families import family_of
+from mconv.convert.families import FAMILIES, family_of
 from mconv.convert.formats import hf, mp_rank, torch_dist
+from mconv.convert.formats import meta as meta_files
 from mconv.convert.identify import Said, identify
-from mconv.errors import ConfigError, FormatError
+from mconv.errors import ConfigError, FormatError, refuse
 from mconv.spec import ModelSpec
 
 
@@ -21,23 +22,34 @@ def open_checkpoint(
     vocab_size: int | None = None,
     dialect: str | None = None,
     config: Path | str | None = None,
+    max_position_embeddings: int | None = None,
+    rope_factor: float | None = None,
 ) -> Checkpoint:
-    """Open a Hugging Face folder, a Megatron root (by its tracker, or `iteration`) or one iteration's folder.
+    """Open a Hugging Face folder, one of Meta's, a Megatron root (by its tracker, or `iteration`) or one iteration's.
 
     What a checkpoint may not know of itself: `vocab_size`, the true vocabulary; `dialect`, where names leave it open;
-    `config`, a Hugging Face `config.json` that settles what its args cannot be trusted for. Raises a MconvError that
+    `config`, a Hugging Face `config.json` that settles what its args cannot be trusted for; `max_position_embeddings`
+    and `rope_factor`, which Meta's `params.json` leaves open. Raises a MconvError that
     names what is missing, unknown, damaged or unsafe. Reads indices and headers only.
     """
     path = Path(path)
     if not path.is_dir():
         raise FormatError(f"{path} is not a folder; give a Hugging Face folder or a Megatron checkpoint")
+    _fitting(
+        path,
+        megatron={"iteration": iteration, "vocab_size": vocab_size, "dialect": dialect},
+        config=config,
+        meta={"max_position_embeddings": max_position_embeddings, "rope_factor": rope_factor},
+    )
     if hf.is_hf(path):
-        if any(x is not None for x in (iteration, vocab_size, dialect, config)):
-            raise FormatError(
-                f"{path} is a Hugging Face folder: it has no iterations and no dialect, and its config knows its "
-                "vocabulary"
-            )
         found = _open_hf(path)
+    elif meta_files.is_meta(path):
+        told = meta.Told(
+            max_position_embeddings=max_position_embeddings,
+            rope_factor=rope_factor,
+            config=Path(config) if config else None,
+        )
+        found = _open_meta(path, told)
     else:
         folder = iteration_folder(path, iteration)
         said = Said(vocab_size=vocab_size, dialect=dialect, config=Path(config) if config else None)
@@ -47,10 +59,27 @@ def open_checkpoint(
             found = _open_mp_rank(folder, said)
         else:
             raise FormatError(
-                f"{folder} is no checkpoint that mconv knows: no config.json, no metadata.json, no mp_rank_*"
+                f"{folder} is no checkpoint that mconv knows: it has no config.json, no consolidated.*.pth, "
+                "no metadata.json, no mp_rank_*"
             )
     check_complete(found)
     return found
+
+
+def _fitting(path: Path, *, megatron: dict[str, object], config: object, meta: dict[str, object]) -> None:
+    """Refuse what is said of a checkpoint that knows it, or that has no such thing."""
+    kind = "a Hugging Face folder" if hf.is_hf(path) else "a folder of Meta's" if meta_files.is_meta(path) else ""
+    if kind and any(x is not None for x in megatron.values()):
+        raise FormatError(f"{path} is {kind}: it has no iterations and no dialect, and its config knows its vocabulary")
+    if hf.is_hf(path) and config is not None:
+        raise FormatError(f"{path} is a Hugging Face folder: it has a config.json of its own")
+    if not meta_files.is_meta(path) or hf.is_hf(path):
+        said = [f"--{name.replace('_', '-')}" for name, value in meta.items() if value is not None]
+        refuse(
+            [f"{path} knows what {name} says; it is for Meta's folders" for name in said],
+            doing="opening",
+            kind=FormatError,
+        )
 
 
 def iteration_folder(root: Path, iteration: int | None = None) -> Path:
@@ -89,6 +118,17 @@ def _open_hf(path: Path) -> Checkpoint:
     )  # fmt: skip
 
 
+def _open_meta(path: Path, told: meta.Told) -> Checkpoint:
+    found, ranks = meta_files.open_folder(path)
+    located = {k: v for k, v in found.items() if k.partition("/")[2] not in meta.BUFFERS}
+    spec, embed_cut, notes = meta.spec_of(path, found, ranks=ranks, told=told)
+    _check_depth(path, spec, len(located))
+    return Checkpoint(
+        path=path, format="meta", dialect=None, family=FAMILIES["llama"], spec=spec, layout=None, iteration=None,
+        stored=list(meta.stored(spec, ranks=ranks, embed_cut=embed_cut)), located=located, manifest=None, notes=notes,
+    )  # fmt: skip
+
+
 def _open_torch_dist(folder: Path, said: Said) -> Checkpoint:
     tensors, common = torch_dist.open_folder(folder)
     what = identify(folder, common, said, tensors={}, only="mcore")
@@ -97,6 +137,7 @@ def _open_torch_dist(folder: Path, said: Said) -> Checkpoint:
     return Checkpoint(
         path=folder, format="torch_dist", dialect="mcore", family=what.family, spec=what.spec, layout=what.layout,
         iteration=_iteration(folder), stored=stored, located=located, manifest=what.manifest, common=common,
+        notes=what.notes,
     )  # fmt: skip
 
 

@@ -8,9 +8,10 @@ from typing import Literal
 
 import torch
 
-from mconv.convert import pool, spell
-from mconv.convert.checkpoint import TRACKER, Checkpoint, target_layout
+from mconv.convert import pool, spell, tokens
+from mconv.convert.checkpoint import SIDE_FILES, TRACKER, Checkpoint, target_layout
 from mconv.convert.dialects import DIALECTS
+from mconv.convert.dialects.bridge import refusals
 from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.tensors import Target
 from mconv.convert.place import Place
@@ -23,6 +24,7 @@ from mconv.shard.stages import EVEN, Uneven
 from mconv.spec import ModelSpec
 
 Format = Literal["hf", "torch_dist", "mp_rank"]
+Emit = Literal["megatron-bridge"]
 Padding = Literal["zeros", "last-row"]
 """What rows past the true vocabulary hold. Megatron-LLM and Megatron-LM's own tools repeat the last row."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,13 +56,43 @@ class Plan:
     """What the source is called in manifests and cards: a repository, or a folder's bare name."""
     side_folder: Path | None
     """Where to take tokenizer and generation files from, instead of the source's own."""
+    emit: Emit | None = None
+    """Another program whose own files are written beside the tensors."""
+    fingerprint: str | None = None
+    """Of the source and of what was asked, to know the result again."""
 
     @property
     def folder(self) -> Path:
         """The folder that holds the tensors."""
         if self.format == "hf":
             return self.out
-        return self.out / ("release" if self.iteration is None else f"iter_{self.iteration:07d}")
+        i = self.iteration
+        if i is None and self.emit:
+            i = 0  # Megatron-Bridge knows no release
+        return self.out / ("release" if i is None else f"iter_{i:07d}")
+
+    @property
+    def side_files(self) -> list[Path]:
+        """Config, tokenizer and generation files that go with the result."""
+        given = self._given
+        found = tokens.gather(given, self.source.side_files)
+        return [path for path in found if path not in self.source.loose_files or not self._incomplete(found)]
+
+    @property
+    def _given(self) -> list[Path]:
+        folder = self.side_folder
+        return [folder / n for n in SIDE_FILES if n != "config.json" and (folder / n).is_file()] if folder else []
+
+    def _incomplete(self, files: list[Path]) -> str | None:
+        return tokens.too_few(files, rows=self.source.spec.vocab_size)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What had to be assumed, or left out."""
+        found = tokens.gather(self._given, self.source.side_files)
+        why = self._incomplete(found) if set(found) & set(self.source.loose_files) else None
+        left_out = f"{why}; it is left out: give --tokenizer DIR with a tokenizer that has them, or --vocab-size"
+        return (*self.source.notes, *([left_out] if why else []))
 
     @property
     def nbytes(self) -> int:
@@ -83,6 +115,7 @@ def make(
     dtype: str | None = None, shard_bytes: int = 5_000_000_000, overwrite: bool = False,
     side_folder: Path | None = None, origin: str | None = None, dialect: str = "mcore",
     vocab_padding: Padding = "zeros", uneven: Uneven = EVEN, iteration: int | None = None, resume: bool = False,
+    emit: Emit | None = None, fingerprint: str | None = None,
 ) -> Plan:  # fmt: skip
     """Plan a conversion of `source` to `format` at `out`. Raises a MconvError that lists all that stands against it."""
     if dtype is not None and dtype not in DTYPES:
@@ -115,7 +148,7 @@ def make(
         source=source, out=out, format=format, dialect=dialect, layout=layout, dtype=cast, vocab_padding=vocab_padding,
         shard_bytes=shard_bytes, stored=stored, targets=targets, overwrite=overwrite, resume=resume,
         iteration=source.iteration if iteration is None else iteration,
-        side_folder=side_folder, origin=origin or source.name,
+        side_folder=side_folder, origin=origin or source.name, emit=emit, fingerprint=fingerprint,
     )  # fmt: skip
     try:
         refuse(_problems(plan), doing=f"cannot write {out}")
@@ -159,6 +192,8 @@ def _problems(plan: Plan) -> list[str]:
         problems.append(f"{out} is where you stand; a model takes its folder's place whole, so name another one")
     if plan.side_folder is not None and not plan.side_folder.is_dir():
         problems.append(f"{plan.side_folder} is not a folder; --tokenizer takes a folder with tokenizer files")
+    else:
+        problems += _side_problems(plan)
     parent = next(p for p in (target, *target.parents) if p.exists())
     if out.is_symlink() and not out.exists():
         problems.append(f"{out} is a link to nothing; remove it or name another folder")
@@ -166,6 +201,22 @@ def _problems(plan: Plan) -> list[str]:
         problems.append(f"{parent} is a file, so nothing can be written below it")
     elif (free := shutil.disk_usage(parent).free + place.nbytes) < plan.nbytes * 1.01:
         problems.append(f"{parent} has {free / 1e9:.1f} GB free; the checkpoint needs {plan.nbytes / 1e9:.1f} GB")
+    return problems
+
+
+def _side_problems(plan: Plan) -> list[str]:
+    """A tokenizer that does not fit the exported model, or a program that cannot have it."""
+    problems = []
+    if plan.format == "hf":
+        problems += tokens.too_many(plan.side_files, rows=plan.source.spec.vocab_size)
+        if why := plan._incomplete(plan._given):
+            problems.append(f"{why}: give --tokenizer a folder with tokenizer.json or added_tokens.json, or --vocab-size")
+    if plan.emit and plan.format != "torch_dist":
+        problems.append(f"--emit {plan.emit} needs --format torch_dist, not {plan.format}")
+    if plan.emit:
+        problems += refusals(plan.source.spec)
+        if (plan.out / "release").is_dir() and not (plan.out / "release").is_symlink():
+            problems.append(f"{plan.out / 'release'} is a checkpoint of its own; name another folder to emit into")
     return problems
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mconv.convert import manifest
+from mconv.convert import bridge, manifest
 from mconv.convert.checkpoint import TRACKER
 from mconv.convert.place import PARTIAL, Place, sync, write_whole
 from mconv.convert.plan import Plan
@@ -59,6 +59,8 @@ def flush(folder: Path) -> None:
 def write_tracker(plan: Plan) -> None:
     """Last: before it names the iteration, nothing loads it."""
     word = "release" if plan.iteration is None else str(plan.iteration)
+    if plan.emit:
+        bridge.point(plan.out, plan.folder, link=word == "release")
     partial = plan.out / f"{PARTIAL}tracker"
     partial.write_text(word, encoding="utf-8")
     sync(partial)

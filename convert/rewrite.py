@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mconv.convert import journal, manifest, pool, spell
+from mconv.convert import bridge, journal, manifest, pool, spell, tokens
 from mconv.convert.carry import Done, Goal, Terms, Unit, carry
-from mconv.convert.checkpoint import SIDE_FILES, SIDE_FOLDER
+from mconv.convert.checkpoint import SIDE_FOLDER
 from mconv.convert.dialects import DIALECTS, mcore
 from mconv.convert.digests import check_digests, recorded
 from mconv.convert.formats import hf, mp_rank, torch_dist
@@ -26,6 +26,7 @@ from mconv.convert.publish import explained, publish
 from mconv.convert.ranks import ALONE, Ranks
 from mconv.convert.source import Progress, Scratch, Source, quiet
 from mconv.convert.table import Logical
+from mconv.shard.layout import Layout
 
 
 def rewrite(
@@ -144,6 +145,8 @@ def _finish(plan: Plan, laid: Laid, place: Place, done: Mapping[str, Done], *, s
         with explained(f"could not write {plan.folder}", "what was there before is unchanged"):
             laid.finish(place.partial, {key: crc for one in done.values() for key, crc in one.crcs.items()})
             _write_side_files(plan, place.partial)
+            if plan.emit and plan.layout is not None:
+                _emit(plan, place.partial, plan.layout)
             manifest.write(place.partial, made)
     publish(plan, place)
     return made
@@ -157,16 +160,18 @@ def _write_side_files(plan: Plan, folder: Path) -> None:
     """Config and tokenizer files: bytes as they were, but for a config that is no longer true."""
     into = folder if plan.format == "hf" else folder / SIDE_FOLDER
     into.mkdir(exist_ok=True)
-    for file in plan.source.side_files:
+    for file in plan.side_files:
         shutil.copyfile(file, into / file.name)
-    if plan.side_folder is not None:
-        for name in SIDE_FILES:
-            if name != "config.json" and (plan.side_folder / name).is_file():
-                shutil.copyfile(plan.side_folder / name, into / name)
     config = into / "config.json"
     if not config.is_file() or not _still_true(plan, read_json(config)):
         old = read_json(config) if config.is_file() else {}
         config.write_text(json.dumps(_config(plan, old), indent=2) + "\n", encoding="utf-8")
+
+
+def _emit(plan: Plan, folder: Path, layout: Layout) -> None:
+    """The files of another program, beside the tensors."""
+    dtype, done = _name(plan.final_dtype), plan.iteration or 0
+    bridge.emit(folder, plan.source.spec, layout, dtype=dtype, step=done, files=plan.side_files)
 
 
 def _still_true(plan: Plan, config: dict[str, Any]) -> bool:
@@ -181,6 +186,7 @@ def _config(plan: Plan, old: dict[str, Any]) -> dict[str, Any]:
     family = plan.source.family
     spec = family.expressible(plan.source.spec)
     name = _name(plan.final_dtype)
+    old = old or tokens.special_ids(plan.side_files)
     return old | family.write_config(spec) | {"torch_dtype": name, "dtype": name}
 
 
@@ -188,6 +194,8 @@ def _manifest(plan: Plan, step: str, found: dict[str, str]) -> dict[str, Any]:
     before = plan.source.manifest or {}
     layout = {"tp": plan.layout.tp, "pp": plan.layout.pp, "vpp": plan.layout.vpp} if plan.layout else {}
     detail = {"from": plan.origin, "from_format": plan.source.format, "to_format": plan.format, **layout}
+    if plan.fingerprint:
+        detail["fingerprint"] = plan.fingerprint
     if plan.dtype:
         detail["cast_to"] = _name(plan.dtype)
     origin = before.get("source") or {"name": plan.origin, "format": plan.source.format}

@@ -1,13 +1,16 @@
 """A name to a local folder: a folder itself, `ORG/NAME`, or a family and a size."""
 
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.hub.faults import check_repo_id, one_line
-from mconv.hub.folder import check, missing
+from mconv.hub.folder import check_weights, missing
 
 WANTED = ("*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja", "LICENSE*", "USE_POLICY*")
+PICKLED = (*WANTED, "pytorch_model*.bin")
+"""Where a repository has no safetensors."""
 UNWANTED = ("original/*", "consolidated*", "onnx/*", "*.msgpack", ".*")
 
 
@@ -75,8 +78,9 @@ def resolve(
 ) -> Path:
     """The folder of `source`: a local folder wins, then the local cache of the Hub, then a download.
 
-    `source` is a folder, `ORG/NAME`, or a family (with `size`). Only safetensors, configs and tokenizer files are
-    fetched, and no code is ever run. Raises ConfigError on an unknown name, MconvError if it cannot be had.
+    `source` is a folder, `ORG/NAME`, or a family (with `size`). Only weights (safetensors, or `.bin` where there are
+    none), configs and tokenizer files are fetched, and no code is ever run. Raises ConfigError on an unknown name,
+    MconvError if it cannot be had.
     """
     if (folder := Path(source).expanduser()).is_dir():
         return folder
@@ -109,7 +113,7 @@ def pull(
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not resumable and not overwrite)):
         raise FormatError(f"{out}: not an empty folder; give another one, or --overwrite")
     folder = _download(repo, cache_dir=None, local_dir=out, revision=revision, endpoint=endpoint)
-    check(folder)
+    check_weights(folder)
     return folder
 
 
@@ -145,18 +149,21 @@ def _cached(repo: str, *, cache_dir: Path | None, revision: str | None, essentia
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
-        found: str | None = snapshot_download(
-            repo,
-            cache_dir=cache_dir,
-            revision=revision,
-            local_files_only=True,
-            allow_patterns=list(WANTED),
-            ignore_patterns=list(UNWANTED),
-        )
-    except LocalEntryNotFoundError as error:
-        found = getattr(error, "snapshot_path", None) if essential else None
-    return Path(found) if found and not missing(Path(found)) else None
+    def look(patterns: tuple[str, ...]) -> Path | None:
+        try:
+            found: str | None = snapshot_download(
+                repo,
+                cache_dir=cache_dir,
+                revision=revision,
+                local_files_only=True,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(UNWANTED),
+            )
+        except LocalEntryNotFoundError as error:
+            found = getattr(error, "snapshot_path", None) if essential else None
+        return Path(found) if found and not missing(Path(found)) else None
+
+    return look(WANTED) or look(PICKLED)
 
 
 def _download(
@@ -171,10 +178,21 @@ def _download(
             local_dir=local_dir,
             revision=revision,
             endpoint=endpoint,
-            allow_patterns=list(WANTED),
+            allow_patterns=list(_wanted(repo, revision=revision, endpoint=endpoint)),
             ignore_patterns=list(UNWANTED),
         )
     folder = Path(found)
     if absent := missing(folder):
-        raise FormatError(f"{repo}: has no {absent[0]}; mconv reads models with config.json and safetensors weights")
+        raise FormatError(
+            f"{repo}: has no {absent[0]}; mconv reads models with config.json and weights in safetensors or "
+            "pytorch_model.bin"
+        )
     return folder
+
+
+def _wanted(repo: str, *, revision: str | None, endpoint: str | None) -> tuple[str, ...]:
+    """Safetensors, or pickles where there are none: never both, for a repository often has its weights twice."""
+    from huggingface_hub import HfApi
+
+    names = HfApi(endpoint=endpoint).list_repo_files(repo, revision=revision)
+    return WANTED if any(fnmatch(name, "*.safetensors") and "/" not in name for name in names) else PICKLED

@@ -11,6 +11,8 @@ from mconv.errors import FormatError, MconvError, refuse
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+"""The older weights: read where there are no safetensors, never published."""
 CARD = "README.md"
 MANIFEST = "mconv.json"
 PUBLISHED = (
@@ -61,6 +63,19 @@ def _left_out(folder: Path, name: str) -> str | None:
     return None if (folder / name).is_file() else "not a regular file"
 
 
+def check_weights(folder: Path) -> None:
+    """Raise FormatError with every reason why a fetched model is not whole. Without safetensors, `.bin` files will do."""
+    from mconv.convert.formats.hf import open_folder
+
+    names, _ = survey(folder)
+    problems = _config_problems(folder)
+    if not any(name.endswith(".safetensors") or name == INDEX for name in names) and not missing(folder):
+        open_folder(folder)  # reads the pickles without running them, and holds them against their index
+    else:
+        problems += _weight_problems(folder, names)
+    refuse(problems, doing=f"{folder} is not a complete model folder", kind=FormatError)
+
+
 def check(folder: Path) -> None:
     """Raise FormatError with every reason why transformers could not load `folder`, or why it must not be shared."""
     names, left_out = survey(folder)
@@ -72,10 +87,13 @@ def check(folder: Path) -> None:
 
 def missing(folder: Path) -> list[str]:
     """Files that the model cannot do without and that are not there: headers are not looked at."""
+    needed = {"config.json", WEIGHTS}
     if (folder / INDEX).is_file():
         needed = {"config.json", *set(shards(folder).values())}
-    else:
-        needed = {"config.json", WEIGHTS}
+    elif not (folder / WEIGHTS).is_file() and (folder / BIN_INDEX).is_file():
+        needed = {"config.json", *set(shards(folder, BIN_INDEX, "*.bin").values())}
+    elif not (folder / WEIGHTS).is_file() and (folder / BIN).is_file():
+        needed = {"config.json"}
     return sorted(name for name in needed if not (folder / name).is_file())
 
 
@@ -92,14 +110,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def shards(folder: Path) -> dict[str, str]:
+def shards(folder: Path, index: str = INDEX, pattern: str = "*.safetensors") -> dict[str, str]:
     """Tensor name to shard name, as the index has it; raises FormatError."""
-    path = folder / INDEX
+    path = folder / index
     named = read_object(path).get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(v, str) for v in named.values()):
         raise FormatError(f"{path}: 'weight_map' must map tensor names to file names")
-    if strange := sorted({v for v in named.values() if not matches(v, ("*.safetensors",))}):
-        raise FormatError(f"{path}: names the shard {strange[0]!r}, which is no safetensors file of this folder")
+    if strange := sorted({v for v in named.values() if not matches(v, (pattern,))}):
+        raise FormatError(f"{path}: names the shard {strange[0]!r}, which is no {pattern[2:]} file of this folder")
     return named
 
 

@@ -137,8 +137,7 @@ def _megatron(
     tp, pp = payload["tp"], payload["pp"]
     parallel = engine.Parallel(tp=tp, pp=pp, sequence_parallel=payload["sequence_parallel"])
     engine.init(parallel)
-    assert checkpoint.layout is not None
-    rows = checkpoint.layout.padded_vocab
+    rows = checkpoint.layout.padded_vocab if checkpoint.layout else checkpoint.spec.vocab_size
     padded = rows if rows % tp == 0 else padded_vocab(checkpoint.spec.vocab_size, tp=tp)
     model = engine.build(checkpoint.spec, padded_vocab_size=padded, parallel=parallel, dtype=dtype)
     by = load(model, checkpoint, tp=tp, pp=pp, padded=padded)
@@ -152,15 +151,14 @@ def load(model: torch.nn.Module, checkpoint: Checkpoint, *, tp: int, pp: int, pa
     from mconv.train.mcore import parallel_state
 
     layout = checkpoint.layout
-    assert layout is not None
     ranks = {
         "tp_rank": parallel_state.get_tensor_model_parallel_rank(),
         "pp_rank": parallel_state.get_pipeline_model_parallel_rank(),
     }
-    if checkpoint.format == "torch_dist" and padded == layout.padded_vocab:
+    if layout and checkpoint.format == "torch_dist" and padded == layout.padded_vocab:
         engine.load_torch_dist(model, checkpoint.path)
         return "megatron-core"
-    if checkpoint.format == "mp_rank" and (tp, pp, 1) == (layout.tp, layout.pp, layout.vpp):
+    if layout and checkpoint.format == "mp_rank" and (tp, pp, 1) == (layout.tp, layout.pp, layout.vpp):
         folder = checkpoint.path / mp_rank.rank_folder(ranks["tp_rank"], ranks["pp_rank"], pp=pp)
         state = archive.read(folder / mp_rank.FILE)["model"]
         names = engine.parameters(model)

@@ -9,6 +9,7 @@ import io
 import struct
 import zipfile
 from collections.abc import Callable
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -77,6 +78,10 @@ def read(path: Path, *, start: int = 0, length: int | None = None) -> Any:
             if records["data.pkl"].file_size > PICKLE_LIMIT:
                 raise FormatError(f"{path}: its data.pkl is larger than {PICKLE_LIMIT} bytes")
             pickled = archive.read(records["data.pkl"])
+            if "byteorder" in records and (order := archive.read(records["byteorder"]).strip()) != b"little":
+                raise FormatError(
+                    f"{path}: its bytes are in {order[:16].decode(errors='replace')}-endian order; mconv reads little"
+                )
         except FormatError:
             raise
         except Exception as error:  # zipfile raises BadZipFile, KeyError, struct.error, NotImplementedError, ...
@@ -85,7 +90,7 @@ def read(path: Path, *, start: int = 0, length: int | None = None) -> Any:
             ) from error
         tree = (_loads_small if len(pickled) < SMALL else loads)(pickled, where=str(path))
         try:
-            return _locate(tree, lambda pending: _place(path, file, start, size, records, pending), {})
+            return _locate(tree, lambda pending, name: _place(path, file, start, size, records, pending, name), {})
         except RecursionError as error:
             raise FormatError(f"{path}: its pickle nests too deep to be a checkpoint") from error
 
@@ -96,12 +101,20 @@ def _loads_small(pickled: bytes, *, where: str) -> Any:
 
 
 def _place(
-    path: Path, file: BinaryIO, start: int, size: int, records: dict[str, zipfile.ZipInfo], pending: Pending
+    path: Path,
+    file: BinaryIO,
+    start: int,
+    size: int,
+    records: dict[str, zipfile.ZipInfo],
+    pending: Pending,
+    name: str,
 ) -> Located:
     info = records.get(f"data/{pending.storage.key}")
     width = pending.dtype.itemsize
     if info is None or info.compress_type != zipfile.ZIP_STORED or not _contiguous(pending):
-        raise FormatError(f"{path}: a tensor of shape {pending.shape} is not stored plainly; save it again contiguous")
+        raise FormatError(
+            f"{path}: {name or 'a tensor'} of shape {pending.shape} is not stored plainly; save it again contiguous"
+        )
     offset = _data_offset(file, start, info) + pending.offset * width
     end = pending.offset + prod(pending.shape)
     if (
@@ -110,20 +123,21 @@ def _place(
         or offset + prod(pending.shape) * width > start + size
     ):
         raise FormatError(
-            f"{path}: a tensor of shape {pending.shape} reaches past the end of its storage; the file is damaged"
+            f"{path}: {name or 'a tensor'} of shape {pending.shape} reaches past the end of its storage; "
+            "the file is damaged"
         )
     return Located(path, offset, pending.dtype, pending.shape)
 
 
-def _locate(tree: Any, place: Callable[[Pending], Located], seen: dict[int, Any]) -> Any:
+def _locate(tree: Any, place: Callable[[Pending, str], Located], seen: dict[int, Any], name: str = "") -> Any:
     """The tree with each Pending replaced. A container that is referred to twice is walked once."""
     if isinstance(tree, Pending):
-        return place(tree)
+        return place(tree, name)
     if not isinstance(tree, (dict, list, tuple)):
         return tree
     if id(tree) not in seen:
         if isinstance(tree, dict):
-            seen[id(tree)] = {key: _locate(value, place, seen) for key, value in tree.items()}
+            seen[id(tree)] = {key: _locate(value, place, seen, str(key)[:120]) for key, value in tree.items()}
         else:
-            seen[id(tree)] = [_locate(value, place, seen) for value in tree]
+            seen[id(tree)] = [_locate(value, place, seen, name) for value in tree]
     return seen[id(tree)]

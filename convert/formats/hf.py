@@ -1,18 +1,21 @@
 """Hugging Face folders: safetensors, one file or shards with an index, beside config and tokenizer files.
 
+Where there are none, the older `.bin` files are taken (`bin.py`), held to the same.
+
 The format: 8 bytes of header length, a JSON header {name: {dtype, shape, data_offsets}}, then the bytes without holes.
 Source: the safetensors repository's format section.
 """
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mconv.convert.formats import bin
 from mconv.convert.formats.laid import Laid, Spot
 from mconv.convert.formats.tensors import Located, Target
 from mconv.errors import FormatError
@@ -48,36 +51,42 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def open_folder(folder: Path) -> dict[str, Located]:
     """Every tensor of the folder by name; nothing is loaded. Raises FormatError on what is missing or damaged."""
-    if (folder / INDEX).is_file():
-        tensors = _open_sharded(folder)
-        if (folder / SINGLE).is_file() and not any(where.path.name == SINGLE for where in tensors.values()):
-            raise FormatError(f"{folder} has both {SINGLE} and {INDEX}, two models: remove the one that is not meant")
-        return tensors
-    if not (folder / SINGLE).is_file():
-        other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.safetensors"))
-        found = f"; it has {other[:4]}" if other else ""
-        raise FormatError(f"{folder} has neither {SINGLE} nor {INDEX}{found}")
-    return read_header(folder / SINGLE)
+    for single, index, read in ((SINGLE, INDEX, read_header), (bin.SINGLE, bin.INDEX, bin.read)):
+        if (folder / index).is_file():
+            tensors, shards = _open_sharded(folder, index, read)
+            if (folder / single).is_file() and single not in shards:
+                raise FormatError(f"{folder} has both {single} and {index}, two models: remove the one that is not meant")
+            return tensors
+        if (folder / single).is_file():
+            return read(folder / single)
+    other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.safetensors"))
+    found = f"; it has {other[:4]}" if other else ""
+    raise FormatError(f"{folder} has neither {SINGLE} nor {INDEX} (nor {bin.SINGLE} nor its index){found}")
 
 
-def _open_sharded(folder: Path) -> dict[str, Located]:
-    weight_map = read_json(folder / INDEX).get("weight_map")
+Reader = Callable[[Path], dict[str, Located]]
+
+
+def _open_sharded(folder: Path, index: str, read: Reader) -> tuple[dict[str, Located], set[str]]:
+    """The tensors that an index places in files of the folder, and the names of these files."""
+    weight_map = read_json(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise FormatError(f"{folder / INDEX}: no weight_map of tensor names to file names")
+        raise FormatError(f"{folder / index}: no weight_map of tensor names to file names")
     tensors: dict[str, Located] = {}
-    for shard in sorted(set(weight_map.values())):
+    shards = set(weight_map.values())
+    for shard in sorted(shards):
         if Path(shard).name != shard or shard in ("", ".", ".."):
-            raise FormatError(f"{folder / INDEX}: {shard!r} is not the name of a file in this folder")
+            raise FormatError(f"{folder / index}: {shard!r} is not the name of a file in this folder")
         if not (folder / shard).is_file():
-            raise FormatError(f"{folder / shard} is missing, but {INDEX} names it; download the folder again")
-        found = read_header(folder / shard)
+            raise FormatError(f"{folder / shard} is missing, but {index} names it; download the folder again")
+        found = read(folder / shard)
         for name in sorted(found.keys() | {k for k, v in weight_map.items() if v == shard}):
             if name not in found:
-                raise FormatError(f"{folder / shard} has no tensor {name!r}, but {INDEX} says so")
+                raise FormatError(f"{folder / shard} has no tensor {name!r}, but {index} says so")
             if weight_map.get(name) != shard:
-                raise FormatError(f"{folder / shard} holds {name!r}, which {INDEX} places in {weight_map.get(name)!r}")
+                raise FormatError(f"{folder / shard} holds {name!r}, which {index} places in {weight_map.get(name)!r}")
         tensors.update(found)
-    return tensors
+    return tensors, shards
 
 
 def read_header(path: Path) -> dict[str, Located]:

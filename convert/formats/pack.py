@@ -11,11 +11,13 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from isal import isal_zlib
 
+from mconv.convert.formats.tensors import bytes_of
 from mconv.convert.formats.unpickle import STORAGES
 
 ALIGNMENT = 64
@@ -164,3 +166,14 @@ def lay_out(tree: object, promised: Sequence[tuple[str, int]] = ()) -> Archive:
         records.append(Record(_name(name), at, size, data))
         at = records[-1].begin + size
     return Archive(tuple(records))
+
+
+def save(path: Path, tree: object, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a small archive at once: `tree`, and the tensors of the promises in it, by key."""
+    data = {key: bytes(bytes_of(tensor)) for key, tensor in tensors.items()}
+    packed = lay_out(tree, [(key, len(held)) for key, held in data.items()])
+    with path.open("wb") as file:
+        packed.write(file, start=0, crcs={key: isal_zlib.crc32(held) for key, held in data.items()})
+        for key, held in data.items():
+            file.seek(packed.begin(key))
+            file.write(held)

@@ -28,6 +28,14 @@ DTYPES = {str(d).removeprefix("torch."): d for d in (*STORAGES.values(), torch.c
 STAND_INS = ("megatron.", "transformer_engine.", "signal", "torch.distributed.checkpoint.")
 """Modules whose classes (enums, index entries) are named in checkpoints: never imported, read as an inert `StandIn`."""
 
+UNREAD = {
+    "_rebuild_tensor_v3": "a tensor of a dtype that mconv does not convert (8-bit floats, unsigned integers)",
+    "_rebuild_qtensor": "a quantised tensor, which mconv does not convert",
+    "_rebuild_sparse_tensor": "a sparse tensor, which mconv does not convert",
+    "_rebuild_wrapper_subclass": "a tensor of a subclass (quantised, most likely), which mconv does not convert",
+}
+"""What torch has to rebuild tensors with, and we have not: harmless, and no plain weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class Storage:
@@ -158,6 +166,8 @@ class Unpickler(_PythonUnpickler):
             return self.table[module, name]
         if module.startswith(STAND_INS) and name.isidentifier():
             return stand_in(module, name)
+        if module == "torch._utils" and name in UNREAD:
+            raise FormatError(f"{self.where} holds {UNREAD[name]}; give plain weights")
         raise FormatError(
             f"{self.where}: the pickle names {module}.{name}, which mconv does not load; do not trust this file"
         )

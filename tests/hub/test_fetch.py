@@ -7,6 +7,7 @@ from huggingface_hub import snapshot_download
 
 from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.hub.fetch import REPOSITORIES, expected_parameters, pull, repository, resolve
+from mconv.hub.folder import missing
 from mconv.hub.push import push
 
 
@@ -168,3 +169,63 @@ def test_pull_notices_damage(hub, published, tmp_path):
     HfApi(endpoint=hub.url).upload_file(repo_id="acme/tiny", path_in_repo=shard, path_or_fileobj=cut)
     with pytest.raises(FormatError, match="truncated or damaged"):
         pull("acme/tiny", tmp_path / "out", endpoint=hub.url)
+
+
+def pickled_repository(hub, make_model, tmp_path, *, shards=1):
+    """acme/pickled on the loopback Hub: weights in .bin alone."""
+    import json
+
+    import torch
+    from huggingface_hub import HfApi
+    from safetensors.torch import load_file
+
+    source = make_model("pickled")
+    state = {k: v for file in source.glob("*.safetensors") for k, v in load_file(file).items()}
+    api = HfApi(endpoint=hub.url)
+    api.create_repo("pickled")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((source / "config.json").read_bytes())
+    names = (
+        ["pytorch_model.bin"]
+        if shards == 1
+        else [f"pytorch_model-{i + 1:05d}-of-{shards:05d}.bin" for i in range(shards)]
+    )
+    where = {key: names[i % len(names)] for i, key in enumerate(state)}
+    for name in names:
+        torch.save({key: state[key] for key in state if where[key] == name}, folder / name)
+    if shards > 1:
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+    api.upload_folder(repo_id="tester/pickled", folder_path=folder)
+    return folder, names
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_pickles_are_fetched_where_there_is_nothing_else(hub, make_model, tmp_path, shards):
+    folder, names = pickled_repository(hub, make_model, tmp_path, shards=shards)
+    got = resolve("tester/pickled", cache_dir=tmp_path / "c", endpoint=hub.url)
+    assert {p.name for p in got.iterdir()} == {p.name for p in folder.iterdir()} and missing(got) == []
+    asked = len(hub.log)
+    assert resolve("tester/pickled", cache_dir=tmp_path / "c", endpoint=hub.url, offline=True) == got
+    assert len(hub.log) == asked
+    assert pull("tester/pickled", tmp_path / "out", endpoint=hub.url) == tmp_path / "out"
+    (got / names[0]).unlink()
+    assert missing(got) == ([names[0]] if shards > 1 else ["model.safetensors"])
+    with pytest.raises(MconvError, match="not wholly"):
+        resolve("tester/pickled", cache_dir=tmp_path / "c", offline=True)
+
+
+def test_a_damaged_pickle_does_not_pass_for_a_model(hub, make_model, tmp_path):
+    from huggingface_hub import HfApi
+
+    folder, names = pickled_repository(hub, make_model, tmp_path)
+    cut = (folder / names[0]).read_bytes()[:-100]
+    HfApi(endpoint=hub.url).upload_file(repo_id="tester/pickled", path_in_repo=names[0], path_or_fileobj=cut)
+    with pytest.raises(FormatError, match="truncated"):
+        pull("tester/pickled", tmp_path / "out", endpoint=hub.url)
+
+
+def test_pickles_are_still_never_published(hub, make_model, tmp_path):
+    folder, _ = pickled_repository(hub, make_model, tmp_path)
+    with pytest.raises(FormatError, match="a pickle, which runs code when loaded"):
+        push(folder, "acme/again", endpoint=hub.url)

@@ -1,0 +1,36 @@
+"""The iterations of a Megatron root, one after another: which there are, and which were exported already."""
+
+import re
+from pathlib import Path
+
+from mconv.convert import manifest
+from mconv.convert.opening import open_checkpoint
+from mconv.errors import FormatError, MconvError
+
+
+def wanted(root: Path, word: str) -> list[int]:
+    """`all`, or numbers with commas: the iterations of `root` that are meant, in order."""
+    have = sorted(int(p.name.removeprefix("iter_")) for p in root.glob("iter_*") if re.fullmatch(r"iter_\d+", p.name))
+    if not have:
+        raise FormatError(f"{root} has no iterations (iter_*); give a Megatron root")
+    if word == "all":
+        return have
+    if not re.fullmatch(r"\d{1,12}(,\d{1,12})*", word):
+        raise MconvError(f"--iterations {word!r}: `all`, or numbers with commas between (100,200) were expected")
+    asked = sorted({int(n) for n in word.split(",")})
+    if absent := [n for n in asked if n not in have]:
+        raise FormatError(f"{root} has no iteration {', '.join(map(str, absent))}; it has {', '.join(map(str, have))}")
+    return asked
+
+
+def is_done(out: Path, fingerprint: str) -> bool:
+    """Whether `out` is a whole export of the source with this fingerprint."""
+    try:
+        made = manifest.read(out)
+        history = (made or {}).get("history") or [{}]
+        if history[-1].get("detail", {}).get("fingerprint") != fingerprint:
+            return False
+        open_checkpoint(out)
+    except (MconvError, AttributeError):
+        return False
+    return True

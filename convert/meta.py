@@ -1,0 +1,254 @@
+"""Meta's LLaMAs: what its files call the rows of the LLaMA table, how its ranks cut them, and what `params.json` says.
+
+Rotary rows are interleaved (pairs side by side), as in Megatron-LLM; everything else is the logical tensor's own order.
+Sources: `model.py` of LLaMA 1 to 3 (parallel linears, defaults), llama-models' `args.py`.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mconv.convert.families import FAMILIES, family_of
+from mconv.convert.formats import meta
+from mconv.convert.formats.hf import read_json
+from mconv.convert.formats.tensors import Located
+from mconv.convert.table import Stored
+from mconv.errors import ConfigError, FormatError, refuse
+from mconv.shard.axes import Axes, whole
+from mconv.shard.cut import Block, Piece, interleaved
+from mconv.spec import ModelSpec, Rope
+
+L = "layers.{i}."
+A, M = L + "attention.", L + "feed_forward."
+BUFFERS = ("rope.freqs",)
+"""Follow from the config."""
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One of Meta's tensors: the row that it holds (a part of), and the axis that its ranks cut ("": none)."""
+
+    row: str
+    name: str
+    cut: str
+    part: tuple[str, int | str, int | str] | None = None
+    """Only this range of an axis; an end may be the name of an axis, and then is its size."""
+    rotary: bool = False
+
+
+MODULES = (
+    Module("embed",           "tok_embeddings",     "d"),  # Llama 3: "v"; the shapes tell
+    Module("layer.attn_norm", L + "attention_norm", ""),
+    Module("layer.qkv",       A + "wq",             "g", ("s", 0, "q"), rotary=True),
+    Module("layer.qkv",       A + "wk",             "g", ("s", "q", -1), rotary=True),
+    Module("layer.qkv",       A + "wv",             "g", ("s", -1, "s")),
+    Module("layer.attn_out",  A + "wo",             "g"),
+    Module("layer.mlp_norm",  L + "ffn_norm",       ""),
+    Module("layer.mlp_in",    M + "w1",             "f", ("p", 0, 1)),
+    Module("layer.mlp_in",    M + "w3",             "f", ("p", 1, 2)),
+    Module("layer.mlp_out",   M + "w2",             "f"),
+    Module("final_norm",      "norm",               ""),
+    Module("head",            "output",             "v"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What the user says where `params.json` does not."""
+
+    max_position_embeddings: int | None = None
+    rope_factor: float | None = None
+    config: Path | None = None
+    """A Hugging Face `config.json`: it knows both."""
+
+
+def piece(module: Module, axes: Axes, sizes: Mapping[str, int], *, rank: int, ranks: int) -> Piece:
+    """What one rank's tensor holds."""
+    ranges = {name: (0, sizes[name]) for name in axes.names}
+    if module.part:
+        axis, start, stop = module.part
+        ranges[axis] = (_end(start, axis, sizes), _end(stop, axis, sizes))
+    if module.cut:
+        width = sizes[module.cut] // ranks
+        ranges[module.cut] = (rank * width, (rank + 1) * width)
+    shape = axes.shape({name: stop - start for name, (start, stop) in ranges.items()})
+    block = Block(tuple(ranges[name] for name in axes.names), whole(shape))
+    return Piece(shape, (interleaved(block, axes.names.index("h")) if module.rotary else block,))
+
+
+def _end(end: int | str, axis: str, sizes: Mapping[str, int]) -> int:
+    return sizes[end] if isinstance(end, str) else end + sizes[axis] * (end < 0)
+
+
+def stored(spec: ModelSpec, *, ranks: int, embed_cut: str) -> Iterator[Stored]:
+    """Every tensor of every rank and the piece of a logical tensor that it holds."""
+    family = FAMILIES["llama"]
+    for logical in family.logicals(spec):
+        for module in (m for m in MODULES if m.row == logical.row):
+            if logical.row == "embed":
+                module = dataclasses.replace(module, cut=embed_cut)
+            for rank in range(ranks):
+                key = meta.key(rank, f"{module.name.format(i=logical.layer)}.{logical.leaf}")
+                yield Stored(key, logical, piece(module, family.axes(logical), spec.sizes, rank=rank, ranks=ranks))
+
+
+# ---- params.json -----------------------------------------------------------------------------------------------------
+NUMBERS: dict[str, type] = {
+    "dim": int, "n_layers": int, "n_heads": int, "n_kv_heads": int, "vocab_size": int, "multiple_of": int,
+    "ffn_dim_multiplier": float, "norm_eps": float, "rope_theta": float, "use_scaled_rope": bool,
+    "rope_scaling_factor": float, "rope_high_freq_factor": float, "max_seq_len": int, "max_batch_size": int,
+    "model_parallel_size": int,
+}  # fmt: skip
+NEEDED = ("dim", "n_layers", "n_heads", "norm_eps")
+
+
+def read_params(folder: Path) -> dict[str, Any]:
+    """`params.json`, every key known and of its kind. Raises ConfigError by name."""
+    path = folder / meta.PARAMS
+    params = {name: value for name, value in read_json(path).items() if value is not None}
+    problems = [f"{path} has no {name!r}, which decides the architecture" for name in NEEDED if name not in params]
+    for name, value in params.items():
+        kind = NUMBERS.get(name)
+        if kind is None:
+            problems.append(f"{path}: no rule claims {name}={value!r}; mconv cannot tell whether it changes the model")
+        elif type(value) is not kind and (kind is not float or type(value) is not int):
+            problems.append(f"{path}: {name} is {repr(value)[:60]}, not {kind.__name__}")
+        elif isinstance(value, (int, float)) and kind is not bool and name != "vocab_size" and not 0 < value < 1 << 53:
+            problems.append(f"{path}: {name} is {value}; it must be positive")
+    refuse(problems, doing=f"reading {path}", kind=ConfigError)
+    return params
+
+
+def spec_of(
+    folder: Path, tensors: Mapping[str, Located], *, ranks: int, told: Told
+) -> tuple[ModelSpec, str, tuple[str, ...]]:
+    """The architecture, the axis that cuts the embedding, and what the user should know of how it was found."""
+    params = read_params(folder)
+    settled = _config(told.config) if told.config else None
+    dim, heads = params["dim"], params["n_heads"]
+    if dim % heads:
+        raise ConfigError(f"{folder / meta.PARAMS}: dim {dim} is not a multiple of n_heads {heads}")
+    rope = _rope(folder, params, tensors, told, settled)
+    positions, note = _positions(folder, params, told, settled)
+    vocab, embed_cut = _vocabulary(folder, params, tensors, ranks)
+    spec = ModelSpec(
+        family="llama",
+        num_layers=params["n_layers"],
+        hidden_size=dim,
+        ffn_hidden_size=_ffn(folder, params, tensors, ranks),
+        num_attention_heads=heads,
+        num_query_groups=params.get("n_kv_heads", heads),
+        kv_channels=dim // heads,
+        vocab_size=vocab,
+        max_position_embeddings=positions,
+        norm_epsilon=float(params["norm_eps"]),
+        rope=rope,
+        tied_embeddings=meta.key(0, "output.weight") not in tensors,
+    )
+    if settled:
+        a, b = settled.to_dict(), spec.to_dict()
+        differ = "; ".join(f"{k} is {a[k]} there, {b[k]} by {meta.PARAMS}" for k in a if a[k] != b[k])
+        if differ:
+            raise ConfigError(f"{told.config} is not the config of this checkpoint ({folder}): {differ}")
+    if spec.num_query_groups % ranks:
+        raise ConfigError(
+            f"{folder}: {ranks} files {meta.PATTERN}, but {spec.num_query_groups} key-value heads (n_kv_heads), which "
+            "they cannot share evenly; files are missing or too many, or hold copies of heads, which mconv does not read"
+        )
+    return spec, embed_cut, note
+
+
+def _config(path: Path) -> ModelSpec:
+    values = read_json(path / "config.json" if path.is_dir() else path)
+    return family_of(values).read_config(values)
+
+
+def _positions(
+    folder: Path, params: dict[str, Any], told: Told, settled: ModelSpec | None
+) -> tuple[int, tuple[str, ...]]:
+    said = told.max_position_embeddings or (settled.max_position_embeddings if settled else params.get("max_seq_len"))
+    if said is not None:
+        return int(said), ()
+    return 2048, (
+        f"{folder / meta.PARAMS} does not say how long a context the model was trained for; 2048 is taken, as Meta's own "
+        "code does. It does not change what the model computes; --max-position-embeddings says otherwise",
+    )
+
+
+def _rope(
+    folder: Path, params: dict[str, Any], tensors: Mapping[str, Located], told: Told, settled: ModelSpec | None
+) -> Rope:
+    base = float(params.get("rope_theta", 10000.0))
+    if "rope_theta" not in params:
+        _check_base(folder, base, tensors)
+    if not params.get("use_scaled_rope", False):
+        if told.rope_factor is not None:
+            raise ConfigError(f"{folder / meta.PARAMS} has no use_scaled_rope: --rope-factor does not apply")
+        return Rope(base=base)
+    factor = params.get("rope_scaling_factor", told.rope_factor or (settled.rope.factor if settled else None))
+    if factor is None:
+        raise ConfigError(
+            f"{folder / meta.PARAMS} has use_scaled_rope but no factor, and Llama 3.1 (8) and 3.2 (32) differ in it: "
+            "give --rope-factor 8 or 32, or --config with the model's config.json"
+        )
+    if told.rope_factor not in (None, float(factor)):
+        raise ConfigError(f"{folder / meta.PARAMS}: rope_scaling_factor is {factor}, not {told.rope_factor:g}")
+    return Rope(kind="llama3", base=base, factor=float(factor),
+                high_freq_factor=float(params.get("rope_high_freq_factor", 4.0)))  # fmt: skip
+
+
+def _check_base(folder: Path, base: float, tensors: Mapping[str, Located]) -> None:
+    """Where params.json has no rope_theta, the stored frequencies must be those of the default."""
+    where = tensors.get(meta.key(0, "rope.freqs"))
+    if where is None or not where.dtype.is_floating_point or len(where.shape) != 1:
+        return
+    n = where.shape[0]
+    wanted = base ** (-torch.arange(n, dtype=torch.float64) / n)
+    if not torch.allclose(where.load().double(), wanted, rtol=1e-2):
+        raise ConfigError(
+            f"{folder / meta.PARAMS} has no rope_theta, but {BUFFERS[0]} is not that of the default, {base:g}: add the "
+            "model's rope_theta to it"
+        )
+
+
+def _shape(folder: Path, tensors: Mapping[str, Located], name: str) -> tuple[int, int]:
+    where = tensors.get(meta.key(0, name))
+    if where is None or len(where.shape) != 2:
+        raise FormatError(f"{folder}/consolidated.00.pth has no matrix {name!r}; it is not a LLaMA of Meta's")
+    return where.shape[0], where.shape[1]
+
+
+def _vocabulary(folder: Path, params: dict[str, Any], tensors: Mapping[str, Located], ranks: int) -> tuple[int, str]:
+    """True vocabulary and the axis that cuts the table: d in LLaMA 1 and 2, v in Llama 3. The shape tells which."""
+    rows, columns = _shape(folder, tensors, "tok_embeddings.weight")
+    if columns * ranks == params["dim"]:
+        size, cut = rows, "d"
+    elif columns == params["dim"]:
+        size, cut = rows * ranks, "v"
+    else:
+        raise FormatError(
+            f"{folder}: tok_embeddings.weight is {rows} x {columns} in each of {ranks} files {meta.PATTERN}, but dim is "
+            f"{params['dim']}: files are missing or too many"
+        )
+    if params.get("vocab_size", -1) not in (-1, size):
+        raise ConfigError(f"{folder / meta.PARAMS}: vocab_size is {params['vocab_size']}, but the table has {size} rows")
+    return size, cut
+
+
+def _ffn(folder: Path, params: dict[str, Any], tensors: Mapping[str, Located], ranks: int) -> int:
+    """Width of the MLP: by the shapes, and by Meta's formula where params.json has what it takes."""
+    found = _shape(folder, tensors, "layers.0.feed_forward.w1.weight")[0] * ranks
+    if "multiple_of" in params:
+        hidden = int(params.get("ffn_dim_multiplier", 1.0) * int(2 * 4 * params["dim"] / 3))
+        said = ceil(hidden / params["multiple_of"]) * params["multiple_of"]
+        if said != found:
+            raise ConfigError(
+                f"{folder / meta.PARAMS}: multiple_of and ffn_dim_multiplier make an MLP of {said}, but "
+                f"layers.0.feed_forward.w1 has {found} rows over {ranks} files"
+            )
+    return found
