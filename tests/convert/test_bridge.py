@@ -12,7 +12,7 @@ from tiny import make_llama, same, tensors
 
 from mconv.convert import bridge, plan
 from mconv.convert.dialects import bridge as table
-from mconv.convert.formats import archive, torch_dist
+from mconv.convert.formats import archive, pack, torch_dist
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError, FormatError, MconvError
@@ -263,8 +263,7 @@ def test_without_args_the_emitted_config_is_enough(model, tmp_path):
     folder = root / "iter_0000000"
     common = archive.read(folder / "common.pt")
     del common["args"]
-    with (folder / "common.pt").open("wb") as file, archive.create(file, common):
-        pass
+    pack.save(folder / "common.pt", common, {})
     (folder / "mconv.json").unlink()
     shutil.rmtree(folder / "hf")
     out = convert(root, tmp_path / "back", format="hf")

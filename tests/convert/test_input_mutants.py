@@ -10,7 +10,7 @@ import yaml
 from tiny import make_llama, tensors
 
 from mconv.convert import bridge, plan
-from mconv.convert.formats import archive
+from mconv.convert.formats import archive, pack
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import MconvError
@@ -39,8 +39,7 @@ def emitted(tmp_path_factory):
     (made.folder / "mconv.json").unlink()
     common = archive.read(made.folder / "common.pt")
     del common["args"]
-    with (made.folder / "common.pt").open("wb") as file, archive.create(file, common):
-        pass
+    pack.save(made.folder / "common.pt", common, {})
     return folder
 
 
