@@ -1,5 +1,6 @@
 """A conversion that is killed at any moment, and one that is shared out to several ranks."""
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -38,14 +39,15 @@ def test_the_kills_would_show_a_fault(tmp_path, plant, says):
 RANK = """
 import os, sys
 os.environ.update(RANK=sys.argv[1], WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
-                  MASTER_PORT=sys.argv[2], GLOO_SOCKET_IFNAME="lo")
+                  GLOO_SOCKET_IFNAME="lo")
 from mconv.cli.app import run
 from mconv.convert import carry, rewrite
 from mconv.convert.ranks import joined
 
 codes = []
 real = rewrite.carry
-for line in sys.argv[3:]:
+for port, line in zip(sys.argv[2].split(","), sys.argv[3:], strict=True):
+    os.environ["MASTER_PORT"] = port
     fault, _, line = line.partition(":")
     done = 0
     def carrying(unit, *rest):
@@ -61,13 +63,15 @@ print("CODES", codes)
 
 
 def two_ranks(tmp_path, *lines):
-    """Both ranks' exit codes, and what each printed; every line is a conversion with a start of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    """Both ranks' exit codes, and what each printed; every line is a conversion that meets at a port of its own."""
+    with contextlib.ExitStack() as stack:
+        free = [stack.enter_context(socket.socket()) for _ in lines]
+        for one in free:
+            one.bind(("127.0.0.1", 0))
+        ports = ",".join(str(one.getsockname()[1]) for one in free)
     command = [sys.executable, "-W", "ignore", "-c", RANK]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
-    ranks = [subprocess.Popen([*command, str(rank), port, *lines], **pipes) for rank in range(2)]
+    ranks = [subprocess.Popen([*command, str(rank), ports, *lines], **pipes) for rank in range(2)]
     return [rank.communicate(timeout=120) for rank in ranks]
 
 

@@ -1,0 +1,142 @@
+"""Taking up an unfinished conversion, and what one needs of memory."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import make_llama
+
+from mconv.convert import plan
+from mconv.convert.opening import open_checkpoint
+from mconv.convert.place import Place
+from mconv.convert.rewrite import rewrite
+from mconv.errors import MconvError
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory):
+    return make_llama(tmp_path_factory.mktemp("made") / "hf", dtype=torch.bfloat16)
+
+
+def convert(source, out, **options):
+    rewrite(plan.make(open_checkpoint(source), out, **{"format": "mp_rank", "tp": 2, **options}), step="test")
+    return out
+
+
+def files(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def stop_after(monkeypatch, count):
+    """Ctrl-C at the write of this number, and a list of all writes."""
+    seen, write = [], os.pwrite
+
+    def writing(*args):
+        seen.append(args)
+        if len(seen) == count:
+            raise KeyboardInterrupt
+        return write(*args)
+
+    monkeypatch.setattr(os, "pwrite", writing)
+    return seen
+
+
+def interrupted(source, out, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 30)
+        convert(source, out)
+    return Place.of(out / "release")
+
+
+def test_ctrl_c_keeps_what_is_done_and_resume_writes_only_the_rest(hf, tmp_path, monkeypatch):
+    want = files(convert(hf, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        all_of_them = stop_after(patch, 0)
+        convert(hf, tmp_path / "again")
+    place = interrupted(hf, tmp_path / "out", monkeypatch)
+    with pytest.raises(MconvError):
+        open_checkpoint(tmp_path / "out")
+    assert place.unfinished and not place.folder.exists()
+    rest = stop_after(monkeypatch, 0)
+    assert files(convert(hf, tmp_path / "out", resume=True)) == want
+    assert 0 < len(rest) < len(all_of_them)
+
+
+def test_what_differs_is_said_and_nothing_is_touched(hf, tmp_path, monkeypatch):
+    source = tmp_path / "hf"
+    shutil.copytree(hf, source)
+    place = interrupted(source, tmp_path / "out", monkeypatch)
+    before = files(tmp_path / "out")
+    for options, says in (({"dtype": "fp32"}, "dtype was None, now torch.float32"), ({"tp": 4}, "'tp': 4")):
+        with pytest.raises(MconvError) as refused:
+            convert(source, tmp_path / "out", resume=True, **options)
+        assert says in str(refused.value) and "leave --resume out" in str(refused.value)
+    os.utime(source / "model.safetensors", ns=(0, 0))
+    with pytest.raises(MconvError, match=r"hf/model\.safetensors was"):
+        convert(source, tmp_path / "out", resume=True)
+    assert files(tmp_path / "out") == before and place.unfinished
+    convert(source, tmp_path / "out")  # without --resume it starts anew
+    assert not list(tmp_path.rglob(".mconv-*"))
+
+
+def test_files_that_were_changed_meanwhile_are_not_taken_up(hf, tmp_path, monkeypatch):
+    place = interrupted(hf, tmp_path / "out", monkeypatch)
+    next(place.partial.rglob("*.pt")).write_bytes(b"short")
+    with pytest.raises(MconvError, match=r"model_optim_rng\.pt is missing or was changed"):
+        convert(hf, tmp_path / "out", resume=True)
+
+
+def test_resume_with_nothing_to_resume_converts(hf, tmp_path):
+    assert files(convert(hf, tmp_path / "a", resume=True)) == files(convert(hf, tmp_path / "b"))
+    with pytest.raises(MconvError, match="exists and is not empty"):
+        convert(hf, tmp_path / "a", resume=True)
+
+
+def test_a_resume_does_not_replace_what_came_meanwhile(hf, tmp_path, monkeypatch):
+    place = interrupted(hf, tmp_path / "out", monkeypatch)
+    place.folder.mkdir()
+    (place.folder / "mine").write_text("precious")
+    with pytest.raises(MconvError, match="--overwrite"):
+        convert(hf, tmp_path / "out", resume=True)
+    assert (place.folder / "mine").read_text() == "precious"
+
+
+PEAK = """
+import sys, threading, time
+from pathlib import Path
+from mconv.convert import plan
+from mconv.convert.opening import open_checkpoint
+from mconv.convert.rewrite import rewrite
+def memory():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) * 1024
+made, peak, base = plan.make(open_checkpoint(sys.argv[1]), Path(sys.argv[2]), format="mp_rank", tp=2), 0, memory()
+def tell(_):
+    global peak
+    peak = max(peak, memory())
+rewrite(made, step="test", progress=tell)
+print(peak - base, made.peak_bytes)
+"""
+
+
+def test_memory_does_not_grow_with_the_largest_tensor(tmp_path):
+    """An embedding of 256 MB (a hole in the file) takes no more than the plan says, 64 MB on two processors."""
+    from mconv.convert.families.llama import LLAMA
+    from mconv.convert.formats import hf as format
+    from mconv.convert.formats.tensors import Target
+
+    folder = make_llama(tmp_path / "hf", num_hidden_layers=1)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"vocab_size": 128_000, "hidden_size": 1024, "num_attention_heads": 8, "head_dim": 128}
+    (folder / "config.json").write_text(json.dumps(config))
+    targets = [Target(s.key, s.piece.shape, torch.bfloat16) for s in LLAMA.stored(LLAMA.read_config(config))]
+    laid = format.lay_out(targets, limit=10**12)
+    (folder / "model.safetensors").unlink()
+    laid.create(folder)
+    laid.finish(folder, {})
+    words = [sys.executable, "-W", "ignore", "-c", PEAK, str(folder), str(tmp_path / "out")]
+    used, said = map(int, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
+    assert 0 < used < said + (16 << 20) and said < 200 << 20
