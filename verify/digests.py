@@ -126,9 +126,8 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = quiet) -> Repo
         elif _zero_bias(left if logical in a.by_logical else right, logical, progress):
             zero.append(str(logical))
         else:
-            has = {True: "stored", False: "missing"}
-            sides = {"a": has[logical in a.by_logical], "b": has[logical in b.by_logical]}
-            differences.append(Difference(tensor=str(logical), how="missing", **sides))
+            stored = ["stored" if logical in c.by_logical else "missing" for c in (a, b)]
+            differences.append(Difference(tensor=str(logical), how="missing", a=stored[0], b=stored[1]))
     return Report(
         a=describe(a), b=describe(b), tensors=both, nbytes=nbytes, spec=spec_differences(a.spec, b.spec),
         differences=tuple(differences), zero_biases=tuple(zero),
