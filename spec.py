@@ -125,6 +125,8 @@ class ModelSpec:
         for kind, given in ((cls, values), (Rope, values.get("rope", {}))):
             if unknown := sorted(set(given) - {f.name for f in dataclasses.fields(kind)}):
                 raise ConfigError(f"model spec has unknown fields {unknown}; it was written by another mconv version")
+        if not isinstance(values.get("family", ""), str):
+            raise ConfigError(f"model spec has family {values['family']!r}; a name was expected")
         try:
             return cls(**{**values, "rope": Rope(**values["rope"])})
         except (KeyError, TypeError) as error:

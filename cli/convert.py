@@ -1,5 +1,6 @@
 """`hf2meg`, `reshard`, `merge`, `meg2hf`: one engine under four verbs."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,7 +8,7 @@ from cyclopts import Parameter
 
 from mconv.cli import options as o
 from mconv.cli.terminal import one_voice, progress
-from mconv.errors import ConfigError, MconvError, refuse
+from mconv.errors import MconvError, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,12 +81,14 @@ def hf2meg(
         The factor of llama3 rope scaling, where Meta's params.json has use_scaled_rope without it.
     """
     from mconv.convert.opening import open_checkpoint
+    from mconv.hub import fetch
 
     name, folder, origin = _find(model, source, size=size, cache_dir=cache_dir, offline=offline)
     said = {"config": config, "max_position_embeddings": max_position_embeddings, "rope_factor": rope_factor}
     checkpoint = _expect(open_checkpoint(folder, **said), hf=True)  # type: ignore[arg-type]
     if size is not None:
-        _check_size(checkpoint, model, size)
+        family = None if model is None or Path(model).expanduser().is_dir() else model
+        fetch.check_size(checkpoint.parameters, size=size, family=family)
     where = out or Path(f"{Path(name).name}{f'-{size}b' if size else ''}-megatron")
     settings: dict[str, Any] = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": make_vocab_size_divisible_by}
     settings |= {"dialect": dialect or "mcore", "vocab_padding": vocab_padding, "origin": origin, "iteration": iteration}
@@ -256,9 +259,11 @@ def _find(
     named = source or model
     if named is None:
         raise MconvError("give a model: `mconv hf2meg llama2 --size 7`, `mconv hf2meg FOLDER`, or `--from FOLDER`")
-    picked = None if source else size
+    local = Path(named).expanduser().is_dir()
+    picked = size if not source or fetch.is_family(source) else None
     folder = fetch.resolve(named, size=picked, cache_dir=cache_dir, offline=offline)
-    return model or folder.name, folder, None if Path(named).is_dir() else fetch.repository(named, size=picked)
+    called = folder.resolve().name if local else Path(named).name
+    return model or called, folder, None if local else fetch.repository(named, size=picked)
 
 
 def _open(
@@ -276,17 +281,6 @@ def _expect(checkpoint: "Checkpoint", *, hf: bool) -> "Checkpoint":
         verb = "`mconv hf2meg`" if checkpoint.importable else "`mconv reshard` or `mconv meg2hf`"
         raise MconvError(f"{checkpoint.path} is a {checkpoint.format} checkpoint; use {verb}")
     return checkpoint
-
-
-def _check_size(checkpoint: "Checkpoint", model: str | None, size: str) -> None:
-    """The size is never what decides the architecture, but a size that contradicts it is somebody's mistake."""
-    try:
-        said = float(size.lower().removesuffix("b"))
-    except ValueError:
-        raise MconvError(f"--size {size} is not a number of billions") from None
-    found = checkpoint.parameters / 1e9
-    if not 0.7 * said <= found <= 1.3 * said:
-        raise ConfigError(f"--size {size} of {model}: but {checkpoint.path} has {found:.2f} billion parameters")
 
 
 def _uneven(first: int | None, last: int | None) -> "Uneven":

@@ -1,6 +1,7 @@
 """The conversion commands as a user types them: exit codes, one message, what is printed, what is written."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -69,6 +70,12 @@ WRONG = [
     ("meg2hf MP --out o --tokenizer nowhere", "nowhere"),
     ("meg2hf MP --out MP", "source"),
     ("hf2meg HF --out o --size abc", "abc"),
+    ("hf2meg lama2 --size 7", "did you mean llama2"),
+    ("hf2meg llama2 --out o", "needs a size; known sizes: 7, 13, 70"),
+    ("hf2meg llama2 --size 7 --from HF --out o", "it should have 6.74"),
+    ("hf2meg llama2 --size 8 --from HF --out o", "has no size '8'"),
+    ("hf2meg mistral --offline --cache-dir nowhere", "hf download mistralai/Mistral-7B-v0.1"),
+    ("hf2meg --from mistral --size 7 --offline --cache-dir nowhere", "hf download mistralai/Mistral-7B-v0.1"),
     (f"hf2meg HF --out {'x' * 300}", "xxx"),
 ]
 
@@ -108,6 +115,16 @@ def test_a_dry_run_on_a_small_disk_shows_the_plan_and_says_no(mconv, tmp_path, m
         code, out, err = mconv(line)
         assert code == 2 and "0.0 GB free" in err and not list(tmp_path.iterdir())
         assert ("release/" in out) == ("--dry-run" in line)
+
+
+def test_a_model_of_the_cache_is_called_by_its_name(mconv, made, tmp_path, monkeypatch):
+    """The Hub's cache has a folder by a commit's hash; what is made is called by the repository."""
+    shutil.copytree(made / "hf", cached := tmp_path / "cache/models--acme--tiny/snapshots/0123abcd")
+    (tmp_path / "cache/models--acme--tiny/refs").mkdir()
+    (tmp_path / "cache/models--acme--tiny/refs/main").write_text(cached.name)
+    code, out, err = mconv("hf2meg acme/tiny --offline --cache-dir cache")
+    assert (code, err) == (0, "") and out.startswith("tiny-megatron: torch_dist")
+    assert json.loads(mconv("inspect tiny-megatron --json")[1])["history"][0]["detail"]["from"] == "acme/tiny"
 
 
 def test_many_files_are_one_line(mconv, tmp_path):
