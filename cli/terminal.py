@@ -29,7 +29,7 @@ def progress(total: int, doing: str = "", *, passes: int = 1) -> Iterator[Callab
 
     columns = (
         TextColumn("{task.description}"), BarColumn(bar_width=None), DownloadColumn(), TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True), TextColumn("left"),
+        TimeRemainingColumn(), TextColumn("left"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
         task = bar.add_task(doing, total=total / passes)
