@@ -4,7 +4,6 @@ Both are read once, slab by slab, straight from what lies on disk; what a manife
 its bytes on the way, never believed.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from math import prod
@@ -13,15 +12,15 @@ from typing import Any
 import torch
 
 from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.digests import ALGORITHMS, Recorded, recorded
 from mconv.convert.formats.tensors import bytes_of
-from mconv.convert.source import HASH_BYTES, Progress, Source, bits, check_copies, quiet, slab_boxes
+from mconv.convert.source import SLAB_BYTES, Progress, Scratch, Slab, Source, bits, check_copies_of, quiet, slab_boxes
 from mconv.convert.table import Logical
 from mconv.shard.axes import Axes, Box
 from mconv.spec import ModelSpec
 
 TOLD_BY_TENSORS = ("family", "qkv_bias", "proj_bias", "mlp_bias")
 """Fields of the spec that decide nothing beyond which tensors there are, and the name of a family."""
-HASH = "sha256 of the logical tensor's bytes, row-major"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +61,6 @@ class Report:
     """Biases that only one side stores, and there they are zero: the same function."""
     stale: dict[str, tuple[str, ...]]
     """By side, tensors whose bytes are not those that its own manifest recorded."""
-    unchecked: tuple[str, ...]
-    """Sides whose manifest has digests of a kind that this version does not know."""
 
     @property
     def same(self) -> bool:
@@ -78,19 +75,21 @@ class _Side:
     """One checkpoint being read: each tensor is hashed on the way where its manifest says what the hash should be."""
 
     source: Source
-    recorded: dict[str, str]
+    recorded: Recorded
     stale: list[str]
+    scratch: Scratch
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "_Side":
-        made = checkpoint.manifest or {}
-        return cls(Source.of(checkpoint), made.get("digests", {}) if made.get("digest", HASH) == HASH else {}, [])
+        return cls(Source.of(checkpoint), recorded(checkpoint), [], Scratch())
 
     def slabs(self, logical: Logical, boxes: list[Box]) -> Iterator[torch.Tensor]:
-        want = self.recorded.get(str(logical))
-        digest = hashlib.sha256()
+        """Slab after slab, contiguous; each is overwritten by the next. Copies of it elsewhere must be the same."""
+        want = self.recorded.digests.get(str(logical))
+        digest = ALGORITHMS[self.recorded.algorithm]()
         for box in boxes:
-            slab = self.source.pull(logical, box)
+            slab = self.scratch.packed("slab", self.source.pull(logical, box, self.scratch))
+            check_copies_of(self.source, logical, Slab(box, slab))
             if want is not None:
                 digest.update(bytes_of(slab))
             yield slab
@@ -114,8 +113,6 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = quiet) -> Repo
     bytes read of both.
     """
     left, right = _Side.of(a), _Side.of(b)
-    for side in (left, right):
-        check_copies(side.source)
     differences, zero, both, nbytes = [], [], 0, 0
     for logical in _all(a, b):
         if logical in a.by_logical and logical in b.by_logical:
@@ -132,7 +129,6 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = quiet) -> Repo
         a=describe(a), b=describe(b), tensors=both, nbytes=nbytes, spec=spec_differences(a.spec, b.spec),
         differences=tuple(differences), zero_biases=tuple(zero),
         stale={name: tuple(side.stale) for name, side in (("a", left), ("b", right))},
-        unchecked=tuple(n for n, c in (("a", a), ("b", b)) if (c.manifest or {}).get("digest", HASH) != HASH),
     )  # fmt: skip
 
 
@@ -166,14 +162,17 @@ def _all(a: Checkpoint, b: Checkpoint) -> list[Logical]:
     return first + [x for x in b.family.logicals(b.stored_spec) if x in b.by_logical and x not in a.by_logical]
 
 
-def _boxes(dims: tuple[int, ...], *dtypes: torch.dtype) -> list[Box]:
-    return list(slab_boxes(dims, HASH_BYTES // max(dtype.itemsize for dtype in dtypes)))
+def _boxes(logical: Logical, *sides: _Side) -> list[Box]:
+    """Slabs that suit how each side stores the tensor."""
+    width = max(side.source.dtype(logical).itemsize for side in sides)
+    keep = min(side.source.split(logical) for side in sides)
+    return list(slab_boxes(sides[0].source.dims(logical), SLAB_BYTES // width, keep=keep))
 
 
 def _read(side: _Side, logical: Logical, progress: Progress) -> bool:
     """Read a tensor that has nothing to be compared with, for its digest; whether it is zero."""
     zero = True
-    for slab in side.slabs(logical, _boxes(side.source.dims(logical), side.source.dtype(logical))):
+    for slab in side.slabs(logical, _boxes(logical, side)):
         zero = zero and not slab.count_nonzero()
         progress(slab.nbytes)
     return zero
@@ -192,7 +191,7 @@ def _compare(left: _Side, right: _Side, logical: Logical, progress: Progress) ->
             _read(side, logical, progress)
         return Difference(tensor=name, how="shape", a=shapes[0], b=shapes[1])
     dims, dtypes = left.source.dims(logical), (left.source.dtype(logical), right.source.dtype(logical))
-    boxes, found = _boxes(dims, *dtypes), _Found()
+    boxes, found = _boxes(logical, left, right), _Found()
     for box, one, two in zip(boxes, left.slabs(logical, boxes), right.slabs(logical, boxes), strict=True):
         found.add(one, two, box)
         progress(one.nbytes + two.nbytes)

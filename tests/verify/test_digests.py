@@ -72,7 +72,7 @@ def test_one_bit_in_one_element_is_named_with_its_place(made, changed):
 
 @pytest.mark.parametrize("slab", [64, 1 << 12])
 def test_the_largest_difference_is_found_whatever_the_slabs(made, changed, monkeypatch, slab):
-    monkeypatch.setattr(digests, "HASH_BYTES", slab)
+    monkeypatch.setattr(digests, "SLAB_BYTES", slab)
     name = "model.layers.0.mlp.up_proj.weight"
     up = tensors(made / "hf")[name].clone()
     up[3, 4], up[60, 47], up[9, 9] = up[3, 4] + 1, up[60, 47] - 3, up[9, 9] + 2
