@@ -120,9 +120,13 @@ class ModelSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelSpec":
         """The inverse of `to_dict`. Raises ConfigError on a field that this version does not know."""
+        if not isinstance(values.get("rope", {}), dict):
+            raise ConfigError(f"model spec has rope {values['rope']!r}; an object was expected")
         for kind, given in ((cls, values), (Rope, values.get("rope", {}))):
             if unknown := sorted(set(given) - {f.name for f in dataclasses.fields(kind)}):
                 raise ConfigError(f"model spec has unknown fields {unknown}; it was written by another mconv version")
+        if not isinstance(values.get("family", ""), str):
+            raise ConfigError(f"model spec has family {values['family']!r}; a name was expected")
         try:
             return cls(**{**values, "rope": Rope(**values["rope"])})
         except (KeyError, TypeError) as error:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.filesize import decimal
 
 from mconv.cli import options as o
-from mconv.cli.terminal import dtype_name, one_voice, progress
-from mconv.errors import ConfigError, MconvError, refuse
+from mconv.cli.terminal import one_voice, progress
+from mconv.errors import MconvError, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +40,7 @@ def hf2meg(
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
     allow_nonfinite: o.AllowNonfinite = False,
-    dry_run: o.DryRun = False,
+    show: o.Shown = o.SHOW,
     iteration: int | None = None,
     offline: o.Flag = False,
     cache_dir: Path | None = None,
@@ -82,20 +81,21 @@ def hf2meg(
         The factor of llama3 rope scaling, where Meta's params.json has use_scaled_rope without it.
     """
     from mconv.convert.opening import open_checkpoint
+    from mconv.hub import fetch
 
     name, folder, origin = _find(model, source, size=size, cache_dir=cache_dir, offline=offline)
     said = {"config": config, "max_position_embeddings": max_position_embeddings, "rope_factor": rope_factor}
     checkpoint = _expect(open_checkpoint(folder, **said), hf=True)  # type: ignore[arg-type]
     if size is not None:
-        _check_size(checkpoint, model, size)
+        family = None if model is None or Path(model).expanduser().is_dir() else model
+        fetch.check_size(checkpoint.parameters, size=size, family=family)
     where = out or Path(f"{Path(name).name}{f'-{size}b' if size else ''}-megatron")
     settings: dict[str, Any] = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": make_vocab_size_divisible_by}
     settings |= {"dialect": dialect or "mcore", "vocab_padding": vocab_padding, "origin": origin, "iteration": iteration}
     settings["uneven"] = _uneven(decoder_first_pipeline_num_layers, decoder_last_pipeline_num_layers)
     settings["emit"] = emit
-    plan = _plan(checkpoint, where, format=format, dtype=dtype, overwrite=overwrite, resume=resume, **settings)
-    if _run(plan, "hf2meg", allow_nonfinite=allow_nonfinite, dry_run=dry_run):
-        _print_flags(plan)
+    options = {"format": format, "dtype": dtype, "overwrite": overwrite, "resume": resume, **settings}
+    _run(_plan(checkpoint, where, show=show, **options), "hf2meg", show=show, allow_nonfinite=allow_nonfinite)
 
 
 @one_voice
@@ -121,7 +121,7 @@ def reshard(
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
     allow_nonfinite: o.AllowNonfinite = False,
-    dry_run: o.DryRun = False,
+    show: o.Shown = o.SHOW,
 ) -> None:
     """Rewrite a Megatron checkpoint for another layout or in another format. Optimizer state is not carried over.
 
@@ -149,9 +149,8 @@ def reshard(
     kind = format or found.format
     names = to_dialect or (found.dialect if kind == "mp_rank" else "mcore")
     settings |= {"dialect": names, "vocab_padding": vocab_padding, "dtype": dtype, "emit": emit}
-    plan = _plan(found, out, format=kind, overwrite=overwrite, resume=resume, **settings)
-    if _run(plan, "reshard", allow_nonfinite=allow_nonfinite, dry_run=dry_run):
-        _print_flags(plan)
+    plan = _plan(found, out, show=show, format=kind, overwrite=overwrite, resume=resume, **settings)
+    _run(plan, "reshard", show=show, allow_nonfinite=allow_nonfinite)
 
 
 @one_voice
@@ -166,7 +165,7 @@ def merge(
     config: o.Config = None,
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
-    dry_run: o.DryRun = False,
+    show: o.Shown = o.SHOW,
 ) -> None:
     """Merge all ranks of a Megatron checkpoint into one: `reshard --tp 1 --pp 1`.
 
@@ -178,8 +177,9 @@ def merge(
     found = _open(checkpoint, iteration, vocab_size, dialect, config)
     kind = format or found.format
     names = found.dialect if kind == "mp_rank" else "mcore"
-    plan = _plan(found, out, format=kind, dialect=names, dtype=None, overwrite=overwrite, resume=resume)
-    _run(plan, "merge", allow_nonfinite=False, dry_run=dry_run)
+    options = {"dialect": names, "dtype": None, "overwrite": overwrite, "resume": resume}
+    plan = _plan(found, out, show=show, format=kind, **options)
+    _run(plan, "merge", show=show, allow_nonfinite=False)
 
 
 @one_voice
@@ -198,7 +198,7 @@ def meg2hf(
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
     allow_nonfinite: o.AllowNonfinite = False,
-    dry_run: o.DryRun = False,
+    show: o.Shown = o.SHOW,
 ) -> None:
     """Convert a Megatron checkpoint, at whatever layout, to a Hugging Face folder.
 
@@ -219,7 +219,8 @@ def meg2hf(
     def export(iteration: int | None, where: Path, fingerprint: str | None = None) -> None:
         found = _open(checkpoint, iteration, **said)  # type: ignore[arg-type]
         options = {**settings, "dtype": dtype, "overwrite": overwrite, "resume": resume, "fingerprint": fingerprint}
-        _run(_plan(found, where, format="hf", **options), "meg2hf", allow_nonfinite=allow_nonfinite, dry_run=dry_run)
+        plan = _plan(found, where, show=show, format="hf", **options)
+        _run(plan, "meg2hf", show=show, allow_nonfinite=allow_nonfinite)
 
     if iterations is None:
         export(iteration, out)
@@ -258,9 +259,11 @@ def _find(
     named = source or model
     if named is None:
         raise MconvError("give a model: `mconv hf2meg llama2 --size 7`, `mconv hf2meg FOLDER`, or `--from FOLDER`")
-    picked = None if source else size
+    local = Path(named).expanduser().is_dir()
+    picked = size if not source or fetch.is_family(source) else None
     folder = fetch.resolve(named, size=picked, cache_dir=cache_dir, offline=offline)
-    return model or folder.name, folder, None if Path(named).is_dir() else fetch.repository(named, size=picked)
+    called = folder.resolve().name if local else Path(named).name
+    return model or called, folder, None if local else fetch.repository(named, size=picked)
 
 
 def _open(
@@ -280,72 +283,42 @@ def _expect(checkpoint: "Checkpoint", *, hf: bool) -> "Checkpoint":
     return checkpoint
 
 
-def _check_size(checkpoint: "Checkpoint", model: str | None, size: str) -> None:
-    """The size is never what decides the architecture, but a size that contradicts it is somebody's mistake."""
-    try:
-        said = float(size.lower().removesuffix("b"))
-    except ValueError:
-        raise MconvError(f"--size {size} is not a number of billions") from None
-    found = checkpoint.parameters / 1e9
-    if not 0.7 * said <= found <= 1.3 * said:
-        raise ConfigError(f"--size {size} of {model}: but {checkpoint.path} has {found:.2f} billion parameters")
-
-
 def _uneven(first: int | None, last: int | None) -> "Uneven":
     from mconv.shard.stages import Uneven
 
     return Uneven(first=first, last=last)
 
 
-def _plan(checkpoint: "Checkpoint", out: Path, **options: Any) -> "Plan":
+def _plan(checkpoint: "Checkpoint", out: Path, *, show: o.Show, **options: Any) -> "Plan":
     from mconv.convert import plan
 
-    return plan.make(checkpoint, out, **options)
+    return plan.make(checkpoint, out, check_room=not show.dry_run, **options)
 
 
-def _run(plan: "Plan", step: str, *, allow_nonfinite: bool, dry_run: bool) -> bool:
-    """Carry out the plan, or print it. True if something was written."""
-    from mconv.convert.ranks import joined
-    from mconv.convert.rewrite import rewrite
+def _run(plan: "Plan", step: str, *, show: o.Show, allow_nonfinite: bool) -> None:
+    """Carry out the plan, or show it."""
+    from mconv.cli import plan as words
+    from mconv.convert.plan import shortage
 
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
-    if dry_run:
-        _print_plan(plan)
-        return False
-    with joined() as ranks, progress(plan.nbytes) as advance:
+    if not show.dry_run:
+        _carry_out(plan, step, allow_nonfinite=allow_nonfinite)
+    if show.json:
+        print(words.as_json(plan, written=not show.dry_run, tensors=show.tensors))
+    else:
+        print("\n".join(words.lines(plan, written=not show.dry_run, tensors=show.tensors)))
+    if show.dry_run and (short := shortage(plan)):
+        raise MconvError(f"{short}; this plan could not be carried out here")
+
+
+def _carry_out(plan: "Plan", step: str, *, allow_nonfinite: bool) -> None:
+    from mconv.convert.ranks import joined
+    from mconv.convert.rewrite import rewrite
+
+    with joined() as ranks, progress(plan.nbytes, f"{step} {plan.source.name}") as advance:
         try:
             rewrite(plan, step=step, allow_nonfinite=allow_nonfinite, progress=advance, ranks=ranks)
         except KeyboardInterrupt:
             print("what is written so far is kept: the same command with --resume continues it", file=sys.stderr)
             raise
-    dtype = dtype_name(plan.final_dtype)
-    print(f"{plan.out}: {plan.format}{_layout(plan)}, {len(plan.targets)} tensors, {decimal(plan.nbytes)}, {dtype}")
-    return True
-
-
-def _layout(plan: "Plan") -> str:
-    layout = plan.layout
-    return "" if layout is None else f" tp {layout.tp} x pp {layout.pp}" + (f" x vpp {layout.vpp}" * (layout.vpp > 1))
-
-
-def _print_plan(plan: "Plan") -> None:
-    print(f"{plan.source.path} ({plan.source.format}) -> {plan.folder} ({plan.format}{_layout(plan)})")
-    peak = decimal(plan.peak_bytes)
-    print(f"{len(plan.targets)} tensors, {decimal(plan.nbytes)}, peak memory about {peak}; nothing was written")
-    for target in plan.targets:
-        print(f"  {target.key}  {tuple(target.shape)}  {dtype_name(target.dtype)}")
-
-
-def _print_flags(plan: "Plan") -> None:
-    from mconv.convert.dialects import DIALECTS
-
-    if plan.layout is None:
-        return
-    dialect = DIALECTS[plan.dialect]
-    flags, warnings = dialect.flags(plan.source.spec, plan.layout, load=str(plan.out))
-    if plan.iteration is not None:  # with a number in the tracker Megatron looks for optimizer and random state
-        flags = [*flags, "--finetune"]
-    print(f"{dialect.program}: {' '.join(flags)}")
-    for warning in warnings:
-        print(f"warning: no flag of {dialect.program} is right for this model: {warning}", file=sys.stderr)

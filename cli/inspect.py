@@ -11,6 +11,7 @@ from mconv.cli.terminal import dtype_name
 
 if TYPE_CHECKING:
     from mconv.convert.checkpoint import Checkpoint
+    from mconv.shard.layout import Layout
 
 
 def inspect(
@@ -22,6 +23,10 @@ def inspect(
     config: o.Config = None,
     json: o.Json = False,
     tensors: o.Flag = False,
+    tp: int | None = None,
+    pp: int | None = None,
+    vpp: int | None = None,
+    plot: Path | None = None,
 ) -> None:
     """Say what a checkpoint is: format, dialect, layout, architecture, parameters, bytes, dtype.
 
@@ -31,6 +36,14 @@ def inspect(
         A Hugging Face folder, a Megatron root, or the folder of one iteration.
     tensors
         List every stored tensor and the logical tensor that it holds a piece of.
+    tp
+        Preview another layout: its tensor-parallel size. Default: as it is.
+    pp
+        Its pipeline-parallel size.
+    vpp
+        Its model chunks on each stage.
+    plot
+        Draw which rank holds which slice: a .png, .svg, .pdf or .html file.
     """
     from mconv.convert.opening import open_checkpoint
 
@@ -46,10 +59,31 @@ def inspect(
             }
             for s in found.stored
         ]
+    preview = any(n is not None for n in (tp, pp, vpp))
+    if preview or plot:
+        from mconv.cli import picture
+
+        layout = _preview(found, tp=tp, pp=pp, vpp=vpp) if preview or found.layout is None else found.layout
+        if preview:
+            sizes = {"tp": layout.tp, "pp": layout.pp, "vpp": layout.vpp, "padded_vocab": layout.padded_vocab}
+            facts["preview"] = {**sizes, "bytes_per_rank": picture.per_rank(found, layout)}
+        if plot:
+            picture.draw(found, layout, plot)
+            facts["plot"] = str(plot)
     if json:
         print(jsonlib.dumps(facts, indent=1))
     else:
         _print_facts(facts)
+
+
+def _preview(c: "Checkpoint", *, tp: int | None, pp: int | None, vpp: int | None) -> "Layout":
+    """The layout asked for; what is not said is as the checkpoint has it."""
+    from mconv.convert.checkpoint import target_layout
+
+    own = c.layout
+    sizes = [asked if asked is not None else getattr(own, name, 1) for name, asked in (("tp", tp), ("pp", pp))]
+    chunks = vpp if vpp is not None else own.vpp if own and pp in (None, own.pp) else 1
+    return target_layout(c.spec, c.family, tp=sizes[0], pp=sizes[1], vpp=chunks, dialect=c.dialect or "mcore")
 
 
 def facts_of(c: "Checkpoint") -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Options that several commands share: a type with its help, so that each is said once."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -39,10 +40,22 @@ Resume = Annotated[
     bool, Parameter(help="Continue the same conversion where a killed run left it; else start anew.", negative=())
 ]
 AllowNonfinite = Annotated[bool, Parameter(help="Convert weights that hold NaN or infinity.", negative=())]
-DryRun = Annotated[bool, Parameter(help="Print the plan and write nothing.", negative=())]
 MegatronFormat = Literal["torch_dist", "mp_rank"]
 Json = Annotated[bool, Parameter(help="One JSON object instead of text.", negative=())]
 Emit = Annotated[
     Literal["megatron-bridge"] | None,
     Parameter(help="Write this program's own files too, so that it loads the checkpoint as one of its own."),
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Show:
+    """What a conversion shows, and whether it shows it instead of doing it."""
+
+    dry_run: Annotated[bool, Parameter(help="Print the plan and write nothing.", negative=())] = False
+    tensors: Annotated[bool, Parameter(help="List every tensor of the result.", negative=())] = False
+    json: Json = False
+
+
+Shown = Annotated[Show, Parameter(name="*")]
+SHOW = Show()

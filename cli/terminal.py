@@ -16,18 +16,24 @@ def dtype_name(dtype: object) -> str:
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Bytes, rate and time left on a terminal; nothing in a pipe."""
+def progress(total: int, doing: str = "", *, passes: int = 1) -> Iterator[Callable[[int], None]]:
+    """What is being done, bytes, rate and time left on a terminal; nothing in a pipe.
+
+    `passes`: how often each byte is counted while the work goes on, where what a person means is the byte itself.
+    """
     if not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda n: bar.advance(task, n)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(bar_width=None), DownloadColumn(), TransferSpeedColumn(),
+        TimeRemainingColumn(), TextColumn("left"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
+        task = bar.add_task(doing, total=total / passes)
+        yield lambda n: bar.advance(task, n / passes)
 
 
 def one_voice(command: Callable[..., Any]) -> Callable[..., Any]:

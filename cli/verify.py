@@ -2,17 +2,23 @@
 
 import json as jsonlib
 import math
+import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mconv.cli import options as o
+from mconv.cli.terminal import progress
 from mconv.errors import MconvError
+
+if TYPE_CHECKING:
+    from mconv.convert.checkpoint import Checkpoint
 
 
 def verify(
     a: Path,
     b: Path,
     *,
+    digests: o.Flag = False,
     tp: int | None = None,
     pp: int | None = None,
     sequence_parallel: o.Flag = False,
@@ -38,6 +44,9 @@ def verify(
         The reference: a Hugging Face folder or a Megatron checkpoint.
     b
         The checkpoint to judge.
+    digests
+        Compare the tensors themselves, bit for bit, in one pass and without a model: any two checkpoints, whatever their
+        formats, dialects and layouts. Exit 0 if they hold the same logical tensors, 1 if not, with their names.
     tp
         Tensor-parallel ranks of the Megatron side. Default: those of an mp_rank checkpoint, 1 for torch_dist.
     pp
@@ -56,6 +65,16 @@ def verify(
         Keep the verdict in the manifest of B, from where it goes into the model card.
     """
     from mconv.convert.opening import open_checkpoint
+
+    said: dict[str, Any] = {"iteration": iteration, "vocab_size": vocab_size, "dialect": dialect}
+    said["config"] = str(config.resolve()) if config else None
+    if digests:
+        given = {"tp": tp, "pp": pp, "sequence-parallel": sequence_parallel, "length": length, "record": record}
+        given |= {"batch": batch != 2, "seed": seed != 1234, "dtype": dtype != "fp32"}
+        if mixed := [f"--{name}" for name, value in given.items() if value]:
+            raise MconvError(f"{', '.join(mixed)}: of a comparison of logits; --digests compares the tensors themselves")
+        return _digests(*(open_checkpoint(p, **_of_megatron(p, said)) for p in (a, b)), json=json)
+
     from mconv.train.launch import ranks
     from mconv.verify import report as reports
 
@@ -63,8 +82,6 @@ def verify(
         raise MconvError("--batch must be at least 1 and --length at least 2")
     if not 0 <= seed < 1 << 63 or 0 in (tp, pp) or min(tp or 1, pp or 1) < 1:
         raise MconvError("--tp and --pp must be at least 1, and --seed a positive number of at most 63 bits")
-    said: dict[str, Any] = {"iteration": iteration, "vocab_size": vocab_size, "dialect": dialect}
-    said["config"] = str(config.resolve()) if config else None
     sides = [open_checkpoint(path, **_of_megatron(path, said)) for path in (a, b)]
     if all(c.format == "hf" for c in sides) and (tp or pp or sequence_parallel):
         raise MconvError(
@@ -87,6 +104,21 @@ def verify(
     if record:
         reports.record(sides[1].path, report, against=sides[0].name)
     return 0 if report["passed"] else 1
+
+
+def _digests(a: "Checkpoint", b: "Checkpoint", *, json: bool) -> int:
+    """Exit 0 if both hold the same logical tensors, 1 if not."""
+    from mconv.verify import digests, report
+
+    with progress(digests.nbytes(a) + digests.nbytes(b), "comparing") as advance:
+        found = digests.compare(a, b, progress=advance)
+    for warning in report.digest_warnings(found):
+        print(f"warning: {warning}", file=sys.stderr)
+    if json:
+        print(jsonlib.dumps(_finite(found.to_dict()), indent=1, allow_nan=False))
+    else:
+        print("\n".join(report.digest_lines(found)))
+    return 0 if found.same else 1
 
 
 def _of_megatron(path: Path, said: dict[str, Any]) -> dict[str, Any]:

@@ -106,6 +106,17 @@ class Plan:
         return 4 * pool.workers() * max(2 * SLAB_BYTES, heads)
 
     @property
+    def standing(self) -> Path:
+        """The innermost folder on the way to the target that is there already."""
+        target = self.out.resolve()
+        return next(p for p in (target, *target.parents) if p.exists())
+
+    @property
+    def free_bytes(self) -> int:
+        """Room on the disk that the target will lie on, with what an unfinished run there has taken of it."""
+        return shutil.disk_usage(self.standing).free + Place.of(self.folder).nbytes
+
+    @property
     def final_dtype(self) -> torch.dtype:
         return self.dtype or self.source.dtype
 
@@ -115,9 +126,12 @@ def make(
     dtype: str | None = None, shard_bytes: int = 5_000_000_000, overwrite: bool = False,
     side_folder: Path | None = None, origin: str | None = None, dialect: str = "mcore",
     vocab_padding: Padding = "zeros", uneven: Uneven = EVEN, iteration: int | None = None, resume: bool = False,
-    emit: Emit | None = None, fingerprint: str | None = None,
+    emit: Emit | None = None, fingerprint: str | None = None, check_room: bool = True,
 ) -> Plan:  # fmt: skip
-    """Plan a conversion of `source` to `format` at `out`. Raises a MconvError that lists all that stands against it."""
+    """Plan a conversion of `source` to `format` at `out`. Raises a MconvError that lists all that stands against it.
+
+    `check_room=False` plans for a disk that is elsewhere: `shortage` then says whether this one would do.
+    """
     if dtype is not None and dtype not in DTYPES:
         raise MconvError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     if iteration is not None and iteration < 0:
@@ -151,7 +165,7 @@ def make(
         side_folder=side_folder, origin=origin or source.name, emit=emit, fingerprint=fingerprint,
     )  # fmt: skip
     try:
-        refuse(_problems(plan), doing=f"cannot write {out}")
+        refuse(_problems(plan, check_room=check_room), doing=f"cannot write {out}")
     except OSError as error:
         raise MconvError(f"{str(out)[:80]}: {error.strerror or error}") from error
     return plan
@@ -175,7 +189,7 @@ def _dtype(source: Checkpoint, stored: Stored) -> torch.dtype:
     return dtypes.pop() if dtypes else source.dtype
 
 
-def _problems(plan: Plan) -> list[str]:
+def _problems(plan: Plan, *, check_room: bool) -> list[str]:
     out, problems = plan.out, []
     taken = out.exists() and (not out.is_dir() or any(p.name for p in out.iterdir() if not p.name.startswith(".mconv-")))
     source, target, place = plan.source.path.resolve(), out.resolve(), Place.of(plan.folder)
@@ -194,14 +208,22 @@ def _problems(plan: Plan) -> list[str]:
         problems.append(f"{plan.side_folder} is not a folder; --tokenizer takes a folder with tokenizer files")
     else:
         problems += _side_problems(plan)
-    parent = next(p for p in (target, *target.parents) if p.exists())
+    parent = plan.standing
     if out.is_symlink() and not out.exists():
         problems.append(f"{out} is a link to nothing; remove it or name another folder")
     elif not parent.is_dir():
         problems.append(f"{parent} is a file, so nothing can be written below it")
-    elif (free := shutil.disk_usage(parent).free + place.nbytes) < plan.nbytes * 1.01:
-        problems.append(f"{parent} has {free / 1e9:.1f} GB free; the checkpoint needs {plan.nbytes / 1e9:.1f} GB")
+    elif check_room and (short := shortage(plan)):
+        problems.append(short)
     return problems
+
+
+def shortage(plan: Plan) -> str | None:
+    """Why the disk is too small for the target, or None."""
+    free = plan.free_bytes
+    if free >= plan.nbytes * 1.01:
+        return None
+    return f"{plan.standing} has {free / 1e9:.1f} GB free; the checkpoint needs {plan.nbytes / 1e9:.1f} GB"
 
 
 def _side_problems(plan: Plan) -> list[str]:

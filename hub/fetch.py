@@ -1,5 +1,7 @@
 """A name to a local folder: a folder itself, `ORG/NAME`, or a family and a size."""
 
+import difflib
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -121,27 +123,60 @@ def repository(source: str, *, size: str | None = None) -> str:
     """`ORG/NAME` of a family and size, or `source` itself; raises ConfigError."""
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ConfigError(f"{source}: no such folder")
-    if any(family == _normal(source) for family, _ in REPOSITORIES):
+    if is_family(source):
         return _pick(source, size).repo
     if "/" not in source:
-        families = ", ".join(dict.fromkeys(family for family, _ in REPOSITORIES))
-        raise ConfigError(f"{source!r} is no folder, no ORG/NAME, and none of the families {families}")
+        families = list(dict.fromkeys(family for family, _ in REPOSITORIES))
+        near = difflib.get_close_matches(_normal(source), families, n=2, cutoff=0.7)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError(f"{source!r} is no folder, no ORG/NAME, and none of the families {', '.join(families)}{meant}")
     check_repo_id(source)
     return source
 
 
+ALIASES = {"llama1": "llama", "llama3.0": "llama3", "mistralv0.1": "mistral", "falcon2": "falcon"}
+"""Other names of a family; Falcon2 is one more size of falcon."""
+
+
 def _normal(family: str) -> str:
-    """`Llama-2` and `llama2` are one family."""
-    return family.lower().replace("-", "").replace("_", "")
+    """`Llama-2`, `llama 2` and `llama2` are one family, and so are `Llama-3-1` and `llama3.1`."""
+    plain = re.sub(r"(?<=\d)[-_ ](?=\d)", ".", family.strip().lower())
+    plain = re.sub(r"[-_ ]", "", plain)
+    return ALIASES.get(plain, plain)
+
+
+def is_family(name: str) -> bool:
+    """Whether a name is that of a family in the table."""
+    return any(family == _normal(name) for family, _ in REPOSITORIES)
 
 
 def _pick(family: str, size: str | None) -> Known:
+    """The model of a family and size. Where there is one size only, it need not be given."""
     sizes = [s for f, s in REPOSITORIES if f == _normal(family)]
-    found = REPOSITORIES.get((_normal(family), (size or "").lower().removesuffix("b")))
+    wanted = (size or "").lower().removesuffix("b") or (sizes[0] if len(sizes) == 1 else "")
+    found = REPOSITORIES.get((_normal(family), wanted))
     if found is None:
         asked = f"has no size {size!r}" if size else "needs a size"
         raise ConfigError(f"{family} {asked}; known sizes: {', '.join(sizes) or 'none'} (--size), or give ORG/NAME")
     return found
+
+
+def check_size(parameters: int, *, size: str, family: str | None = None) -> None:
+    """Hold a model's parameters against the size that somebody named; raises ConfigError where they are another's.
+
+    Of a known family and size the parameters are known, up to rows that a finetune added to the vocabulary; else the size
+    is a round number of billions.
+    """
+    try:
+        said = float(size.lower().removesuffix("b"))
+    except ValueError:
+        raise ConfigError(f"--size {size} is not a number of billions, such as 7") from None
+    known = _pick(family, size) if family and is_family(family) else None
+    low, high = (known.billions * 0.95, known.billions * 1.05) if known else (0.7 * said, 1.3 * said)
+    if not low <= parameters / 1e9 <= high:
+        of = f" of {family}" if family else ""
+        expected = f"; it should have {known.billions:g}" if known else ""
+        raise ConfigError(f"--size {size}{of}, but its config says {parameters / 1e9:.3g} billion parameters{expected}")
 
 
 def _cached(repo: str, *, cache_dir: Path | None, revision: str | None, essential: bool) -> Path | None:

@@ -30,6 +30,8 @@ def family_of(config: dict[str, Any]) -> Family:
         advice = RENAMED.get(str(name), f"mconv supports {sorted(FAMILIES)}")
         raise ConfigError(f"config.json: model_type is {name!r}; {advice}")
     named = config.get("architectures") or [found.architecture]
+    if not isinstance(named, list):
+        raise ConfigError(f"config.json: architectures is {named!r}, not a list of names")
     if [str(name).lower() for name in named] != [found.architecture.lower()]:  # LLaMA-1 spelt it LLaMA
         raise ConfigError(f"config.json: architectures is {named}; mconv supports {found.architecture}")
     return found

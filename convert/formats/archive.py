@@ -59,9 +59,14 @@ def _contiguous(pending: Pending) -> bool:
 
 
 def _data_offset(file: BinaryIO, start: int, info: zipfile.ZipInfo) -> int:
-    """Where a record's bytes start: the local header has name and padding of its own length."""
+    """Where a record's bytes start: the local header has name and padding of its own length. -1 if it is not there."""
+    if start + info.header_offset < 0:
+        return -1
     file.seek(start + info.header_offset + 26)
-    name, extra = struct.unpack("<HH", file.read(4))
+    lengths = file.read(4)
+    if len(lengths) < 4:
+        return -1
+    name, extra = struct.unpack("<HH", lengths)
     return start + info.header_offset + 30 + name + extra
 
 
@@ -115,10 +120,11 @@ def _place(
         raise FormatError(
             f"{path}: {name or 'a tensor'} of shape {pending.shape} is not stored plainly; save it again contiguous"
         )
-    offset = _data_offset(file, start, info) + pending.offset * width
+    first = _data_offset(file, start, info)
+    offset = first + pending.offset * width
     end = pending.offset + prod(pending.shape)
     if (
-        min(pending.offset, *pending.shape, 0) < 0
+        min(first, pending.offset, *pending.shape, 0) < 0
         or end * width > info.file_size
         or offset + prod(pending.shape) * width > start + size
     ):

@@ -138,6 +138,11 @@ def shards(targets: list[Target], limit: int) -> list[list[Target]]:
     return out
 
 
+def shard_names(count: int) -> list[str]:
+    """What the files of a folder of `count` shards are called."""
+    return [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+
+
 def _header(targets: list[Target]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -152,11 +157,7 @@ def _header(targets: list[Target]) -> bytes:
 def lay_out(targets: list[Target], *, limit: int) -> Laid:
     """A folder's safetensors in shards of at most `limit` bytes. Headers and index are written at the end."""
     parts = shards(targets, limit)
-    names = (
-        [SINGLE]
-        if len(parts) == 1
-        else [f"model-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
-    )
+    names = shard_names(len(parts))
     headers = {name: _header(part) for name, part in zip(names, parts, strict=True)}
     spots, sizes = {}, {}
     for name, part in zip(names, parts, strict=True):

@@ -116,6 +116,8 @@ def _index(folder: Path, state: dict[str, Any]) -> tuple[dict[str, Global], dict
     tensors: dict[str, Global] = {}
     blobs: dict[str, Chunk] = {}
     for fqn, entry in state["state_dict_metadata"].items():
+        if not isinstance(fqn, str):
+            raise TypeError(f"a key is {type(fqn).__name__}")
         described = getattr(entry, "state", None) or {}
         if "size" not in described:
             blobs[fqn] = _chunk(folder, places[_key(fqn, ())], (), ())

@@ -1,6 +1,7 @@
 """The conversion commands as a user types them: exit codes, one message, what is printed, what is written."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -69,6 +70,12 @@ WRONG = [
     ("meg2hf MP --out o --tokenizer nowhere", "nowhere"),
     ("meg2hf MP --out MP", "source"),
     ("hf2meg HF --out o --size abc", "abc"),
+    ("hf2meg lama2 --size 7", "did you mean llama2"),
+    ("hf2meg llama2 --out o", "needs a size; known sizes: 7, 13, 70"),
+    ("hf2meg llama2 --size 7 --from HF --out o", "it should have 6.74"),
+    ("hf2meg llama2 --size 8 --from HF --out o", "has no size '8'"),
+    ("hf2meg mistral --offline --cache-dir nowhere", "hf download mistralai/Mistral-7B-v0.1"),
+    ("hf2meg --from mistral --size 7 --offline --cache-dir nowhere", "hf download mistralai/Mistral-7B-v0.1"),
     (f"hf2meg HF --out {'x' * 300}", "xxx"),
 ]
 
@@ -85,15 +92,53 @@ def test_a_mistake_is_one_message_and_exit_code_2(mconv, tmp_path, line, says):
 )
 def test_a_dry_run_writes_nothing_and_the_run_does_what_it_said(mconv, tmp_path, line):
     code, out, _ = mconv(f"{line} --dry-run")
-    assert code == 0 and "nothing was written" in out and not list(tmp_path.iterdir())
-    count = sum(row.startswith("  ") for row in out.splitlines())
-    assert f"{count} tensors" in out
+    assert code == 0 and "nothing was written" in out and len(out.splitlines()) < 22 and not list(tmp_path.iterdir())
+    listed = mconv(f"{line} --dry-run --tensors")[1]
+    count = len(listed.splitlines()) - len(out.splitlines())
+    said = json.loads(mconv(f"{line} --dry-run --json --tensors")[1])
+    assert count == said["tensors"] == len(said["target_tensors"]) and not said["written"]
     code, done, err = mconv(line)
     assert code == 0 and f"{count} tensors" in done
+    made = {str(p.relative_to(tmp_path / "o")): p.stat().st_size for p in (tmp_path / "o").rglob("*") if p.is_file()}
+    assert made.keys() == said["files"].keys(), "the target tree is the one that was shown"
+    for name, size in said["files"].items():
+        assert size is None or size <= made[name] < size + 80_000, name
     code, _, err = mconv(line)
     assert code == 2 and "--overwrite" in err
     assert mconv(f"{line} --overwrite")[0] == 0
     assert [p.name for p in tmp_path.iterdir()] == ["o"]
+
+
+def test_a_dry_run_on_a_small_disk_shows_the_plan_and_says_no(mconv, tmp_path, monkeypatch):
+    monkeypatch.setattr("mconv.convert.plan.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    for line in ("hf2meg HF --out o --dry-run", "hf2meg HF --out o"):
+        code, out, err = mconv(line)
+        assert code == 2 and "0.0 GB free" in err and not list(tmp_path.iterdir())
+        assert ("release/" in out) == ("--dry-run" in line)
+
+
+def test_a_model_of_the_cache_is_called_by_its_name(mconv, made, tmp_path, monkeypatch):
+    """The Hub's cache has a folder by a commit's hash; what is made is called by the repository."""
+    shutil.copytree(made / "hf", cached := tmp_path / "cache/models--acme--tiny/snapshots/0123abcd")
+    (tmp_path / "cache/models--acme--tiny/refs").mkdir()
+    (tmp_path / "cache/models--acme--tiny/refs/main").write_text(cached.name)
+    code, out, err = mconv("hf2meg acme/tiny --offline --cache-dir cache")
+    assert (code, err) == (0, "") and out.startswith("tiny-megatron: torch_dist")
+    assert json.loads(mconv("inspect tiny-megatron --json")[1])["history"][0]["detail"]["from"] == "acme/tiny"
+
+
+def test_many_files_are_one_line(mconv, tmp_path):
+    make_llama(tmp_path / "m", num_hidden_layers=2, num_key_value_heads=8)
+    out = mconv("hf2meg m --out o --tp 8 --pp 2 --format mp_rank --dry-run")[1].splitlines()
+    assert sum("mp_rank_" in row and "model_optim_rng.pt" in row for row in out) == 6
+    assert any("... 10 more" in row for row in out) and len(out) < 24
+
+
+def test_the_result_as_json(mconv):
+    code, out, err = mconv("hf2meg HF --out o --tp 2 --json")
+    made = json.loads(out)
+    assert (code, err, made["written"], made["layout"]) == (0, "", True, {"tp": 2, "pp": 1, "vpp": 1})
+    assert made["flags"].startswith("Megatron-LM: --load o")
 
 
 def test_the_whole_way_gives_back_every_bit(mconv, made, tmp_path):

@@ -1,12 +1,13 @@
 """Names to folders: a folder wins, then the cache, then a download; offline and absent says what to type."""
 
 import shutil
+from contextlib import nullcontext
 
 import pytest
 from huggingface_hub import snapshot_download
 
 from mconv.errors import ConfigError, FormatError, MconvError
-from mconv.hub.fetch import REPOSITORIES, expected_parameters, pull, repository, resolve
+from mconv.hub.fetch import REPOSITORIES, check_size, expected_parameters, pull, repository, resolve
 from mconv.hub.folder import missing
 from mconv.hub.push import push
 
@@ -128,6 +129,11 @@ def test_a_repository_without_safetensors(hub, tmp_path):
         ("llama2", None, r"needs a size; known sizes: 7, 13, 70"),
         ("llama2", "30", r"has no size '30'; known sizes: 7, 13, 70"),
         ("gpt2", None, "no folder, no ORG/NAME, and none of the families"),
+        ("lama2", "7", "did you mean llama2"),
+        ("mistal", None, "did you mean mistral"),
+        ("flacon", "7", "did you mean falcon"),
+        ("Llama-31", "8", "did you mean llama3.1"),
+        ("falcon", None, "falcon needs a size; known sizes: 7, 11, 40, 180"),
         ("./missing", None, "no such folder"),
         ("a/b/c", None, "no such folder"),
         ("a b/c", None, "write ORG/NAME"),
@@ -146,6 +152,45 @@ def test_the_table():
     assert repository("Falcon-RW", size="1B") == "tiiuae/falcon-rw-1b"
     for (_, size), known in REPOSITORIES.items():
         assert 0.9 < known.billions / float(size) < (1.25 if float(size) > 1 else 1.7)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "repo"),
+    [
+        ("mistral", None, "mistralai/Mistral-7B-v0.1"),
+        ("Mistral", "7b", "mistralai/Mistral-7B-v0.1"),
+        ("Llama-3-1", "8", "meta-llama/Llama-3.1-8B"),
+        ("llama-3.2", "1B", "meta-llama/Llama-3.2-1B"),
+        ("LLaMA", "30", "huggyllama/llama-30b"),
+        ("code_llama", "34", "codellama/CodeLlama-34b-hf"),
+        ("falcon2", "11", "tiiuae/falcon-11B"),
+        ("falcon-rw", "1", "tiiuae/falcon-rw-1b"),
+        ("Falcon3", "10", "tiiuae/Falcon3-10B-Base"),
+    ],
+)
+def test_names_as_people_write_them(name, size, repo):
+    assert repository(name, size=size) == repo
+
+
+@pytest.mark.parametrize(
+    ("billions", "size", "family", "says"),
+    [
+        (6.74, "7", "llama2", None),
+        (6.93, "7B", "Llama-2", None),  # a finetune with a larger vocabulary
+        (13.02, "7", "llama2", "13 billion parameters; it should have 6.74"),
+        (7.24, "7", "llama2", "it should have 6.74"),  # a Mistral
+        (1.67, "1", "falcon3", None),  # its name is rounded far down
+        (32.5, "30", "llama", None),
+        (7.6, "7", None, None),
+        (1.0, "7", None, "its config says 1 billion"),
+        (7.0, "seven", None, "not a number of billions"),
+        (7.0, "nan", None, "billion"),
+        (7.0, "8", "llama2", "has no size '8'"),
+    ],
+)
+def test_the_size_is_checked_against_the_config(billions, size, family, says):
+    with nullcontext() if says is None else pytest.raises(ConfigError, match=says):
+        check_size(int(billions * 1e9), size=size, family=family)
 
 
 def test_pull(hub, published, tmp_path):
