@@ -209,7 +209,10 @@ class RopeKeys:
         rope = spec.rope
         scaling = {"rope_type": rope.kind, **{name: getattr(rope, name) for name in ROPE_FIELDS[rope.kind]}}
         out["rope_theta"] = rope.base
-        out["rope_scaling"] = None if rope.kind == "default" else dict(scaling)
+        # transformers before 4.43 takes `type` and `factor` and nothing else; later ones read that, too.
+        out["rope_scaling"] = {"default": None, "linear": {"type": "linear", "factor": rope.factor}}.get(
+            rope.kind, scaling
+        )
         out["rope_parameters"] = {"rope_theta": rope.base, **scaling}
 
 

@@ -1,43 +1,20 @@
 """What Mistral and Falcon have of their own, on megatron-core: right at any layout, and each fault in it is caught."""
 
-import importlib.util
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from judge import JOBS, convert, jobs, report
 from safetensors.torch import load_file, save_file
 from tiny import edit_json, make_mistral, make_model, tensors
 
-from mconv.convert import plan
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError
 from mconv.verify import logits, probes
 
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("verify_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-llm"
 ALIBI = ("falcon-rw", "falcon-40b-alibi")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train import engine
-
-    engine.shutdown()
-
-
-def convert(source, out, **options):
-    rewrite(plan.make(open_checkpoint(source), out, **{"format": "torch_dist", **options}), step="test")
-    return out
-
-
-def report(a, b, **payload):
-    return jobs.verify(a=str(a), b=str(b), **payload)
 
 
 @pytest.mark.parametrize(

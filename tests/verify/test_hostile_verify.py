@@ -1,39 +1,13 @@
 """What a hostile look at `mconv verify` found, and that it stays mended."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from judge import convert, report
 from safetensors.torch import save_file
 from tiny import VARIANTS, make_llama, tensors
 
 from mconv.cli.app import run
-from mconv.convert import plan
-from mconv.convert.opening import open_checkpoint
-from mconv.convert.rewrite import rewrite
 from mconv.errors import MconvError
-
-_spec = importlib.util.spec_from_file_location("verify_jobs", Path(__file__).with_name("jobs.py"))
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
-
-
-@pytest.fixture(autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train import engine
-
-    engine.shutdown()
-
-
-def convert(source, out, **options):
-    rewrite(plan.make(open_checkpoint(source), out, **{"format": "torch_dist", **options}), step="test")
-    return out
-
-
-def report(a, b, **payload):
-    return jobs.verify(a=str(a), b=str(b), **payload)
 
 
 def edit_rank(root, rank, change):

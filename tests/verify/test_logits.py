@@ -1,42 +1,19 @@
 """The verifier passes what is right and fails what is wrong: each planted fault must be caught."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from judge import JOBS, convert, report
 from safetensors.torch import save_file
 from tiny import LLAMA3, MODELS, VARIANTS, edit_json, make_llama, make_model, tensors
 
-from mconv.convert import plan
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError, FormatError
 
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("verify_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-lm"
 ALIBI = ("falcon-rw", "falcon-40b-alibi")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train import engine
-
-    engine.shutdown()
-
-
-def convert(source, out, **options):
-    rewrite(plan.make(open_checkpoint(source), out, **{"format": "torch_dist", **options}), step="test")
-    return out
-
-
-def report(a, b, **payload):
-    return jobs.verify(a=str(a), b=str(b), **payload)
 
 
 @pytest.mark.parametrize("model", [name for name in MODELS if name not in ALIBI])

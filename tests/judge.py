@@ -1,0 +1,25 @@
+"""Convert with mconv and judge with `mconv verify`'s own work, in this process: what the tests of verifying share."""
+
+import importlib.util
+from pathlib import Path
+
+from mconv.convert import plan
+from mconv.convert.opening import open_checkpoint
+from mconv.convert.rewrite import rewrite
+
+JOBS = Path(__file__).parent / "verify" / "jobs.py"
+"""What the ranks of `world` do; a path, because folders of tests are no packages."""
+_spec = importlib.util.spec_from_file_location("verify_jobs", JOBS)
+jobs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(jobs)
+
+
+def convert(source, out, **options):
+    """One conversion, to `torch_dist` unless `options` say otherwise; returns the folder."""
+    rewrite(plan.make(open_checkpoint(source), out, **{"format": "torch_dist", **options}), step="test")
+    return out
+
+
+def report(a, b, **payload):
+    """What `mconv verify a b` finds."""
+    return jobs.verify(a=str(a), b=str(b), **payload)
