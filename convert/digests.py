@@ -1,7 +1,7 @@
 """Digests of logical tensors: of the bytes in row-major order, whatever format, layout or dialect holds them."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,12 @@ class Recorded:
 
     algorithm: str
     digests: dict[str, str]
+
+
+def combined(digests: Mapping[str, str]) -> str:
+    """One digest of many: of lines `name digest`, sorted by name."""
+    lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
+    return f"{ALGORITHM} {xxhash.xxh3_128(lines.encode()).hexdigest()}"
 
 
 def described(algorithm: str = ALGORITHM) -> str:

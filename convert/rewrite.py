@@ -16,7 +16,7 @@ from mconv.convert import bridge, journal, manifest, pool, spell, tokens
 from mconv.convert.carry import Done, Goal, Terms, Unit, carry
 from mconv.convert.checkpoint import SIDE_FOLDER
 from mconv.convert.dialects import DIALECTS, mcore
-from mconv.convert.digests import check_digests, recorded
+from mconv.convert.digests import check_digests, combined, recorded
 from mconv.convert.formats import hf, mp_rank, torch_dist
 from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.laid import Laid
@@ -139,8 +139,9 @@ def lay_out(plan: Plan) -> Laid:
 def _finish(plan: Plan, laid: Laid, place: Place, done: Mapping[str, Done], *, step: str) -> dict[str, Any]:
     """Hold what was read against the source's manifest, write what is not a tensor, and publish."""
     inside = [str(x) for x in plan.source.family.logicals(plan.source.spec)]
-    check_digests(plan.source, {name: done[name].digests["source"] for name in inside})
-    made = _manifest(plan, step, {name: done[name].digests["cast"] for name in inside})
+    read = {name: done[name].digests["source"] for name in inside}
+    check_digests(plan.source, read)
+    made = _manifest(plan, step, {name: done[name].digests["cast"] for name in inside}, read)
     if not place.published:
         with explained(f"could not write {plan.folder}", "what was there before is unchanged"):
             laid.finish(place.partial, {key: crc for one in done.values() for key, crc in one.crcs.items()})
@@ -190,7 +191,8 @@ def _config(plan: Plan, old: dict[str, Any]) -> dict[str, Any]:
     return old | family.write_config(spec) | {"torch_dtype": name, "dtype": name}
 
 
-def _manifest(plan: Plan, step: str, found: dict[str, str]) -> dict[str, Any]:
+def _manifest(plan: Plan, step: str, found: dict[str, str], read: dict[str, str]) -> dict[str, Any]:
+    """The manifest: `found` are the digests of what was written, `read` of what the source holds."""
     before = plan.source.manifest or {}
     layout = {"tp": plan.layout.tp, "pp": plan.layout.pp, "vpp": plan.layout.vpp} if plan.layout else {}
     detail = {"from": plan.origin, "from_format": plan.source.format, "to_format": plan.format, **layout}
@@ -198,7 +200,7 @@ def _manifest(plan: Plan, step: str, found: dict[str, str]) -> dict[str, Any]:
         detail["fingerprint"] = plan.fingerprint
     if plan.dtype:
         detail["cast_to"] = _name(plan.dtype)
-    origin = before.get("source") or {"name": plan.origin, "format": plan.source.format}
+    origin = before.get("source") or {"name": plan.origin, "format": plan.source.format, "digest": combined(read)}
     return manifest.make(
         plan.source.spec,
         format=plan.format,

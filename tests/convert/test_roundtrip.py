@@ -149,6 +149,17 @@ def test_a_digest_is_of_the_logical_tensor_whatever_holds_it(tmp_path):
     assert one == two and len(set(one.values())) == len(one)
 
 
+def test_the_manifest_keeps_what_the_first_source_held(tmp_path):
+    """One digest of all its tensors, through every hop, layout and cast."""
+    hf = make_llama(tmp_path / "hf")
+    one = to(hf, tmp_path / "a", format="torch_dist")
+    cast = to(to(one, tmp_path / "b", format="mp_rank", dtype="bf16"), tmp_path / "c", format="hf")
+    again = to(hf, tmp_path / "d", format="mp_rank", tp=2, dtype="bf16")
+    other = to(make_llama(tmp_path / "x", seed=3), tmp_path / "e", format="torch_dist")
+    first, *same, differs = (open_checkpoint(x).manifest["source"]["digest"] for x in (one, cast, again, other))
+    assert same == [first, first] and differs != first and first.startswith("xxh3-128 ")
+
+
 def test_a_digest_is_the_hash_of_the_rows_in_order(tmp_path):
     import xxhash
 
