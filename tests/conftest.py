@@ -3,7 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from world import World
+
+settings.register_profile("mconv", deadline=None)  # a busy machine is no fault of an example's
+settings.load_profile("mconv")
 
 
 @pytest.fixture(scope="session")
