@@ -16,7 +16,7 @@ from typing import Any
 
 import mconv
 from mconv.convert import manifest
-from mconv.convert.carry import Done
+from mconv.convert.carry import Done, Unit
 from mconv.convert.formats.laid import Laid
 from mconv.convert.place import PLAN, Place, sync, write_whole
 from mconv.convert.plan import Plan
@@ -69,11 +69,12 @@ def begin(place: Place, laid: Laid, made_of: dict[str, Any], *, resume: bool, ov
     if before is not None and (place.partial.is_dir() or place.published):
         _check_same(place, before["of"], made_of)
         if not (place.published or overwrite or before["overwrite"]) and place.folder.exists():
-            raise MconvError(f"{place.folder} exists; give --overwrite to replace it, or name another folder")
+            raise _exists(place)
         if not place.published:
             _check_sizes(place, laid)
         return finished(place)
-    place.folder.parent.mkdir(parents=True, exist_ok=True)
+    if not overwrite and place.folder.is_dir() and any(place.folder.iterdir()):  # came since the plan was made
+        raise _exists(place)
     place.clear()
     place.partial.mkdir()
     laid.create(place.partial)
@@ -84,13 +85,18 @@ def begin(place: Place, laid: Laid, made_of: dict[str, Any], *, resume: bool, ov
     return {}
 
 
+def _exists(place: Place) -> MconvError:
+    return MconvError(f"{place.folder} exists; give --overwrite to replace it, or name another folder")
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     """The record of an unfinished conversion, or None if it is not there or was not written to its end."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"of", "overwrite"} <= found.keys() else None
+    whole = isinstance(found, dict) and isinstance(found.get("of"), dict) and isinstance(found.get("overwrite"), bool)
+    return found if whole else None
 
 
 def _check_same(place: Place, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -119,7 +125,7 @@ def _check_sizes(place: Place, laid: Laid) -> None:
 
 
 def finished(place: Place) -> dict[str, Done]:
-    """What the journals say is on the disk. A line that was cut short says nothing."""
+    """What the journals say is on the disk. A line that was cut short, or that is none of ours, says nothing."""
     found = {}
     for path in sorted(place.journal.glob("done-*.jsonl")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -127,8 +133,23 @@ def finished(place: Place) -> dict[str, Done]:
                 done = Done(**json.loads(line))
             except (ValueError, TypeError):
                 continue
-            found[done.logical] = done
+            if _sound(done):
+                found[done.logical] = done
     return found
+
+
+def _sound(done: Done) -> bool:
+    tables = isinstance(done.logical, str) and isinstance(done.digests, dict) and isinstance(done.crcs, dict)
+    texts = tables and all(isinstance(value, str) for value in done.digests.values())
+    return texts and all(type(value) is int and 0 <= value < 1 << 32 for value in done.crcs.values())
+
+
+def vouched(unit: Unit, done: Done | None, *, checksums: bool) -> bool:
+    """Whether a journal's line says all that must be known of a unit to leave it out."""
+    if done is None:
+        return False
+    keys = {goal.target.key for goal in unit.goals} if checksums else set()
+    return done.crcs.keys() == keys and (not unit.digest or done.digests.keys() == {"cast", "source"})
 
 
 def record(place: Place, rank: int, done: Iterable[Done], files: Iterable[str]) -> None:

@@ -1,9 +1,14 @@
 """Where a conversion is being made, beside the place that it will take."""
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from mconv.errors import MconvError
 
 PARTIAL = ".mconv-partial-"
 """What is not finished has this prefix; nothing reads such a folder. The next run replaces it, or continues it."""
@@ -54,6 +59,45 @@ class Place:
         """Remove what is unfinished. The journal goes first: it must never vouch for other bytes."""
         shutil.rmtree(self.journal, ignore_errors=True)
         shutil.rmtree(self.partial, ignore_errors=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep others from making the same folder. Raises MconvError if one does; a killed one's lock is gone with it."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        path = self.folder.parent / f"{self.partial.name}.lock"
+        descriptor = _locked(path)
+        if descriptor is None:
+            raise MconvError(f"another mconv is writing {self.folder} now; wait for it, or name another folder")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _locked(path: Path) -> int | None:
+    """A descriptor that holds the lock of a file, or None if another process has it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:  # a file system without locks: then there is nothing to go by
+            return descriptor
+        with suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return descriptor
+        os.close(descriptor)  # its holder has just removed it: another one counts now
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, or a link to one."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -65,7 +65,7 @@ class Plan:
     def folder(self) -> Path:
         """The folder that holds the tensors."""
         if self.format == "hf":
-            return self.out
+            return self.out.resolve() if self.out.is_symlink() else self.out  # a link stays one
         i = self.iteration
         if i is None and self.emit:
             i = 0  # Megatron-Bridge knows no release

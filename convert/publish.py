@@ -1,13 +1,12 @@
 """All or nothing: what was made takes its place in one rename, the tracker last."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mconv.convert import bridge, manifest
 from mconv.convert.checkpoint import TRACKER
-from mconv.convert.place import PARTIAL, Place, sync, write_whole
+from mconv.convert.place import PARTIAL, Place, remove, sync, write_whole
 from mconv.convert.plan import Plan
 from mconv.errors import MconvError
 
@@ -32,12 +31,12 @@ def publish(plan: Plan, place: Place) -> None:
         state = f"{place.folder} is whole, but nothing points to it; give --resume to try again"
         with explained(f"could not write {plan.out / TRACKER}", state):
             write_tracker(plan)
-    shutil.rmtree(place.old, ignore_errors=True)
-    shutil.rmtree(place.journal, ignore_errors=True)
+    remove(place.old)
+    remove(place.journal)
 
 
 def _swap(place: Place) -> None:
-    shutil.rmtree(place.old, ignore_errors=True)
+    remove(place.old)
     if place.folder.exists():
         place.folder.rename(place.old)
     try:

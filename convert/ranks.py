@@ -17,6 +17,10 @@ TIMEOUT = datetime.timedelta(days=7)
 """How long a rank waits for the slowest one. One that dies is noticed at once: its connection is closed."""
 
 
+class RankDied(MconvError):
+    """Another rank is gone without a word, most likely killed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ranks:
     """This process among those that convert."""
@@ -52,7 +56,7 @@ class Ranks:
         try:
             torch.distributed.all_gather_object(answers, mine)
         except RuntimeError as error:
-            raise MconvError(f"rank {self.rank}: another rank has died ({str(error).splitlines()[0]})") from error
+            raise RankDied(f"rank {self.rank}: another rank has died ({str(error).splitlines()[0]})") from error
         return answers
 
 

@@ -9,6 +9,7 @@ import json
 import shutil
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from mconv.convert.digests import check_digests, combined, recorded
 from mconv.convert.formats import hf, mp_rank, torch_dist
 from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.laid import Laid
+from mconv.convert.opening import open_checkpoint
 from mconv.convert.place import Place
 from mconv.convert.plan import Plan
 from mconv.convert.publish import explained, publish
-from mconv.convert.ranks import ALONE, Ranks
+from mconv.convert.ranks import ALONE, RankDied, Ranks
 from mconv.convert.source import Progress, Scratch, Source, quiet
+from mconv.convert.source import digests as digests_of
 from mconv.convert.table import Logical
+from mconv.errors import MconvError
 from mconv.shard.layout import Layout
 
 
@@ -43,18 +47,33 @@ def rewrite(
 
     def begin() -> dict[str, Done]:
         with unchanged:
+            held.enter_context(place.alone())
             return journal.begin(place, laid, made_of, resume=plan.resume, overwrite=plan.overwrite)
 
     there = plan.out.exists()
-    done = ranks.first(begin)
+    try:
+        with ExitStack() as held:
+            done = ranks.first(begin)
+            return _do(plan, laid, place, done, ranks, step=step, allow_nonfinite=allow_nonfinite, progress=progress)
+    except Exception:
+        if ranks.rank == 0 and not there and plan.format != "hf":
+            with suppress(OSError):  # it holds something
+                plan.out.rmdir()
+        raise
+
+
+def _do(
+    plan: Plan, laid: Laid, place: Place, done: Mapping[str, Done], ranks: Ranks, *,
+    step: str, allow_nonfinite: bool, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
     try:
         everything = _carry_all(plan, laid, place, done, ranks, allow_nonfinite=allow_nonfinite, progress=progress)
-        return ranks.first(lambda: _finish(plan, laid, place, everything, step=step))
+        return ranks.first(lambda: _finish(plan, laid, place, everything, step=step, resumed=set(done)))
+    except RankDied:  # as good as killed: what was done is kept for --resume
+        raise
     except Exception:
         if ranks.rank == 0 and place.partial.exists():
             place.clear()
-            if not there and plan.format != "hf":
-                plan.out.rmdir()
         raise
 
 
@@ -64,7 +83,7 @@ def _carry_all(
 ) -> dict[str, Done]:  # fmt: skip
     """Do what is left of the work, this rank its share; what is known of every logical tensor then."""
     units = units_of(plan, laid)
-    left = [unit for unit in units if str(unit.logical) not in done]
+    left = [u for u in units if not journal.vouched(u, done.get(str(u.logical)), checksums=laid.checksums)]
     mine = list(pool.Lanes.of(left, [u.nbytes for u in left], ranks.world).lanes[ranks.rank])
     lock, stop = threading.Lock(), threading.Event()
 
@@ -82,7 +101,7 @@ def _carry_all(
         checksums=laid.checksums, recorded=recorded(plan.source).algorithm, progress=tell, alive=alive,
     )  # fmt: skip
     progress(sum(unit.nbytes for unit in units) - sum(unit.nbytes for unit in left))
-    everything = dict(done)
+    everything = {name: done[name] for name in (str(unit.logical) for unit in units) if name in done}
     for share in ranks.together(lambda: _carry_mine(mine, terms, place, ranks.rank, stop)):
         everything.update(share)
     return everything
@@ -136,7 +155,9 @@ def lay_out(plan: Plan) -> Laid:
     return torch_dist.lay_out(plan.targets, shapes, common, mcore.extra_state_keys(spec.num_layers))
 
 
-def _finish(plan: Plan, laid: Laid, place: Place, done: Mapping[str, Done], *, step: str) -> dict[str, Any]:
+def _finish(
+    plan: Plan, laid: Laid, place: Place, done: Mapping[str, Done], *, step: str, resumed: set[str]
+) -> dict[str, Any]:
     """Hold what was read against the source's manifest, write what is not a tensor, and publish."""
     inside = [str(x) for x in plan.source.family.logicals(plan.source.spec)]
     read = {name: done[name].digests["source"] for name in inside}
@@ -149,8 +170,22 @@ def _finish(plan: Plan, laid: Laid, place: Place, done: Mapping[str, Done], *, s
             if plan.emit and plan.layout is not None:
                 _emit(plan, place.partial, plan.layout)
             manifest.write(place.partial, made)
+        _check_resumed(place, made["digests"], resumed)
     publish(plan, place)
     return made
+
+
+def _check_resumed(place: Place, made: Mapping[str, str], resumed: set[str]) -> None:
+    """Read again what an earlier run is said to have written: files may have changed since, and journals be wrong."""
+    names = resumed & made.keys()
+    if not names:
+        return
+    found = digests_of(Source.of(open_checkpoint(place.partial)), allow_nonfinite=True, only=names).stored
+    if changed := sorted(name for name in names if found[name] != made[name]):
+        raise MconvError(
+            f"{place.partial}: {len(changed)} tensors ({', '.join(changed[:5])}) are not what the interrupted run wrote; "
+            "nothing was kept of it: start anew without --resume"
+        )
 
 
 def _name(dtype: object) -> str:

@@ -1,6 +1,6 @@
 """Logical tensors out of stored pieces: pull a box, assemble a target, and look at each slab once: hash, check."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import reduce
 from math import prod
@@ -215,11 +215,13 @@ def assemble(source: Source, stored: Stored, *, dtype: torch.dtype) -> torch.Ten
 
 def digests(
     source: Source, *, dtype: torch.dtype | None = None, allow_nonfinite: bool = False,
-    algorithm: str = ALGORITHM, progress: Progress = quiet,
+    algorithm: str = ALGORITHM, progress: Progress = quiet, only: Collection[str] | None = None,
 ) -> Digests:  # fmt: skip
-    """Read every logical tensor of the architecture once, and hash it. NaN and infinity are refused on the way."""
+    """Read every logical tensor of the architecture (or `only` these) once, and hash it. NaN and infinity are refused."""
     found, scratch = Digests({}, {}), Scratch()
     for logical in source.checkpoint.family.logicals(source.checkpoint.spec):
+        if only is not None and str(logical) not in only:
+            continue
         plain, cast = ALGORITHMS[algorithm](), ALGORITHMS[algorithm]()
         for slab in source.slabs(logical, scratch):
             plain.update(bytes_of(slab.tensor))

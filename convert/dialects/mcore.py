@@ -5,6 +5,7 @@ Megatron-LM core_v0.16.1 `checkpointing.py` (`load_args_from_checkpoint`).
 """
 
 import dataclasses
+import shlex
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -307,7 +308,7 @@ def flags(spec: ModelSpec, layout: Layout, *, load: str) -> tuple[list[str], lis
     """
     rope = spec.rope
     out = [
-        f"--load {load}", "--use-checkpoint-args",
+        f"--load {shlex.quote(load)}", "--use-checkpoint-args",
         f"--tensor-model-parallel-size {layout.tp}", f"--pipeline-model-parallel-size {layout.pp}",
         f"--norm-epsilon {spec.norm_epsilon:g}", "--attention-dropout 0.0", "--hidden-dropout 0.0",
     ]  # fmt: skip

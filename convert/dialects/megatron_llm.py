@@ -8,6 +8,7 @@ What its args say cannot be taken on trust. The importer's own files state the m
 trained holds the flags of that process, whatever the model is: resharding resets epsilon, rope base and rope factor.
 """
 
+import shlex
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -255,7 +256,7 @@ def refusals(spec: ModelSpec, layout: Layout) -> list[str]:
 def flags(spec: ModelSpec, layout: Layout, *, load: str) -> tuple[list[str], list[str]]:
     """Megatron-LLM's flags, with those that `--use_checkpoint_args` does not restore; and warnings."""
     out = [
-        f"--load {load}", "--use_checkpoint_args", f"--tensor_model_parallel_size {layout.tp}",
+        f"--load {shlex.quote(load)}", "--use_checkpoint_args", f"--tensor_model_parallel_size {layout.tp}",
         f"--pipeline_model_parallel_size {layout.pp}", f"--layernorm_epsilon {spec.norm_epsilon:g}",
         f"--rope_theta {spec.rope.base:g}", f"--rope_scaling_factor {spec.rope.factor:g}",
         "--hidden_dropout 0.0", "--attention_dropout 0.0", "--use_flash_attn", "--no_bias_gelu_fusion",

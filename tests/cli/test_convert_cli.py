@@ -219,3 +219,8 @@ def test_the_process_exits_as_it_should(tmp_path):
     done = subprocess.run([sys.executable, "-m", "mconv", "inspect", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("mconv: ") and "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_flags_can_be_pasted_whatever_the_folder_is_called(mconv):
+    code, out, _ = mconv("hf2meg HF --out my$model --dry-run")
+    assert code == 0 and "--load 'my$model' " in out

@@ -28,7 +28,7 @@ def test_sixty_kills_leave_nothing_wrong_and_resuming_ends_byte_for_byte(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "plant, says", [("vouch-early", "not that of an unbroken run"), ("tracker-first", "neither the old")]
+    "plant, says", [("vouch-early", "a resumed run was refused"), ("tracker-first", "neither the old")]
 )
 def test_the_kills_would_show_a_fault(tmp_path, plant, says):
     done = kill(tmp_path, "--kills", "12", "--plant", plant)
@@ -72,7 +72,25 @@ def two_ranks(tmp_path, *lines):
     command = [sys.executable, "-W", "ignore", "-c", RANK]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
     ranks = [subprocess.Popen([*command, str(rank), ports, *lines], **pipes) for rank in range(2)]
-    return [rank.communicate(timeout=120) for rank in ranks]
+    return answers(ranks)
+
+
+def answers(ranks, timeout=120):
+    """What each process printed; none outlives this, whatever happens."""
+    try:
+        return [rank.communicate(timeout=timeout) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+
+
+def test_ranks_that_hang_do_not_outlive_their_test():
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    with pytest.raises(subprocess.TimeoutExpired):
+        answers(ranks, timeout=0.1)
+    assert all(rank.poll() is not None for rank in ranks)
 
 
 def test_two_ranks_make_the_bytes_of_one_and_fail_together(tmp_path, capsys):

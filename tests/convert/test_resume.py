@@ -105,6 +105,93 @@ def test_a_resume_does_not_replace_what_came_meanwhile(hf, tmp_path, monkeypatch
     assert (place.folder / "mine").read_text() == "precious"
 
 
+def test_a_second_run_into_the_same_folder_is_refused(hf, tmp_path, monkeypatch):
+    out, seen, write = tmp_path / "out", [], os.pwrite
+
+    def writing(*args):
+        if not seen:
+            seen.append(1)
+            for options in ({}, {"overwrite": True}, {"resume": True}):
+                with pytest.raises(MconvError, match="another mconv is writing"):
+                    convert(hf, out, **options)
+        return write(*args)
+
+    want = files(convert(hf, tmp_path / "whole"))
+    monkeypatch.setattr(os, "pwrite", writing)
+    assert files(convert(hf, out)) == want and seen and not list(tmp_path.rglob(".mconv-*"))
+
+
+def test_what_came_since_the_plan_was_made_is_not_replaced(hf, tmp_path):
+    late = plan.make(open_checkpoint(hf), tmp_path / "out", format="mp_rank", tp=2, dtype="fp16")
+    before = files(convert(hf, tmp_path / "out"))
+    with pytest.raises(MconvError, match="--overwrite"):
+        rewrite(late, step="test")
+    assert files(tmp_path / "out") == before
+
+
+def test_a_damaged_plan_with_resume_replaces_nothing(hf, tmp_path, monkeypatch):
+    place = interrupted(hf, tmp_path / "out", monkeypatch)
+    shutil.copytree(convert(hf, tmp_path / "other", dtype="fp16") / "release", place.folder)
+    before = files(place.folder)
+    for text in ("", '{"of": [], "overwrite": true}'):
+        (place.journal / "plan.json").write_text(text)
+        with pytest.raises(MconvError, match="--overwrite"):
+            convert(hf, tmp_path / "out", resume=True)
+    assert files(place.folder) == before
+
+
+@pytest.mark.parametrize("format", ["mp_rank", "torch_dist", "hf"])
+def test_resume_believes_neither_journals_nor_files(hf, tmp_path, monkeypatch, format):
+    source = hf if format != "hf" else convert(hf, tmp_path / "source") / "release"
+    options = {"format": format, "tp": 1 if format == "hf" else 2}
+    want = files(convert(source, tmp_path / "whole", **options))
+    for forged in (
+        '{"logical": ["head.weight"], "digests": {}, "crcs": {}}',
+        '{"logical": "head.weight", "digests": {}, "crcs": {}}',
+        '{"logical": "head.weight", "digests": "cast source", "crcs": {}}', '{"logical": "x", "digests": {}, "crcs": {}}',
+        "[1]", '{"logical": "head.weight", "digests": {"cast": 1, "source": 2}, "crcs": {"a": -1}}', '{"logical": "he',
+    ):  # fmt: skip
+        place = half(source, tmp_path / "out", monkeypatch, options)
+        with (place.journal / "done-0.jsonl").open("a") as file:
+            file.write(forged + "\n")
+        assert files(convert(source, tmp_path / "out", resume=True, **options)) == want, forged
+        shutil.rmtree(tmp_path / "out")
+    place = half(source, tmp_path / "out", monkeypatch, options)
+    for path in place.partial.rglob("*"):
+        if path.is_file():
+            path.write_bytes(bytes(path.stat().st_size))  # the same sizes, nothing in them
+    with pytest.raises(MconvError, match="not what the interrupted run wrote"):
+        convert(source, tmp_path / "out", resume=True, **options)
+    assert not files(tmp_path / "out") and not list(tmp_path.rglob(".mconv-*"))
+
+
+def half(source, out, monkeypatch, options):
+    """A run that was interrupted when it had journalled some tensors, but not the last."""
+    from mconv.convert import journal
+
+    real = journal.record
+
+    def recording(place, rank, done, files):
+        kept = [one for one in done if one.logical != "head.weight"]
+        real(place, rank, kept, files)
+        if len(journal.finished(place)) > 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(journal, "record", recording)
+        convert(source, out, **options)
+    return Place.of(out if options["format"] == "hf" else out / "release")
+
+
+def test_a_link_named_as_the_target_stays_one_and_what_it_leads_to_is_replaced(hf, tmp_path):
+    root = convert(hf, tmp_path / "meg")
+    back = convert(root, tmp_path / "disk" / "back", format="hf", tp=1)
+    (tmp_path / "link").symlink_to(back)
+    convert(root, tmp_path / "link", format="hf", tp=1, dtype="fp16", overwrite=True)
+    assert (tmp_path / "link").is_symlink() and open_checkpoint(back).dtype == torch.float16
+    assert not list(tmp_path.rglob(".mconv-*"))
+
+
 PEAK = """
 import sys, threading, time
 from pathlib import Path
