@@ -256,8 +256,8 @@ def flags(spec: ModelSpec, layout: Layout, *, load: str) -> tuple[list[str], lis
     """Megatron-LLM's flags, with those that `--use_checkpoint_args` does not restore; and warnings."""
     out = [
         f"--load {load}", "--use_checkpoint_args", f"--tensor_model_parallel_size {layout.tp}",
-        f"--pipeline_model_parallel_size {layout.pp}", f"--layernorm_epsilon {spec.norm_epsilon:g}",
-        f"--rope_theta {spec.rope.base:g}", f"--rope_scaling_factor {spec.rope.factor:g}",
+        f"--pipeline_model_parallel_size {layout.pp}", f"--layernorm_epsilon {spec.norm_epsilon}",
+        f"--rope_theta {spec.rope.base}", f"--rope_scaling_factor {spec.rope.factor}",
         "--hidden_dropout 0.0", "--attention_dropout 0.0", "--use_flash_attn", "--no_bias_gelu_fusion",
     ]  # fmt: skip
     warnings = []
