@@ -68,7 +68,7 @@ def identify(
     if told:
         _agree(folder, dialect.stored_spec(told), spec)
         spec = told
-    return _identity(folder, made, dialect.name, spec, layout)
+    return _identity(folder, made, dialect.name, spec, layout, () if told or settled else dialect.doubts(args, tensors))
 
 
 def _identity(

@@ -163,6 +163,7 @@ def _open_mp_rank(folder: Path, said: Said) -> Checkpoint:
     return Checkpoint(
         path=folder, format="mp_rank", dialect=what.dialect, family=what.family, spec=spec, layout=layout,
         iteration=_iteration(folder), stored=stored, located=located, manifest=what.manifest, common=common,
+        notes=what.notes,
     )  # fmt: skip
 
 

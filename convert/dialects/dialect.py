@@ -61,6 +61,11 @@ def nothing(spec: ModelSpec, layout: Layout) -> list[str]:
     return []
 
 
+def no_doubts(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, ...]:
+    """The args of this dialect say all that there is to say."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
     """One Megatron's way to spell the tensors of a rank's file."""
@@ -91,3 +96,5 @@ class Dialect:
     """Args that only this dialect, of those with the same names, has."""
     untrusted_args: bool = False
     """Whether its args may hold some process's flags in place of the model's values."""
+    doubts: Callable[[Namespace, Mapping[str, Located]], tuple[str, ...]] = no_doubts
+    """What had to be assumed because the args cannot say it: told to the user where nothing else settles it."""

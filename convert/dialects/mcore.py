@@ -48,7 +48,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "rotary_percent": (1.0,), "openai_gelu": (False,),
     "rotary_interleaved": (False,), "apply_layernorm_1p": (False,), "qk_layernorm": (False,), "squared_relu": (False,),
     "apply_residual_connection_post_layernorm": (False,), "multi_latent_attention": (False,), "num_experts": (None, 0),
-    "apply_query_key_layer_scaling": (False,), "mtp_num_layers": (None, 0),
+    "mtp_num_layers": (None, 0), "use_mup": (False,),
     "heterogeneous_layers_config_path": (None,), "add_position_embedding": (True, False), "softmax_type": ("vanilla",),
     "qk_clip": (False,), "attention_output_gate": (False,), "linear_attention_type": (None,),
     "glu_linear_offset": (0.0,),
@@ -74,6 +74,8 @@ UNEVEN: dict[str, tuple[str, type]] = {
 
 
 NORMS = {"rms": "RMSNorm", "layer": "LayerNorm"}
+EPSILON = ("layernorm_epsilon", "norm_epsilon")
+"""The second is what Megatron-LM called it from 2023 to core 0.15."""
 
 
 def check_stages(args: Namespace) -> None:
@@ -113,14 +115,14 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
         "group_query_attention": spec.num_query_groups != spec.num_attention_heads,
         "num_query_groups": spec.num_query_groups,
         "swiglu": spec.activation == "swiglu",
+        "apply_query_key_layer_scaling": False,  # scores are divided by the layer's number and multiplied by it again
         "bias_gelu_fusion": False,  # Megatron's fused GELU is the tanh form
         "normalization": NORMS[spec.norm],
         "window_size": (spec.sliding_window - 1, 0) if spec.sliding_window else None,
         "position_embedding_type": spec.position,
         "seq_length": spec.max_position_embeddings,
         "encoder_seq_length": spec.max_position_embeddings,
-        "layernorm_epsilon": spec.norm_epsilon,
-        "norm_epsilon": spec.norm_epsilon,
+        **dict.fromkeys(EPSILON, spec.norm_epsilon),
         "use_rotary_position_embeddings": True,
         "rotary_base": int(rope.base) if rope.base == int(rope.base) else rope.base,
         "rotary_seq_len_interpolation_factor": _int(rope.factor) if rope.kind == "linear" else None,
@@ -179,12 +181,24 @@ def spec_of(
         **{name: _arg(values, name, int) for name in SAME},
         num_query_groups=_arg(values, "num_query_groups" if grouped else "num_attention_heads", int),
         vocab_size=_true_vocab(values, given=vocab_size),
-        norm_epsilon=_arg(values, "layernorm_epsilon", float),
+        norm_epsilon=_epsilon(values),
         rope=_rope(values),
         tied_embeddings=not values.get("untie_embeddings_and_output_weights", False),
         qkv_bias=biased or bool(values.get("add_qkv_bias", False)),
         proj_bias=biased,
         mlp_bias=biased,
+    )
+
+
+def doubts(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, ...]:
+    """Megatron-LM has a flag for the factor of llama3 scaling, keeps it, and computes with 8 all the same."""
+    values = vars(args)
+    factor, ours = values.get("rope_scaling_factor", 8.0), "rope_low_freq_factor" in values
+    if ours or not values.get("use_rope_scaling") or factor == 8:
+        return ()
+    return (
+        f"its args have rope_scaling_factor {factor}, which was taken; but Megatron-LM computes with 8 whatever it says, "
+        "so for a model that was trained there from scratch 8 is right: change it in the exported config.json",
     )
 
 
@@ -266,6 +280,15 @@ def _arg(values: dict[str, Any], name: str, kind: type, default: Any = None) -> 
     return value
 
 
+def _epsilon(values: dict[str, Any]) -> float:
+    """Under either of its names; where both are there, they must agree."""
+    found = {_arg(values, name, float) for name in EPSILON if values.get(name) is not None}
+    if len(found) != 1:
+        said = ", ".join(f"{name} = {values.get(name)!r}" for name in EPSILON)
+        raise ConfigError(f"the checkpoint's args must say one norm epsilon, but have {said}")
+    return found.pop()
+
+
 def _rope(values: dict[str, Any]) -> Rope:
     base = _arg(values, "rotary_base", float, 10000.0)
     stretch = _arg(values, "rotary_seq_len_interpolation_factor", float, 1.0)
@@ -310,7 +333,7 @@ def flags(spec: ModelSpec, layout: Layout, *, load: str) -> tuple[list[str], lis
     out = [
         f"--load {shlex.quote(load)}", "--use-checkpoint-args",
         f"--tensor-model-parallel-size {layout.tp}", f"--pipeline-model-parallel-size {layout.pp}",
-        f"--norm-epsilon {spec.norm_epsilon:g}", "--attention-dropout 0.0", "--hidden-dropout 0.0",
+        f"--norm-epsilon {spec.norm_epsilon}", "--attention-dropout 0.0", "--hidden-dropout 0.0",
     ]  # fmt: skip
     named = {"first": "--decoder-first-pipeline-num-layers", "last": "--decoder-last-pipeline-num-layers"}
     out += [f"{flag} {n}" for name, flag in named.items() if (n := getattr(layout.uneven, name)) is not None]
@@ -347,4 +370,5 @@ DIALECT = Dialect(
     args_of=args_of,
     layout_of=layout_of,
     stored_spec=bias_spec,
+    doubts=doubts,
 )

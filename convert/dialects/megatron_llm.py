@@ -193,6 +193,18 @@ def _check_trusted(values: dict[str, Any]) -> None:
         )
 
 
+def doubts(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, ...]:
+    """Of a file that was resharded or trained: a scaling factor of 1 may be the model's, or resharding's default."""
+    values = vars(args)
+    ours, imported = "true_vocab_size" in values, any(IMPORTED in key for key in tensors)
+    if ours or imported or values.get("rope_scaling_factor") not in (None, 1, 1.0):
+        return ()
+    return (
+        "a resharded or trained Megatron-LLM file does not keep the rope scaling factor; none was assumed: wrong "
+        "for a model with linear scaling: for such a one give --config, its config.json",
+    )
+
+
 def _window(values: dict[str, Any], *, imported: bool) -> int | None:
     """The number of visible keys. Its attention sees one more than the arg says; its importer copies Hugging Face's."""
     size = values.get("sliding_window_size")
@@ -257,8 +269,8 @@ def flags(spec: ModelSpec, layout: Layout, *, load: str) -> tuple[list[str], lis
     """Megatron-LLM's flags, with those that `--use_checkpoint_args` does not restore; and warnings."""
     out = [
         f"--load {shlex.quote(load)}", "--use_checkpoint_args", f"--tensor_model_parallel_size {layout.tp}",
-        f"--pipeline_model_parallel_size {layout.pp}", f"--layernorm_epsilon {spec.norm_epsilon:g}",
-        f"--rope_theta {spec.rope.base:g}", f"--rope_scaling_factor {spec.rope.factor:g}",
+        f"--pipeline_model_parallel_size {layout.pp}", f"--layernorm_epsilon {spec.norm_epsilon}",
+        f"--rope_theta {spec.rope.base}", f"--rope_scaling_factor {spec.rope.factor}",
         "--hidden_dropout 0.0", "--attention_dropout 0.0", "--use_flash_attn", "--no_bias_gelu_fusion",
     ]  # fmt: skip
     warnings = []
@@ -288,6 +300,7 @@ DIALECT = Dialect(
            "language_model.encoder", "word_embeddings_for_head"),
     least_version=2.0,
     untrusted_args=True,
+    doubts=doubts,
     marks=("language_model.lm_head", "mlp_layernorm.weight"),
     own_args=("glu_activation", "use_rms_norm", "num_attention_heads_kv", "tie_embed_logits", "sliding_window_size",
               "rope_theta"),

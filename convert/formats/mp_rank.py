@@ -39,12 +39,14 @@ def open_folder(folder: Path) -> tuple[dict[str, Located], dict[str, dict[str, A
     tensors: dict[str, Located] = {}
     common: dict[str, dict[str, Any]] = {}
     for rank in ranks:
-        file = rank / FILE if (rank / FILE).is_file() else rank / RNG_FILE
-        if not file.is_file():
+        here = [rank / name for name in (FILE, RNG_FILE) if (rank / name).is_file()]
+        if len(here) > 1:
+            raise FormatError(f"{rank} has both {FILE} and {RNG_FILE}, two models: remove the one that is not meant")
+        if not here:
             if (rank / OPTIMIZER_FILE).is_file():
                 continue  # a data-parallel rank's part of an optimizer: its folder is named like a stage's
             raise FormatError(f"{rank / FILE} is missing; the checkpoint is incomplete")
-        state = archive.read(file)
+        state = archive.read(here[0])
         if not isinstance(state, dict) or not all(isinstance(k, str) for k in state):
             raise FormatError(f"{rank / FILE} does not hold a dictionary of names; it is not a checkpoint of Megatron")
         models = {k: v for k, v in state.items() if re.fullmatch(r"model\d*", k)}

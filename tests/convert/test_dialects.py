@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 from tiny import VARIANTS, make_llama, same, tensors
 
 from mconv.convert import plan
+from mconv.convert.dialects import DIALECTS, mcore
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError, FormatError, LayoutError, MconvError
+from mconv.shard.layout import Layout
 from mconv.shard.stages import Uneven
 
 OLD = {
@@ -130,6 +133,44 @@ def test_names_and_args_that_contradict_each_other_are_not_guessed_either(tmp_pa
     with pytest.raises(ConfigError, match="speak for both"):
         open_checkpoint(root)
     assert open_checkpoint(root, dialect="nvidia-legacy").dialect == "nvidia-legacy"
+
+
+@pytest.mark.parametrize("dialect", ["mcore", "nvidia-legacy"])
+def test_the_epsilon_under_the_name_that_megatron_lm_had_for_it_until_core_0_15(tmp_path, dialect):
+    hf = make_llama(tmp_path / "hf", rms_norm_eps=3e-6)
+    root = to(hf, tmp_path / "m", format="mp_rank", dialect=dialect)
+
+    def older(state):
+        del state["args"].layernorm_epsilon
+        state["args"].apply_query_key_layer_scaling = True  # the default of those days; it cancels out
+
+    assert open_checkpoint(rewritten(root, older)).spec == open_checkpoint(hf).spec
+
+
+@pytest.mark.parametrize("values", [(1e-5, 1e-6), (None, None)])
+def test_an_epsilon_that_is_not_one_number_is_refused(tmp_path, values):
+    root = to(make_llama(tmp_path / "hf"), tmp_path / "m", format="mp_rank")
+
+    def two(state):
+        state["args"].layernorm_epsilon, state["args"].norm_epsilon = values
+
+    with pytest.raises(ConfigError, match="must say one norm epsilon, but have layernorm_epsilon"):
+        open_checkpoint(rewritten(root, two))
+
+
+def test_flags_have_every_digit(tmp_path):
+    spec = dataclasses.replace(open_checkpoint(make_llama(tmp_path / "hf")).spec, norm_epsilon=1.2345678e-6)
+    for name, flag in (("mcore", "--norm-epsilon"), ("megatron-llm", "--layernorm_epsilon")):
+        assert f"{flag} 1.2345678e-06" in DIALECTS[name].flags(spec, Layout(padded_vocab=256), load="x")[0]
+
+
+def test_a_rank_with_two_files_of_weights_is_not_guessed(tmp_path):
+    """One with and one without a distributed optimizer: two runs that saved into one folder."""
+    root = to(make_llama(tmp_path / "hf"), tmp_path / "m", format="mp_rank", dialect="megatron-llm")
+    file = rank_files(root)[0]
+    shutil.copyfile(file, file.with_name("model_rng.pt"))
+    with pytest.raises(FormatError, match=r"mp_rank_00 has both model_optim_rng\.pt and model_rng\.pt"):
+        open_checkpoint(root)
 
 
 @pytest.mark.parametrize("dialect", ["nvidia-legacy", "megatron-llm"])
@@ -262,3 +303,14 @@ def test_an_iteration_of_ones_own(tmp_path):
     assert open_checkpoint(root).iteration == 70 and open_checkpoint(root).common["iteration"] == 70
     with pytest.raises(MconvError, match="negative"):
         to(tmp_path / "hf", tmp_path / "x", format="torch_dist", iteration=-1)
+
+
+def test_a_factor_that_megatron_keeps_but_does_not_use_is_said():
+    """Ours says what it means; of others' it cannot be known whether the model was converted or trained with it."""
+    from argparse import Namespace
+
+    doubts = mcore.DIALECT.doubts
+    [note] = doubts(Namespace(use_rope_scaling=True, rope_scaling_factor=32.0), {})
+    assert "32.0" in note and "computes with 8" in note
+    assert doubts(Namespace(use_rope_scaling=True, rope_scaling_factor=8.0), {}) == ()
+    assert doubts(Namespace(use_rope_scaling=True, rope_scaling_factor=32.0, rope_low_freq_factor=1.0), {}) == ()

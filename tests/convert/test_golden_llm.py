@@ -143,6 +143,14 @@ def test_a_resharded_file_whose_args_are_not_the_models_is_refused_and_settled_b
         open_checkpoint(tmp_path / "m", vocab_size=320, config=other)
 
 
+def test_what_a_resharded_files_args_cannot_say_is_said(tmp_path):
+    """Resharding resets the rope factor, and 1 is what most models have: no refusal, but a note."""
+    [note] = opened("llama2-gqa", "megatron-tp2pp2").notes
+    assert "rope scaling factor" in note and "--config" in note
+    assert opened("llama2-gqa", "megatron").notes == ()
+    assert opened("llama2-gqa", "megatron-tp2pp2", config=GOLDEN / "llama2-gqa" / "hf").notes == ()
+
+
 def forget(root, **changes):
     """Rewrite the args of every rank as a process would that was started with other flags; drop our manifest."""
     for path in root.rglob("model_optim_rng.pt"):
