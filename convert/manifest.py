@@ -68,6 +68,9 @@ def read(folder: Path) -> dict[str, Any] | None:
     wrong = [
         f"{k} is {type(found[k]).__name__}" for k, kind in kinds.items() if not isinstance(found.get(k, kind()), kind)
     ]
+    if not wrong:
+        wrong += [f"the digest of {k} is {v!r}" for k, v in found.get("digests", {}).items() if not isinstance(v, str)]
+        wrong += [f"copies holds {v!r}" for v in found.get("copies", []) if not isinstance(v, str)]
     refuse(wrong, doing=f"reading {folder / NAME}", kind=FormatError)
     return found
 

@@ -213,3 +213,18 @@ def test_overwrite_replaces_and_leaves_nothing_behind(tmp_path):
     to(second, out, format="torch_dist", overwrite=True)
     assert sorted(p.name for p in out.iterdir()) == ["latest_checkpointed_iteration.txt", "release"]
     assert same(tensors(to(out, tmp_path / "back", format="hf")), tensors(second))
+
+
+@pytest.mark.parametrize(
+    "key, value, says", [("digests", {"embed.weight": 0}, "digest of embed"), ("copies", [3], "copies holds 3")]
+)
+def test_a_manifest_whose_values_are_of_a_wrong_kind_is_refused_by_name(tmp_path, key, value, says):
+    import json
+
+    from mconv.errors import FormatError
+
+    root = to(make_llama(tmp_path / "hf"), tmp_path / "m", format="torch_dist")
+    path = root / "release" / "mconv.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(FormatError, match=says):
+        open_checkpoint(root)
