@@ -21,10 +21,12 @@ def load_rank(
     tp_rank: int,
     pp_rank: int,
     padded_vocab_size: int,
+    partial: bool = False,
 ) -> None:
     """Fill one rank's live parameters from any checkpoint. Names as in an `mp_rank` file; cast to their dtypes.
 
-    Raises FormatError if a parameter is in no row of the table, or a row has no parameter.
+    With `partial` they may be some of the rank's. Raises FormatError if a parameter is in no row of the table, or a row
+    has no parameter.
     """
     layout = Layout(tp=tp, pp=pp, padded_vocab=padded_vocab_size)
     source, done = Source.of(checkpoint), set()
@@ -32,6 +34,8 @@ def load_rank(
         if place.stage != pp_rank:
             continue
         name = next((n for n in names if n in params), names[0])
+        if name not in params and partial:
+            continue
         if name not in params:
             raise FormatError(f"the model has no parameter {name!r} for {logical}")
         piece = spell.rank_piece(mcore.DIALECT, checkpoint.family, checkpoint.spec, layout, logical, tp_rank)

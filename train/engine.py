@@ -7,7 +7,8 @@ load_torch_dist(model, folder)
 scores = logits(model, tokens, parallel=parallel)            # on rank 0; None elsewhere
 """
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from mconv.errors import ConfigError, FormatError, LayoutError, refuse
 from mconv.shard.stages import stage_layers
 from mconv.spec import ModelSpec
+from mconv.train import partial
 from mconv.train.attention import CoreAttention, LayerNorm, RMSNorm
 from mconv.train.falcon import ParallelLayer
 from mconv.train.loss import true_vocab_loss
@@ -37,11 +39,13 @@ from mconv.train.mcore import (
     quiet,
     tensor_parallel,
 )
+from mconv.train.meta import OnMeta
 from mconv.train.parallel import Parallel, init, shutdown
 from mconv.train.rope import inverse_frequencies
 
 __all__ = [
     "Parallel",
+    "angles",
     "build",
     "check_known",
     "init",
@@ -50,6 +54,7 @@ __all__ = [
     "logits",
     "parameters",
     "shutdown",
+    "surplus_biases",
     "transformer_config",
     "unwrap",
 ]
@@ -143,11 +148,13 @@ def build(
     parallel: Parallel,
     dtype: torch.dtype,
     initialize: bool = False,
+    on_meta: bool = False,
     **more: Any,
 ) -> torch.nn.Module:
     """This rank's part of megatron-core's GPTModel, on its device, in `dtype`; call `init(parallel)` before.
 
-    Weights are NaN until loaded (what a loader forgets, the first logits show), or random with `initialize`.
+    Weights are NaN until loaded (what a loader forgets, the first logits show), or random with `initialize`; with
+    `on_meta` they have no memory at all, for the caller to give.
     `more` overrides fields of the TransformerConfig. Raises LayoutError on sizes that cannot be shared.
     """
     check(spec, padded_vocab_size=padded_vocab_size, parallel=parallel)
@@ -157,21 +164,24 @@ def build(
     layers = TransformerBlockSubmodules(
         layer_specs=[layer_spec(config, spec)] * get_num_layers_to_build(config), layer_norm=NORMS[spec.norm]
     )
-    model = GPTModel(
-        config,
-        layers,
-        padded_vocab_size,
-        spec.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
-        parallel_output=True,
-        share_embeddings_and_output_weights=spec.tied_embeddings,
-        position_embedding_type="rope",
-        rotary_base=spec.rope.base,
-    )
+    with OnMeta() if on_meta else contextlib.nullcontext():
+        model = GPTModel(
+            config,
+            layers,
+            padded_vocab_size,
+            spec.max_position_embeddings,
+            pre_process=parallel_state.is_pipeline_first_stage(),
+            post_process=parallel_state.is_pipeline_last_stage(),
+            parallel_output=True,
+            share_embeddings_and_output_weights=spec.tied_embeddings,
+            position_embedding_type="rope",
+            rotary_base=spec.rope.base,
+        )
     # Set before the first forward: megatron-core caches the angles per module.
     model.rotary_pos_emb.inv_freq = inverse_frequencies(spec.rope, kv_channels=spec.kv_channels)
     model.compute_language_model_loss = true_vocab_loss(spec.vocab_size)
+    if on_meta:
+        return model
     _fill(model, spec, keep=initialize)
     return model.to(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else model
 
@@ -183,14 +193,21 @@ def _leave(weight: Tensor) -> Tensor:
 
 def _fill(model: GPTModel, spec: ModelSpec, *, keep: bool) -> None:
     """NaN in every weight unless `keep`; zero, for good, in biases that megatron-core has and the model has not."""
-    has = {"linear_qkv": spec.qkv_bias, "linear_proj": spec.proj_bias, "linear_fc": spec.mlp_bias}
-    without = [f".{kind}" for kind, biased in has.items() if not biased]
+    without = surplus_biases(model, spec)
     for name, parameter in model.named_parameters():
-        if name.endswith(".bias") and any(kind in name for kind in without):
+        if name in without:
             parameter.data.zero_()
             parameter.requires_grad_(False)  # else training would give it a value that no HF model can hold
         elif not keep:
             parameter.data.fill_(float("nan"))
+
+
+def surplus_biases(model: torch.nn.Module, spec: ModelSpec) -> set[str]:
+    """The biases that megatron-core has because another linear has one, and that are zero in this model."""
+    has = {"linear_qkv": spec.qkv_bias, "linear_proj": spec.proj_bias, "linear_fc": spec.mlp_bias}
+    without = [f"{kind}" for kind, biased in has.items() if not biased]
+    names = (name for name, _ in model.named_parameters() if name.endswith(".bias"))
+    return {name for name in names if any(kind in name for kind in without)}
 
 
 def unwrap(model: Any) -> GPTModel:
@@ -226,15 +243,22 @@ def load_rank_file(model: torch.nn.Module, state: Mapping[str, Any]) -> None:
 
 
 @quiet()
-def load_torch_dist(model: torch.nn.Module, folder: Path | str) -> None:
-    """Fill the model from a torch_dist folder (`iter_*` or `release`) with megatron-core's own loader.
+def load_torch_dist(model: torch.nn.Module, folder: Path | str, *, part: str | None = None) -> None:
+    """Fill the model from a torch_dist folder (`iter_*` or `release`) with megatron-core's own loader; on all ranks.
 
-    Raises FormatError on a missing tensor, and on a vocabulary of another padding, which megatron-core would
+    `part`: only the parameters whose names start so, by megatron-core's description of them and torch's reader; on any
+    rank. Raises FormatError on a missing tensor, and on a vocabulary of another padding, which megatron-core would
     stretch or cut in silence. Surplus tensors (optimizer state, extra states) are left alone.
     """
     whole = unwrap(model)
     wanted = whole.sharded_state_dict()
+    if part is not None:
+        wanted = {name: wanted[name] for name, _ in whole.named_parameters() if name.startswith(part)}
     _check_shapes(wanted, str(folder))
+    if part is not None:
+        for name, tensor in partial.read(folder, wanted).items():
+            whole.get_parameter(name).data.copy_(tensor)
+        return
     try:
         loaded = dist_checkpointing.load({"model": wanted}, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
     except dist_checkpointing.core.CheckpointingException as error:
@@ -261,31 +285,64 @@ def _check_shapes(wanted: Mapping[str, Any], folder: str) -> None:
 @torch.no_grad()
 @quiet()
 def logits(
-    model: torch.nn.Module, tokens: Int[Tensor, "b s"], *, parallel: Parallel
+    model: torch.nn.Module,
+    tokens: Int[Tensor, "b s"],
+    *,
+    parallel: Parallel,
+    positions: Int[Tensor, "b s"] | None = None,
 ) -> Float[Tensor, "b s padded_vocab"] | None:
     """Scores of every position over the padded vocabulary, fp32, on global rank 0; None on all other ranks.
 
     Every rank calls it with the same `tokens` (on any device). Forward only, through megatron-core's own pipeline
-    schedules; with sequence parallelism the sequence is padded to a multiple of tp and cut again.
+    schedules; with sequence parallelism the sequence is padded to a multiple of tp and cut again. `positions` are those
+    of rope, rising along each row, where they are not 0, 1, 2, ...
     """
     length = tokens.shape[1]
     spare = -length % parallel.tp if parallel.sequence_parallel else 0
     padded = torch.nn.functional.pad(tokens, (0, spare)).to(torch.cuda.current_device())
     training = model.training
     model.eval()
-    outputs = get_forward_backward_func()(
-        forward_step_func=_forward,
-        data_iterator=iter([padded]),
-        model=[model],
-        num_microbatches=1,
-        seq_length=padded.shape[1],
-        micro_batch_size=padded.shape[0],
-        forward_only=True,
-        collect_non_loss_data=True,
-    )
+    at = None if positions is None else torch.nn.functional.pad(positions, (0, spare)).to(torch.cuda.current_device())
+    with _at(unwrap(model), at):
+        outputs = get_forward_backward_func()(
+            forward_step_func=_forward,
+            data_iterator=iter([padded]),
+            model=[model],
+            num_microbatches=1,
+            seq_length=padded.shape[1],
+            micro_batch_size=padded.shape[0],
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
     model.train(training)
     scores = _on_rank_0(outputs[0].float() if outputs else None, (*padded.shape, unwrap(model).vocab_size))
     return None if scores is None else scores[:, :length]
+
+
+@contextlib.contextmanager
+def _at(model: GPTModel, positions: Int[Tensor, "b s"] | None) -> Iterator[None]:
+    """For a while, rope's angles are those of `positions`, which megatron-core otherwise counts from 0."""
+    rotary = model.rotary_pos_emb
+    if positions is None or torch.equal(positions, torch.arange(positions.shape[1]).to(positions).expand_as(positions)):
+        yield
+        return
+    counted = rotary.forward
+
+    def forward(_: int, *args: Any, **options: Any) -> Float[Tensor, "s b 1 h"]:
+        return angles(counted, positions, *args, **options)
+
+    rotary.forward = forward
+    try:
+        yield
+    finally:
+        del rotary.forward
+
+
+def angles(
+    counted: Callable[..., Tensor], positions: Int[Tensor, "b s"], *args: Any, **options: Any
+) -> Float[Tensor, "s b 1 h"]:
+    """What megatron-core's rotary embedding `counted` says at `positions`, for each row."""
+    return counted(int(positions.max()) + 1, *args, **options)[:, 0, 0][positions.t()][:, :, None]
 
 
 def _forward(batches: Iterator[Int[Tensor, "b s"]], model: torch.nn.Module) -> tuple[Tensor, Any]:

@@ -1,30 +1,36 @@
 """Two sets of logits: how far apart, where, and whether that is close enough."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 CHUNK = 64
 """Positions compared at once: a vocabulary of 128k in double precision is large."""
+Pair = tuple[Float[Tensor, "b c v"], Float[Tensor, "b c v"]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What passes. The mean is the ancestor's documented gate; `relative_max` is ours, meaningful only in fp32."""
+    """What passes, by the dtype of the arithmetic. `docs/verify.md` has the measurements behind each number."""
 
     mean_abs_error: float
-    relative_max: float | None
+    """The ancestor's gate (Megatron-LLM's getting-started guide)."""
+    times_noise: float
+    """How many times the model's own noise floor the error may be; both its largest and its root mean square."""
+    relative_max: float
+    """Largest error over scale that passes however low the noise floor is."""
+    relative_rms: float
+    """Root mean square error over scale that passes however low the noise floor is."""
 
 
 LIMITS = {
-    "fp32": Limits(mean_abs_error=0.01, relative_max=1e-4),
-    "bf16": Limits(mean_abs_error=0.1, relative_max=None),
-    "fp16": Limits(mean_abs_error=0.1, relative_max=None),
+    "fp32": Limits(mean_abs_error=0.01, times_noise=8.0, relative_max=2e-5, relative_rms=2e-6),
+    "bf16": Limits(mean_abs_error=0.1, times_noise=3.0, relative_max=0.02, relative_rms=4e-3),
+    "fp16": Limits(mean_abs_error=0.1, times_noise=3.0, relative_max=0.003, relative_rms=5e-4),
 }
-"""By the dtype of the arithmetic. Source: Megatron-LLM's getting-started guide (0.01 and 0.1); 1e-4 is some twenty times
-the difference that another order of summation makes in fp32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +39,13 @@ class Comparison:
 
     max_abs_error: float
     mean_abs_error: float
+    rms_error: float
     scale: float
     """Root mean square of the reference's logits."""
     relative_max: float
     """max_abs_error / scale."""
+    relative_rms: float
+    """rms_error / scale."""
     kl: float
     """Mean over positions of KL(reference || candidate), in nats."""
     kl_max: float
@@ -46,48 +55,94 @@ class Comparison:
     """Row, position and token of the largest error."""
     error_by_position: list[float]
     """Largest error in each of up to 16 equal runs of positions."""
+    loss: dict[str, float]
+    """Mean cross entropy of the next token over the true vocabulary, of both: the same terms for both."""
     finite: bool
 
 
-def compare(reference: Float[Tensor, "b s v"], candidate: Float[Tensor, "b s v"]) -> Comparison:
-    """Compare two tensors of logits [b s v] of the same tokens, in double precision, a few positions at a time."""
-    length = reference.shape[1]
-    total, square, kl_sum, agree, kl_max = 0.0, 0.0, 0.0, 0, 0.0
-    peaks = torch.zeros(reference.shape[:2], dtype=torch.float64)
-    where = torch.zeros(reference.shape[:2], dtype=torch.int64)
-    for at in range(0, length, CHUNK):
-        a, b = reference[:, at : at + CHUNK].double(), candidate[:, at : at + CHUNK].double()
+@dataclass(slots=True)
+class Tally:
+    """A comparison under way: chunks of positions are added in order."""
+
+    tokens: Int[Tensor, "b s"]
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("error", "error2", "scale2", "kl"), 0.0))
+    losses: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    count: int = 0
+    agree: int = 0
+    kl_max: float = 0.0
+    finite: bool = True
+    peaks: list[Tensor] = field(default_factory=list)
+    where: list[Tensor] = field(default_factory=list)
+
+    def add(self, reference: Float[Tensor, "b c v"], candidate: Float[Tensor, "b c v"], *, at: int) -> None:
+        """The logits of positions `at` and the following, of both, in double precision."""
+        a, b = reference.double(), candidate.double()
         error = (a - b).abs()
-        peaks[:, at : at + CHUNK], where[:, at : at + CHUNK] = error.max(dim=-1)
-        total += float(error.sum())
-        square += float((a * a).sum())
+        peaks, where = error.max(dim=-1)
+        self.peaks.append(peaks)
+        self.where.append(where)
+        self.count += a.numel()
+        self.finite = self.finite and bool(torch.isfinite(a).all() and torch.isfinite(b).all())
+        self.agree += int((a.argmax(dim=-1) == b.argmax(dim=-1)).sum())
         p, q = a.log_softmax(dim=-1), b.log_softmax(dim=-1)
         kl = (p.exp() * (p - q)).sum(dim=-1).clamp(min=0.0)
-        kl_sum, kl_max = kl_sum + float(kl.sum()), max(kl_max, float(kl.max()))
-        agree += int((a.argmax(dim=-1) == b.argmax(dim=-1)).sum())
-    row, position = divmod(int(peaks.argmax()), length)
-    worst, scale = float(peaks.max()), (square / reference.numel()) ** 0.5
-    return Comparison(
-        max_abs_error=worst,
-        mean_abs_error=total / reference.numel(),
-        scale=scale,
-        relative_max=worst / max(scale, 1e-30),
-        kl=kl_sum / peaks.numel(),
-        kl_max=kl_max,
-        argmax_agreement=agree / peaks.numel(),
-        worst={"row": row, "position": position, "token": int(where[row, position])},
-        error_by_position=[float(part.max()) for part in peaks.max(dim=0).values.chunk(16)],
-        finite=bool(torch.isfinite(reference).all() and torch.isfinite(candidate).all()),
-    )
+        self.kl_max = max(self.kl_max, float(kl.max()))
+        found = (error.sum(), error.square().sum(), a.square().sum(), kl.sum())
+        for name, value in zip(self.sums, found, strict=True):
+            self.sums[name] += float(value)
+        labels = self.tokens[:, at + 1 : at + 1 + a.shape[1], None].to(a.device)
+        for side, scores in enumerate((p, q)):
+            self.losses[side] -= float(scores[:, : labels.shape[1]].gather(-1, labels).sum())
+
+    def close(self) -> Comparison:
+        """The comparison of all that was added."""
+        peaks, where = torch.cat(self.peaks, dim=1), torch.cat(self.where, dim=1)
+        row, position = divmod(int(peaks.nan_to_num(nan=torch.inf).argmax()), peaks.shape[1])
+        worst = float(peaks[row, position])
+        scale, rms = (self.sums["scale2"] / self.count) ** 0.5, (self.sums["error2"] / self.count) ** 0.5
+        predicted = max(1, peaks.shape[0] * (peaks.shape[1] - 1))
+        loss = dict(zip(("reference", "candidate"), (total / predicted for total in self.losses), strict=True))
+        return Comparison(
+            max_abs_error=worst,
+            mean_abs_error=self.sums["error"] / self.count,
+            rms_error=rms,
+            scale=scale,
+            relative_max=worst / max(scale, 1e-30),
+            relative_rms=rms / max(scale, 1e-30),
+            kl=self.sums["kl"] / peaks.numel(),
+            kl_max=self.kl_max,
+            argmax_agreement=self.agree / peaks.numel(),
+            worst={"row": row, "position": position, "token": int(where[row, position])},
+            error_by_position=[float(part.max()) for part in peaks.max(dim=0).values.chunk(16)],
+            loss={**loss, "difference": loss["candidate"] - loss["reference"]},
+            finite=self.finite,
+        )
 
 
-def failures(found: Comparison, limits: Limits) -> list[str]:
+def compare(pairs: Iterator[Pair], *, tokens: Int[Tensor, "b s"]) -> Comparison:
+    """Compare (reference, candidate) logits [b c v] of the same tokens, given chunk after chunk of positions."""
+    tally, at = Tally(tokens), 0
+    for reference, candidate in pairs:
+        tally.add(reference, candidate, at=at)
+        at += reference.shape[1]
+    return tally.close()
+
+
+def failures(found: Comparison, limits: Limits, *, noise: Comparison) -> list[str]:
     """Why the comparison does not pass; empty if it does. A NaN passes nothing."""
     out = []
     if not found.finite:
         out.append("the logits hold NaN or infinity")
     if not found.mean_abs_error < limits.mean_abs_error:
         out.append(f"mean absolute error {found.mean_abs_error:.3g} is not below {limits.mean_abs_error:g}")
-    if limits.relative_max is not None and not found.relative_max <= limits.relative_max:
-        out.append(f"max error / scale {found.relative_max:.3g} is above {limits.relative_max:g}")
+    for name, said in (("relative_max", "max"), ("relative_rms", "root mean square")):
+        value, limit = getattr(found, name), allowed(name, limits, noise=noise)
+        if not value <= limit:
+            floor = getattr(noise, name)
+            out.append(f"{said} error / scale {value:.3g} is above {limit:.3g} (the model's own noise: {floor:.3g})")
     return out
+
+
+def allowed(name: str, limits: Limits, *, noise: Comparison) -> float:
+    """How large `relative_max` or `relative_rms` may be for a model whose noise floor is known."""
+    return max(getattr(limits, name), limits.times_noise * getattr(noise, name))

@@ -4,6 +4,8 @@
 is proven is what Megatron will compute, not what mconv thinks it wrote.
 """
 
+import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,51 +15,84 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.formats import archive, mp_rank
-from mconv.convert.load import load_rank
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.source import Source, check_copies, slab_boxes
 from mconv.convert.table import Logical
-from mconv.errors import CheckFailed, ConfigError, FormatError
-from mconv.shard.layout import padded_vocab
-from mconv.verify import probes
-from mconv.verify.compare import LIMITS, compare, failures
+from mconv.errors import CheckFailed, FormatError
+from mconv.train.parallel import Parallel
+from mconv.verify import generate, probes, shards
+from mconv.verify.compare import LIMITS, Comparison, Pair, allowed, compare, failures
+from mconv.verify.models import How, Model, Scores, model_of, other_order
+from mconv.verify.probes import Probe
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NOISE_LENGTH = 256
+"""Positions of each row on which the noise floor is measured where a model runs from disk."""
 
 
 def work(payload: dict[str, Any]) -> dict[str, Any]:
     """Compare the logits of `payload["a"]` (the reference) and `payload["b"]`; the report is rank 0's."""
+    # While rank 0 runs the reference, the others wait for it at the first collective.
+    os.environ.setdefault("MCONV_TIMEOUT_MINUTES", "720")
     a, b = (_open(payload, side) for side in ("a", "b"))
-    _same_vocabulary(a, b)
-    length = probes.length_for(a.spec, b.spec, length=payload.get("length"))
-    tokens = probes.batch_of(
-        a.spec, tokenizer_folder=_tokenizer(a, b), batch=payload["batch"], length=length, seed=payload["seed"]
-    )
-    reference, by_a = logits_of(a, tokens, payload)
-    candidate, by_b = logits_of(b, tokens, payload)
-    if reference is None or candidate is None:
+    asked = probe_for(payload, a, b)
+    how = how_for(payload, a, b)
+    limits = LIMITS[payload["dtype"]]
+    reference = model_of(a, how)
+    scores = reference.run(asked.tokens, asked.positions)
+    noise = _noise(reference, scores, asked, streamed=how.streamed)
+    said = generate.reference(reference, a, tokenizer_folder=tokenizer_of(a, b), new=payload["generate"])
+    reference.rest()
+    candidate = model_of(b, how)
+    own = candidate.run(asked.tokens, asked.positions)
+    followed = generate.follow(candidate, said)
+    found = None if scores is None or own is None else compare(_pairs(scores, own), tokens=asked.tokens)
+    wrong = [] if found is None or noise is None else failures(found, limits, noise=noise)
+    wrong += shards.wrong(candidate, b, how, failed=bool(wrong))
+    if scores is None or own is None or found is None or noise is None:
         return {}
-    found = compare(reference, candidate)
-    wrong = failures(found, LIMITS[payload["dtype"]])
     if rows := embedding_rows(a, b):
         wrong.append(f"{len(rows)} rows of the embedding differ, the first is of token {rows[0]}")
+    wrong += vocabulary(a, b)
+    spoken = generate.verdict(said, followed, noise=max(noise.max_abs_error, limits.relative_max * found.scale))
     return {
-        "passed": not wrong,
-        "failures": wrong,
+        "passed": not wrong and (spoken is None or spoken["passed"]),
+        "failures": wrong + ([] if spoken is None else spoken["failures"]),
         **asdict(found),
-        "limits": asdict(LIMITS[payload["dtype"]]),
-        "reference": {"name": a.name, "format": a.format, "loaded_by": by_a},
-        "candidate": {"name": b.name, "format": b.format, "loaded_by": by_b},
+        "limits": {
+            "mean_abs_error": limits.mean_abs_error,
+            **{name: allowed(name, limits, noise=noise) for name in ("relative_max", "relative_rms")},
+            "times_noise": limits.times_noise,
+        },
+        "noise": {name: getattr(noise, name) for name in ("max_abs_error", "relative_max", "relative_rms", "scale")},
+        "padding": padding(own, asked, true=b.spec.vocab_size),
+        "layers": layer_errors(scores, own),
+        "generation": spoken,
+        "reference": {"name": a.name, "format": a.format, "loaded_by": reference.loaded_by},
+        "candidate": {"name": b.name, "format": b.format, "loaded_by": candidate.loaded_by},
         "tp": payload["tp"],
         "pp": payload["pp"],
         "sequence_parallel": payload["sequence_parallel"],
         "dtype": payload["dtype"],
-        "batch": tokens.shape[0],
-        "length": length,
+        "rounded_to": None if how.narrow is None else str(how.narrow).removeprefix("torch."),
+        "streamed": how.streamed,
+        "device": how.device.type,
+        "batch": asked.tokens.shape[0],
+        "length": asked.tokens.shape[1],
+        "reach": asked.reach,
+        "rows": list(asked.rows),
         "max_position_embeddings": a.spec.max_position_embeddings,
         "seed": payload["seed"],
     }
+
+
+def logits_of(
+    checkpoint: Checkpoint, tokens: Int[Tensor, "b s"], how: How | None = None
+) -> tuple[Float[Tensor, "b s v"] | None, str]:
+    """Logits [b s v] over the true vocabulary, fp32, on rank 0 (None elsewhere), and who loaded the weights."""
+    model = model_of(checkpoint, how or How())
+    scores = model.run(tokens)
+    return None if scores is None else torch.cat([part.cpu() for part in scores.chunks()], dim=1), model.loaded_by
 
 
 def _open(payload: dict[str, Any], side: str) -> Checkpoint:
@@ -73,6 +108,91 @@ def _open(payload: dict[str, Any], side: str) -> Checkpoint:
     return found
 
 
+def probe_for(payload: dict[str, Any], a: Checkpoint, b: Checkpoint) -> Probe:
+    """The batch that both are asked. Ids are of both vocabularies."""
+    spec = a.spec if a.spec.vocab_size <= b.spec.vocab_size else b.spec
+    length = probes.length_for(
+        a.spec, b.spec, length=payload.get("length"), parameters=a.parameters, batch=payload["batch"]
+    )
+    return probes.probe(
+        spec, tokenizer_folder=tokenizer_of(a, b), batch=payload["batch"], length=length, seed=payload["seed"]
+    )
+
+
+def how_for(payload: dict[str, Any], a: Checkpoint, b: Checkpoint) -> How:
+    """The arithmetic, and whether weights stay in memory."""
+    parallel = Parallel(tp=payload["tp"], pp=payload["pp"], sequence_parallel=payload["sequence_parallel"])
+    return How(dtype=DTYPES[payload["dtype"]], narrow=narrower(a, b), streamed=payload["streamed"], parallel=parallel)
+
+
+def narrower(a: Checkpoint, b: Checkpoint) -> torch.dtype | None:
+    """The dtype of fewer bits, where one side was cast to it: the other's weights are rounded to it as well.
+
+    Otherwise the rounding of a cast would hide whatever is smaller than it.
+    """
+    if len(a.dtypes) != 1 or len(b.dtypes) != 1 or a.dtypes == b.dtypes:
+        return None
+    one, two = next(iter(a.dtypes)), next(iter(b.dtypes))
+    wide = torch.promote_types(one, two)
+    return {one: two, two: one}.get(wide)
+
+
+def tokenizer_of(*checkpoints: Checkpoint) -> Path | None:
+    """The first folder that has a tokenizer."""
+    found = [file.parent for c in checkpoints for file in c.side_files if file.name.startswith("tokenizer.")]
+    return found[0] if found else None
+
+
+def _noise(model: Model, scores: Scores | None, asked: Probe, *, streamed: bool) -> Comparison | None:
+    """How far the reference is from itself when its sums are taken in another order."""
+    length = min(NOISE_LENGTH, asked.tokens.shape[1]) if streamed else asked.tokens.shape[1]
+    tokens = asked.tokens[:, :length]
+    with other_order():
+        again = model.run(tokens, asked.positions[:, :length])
+        if scores is None or again is None:
+            return None
+        return compare(_pairs(scores, again), tokens=tokens)
+
+
+def _pairs(a: Scores, b: Scores) -> Iterator[Pair]:
+    """Chunks of both over the vocabulary and the positions that both have."""
+    for candidate, reference in zip(b.chunks(), a.chunks(), strict=False):
+        common = min(reference.shape[-1], candidate.shape[-1])
+        positions = min(reference.shape[1], candidate.shape[1])
+        yield reference[:, :positions, :common], candidate[:, :positions, :common].to(reference.device)
+
+
+def vocabulary(a: Checkpoint, b: Checkpoint) -> list[str]:
+    """The true vocabulary is the model's: a row more is padding that leaked, a row less is a token that is lost."""
+    one, two = a.spec.vocab_size, b.spec.vocab_size
+    if two > one:
+        return [f"{b.name} has {two - one} tokens more than {a.name}'s {one}: rows of padding that leaked"]
+    return [f"{b.name} has {one - two} tokens less than {a.name}'s {one}"] if two < one else []
+
+
+def padding(scores: Scores, asked: Probe, *, true: int) -> dict[str, Any] | None:
+    """What Megatron's logits beyond the true vocabulary do to the loss that it prints; None where there are none."""
+    whole = getattr(scores, "padded", None)
+    if whole is None or whole.shape[-1] == true:
+        return None
+    labels, total = asked.tokens[:, 1:, None].to(whole.device), 0.0
+    for at, part in enumerate(whole[:, :-1].split(64, dim=1)):
+        total -= float(part.double().log_softmax(-1).gather(-1, labels[:, 64 * at : 64 * at + part.shape[1]]).sum())
+    return {"rows": whole.shape[-1] - true, "loss_over_all": total / max(1, labels.numel())}
+
+
+def layer_errors(a: Scores, b: Scores) -> list[dict[str, Any]]:
+    """Root mean square error over scale of the hidden states behind each layer, each model on its own states."""
+    out = []
+    for name, reference in a.layers.items():
+        if name in b.layers:
+            error = (reference - b.layers[name]).square().mean().sqrt() / reference.square().mean().sqrt().clamp(
+                min=1e-30
+            )
+            out.append({"layer": name, "error": float(error)})
+    return out
+
+
 def embedding_rows(a: Checkpoint, b: Checkpoint) -> list[int]:
     """Tokens whose input embeddings differ. Each token of a probe reads one row, so the others are compared here.
 
@@ -81,90 +201,10 @@ def embedding_rows(a: Checkpoint, b: Checkpoint) -> list[int]:
     first, second = Source.of(a), Source.of(b)
     logical = Logical("embed")
     limit = 1e-4 if first.dtype(logical) == second.dtype(logical) else 2**-7
+    rows = min(first.dims(logical)[0], second.dims(logical)[0])
     found = []
-    for box in slab_boxes(first.dims(logical), 1 << 22):
+    for box in slab_boxes((rows, *first.dims(logical)[1:]), 1 << 22):
         one, two = first.pull(logical, box).float(), second.pull(logical, box).float()
         off = ~((one - two).norm(dim=-1) <= limit * one.norm(dim=-1))  # a NaN is off, too
         found += [box[0][0] + int(i) for i in off.nonzero()]
     return found
-
-
-def _same_vocabulary(a: Checkpoint, b: Checkpoint) -> None:
-    if a.spec.vocab_size != b.spec.vocab_size:
-        raise ConfigError(
-            f"{a.path} has a vocabulary of {a.spec.vocab_size} and {b.path} of {b.spec.vocab_size}: "
-            "their logits cannot be compared"
-        )
-
-
-def _tokenizer(*checkpoints: Checkpoint) -> Path | None:
-    """The first folder that has a tokenizer."""
-    found = [file.parent for c in checkpoints for file in c.side_files if file.name.startswith("tokenizer.")]
-    return found[0] if found else None
-
-
-def logits_of(
-    checkpoint: Checkpoint, tokens: Int[Tensor, "b s"], payload: dict[str, Any]
-) -> tuple[Float[Tensor, "b s v"] | None, str]:
-    """Logits [b s v] over the true vocabulary, fp32, on rank 0 (None elsewhere), and who loaded the weights."""
-    from mconv.train.parallel import world
-
-    dtype = DTYPES[payload["dtype"]]
-    if checkpoint.format == "hf":
-        on_rank_0 = world()[0] == 0
-        return (_transformers(checkpoint.path, tokens, dtype=dtype) if on_rank_0 else None), "transformers"
-    return _megatron(checkpoint, tokens, payload, dtype=dtype)
-
-
-@torch.no_grad()
-def _transformers(folder: Path, tokens: Int[Tensor, "b s"], *, dtype: torch.dtype) -> Float[Tensor, "b s v"]:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, trust_remote_code=False, attn_implementation="sdpa"
-    )
-    model.eval()
-    return torch.cat([model(row[None], use_cache=False).logits.float() for row in tokens])
-
-
-def _megatron(
-    checkpoint: Checkpoint, tokens: Int[Tensor, "b s"], payload: dict[str, Any], *, dtype: torch.dtype
-) -> tuple[Float[Tensor, "b s v"] | None, str]:
-    from mconv.train import engine
-
-    tp, pp = payload["tp"], payload["pp"]
-    parallel = engine.Parallel(tp=tp, pp=pp, sequence_parallel=payload["sequence_parallel"])
-    engine.init(parallel)
-    rows = checkpoint.layout.padded_vocab if checkpoint.layout else checkpoint.spec.vocab_size
-    padded = rows if rows % tp == 0 else padded_vocab(checkpoint.spec.vocab_size, tp=tp)
-    model = engine.build(checkpoint.spec, padded_vocab_size=padded, parallel=parallel, dtype=dtype)
-    by = load(model, checkpoint, tp=tp, pp=pp, padded=padded)
-    found = engine.logits(model, tokens, parallel=parallel)
-    return (None if found is None else found[:, :, : checkpoint.spec.vocab_size].cpu()), by
-
-
-def load(model: torch.nn.Module, checkpoint: Checkpoint, *, tp: int, pp: int, padded: int) -> str:
-    """Fill a rank's model, by the most independent way there is; returns which one that was."""
-    from mconv.train import engine
-    from mconv.train.mcore import parallel_state
-
-    layout = checkpoint.layout
-    ranks = {
-        "tp_rank": parallel_state.get_tensor_model_parallel_rank(),
-        "pp_rank": parallel_state.get_pipeline_model_parallel_rank(),
-    }
-    if layout and checkpoint.format == "torch_dist" and padded == layout.padded_vocab:
-        engine.load_torch_dist(model, checkpoint.path)
-        return "megatron-core"
-    if layout and checkpoint.format == "mp_rank" and (tp, pp, 1) == (layout.tp, layout.pp, layout.vpp):
-        folder = checkpoint.path / mp_rank.rank_folder(ranks["tp_rank"], ranks["pp_rank"], pp=pp)
-        state = archive.read(folder / mp_rank.FILE)["model"]
-        names = engine.parameters(model)
-        if names.keys() <= state.keys():
-            tensors = {k: v.load() for k, v in state.items() if hasattr(v, "load")}
-            engine.load_rank_file(model, tensors)
-            return "rank files, as they are"
-    load_rank(checkpoint, engine.parameters(model), tp=tp, pp=pp, padded_vocab_size=padded, **ranks)
-    return "mconv, cut for this layout"

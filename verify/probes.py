@@ -1,9 +1,10 @@
-"""What to ask two models: token ids that can show a fault.
+"""What to ask two models: token ids, and positions, that can show a fault.
 
-Rope faults are invisible at short distances, vocabulary faults at frequent ids: so sequences are long, and one of them
-draws uniformly from the whole true vocabulary.
+Rope faults are invisible at short distances, vocabulary faults at frequent ids: so one row draws uniformly from the
+whole true vocabulary, and where a row as long as the model's positions would cost too much, another leaps to the last.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +15,11 @@ from mconv.errors import FormatError
 from mconv.spec import ModelSpec
 
 LENGTH = 2048
-"""Positions probed unless told otherwise: enough for a dropped rope scaling to change one argmax in four."""
+"""Positions in a row unless told otherwise."""
+WORK = 1.6e13
+"""Multiply-adds that a probe of default length may cost a model: some six minutes of two cores."""
+SHORTEST = 512
+"""Positions that are worth having whatever they cost."""
 PAST_WINDOW = 64
 """Positions probed beyond a sliding window at least: one key too few of 4096 then moves logits by 2e-3 of their scale."""
 TEXT = (
@@ -22,25 +27,47 @@ TEXT = (
     "def area(radius: float) -> float:\n    return 3.14159 * radius**2  # squared\n\n"
     "Der schnelle braune Fuchs springt. Le renard brun saute. El zorro salta. 狐狸跳过了懒狗。\n"
 )
+PROMPTS = ("The capital of France is", "def fibonacci(n):", "Once upon a time", "1, 2, 3, 4,")
 
 
-def length_for(*specs: ModelSpec, length: int | None) -> int:
-    """How many positions to probe: as asked, else as far as the first goes but not beyond `LENGTH` and the windows."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One batch for both models."""
+
+    tokens: Int[Tensor, "b s"]
+    positions: Int[Tensor, "b s"]
+    """Of each token: 0, 1, 2, ..., but for the row that leaps."""
+    rows: tuple[str, ...]
+    """What each row is."""
+
+    @property
+    def reach(self) -> int:
+        """Positions that it reaches: the last one, and one."""
+        return int(self.positions.max()) + 1
+
+
+def length_for(*specs: ModelSpec, length: int | None, parameters: int = 0, batch: int = 1) -> int:
+    """How many positions a row has: as asked, else as many as the first model has, but not beyond reason.
+
+    Reason is `LENGTH`, less where a model of so many `parameters` would need more than `WORK` for it, and beyond all
+    windows.
+    """
+    most = min(LENGTH, max(SHORTEST, int(WORK / max(1, parameters * batch)) // 64 * 64))
     windows = [spec.sliding_window + PAST_WINDOW for spec in specs if spec.sliding_window]
-    return length or min(specs[0].max_position_embeddings, max(LENGTH, *windows, 0))
+    return length or min(specs[0].max_position_embeddings, max(most, *windows, 0))
 
 
-def random_ids(spec: ModelSpec, *, batch: int, length: int, seed: int) -> Int[Tensor, "b s"]:
+def random_ids(spec: ModelSpec, *, length: int, seed: int) -> Int[Tensor, "s"]:
     """Ids drawn uniformly from the true vocabulary, its two ends among them."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(spec.vocab_size, (batch, length), generator=generator)
+    ids = torch.randint(spec.vocab_size, (length,), generator=generator)
     ends = [0, spec.vocab_size - 1][:length]  # where a vocabulary that is off by one shows
-    ids[0, : len(ends)] = torch.tensor(ends)
+    ids[: len(ends)] = torch.tensor(ends)
     return ids
 
 
-def text_ids(tokenizer_folder: Path, spec: ModelSpec, *, length: int) -> Int[Tensor, "1 s"] | None:
-    """Real text through the checkpoint's own tokenizer, repeated to `length`; None where there is no tokenizer."""
+def encode(tokenizer_folder: Path, spec: ModelSpec, texts: tuple[str, ...]) -> list[list[int]] | None:
+    """Texts through the checkpoint's own tokenizer; None where there is none, or where it has no id for them."""
     names = ("tokenizer.json", "tokenizer.model")
     if not any((tokenizer_folder / name).is_file() for name in names):
         return None
@@ -48,19 +75,49 @@ def text_ids(tokenizer_folder: Path, spec: ModelSpec, *, length: int) -> Int[Ten
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True, trust_remote_code=False)
-        ids = [i for i in tokenizer(TEXT)["input_ids"] if i < spec.vocab_size]
+        found = [[i for i in tokenizer(text)["input_ids"] if i < spec.vocab_size] for text in texts]
     except Exception as error:  # whatever is in those files, transformers raises what it likes
         raise FormatError(
             f"{tokenizer_folder}: its tokenizer does not load ({type(error).__name__}: {str(error)[:200]}); "
             "--batch 1 probes with random ids alone"
         ) from error
-    return torch.tensor([(ids * (length // len(ids) + 1))[:length]]) if ids else None
+    return found if all(found) else None
 
 
-def batch_of(spec: ModelSpec, *, tokenizer_folder: Path | None, batch: int, length: int, seed: int) -> Int[Tensor, "b s"]:
-    """The probe: random ids in each row, but real text in the last of several where there is a tokenizer."""
-    ids = random_ids(spec, batch=batch, length=length, seed=seed)
+def text_ids(tokenizer_folder: Path, spec: ModelSpec, *, length: int) -> Int[Tensor, "s"] | None:
+    """Real text through the checkpoint's own tokenizer, repeated to `length`; None where there is no tokenizer."""
+    found = encode(tokenizer_folder, spec, (TEXT,))
+    return torch.tensor((found[0] * (length // len(found[0]) + 1))[:length]) if found else None
+
+
+def leaping(length: int, *, reach: int, seed: int) -> Int[Tensor, "s"]:
+    """`length` rising positions: a quarter of them counted, the others spread at random up to position `reach` - 1.
+
+    Rope sees only distances, so a few tokens far apart show what a row of all positions would.
+    """
+    counted = length // 4
+    generator = torch.Generator().manual_seed(seed)
+    # Without a permutation of all positions, of which there may be millions: one in each of as many equal stretches.
+    edges = torch.linspace(counted, reach - 1, length - counted + 1).long()
+    at = edges[:-1] + (torch.rand(length - counted, generator=generator) * edges.diff()).long()
+    at[-1] = reach - 1
+    return torch.cat([torch.arange(counted), at])
+
+
+def probe(spec: ModelSpec, *, tokenizer_folder: Path | None, batch: int, length: int, seed: int) -> Probe:
+    """The batch: random ids, each row from a seed of its own; real text in the last of several, given a tokenizer.
+
+    Where `length` is less than the model's positions, the last but one row leaps to the last of them (of two, the last).
+    """
+    rows = [random_ids(spec, length=length, seed=seed + row) for row in range(batch)]
+    said = [f"random ids, seed {seed + row}" for row in range(batch)]
     text = text_ids(tokenizer_folder, spec, length=length) if tokenizer_folder and batch > 1 else None
     if text is not None:
-        ids[-1:] = text
-    return ids
+        rows[-1], said[-1] = text, "text"
+    positions = [torch.arange(length)] * batch
+    reach = spec.max_position_embeddings
+    if reach > length >= 8 and batch > 1 and spec.position == "rope":
+        row = max(1, batch - 2)
+        positions[row] = leaping(length, reach=reach, seed=seed)
+        said[row] += f", positions up to {reach - 1}"
+    return Probe(tokens=torch.stack(rows), positions=torch.stack(positions), rows=tuple(said))

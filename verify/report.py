@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mconv.convert import manifest
+from mconv.convert.opening import iteration_folder
 from mconv.errors import MconvError
 from mconv.verify.digests import Difference, Report
 
@@ -12,37 +13,72 @@ KEPT = ("max_abs_error", "mean_abs_error", "relative_max", "kl", "argmax_agreeme
 """What a manifest keeps of a verdict."""
 
 
+def as_json(report: dict[str, Any]) -> dict[str, Any]:
+    """The report for programs. What the tensors alone say stands at the top where nothing else was asked."""
+    return report if "max_abs_error" in report else {**(report["digests"] or {}), **report}
+
+
 def lines(report: dict[str, Any]) -> list[str]:
-    """The report for people: the verdict first."""
-    worst = report["worst"]
-    verdict = "PASS" if report["passed"] else "FAIL"
+    """The report for people: the verdict first, each proof's own, where the fault is, and why."""
+    tensors = (report.get("digests") or {}).get("lines", [])
+    if "max_abs_error" not in report:
+        return tensors
     reference, candidate = report["reference"], report["candidate"]
     layout = f"tp {report['tp']} x pp {report['pp']}" + (" with sequence parallelism" * report["sequence_parallel"])
     out = [
-        f"{verdict}: {reference['name']} ({reference['loaded_by']}) against {candidate['name']} "
-        f"({candidate['loaded_by']}, {layout}) in {report['dtype']}, {report['batch']} x {report['length']} positions",
+        f"{'PASS' if report['passed'] else 'FAIL'}: {reference['name']} ({reference['loaded_by']}) against "
+        f"{candidate['name']} ({candidate['loaded_by']}, {layout}) in {report['dtype']}, {report['batch']} x "
+        f"{report['length']} positions",
+        *(f"  {line}" if n else f"  tensors          {line}" for n, line in enumerate(tensors)),
+        *_numbers(report),
+    ]
+    if spoken := report["generation"]:
+        out.append(
+            f"  generation       {'pass' if spoken['passed'] else 'fail'}: {100 * spoken['agreement']:.2f} % of "
+            f"{spoken['prompts']} x {spoken['tokens']} greedy tokens are the same"
+        )
+    out += [f"  {line}" for line in (report.get("diagnosis") or {}).get("lines", ())]
+    return out + [f"  because {reason}" for reason in report["failures"]]
+
+
+def _numbers(report: dict[str, Any]) -> list[str]:
+    worst, limits, noise = report["worst"], report["limits"], report["noise"]
+    loss, rounded = report["loss"], report["rounded_to"]
+    out = [
         f"  max abs error    {report['max_abs_error']:.3e}   at row {worst['row']}, position {worst['position']}, "
         f"token {worst['token']}",
-        f"  mean abs error   {report['mean_abs_error']:.3e}   limit {report['limits']['mean_abs_error']:g}",
-        f"  max / scale      {report['relative_max']:.3e}   limit {report['limits']['relative_max'] or 'none'}   "
-        f"(scale {report['scale']:.3g})",
+        f"  mean abs error   {report['mean_abs_error']:.3e}   limit {limits['mean_abs_error']:g}",
+        f"  max / scale      {report['relative_max']:.3e}   limit {limits['relative_max']:.3g}, noise "
+        f"{noise['relative_max']:.3g}   (scale {report['scale']:.3g})",
+        f"  rms / scale      {report['relative_rms']:.3e}   limit {limits['relative_rms']:.3g}, noise "
+        f"{noise['relative_rms']:.3g}",
         f"  KL               {report['kl']:.3e}   largest {report['kl_max']:.3e}",
         f"  argmax agreement {100 * report['argmax_agreement']:.2f} %",
+        f"  loss             {loss['reference']:.6f} and {loss['candidate']:.6f} over the true vocabulary"
+        + (f"; {report['padding']['loss_over_all']:.6f} with padding, as Megatron counts" if report["padding"] else ""),
     ]
-    if report["length"] < report["max_position_embeddings"]:
+    if rounded:
+        out.append(f"  weights          rounded to {rounded} on both sides, as one of them is")
+    if report["reach"] < report["max_position_embeddings"]:
         out.append(
-            f"  positions beyond {report['length']} of {report['max_position_embeddings']} were not probed (--length)"
+            f"  positions beyond {report['reach']} of {report['max_position_embeddings']} were not probed (--length)"
         )
-    return out + [f"  because {reason}" for reason in report["failures"]]
+    return out
+
+
+def check_recordable(folder: Path, iteration: int | None) -> Path:
+    """The folder whose manifest can hold a verdict. Raises MconvError where there is none."""
+    where = folder if (folder / "config.json").is_file() else iteration_folder(folder, iteration)
+    if manifest.read(where) is None:
+        raise MconvError(f"{where} has no {manifest.NAME} to record the verdict in; mconv did not make this checkpoint")
+    return where
 
 
 def record(folder: Path, report: dict[str, Any], *, against: str) -> None:
     """Add a verdict to the manifest in `folder`. Raises MconvError where there is no manifest."""
-    made = manifest.read(folder)
-    if made is None:
-        raise MconvError(f"{folder} has no {manifest.NAME} to record the verdict in; mconv did not make this checkpoint")
+    made = manifest.read(check_recordable(folder, None))
     verdict = {"against": against, **{name: report[name] for name in KEPT}}
-    manifest.write(folder, {**made, "verified": [*made.get("verified", []), verdict]})
+    manifest.write(folder, {**made, "verified": [*(made or {}).get("verified", []), verdict]})  # type: ignore[dict-item]
 
 
 # ---- digests -------------------------------------------------------------------------------------------------------
@@ -76,6 +112,11 @@ def _difference(d: Difference) -> str:
         same = "the same values" if not d.elements else f"{d.elements:,} of {d.of:,} values differ{apart}"
         return f"dtype: {d.a} against {d.b}, {same}"
     return f"bits: {d.elements:,} of {d.of:,} elements differ{apart} ({d.a} against {d.b})"
+
+
+def of_digests(report: Report) -> dict[str, Any]:
+    """The comparison of tensors as the report has it."""
+    return report.to_dict() | {"lines": digest_lines(report), "warnings": digest_warnings(report)}
 
 
 def digest_warnings(report: Report) -> list[str]:

@@ -38,6 +38,11 @@ def _mapped(path: Path, *identity: int) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
+def forget() -> None:
+    """Let go of all mappings that no tensor uses: what was read of them no longer counts as this process's memory."""
+    _mapped.cache_clear()
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A tensor that a format is about to write."""

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tiny import LLAMA3, MODELS, VARIANTS, edit_json, make_llama, make_model, tensors
 
 from mconv.convert.opening import open_checkpoint
-from mconv.errors import ConfigError, FormatError
+from mconv.errors import FormatError
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-lm"
 ALIBI = ("falcon-rw", "falcon-40b-alibi")
@@ -29,7 +29,7 @@ def test_bf16_weights_are_judged_in_fp32_and_arithmetic_in_bf16_by_its_own_limit
     megatron = convert(hf, tmp_path / "m")
     assert report(hf, megatron)["relative_max"] < 2e-5
     rough = report(hf, megatron, dtype="bf16")
-    assert rough["passed"] and rough["limits"]["relative_max"] is None and rough["limits"]["mean_abs_error"] == 0.1
+    assert rough["passed"] and rough["limits"]["relative_max"] > 0.01 and rough["limits"]["mean_abs_error"] == 0.1
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,17 @@ def test_a_tokenizer_that_does_not_load_is_named(tmp_path):
     assert report(hf, hf, batch=1)["passed"]
 
 
-def test_other_vocabularies_cannot_be_compared(tmp_path):
-    with pytest.raises(ConfigError, match=r"151 .* 150"):
-        report(make_llama(tmp_path / "a"), make_llama(tmp_path / "b", vocab_size=150))
+def test_a_row_too_many_and_a_row_too_few_fail(tmp_path):
+    more, less = make_llama(tmp_path / "a"), make_llama(tmp_path / "b", vocab_size=150)
+    changed = tensors(more)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        changed[name] = changed[name][:150].contiguous()
+    for name in changed.keys() - {"model.embed_tokens.weight", "lm_head.weight"}:
+        assert changed[name].shape == tensors(less)[name].shape
+    save_file(changed, less / "model.safetensors", metadata={"format": "pt"})
+    leaked, lost = report(less, more), report(more, less)
+    assert "1 tokens more than" in leaked["failures"][-1] and "leaked" in leaked["failures"][-1]
+    assert "1 tokens less than" in lost["failures"][-1] and len(lost["failures"]) == 1
 
 
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden checkpoints are not beside this checkout")
@@ -189,6 +197,8 @@ def test_the_report_can_be_read_and_recorded(tmp_path):
     hf = make_llama(tmp_path / "hf")
     megatron = convert(hf, tmp_path / "m")
     found = json.loads(json.dumps(report(hf, megatron)))
+    assert found["reach"] == 256 and found["rows"][1].endswith("positions up to 255")
+    found = json.loads(json.dumps(report(hf, megatron, batch=1)))
     text = "\n".join(reports.lines(found))
     assert text.startswith("PASS: hf (transformers) against m/release (megatron-core, tp 1 x pp 1)")
     assert "positions beyond 96 of 256 were not probed" in text

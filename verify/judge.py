@@ -1,0 +1,141 @@
+"""The verdict on two checkpoints: the same tensors, and the same function. What `mconv verify` decides by.
+
+report = judge(Path("hf"), Path("megatron"), Options(tp=2))
+report["passed"]                                              # docs/verify.md has the whole of it
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.opening import open_checkpoint
+from mconv.errors import CheckFailed, FormatError, LayoutError, MconvError
+from mconv.train.launch import ranks
+from mconv.train.parallel import world
+from mconv.verify import digests, environment, steps
+from mconv.verify import report as reports
+
+SCHEMA = 1
+"""Of the report. Fields may be added under one number, never changed or removed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to judge; the defaults are those of `mconv verify`."""
+
+    proofs: Literal["both", "digests", "logits"] = "both"
+    tp: int | None = None
+    """Ranks of the Megatron side. None: those of an mp_rank checkpoint, 1 for torch_dist."""
+    pp: int | None = None
+    sequence_parallel: bool = False
+    length: int | None = None
+    """Positions of a row. None: as many as the model has, within reason."""
+    batch: int = 3
+    seed: int = 1234
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    streamed: bool | None = None
+    """One layer in memory at a time. None: if the models do not fit."""
+    generate: int = 0
+    """Greedy tokens to compare."""
+    opening: dict[str, Any] = field(default_factory=dict)
+    """What is said of Megatron roots to `open_checkpoint`; a Hugging Face folder knows all of it."""
+
+
+def judge(a: Path, b: Path, options: Options, *, show: steps.Show = steps.silent) -> dict[str, Any]:
+    """Judge `b` by `a`, the reference. The report is rank 0's; {} on other ranks of somebody's torchrun.
+
+    Raises MconvError where it cannot be judged, CheckFailed where a checkpoint contradicts itself.
+    """
+    began = time.monotonic()
+    check_options(options)
+    one, two = (open_side(path, options) for path in (a, b))
+    report: dict[str, Any] = {"schema": SCHEMA, "passed": True, "failures": [], "digests": None, "diagnosis": None}
+    logits = None
+    if options.proofs != "logits" and world()[0] == 0:
+        found = _digests(one, two, options, show=show)
+        report |= {"digests": reports.of_digests(found), "passed": found.same}
+        report["failures"] += [] if found.same else ["the tensors differ"]
+    if options.proofs != "digests":
+        logits = _logits(one, two, options, show=show)
+        if not logits:
+            return {}
+        report |= logits | {
+            "passed": report["passed"] and logits["passed"],
+            "failures": report["failures"] + logits["failures"],
+        }
+    report["verdicts"] = verdicts(report["digests"], logits)
+    report["environment"] = environment.describe(seconds=time.monotonic() - began)
+    return report
+
+
+def verdicts(tensors: dict[str, Any] | None, logits: dict[str, Any] | None) -> dict[str, str]:
+    """Each proof's own answer: `pass`, `fail` or `not run`."""
+    spoken = (logits or {}).get("generation")
+    answers = {
+        "digests": None if tensors is None else tensors["same"],
+        "logits": None if logits is None else not set(logits["failures"]) - set((spoken or {}).get("failures", ())),
+        "generation": None if spoken is None else spoken["passed"],
+    }
+    return {name: "not run" if a is None else "pass" if a else "fail" for name, a in answers.items()}
+
+
+def check_options(options: Options) -> None:
+    """Refuse numbers that mean nothing. Raises MconvError."""
+    if options.batch < 1 or (options.length is not None and options.length < 2) or options.generate < 0:
+        raise MconvError("--batch must be at least 1, --length at least 2, and --generate a number of tokens")
+    sizes = [size for size in (options.tp, options.pp) if size is not None]
+    if not 0 <= options.seed < 1 << 62 or any(size < 1 for size in sizes):
+        raise MconvError("--tp and --pp must be at least 1, and --seed a positive number of at most 62 bits")
+
+
+def open_side(path: Path, options: Options) -> Checkpoint:
+    """One of the two."""
+    return open_checkpoint(path, **({} if (path / "config.json").is_file() else options.opening))
+
+
+def _digests(a: Checkpoint, b: Checkpoint, options: Options, *, show: steps.Show) -> digests.Report:
+    try:
+        with show(digests.nbytes(a) + digests.nbytes(b), "comparing tensors") as advance:
+            return digests.compare(a, b, progress=advance)
+    except FormatError as error:  # copies of one tensor that differ: nothing to compare, and no model to be trusted
+        raise (error if options.proofs == "digests" else CheckFailed(str(error))) from error
+
+
+def _logits(a: Checkpoint, b: Checkpoint, options: Options, *, show: steps.Show) -> dict[str, Any]:
+    hugging = all(c.format == "hf" for c in (a, b))
+    if hugging and (options.tp or options.pp or options.sequence_parallel):
+        raise MconvError(
+            "--tp, --pp and --sequence-parallel are of a Megatron side; both of these are Hugging Face folders"
+        )
+    if hugging is False and a.spec.num_layers != b.spec.num_layers and options.pp and options.pp > 1:
+        raise LayoutError(f"{a.name} has {a.spec.num_layers} layers and {b.name} {b.spec.num_layers}: take pp 1")
+    own = next((c.layout for c in (a, b) if c.format == "mp_rank" and c.layout), None)
+    tp, pp = options.tp or (own.tp if own else 1), options.pp or (own.pp if own else 1)
+    payload = {
+        "a": str(a.path.resolve()), "a_options": _opening(a, options),
+        "b": str(b.path.resolve()), "b_options": _opening(b, options),
+        "tp": tp, "pp": pp, "sequence_parallel": options.sequence_parallel, "length": options.length,
+        "batch": options.batch, "seed": options.seed, "dtype": options.dtype, "generate": options.generate,
+    }  # fmt: skip
+    nproc = 1 if hugging else tp * pp
+    payload["streamed"] = _streamed(a, b, payload) if options.streamed is None else options.streamed
+    runs = 3 + options.generate * 2  # the reference, once more for the noise floor, the candidate
+    with show(runs * digests.nbytes(a), "comparing logits") as advance, steps.told(advance):
+        return ranks.run("mconv.verify.logits:work", payload, nproc=nproc)
+
+
+def _opening(side: Checkpoint, options: Options) -> dict[str, Any]:
+    """What is still to be said when a rank opens the folder of the iteration that was found."""
+    said = {} if side.format == "hf" else dict(options.opening)
+    return said | ({"iteration": None} if "iteration" in said else {})
+
+
+def _streamed(a: Checkpoint, b: Checkpoint, payload: dict[str, Any]) -> bool:
+    from mconv.verify.logits import DTYPES, probe_for
+
+    rows = probe_for(payload, a, b).tokens.numel()
+    return environment.too_large(
+        a, b, dtype_bytes=DTYPES[payload["dtype"]].itemsize, logits=rows * max(a.spec.vocab_size, b.spec.vocab_size)
+    )
