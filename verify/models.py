@@ -5,8 +5,8 @@ disk, one layer in memory at a time (`streamed`): the forward is theirs all the 
 """
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,10 +14,15 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from mconv.convert import spell
 from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.dialects import mcore
 from mconv.convert.formats import archive, mp_rank, tensors
 from mconv.convert.load import load_rank
-from mconv.shard.layout import padded_vocab
+from mconv.convert.table import Logical, Stored
+from mconv.shard.axes import Axes
+from mconv.shard.cut import Piece, entire
+from mconv.shard.layout import Layout, padded_vocab
 from mconv.train.parallel import Parallel, world
 from mconv.verify.compare import CHUNK
 from mconv.verify.noise import OtherOrder
@@ -26,6 +31,15 @@ from mconv.verify.steps import advance
 
 SAMPLE = 32
 """Positions of each row at which hidden states are kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """What to try on a model: other numbers in its spec, other tensors in the place of its own."""
+
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    mended: Callable[[Logical], Tensor | None] = lambda _: None
+    """The logical tensor to take, one dimension for each axis; None: the model's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +52,10 @@ class How:
     streamed: bool = False
     parallel: Parallel = field(default_factory=Parallel)
     """Of a Megatron side."""
+    only: frozenset[str] | None = None
+    """The layers that run, of a streamed model; the others hand on what they are given."""
+    repair: Repair = field(default_factory=Repair)
+    """Of a streamed model on one rank."""
 
     @property
     def device(self) -> torch.device:
@@ -59,7 +77,16 @@ class Scores(Protocol):
 class Model(Protocol):
     """What can be asked for logits. Every rank asks; the answer is rank 0's, None elsewhere."""
 
+    checkpoint: Checkpoint
     loaded_by: str
+    transposed: bool
+    """Whether hidden states are [s b d] within it, not [b s d]."""
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Embedding, layers and final norm, as `Scores.layers` calls them: those that are on this rank."""
+
+    def inner(self, layer: str, row: str) -> list[tuple[nn.Module, Piece]]:
+        """The modules of a layer that compute a row of the family's table, and what part of its output each gives."""
 
     def run(self, tokens: Int[Tensor, "b s"], positions: Int[Tensor, "b s"] | None = None) -> Scores | None: ...
 
@@ -90,14 +117,26 @@ def narrowed(parameters: dict[str, Tensor], narrow: torch.dtype | None) -> None:
         tensor.copy_(tensor.to(narrow))
 
 
+def put(parameters: dict[str, Tensor], places: Mapping[str, Stored], repair: Repair) -> None:
+    """Put mended tensors in the place of a model's own."""
+    for name, tensor in parameters.items():
+        stored = places.get(name)
+        whole = None if stored is None else repair.mended(stored.logical)
+        if stored is not None and whole is not None:
+            part = whole[tuple(slice(start, stop) for start, stop in stored.piece.blocks[0].box)]
+            tensor.view(-1)[: part.numel()].copy_(part.reshape(-1))  # rows of padding stay
+
+
 # ---- Hugging Face ----------------------------------------------------------------------------------------------------
 class HuggingFace:
     """transformers' model, on rank 0."""
 
     loaded_by = "transformers"
+    transposed = False
 
     def __init__(self, checkpoint: Checkpoint, how: How) -> None:
         self.checkpoint, self.how = checkpoint, how
+        self.spec = replace(checkpoint.spec, **how.repair.spec)
         self.names = {row.name: next(iter(row.hf)) for row in checkpoint.family.rows if row.leaves(checkpoint.spec)}
         self.model: Any = None
         self._head: Any = None
@@ -125,6 +164,8 @@ class HuggingFace:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         config = AutoConfig.from_pretrained(self.checkpoint.path, local_files_only=True, trust_remote_code=False)
+        if self.how.repair.spec:
+            config = type(config).from_dict(self.checkpoint.family.write_config(self.spec))
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=self.how.dtype, trust_remote_code=False, attn_implementation="sdpa"
@@ -132,10 +173,17 @@ class HuggingFace:
         for name, module in model.named_modules():
             if name.endswith("rotary_emb"):  # its angles follow from the config, and are in no file
                 model.set_submodule(name, type(module)(config=model.config).to(self.how.device))
-        for name in self.parts:
-            if name != self.names.get("head", "lm_head"):
-                bind(model.get_submodule(name), self.reader(name), dtype=self.how.dtype, device=self.how.device)
+        for name in self.parts[:-1]:
+            module = model.get_submodule(name)
+            if self.how.only is not None and name.rpartition(".")[2].isdigit() and name.rpartition(".")[2] not in self.how.only:
+                module.forward = self._hand_on
+            else:
+                bind(module, self.reader(name), dtype=self.how.dtype, device=self.how.device)
         return model.eval()
+
+    def _hand_on(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        """A layer that does nothing, in the form of the family's own."""
+        return (hidden_states, None) if self.checkpoint.family.name == "falcon" else hidden_states
 
     @property
     def parts(self) -> list[str]:
@@ -150,10 +198,12 @@ class HuggingFace:
         """What fills a module's parameters from the files."""
         tied = self.checkpoint.spec.tied_embeddings and module == "lm_head"
         prefix = self.names["embed"] if tied else module
+        places = {stored.key: stored for stored in self.checkpoint.stored}
 
         def fill(parameters: dict[str, Tensor]) -> None:
             for name, tensor in parameters.items():
                 tensor.copy_(self._read(f"{prefix}.{name}"))
+            put({f"{prefix}.{name}": tensor for name, tensor in parameters.items()}, places, self.how.repair)
             narrowed(parameters, self.how.narrow)
             tensors.forget()
 
@@ -226,10 +276,13 @@ class HuggingFaceScores:
 class Megatron:
     """megatron-core's GPTModel on tp x pp ranks, filled by the most independent way there is."""
 
+    transposed = True
+
     def __init__(self, checkpoint: Checkpoint, how: How) -> None:
         from mconv.train import engine
 
-        self.checkpoint, self.how, self.spec = checkpoint, how, checkpoint.spec
+        self.checkpoint, self.how = checkpoint, how
+        self.spec = replace(checkpoint.spec, **how.repair.spec)
         engine.init(how.parallel)
         tp, layout = how.parallel.tp, checkpoint.layout
         rows = layout.padded_vocab if layout else self.spec.vocab_size
@@ -308,7 +361,12 @@ class Megatron:
 
     def _bind(self) -> None:
         for name in self.parts:
-            bind(self.model.get_submodule(name), self.reader(name), dtype=self.how.dtype, device=self.how.device)
+            module = self.model.get_submodule(name)
+            number = getattr(module, "layer_number", None)
+            if number is not None and self.how.only is not None and str(number - 1) not in self.how.only:
+                module.forward = _handed_on
+            else:
+                bind(module, self.reader(name), dtype=self.how.dtype, device=self.how.device)
         if self.spec.tied_embeddings and self.model.pre_process and self.model.post_process:
             self._lend_embedding()
 
@@ -319,9 +377,22 @@ class Megatron:
         def fill(parameters: dict[str, Tensor]) -> None:
             for name in engine.surplus_biases(self.model.get_submodule(part), self.spec):
                 parameters[name].zero_()
-            self.fill({f"{part}.{name}": tensor for name, tensor in parameters.items()}, part=f"{part}.")
+            named = {f"{part}.{name}": tensor for name, tensor in parameters.items()}
+            self.fill(named, part=f"{part}.")
+            put(named, self._places(), self.how.repair)
+            narrowed(named, self.how.narrow)
 
         return fill
+
+    def _places(self) -> dict[str, Stored]:
+        """Which logical tensor each parameter is, on one rank that has them all."""
+        layout = Layout(tp=1, pp=1, padded_vocab=self.padded)
+        told = spell.rank_tensors(mcore.DIALECT, self.checkpoint.family, self.spec, layout)
+        return {
+            name: Stored(name, logical, spell.rank_piece(mcore.DIALECT, self.checkpoint.family, self.spec, layout, logical, 0))
+            for _, names, logical in told
+            for name in names
+        }
 
     def _lend_embedding(self) -> None:
         """A tied head reads the embedding's weight, which has gone by then: it is fetched once more."""
@@ -349,12 +420,18 @@ class Megatron:
             gather=self._whole_sequence,
             transposed=True,
         )
-        with keep.hooked(self._kept_modules()):
+        with keep.hooked(self.modules()):
             logits = engine.logits(self.model, tokens, parallel=self.how.parallel, positions=positions)
         layers = self._on_rank_0(keep.kept)
         return None if logits is None else MegatronScores(logits[:, :, : self.spec.vocab_size], layers, logits)
 
-    def _kept_modules(self) -> dict[str, nn.Module]:
+    def inner(self, layer: str, row: str) -> list[tuple[nn.Module, Piece]]:
+        whole = entire(output_axes(self.checkpoint, row), self.spec.sizes)
+        names = [name.format(i=layer, leaf="") for name in mcore.NAMES[row] if name.endswith(".{leaf}")]
+        own = {name for name, _ in self.model.named_parameters()}
+        return [(self.model.get_submodule(n[:-1]), whole) for n in names if f"{n}weight" in own]
+
+    def modules(self) -> dict[str, nn.Module]:
         model = self.model
         found = {str(layer.layer_number - 1): layer for layer in model.decoder.layers}
         found |= {"embed": model.embedding} if model.pre_process else {}
@@ -378,6 +455,17 @@ class Megatron:
         said: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(said, mine)
         return {name: tensor for one in said for name, tensor in one.items()}
+
+
+def _handed_on(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+    """A layer that does nothing."""
+    return hidden_states, None
+
+
+def output_axes(checkpoint: Checkpoint, row: str) -> Axes:
+    """The axes of what a row's module gives: a norm's, or a linear's without those that it sums over."""
+    found = checkpoint.family.row(row)
+    return found.axes_of("weight" if row.endswith("norm") else "bias")
 
 
 @dataclass(slots=True)

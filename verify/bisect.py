@@ -1,0 +1,222 @@
+"""Where two models part: the first layer, and the module in it, that gives something else for the same input.
+
+The reference runs once and keeps what each layer is given. The candidate then runs with these in the place of its own
+hidden states, so that each of its layers answers for itself alone. Guesses at the fault are tried in the same way: the
+layer runs again, repaired.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mconv.convert.source import Source
+from mconv.verify.guess import Guess
+from mconv.verify.models import How, Model, Repair, Scores, model_of
+from mconv.verify.points import ORDER, Watch, first, given, hidden_of
+from mconv.verify.probes import Probe
+
+LIMIT = 1e-4
+"""Largest error over root mean square of a module's output, in fp32, from which on it is another function."""
+SAMPLE = 16
+"""Positions of each row at which modules are compared."""
+TRIED = 6
+"""Guesses that are tried."""
+SAID = {
+    "attn_norm": "norm", "qkv": "qkv", "rope": "rope", "attention": "attention", "attn_out": "proj",
+    "mlp_norm": "mlp norm", "mlp_in": "mlp in", "activation": "activation", "mlp_out": "mlp out", "layer": "residual",
+    "embed": "embedding", "final_norm": "final norm", "head": "head",
+}  # fmt: skip
+"""What people call the points."""
+Key = tuple[str, str]
+"""(place, point): a layer's number, or `embed`, `final_norm`, `head`; and a point in it."""
+
+
+@dataclass(slots=True)
+class Kept:
+    """What the reference did, on disk: tensors by layer and name."""
+
+    folder: Path
+    logits: list[Tensor] = field(default_factory=list)
+
+    def put(self, place: str, name: str, tensor: Tensor) -> None:
+        torch.save(tensor.contiguous().clone(), self.folder / f"{place}-{name}")
+
+    def get(self, place: str, name: str) -> Tensor:
+        found: Tensor = torch.load(self.folder / f"{place}-{name}", weights_only=True)
+        return found
+
+    def has(self, place: str, name: str) -> bool:
+        return (self.folder / f"{place}-{name}").is_file()
+
+
+def diagnose(a: Any, b: Any, asked: Probe, how: How, guesses: Sequence[Guess]) -> dict[str, Any]:
+    """The diagnosis of `b` by `a`, two checkpoints, on one rank: in fp32, whatever the verdict was reached in."""
+    plain = replace(how, dtype=torch.float32, streamed=True, parallel=type(how.parallel)())
+    with TemporaryDirectory(prefix="mconv-verify-") as folder:
+        kept = Kept(Path(folder))
+        _reference(model_of(a, plain), asked, kept)
+        errors = _candidate(model_of(b, plain), asked, kept)
+        parted = [key for key, error in errors.items() if not error <= LIMIT]
+        places = list(dict.fromkeys(place for place, _ in parted))
+        tried = [
+            guess.to_dict() | {"error_after": after}
+            for guess, after in _tried(a, b, asked, plain, kept, guesses, places, errors)
+        ]
+    return _told(errors, parted, places, tried)
+
+
+def _tried(
+    a: Any, b: Any, asked: Probe, how: How, kept: Kept, guesses: Sequence[Guess], places: list[str],
+    errors: dict[Key, float],
+) -> Iterator[tuple[Guess, float | None]]:  # fmt: skip
+    """Each guess, and the error that is left in the first place that it repairs."""
+    for number, guess in enumerate(guesses):
+        place = _place_of(guess, places)
+        if place is None or not (guess.undo or guess.spec) or "num_layers" in guess.spec or number >= TRIED:
+            yield guess, None
+            continue
+        mended = partial(_mended, guess, Source.of(a), Source.of(b))
+        repaired = replace(how, only=frozenset({place}), repair=Repair(spec=guess.spec, mended=mended))
+        after = _candidate(model_of(b, repaired), asked, kept, only=place)
+        yield guess, max(error for (where, _), error in after.items() if where == place)
+
+
+def _mended(guess: Guess, a: Source, b: Source, logical: Any) -> Tensor | None:
+    return guess.mended(logical, a, b)
+
+
+def _place_of(guess: Guess, places: list[str]) -> str | None:
+    """The first place that departs and that the guess is about."""
+    rows = {name.rpartition(".")[0] for name in guess.undo}
+    own = {row.split(".")[1] if row.startswith("layer.") else row for row in rows}
+    if not rows:  # of numbers alone: they are everywhere
+        return next((place for place in places if place.isdigit()), places[0] if places else None)
+    return next((place for place in places if place in own), None)
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+def _reference(model: Model, asked: Probe, kept: Kept) -> None:
+    at = _sample(asked)
+
+    def given_to(place: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = hidden_of(args, kwargs)
+        kept.put(place, "input", (hidden.transpose(0, 1) if model.transposed else hidden).cpu())
+
+    def norm_gave(_: nn.Module, __: Any, output: Any) -> None:
+        hidden = first(output)
+        kept.put("final_norm", "output", (hidden.transpose(0, 1) if model.transposed else hidden).cpu())
+
+    watch = Watch(model, at, kept.put)
+    with contextlib.ExitStack() as stack:
+        for place, module in model.modules().items():
+            if place != "embed":
+                handle = module.register_forward_pre_hook(partial(given_to, place), with_kwargs=True)
+                stack.callback(handle.remove)
+        stack.callback(model.modules()["final_norm"].register_forward_hook(norm_gave).remove)
+        stack.enter_context(watch.watching())
+        scores = model.run(asked.tokens, asked.positions)
+    kept.logits = _logits(scores, at)
+
+
+def _candidate(model: Model, asked: Probe, kept: Kept, *, only: str | None = None) -> dict[Key, float]:
+    """The errors of its modules, each given what the reference's was given, in the order of the forward pass."""
+    at = _sample(asked)
+    errors: dict[Key, float] = {}
+
+    def tell(layer: str, point: str, values: Tensor) -> None:
+        if kept.has(layer, point) and only in (None, layer):
+            errors[layer, point] = error(kept.get(layer, point), values)
+
+    def instead(place: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        own = hidden_of(args, kwargs)
+        if not kept.has(place, "input"):  # a layer that the reference has not
+            return None
+        wanted = kept.get(place, "input").to(own.device)
+        if place == "0":
+            mine = own.transpose(0, 1) if model.transposed else own
+            errors["embed", "embed"] = error(wanted[:, at], mine[:, at])
+        return given(args, kwargs, wanted.transpose(0, 1).contiguous() if model.transposed else wanted)
+
+    def norm_gave(_: nn.Module, __: Any, output: Any) -> Tensor:
+        own = first(output)
+        wanted = kept.get("final_norm", "output").to(own.device)
+        wanted = wanted.transpose(0, 1).contiguous() if model.transposed else wanted
+        errors["final_norm", "final_norm"] = error(wanted, own)
+        return wanted
+
+    watch = Watch(model, at, tell)
+    with contextlib.ExitStack() as stack:
+        for place, module in model.modules().items():
+            if place != "embed":
+                handle = module.register_forward_pre_hook(partial(instead, place), with_kwargs=True)
+                stack.callback(handle.remove)
+        stack.callback(model.modules()["final_norm"].register_forward_hook(norm_gave).remove)
+        stack.enter_context(watch.watching())
+        scores = model.run(asked.tokens, asked.positions)
+    for mine, wanted in zip(_logits(scores, at), kept.logits, strict=False):
+        common = min(mine.shape[-1], wanted.shape[-1])
+        errors["head", "head"] = error(wanted[..., :common], mine[..., :common])
+    return dict(sorted(errors.items(), key=_in_order))
+
+
+def _logits(scores: Scores | None, at: Tensor) -> list[Tensor]:
+    return [] if scores is None else [torch.cat([part.cpu() for part in scores.chunks()], dim=1)[:, at]]
+
+
+def _sample(asked: Probe) -> Tensor:
+    length = asked.tokens.shape[1]
+    return torch.linspace(0, length - 1, min(SAMPLE, length)).long()
+
+
+def error(wanted: Tensor, own: Tensor) -> float:
+    """Largest difference over the root mean square of what is wanted; NaN is as far apart as can be."""
+    if wanted.shape != own.shape:
+        return float("inf")
+    apart = (wanted.float() - own.float()).abs().nan_to_num(nan=torch.inf)
+    return float(apart.max() / wanted.float().square().mean().sqrt().clamp(min=1e-30))
+
+
+def _in_order(item: tuple[Key, float]) -> tuple[int, int]:
+    place, point = item[0]
+    places = {"embed": -1, "final_norm": 1 << 30, "head": 1 << 31}
+    return places.get(place, int(place) if place.isdigit() else 0), ORDER.index(point) if point in ORDER else 0
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+def _told(errors: dict[Key, float], parted: list[Key], places: list[str], tried: list[dict[str, Any]]) -> dict[str, Any]:
+    layers: dict[str, float] = {}
+    for (place, _), value in errors.items():
+        layers[place] = max(layers.get(place, 0.0), value)
+    where, module = parted[0] if parted else (None, None)
+    at = None if where is None else f"layer {where} {SAID[str(module)]}" if where.isdigit() else SAID[where]
+    modules = [{"module": point, "error": value} for (place, point), value in errors.items() if place == where]
+    lines = [_headline(at, places, errors, parted)]
+    for guess in tried:
+        after = guess["error_after"]
+        lines.append(guess["text"] + ("" if after is None else f" (undoing it leaves {after:.1g})"))
+    return {
+        "at": at,
+        "layer": int(where) if where is not None and where.isdigit() else None,
+        "module": module,
+        "error": errors[parted[0]] if parted else None,
+        "limit": LIMIT,
+        "departing": places,
+        "modules": modules,
+        "alone": [{"layer": place, "error": value} for place, value in layers.items()],
+        "guesses": tried,
+        "lines": lines,
+    }
+
+
+def _headline(at: str | None, places: list[str], errors: dict[Key, float], parted: list[Key]) -> str:
+    if at is None:
+        return "given the same input, every module gives the same on one rank in fp32"
+    others = f"; {len(places) - 1} other places depart as well: {', '.join(places[1:9])}" if len(places) > 1 else ""
+    return f"departs at {at}: {errors[parted[0]]:.2g} of its scale{others}"

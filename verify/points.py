@@ -1,0 +1,139 @@
+"""What happens within a layer, seen from outside: the outputs of its modules, in one order for both programs.
+
+A point is a row of the family's table (what its modules give), or what lies between two of them: `rope` (queries and keys
+as attention gets them), `attention` (what it gives), `activation` (what the MLP's last linear gets), `layer` (what a layer
+adds to the hidden states).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, no_type_check
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from mconv.shard.axes import Box, lengths
+from mconv.verify.models import Model, output_axes
+
+ROWS = ("attn_norm", "qkv", "attn_out", "mlp_norm", "mlp_in", "mlp_out")
+ORDER = ("attn_norm", "qkv", "rope", "attention", "attn_out", "mlp_norm", "mlp_in", "activation", "mlp_out", "layer")
+"""In the order of the forward pass."""
+Tell = Callable[[str, str, Tensor], None]
+"""layer, point, values [b n ...] in fp32 on the CPU."""
+Args = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Watch(TorchFunctionMode):
+    """Watches a model's layers while it runs, and tells what each point gives at some positions."""
+
+    def __init__(self, model: Model, at: Int[Tensor, "n"], tell: Tell) -> None:
+        super().__init__()
+        self.model, self.at, self.tell = model, at, tell
+        self.layer: str | None = None
+        self.parts: dict[str, tuple[Tensor, int]] = {}
+
+    @no_type_check  # called for every operation
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.nn.functional.scaled_dot_product_attention and self.layer is not None:
+            query, key = args[:2]
+            groups = self.model.checkpoint.spec.num_query_groups
+            key = key[:, :: key.shape[1] // groups] if key.shape[1] > groups else key
+            both = torch.cat([query, key], dim=1)
+            self.tell(self.layer, "rope", self._seen(both.transpose(1, 2)))
+            self.tell(self.layer, "attention", self._seen(out.transpose(1, 2)))
+        return out
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """While it lasts, every forward of the model is told of."""
+        handles = []
+        for layer, module in self.model.modules().items():
+            if layer.isdigit():
+                handles += [*self._inside(layer), *self._around(layer, module)]
+        with self:
+            try:
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+    def _around(self, layer: str, module: nn.Module) -> Iterator[Any]:
+        given: list[Tensor] = []
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.layer = layer
+            given[:] = [hidden_of(args, kwargs)]
+
+        def after(_: nn.Module, __: Any, output: Any) -> None:
+            self.layer = None
+            added = first(output) - given.pop()
+            self.tell(layer, "layer", self._seen(self._batch_first(added)))
+
+        yield module.register_forward_pre_hook(before, with_kwargs=True)
+        yield module.register_forward_hook(after)
+
+    def _inside(self, layer: str) -> Iterator[Any]:
+        for point in ROWS:
+            row = f"layer.{point}"
+            inner = self.model.inner(layer, row)
+            dims = output_axes(self.model.checkpoint, row).dims(self.model.checkpoint.spec.sizes)
+            for module, piece in inner:
+                yield module.register_forward_hook(self._output(layer, point, dims, piece.blocks[0].box, len(inner)))
+            if point == "mlp_out":
+                for module, _ in inner:
+                    yield module.register_forward_pre_hook(self._input(layer, "activation"))
+
+    def _output(self, layer: str, point: str, dims: tuple[int, ...], box: Box, parts: int) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            given = first(output)
+            bias = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+            values = self._seen(self._batch_first(given if bias is None else given + bias))
+            if parts == 1:
+                self.tell(layer, point, values)
+                return
+            # Query, key and value, say, each from a module of its own: told when all are there.
+            whole, come = self.parts.pop(point, (torch.empty((*values.shape[:2], *dims)), 0))
+            place = (slice(None), slice(None), *(slice(*ends) for ends in box))
+            whole[place] = values.view(*values.shape[:2], *lengths(box))
+            if come + 1 == parts:
+                self.tell(layer, point, whole.flatten(2))
+            else:
+                self.parts[point] = whole, come + 1
+
+        return hook
+
+    def _input(self, layer: str, point: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            self.tell(layer, point, self._seen(self._batch_first(args[0])))
+
+        return hook
+
+    def _batch_first(self, hidden: Tensor) -> Tensor:
+        return hidden.transpose(0, 1) if self.model.transposed else hidden
+
+    def _seen(self, values: Tensor) -> Tensor:
+        return values[:, self.at.to(values.device)].float().cpu().flatten(2)
+
+
+def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states that a layer is called with."""
+    found: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    return found
+
+
+def given(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Args:
+    """The same call with other hidden states."""
+    if "hidden_states" in kwargs:
+        return args, {**kwargs, "hidden_states": hidden}
+    return (hidden, *args[1:]), kwargs
+
+
+def first(output: Any) -> Tensor:
+    """The hidden states that a module gives."""
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
