@@ -21,7 +21,7 @@ from mconv.shard.axes import Axes, Box
 from mconv.verify.specs import spec_differences, spec_notes
 from mconv.verify.where import Difference, Found, Pieces, tp_ranks
 
-__all__ = ["Difference", "Report", "compare", "describe", "nbytes", "spec_differences", "tp_ranks"]
+__all__ = ["Difference", "Report", "compare", "describe", "held", "nbytes", "spec_differences", "tp_ranks"]
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 EMBED, HEAD = Logical("embed"), Logical("head")
 
@@ -109,7 +109,7 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = quiet) -> Repo
     differences: list[Difference] = []
     cast, zero, both, nbytes = {}, [], 0, 0
     for logical in _all(a, b):
-        x, y = (_held(c, logical) for c in (a, b))
+        x, y = (held(c, logical) for c in (a, b))
         if x and y:
             half = _half(progress) if x != y else progress
             found = _compare(left, right, (x, y), str(logical), half)
@@ -124,7 +124,7 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = quiet) -> Repo
         elif _zero_bias(left if x else right, logical, progress):
             zero.append(str(logical))
         else:
-            stored = ["stored" if held else "missing" for held in (x, y)]
+            stored = ["stored" if there else "missing" for there in (x, y)]
             differences.append(Difference(tensor=str(logical), how="missing", a=stored[0], b=stored[1]))
     return Report(
         a=describe(a), b=describe(b), tensors=both, nbytes=nbytes, spec=spec, noted=noted, cast=cast,
@@ -133,7 +133,7 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = quiet) -> Repo
     )  # fmt: skip
 
 
-def _held(c: Checkpoint, logical: Logical) -> Logical | None:
+def held(c: Checkpoint, logical: Logical) -> Logical | None:
     """What a checkpoint holds a logical tensor as: itself, the embedding for a tied head, or nothing."""
     if logical not in c.by_logical and logical == HEAD and c.spec.tied_embeddings:
         return EMBED
