@@ -1,11 +1,12 @@
 """Two checkpoints of any spelling, tensor by tensor: do they hold the same bits? Nothing is computed from the weights.
 
 Both are read once, slab by slab, straight from what lies on disk; what a manifest says of a checkpoint is held against
-its bytes on the way, never believed.
+its bytes on the way, never believed. Where dtypes differ, the wider side must be the other one before it was rounded.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -14,34 +15,15 @@ import torch
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.digests import ALGORITHMS, Recorded, recorded
 from mconv.convert.formats.tensors import bytes_of
-from mconv.convert.source import SLAB_BYTES, Progress, Scratch, Slab, Source, bits, check_copies_of, quiet, slab_boxes
+from mconv.convert.source import SLAB_BYTES, Progress, Scratch, Slab, Source, check_copies_of, quiet, slab_boxes
 from mconv.convert.table import Logical
 from mconv.shard.axes import Axes, Box
-from mconv.spec import ModelSpec
+from mconv.verify.specs import spec_differences, spec_notes
+from mconv.verify.where import Difference, Found, Pieces, tp_ranks
 
-TOLD_BY_TENSORS = ("family", "qkv_bias", "proj_bias", "mlp_bias")
-"""Fields of the spec that decide nothing beyond which tensors there are, and the name of a family."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """One logical tensor that is not the same in both."""
-
-    tensor: str
-    how: str
-    """`missing`, `shape`, `dtype` or `bits`."""
-    a: str
-    b: str
-    """What each side has: a shape by named axes, a dtype, the value where they are furthest apart."""
-    elements: int = 0
-    """Elements that differ (`bits`: in any bit; `dtype`: in value)."""
-    of: int = 0
-    largest: float | None = None
-    """The largest difference of two finite values."""
-    at: dict[str, int] = field(default_factory=dict)
-    """Where that is, by axis."""
-    nonfinite: int = 0
-    """Differing elements of which one is NaN or infinite."""
+__all__ = ["Difference", "Report", "compare", "describe", "held", "nbytes", "spec_differences", "tp_ranks"]
+SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+EMBED, HEAD = Logical("embed"), Logical("head")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +37,12 @@ class Report:
     nbytes: int
     """Bytes of the first that were compared."""
     spec: dict[str, tuple[Any, Any]]
-    """What is no tensor and differs: norm epsilon, rope, window, vocabulary, sizes."""
+    """What is no tensor, differs and changes the function: norm epsilon, rope, window, vocabulary, sizes."""
+    noted: dict[str, tuple[Any, Any]]
+    """What is no tensor and differs, and the function is the same."""
     differences: tuple[Difference, ...]
+    cast: dict[str, tuple[str, str]]
+    """Tensors that are the same after rounding the wider side to the narrower one: the dtypes of both."""
     zero_biases: tuple[str, ...]
     """Biases that only one side stores, and there they are zero: the same function."""
     stale: dict[str, tuple[str, ...]]
@@ -64,10 +50,16 @@ class Report:
 
     @property
     def same(self) -> bool:
+        """Whether both compute the same function, rounding of the weights aside."""
         return not self.spec and not self.differences
 
+    @property
+    def exact(self) -> bool:
+        """Whether that needs no rounding: every tensor bit for bit."""
+        return self.same and not self.cast
+
     def to_dict(self) -> dict[str, Any]:
-        return {"same": self.same, **asdict(self)}
+        return {"same": self.same, "exact": self.exact, **asdict(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +85,7 @@ class _Side:
             if want is not None:
                 digest.update(bytes_of(slab))
             yield slab
-        if want is not None and digest.hexdigest() != want:
+        if want is not None and digest.hexdigest() != want and str(logical) not in self.stale:
             self.stale.append(str(logical))
 
     def axes(self, logical: Logical) -> Axes:
@@ -109,27 +101,52 @@ class _Side:
 def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = quiet) -> Report:
     """Compare every logical tensor of two checkpoints, and what their architectures say beyond tensors.
 
-    Raises FormatError where a checkpoint contradicts itself: copies of one tensor that differ. `progress` is told the
-    bytes read of both.
+    A tied head is the embedding, also where the other side stores a head. Raises FormatError where a checkpoint
+    contradicts itself: copies of one tensor that differ. `progress` is told the bytes read of both.
     """
     left, right = _Side.of(a), _Side.of(b)
-    differences, zero, both, nbytes = [], [], 0, 0
+    spec, noted = spec_differences(a.spec, b.spec), spec_notes(a.spec, b.spec)
+    differences: list[Difference] = []
+    cast, zero, both, nbytes = {}, [], 0, 0
     for logical in _all(a, b):
-        if logical in a.by_logical and logical in b.by_logical:
-            found = _compare(left, right, logical, progress)
-            both += 1
-            nbytes += prod(left.source.dims(logical)) * left.source.dtype(logical).itemsize
+        x, y = (held(c, logical) for c in (a, b))
+        if x and y:
+            half = _half(progress) if x != y else progress
+            found = _compare(left, right, (x, y), str(logical), half)
+            dtypes = left.source.dtype(x), right.source.dtype(y)
+            both += x == y
+            nbytes += prod(left.source.dims(x)) * dtypes[0].itemsize if x == y else 0
+            if found is None and dtypes[0] != dtypes[1]:
+                cast[str(logical)] = (_short(dtypes[0]), _short(dtypes[1]))
+            if x != y and (found is None or not found.elements):
+                noted["tied_embeddings"] = spec.pop("tied_embeddings")
             differences += [] if found is None else [found]
-        elif _zero_bias(left if logical in a.by_logical else right, logical, progress):
+        elif _zero_bias(left if x else right, logical, progress):
             zero.append(str(logical))
         else:
-            stored = ["stored" if logical in c.by_logical else "missing" for c in (a, b)]
+            stored = ["stored" if there else "missing" for there in (x, y)]
             differences.append(Difference(tensor=str(logical), how="missing", a=stored[0], b=stored[1]))
     return Report(
-        a=describe(a), b=describe(b), tensors=both, nbytes=nbytes, spec=spec_differences(a.spec, b.spec),
+        a=describe(a), b=describe(b), tensors=both, nbytes=nbytes, spec=spec, noted=noted, cast=cast,
         differences=tuple(differences), zero_biases=tuple(zero),
         stale={name: tuple(side.stale) for name, side in (("a", left), ("b", right))},
     )  # fmt: skip
+
+
+def held(c: Checkpoint, logical: Logical) -> Logical | None:
+    """What a checkpoint holds a logical tensor as: itself, the embedding for a tied head, or nothing."""
+    if logical not in c.by_logical and logical == HEAD and c.spec.tied_embeddings:
+        return EMBED
+    return logical if logical in c.by_logical else None
+
+
+def _half(progress: Progress) -> Progress:
+    """Of an embedding and a head, only the head was not read before."""
+    return lambda n: progress(n // 2)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return SHORT.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def nbytes(c: Checkpoint) -> int:
@@ -144,35 +161,38 @@ def describe(c: Checkpoint) -> str:
     return f"{c.name} ({c.format}{f', {c.dialect}' if c.dialect else ''}{layout})"
 
 
-def spec_differences(a: ModelSpec, b: ModelSpec) -> dict[str, tuple[Any, Any]]:
-    """The fields that two specs say otherwise, rope's among them. A family's name alone changes nothing."""
-    flat = [_flat(spec) for spec in (a, b)]
-    return {name: (flat[0].get(name), flat[1].get(name)) for name in flat[0] if flat[0].get(name) != flat[1].get(name)}
-
-
-def _flat(spec: ModelSpec) -> dict[str, Any]:
-    values = {name: value for name, value in spec.to_dict().items() if name not in TOLD_BY_TENSORS}
-    rope = values.pop("rope")
-    return values | {f"rope.{name}": value for name, value in rope.items() if spec.position == "rope"}
-
-
 def _all(a: Checkpoint, b: Checkpoint) -> list[Logical]:
     """The tensors of both in the order of the forward pass, those of the second alone last."""
     first = [x for x in a.family.logicals(a.stored_spec) if x in a.by_logical]
     return first + [x for x in b.family.logicals(b.stored_spec) if x in b.by_logical and x not in a.by_logical]
 
 
-def _boxes(logical: Logical, *sides: _Side) -> list[Box]:
-    """Slabs that suit how each side stores the tensor."""
-    width = max(side.source.dtype(logical).itemsize for side in sides)
-    keep = min(side.source.split(logical) for side in sides)
-    return list(slab_boxes(sides[0].source.dims(logical), SLAB_BYTES // width, keep=keep))
+def _boxes(x: Logical, y: Logical, left: _Side, right: _Side) -> tuple[list[Box], list[Box]] | None:
+    """Slabs that suit how each side stores the tensor: of what both have, of the rows that one has beyond.
+
+    None: the shapes differ in more than the size of the vocabulary.
+    """
+    one, two = left.source.dims(x), right.source.dims(y)
+    if one[1:] != two[1:] or (one[0] != two[0] and left.axes(x).names[0] != "v"):
+        return None
+    width = max(left.source.dtype(x).itemsize, right.source.dtype(y).itemsize)
+    keep, shared = min(left.source.split(x), right.source.split(y)), min(one[0], two[0])
+    common = slab_boxes((shared, *one[1:]), SLAB_BYTES // width, keep=keep)
+    beyond = slab_boxes((abs(one[0] - two[0]), *one[1:]), SLAB_BYTES // width, keep=keep)
+    rest = [((start + shared, stop + shared), *box) for (start, stop), *box in beyond] if one != two else []
+    return list(common), rest
 
 
 def _read(side: _Side, logical: Logical, progress: Progress) -> bool:
     """Read a tensor that has nothing to be compared with, for its digest; whether it is zero."""
+    width, keep = side.source.dtype(logical).itemsize, side.source.split(logical)
+    boxes = list(slab_boxes(side.source.dims(logical), SLAB_BYTES // width, keep=keep))
+    return _zero(side.slabs(logical, boxes), progress)
+
+
+def _zero(slabs: Iterator[torch.Tensor], progress: Progress) -> bool:
     zero = True
-    for slab in side.slabs(logical, _boxes(logical, side)):
+    for slab in slabs:
         zero = zero and not slab.count_nonzero()
         progress(slab.nbytes)
     return zero
@@ -183,69 +203,45 @@ def _zero_bias(side: _Side, logical: Logical, progress: Progress) -> bool:
     return _read(side, logical, progress) and logical.leaf == "bias" and not logical.row.endswith("norm")
 
 
-def _compare(left: _Side, right: _Side, logical: Logical, progress: Progress) -> Difference | None:
-    name, axes = str(logical), left.axes(logical)
-    shapes = left.shape(logical), right.shape(logical)
-    if shapes[0] != shapes[1]:
-        for side in (left, right):
+def _compare(
+    left: _Side, right: _Side, pair: tuple[Logical, Logical], name: str, progress: Progress
+) -> Difference | None:
+    """The same logical tensor of both; a tied head has another name on one side."""
+    shapes = left.shape(pair[0]), right.shape(pair[1])
+    boxes = _boxes(*pair, left, right)
+    if boxes is None:
+        for side, logical in zip((left, right), pair, strict=True):
             _read(side, logical, progress)
         return Difference(tensor=name, how="shape", a=shapes[0], b=shapes[1])
-    dims, dtypes = left.source.dims(logical), (left.source.dtype(logical), right.source.dtype(logical))
-    boxes, found = _boxes(logical, left, right), _Found()
-    for box, one, two in zip(boxes, left.slabs(logical, boxes), right.slabs(logical, boxes), strict=True):
+    common, rest = boxes
+    rows = right.source.dims(pair[1])[0] - left.source.dims(pair[0])[0]
+    ones = left.slabs(pair[0], common + (rest if rows < 0 else []))
+    twos = right.slabs(pair[1], common + (rest if rows > 0 else []))
+    found = Found((Pieces(left.source, pair[0]), Pieces(right.source, pair[1])))
+    for box, one, two in zip(common, ones, twos, strict=False):  # one side may have rows beyond
         found.add(one, two, box)
         progress(one.nbytes + two.nbytes)
-    counted: dict[str, Any] = {"elements": found.elements, "of": prod(dims), "largest": found.largest}
-    counted |= {"at": dict(zip(axes.names, found.at, strict=bool(found.at))), "nonfinite": found.nonfinite}
-    if dtypes[0] != dtypes[1]:
-        said = [str(dtype).removeprefix("torch.") for dtype in dtypes]
-        return Difference(tensor=name, how="dtype", a=said[0], b=said[1], **counted)
-    if not found.elements:
+    zero = _zero(chain(ones, twos), progress)
+    if not rows and not found.elements:
         return None
-    return Difference(tensor=name, how="bits", a=found.values[0], b=found.values[1], **counted)
+    said = shapes if rows else found.values
+    of = sum(prod(stop - start for start, stop in box) for box in common)
+    return Difference(
+        tensor=name, how="shape" if rows else "bits", a=said[0], b=said[1], of=of, rows=rows,
+        rows_zero=bool(rows) and zero, **_told(found, left, right),
+    )  # fmt: skip
 
 
-@dataclass(slots=True)
-class _Found:
-    """Differing elements of one tensor, over all its slabs."""
-
-    elements: int = 0
-    nonfinite: int = 0
-    largest: float | None = None
-    at: tuple[int, ...] = ()
-    values: tuple[str, str] = ("", "")
-    """Of the element at `at`; while no two finite ones differ, of the first that differs."""
-
-    def add(self, one: torch.Tensor, two: torch.Tensor, box: Box) -> None:
-        differ = _differ(one, two)
-        if differ is None:
-            return
-        exact = torch.float64 if max(one.dtype.itemsize, two.dtype.itemsize) > 2 else torch.float32
-        apart = (one.to(exact) - two.to(exact)).abs()
-        counts = differ & apart.isfinite()
-        self.elements += int(differ.count_nonzero())
-        self.nonfinite += int((differ & ~counts).count_nonzero())
-        if not counts.any():
-            if not self.values[0]:
-                self._keep(one, two, int(differ.flatten().byte().argmax()), box)
-            return
-        apart.masked_fill_(~counts, -1.0)
-        worst = int(apart.argmax())
-        if self.largest is None or float(apart.flatten()[worst]) > self.largest:
-            self.largest = float(apart.flatten()[worst])
-            self._keep(one, two, worst, box)
-
-    def _keep(self, one: torch.Tensor, two: torch.Tensor, index: int, box: Box) -> None:
-        inside = torch.unravel_index(torch.tensor(index), one.shape)
-        self.at = tuple(start + int(i) for (start, _), i in zip(box, inside, strict=True))
-        self.values = f"{float(one[inside]):g}", f"{float(two[inside]):g}"
-
-
-def _differ(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor | None:
-    """Which elements differ: in any bit, or in value where the dtypes differ. None: none do."""
-    if one.dtype == two.dtype:
-        x, y = bits(one), bits(two)
-    else:
-        wide = torch.promote_types(one.dtype, two.dtype)
-        x, y = one.to(wide), two.to(wide)
-    return None if torch.equal(x, y) else x != y
+def _told(found: Found, left: _Side, right: _Side) -> dict[str, Any]:
+    """What a difference says of its elements."""
+    one, two = found.pieces
+    dtypes = left.source.dtype(one.logical), right.source.dtype(two.logical)
+    names, megatron = left.axes(one.logical).names, not left.source.checkpoint.importable
+    return {
+        "elements": found.elements, "largest": found.largest, "nonfinite": found.nonfinite,
+        "at": dict(zip(names, found.at, strict=bool(found.at))),
+        "extent": dict(zip(names, found.extent, strict=bool(found.extent))),
+        "dtypes": (_short(dtypes[0]), _short(dtypes[1])) if dtypes[0] != dtypes[1] else None,
+        "pieces": tuple(two.hit), "of_pieces": two.total,
+        "a_pieces": tuple(one.hit) if megatron else (), "of_a_pieces": one.total if megatron else 0,
+    }  # fmt: skip

@@ -82,11 +82,14 @@ def record(folder: Path, report: dict[str, Any], *, against: str) -> None:
 
 
 # ---- digests -------------------------------------------------------------------------------------------------------
+SHOWN_PIECES = 3
+
+
 def digest_lines(report: Report, *, limit: int = 20) -> list[str]:
     """The report for people: the answer first."""
     size = f"{report.nbytes / 1e9:.3g} GB" if report.nbytes >= 1e9 else f"{report.nbytes / 1e6:.3g} MB"
     if report.same:
-        out = [f"SAME: {report.a} and {report.b} hold the same {report.tensors} tensors ({size}), bit for bit"]
+        out = [f"SAME: {report.a} and {report.b} hold the same {report.tensors} tensors ({size}), {_how_same(report)}"]
     else:
         count = f"{len(report.differences)} tensors and {len(report.spec)} other things"
         out = [f"DIFFERENT: {report.a} and {report.b} differ in {count} ({report.tensors} tensors, {size} compared)"]
@@ -95,23 +98,77 @@ def digest_lines(report: Report, *, limit: int = 20) -> list[str]:
     out += [f"  {d.tensor:<32} {_difference(d)}" for d in shown]
     if len(report.differences) > limit:
         out.append(f"  ... and {len(report.differences) - limit} more tensors (--json lists all)")
+    out += [f"  {name:<32} {a} against {b}: the same function" for name, (a, b) in report.noted.items()]
+    out += [f"  {line}" for line in _casts(report)]
     if report.zero_biases:
         out.append(f"  {len(report.zero_biases)} biases are stored on one side only, and zero there: no difference")
     return out
 
 
+def _how_same(report: Report) -> str:
+    """Bit for bit, or after which rounding."""
+    if report.exact:
+        return "bit for bit"
+    wide = [_wide_first(pair) for pair in dict.fromkeys(report.cast.values())]
+    rounding = " and ".join(f"{a} to {b}" for a, b in dict.fromkeys(wide))
+    rest = "" if len(report.cast) >= report.tensors else f"bit for bit, but {len(report.cast)} of them "
+    return f"{rest}after rounding {rounding}"
+
+
+def _casts(report: Report) -> list[str]:
+    """A line for each pair of dtypes: who holds the rounded ones."""
+    out = []
+    for pair in dict.fromkeys(report.cast.values()):
+        count = sum(x == pair for x in report.cast.values())
+        narrow, (wide, dtype) = ("b", "a") if _wide_first(pair) == pair else ("a", "b"), _wide_first(pair)
+        named = f"1 tensor is held in {dtype} by {narrow[0]}, and is {narrow[1]}'s rounded from {wide}"
+        many = f"{count} tensors are held in {dtype} by {narrow[0]}, and are {narrow[1]}'s rounded from {wide}"
+        out.append(named if count == 1 else many)
+    return out
+
+
+def _wide_first(pair: tuple[str, str]) -> tuple[str, str]:
+    """The wider dtype and the narrower: fp32 before bf16; of two of one width, the first side's before the second's."""
+    first, second = ({"fp64": 8, "fp32": 4}.get(name, 2) for name in pair)
+    return pair if first >= second else (pair[1], pair[0])
+
+
 def _difference(d: Difference) -> str:
-    if d.how in ("missing", "shape"):
-        return f"{d.how}: {d.a} against {d.b}"
-    apart = "" if d.largest is None else f", at most {d.largest:.3g} apart"
+    if d.how == "missing":
+        return f"missing: {d.a} against {d.b}"
+    if d.how == "shape":
+        return f"shape: {d.a} against {d.b}{_rows(d)}"
+    return f"bits: {_apart(d)} ({d.a} against {d.b}){_confined(d)}"
+
+
+def _rows(d: Difference) -> str:
+    """Of a vocabulary of another size: who has more rows, and whether those of both agree."""
+    if not d.rows:
+        return ""
+    told = f"b has {abs(d.rows)} rows {'more' if d.rows > 0 else 'less'} than a"
+    if d.rows > 0:
+        told += f" ({'zero: its padding leaked' if d.rows_zero else 'not zero'})"
+    return f"; {told}, and of the rows of both {_apart(d) if d.elements else 'all are the same'}"
+
+
+def _apart(d: Difference) -> str:
+    told = f"{d.elements:,} of {d.of:,} elements differ"
+    if d.dtypes:
+        told += " after rounding " + " to ".join(_wide_first(d.dtypes))
+    told += "" if d.largest is None else f", at most {d.largest:.3g} apart"
     if d.at:
-        apart += " at " + ", ".join(f"{name} {i}" for name, i in d.at.items())
-    if d.nonfinite:
-        apart += f", {d.nonfinite} of them NaN or infinite on a side"
-    if d.how == "dtype":
-        same = "the same values" if not d.elements else f"{d.elements:,} of {d.of:,} values differ{apart}"
-        return f"dtype: {d.a} against {d.b}, {same}"
-    return f"bits: {d.elements:,} of {d.of:,} elements differ{apart} ({d.a} against {d.b})"
+        told += " at " + ", ".join(f"{name} {i}" for name, i in d.at.items())
+    return told + (f", {d.nonfinite} of them NaN or infinite on a side" if d.nonfinite else "")
+
+
+def _confined(d: Difference) -> str:
+    """Where a difference lies in some stored tensors alone: which."""
+    out = []
+    for side, pieces, total in (("a", d.a_pieces, d.of_a_pieces), ("b", d.pieces, d.of_pieces)):
+        if 0 < len(pieces) < total:
+            more = f" and {len(pieces) - SHOWN_PIECES} more" if len(pieces) > SHOWN_PIECES else ""
+            out.append(f"; only in {', '.join(pieces[:SHOWN_PIECES])}{more}, of the {total} pieces of {side}")
+    return "".join(out)
 
 
 def of_digests(report: Report) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from mconv.cli.app import run
 from mconv.convert import plan
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
+from mconv.spec import Rope
 from mconv.verify import digests
 from mconv.verify.digests import compare, spec_differences
 
@@ -97,23 +98,53 @@ def test_minus_zero_and_nan_are_bits(made, changed):
     assert found["head.weight"].a == "nan" and found["head.weight"].at == {"v": 1, "d": 2}
 
 
-def test_another_dtype_with_and_without_the_same_values(made, changed):
-    held = {name: t.bfloat16() for name, t in tensors(made / "hf").items()}
-    rounded = changed(held)
-    shutil.move(rounded.path, rounded.path.parent / "rounded")
-    rounded = open_checkpoint(rounded.path.parent / "rounded")
-    report = compare(open_checkpoint(made / "hf"), rounded)
-    assert {d.how for d in report.differences} == {"dtype"} and len(report.differences) == report.tensors
-    assert all(d.elements and 0 < d.largest < 0.01 for d in report.differences)
-    again = compare(rounded, changed({name: t.float() for name, t in held.items()}))
-    assert all(d.how == "dtype" and d.elements == 0 for d in again.differences) and not again.same
+def test_a_cast_is_the_same_after_rounding_and_says_so(made, changed, capsys):
+    rounded = changed({name: t.bfloat16() for name, t in tensors(made / "hf").items()})
+    for one, two, dtypes in (
+        (made / "hf", rounded.path, ("fp32", "bf16")),
+        (rounded.path, made / "hf", ("bf16", "fp32")),
+    ):
+        report = compare(open_checkpoint(one), open_checkpoint(two))
+        assert report.same and not report.exact and len(report.cast) == 27 and set(report.cast.values()) == {dtypes}
+        assert run(["verify", "--digests", str(one), str(two)]) == 0
+        out = capsys.readouterr().out
+        assert "bit for bit" not in out.splitlines()[0] and out.splitlines()[0].endswith("after rounding fp32 to bf16")
+        who = ("b", "a's") if dtypes[0] == "fp32" else ("a", "b's")
+        assert f"27 tensors are held in bf16 by {who[0]}, and are {who[1]} rounded from fp32" in out
+
+
+def test_a_cast_that_is_more_than_rounding_differs(made, changed):
+    held = tensors(made / "hf")
+    name, big = "model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.down_proj.weight"
+    held[big][0, 0] = 1e6  # fits bf16, not fp16
+    new = {n: t.half() for n, t in held.items()}
+    new[name][3, 4] += 0.5
+    one = changed(held)
+    shutil.move(one.path, one.path.parent / "first")
+    report = compare(open_checkpoint(one.path.parent / "first"), changed(new))
+    found = {d.tensor: d for d in report.differences}
+    assert set(found) == {"layer.1.mlp_in.weight", "layer.2.mlp_out.weight"} and len(report.cast) == 25
+    assert found["layer.1.mlp_in.weight"].elements == 1 and found["layer.1.mlp_in.weight"].dtypes == ("fp32", "fp16")
+    assert found["layer.2.mlp_out.weight"].nonfinite == 1, "an overflow is no rounding"
+
+
+def test_of_bf16_and_fp16_either_may_be_the_other_rounded(made, changed):
+    half = changed({name: t.half() for name, t in tensors(made / "hf").items()})
+    shutil.move(half.path, half.path.parent / "half")
+    half = open_checkpoint(half.path.parent / "half")
+    brain = changed({name: t.half().bfloat16() for name, t in tensors(made / "hf").items()})
+    assert compare(half, brain).same and compare(brain, half).same and len(compare(half, brain).cast) == 27
+    shutil.move(brain.path, brain.path.parent / "brain")
+    name = "model.norm.weight"
+    other = changed({n: t.half().bfloat16() * (1 + (n == name)) for n, t in tensors(made / "hf").items()})
+    assert [d.tensor for d in compare(half, other).differences] == ["final_norm.weight"]
 
 
 def test_what_is_missing_and_what_has_another_shape(made, tmp_path):
     make_llama(tmp_path / "less", num_hidden_layers=3, vocab_size=150, num_key_value_heads=8, tie_word_embeddings=True)
     report = compare(open_checkpoint(made / "hf"), open_checkpoint(tmp_path / "less"))
     how = {d.tensor: d.how for d in report.differences}
-    assert how["layer.3.qkv.weight"] == how["head.weight"] == "missing"
+    assert how["layer.3.qkv.weight"] == "missing" and how["head.weight"] == "shape", "a tied head is the embedding"
     assert how["embed.weight"] == how["layer.0.qkv.weight"] == "shape" and how["layer.1.mlp_out.weight"] == "bits"
     qkv = next(d for d in report.differences if d.tensor == "layer.0.qkv.weight")
     assert (qkv.a, qkv.b) == ("(g 4, s 4, h 6) x d 48", "(g 8, s 3, h 6) x d 48")
@@ -121,12 +152,68 @@ def test_what_is_missing_and_what_has_another_shape(made, tmp_path):
     assert {d.b for d in report.differences if d.how == "missing"} == {"missing"}
 
 
+# ---- where -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("spelling", ["mp_rank", "torch_dist"])
+def test_a_fault_in_one_shard_is_found_there_and_its_rank_is_named(made, changed, spelling, capsys):
+    names = [f"model.layers.2.self_attn.{n}_proj.weight" for n in "qkv"]
+    held = {name: tensors(made / "hf")[name].clone() for name in names}
+    held[names[0]][30:40] += 1.0  # heads of 6 channels, two queries a group: groups 2 and 3
+    one, two = changed(held), open_checkpoint(made / spelling)
+    (found,) = compare(one, two).differences
+    assert found.extent == {"g": [2, 3], "s": [0, 1], "h": [0, 5], "d": [0, 47]} and found.of_pieces == 2
+    assert found.a_pieces == () and found.of_a_pieces == 0, "Hugging Face's file has no ranks"
+    assert (
+        found.pieces
+        == {
+            "mp_rank": ("mp_rank_01_001/model/decoder.layers.0.self_attention.linear_qkv.weight",),
+            "torch_dist": ("decoder.layers.self_attention.linear_qkv.weight@2,48,0",),
+        }[spelling]
+    )
+    assert [digests.tp_ranks(found, two.family, two.spec, tp=n) for n in (1, 2, 4, 8)] == [[0], [1], [2, 3], [4, 6]]
+    (back,) = compare(two, one).differences
+    assert back.a_pieces == found.pieces and back.pieces == (names[0],) and back.of_pieces == 3
+    assert run(["verify", "--digests", str(one.path), str(made / spelling)]) == 1
+    assert f"only in {found.pieces[0]}, of the 2 pieces of b" in capsys.readouterr().out
+
+
+def test_the_ranks_of_rows_that_are_not_cut_or_padded(made, changed):
+    held = tensors(made / "hf")
+    norm, embed = held["model.norm.weight"].clone(), held["model.embed_tokens.weight"].clone()
+    norm[3] += 1
+    embed[140:] += 1
+    two = changed({"model.norm.weight": norm, "model.embed_tokens.weight": embed})
+    found = {d.tensor: d for d in compare(open_checkpoint(made / "mp_rank"), two).differences}
+    assert digests.tp_ranks(found["final_norm.weight"], two.family, two.spec, tp=2) == [0, 1]
+    assert found["embed.weight"].extent["v"] == [140, 150]
+    assert digests.tp_ranks(found["embed.weight"], two.family, two.spec, tp=2) == [1], "256 rows, 128 a rank"
+    assert digests.tp_ranks(found["embed.weight"], two.family, two.spec, tp=2, padded_vocab_size=320) == [0]
+
+
+# ---- vocabularies ----------------------------------------------------------------------------------------------------
+def test_rows_beyond_the_vocabulary_are_counted_and_those_of_both_compared(made, changed, capsys):
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    held = {name: tensors(made / "hf")[name] for name in names}
+    more = {name: torch.cat([t, torch.zeros(5, 48)]) for name, t in held.items()}
+    more[names[1]] = more[names[1]].clone()
+    more[names[1]][[7, 153]] += 1.0
+    one, two = open_checkpoint(made / "hf"), changed(more, vocab_size=156)
+    found = {d.tensor: d for d in compare(one, two).differences}
+    assert all(d.how == "shape" and d.rows == 5 and d.of == 151 * 48 for d in found.values()) and len(found) == 2
+    assert found["embed.weight"].elements == 0 and found["embed.weight"].rows_zero
+    assert found["head.weight"].elements == 48 and not found["head.weight"].rows_zero
+    assert found["head.weight"].extent["v"] == [7, 7]
+    assert run(["verify", "--digests", str(one.path), str(two.path)]) == 1
+    assert "b has 5 rows more than a (zero: its padding leaked), and of the rows of both all" in capsys.readouterr().out
+    back = compare(two, open_checkpoint(made / "mp_rank"))
+    assert {d.rows for d in back.differences} == {-5} and not any(back.stale.values())
+
+
+# ---- what is no tensor -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "config, says",
     [
         ({"rms_norm_eps": 1e-6}, {"norm_epsilon": (1e-5, 1e-6)}),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, {"rope.base": (1e4, 5e5)}),
-        ({"max_position_embeddings": 128}, {"max_position_embeddings": (256, 128)}),
     ],
     ids=str,
 )
@@ -141,6 +228,53 @@ def test_a_family_is_only_a_name_and_a_window_is_not(made):
     assert spec_differences(spec, replace(spec, family="mistral", sliding_window=16)) == {"sliding_window": (None, 16)}
     alibi = replace(spec, position="alibi")
     assert spec_differences(alibi, replace(alibi, rope=replace(spec.rope, base=5.0))) == {}
+
+
+def test_a_limit_is_no_part_of_the_function(made, changed, capsys):
+    two = changed({}, max_position_embeddings=128)
+    report = compare(open_checkpoint(made / "hf"), two)
+    assert report.same and report.exact and not report.spec and report.noted == {"max_position_embeddings": (256, 128)}
+    assert run(["verify", "--digests", str(made / "hf"), str(two.path)]) == 0
+    assert "256 against 128: the same function" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "a, b, differ",
+    [
+        (Rope(), Rope(factor=8.0, low_freq_factor=2.0, original_max_position_embeddings=4096), set()),
+        (Rope(kind="linear", factor=4.0), Rope(kind="linear", factor=4.0, high_freq_factor=9.0), set()),
+        (Rope(kind="linear", factor=1.0), Rope(), set()),
+        (Rope(base=500000.0), Rope(base=500000.0 * (1 + 4e-8)), set()),
+        (Rope(kind="linear", factor=4.0), Rope(), {"rope.kind", "rope.factor"}),
+        (Rope(kind="llama3", factor=8.0), Rope(kind="llama3", factor=32.0), {"rope.factor"}),
+        (Rope(kind="llama3", factor=8.0), Rope(kind="llama3", factor=8.0, low_freq_factor=2.0), {"rope.low_freq_factor"}),
+        (Rope(base=1e6), Rope(base=1e4), {"rope.base"}),
+    ],
+    ids=range(8),
+)  # fmt: skip
+def test_only_what_a_kind_of_rope_computes_with_counts(made, a, b, differ):
+    spec = open_checkpoint(made / "hf").spec
+    for one, two in ((a, b), (b, a)):
+        assert set(spec_differences(replace(spec, rope=one), replace(spec, rope=two))) == differ
+
+
+def test_a_head_that_is_the_embedding_is_tied_whoever_says_so(made, changed, tmp_path, capsys):
+    tied = make_llama(tmp_path / "tied", tie_word_embeddings=True)
+    embed = tensors(tied)["model.embed_tokens.weight"]
+    other = embed.clone()
+    other[9, 9] += 1
+    for head, same in ((embed, True), (other, False)):
+        folder = Path(shutil.copytree(tied, tmp_path / f"untied-{same}"))
+        save_file({**tensors(tied), "lm_head.weight": head.clone()}, folder / "model.safetensors", {"format": "pt"})
+        edit_json(folder / "config.json", tie_word_embeddings=False)
+        for pair in ((tied, folder), (folder, tied)):
+            report = compare(*map(open_checkpoint, pair))
+            assert report.same == report.exact == same and ("tied_embeddings" in report.noted) == same
+            assert [d.tensor for d in report.differences] == [] if same else ["head.weight"]
+            assert set(report.spec) == (set() if same else {"tied_embeddings"})
+            json.dumps(report.to_dict())
+    (found,) = report.differences
+    assert found.how == "bits" and found.elements == 1 and found.at == {"v": 9, "d": 9}
 
 
 def test_zero_biases_that_megatron_adds_are_no_difference(tmp_path):

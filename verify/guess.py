@@ -1,0 +1,258 @@
+"""Name the known fault behind tensors that differ, and how to undo it in b.
+
+Nothing is named that is not exact, to the rounding of a cast: a guess is a claim that can be tried. Only tensors that
+differ are read (and a sample of their like in other layers), one at a time.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+
+from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.source import Source
+from mconv.convert.table import Logical
+from mconv.verify.digests import HEAD, Difference, Report, held
+from mconv.verify.guess_layers import Moved, moved, sample
+from mconv.verify.guess_order import known_order, shuffled
+from mconv.verify.guess_pair import Hit, Mend, Pair, entire, narrower, same
+from mconv.verify.guess_spec import guesses_of
+from mconv.verify.guess_values import bit_flipped, factor, norm_off_by_one, transposed, zeroed
+from mconv.verify.guess_vocabulary import vocabulary
+from mconv.verify.where import logical_of
+
+LIGHT: tuple[Callable[[Pair], Hit | None], ...] = (
+    bit_flipped, zeroed, known_order, transposed, norm_off_by_one, factor,
+)  # fmt: skip
+"""What is tried on every tensor, in this order."""
+HEAVY: tuple[Callable[[Pair], Hit | None], ...] = (shuffled, vocabulary)
+"""What hashes slices."""
+SEARCHED = 8
+"""Tensors of one row that are searched to the full; where nothing is found in them, the others are not read."""
+TWINS = {
+    "layer.attn_norm": ("layer.mlp_norm", "norms-exchanged", "norm-copied"),
+    "layer.mlp_norm": ("layer.attn_norm", "norms-exchanged", "norm-copied"),
+    "embed": ("head", "embed-head-exchanged", "embed-is-head"),
+    "head": ("embed", "embed-head-exchanged", "head-is-embed"),
+}
+"""Row -> the row that it may be taken for, and what the two faults are called."""
+BIASES = ("qkv_bias", "proj_bias", "mlp_bias")
+OTHER = "other bits, which no known fault explains"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Undo:
+    """How to repair one tensor of b: which tensor to read in its stead (None: itself) and what to do to it."""
+
+    side: Literal["a", "b"] = "b"
+    tensor: Logical | None = None
+    mend: Mend | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Guess:
+    """A fault that explains differences; with an empty name, differences that nothing known explains."""
+
+    name: str
+    """Stable: `gate-up-swapped`, `rotary-order`, ..."""
+    layers: tuple[int, ...] = ()
+    tensor: str = ""
+    """Of each of the layers: `mlp_in.weight`. Empty: whole layers, or no tensor at all."""
+    text: str
+    undo: Mapping[str, Undo] = field(default_factory=dict)
+    """By logical tensor of b; empty where b does not hold enough to undo it."""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    """Fields for `dataclasses.replace` that repair b's spec."""
+
+    def mended(self, logical: Logical, a: Source, b: Source) -> torch.Tensor | None:
+        """b's logical tensor as it is without the fault, one dimension for each axis. None: not this fault's."""
+        undo = self.undo.get(str(logical))
+        if undo is None:
+            return None
+        source = a if undo.side == "a" else b
+        name = undo.tensor or held(source.checkpoint, logical) or logical
+        tensor = entire(source, name)
+        return tensor if undo.mend is None else undo.mend(tensor)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: the guess in words."""
+        return {"name": self.name, "layers": list(self.layers), "tensor": self.tensor, "text": self.text}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Told:
+    """One tensor's fault, before those of the same kind are put together."""
+
+    logical: Logical
+    name: str
+    what: str
+    undo: Undo | None = None
+    spec: tuple[tuple[str, Any], ...] = ()
+
+
+def explain(a: Checkpoint, b: Checkpoint, report: Report) -> list[Guess]:
+    """The known faults that explain `report`, which is `digests.compare(a, b)`, in the order of its tensors."""
+    left, right = Source.of(a), Source.of(b)
+    work = {logical_of(d.tensor): d for d in report.differences}
+    guesses = []
+    for fault in moved(left, right, [x for x, d in work.items() if d.how != "shape"]):
+        guess = _layers(fault, work, a=a)
+        work = {x: d for x, d in work.items() if str(x) not in guess.undo and x.layer not in fault.gone}
+        guesses.append(guess)
+    told = _untied(a, b, report)
+    told += _twins(left, right, {x: d for x, d in work.items() if d.how == "bits"}, done=[t.logical for t in told])
+    done = {t.logical for t in told}
+    told += _searched(left, right, {x: d for x, d in work.items() if x not in done})
+    guesses += _grouped(told, layers=a.spec.num_layers)
+    specs = guesses_of(a.spec, b.spec, report.spec)
+    return guesses + [Guess(name=name, text=text, spec=spec) for name, text, spec in specs]
+
+
+# ---- tensors ---------------------------------------------------------------------------------------------------------
+def _searched(left: Source, right: Source, work: Mapping[Logical, Difference]) -> list[_Told]:
+    """Each tensor by itself: what its difference says already, else the rules."""
+    told: list[_Told] = []
+    tried: dict[tuple[str, str], int] = {}
+    named: set[tuple[str, str]] = set()
+    for logical, found in work.items():
+        if found.how == "missing" or (found.rows and not found.elements):
+            told += [x for x in [_outright(left, right, logical, found)] if x]
+            continue
+        if found.how == "shape" and not found.rows:
+            continue  # the sizes that the specs say are what differs
+        kind = logical.row, logical.leaf
+        tried[kind] = tried.get(kind, 0) + 1
+        if tried[kind] > SEARCHED and kind not in named:
+            told.append(_Told(logical, "", f"{OTHER} (only the first {SEARCHED} were searched)"))
+            continue
+        hit = _hit(left, right, logical, found, LIGHT + (HEAVY if tried[kind] <= SEARCHED else ()))
+        named |= {kind} if hit else set()
+        told.append(_Told(logical, "", OTHER) if hit is None else _undone(left, logical, hit))
+    return told
+
+
+def _hit(
+    left: Source, right: Source, logical: Logical, found: Difference, rules: Iterable[Callable[[Pair], Hit | None]]
+) -> Hit | None:
+    names = held(left.checkpoint, logical), held(right.checkpoint, logical)
+    if names[0] is None or names[1] is None:
+        return None
+    pair = Pair.read(left, right, logical, (names[0], names[1]), found)
+    return next((hit for rule in rules if (hit := rule(pair)) is not None), None)
+
+
+def _undone(left: Source, logical: Logical, hit: Hit) -> _Told:
+    """Where b does not hold enough to undo a fault, a's own tensor does."""
+    undo = Undo(mend=hit.mend) if hit.mend else Undo(side="a", tensor=held(left.checkpoint, logical))
+    return _Told(logical, hit.name, hit.what, undo)
+
+
+def _outright(left: Source, right: Source, logical: Logical, found: Difference) -> _Told | None:
+    """Faults that a difference itself tells: biases and rows that only one side has."""
+    if found.rows:
+        spec = (("vocab_size", left.checkpoint.spec.vocab_size),)
+        if found.rows < 0:
+            undo = Undo(side="a", tensor=held(left.checkpoint, logical))
+            return _Told(logical, "vocabulary-cut", f"the last {-found.rows} rows are missing", undo, spec)
+        what = f"{found.rows} rows beyond the vocabulary, {'zero' if found.rows_zero else 'not zero'}"
+        rows = left.checkpoint.spec.vocab_size
+        return _Told(logical, "padding-leaked", what, Undo(mend=lambda tensor: tensor[:rows]), spec)
+    if logical.leaf != "bias":
+        return None
+    name = left.checkpoint.family.row(logical.row).bias
+    stored = logical in left.groups
+    fields = ((name, stored),) if name in BIASES else ()
+    if stored:
+        return _Told(logical, "bias-dropped", "the bias is missing", Undo(side="a", tensor=logical), fields)
+    return _Told(logical, "bias-added", "a has no such bias, and it is not zero", None, fields)
+
+
+def _untied(a: Checkpoint, b: Checkpoint, report: Report) -> list[_Told]:
+    """A head of its own where a ties it to the embedding, or the other way round."""
+    if "tied_embeddings" not in report.spec:
+        return []
+    spec = (("tied_embeddings", a.spec.tied_embeddings),)
+    if a.spec.tied_embeddings:
+        what = "it is not the embedding, to which a ties it"
+        return [_Told(HEAD, "tied-head-untied", what, Undo(tensor=Logical("embed")), spec)]
+    return [_Told(HEAD, "head-tied", "it is tied to the embedding, but a has one of its own", Undo(side="a"), spec)]
+
+
+def _twins(left: Source, right: Source, work: Mapping[Logical, Difference], *, done: list[Logical]) -> list[_Told]:
+    """Tensors that are another row's of the same layer: norms exchanged, a head that is the embedding."""
+    found = {x: y for x in work if x not in done and (y := _twin(left, right, x)) is not None}
+    told = []
+    for x, y in found.items():
+        _, exchanged, copied = TWINS[x.row]
+        both = found.get(y) == x
+        what = f"it is a's {y.row.removeprefix('layer.')}" + (", and that is a's in its place" if both else "")
+        undo = Undo(tensor=y) if both else Undo(side="a", tensor=x)
+        told.append(_Told(x, exchanged if both else copied, what, undo))
+    return told
+
+
+def _twin(left: Source, right: Source, logical: Logical) -> Logical | None:
+    """The other row's tensor of a that b has here."""
+    other = replace(logical, row=TWINS[logical.row][0]) if logical.row in TWINS else logical
+    if other == logical or other not in left.groups or logical not in right.groups:
+        return None
+    dtype = narrower(left.dtype(other), right.dtype(logical))
+    if left.dims(other) != right.dims(logical) or sample(left, other, dtype) != sample(right, logical, dtype):
+        return None
+    return other if same(entire(left, other), entire(right, logical)) else None
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
+def _layers(fault: Moved, work: Mapping[Logical, Difference], *, a: Checkpoint) -> Guess:
+    """Of layers that came from elsewhere: where b has what belongs there, else a's own."""
+    back = {j: i for i, j in fault.origins.items()}
+    row = fault.tensor
+    concerned = [x for x in work if x.layer in (*fault.origins, *fault.gone) and row in (None, (x.row, x.leaf))]
+    undo = {
+        str(x): Undo(tensor=replace(x, layer=back[x.layer])) if x.layer in back else Undo(side="a", tensor=x)
+        for x in concerned
+        if x in a.by_logical
+    }
+    layers = tuple(sorted({*fault.origins, *fault.gone}))
+    spec = {"num_layers": a.spec.num_layers} if fault.gone else {}
+    tensor = f"{row[0].removeprefix('layer.')}.{row[1]}" if row else ""
+    text = f"layer {layers[0]}: {fault.what}" if row else fault.what
+    return Guess(name=fault.name, layers=layers, tensor=tensor, text=text, undo=undo, spec=spec)
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+def _grouped(told: Iterable[_Told], *, layers: int) -> list[Guess]:
+    """One guess for the same fault of the same row in several layers."""
+    groups: dict[tuple[str, str, str], list[_Told]] = {}
+    for one in told:
+        groups.setdefault((one.name, one.logical.row, one.what), []).append(one)
+    return [_guess(group, layers) for group in groups.values()]
+
+
+def _guess(group: list[_Told], layers: int) -> Guess:
+    first = group[0]
+    leaves = dict.fromkeys(one.logical.leaf for one in group)
+    tensor = first.logical.row.removeprefix("layer.") + (f".{first.logical.leaf}" if len(leaves) == 1 else "")
+    where = tuple(sorted({one.logical.layer for one in group if one.logical.layer is not None}))
+    place = f"{said_layers(where, of=layers)} " if where else ""
+    return Guess(
+        name=first.name, layers=where, tensor=tensor, text=f"{place}{tensor}: {first.what}",
+        undo={str(one.logical): one.undo for one in group if one.undo}, spec=dict(first.spec),
+    )  # fmt: skip
+
+
+def said_layers(layers: tuple[int, ...], *, of: int) -> str:
+    """`layer 3`, `layers 1, 3 and 5`, `layers 2 to 9`, `all 32 layers`."""
+    if len(layers) == 1:
+        return f"layer {layers[0]}"
+    if len(layers) == of:
+        return f"all {of} layers"
+    if len(layers) > 2 and layers == tuple(range(layers[0], layers[-1] + 1)):
+        return f"layers {layers[0]} to {layers[-1]}"
+    return f"layers {', '.join(map(str, layers[:-1]))} and {layers[-1]}"
+
+
+def guess_lines(guesses: Iterable[Guess]) -> list[str]:
+    """A line for each, for people."""
+    return [f"  {guess.name or 'unknown':<24} {guess.text}" for guess in guesses]
