@@ -4,8 +4,8 @@ Both are read once, slab by slab, straight from what lies on disk; what a manife
 its bytes on the way, never believed. Where dtypes differ, the wider side must be the other one before it was rounded.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from math import prod
 from typing import Any
@@ -60,6 +60,14 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         return {"same": self.same, "exact": self.exact, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Report":
+        """The inverse of `to_dict`, also when it has been JSON in between."""
+        own = {name: values[name] for name in (f.name for f in fields(cls))}
+        pairs = {name: {key: tuple(two) for key, two in own[name].items()} for name in ("spec", "noted", "cast", "stale")}
+        told = tuple(Difference.from_dict(one) for one in own["differences"])
+        return cls(**{**own, **pairs, "differences": told, "zero_biases": tuple(own["zero_biases"])})
 
 
 @dataclass(frozen=True, slots=True)

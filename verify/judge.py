@@ -16,6 +16,7 @@ from mconv.train.launch import ranks
 from mconv.train.parallel import world
 from mconv.verify import digests, environment, steps
 from mconv.verify import report as reports
+from mconv.verify.guess import explain
 
 SCHEMA = 1
 """Of the report. Fields may be added under one number, never changed or removed."""
@@ -54,20 +55,43 @@ def judge(a: Path, b: Path, options: Options, *, show: steps.Show = steps.silent
     report: dict[str, Any] = {"schema": SCHEMA, "passed": True, "failures": [], "digests": None, "diagnosis": None}
     logits = None
     if options.proofs != "logits" and world()[0] == 0:
-        found = _digests(one, two, options, show=show)
-        report |= {"digests": reports.of_digests(found), "passed": found.same}
-        report["failures"] += [] if found.same else ["the tensors differ"]
+        report |= _by_digests(one, two, options, show=show)
     if options.proofs != "digests":
-        logits = _logits(one, two, options, show=show)
-        if not logits:
+        logits = _by_logits(one, two, options, report, show=show)
+        if logits == {}:
             return {}
-        report |= logits | {
-            "passed": report["passed"] and logits["passed"],
-            "failures": report["failures"] + logits["failures"],
-        }
+        report |= logits or {}
     report["verdicts"] = verdicts(report["digests"], logits)
     report["environment"] = environment.describe(seconds=time.monotonic() - began)
     return report
+
+
+def _by_digests(a: Checkpoint, b: Checkpoint, options: Options, *, show: steps.Show) -> dict[str, Any]:
+    """The first proof's part of the report."""
+    found = _digests(a, b, options, show=show)
+    part = {"digests": reports.of_digests(found), "passed": found.same}
+    if found.same:
+        return part
+    part["failures"] = ["the tensors differ" if found.differences else "the architectures differ"]
+    if options.proofs == "digests":
+        guesses = [guess.to_dict() | {"error_after": None} for guess in explain(a, b, found)]
+        part["diagnosis"] = {"guesses": guesses, "lines": [guess["text"] for guess in guesses]}
+    return part
+
+
+def _by_logits(
+    a: Checkpoint, b: Checkpoint, options: Options, report: dict[str, Any], *, show: steps.Show
+) -> dict[str, Any] | None:
+    """The second proof's part: {} on a rank that does not report. None where it cannot be had, and need not be."""
+    try:
+        logits = _logits(a, b, options, report["digests"], show=show)
+    except MconvError as error:
+        if report["passed"]:
+            raise
+        report["failures"].append(f"the logits could not be compared: {error}")
+        return None
+    failures = report["failures"] + logits.get("failures", [])
+    return logits and logits | {"passed": report["passed"] and logits["passed"], "failures": failures}
 
 
 def verdicts(tensors: dict[str, Any] | None, logits: dict[str, Any] | None) -> dict[str, str]:
@@ -103,7 +127,9 @@ def _digests(a: Checkpoint, b: Checkpoint, options: Options, *, show: steps.Show
         raise (error if options.proofs == "digests" else CheckFailed(str(error))) from error
 
 
-def _logits(a: Checkpoint, b: Checkpoint, options: Options, *, show: steps.Show) -> dict[str, Any]:
+def _logits(
+    a: Checkpoint, b: Checkpoint, options: Options, tensors: dict[str, Any] | None, *, show: steps.Show
+) -> dict[str, Any]:
     hugging = all(c.format == "hf" for c in (a, b))
     if hugging and (options.tp or options.pp or options.sequence_parallel):
         raise MconvError(
@@ -118,6 +144,7 @@ def _logits(a: Checkpoint, b: Checkpoint, options: Options, *, show: steps.Show)
         "b": str(b.path.resolve()), "b_options": _opening(b, options),
         "tp": tp, "pp": pp, "sequence_parallel": options.sequence_parallel, "length": options.length,
         "batch": options.batch, "seed": options.seed, "dtype": options.dtype, "generate": options.generate,
+        "digests": tensors,
     }  # fmt: skip
     nproc = 1 if hugging else tp * pp
     payload["streamed"] = _streamed(a, b, payload) if options.streamed is None else options.streamed

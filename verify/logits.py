@@ -19,9 +19,10 @@ from mconv.convert.opening import open_checkpoint
 from mconv.convert.source import Source, check_copies, slab_boxes
 from mconv.convert.table import Logical
 from mconv.errors import CheckFailed, FormatError
-from mconv.train.parallel import Parallel
-from mconv.verify import generate, probes, shards
+from mconv.train.parallel import Parallel, world
+from mconv.verify import bisect, digests, generate, probes, shards
 from mconv.verify.compare import LIMITS, Comparison, Pair, allowed, compare, failures
+from mconv.verify.guess import explain
 from mconv.verify.models import How, Model, Scores, model_of, other_order
 from mconv.verify.probes import Probe
 
@@ -49,6 +50,9 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
     found = None if scores is None or own is None else compare(_pairs(scores, own), tokens=asked.tokens)
     wrong = [] if found is None or noise is None else failures(found, limits, noise=noise)
     wrong += shards.wrong(candidate, b, how, failed=bool(wrong))
+    tensors = payload.get("digests")
+    candidate.rest()
+    diagnosis = _diagnosis(a, b, asked, how, tensors, failed=bool(wrong) or bool(tensors and not tensors["same"]))
     if scores is None or own is None or found is None or noise is None:
         return {}
     if rows := embedding_rows(a, b):
@@ -68,6 +72,7 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
         "padding": padding(own, asked, true=b.spec.vocab_size),
         "layers": layer_errors(scores, own),
         "generation": spoken,
+        "diagnosis": diagnosis,
         "reference": {"name": a.name, "format": a.format, "loaded_by": reference.loaded_by},
         "candidate": {"name": b.name, "format": b.format, "loaded_by": candidate.loaded_by},
         "tp": payload["tp"],
@@ -84,6 +89,25 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
         "max_position_embeddings": a.spec.max_position_embeddings,
         "seed": payload["seed"],
     }
+
+
+def _diagnosis(
+    a: Checkpoint, b: Checkpoint, asked: Probe, how: How, tensors: dict[str, Any] | None, *, failed: bool
+) -> dict[str, Any] | None:
+    """Where a failed comparison parts, and why; every rank calls it, and rank 0 looks."""
+    if not shards.agreed(failed):
+        return None
+    if world()[1] > 1 or torch.distributed.is_initialized():
+        from mconv.train import engine
+
+        engine.init(Parallel())
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
+        return None
+    found = digests.compare(a, b) if tensors is None else digests.Report.from_dict(tensors)
+    said = bisect.diagnose(a, b, asked, how, explain(a, b, found))
+    if how.parallel.tp > 1:
+        said["lines"] += shards.of_ranks(found, b, tp=how.parallel.tp)
+    return said
 
 
 def logits_of(

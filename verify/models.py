@@ -96,7 +96,9 @@ class Model(Protocol):
 
 def model_of(checkpoint: Checkpoint, how: How) -> Model:
     """The model that computes what a checkpoint holds."""
-    return HuggingFace(checkpoint, how) if checkpoint.format == "hf" else Megatron(checkpoint, how)
+    if checkpoint.format == "hf":
+        return HuggingFace(checkpoint, how)
+    return Megatron(checkpoint, how)
 
 
 @contextlib.contextmanager
@@ -175,7 +177,11 @@ class HuggingFace:
                 model.set_submodule(name, type(module)(config=model.config).to(self.how.device))
         for name in self.parts[:-1]:
             module = model.get_submodule(name)
-            if self.how.only is not None and name.rpartition(".")[2].isdigit() and name.rpartition(".")[2] not in self.how.only:
+            if (
+                self.how.only is not None
+                and name.rpartition(".")[2].isdigit()
+                and name.rpartition(".")[2] not in self.how.only
+            ):
                 module.forward = self._hand_on
             else:
                 bind(module, self.reader(name), dtype=self.how.dtype, device=self.how.device)
@@ -223,13 +229,18 @@ class HuggingFace:
         if self.model is None:
             return None
         keep = Keep(sampled(tokens.shape[1]), itemsize=self.checkpoint.dtype.itemsize)
-        where = [self.names["embed"], *map(self.layer_name, range(self.checkpoint.spec.num_layers))]
-        names = ["embed", *map(str, range(self.checkpoint.spec.num_layers)), "final_norm"]
-        with keep.hooked(
-            dict(zip(names, map(self.model.get_submodule, [*where, self.names["final_norm"]]), strict=True))
-        ):
+        with keep.hooked(self.modules()):
             hidden = self.forward(tokens, positions)
         return HuggingFaceScores(self, hidden, keep.kept)
+
+    def modules(self) -> dict[str, nn.Module]:
+        names = ["embed", *map(str, range(self.checkpoint.spec.num_layers)), "final_norm"]
+        return dict(zip(names, map(self.model.get_submodule, self.parts[:-1]), strict=True))
+
+    def inner(self, layer: str, row: str) -> list[tuple[nn.Module, Piece]]:
+        found = next((r for r in self.checkpoint.family.rows if r.name == row and r.leaves(self.spec)), None)
+        pieces = found.pieces(output_axes(self.checkpoint, row), self.spec.sizes) if found else ()
+        return [(self.model.get_submodule(name.format(i=layer)), piece) for name, piece in pieces]
 
     def forward(self, tokens: Int[Tensor, "b s"], positions: Int[Tensor, "b s"] | None = None) -> Float[Tensor, "b s d"]:
         """Hidden states behind the final norm."""
@@ -389,7 +400,9 @@ class Megatron:
         layout = Layout(tp=1, pp=1, padded_vocab=self.padded)
         told = spell.rank_tensors(mcore.DIALECT, self.checkpoint.family, self.spec, layout)
         return {
-            name: Stored(name, logical, spell.rank_piece(mcore.DIALECT, self.checkpoint.family, self.spec, layout, logical, 0))
+            name: Stored(
+                name, logical, spell.rank_piece(mcore.DIALECT, self.checkpoint.family, self.spec, layout, logical, 0)
+            )
             for _, names, logical in told
             for name in names
         }

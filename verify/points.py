@@ -1,7 +1,7 @@
 """What happens within a layer, seen from outside: the outputs of its modules, in one order for both programs.
 
 A point is a row of the family's table (what its modules give), or what lies between two of them: `rope` (queries and keys
-as attention gets them), `attention` (what it gives), `activation` (what the MLP's last linear gets), `layer` (what a layer
+as attention gets them), `attention` (what it gives), `activation` (what the MLP's last linear gets), `layer` (what it
 adds to the hidden states).
 """
 

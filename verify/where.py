@@ -1,7 +1,9 @@
 """Which elements of a logical tensor differ between two checkpoints: how many, how far, where, in whose stored pieces."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -49,6 +51,13 @@ class Difference:
     """Rows of the vocabulary that b has more than a (fewer: negative)."""
     rows_zero: bool = False
     """Whether the rows that only one side has are zero."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Difference":
+        """The inverse of `asdict`, also when it has been JSON in between."""
+        listed = {name: tuple(values[name]) for name in ("pieces", "a_pieces")}
+        dtypes = None if values["dtypes"] is None else tuple(values["dtypes"])
+        return cls(**{**values, **listed, "dtypes": dtypes})
 
 
 def logical_of(name: str) -> Logical:
