@@ -27,7 +27,7 @@ class Limits:
 
 
 LIMITS = {
-    "fp32": Limits(mean_abs_error=0.01, times_noise=8.0, relative_max=2e-5, relative_rms=2e-6),
+    "fp32": Limits(mean_abs_error=0.01, times_noise=5.0, relative_max=2e-5, relative_rms=2e-6),
     "bf16": Limits(mean_abs_error=0.1, times_noise=3.0, relative_max=0.02, relative_rms=4e-3),
     "fp16": Limits(mean_abs_error=0.1, times_noise=3.0, relative_max=0.003, relative_rms=5e-4),
 }

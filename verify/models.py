@@ -378,8 +378,8 @@ class Megatron:
                 module.forward = _handed_on
             else:
                 bind(module, self.reader(name), dtype=self.how.dtype, device=self.how.device)
-        if self.spec.tied_embeddings and self.model.pre_process and self.model.post_process:
-            self._lend_embedding()
+        if self.spec.tied_embeddings and self.model.post_process:
+            self._lend_embedding() if self.model.pre_process else self._keep_own_head()
 
     def reader(self, part: str) -> Any:
         """What fills a part of this rank's model from the files."""
@@ -406,6 +406,12 @@ class Megatron:
             for _, names, logical in told
             for name in names
         }
+
+    def _keep_own_head(self) -> None:
+        """The last stage's copy of the embedding: GPTModel takes hold of it before it has been fetched."""
+        head = self.model.output_layer
+        run = head.forward
+        head.forward = lambda hidden, weight=None, **options: run(hidden, weight=None, **options)
 
     def _lend_embedding(self) -> None:
         """A tied head reads the embedding's weight, which has gone by then: it is fetched once more."""
