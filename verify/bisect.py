@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mconv.convert.source import Source
+from mconv.errors import MconvError
 from mconv.verify.guess import Guess
 from mconv.verify.models import How, Model, Repair, Scores, model_of
 from mconv.verify.points import ORDER, Watch, first, given, hidden_of
@@ -84,7 +85,11 @@ def _tried(
             continue
         mended = partial(_mended, guess, Source.of(a), Source.of(b))
         repaired = replace(how, only=frozenset({place}), repair=Repair(spec=guess.spec, mended=mended))
-        after = _candidate(model_of(b, repaired), asked, kept, only=place)
+        try:
+            after = _candidate(model_of(b, repaired), asked, kept, only=place)
+        except MconvError:  # b has not what the repaired model needs: a bias, a head
+            yield guess, None
+            continue
         yield guess, max(error for (where, _), error in after.items() if where == place)
 
 
