@@ -277,6 +277,23 @@ def test_a_head_that_is_the_embedding_is_tied_whoever_says_so(made, changed, tmp
     assert found.how == "bits" and found.elements == 1 and found.at == {"v": 9, "d": 9}
 
 
+def test_a_tied_embedding_is_read_twice_and_told_once(tmp_path):
+    tied, untied = make_llama(tmp_path / "tied", tie_word_embeddings=True), tmp_path / "untied"
+    rewrite(plan.make(open_checkpoint(tied), tmp_path / "td", format="torch_dist"), step="test")
+    manifest = tmp_path / "td/release/mconv.json"
+    digests_of = json.loads(manifest.read_text())["digests"]
+    edit_json(manifest, digests={**digests_of, "embed.weight": "0" * 32})
+    embed = torch.cat([tensors(tied)["model.embed_tokens.weight"], torch.ones(3, 48)])
+    shutil.copytree(tied, untied)
+    both = {"model.embed_tokens.weight": embed, "lm_head.weight": embed.clone()}
+    save_file({**tensors(tied), **both}, untied / "model.safetensors", {"format": "pt"})
+    edit_json(untied / "config.json", tie_word_embeddings=False, vocab_size=154)
+    report = compare(open_checkpoint(tmp_path / "td"), open_checkpoint(untied))
+    assert report.stale == {"a": ("embed.weight",), "b": ()}
+    assert set(report.spec) == {"vocab_size"} and set(report.noted) == {"tied_embeddings"}, "the rows of both are tied"
+    assert [(d.tensor, d.rows, d.elements) for d in report.differences] == [("embed.weight", 3, 0), ("head.weight", 3, 0)]
+
+
 def test_zero_biases_that_megatron_adds_are_no_difference(tmp_path):
     hf = make_llama(tmp_path / "hf", num_hidden_layers=2, mlp_bias=True)
     rewrite(plan.make(open_checkpoint(hf), tmp_path / "megatron", format="mp_rank"), step="test")

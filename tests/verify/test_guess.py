@@ -151,6 +151,13 @@ def last_is(change):
     return apply
 
 
+def swapped_but_two_elements(held):
+    """Gate and up exchanged, and two elements besides: nothing exact."""
+    exchanged(L.format(1) + GATE, L.format(1) + UP)(held)
+    gate = held[L.format(1) + GATE] = held[L.format(1) + GATE].clone()
+    gate[5, [40, 41]] = gate[5, [41, 40]]
+
+
 def glu_by_rank(held):
     gate, up = (L.format(1) + f"mlp.{n}_proj.weight" for n in ("gate", "up"))
     (g0, g1), (u0, u1) = held[gate].chunk(2), held[up].chunk(2)
@@ -219,6 +226,9 @@ FAULTS = {
     "noise": (each(lambda x: x + torch.randn(x.shape) * 1e-3, OUT, 1), "", (1,), "attn_out.weight: other bits"),
     "noise-of-an-ulp": (each(lambda x: torch.nextafter(x, x + 1), OUT, 1), "", (1,), "other bits"),
     "noise-on-a-norm": (each(lambda x: x + torch.rand(48), "input_layernorm.weight", 1), "", (1,), "other bits"),
+    "nearly-one": (each(lambda x: x * (1 + 2**-22), OUT, 1), "", (1,), "other bits"),
+    "a-factor-and-noise": (each(lambda x: x * (0.5 + torch.rand(x.shape) / 100), OUT, 1), "", (1,), "other bits"),
+    "nearly-swapped": (swapped_but_two_elements, "", (1,), "other bits"),
     "two-rows-of-noise": (each(lambda x: x + (torch.arange(151) > 148)[:, None], HEAD, None), "", (), "other bits"),
 }  # fmt: skip
 LOSSY = {"vocabulary-inserted", "vocabulary-removed"}
