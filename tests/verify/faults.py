@@ -73,7 +73,7 @@ class Fault:
         return " and ".join(["weights"] * bool(self.weights) + ["config"] * bool(self.config))
 
 
-# ---- models: weights as initialised (0.02) unless attention must be sharp for positions to matter ----------------------
+# ---- models: weights as initialised (0.02) unless attention must be sharp for positions to matter --------------------
 LLAMA = {
     "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
     "vocab_size": 331, "max_position_embeddings": 1024, "rms_norm_eps": 1e-6, "initializer_range": 0.02,
@@ -107,7 +107,7 @@ MODELS = {
 }
 
 
-# ---- faults in weights -------------------------------------------------------------------------------------------------
+# ---- faults in weights -----------------------------------------------------------------------------------------------
 L, H = "model.layers.{}.", "transformer.h.1."
 QKV = f"{H}self_attention.query_key_value.weight"
 
@@ -204,7 +204,7 @@ def zero_a_row(x: torch.Tensor) -> torch.Tensor:
     return x.index_fill(0, torch.tensor([7]), 0.0)
 
 
-# ---- faults in bytes and in the function ---------------------------------------------------------------------------------
+# ---- faults in bytes and in the function -----------------------------------------------------------------------------
 def flip_an_exponent_bit(x: torch.Tensor) -> torch.Tensor:
     """Of one element, the fourth bit of the exponent: it becomes 256 times smaller, or larger."""
     x = x.clone()
@@ -284,7 +284,7 @@ FAULTS = (
 )  # fmt: skip
 
 
-# ---- planting -----------------------------------------------------------------------------------------------------------
+# ---- planting --------------------------------------------------------------------------------------------------------
 def clean(model: str, root: Path, dtype: str) -> Path:
     """The right Hugging Face folder; made once in `root`."""
     folder, made = root / f"{model}-{dtype}" / "hf", MODELS[model]
