@@ -2,13 +2,13 @@
 
 import re
 
-import faults
 import peers
 import pytest
 import torch
 from faults import DTYPES, FAULTS, MODELS, acting, clean, converted, plant
 from judge import convert, report
 from tiny import tensors
+from wrongs import flip_an_exponent_bit
 
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import MconvError
@@ -82,7 +82,7 @@ def test_a_fault_of_the_function_is_gone_afterwards():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_flipped_bit_is_one_bit(dtype):
     x = torch.full((8, 256), 0.02, dtype=DTYPES[dtype])
-    flipped = faults.flip_an_exponent_bit(x)
+    flipped = flip_an_exponent_bit(x)
     (index,) = (flipped != x).flatten().nonzero()
     assert flipped.flatten()[index] in (x[0, 0] * 256, x[0, 0] / 256)
 
