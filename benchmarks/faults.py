@@ -1,10 +1,10 @@
 """Who would have noticed? Each planted fault of tests/verify/faults.py against our rules and those of others.
 
     python benchmarks/faults.py [--weights bf16] [--length 512]      # the table of docs/verify.md
-    python benchmarks/faults.py --floors                             # the error of right conversions, family by family
+    python benchmarks/faults.py --floors [--weights bf16]            # right conversions: error, noise floor and limit
 
 Every number comes from real logits or real weights of the pair that was planted. A cell is the number that the rule looks
-at, and **missed** where the rule lets the fault pass.
+at ("caught": without one, by a shape or by the size of the vocabulary), and **missed** where the fault passes.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "verify")]
@@ -40,17 +41,19 @@ class Pair:
     def logits(self, dtype: str, tokens: torch.Tensor) -> list[torch.Tensor]:
         """Both models' logits [b s v] of the same tokens."""
         from mconv.convert.opening import open_checkpoint
-        from mconv.verify.logits import logits_of
+        from mconv.verify.models import How, model_of
 
-        payload = {**judge.jobs.DEFAULTS, "dtype": dtype}
-        return [logits_of(open_checkpoint(p), tokens, payload)[0] for p in (self.reference, self.candidate)]
+        how = How(dtype=DTYPES[dtype])
+        scores = [model_of(open_checkpoint(p), how).run(tokens) for p in (self.reference, self.candidate)]
+        return [torch.cat(list(x.chunks()), dim=1) for x in scores]
 
     @cached_property
     def tokens(self) -> torch.Tensor:
         from mconv.convert.opening import open_checkpoint
         from mconv.verify.probes import random_ids
 
-        return random_ids(open_checkpoint(self.reference).spec, batch=2, length=self.length, seed=1234)
+        spec = open_checkpoint(self.reference).spec
+        return torch.stack([random_ids(spec, length=self.length, seed=seed) for seed in (1234, 1235)])
 
     @cached_property
     def weights(self) -> list[dict[str, torch.Tensor]]:
@@ -74,13 +77,9 @@ def digests(pair: Pair) -> Seen:
 
 def ours(pair: Pair, dtype: str) -> Seen:
     """Our rule for logits, in arithmetic of `dtype`; the number is the largest error over scale."""
-    from mconv.errors import MconvError
-
-    try:
-        found = judge.report(pair.reference, pair.candidate, length=pair.length, dtype=dtype)
-    except MconvError:
-        return Seen(True, None)
-    return Seen(not found["passed"], found["relative_max"])
+    found = judge.judged(pair.reference, pair.candidate, proofs="logits", length=pair.length, batch=2, dtype=dtype)
+    caught = not found["passed"]
+    return Seen(caught, None if caught and not found["relative_max"] else found["relative_max"])
 
 
 RULES: dict[str, Callable[[Pair], Seen]] = {
@@ -106,7 +105,7 @@ def judged(fault: Fault, *, dtype: str, length: int) -> dict[str, Seen]:
 
 
 def cell(rule: str, seen: Seen) -> str:
-    number = "refused" if seen.caught else "not compared"
+    number = "caught" if seen.caught else "not compared"
     if seen.number is not None:
         number = f"{seen.number:.5f}" if "cosine" in rule else f"{seen.number:.2g}"
     return number if seen.caught else f"**missed** ({number})"
@@ -127,20 +126,25 @@ def catalogue(*, weights: str, length: int) -> None:
     row("caught", *(f"{n} of {len(FAULTS)}" for n in caught.values()))
 
 
-def floors(*, length: int) -> None:
-    """Errors of right conversions in either arithmetic: weights in fp32 for fp32, in bf16 for bf16."""
-    row("model", *(f"{name}, {dtype}" for dtype in DTYPES for name in ("max / scale", "rms / scale")))
-    row(*["---"] * (1 + 2 * len(DTYPES)))
+FLOORS = ("relative_max", "relative_rms")
+
+
+def floors(*, dtype: str, length: int) -> None:
+    """Right conversions in arithmetic of `dtype`, of weights in it: the error, the model's own noise, the limit."""
+    row(f"model, {dtype}", *(f"{what} {name}" for name in ("max", "rms") for what in ("error", "noise", "limit")))
+    row(*["---"] * (1 + 3 * len(FLOORS)))
     for model in tiny.MODELS:
         if model not in ALIBI:
-            row(model, *(f"{value:.1e}" for dtype in DTYPES for value in _floor(model, dtype, length=length)))
+            found = _right(model, dtype, length=length)
+            parts = [(found[name], found["noise"][name], found["limits"][name]) for name in FLOORS]
+            row(model, *(f"{value:.1e}" for part in parts for value in part))
 
 
-def _floor(model: str, dtype: str, *, length: int) -> tuple[float, float]:
+def _right(model: str, dtype: str, *, length: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         hf = tiny.make_model(model, Path(folder) / "hf", dtype=DTYPES[dtype])
-        found = judge.report(hf, judge.convert(hf, Path(folder) / "megatron"), length=length, dtype=dtype)
-    return found["relative_max"], found["relative_rms"]
+        megatron = judge.convert(hf, Path(folder) / "megatron")
+        return judge.judged(hf, megatron, proofs="logits", length=length, dtype=dtype)
 
 
 def main() -> None:
@@ -150,7 +154,7 @@ def main() -> None:
     parser.add_argument("--floors", action="store_true")
     given = parser.parse_args()
     if given.floors:
-        floors(length=min(given.length, 256))
+        floors(dtype=given.weights, length=min(given.length, 256))
     else:
         catalogue(weights=given.weights, length=given.length)
 
