@@ -1,6 +1,7 @@
 """Each fault of the catalogue is caught, in fp32 and bf16 weights; the models that it is planted in pass without it."""
 
 import re
+from pathlib import Path
 
 import peers
 import pytest
@@ -10,14 +11,12 @@ from judge import convert, judged
 from tiny import tensors
 from wrongs import flip_an_exponent_bit
 
+from mconv.convert.opening import open_checkpoint
+from mconv.verify.digests import compare
+from mconv.verify.guess import explain
+
 PROBE = {"length": 256, "batch": 2}
 NAMED = {fault.name: fault for fault in FAULTS}
-GUESSES = {
-    "gate-up-swapped", "rotary-order", "query-group-order", "slot-order", "rows-shuffled", "norm-off-by-one", "scaled",
-    "vocabulary-shift", "padding-leaked", "layer-repeated", "layers-exchanged", "layer-missing", "bias-dropped",
-    "norms-exchanged", "bit-flipped", "head-untied", "transposed", "rope-scaling", "rope-base", "norm-epsilon", "window",
-    "activation",
-}  # fmt: skip
 LAYOUTS = sorted({(f.model, tuple(f.layout.items())) for f in FAULTS} | {(model, ()) for model in MODELS})
 
 
@@ -56,11 +55,20 @@ def test_a_planted_fault_is_caught(root, name, dtype):
     )
 
 
-def test_every_fault_is_in_one_place_and_every_name_has_a_fault():
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [name for name, fault in NAMED.items() if not fault.function])
+def test_a_planted_fault_is_named(root, name, dtype):
+    """By what its tensors and its spec say: that name and no other, or none where it has no name."""
+    a, b = (open_checkpoint(path) for path in plant(NAMED[name], root / "named", dtype))
+    assert {guess.name for guess in explain(a, b, compare(a, b))} == {NAMED[name].guess or ""}
+
+
+def test_every_fault_is_in_one_place_and_every_name_is_in_the_docs():
+    docs = (Path(__file__).parents[2] / "docs" / "verify.md").read_text()
     for fault in FAULTS:
         weights_or_config = bool(fault.weights or fault.config)
         assert weights_or_config + bool(fault.spot) + bool(fault.function) == 1, fault.name
-    assert len(NAMED) == len(FAULTS) and {fault.guess for fault in FAULTS} - {None} == GUESSES
+    assert len(NAMED) == len(FAULTS) and all(f"`{fault.guess}`" in docs for fault in FAULTS if fault.guess)
 
 
 def test_a_fault_of_the_function_is_gone_afterwards():
