@@ -23,3 +23,11 @@ def convert(source, out, **options):
 def report(a, b, **payload):
     """What `mconv verify a b` finds."""
     return jobs.verify(a=str(a), b=str(b), **payload)
+
+
+def judged(a, b, **options):
+    """The whole verdict of `mconv verify a b`, the Megatron side on this one process unless `options` say otherwise."""
+    from mconv.verify.judge import Options, judge
+
+    alone = {} if (b / "config.json").is_file() else {"tp": 1, "pp": 1}
+    return judge(a, b, Options(**{**alone, **options}))
