@@ -13,6 +13,10 @@ class ConfigError(MconvError):
     """A config key or value that no table claims, or that two places contradict."""
 
 
+class Unsaid(ConfigError):
+    """What a checkpoint does not say of itself, or not to be trusted: the user must, or another checkpoint can."""
+
+
 class LayoutError(MconvError):
     """A tensor that the wanted layout cannot cut evenly, or layers that it cannot stage."""
 

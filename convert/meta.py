@@ -18,7 +18,7 @@ from mconv.convert.formats import meta
 from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.tensors import Located
 from mconv.convert.table import Stored
-from mconv.errors import ConfigError, FormatError, refuse
+from mconv.errors import ConfigError, FormatError, Unsaid, refuse
 from mconv.shard.axes import Axes, whole
 from mconv.shard.cut import Block, Piece, interleaved
 from mconv.spec import ModelSpec, Rope
@@ -192,7 +192,7 @@ def _rope(
         return Rope(base=base)
     factor = params.get("rope_scaling_factor", told.rope_factor or (settled.rope.factor if settled else None))
     if factor is None:
-        raise ConfigError(
+        raise Unsaid(
             f"{folder / meta.PARAMS} has use_scaled_rope but no factor, and Llama 3.1 (8) and 3.2 (32) differ in it: "
             "give --rope-factor 8 or 32, or --config with the model's config.json"
         )

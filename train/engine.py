@@ -252,6 +252,8 @@ def load_torch_dist(model: torch.nn.Module, folder: Path | str, *, part: str | N
     """
     whole = unwrap(model)
     wanted = whole.sharded_state_dict()
+    if part is None and not (Path(folder) / "common.pt").is_file():
+        part = ""  # Megatron-Bridge has no such file, without which megatron-core's loader stumbles
     if part is not None:
         wanted = {name: wanted[name] for name, _ in whole.named_parameters() if name.startswith(part)}
     _check_shapes(wanted, str(folder))

@@ -60,7 +60,7 @@ class _Planner(LoadPlanner):
         self.targets: dict[tuple[str, torch.Size], Tensor] = {}
         self.items: list[ReadItem] = []
         for piece in pieces:
-            target = piece.data.view((1,) * piece.prepend_axis_num + tuple(piece.local_shape))
+            target = piece.data.detach().view((1,) * piece.prepend_axis_num + tuple(piece.local_shape))
             offsets = torch.Size(piece.global_offset)
             self.targets[piece.key, offsets] = target
             stored = metadata.state_dict_metadata[piece.key]

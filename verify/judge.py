@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.opening import open_checkpoint
 from mconv.errors import CheckFailed, FormatError, LayoutError, MconvError
 from mconv.train.launch import ranks
 from mconv.train.parallel import world
 from mconv.verify import digests, environment, steps
 from mconv.verify import report as reports
 from mconv.verify.guess import explain
+from mconv.verify.sides import Side, open_both
 
 SCHEMA = 1
 """Of the report. Fields may be added under one number, never changed or removed."""
@@ -51,13 +51,15 @@ def judge(a: Path, b: Path, options: Options, *, show: steps.Show = steps.silent
     """
     began = time.monotonic()
     check_options(options)
-    one, two = (open_side(path, options) for path in (a, b))
+    sides = open_both(a, b, options.opening)
+    one, two = (side.checkpoint for side in sides)
     report: dict[str, Any] = {"schema": SCHEMA, "passed": True, "failures": [], "digests": None, "diagnosis": None}
+    report["assumed"] = [told for side in sides for told in side.assumed]
     logits = None
     if options.proofs != "logits" and world()[0] == 0:
         report |= _by_digests(one, two, options, show=show)
     if options.proofs != "digests":
-        logits = _by_logits(one, two, options, report, show=show)
+        logits = _by_logits(sides, options, report, show=show)
         if logits == {}:
             return {}
         report |= logits or {}
@@ -80,11 +82,11 @@ def _by_digests(a: Checkpoint, b: Checkpoint, options: Options, *, show: steps.S
 
 
 def _by_logits(
-    a: Checkpoint, b: Checkpoint, options: Options, report: dict[str, Any], *, show: steps.Show
+    sides: tuple[Side, Side], options: Options, report: dict[str, Any], *, show: steps.Show
 ) -> dict[str, Any] | None:
     """The second proof's part: {} on a rank that does not report. None where it cannot be had, and need not be."""
     try:
-        logits = _logits(a, b, options, report["digests"], show=show)
+        logits = _logits(sides, options, report["digests"], show=show)
     except MconvError as error:
         if report["passed"]:
             raise
@@ -114,11 +116,6 @@ def check_options(options: Options) -> None:
         raise MconvError("--tp and --pp must be at least 1, and --seed a positive number of at most 62 bits")
 
 
-def open_side(path: Path, options: Options) -> Checkpoint:
-    """One of the two."""
-    return open_checkpoint(path, **({} if (path / "config.json").is_file() else options.opening))
-
-
 def _digests(a: Checkpoint, b: Checkpoint, options: Options, *, show: steps.Show) -> digests.Report:
     try:
         with show(digests.nbytes(a) + digests.nbytes(b), "comparing tensors") as advance:
@@ -128,8 +125,9 @@ def _digests(a: Checkpoint, b: Checkpoint, options: Options, *, show: steps.Show
 
 
 def _logits(
-    a: Checkpoint, b: Checkpoint, options: Options, tensors: dict[str, Any] | None, *, show: steps.Show
+    sides: tuple[Side, Side], options: Options, tensors: dict[str, Any] | None, *, show: steps.Show
 ) -> dict[str, Any]:
+    a, b = (side.checkpoint for side in sides)
     hugging = all(c.format == "hf" for c in (a, b))
     if hugging and (options.tp or options.pp or options.sequence_parallel):
         raise MconvError(
@@ -140,8 +138,8 @@ def _logits(
     own = next((c.layout for c in (a, b) if c.format == "mp_rank" and c.layout), None)
     tp, pp = options.tp or (own.tp if own else 1), options.pp or (own.pp if own else 1)
     payload = {
-        "a": str(a.path.resolve()), "a_options": _opening(a, options),
-        "b": str(b.path.resolve()), "b_options": _opening(b, options),
+        "a": str(a.path.resolve()), "a_options": sides[0].said,
+        "b": str(b.path.resolve()), "b_options": sides[1].said,
         "tp": tp, "pp": pp, "sequence_parallel": options.sequence_parallel, "length": options.length,
         "batch": options.batch, "seed": options.seed, "dtype": options.dtype, "generate": options.generate,
         "digests": tensors,
@@ -151,12 +149,6 @@ def _logits(
     runs = 3 + options.generate * 2  # the reference, once more for the noise floor, the candidate
     with show(runs * digests.nbytes(a), "comparing logits") as advance, steps.told(advance):
         return ranks.run("mconv.verify.logits:work", payload, nproc=nproc)
-
-
-def _opening(side: Checkpoint, options: Options) -> dict[str, Any]:
-    """What is still to be said when a rank opens the folder of the iteration that was found."""
-    said = {} if side.format == "hf" else dict(options.opening)
-    return said | ({"iteration": None} if "iteration" in said else {})
 
 
 def _streamed(a: Checkpoint, b: Checkpoint, payload: dict[str, Any]) -> bool:

@@ -38,6 +38,7 @@ def lines(report: dict[str, Any]) -> list[str]:
             f"{spoken['prompts']} x {spoken['tokens']} greedy tokens are the same"
         )
     out += [f"  {line}" for line in (report.get("diagnosis") or {}).get("lines", ())]
+    out += [f"  assumed          {told}" for told in report.get("assumed", ())]
     return out + [f"  because {reason}" for reason in report["failures"]]
 
 

@@ -14,7 +14,7 @@ import torch
 
 from mconv.convert.dialects.dialect import Dialect
 from mconv.convert.formats.tensors import Located
-from mconv.errors import ConfigError, refuse
+from mconv.errors import ConfigError, Unsaid, refuse
 from mconv.shard.layout import Layout
 from mconv.shard.stages import EVEN, Uneven
 from mconv.spec import ModelSpec, Rope
@@ -305,7 +305,7 @@ def _true_vocab(values: dict[str, Any], *, given: int | None) -> int:
     """The true vocabulary. Padded rows hold arbitrary values in a trained checkpoint, so it cannot be found in them."""
     size = values.get("vocab_size")
     if size is None and given is None:
-        raise ConfigError(
+        raise Unsaid(
             f"the checkpoint does not say its true vocabulary size (padded: {values.get('padded_vocab_size')}); "
             "give --vocab-size, the number of tokens of its tokenizer"
         )
