@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mconv.convert.source import Source
 from mconv.errors import MconvError
-from mconv.verify.guess import Guess
+from mconv.verify.guesses.explain import Guess
 from mconv.verify.models import How, Model, Repair, Scores, model_of
 from mconv.verify.points import ORDER, Watch, first, given, hidden_of
 from mconv.verify.probes import Probe

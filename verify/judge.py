@@ -15,7 +15,7 @@ from mconv.train.launch import ranks
 from mconv.train.parallel import world
 from mconv.verify import digests, environment, steps
 from mconv.verify import report as reports
-from mconv.verify.guess import explain
+from mconv.verify.guesses.explain import explain
 from mconv.verify.sides import Side, open_both
 
 SCHEMA = 1

@@ -22,7 +22,7 @@ from mconv.errors import CheckFailed, FormatError
 from mconv.train.parallel import Parallel, world
 from mconv.verify import bisect, digests, generate, probes, shards
 from mconv.verify.compare import LIMITS, Comparison, Pair, allowed, compare, failures
-from mconv.verify.guess import explain
+from mconv.verify.guesses.explain import explain
 from mconv.verify.models import How, Model, Scores, model_of, other_order
 from mconv.verify.probes import Probe
 

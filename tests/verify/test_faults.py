@@ -13,7 +13,7 @@ from wrongs import flip_an_exponent_bit
 
 from mconv.convert.opening import open_checkpoint
 from mconv.verify.digests import compare
-from mconv.verify.guess import explain
+from mconv.verify.guesses.explain import explain
 
 PROBE = {"length": 256, "batch": 2}
 NAMED = {fault.name: fault for fault in FAULTS}

@@ -12,9 +12,9 @@ from tiny import LLAMA3, edit_json, make_llama, make_mistral, tensors
 
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.source import Source, bits
-from mconv.verify import guess as guessing
 from mconv.verify.digests import compare
-from mconv.verify.guess_pair import entire
+from mconv.verify.guesses import explain as guessing
+from mconv.verify.guesses.pair import entire
 from mconv.verify.where import logical_of
 
 GROUPS, QUERIES, WIDTH, HIDDEN = 4, 2, 6, 48

@@ -14,12 +14,12 @@ from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.source import Source
 from mconv.convert.table import Logical
 from mconv.verify.digests import HEAD, Difference, Report, held
-from mconv.verify.guess_layers import Moved, moved, sample
-from mconv.verify.guess_order import known_order, shuffled
-from mconv.verify.guess_pair import Hit, Mend, Pair, entire, narrower, same
-from mconv.verify.guess_spec import guesses_of
-from mconv.verify.guess_values import bit_flipped, factor, norm_off_by_one, transposed, zeroed
-from mconv.verify.guess_vocabulary import vocabulary
+from mconv.verify.guesses.layers import Moved, moved, sample
+from mconv.verify.guesses.order import known_order, shuffled
+from mconv.verify.guesses.pair import Hit, Mend, Pair, entire, narrower, same
+from mconv.verify.guesses.spec import guesses_of
+from mconv.verify.guesses.values import bit_flipped, factor, norm_off_by_one, transposed, zeroed
+from mconv.verify.guesses.vocabulary import vocabulary
 from mconv.verify.where import logical_of
 
 LIGHT: tuple[Callable[[Pair], Hit | None], ...] = (

@@ -8,7 +8,7 @@ import torch
 from mconv.convert.formats.tensors import bytes_of
 from mconv.convert.source import Source
 from mconv.convert.table import Logical
-from mconv.verify.guess_pair import entire, narrower, same
+from mconv.verify.guesses.pair import entire, narrower, same
 
 Origins = Mapping[int, int]
 """b's layer -> the layer of a that it is, where it is not its own."""

@@ -2,8 +2,8 @@
 
 import torch
 
-from mconv.verify.guess_order import Gather, hashes
-from mconv.verify.guess_pair import Hit, Pair
+from mconv.verify.guesses.order import Gather, hashes
+from mconv.verify.guesses.pair import Hit, Pair
 
 
 def vocabulary(pair: Pair) -> Hit | None:

@@ -13,7 +13,7 @@ import xxhash
 
 from mconv.convert.formats.tensors import bytes_of
 from mconv.shard.axes import Axes
-from mconv.verify.guess_pair import Hit, Mend, Pair
+from mconv.verify.guesses.pair import Hit, Mend, Pair
 
 RANKS = (2, 4, 8, 16)
 """Numbers of shares that are looked for."""

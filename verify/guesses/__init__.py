@@ -1,0 +1,1 @@
+"""The known faults, and how each shows in the tensors that differ."""
