@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 720, 264
-LEFT, RIGHT, TOP, BOTTOM = 58, 706, 44, 226
+WIDTH, HEIGHT = 720.0, 264.0
+LEFT, RIGHT, TOP, BOTTOM = 58.0, 706.0, 44.0, 226.0
 """The frame; above it is a lane for what is not finite, and its lowest stretch is one for exact zeros."""
-LANE = 26
+LANE = 26.0
 """Height of the lane for zeros, which no logarithm has."""
-LABEL = 50
+LABEL = 50.0
 """Width that a label of the lower axis needs."""
 TICKS = 7
 """Most powers of ten that are named."""
@@ -74,7 +74,7 @@ def chart(
     return Chart(
         points=points,
         lines=_lines(points),
-        ticks=[Mark(f"1e{n}" if n else "1", _height(n, low, high)) for n in range(high, low - 1, -every)],
+        ticks=[Mark(f"1e{n}" if n else "1", _height(float(n), low, high)) for n in range(high, low - 1, -every)],
         labels=[Mark(points[i].label, points[i].x) for i in shown],
         levels=[Mark(name, _height(math.log10(x), low, high)) for name, x in known.items()],
         radius=max(1.6, min(4.0, step / 4)),

@@ -11,7 +11,9 @@ GENERATOR = '<meta name="generator" content="mconv verify">'
 """What tells a page of ours from a file that is not to be replaced."""
 ROWS = 300
 """Tensors that are listed."""
-ENDS = {"embed": "embed", "final_norm": "norm"}
+PIECES = 3
+"""Stored tensors that are named for each of them."""
+ENDS = {"embed": "embed", "final_norm": "norm", "head": "head"}
 """Short names of what is no numbered layer."""
 SAID = {
     ("digests", "pass"): "The tensors are the same, bit for bit.",
@@ -23,7 +25,7 @@ SAID = {
 }
 PROOFS = {"digests": "Tensors", "logits": "Logits", "generation": "Generation"}
 ASKED = {
-    "digests": "the same tensors, bit for bit",
+    "digests": "the same weights, tensor by tensor",
     "logits": "the same function, within rounding",
     "generation": "the same greedy tokens",
 }
@@ -44,7 +46,11 @@ def render(report: dict[str, Any]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "percent": percent, "loss": lambda x: f"{x:.6f}" if chart.finite(x) else number(x)}
+    environment.filters |= {
+        "number": number,
+        "percent": percent,
+        "loss": lambda x: f"{x:.6f}" if chart.finite(x) else number(x),
+    }
     template = environment.from_string(Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8"))
     text = template.render(generator=GENERATOR, frame=chart, **values(report))
     # Names of files may hold bytes that are no text.
@@ -67,10 +73,11 @@ def values(report: dict[str, Any]) -> dict[str, Any]:
     return {
         "passed": report["passed"],
         "names": [side["name"] for side in _sides(report)],
-        "sentence": " ".join(SAID[pair] for pair in report["verdicts"].items() if pair in SAID),
+        "sentence": _sentence(report),
         "proofs": [(PROOFS[name], ASKED[name], answer) for name, answer in report["verdicts"].items()],
         "failures": report["failures"],
         "diagnosis": _diagnosis(report.get("diagnosis")),
+        "alone": _alone(report.get("diagnosis")),
         "sides": _sides(report),
         "terms": _terms(report) if logits else [],
         "rows": report.get("rows", []),
@@ -82,12 +89,40 @@ def values(report: dict[str, Any]) -> dict[str, Any]:
         "positions": _positions(report) if report.get("error_by_position") else None,
         "tensors": tensors,
         "compared": size(tensors["nbytes"]) if tensors else None,
-        "differences": tensors["differences"][:ROWS] if tensors else [],
+        "differences": [_difference(one) for one in tensors["differences"][:ROWS]] if tensors else [],
         "differ": len(tensors["differences"]) if tensors else 0,
         "more": max(0, len(tensors["differences"]) - ROWS) if tensors else 0,
         "generation": report.get("generation"),
         "environment": _environment(report["environment"]),
     }
+
+
+def _sentence(report: dict[str, Any]) -> str:
+    """What the proofs found, in words."""
+    said = [SAID[pair] for pair in report["verdicts"].items() if pair in SAID]
+    tensors = report.get("digests")
+    if tensors and tensors["same"] and not tensors["exact"]:
+        said[0] = "The tensors are the same after rounding to the narrower dtype."
+    if tensors and not tensors["same"] and not tensors["differences"]:
+        said[0] = "The tensors are the same, the architectures are not."
+    return " ".join(said)
+
+
+def _difference(found: dict[str, Any]) -> dict[str, Any]:
+    """One row of the table; `notes` are what else there is to say of it."""
+    notes = []
+    if dtypes := found["dtypes"]:
+        notes.append(f"{dtypes[0]} against {dtypes[1]}, compared after rounding")
+    if rows := found["rows"]:
+        notes.append(
+            f"{abs(rows):,} rows {'more' if rows > 0 else 'fewer'}" + (", all zero" if found["rows_zero"] else "")
+        )
+    for side, pieces, total in (("reference", found["a_pieces"], found["of_a_pieces"]),
+                                ("judged", found["pieces"], found["of_pieces"])):  # fmt: skip
+        if 0 < len(pieces) < total:
+            more = f" and {len(pieces) - PIECES} more" if len(pieces) > PIECES else ""
+            notes.append(f"only in {', '.join(pieces[:PIECES])}{more}, of the {total} pieces on the {side} side")
+    return {**found, "notes": notes}
 
 
 def _sides(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -120,7 +155,8 @@ def _numbers(report: dict[str, Any]) -> list[dict[str, Any]]:
     limits, noise = report["limits"], report["noise"]
     judged = [
         {"name": said, "found": number(report[name]), "limit": number(limits[name]),
-         "noise": number(noise[floor]) if floor else "\u2013", "within": _within(report[name], limits[name], strict=not floor)}
+         "noise": number(noise[floor]) if floor else "\u2013",
+         "within": _within(report[name], limits[name], strict=not floor)}
         for name, (said, floor) in JUDGED.items()
     ]  # fmt: skip
     told = [
@@ -139,14 +175,25 @@ def _within(value: float | None, limit: float | None, *, strict: bool) -> str:
     return "within" if (value < limit if strict else value <= limit) else "above"
 
 
+def _alone(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Each layer on the reference's own input: what is not at fault gives the same, whatever lies before it."""
+    if not found or not found.get("alone"):
+        return None
+    return _by_layer(found["alone"], levels={"limit": found["limit"]}, fault=found["layer"])
+
+
 def _layers(report: dict[str, Any]) -> dict[str, Any]:
     """Error of the hidden states behind each layer."""
-    found, fault = report["layers"], (report.get("diagnosis") or {}).get("layer")
+    levels = {"noise floor of the logits": report["noise"]["relative_rms"]}
+    return _by_layer(report["layers"], levels=levels, fault=(report.get("diagnosis") or {}).get("layer"))
+
+
+def _by_layer(found: list[dict[str, Any]], *, levels: dict[str, float | None], fault: int | None) -> dict[str, Any]:
     names = [one["layer"] for one in found]
     marked = names.index(str(fault)) if str(fault) in names else None
     drawn = chart.chart(
         [ENDS.get(name, name) for name in names], [one["error"] for one in found],
-        levels={"noise floor of the logits": report["noise"]["relative_rms"]}, marked=marked, first=1,
+        levels=levels, marked=marked, first=1,
     )  # fmt: skip
     said = "; ".join(f"{name}: {number(one['error'])}" for name, one in zip(names, found, strict=True))
     return {"chart": drawn, "said": said, "axis": "layer, in the order of the forward pass"}
@@ -172,15 +219,16 @@ def _diagnosis(found: dict[str, Any] | None) -> dict[str, Any] | None:
     """The modules of the layer that departs, with bars of a logarithmic length."""
     if not found:
         return None
-    known = [one["error"] for one in found.get("modules") or [] if chart.finite(one["error"]) and one["error"] > 0]
+    modules = found.get("modules", [])
+    known = [x for x in (found.get("limit"), *(one["error"] for one in modules)) if x is not None and 0 < x < math.inf]
     low, high = (math.log10(pick(known)) for pick in (min, max)) if known else (0.0, 0.0)
     share: Callable[[float], float] = lambda x: 6 + 94 * (math.log10(x) - low) / max(1e-9, high - low)  # noqa: E731
-    modules = [
+    bars = [
         {**one, "departs": one["module"] == found.get("module"),
          "width": round(100.0 if not chart.finite(one["error"]) else share(one["error"]) if one["error"] > 0 else 0.0, 1)}
-        for one in found.get("modules") or []
+        for one in modules
     ]  # fmt: skip
-    return {"at": found["at"], "guesses": found.get("guesses") or [], "lines": found.get("lines") or [], "modules": modules}
+    return {"at": found.get("at"), "guesses": found["guesses"], "lines": found["lines"], "modules": bars}
 
 
 def _environment(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -196,7 +244,7 @@ def number(value: float | None) -> str:
         return "NaN"
     if math.isinf(value):
         return "\u221e" if value > 0 else "\u2212\u221e"
-    text = f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
+    text = f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
     return text.replace("-", "\u2212", 1) if text.startswith("-") else text
 
 
@@ -208,7 +256,7 @@ def percent(value: float | None) -> str:
     return f"{'99.99' if shown == '100.00' and value < 1 else shown} %"
 
 
-def size(nbytes: float) -> str:
+def size(nbytes: int) -> str:
     """Bytes in words."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if nbytes >= scale:
