@@ -41,6 +41,8 @@ def verify(
     record: o.Flag = False,
     report_only: o.Flag = False,
     json: o.Json = False,
+    html: Path | None = None,
+    overwrite: o.Flag = False,
 ) -> int:
     """Decide whether two checkpoints are the same model: exit 0 if they are, 1 if not, 2 if it cannot be judged.
 
@@ -81,9 +83,15 @@ def verify(
         Keep the verdict in the manifest of B, from where it goes into the model card.
     report_only
         Exit 0 whatever the verdict: to look at what training has changed, say.
+    html
+        Write the report as one page that needs nothing else. A page of an earlier run is gone as soon as this one begins.
+    overwrite
+        Let --html replace a file that is no such page.
     """
     from mconv.verify import report as reports
     from mconv.verify.judge import Options, judge
+
+    _check_page(html, overwrite=overwrite)
 
     asked: dict[str, Any] = {
         "tp": tp,
@@ -105,6 +113,9 @@ def verify(
     )  # fmt: skip
     reference, candidate = _local(a), _local(b)
     kept = reports.check_recordable(candidate, iteration) if record else None
+    alone = os.environ.get("RANK", "0") == "0"
+    if html and alone:
+        html.unlink(missing_ok=True)  # whatever happens now, no old verdict is taken for this one
     report = judge(reference, candidate, options, show=progress)
     if not report:  # a rank other than 0 of somebody's torchrun
         return 0
@@ -115,6 +126,8 @@ def verify(
         if json
         else "\n".join(reports.lines(report))
     )
+    if html and alone:
+        _write_page(html, report)
     if kept:
         reports.record(kept, report, against=report["reference"]["name"])
     return 0 if report["passed"] or report_only else 1
@@ -126,6 +139,29 @@ def _only_digests(asked: dict[str, Any], **flags: Any) -> None:
         f"--{name.replace('_', '-')}" for name, value in (asked | flags).items() if value not in (None, False, 0)
     ]:
         raise MconvError(f"{', '.join(mixed)}: of a comparison of logits; --digests compares the tensors themselves")
+
+
+def _check_page(file: Path | None, *, overwrite: bool) -> None:
+    """Refuse to write where the page cannot be, or where something else is. Raises MconvError."""
+    if file is None:
+        if overwrite:
+            raise MconvError("--overwrite: of --html, which is not given")
+        return
+    from mconv.verify import page
+
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        raise MconvError(f"--html {file}: {file.parent} is not a folder to write in")
+    if file.is_dir():
+        raise MconvError(f"--html {file}: is a folder; name a file")
+    if not overwrite and file.exists() and not page.is_ours(file):
+        raise MconvError(f"--html {file}: is there, and no page of mconv verify; --overwrite replaces it")
+
+
+def _write_page(file: Path, report: dict[str, Any]) -> None:
+    from mconv.convert.place import write_whole
+    from mconv.verify import page
+
+    write_whole(file, page.render(report))
 
 
 def _choose(device: str) -> None:
