@@ -86,7 +86,7 @@ class Tally:
         self.agree += int((a.argmax(dim=-1) == b.argmax(dim=-1)).sum())
         p, q = a.log_softmax(dim=-1), b.log_softmax(dim=-1)
         kl = (p.exp() * (p - q)).sum(dim=-1).clamp(min=0.0)
-        self.kl_max = max(self.kl_max, float(kl.max()))
+        self.kl_max = float(kl.max().clamp(min=self.kl_max))  # a NaN stays one
         found = (error.sum(), error.square().sum(), a.square().sum(), kl.sum())
         for name, value in zip(self.sums, found, strict=True):
             self.sums[name] += float(value)

@@ -11,3 +11,23 @@ DEFAULTS = {
 def verify(**payload):
     """The report on rank 0, {} on the others."""
     return logits.work({**DEFAULTS, **payload})
+
+
+def forgetful(*, rank, **payload):
+    """The same, but one rank's weights are not what it loaded."""
+    import torch
+
+    from mconv.verify import models
+
+    fill = models.Megatron.fill
+
+    def other(self, parameters, **options):
+        fill(self, parameters, **options)
+        if torch.distributed.get_rank() == rank and self.how.parallel.tp > 1:
+            next(iter(parameters.values())).mul_(1.5)
+
+    models.Megatron.fill = other
+    try:
+        return verify(**payload)
+    finally:
+        models.Megatron.fill = fill
