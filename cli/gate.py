@@ -24,7 +24,6 @@ def before_training(config: "TrainConfig") -> bool:
     """
     from mconv.convert.checkpoint import TRACKER
     from mconv.convert.opening import open_checkpoint
-    from mconv.convert.ranks import joined
 
     load = Path(config.load)
     if not load.is_dir() and config.save and (Path(config.save) / TRACKER).is_file():
@@ -39,11 +38,36 @@ def before_training(config: "TrainConfig") -> bool:
         report = _judged(reference, found, **_layout(config, reference, found))
     if report:  # rank 0
         print("\n".join(report["lines"][: 1 if report["passed"] else None]), flush=True)
-    with joined() as ranks:
-        passed = ranks.first(lambda: bool(report["passed"]))
-    if not passed:
+    if not (passed := _heard(report)):
         _say(f"{load} is not what {reference} is: nothing was trained")
     return passed
+
+
+@contextmanager
+def one_world(config: "TrainConfig") -> Iterator[None]:
+    """Under somebody's torchrun its ranks meet once, for the judging and the training: they could not meet again."""
+    from mconv.train.parallel import Parallel, init, shutdown, world
+
+    if not config.verify_first or world()[1] == 1:
+        yield
+        return
+    init(Parallel(tp=config.tp, pp=config.pp, sequence_parallel=config.sequence_parallel), seed=config.seed)
+    try:
+        yield
+    finally:
+        shutdown()
+
+
+def _heard(report: dict[str, Any]) -> bool:
+    """Rank 0's verdict, on every rank."""
+    import torch
+
+    from mconv.train.parallel import world
+
+    said = [bool(report.get("passed"))]
+    if world()[1] > 1:
+        torch.distributed.broadcast_object_list(said, src=0)
+    return said[0]
 
 
 def _layout(config: "TrainConfig", reference: Path, found: "Checkpoint") -> dict[str, Any]:
