@@ -147,9 +147,7 @@ def _recorded(holding: tuple[dict[str, Any], ...]) -> Finding:
 
 def _rehearsed(reference: Path, found: "Checkpoint", holding: tuple[dict[str, Any], ...]) -> Finding:
     """Of a dry run: the tensors alone. Where a cast lies between the two, nothing cheap can be said."""
-    from mconv.convert.opening import open_checkpoint
-
-    first, passed = open_checkpoint(reference), True
+    first, passed = _opened(reference, found), True
     lines = [f"would be verified against {reference}; now the tensors alone, at the push what they compute too"]
     if first.dtypes == found.dtypes:
         report = _judged(reference, found, proofs="digests")
@@ -164,7 +162,7 @@ def _judgement(
 ) -> Finding:
     from mconv.verify import report as reports
 
-    against = report["reference"]["name"]
+    against = report["against"]
     verdict = reports.verdict_of(report, found, against=against)
     if record:
         reports.keep(found.path, verdict)
@@ -185,14 +183,21 @@ def _judged(reference: Path, found: "Checkpoint", **asked: Any) -> dict[str, Any
     """The report with its lines; {} on ranks other than 0."""
     from mconv.verify import report as reports
     from mconv.verify.against import options_for
-    from mconv.verify.judge import Options, judge, open_side
+    from mconv.verify.judge import judge
 
-    first = open_side(reference, Options(opening=asked.get("opening", {})))
+    first = _opened(reference, found, **asked)
     options = options_for(first, found, **asked)
     report = judge(reference, found.path, options, show=progress)
     for warning in (report.get("digests") or {}).get("warnings", ()) if report else ():
         print(f"warning: {warning}", file=sys.stderr)
-    return report and {**report, "lines": reports.lines(report)}
+    return report and {**report, "lines": reports.lines(report), "against": first.name}
+
+
+def _opened(reference: Path, found: "Checkpoint", *, opening: dict[str, Any] | None = None, **_: Any) -> "Checkpoint":
+    """The reference, as the judge opens it."""
+    from mconv.verify.sides import open_both
+
+    return open_both(reference, found.path, opening or {})[0].checkpoint
 
 
 def _nbytes(found: "Checkpoint") -> int:

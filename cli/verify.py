@@ -129,7 +129,7 @@ def verify(
     if html and alone:
         _write_page(html, report)
     if kept:
-        reports.record(kept, report, against=report["reference"]["name"])
+        reports.record(kept, report, against=report.get("reference", {}).get("name", reference.name))
     return 0 if report["passed"] or report_only else 1
 
 

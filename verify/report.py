@@ -81,7 +81,7 @@ def verdict_of(report: dict[str, Any], checkpoint: Checkpoint, *, against: str) 
     """What is kept of a report: which proofs held, by which mconv, and a digest of what was judged (read once more)."""
     return {
         "against": against,
-        **{name: report[name] for name in KEPT},
+        **{name: report[name] for name in KEPT if name in report},  # other architectures have no logits to compare
         **{name: answer for name, answer in report["verdicts"].items() if name != "generation" or answer != "not run"},
         "mconv": report["environment"]["mconv"],
         OF: identity(checkpoint),

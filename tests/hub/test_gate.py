@@ -191,3 +191,13 @@ def test_a_cast_is_judged_by_logits(place, hub, capsys):
 )
 def test_options_that_contradict_each_other(place, hub, options):
     assert push(place, *options) == 2 and hub.log == []
+
+
+def test_a_folder_of_other_sizes_fails_and_can_be_recorded_so(place, hub, capsys):
+    other = make_llama(place / "other", max_position_embeddings=64, num_hidden_layers=2)
+    for command in (["push", str(place / "export"), "acme/tiny", "--against", str(other), "--record"],
+                    ["verify", str(other), str(place / "export"), "--record"]):  # fmt: skip
+        assert run(command) == 1
+        assert "Traceback" not in capsys.readouterr().err
+    assert [v["passed"] for v in open_checkpoint(place / "export").manifest["verified"]] == [False, False]
+    assert hub.log == []
