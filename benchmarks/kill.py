@@ -197,7 +197,8 @@ def kill(folder: Path, given: argparse.Namespace) -> int:
     problems: Counter[str] = Counter()
     kills = 0
     for number, (job, options) in enumerate(JOBS.items()):
-        older, root, from_ = (folder / f"{job} {word}" for word in ("older", "whole", "source"))
+        older, whole, from_ = (folder / f"{job} {word}" for word in ("older", "whole", "source"))
+        root = whole / "out"  # as deep as the trials': a manifest says where the source lies, as seen from there
         if options.get("overwrite"):
             run(from_, older, {**options, "dtype": "fp16"}, at=None, resume=False, sync=sync)
             shutil.copytree(older, root)

@@ -128,7 +128,6 @@ def _there_and_back(run: Demo) -> None:
     run.mconv("hf2meg", f"hf2meg {hf} --out {first} --tp 2 --pp 2", _first_line)
     run.mconv("verify", f"verify {hf} {first} --tp 2 --pp 2 --json", _proven)
     run.mconv("reshard", f"reshard {first} --out {second} --tp 4 --pp 1 --format mp_rank", lambda _: _same_digests(run))
-    run.mconv("verify", f"verify {hf} {second} --tp 4 --pp 1 --json", _proven)
     run.mconv("meg2hf", f"meg2hf {second} --out {run.at('back')}", lambda _: _same_files(run, "hf", "back"))
 
 
@@ -143,8 +142,8 @@ def _train(run: Demo) -> list[float]:
         "train",
         f"train --load {run.at('resharded')} --data {run.at('code')} --save {run.at('trained')} --tp 2 --pp 2 "
         f"--sequence-parallel --seq-length 128 --micro-batch-size 8 --global-batch-size 16 "
-        f"--train-iters {ITERATIONS} --lr 3e-3 --lr-warmup-iters 5 --log-interval 10",
-        lambda _: _fallen(run, losses),
+        f"--train-iters {ITERATIONS} --lr 3e-3 --lr-warmup-iters 5 --log-interval 10 --verify-first",
+        lambda text: f"{_judged(text, 'PASS: hf')}; {_fallen(run, losses)}",
     )
     return losses
 
@@ -162,8 +161,8 @@ def _publish(run: Demo) -> None:
     token = "hf_" + "demo" * 8
     with LoopbackHub(run.folder / "hub", token=token, orgs=("demo",)) as hub:
         environment = {**hub.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HOME": str(run.folder / "hf-home")}
-        run.mconv("dry run", f"push {run.at('final')} {REPOSITORY} --dry-run", _first_line, **environment)
-        run.mconv("push", f"push {run.at('final')} {REPOSITORY}", _last_line, **environment)
+        for step, option in (("dry run", " --dry-run"), ("push", "")):
+            run.mconv(step, f"push {run.at('final')} {REPOSITORY}{option}", _published, **environment)
         run.mconv(
             "pull",
             f"pull {REPOSITORY} {run.at('pulled')}",
@@ -192,6 +191,20 @@ def _proven(text: str) -> str:
     return (
         f"same function: max error {found['max_abs_error']:.1e} ({found['relative_max']:.1e} of scale), "
         f"KL {found['kl']:.0e}, argmax {100 * found['argmax_agreement']:.0f} %"
+    )
+
+
+def _judged(text: str, wanted: str) -> str:
+    """The line of a gate that let the command go on."""
+    found = [line for line in text.splitlines() if line.startswith(wanted)]
+    if not found:
+        raise CheckFailed(f"nothing was verified: no line begins with {wanted!r}")
+    return found[0]
+
+
+def _published(text: str) -> str:
+    return (
+        f"{_judged(text, 'verified against')}; {next(line for line in text.splitlines() if REPOSITORY in line).strip()}"
     )
 
 

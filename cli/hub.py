@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from mconv.errors import MconvError
+
 if TYPE_CHECKING:
+    from mconv.cli.gate import Finding
     from mconv.hub.push import PushPlan, PushResult
 
 Flag = Annotated[bool, Parameter(negative=())]
@@ -25,9 +28,16 @@ def push(
     overwrite: Flag = False,
     overwrite_card: Flag = False,
     license: str | None = None,
+    against: Path | None = None,
+    record: Flag = False,
+    unverified: Flag = False,
     json: Flag = False,
-) -> None:
-    """Publish a model folder on the Hugging Face Hub, in one commit.
+) -> int:
+    """Publish a model folder on the Hugging Face Hub, in one commit, if it is proven to be what it was made from.
+
+    A passing verdict that `mconv verify --record` left counts while the weights are the same. Without one the folder is
+    judged now, by its source. Exit code 1: they are not the same model; 2: there is nothing to judge it by. Nobody is
+    contacted before.
 
     The token comes from HF_TOKEN or from `hf auth login`, the address of another Hub from HF_ENDPOINT.
 
@@ -42,22 +52,35 @@ def push(
     revision
         The branch to push to. It is made if it is not there.
     dry_run
-        List what would be sent, show the card, contact nobody.
+        List what would be sent, show the card, compare the tensors with those of the source, contact nobody.
     overwrite
         Delete weights of the repository that this push does not replace.
     overwrite_card
         Replace a README.md that somebody wrote.
     license
         The license for the card, an identifier of the Hub such as llama2.
+    against
+        Judge the folder by this: a checkpoint, a folder, or a repository of the Hub's cache. Default: by its source.
+    record
+        Keep the verdict in the folder's mconv.json too, not only in what is published.
+    unverified
+        Publish without a verdict; the card then says so.
     json
         Print one JSON object instead of tables.
     """
     from mconv.hub import push as hub
 
+    _check_gate(against=against, record=record, unverified=unverified, dry_run=dry_run)
+    card: dict[str, Any] = {"overwrite_card": overwrite_card, "license": license}
+    planned = hub.plan(folder, repo, **card)  # what is wrong with the folder itself is said first
     if dry_run:
-        planned = hub.plan(folder, repo, overwrite_card=overwrite_card, license=license)
-        _show(hub.as_json(planned)) if json else _print_plan(planned)
-        return
+        return _rehearse(planned, against=against, unverified=unverified, json=json, **card)
+    found = _gate(folder, against=against, unverified=unverified, record=record)
+    if not json:
+        print("\n".join(found.lines), flush=True)
+    if not (found.passed or unverified):
+        _show({"verification": found.as_json()}) if json else print("nothing was sent")
+        return 1
     with hub.progress(shown=not json and sys.stderr.isatty()):
         done = hub.push(
             folder,
@@ -65,11 +88,53 @@ def push(
             private=private,
             revision=revision,
             overwrite=overwrite,
-            overwrite_card=overwrite_card,
-            license=license,
+            verified=found.verdicts,
             endpoint=os.environ.get("HF_ENDPOINT"),
+            **card,
         )
-    _show(hub.as_json(done)) if json else _print_result(done)
+    _show({**hub.as_json(done), "verification": found.as_json()}) if json else _print_result(done)
+    return 0
+
+
+def _check_gate(*, against: Path | None, record: bool, unverified: bool, dry_run: bool) -> None:
+    if unverified and (against or record):
+        raise MconvError("--unverified goes without a verdict: give it, or --against and --record")
+    if dry_run and record:
+        raise MconvError("--record: a dry run reaches no verdict that could be kept")
+
+
+def _gate(folder: Path, *, against: Path | None, unverified: bool, record: bool) -> "Finding":
+    from mconv.cli import gate
+
+    if unverified:
+        return gate.without_a_verdict(folder)
+    return gate.before_publishing(folder, against=against, rehearsal=False, record=record)
+
+
+def _rehearse(planned: "PushPlan", *, against: Path | None, unverified: bool, json: bool, **card: Any) -> int:
+    """Show what would be sent, and then whether it would be sent at all: with the exit code that the push would have."""
+    from mconv.cli import gate
+    from mconv.hub import push as hub
+
+    folder, refused = planned.folder, None
+    try:
+        found = (
+            gate.without_a_verdict(folder)
+            if unverified
+            else gate.before_publishing(folder, against=against, rehearsal=True, record=False)
+        )
+        planned = hub.plan(folder, planned.repo, verified=found.verdicts, **card)
+        told = found.as_json()
+    except MconvError as error:
+        refused, told = error, {"state": "refused", "passed": False, "against": None, "lines": [str(error)]}
+    if json:
+        _show({**hub.as_json(planned), "verification": told})
+    else:
+        _print_plan(planned)
+        print("\n".join(["", *([] if refused else told["lines"])]))
+    if refused:
+        raise refused
+    return 0 if told["passed"] or unverified else 1
 
 
 def pull(

@@ -59,3 +59,12 @@ class Show:
 
 Shown = Annotated[Show, Parameter(name="*")]
 SHOW = Show()
+
+
+def local(path: Path) -> Path:
+    """The folder itself, or that of a repository in the Hub's cache."""
+    if path.exists() or len(path.parts) != 2 or path.is_absolute() or path.parts[0] in (".", "..", "~"):
+        return path
+    from mconv.hub import fetch
+
+    return fetch.resolve(str(path), offline=True)

@@ -28,11 +28,15 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
     config
         A YAML file with `field: value` lines, the fields being the flags below with underscores.
     """
+    from mconv.cli import gate
     from mconv.train.launch.ranks import joined, run
 
     given = {name: value for name, value in flags.items() if value is not None}
     made = make({**(read_yaml(config) if config else {}), **given})
-    result = run("mconv.cli.train:work", dataclasses.asdict(made), nproc=made.nproc_per_node or made.tp * made.pp)
+    with gate.one_world(made):
+        if made.verify_first and not gate.before_training(made):
+            return 1
+        result = run("mconv.cli.train:work", dataclasses.asdict(made), nproc=made.nproc_per_node or made.tp * made.pp)
     if not joined() and result["saved"]:
         print(f"saved {result['saved']}")
     return 0

@@ -111,7 +111,7 @@ def verify(
         proofs="digests" if digests else "logits" if logits else "both", sequence_parallel=sequence_parallel,
         generate=generate, opening=said, **{name: value for name, value in asked.items() if value is not None},
     )  # fmt: skip
-    reference, candidate = _local(a), _local(b)
+    reference, candidate = o.local(a), o.local(b)
     kept = reports.check_recordable(candidate, iteration) if record else None
     alone = os.environ.get("RANK", "0") == "0"
     if html and alone:
@@ -129,7 +129,7 @@ def verify(
     if html and alone:
         _write_page(html, report)
     if kept:
-        reports.record(kept, report, against=report["reference"]["name"])
+        reports.record(kept, report, against=report.get("reference", {}).get("name", reference.name))
     return 0 if report["passed"] or report_only else 1
 
 
@@ -174,15 +174,6 @@ def _choose(device: str) -> None:
 
         if not torch.cuda.is_available():
             raise MconvError("--device cuda: torch sees no CUDA device here")
-
-
-def _local(path: Path) -> Path:
-    """The folder itself, or that of a repository in the Hub's cache."""
-    if path.exists() or len(path.parts) != 2 or path.is_absolute() or path.parts[0] in (".", "..", "~"):
-        return path
-    from mconv.hub import fetch
-
-    return fetch.resolve(str(path), offline=True)
 
 
 def _finite(value: Any) -> Any:

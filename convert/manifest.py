@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,8 +36,12 @@ def make(
     digests: dict[str, str],
     history: list[dict[str, Any]],
     copies: Sequence[str] = (),
+    made_from: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The manifest as JSON values. `source` and `history` name folders, never whole paths: manifests are published."""
+    """The manifest as JSON values. `source` and `history` name folders, never whole paths: manifests are published.
+
+    Only `made_from` has paths, as seen from the checkpoint's own folder, and `mconv push` leaves it out.
+    """
     return {
         "mconv": mconv.__version__,
         "family": spec.family,
@@ -47,12 +52,23 @@ def make(
         "vocab": {"true": spec.vocab_size, "padded": layout.padded_vocab if layout else spec.vocab_size},
         "dtype": dtype,
         "source": source,
+        "made_from": list(made_from),
         "history": history,
         "versions": versions(),
         "digest": described(),
         "digests": digests,
         "copies": list(copies),
     }
+
+
+def origins(folder: Path, source: Path, before: dict[str, Any] | None) -> list[str]:
+    """For `made_from`: the checkpoints that `folder` holds the same model as, the earliest first, `source` the last.
+
+    `before` is the manifest of `source`; one that training has made names none, so nothing from before it is listed.
+    """
+    here, there = folder.resolve(), source.resolve()
+    known = [there / path for path in (before or {}).get("made_from", [])]
+    return [os.path.relpath(path, here) for path in (*known, there)]
 
 
 def write(folder: Path, manifest: dict[str, Any]) -> None:
@@ -64,13 +80,16 @@ def read(folder: Path) -> dict[str, Any] | None:
     if not (folder / NAME).is_file():
         return None
     found = read_json(folder / NAME)
-    kinds = {"spec": dict, "digests": dict, "history": list, "verified": list, "source": dict, "copies": list}
+    lists = ("history", "verified", "copies", "made_from")
+    kinds: dict[str, type] = {"spec": dict, "digests": dict, "source": dict, **dict.fromkeys(lists, list)}
     wrong = [
         f"{k} is {type(found[k]).__name__}" for k, kind in kinds.items() if not isinstance(found.get(k, kind()), kind)
     ]
     if not wrong:
         wrong += [f"the digest of {k} is {v!r}" for k, v in found.get("digests", {}).items() if not isinstance(v, str)]
-        wrong += [f"copies holds {v!r}" for v in found.get("copies", []) if not isinstance(v, str)]
+        texts, objects = [(n, v) for n in ("copies", "made_from") for v in found.get(n, [])], found.get("verified", [])
+        wrong += [f"{name} holds {value!r}" for name, value in texts if not isinstance(value, str)]
+        wrong += [f"verified holds {value!r}" for value in objects if not isinstance(value, dict)]
     refuse(wrong, doing=f"reading {folder / NAME}", kind=FormatError)
     return found
 

@@ -246,4 +246,5 @@ def _manifest(plan: Plan, step: str, found: dict[str, str], read: dict[str, str]
         digests=found,
         copies=plan.source.copies,
         history=[*before.get("history", []), {"step": step, "detail": detail}],
+        made_from=manifest.origins(plan.folder, plan.source.path, before),
     )

@@ -4,7 +4,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ STEPS = {
 _KINDS: dict[str, type] = {
     "mconv": str, "family": str, "spec": dict, "format": str, "dialect": str, "layout": dict, "vocab": dict,
     "dtype": str, "source": dict, "digests": dict, "versions": dict, "history": list, "verified": list,
+    "made_from": list,
 }  # fmt: skip
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -66,6 +67,14 @@ def check_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
         if not all(isinstance(item, dict) for item in manifest.get(key) or []):
             raise FormatError(f"{MANIFEST}: every item of {key!r} must be a JSON object")
     return dict(manifest)
+
+
+def published(manifest: Mapping[str, Any], *, verified: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """What the world gets of a manifest: nothing of this machine. `verified` stands in for the verdicts that it holds."""
+    facts = {key: value for key, value in manifest.items() if key != "made_from"}
+    if verified is not None and (verified or "verified" in facts):
+        facts["verified"] = [dict(verdict) for verdict in verified]
+    return {key: public(value) for key, value in facts.items()}
 
 
 def public(value: Any) -> Any:
@@ -168,7 +177,7 @@ def _facts(facts: dict[str, Any]) -> list[tuple[str, object]]:
 
 
 def _check(item: dict[str, Any]) -> dict[str, Any]:
-    names = ("against", "tp", "pp", "max_abs_error", "mean_abs_error", "kl", "argmax_agreement")
+    names = ("against", "tp", "pp", "max_abs_error", "mean_abs_error", "kl", "argmax_agreement", "digests", "mconv")
     return {**{name: _short(item.get(name, "")) for name in names}, "passed": item.get("passed") is True}
 
 

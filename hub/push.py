@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,22 +56,31 @@ class PushResult:
     """Files of the repository that were left as they are because a person wrote them."""
 
 
-def plan(folder: Path, repo: str, *, overwrite_card: bool = False, license: str | None = None) -> PushPlan:
+def plan(
+    folder: Path,
+    repo: str,
+    *,
+    overwrite_card: bool = False,
+    license: str | None = None,
+    verified: Sequence[Mapping[str, Any]] | None = None,
+) -> PushPlan:
     """Check `folder` and list what a push to `repo` would send. Contacts nobody.
 
     A README.md that a person wrote or edited is kept unless `overwrite_card`; otherwise the card is made from
-    `mconv.json`. Raises FormatError with every fault of the folder, ConfigError for a bad `repo` or `license`.
+    `mconv.json`. `verified` are the verdicts to publish, instead of those that `mconv.json` holds. Raises FormatError
+    with every fault of the folder, ConfigError for a bad `repo` or `license`.
     """
     check_repo_id(repo)
     check(folder)
     names, left_out = survey(folder)
     manifest = cards.read_manifest(folder)
+    facts = cards.published(manifest, verified=verified)
     written = _text(folder / CARD) if CARD in names else None
     ours = overwrite_card or written is None or cards.is_ours(written)
-    card = cards.render(manifest, repo=repo, license=license) if ours or written is None else written
+    card = cards.render(facts, repo=repo, license=license) if ours or written is None else written
     made = {CARD: card.encode()} if ours else {}
-    if (public := cards.public(manifest)) != manifest:
-        made[MANIFEST] = (json.dumps(public, indent=2) + "\n").encode()
+    if manifest and facts != manifest:
+        made[MANIFEST] = (json.dumps(facts, indent=2) + "\n").encode()
     files = tuple(_file(folder, name, content=made.get(name)) for name in sorted({*names, *made}))
     return PushPlan(folder=folder, repo=repo, files=files, left_out=tuple(left_out), card=card, card_is_ours=ours)
 
@@ -85,6 +94,7 @@ def push(
     overwrite: bool = False,
     overwrite_card: bool = False,
     license: str | None = None,
+    verified: Sequence[Mapping[str, Any]] | None = None,
     endpoint: str | None = None,
     message: str = _MESSAGE,
 ) -> PushResult:
@@ -96,10 +106,11 @@ def push(
     """
     from huggingface_hub import HfApi
 
-    planned = plan(folder, repo, overwrite_card=overwrite_card, license=license)
+    options: dict[str, Any] = {"overwrite_card": overwrite_card, "license": license, "verified": verified}
+    planned = plan(folder, repo, **options)
     api = HfApi(endpoint=endpoint, library_name="mconv")
     if (name := _full_name(api, repo)) != repo:
-        planned = plan(folder, name, overwrite_card=overwrite_card, license=license)  # the card names it in full
+        planned = plan(folder, name, **options)  # the card names it in full
     branch = revision or "main"
     with one_line(name, doing="cannot look at the repository"):
         head, remote = _remote(api, name, branch=branch, private=private)

@@ -92,6 +92,10 @@ class TrainConfig:
     """The vocabulary is padded to a multiple of this times tp, unless the checkpoint is padded already."""
     vocab_size: int | None = None
     """The true vocabulary size, for checkpoints that do not know it."""
+    verify_first: bool = False
+    """Before anything is trained, judge `load` by what it was converted from; stop if they are not the same model."""
+    verify_against: str | None = None
+    """What `verify_first` judges `load` by, instead of its source: a checkpoint, or a repository in the cache."""
     exit_after: int | None = None
     """Save and stop after this iteration, as if the machine's time were up; the schedule is that of the whole run."""
 
@@ -103,6 +107,8 @@ class TrainConfig:
             bad.append(f"lr_warmup_iters {self.lr_warmup_iters} must be less than lr_decay_iters, or train_iters")
         if (self.save_interval or self.exit_after) and self.save is None:
             bad.append("save_interval and exit_after need save, the folder for the checkpoints")
+        if self.verify_against is not None and not self.verify_first:
+            bad.append("verify_against is for verify_first; give that too")
         if self.eval_interval and not sum(_shares(self.split)[1:2]):
             bad.append(f"eval_interval is {self.eval_interval}, but split {self.split!r} has no share for validation")
         refuse(bad, doing="reading the training configuration", kind=ConfigError)

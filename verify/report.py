@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from mconv.convert import manifest
-from mconv.convert.opening import iteration_folder
+from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.opening import iteration_folder, open_checkpoint
 from mconv.errors import MconvError
 from mconv.verify.digests import Difference, Report
+from mconv.verify.standing import OF, identity
 
 KEPT = ("max_abs_error", "mean_abs_error", "relative_max", "kl", "argmax_agreement", "passed", "tp", "pp",
         "sequence_parallel", "dtype", "length")  # fmt: skip
-"""What a manifest keeps of a verdict."""
+"""Numbers of logits that a manifest keeps of a verdict."""
 
 
 def as_json(report: dict[str, Any]) -> dict[str, Any]:
@@ -75,11 +77,27 @@ def check_recordable(folder: Path, iteration: int | None) -> Path:
     return where
 
 
+def verdict_of(report: dict[str, Any], checkpoint: Checkpoint, *, against: str) -> dict[str, Any]:
+    """What is kept of a report: which proofs held, by which mconv, and a digest of what was judged (read once more)."""
+    return {
+        "against": against,
+        **{name: report[name] for name in KEPT if name in report},  # other architectures have no logits to compare
+        **{name: answer for name, answer in report["verdicts"].items() if name != "generation" or answer != "not run"},
+        "mconv": report["environment"]["mconv"],
+        OF: identity(checkpoint),
+    }
+
+
 def record(folder: Path, report: dict[str, Any], *, against: str) -> None:
     """Add a verdict to the manifest in `folder`. Raises MconvError where there is no manifest."""
-    made = manifest.read(check_recordable(folder, None))
-    verdict = {"against": against, **{name: report[name] for name in KEPT}}
-    manifest.write(folder, {**made, "verified": [*(made or {}).get("verified", []), verdict]})  # type: ignore[dict-item]
+    where = check_recordable(folder, None)
+    keep(where, verdict_of(report, open_checkpoint(where), against=against))
+
+
+def keep(folder: Path, verdict: dict[str, Any]) -> None:
+    """Add a verdict to the manifest in `folder`, which is there."""
+    made = manifest.read(folder) or {}
+    manifest.write(folder, {**made, "verified": [*made.get("verified", []), verdict]})
 
 
 # ---- digests -------------------------------------------------------------------------------------------------------

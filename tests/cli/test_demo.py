@@ -48,6 +48,8 @@ def test_the_proofs_can_fail(tmp_path):
     (state.folder / "trained" / "train.jsonl").write_text("\n".join(lines))
     with pytest.raises(CheckFailed, match="did not clearly fall"):
         demo._fallen(state, [])
+    with pytest.raises(CheckFailed, match="nothing was verified"):
+        demo._published("https://hub/demo/tiny-python-llama  commit 1234")
 
 
 def test_the_report_is_one_page(tmp_path):

@@ -24,7 +24,16 @@ FULL = {
     "versions": {"torch": "2.9.1", "transformers": "5.23.0"},
     "history": [{"step": "hf2meg", "detail": {"tp": 2, "pp": 1}}, {"step": "train", "detail": {"steps": 100}}],
     "verified": [
-        {"against": "transformers", "max_abs_error": 1.5e-5, "kl": 1e-9, "argmax_agreement": 1.0, "passed": True},
+        {
+            "against": "transformers",
+            "max_abs_error": 1.5e-5,
+            "kl": 1e-9,
+            "argmax_agreement": 1.0,
+            "passed": True,
+            "digests": "pass",
+            "logits": "pass",
+            "mconv": "0.1.0",
+        },
         {"against": "golden", "max_abs_error": 3.0, "passed": False},
     ],
 }
@@ -50,8 +59,8 @@ def test_full_card():
         "| num layers | 2 |",
         "torch 2.9.1, transformers 5.23.0",
         'model="acme/tiny"',
-        "| transformers |  |  | 1.5e-05 |  | 1e-09 | 1 | passed |",
-        "| golden |  |  | 3 |  |  |  | **failed** |",
+        "| transformers | pass |  |  | 1.5e-05 |  | 1e-09 | 1 | 0.1.0 | passed |",
+        "| golden |  |  |  | 3 |  |  |  |  | **failed** |",
         "digests of its 2 logical tensors",
     ):
         assert said.replace("_", "\\_") in card

@@ -22,7 +22,7 @@ def test_dry_run_shows_all_and_contacts_nobody(app, hub, make_model, capsys, mon
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     folder = make_model()
     (folder / "notes.txt").write_text("private")
-    app(["push", str(folder), "acme/tiny", "--dry-run"])
+    app(["push", str(folder), "acme/tiny", "--dry-run", "--unverified"])
     out = capsys.readouterr().out
     for said in ("model.safetensors", "would go to acme/tiny", "left out: notes.txt", "library_name: transformers"):
         assert said in out
@@ -32,9 +32,9 @@ def test_dry_run_shows_all_and_contacts_nobody(app, hub, make_model, capsys, mon
 def test_push_and_pull(app, hub, make_model, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     folder = make_model()
-    app(["push", str(folder), "acme/tiny", "--private", "--json"])
+    app(["push", str(folder), "acme/tiny", "--private", "--json", "--unverified"])
     assert json.loads(capsys.readouterr().out)["repo"] == "acme/tiny"
-    app(["push", str(folder), "acme/tiny"])
+    app(["push", str(folder), "acme/tiny", "--unverified"])
     assert f"{hub.url}/acme/tiny" in capsys.readouterr().out
     app(["pull", "acme/tiny", str(tmp_path / "out")])
     assert "whole" in capsys.readouterr().out
@@ -43,7 +43,7 @@ def test_push_and_pull(app, hub, make_model, capsys, monkeypatch, tmp_path):
 
 def test_dry_run_as_json(app, make_model, capsys):
     folder = make_model()
-    app(["push", str(folder), "acme/tiny", "--dry-run", "--json"])
+    app(["push", str(folder), "acme/tiny", "--dry-run", "--json", "--unverified"])
     shown = json.loads(capsys.readouterr().out)
     assert shown["total_bytes"] == sum(file["size"] for file in shown["files"])
     assert {file["name"] for file in shown["files"]} == {

@@ -193,6 +193,7 @@ def test_what_megatron_wrote_passes(case):
 
 def test_the_report_can_be_read_and_recorded(tmp_path):
     from mconv.verify import report as reports
+    from mconv.verify.judge import verdicts
 
     hf = make_llama(tmp_path / "hf")
     megatron = convert(hf, tmp_path / "m")
@@ -202,5 +203,6 @@ def test_the_report_can_be_read_and_recorded(tmp_path):
     text = "\n".join(reports.lines(found))
     assert text.startswith("PASS: hf (transformers) against m/release (megatron-core, tp 1 x pp 1)")
     assert "positions beyond 96 of 256 were not probed" in text
+    found |= {"verdicts": verdicts(None, found), "environment": {"mconv": "0"}}
     reports.record(megatron / "release", found, against="hf")
     assert open_checkpoint(megatron).manifest["verified"][0]["passed"] is True

@@ -1,0 +1,217 @@
+"""What `mconv train --verify-first` and `mconv push` ask before they go on: is this checkpoint what it should be?"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mconv.cli import options as o
+from mconv.cli.terminal import progress
+from mconv.errors import MconvError
+
+if TYPE_CHECKING:
+    from mconv.convert.checkpoint import Checkpoint
+    from mconv.train.config import TrainConfig
+
+
+# ---- before training -------------------------------------------------------------------------------------------------
+def before_training(config: "TrainConfig") -> bool:
+    """Whether training may begin: `load` is judged by its source. Every rank of somebody's torchrun calls it.
+
+    Raises MconvError where it cannot be judged.
+    """
+    from mconv.convert.checkpoint import TRACKER
+    from mconv.convert.opening import open_checkpoint
+
+    load = Path(config.load)
+    if not load.is_dir() and config.save and (Path(config.save) / TRACKER).is_file():
+        _say(f"not verified: {load} is gone, and the run goes on from its own checkpoint in {config.save}")
+        return True
+    found = open_checkpoint(load, vocab_size=config.vocab_size)
+    if config.verify_against is None and found.importable and found.manifest is None:
+        _say(f"nothing to verify: {load} is a model as it was published, not a conversion")
+        return True
+    with _or_do("name what it must equal with --verify-against, or leave --verify-first out"):
+        reference = _reference(found, config.verify_against)
+        report = _judged(reference, found, **_layout(config, reference, found))
+    if report:  # rank 0
+        print("\n".join(report["lines"][: 1 if report["passed"] else None]), flush=True)
+    if not (passed := _heard(report)):
+        _say(f"{load} is not what {reference} is: nothing was trained")
+    return passed
+
+
+@contextmanager
+def one_world(config: "TrainConfig") -> Iterator[None]:
+    """Under somebody's torchrun its ranks meet once, for the judging and the training: they could not meet again."""
+    from mconv.train.parallel import Parallel, init, shutdown, world
+
+    if not config.verify_first or world()[1] == 1:
+        yield
+        return
+    init(Parallel(tp=config.tp, pp=config.pp, sequence_parallel=config.sequence_parallel), seed=config.seed)
+    try:
+        yield
+    finally:
+        shutdown()
+
+
+def _heard(report: dict[str, Any]) -> bool:
+    """Rank 0's verdict, on every rank."""
+    import torch
+
+    from mconv.train.parallel import world
+
+    said = [bool(report.get("passed"))]
+    if world()[1] > 1:
+        torch.distributed.broadcast_object_list(said, src=0)
+    return said[0]
+
+
+def _layout(config: "TrainConfig", reference: Path, found: "Checkpoint") -> dict[str, Any]:
+    """Judge at the layout of the run; two Hugging Face folders have none."""
+    opening = {} if config.vocab_size is None else {"vocab_size": config.vocab_size}
+    if found.format == "hf" and (reference / "config.json").is_file():
+        return {"opening": opening}
+    return {"tp": config.tp, "pp": config.pp, "sequence_parallel": config.sequence_parallel, "opening": opening}
+
+
+def _say(line: str) -> None:
+    from mconv.train.parallel import world
+
+    if world()[0] == 0:
+        print(line, flush=True)
+
+
+# ---- before publishing -----------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What is known of a folder that is to be published."""
+
+    state: str
+    """`recorded`: a verdict in its manifest holds. `judged`: just now. `tensors`: only these, for a dry run.
+    `unverified`: nobody asked."""
+    passed: bool
+    against: str | None
+    lines: tuple[str, ...]
+    """For people."""
+    verdicts: tuple[dict[str, Any], ...]
+    """All that were reached on these very bytes, for the card."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {"state": self.state, "passed": self.passed, "against": self.against, "lines": list(self.lines)}
+
+
+def before_publishing(folder: Path, *, against: Path | None, rehearsal: bool, record: bool) -> Finding:
+    """A verdict on `folder`: the last one of its manifest if it is of these bytes and a pass, else one reached now.
+
+    `rehearsal` compares tensors alone. Raises MconvError where it cannot be judged.
+    """
+    from mconv.convert.opening import open_checkpoint
+    from mconv.verify.standing import standing
+
+    with _or_do(f"`mconv verify CHECKPOINT {folder} --record` makes a verdict that counts, --unverified goes without"):
+        found = open_checkpoint(folder)
+        with progress(_nbytes(found), "reading the weights that verdicts are of") as advance:
+            holding = tuple(standing(found, progress=advance))
+        if not holding and (found.manifest or {}).get("verified"):
+            print(f"note: the verdict in {folder}/mconv.json is of other weights; it does not count", file=sys.stderr)
+        if against is None and holding and holding[-1].get("passed") is True:
+            return _recorded(holding)
+        reference = _reference(found, None if against is None else str(against))
+        if rehearsal:
+            return _rehearsed(reference, found, holding)
+        report = _judged(reference, found)
+    return _judgement(report, found, holding, record=record)
+
+
+def without_a_verdict(folder: Path) -> Finding:
+    """Nobody asks; a verdict of its manifest that is of other bytes must not reach the card all the same."""
+    from mconv.convert.opening import open_checkpoint
+    from mconv.verify.standing import standing
+
+    try:
+        found = tuple(standing(open_checkpoint(folder)))
+    except MconvError:  # of a kind that mconv cannot read: then no verdict of it can be told to hold
+        found = ()
+    return Finding(state="unverified", passed=False, against=None, lines=("not verified (--unverified)",), verdicts=found)
+
+
+def _recorded(holding: tuple[dict[str, Any], ...]) -> Finding:
+    against = str(holding[-1].get("against", "?"))
+    line = f"verified against {against} before, and the same weights since"
+    return Finding(state="recorded", passed=True, against=against, lines=(line,), verdicts=holding)
+
+
+def _rehearsed(reference: Path, found: "Checkpoint", holding: tuple[dict[str, Any], ...]) -> Finding:
+    """Of a dry run: the tensors alone. Where a cast lies between the two, nothing cheap can be said."""
+    first, passed = _opened(reference, found), True
+    lines = [f"would be verified against {reference}; now the tensors alone, at the push what they compute too"]
+    if first.dtypes == found.dtypes:
+        report = _judged(reference, found, proofs="digests")
+        lines, passed = [*lines, *report["lines"]], report["passed"]
+    else:
+        lines.append("a cast lies between the two: no tensors were compared")
+    return Finding(state="tensors", passed=passed, against=first.name, lines=tuple(lines), verdicts=holding)
+
+
+def _judgement(
+    report: dict[str, Any], found: "Checkpoint", holding: tuple[dict[str, Any], ...], *, record: bool
+) -> Finding:
+    from mconv.verify import report as reports
+
+    against = report["against"]
+    verdict = reports.verdict_of(report, found, against=against)
+    if record:
+        reports.keep(found.path, verdict)
+    return Finding(
+        state="judged", passed=report["passed"], against=against, lines=tuple(report["lines"]),
+        verdicts=(*holding, verdict),
+    )  # fmt: skip
+
+
+# ---- shared ----------------------------------------------------------------------------------------------------------
+def _reference(found: "Checkpoint", named: str | None) -> Path:
+    from mconv.verify.against import reference_for
+
+    return reference_for(found) if named is None else o.local(Path(named))
+
+
+def _judged(reference: Path, found: "Checkpoint", **asked: Any) -> dict[str, Any]:
+    """The report with its lines; {} on ranks other than 0."""
+    from mconv.verify import report as reports
+    from mconv.verify.against import options_for
+    from mconv.verify.judge import judge
+
+    first = _opened(reference, found, **asked)
+    options = options_for(first, found, **asked)
+    report = judge(reference, found.path, options, show=progress)
+    for warning in (report.get("digests") or {}).get("warnings", ()) if report else ():
+        print(f"warning: {warning}", file=sys.stderr)
+    return report and {**report, "lines": reports.lines(report), "against": first.name}
+
+
+def _opened(reference: Path, found: "Checkpoint", *, opening: dict[str, Any] | None = None, **_: Any) -> "Checkpoint":
+    """The reference, as the judge opens it."""
+    from mconv.verify.sides import open_both
+
+    return open_both(reference, found.path, opening or {})[0].checkpoint
+
+
+def _nbytes(found: "Checkpoint") -> int:
+    from mconv.verify.digests import nbytes
+
+    return nbytes(found)
+
+
+@contextmanager
+def _or_do(what: str) -> Iterator[None]:
+    """Say what to do where nothing could be judged. A verdict that is reached needs no such advice."""
+    try:
+        yield
+    except MconvError as error:
+        if error.exit_code == 1:
+            raise
+        raise type(error)(f"{error}; {what}") from error

@@ -1,0 +1,203 @@
+"""What is not proven is not published: `mconv push` judges first, and contacts nobody before."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import snapshot_download
+from safetensors.torch import save_file
+from tiny import edit_json, make_llama, tensors
+
+from mconv.cli.app import run
+from mconv.convert.opening import open_checkpoint
+from mconv.verify.against import reference_for
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A LLaMA, its conversion, and the export of that."""
+    tmp = tmp_path_factory.mktemp("gate")
+    make_llama(tmp / "hf", max_position_embeddings=64)
+    assert run(["hf2meg", str(tmp / "hf"), "--out", str(tmp / "megatron"), "--tp", "2"]) == 0
+    assert run(["meg2hf", str(tmp / "megatron"), "--out", str(tmp / "export")]) == 0
+    return tmp
+
+
+@pytest.fixture
+def place(tree, tmp_path, hub, monkeypatch):
+    """A copy of the three that a test may spoil, and a Hub that would take them."""
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    shutil.copytree(tree, tmp_path / "place")
+    return tmp_path / "place"
+
+
+def push(place, *options):
+    return run(["push", str(place / "export"), "acme/tiny", *map(str, options)])
+
+
+def pulled(hub, tmp_path):
+    return Path(snapshot_download("acme/tiny", endpoint=hub.url, cache_dir=tmp_path / "c"))
+
+
+def change(folder, edit):
+    """Write a model's weights anew, changed."""
+    held = tensors(folder)
+    edit(held)
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def swap_gate_and_up(held):
+    a, b = (f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up"))
+    held[a], held[b] = held[b], held[a]
+
+
+def one_element(held):
+    held["model.layers.2.self_attn.o_proj.weight"][3, 5] += 0.5
+
+
+def forget_sources(place):
+    shutil.rmtree(place / "hf")
+    shutil.rmtree(place / "megatron")
+
+
+def test_a_folder_is_judged_by_its_first_source_and_the_card_says_so(place, hub, tmp_path, capsys):
+    assert reference_for(open_checkpoint(place / "export")) == place / "hf"
+    before = (place / "export" / "mconv.json").read_bytes()
+    assert push(place) == 0
+    assert "PASS: hf (transformers) against export" in capsys.readouterr().out
+    assert (place / "export" / "mconv.json").read_bytes() == before, "the user's folder is not touched"
+    got = pulled(hub, tmp_path)
+    verdict = json.loads((got / "mconv.json").read_text())["verified"][-1]
+    assert (verdict["digests"], verdict["logits"], verdict["passed"]) == ("pass", "pass", True) and verdict["mconv"]
+    assert "| hf | pass |" in (got / "README.md").read_text()
+    assert "made\\_from" not in (got / "README.md").read_text()
+    assert "made_from" not in (got / "mconv.json").read_text(), "where the source lies is nobody's business"
+    (got / "mconv.json").unlink()
+    assert push(place, "--against", place / "megatron") == 0, "any checkpoint can be the reference"
+
+
+def test_a_verdict_travels_with_a_model_that_is_pulled_and_pushed_again(place, hub, tmp_path, capsys):
+    assert push(place) == 0
+    assert run(["pull", "acme/tiny", str(tmp_path / "again")]) == 0
+    forget_sources(place)
+    assert run(["push", str(tmp_path / "again"), "acme/other"]) == 0
+    assert "verified against hf before" in capsys.readouterr().out
+
+
+PLANTED = {
+    "gate and up swapped in the export": lambda place: change(place / "export", swap_gate_and_up),
+    "one element of the export": lambda place: change(place / "export", one_element),
+    "the source changed after the conversion": lambda place: change(place / "hf", one_element),
+    "epsilon of the export": lambda place: edit_json(place / "export" / "config.json", rms_norm_eps=1e-4),
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_fault_stops_the_push_before_anybody_is_contacted(place, hub, capsys, fault):
+    PLANTED[fault](place)
+    assert push(place) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("FAIL: hf") and "nothing was sent" in out and hub.log == []
+    assert push(place, "--dry-run", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["verification"]["passed"] is False and hub.log == []
+
+
+def test_unverified_goes_all_the_same_and_the_card_says_so(place, hub, tmp_path):
+    assert run(["verify", str(place / "hf"), str(place / "export"), "--length", "32", "--record"]) == 0
+    swap = place / "export"
+    change(swap, swap_gate_and_up)
+    assert push(place, "--unverified") == 0
+    got = pulled(hub, tmp_path)
+    assert "No check of its logits is recorded." in (got / "README.md").read_text(), "that verdict is of other weights"
+    assert json.loads((got / "mconv.json").read_text())["verified"] == []
+
+
+def test_a_recorded_verdict_counts_while_the_weights_are_the_same(place, hub, capsys):
+    assert run(["verify", str(place / "hf"), str(place / "export"), "--length", "32", "--record"]) == 0
+    forget_sources(place)
+    assert push(place, "--dry-run") == 0
+    assert "verified against hf before" in capsys.readouterr().out and hub.log == []
+    assert push(place) == 0 and hub.log
+
+
+STALE = {
+    "weights": lambda export: change(export, one_element),
+    "architecture": lambda export: edit_json(export / "config.json", rms_norm_eps=1e-4),
+    "said of something else": lambda export: edit_json(
+        export / "mconv.json", verified=[{"against": "hf", "passed": True, "of": "xxh3-128 0"}]
+    ),
+    "says of what it is not": lambda export: edit_json(
+        export / "mconv.json", verified=[{"against": "hf", "passed": True}]
+    ),
+}
+
+
+@pytest.mark.parametrize("what", STALE)
+def test_a_verdict_on_other_bytes_does_not_count(place, hub, capsys, what):
+    assert run(["verify", str(place / "hf"), str(place / "export"), "--length", "32", "--record"]) == 0
+    forget_sources(place)
+    STALE[what](place / "export")
+    assert push(place) == 2
+    error = capsys.readouterr().err
+    assert "it does not count" in error and "not there any more" in error and hub.log == []
+
+
+def test_a_recorded_failure_does_not_count_either(place, hub):
+    other = make_llama(place / "other", max_position_embeddings=64, seed=1)
+    verify = ["verify", str(other), str(place / "export"), "--length", "32", "--record", "--report-only"]
+    assert run(verify) == 0
+    assert push(place, "--dry-run") == 0, "its own source says more"
+    forget_sources(place)
+    assert push(place) == 2 and hub.log == []
+
+
+def test_what_cannot_be_judged_is_refused_with_what_to_do(place, hub, capsys):
+    forget_sources(place)
+    for options in ([], ["--dry-run"]):
+        assert push(place, *options) == 2
+        error = capsys.readouterr().err
+        for said in ("was made from", "hf", "not there any more", "--record", "--unverified"):
+            assert said in error
+    (place / "export" / "mconv.json").unlink()
+    assert push(place) == 2 and "mconv did not make it" in capsys.readouterr().err
+    assert push(place, "--against", place / "nowhere") == 2
+    assert hub.log == []
+
+
+def test_another_model_does_not_pass_for_the_source(place, hub, capsys):
+    other = make_llama(place / "other", max_position_embeddings=64, seed=1)
+    assert push(place, "--against", other) == 1 and hub.log == []
+    assert "nothing was sent" in capsys.readouterr().out
+
+
+def test_record_keeps_the_verdict_for_the_next_push(place, hub, capsys):
+    assert push(place, "--record", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["verification"]["state"] == "judged"
+    assert push(place, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["verification"]["state"] == "recorded"
+
+
+def test_a_cast_is_judged_by_logits(place, hub, capsys):
+    assert run(["meg2hf", str(place / "megatron"), "--out", str(place / "export"), "--dtype", "bf16", "--overwrite"]) == 0
+    assert push(place, "--dry-run") == 0
+    assert "a cast lies between" in capsys.readouterr().out
+    assert push(place) == 0
+    assert "PASS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options", [["--unverified", "--record"], ["--unverified", "--against", "x"], ["--dry-run", "--record"]], ids=" ".join
+)
+def test_options_that_contradict_each_other(place, hub, options):
+    assert push(place, *options) == 2 and hub.log == []
+
+
+def test_a_folder_of_other_sizes_fails_and_can_be_recorded_so(place, hub, capsys):
+    other = make_llama(place / "other", max_position_embeddings=64, num_hidden_layers=2)
+    for command in (["push", str(place / "export"), "acme/tiny", "--against", str(other), "--record"],
+                    ["verify", str(other), str(place / "export"), "--record"]):  # fmt: skip
+        assert run(command) == 1
+        assert "Traceback" not in capsys.readouterr().err
+    assert [v["passed"] for v in open_checkpoint(place / "export").manifest["verified"]] == [False, False]
+    assert hub.log == []
