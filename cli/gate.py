@@ -146,15 +146,13 @@ def _recorded(holding: tuple[dict[str, Any], ...]) -> Finding:
 
 
 def _rehearsed(reference: Path, found: "Checkpoint", holding: tuple[dict[str, Any], ...]) -> Finding:
-    """Of a dry run: the tensors alone. Where a cast lies between the two, nothing cheap can be said."""
-    first, passed = _opened(reference, found), True
-    lines = [f"would be verified against {reference}; now the tensors alone, at the push what they compute too"]
-    if first.dtypes == found.dtypes:
-        report = _judged(reference, found, proofs="digests")
-        lines, passed = [*lines, *report["lines"]], report["passed"]
-    else:
-        lines.append("a cast lies between the two: no tensors were compared")
-    return Finding(state="tensors", passed=passed, against=first.name, lines=tuple(lines), verdicts=holding)
+    """Of a dry run: the tensors alone."""
+    report = _judged(reference, found, proofs="digests")
+    line = f"would be verified against {reference}; now the tensors alone, at the push what they compute too"
+    return Finding(
+        state="tensors", passed=report["passed"], against=report["against"], lines=(line, *report["lines"]),
+        verdicts=holding,
+    )  # fmt: skip
 
 
 def _judgement(
@@ -182,12 +180,10 @@ def _reference(found: "Checkpoint", named: str | None) -> Path:
 def _judged(reference: Path, found: "Checkpoint", **asked: Any) -> dict[str, Any]:
     """The report with its lines; {} on ranks other than 0."""
     from mconv.verify import report as reports
-    from mconv.verify.against import options_for
-    from mconv.verify.judge import judge
+    from mconv.verify.judge import Options, judge
 
     first = _opened(reference, found, **asked)
-    options = options_for(first, found, **asked)
-    report = judge(reference, found.path, options, show=progress)
+    report = judge(reference, found.path, Options(**asked), show=progress)
     for warning in (report.get("digests") or {}).get("warnings", ()) if report else ():
         print(f"warning: {warning}", file=sys.stderr)
     return report and {**report, "lines": reports.lines(report), "against": first.name}

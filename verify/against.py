@@ -1,4 +1,4 @@
-"""What a checkpoint must equal, and how to judge whether it does."""
+"""What a checkpoint must equal."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 from mconv.convert import manifest
 from mconv.convert.checkpoint import Checkpoint
 from mconv.errors import MconvError
-from mconv.verify.judge import Options
 
 
 def reference_for(checkpoint: Checkpoint) -> Path:
@@ -40,8 +39,3 @@ def _no_source(made: dict[str, Any]) -> str:
     if steps and isinstance(steps[-1], dict) and steps[-1].get("step") == "train":
         return "it is the result of a training, and equal to nothing that was there before"
     return f"its {manifest.NAME} does not say where its source lies (it was published, or is of an older mconv)"
-
-
-def options_for(reference: Checkpoint, candidate: Checkpoint, **asked: Any) -> Options:
-    """How to judge the two: by both proofs; by logits alone where a cast lies between them, and no bits are the same."""
-    return Options(**{"proofs": "both" if reference.dtypes == candidate.dtypes else "logits", **asked})
