@@ -9,7 +9,6 @@ do instead is to load both models whole: its memory is on paper, parameters x 4 
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -34,7 +33,7 @@ def main() -> None:
         began = time.perf_counter()
         report = json.loads(mconv("verify", str(source), str(megatron), "--json", *asked.more))
         seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    peak = report["environment"]["peak_rss_bytes"] / 2**30
     whole = nbytes * 2 / 2**30
     print(f"{asked.model}: {nbytes / 1e9:.2f} GB in bf16, {os.cpu_count()} cores")
     print(f"{report['verdicts']}, streamed {report['streamed']}, {report['batch']} x {report['length']} tokens, "

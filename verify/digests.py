@@ -14,7 +14,7 @@ import torch
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.digests import ALGORITHMS, Recorded, recorded
-from mconv.convert.formats.tensors import bytes_of
+from mconv.convert.formats.tensors import bytes_of, forget
 from mconv.convert.source import SLAB_BYTES, Progress, Scratch, Slab, Source, check_copies_of, quiet, slab_boxes
 from mconv.convert.table import Logical
 from mconv.shard.axes import Axes, Box
@@ -117,6 +117,7 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = quiet) -> Repo
     differences: list[Difference] = []
     cast, zero, both, nbytes = {}, [], 0, 0
     for logical in _all(a, b):
+        forget()  # the one before: mapped pages count as memory as long as they are mapped
         x, y = (held(c, logical) for c in (a, b))
         if x and y:
             half = _half(progress) if x != y else progress

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.formats.tensors import forget
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.source import Source, check_copies, slab_boxes
 from mconv.convert.table import Logical
@@ -129,6 +130,7 @@ def _open(payload: dict[str, Any], side: str) -> Checkpoint:
         check_copies(Source.of(found))  # a rank may load one copy and another rank the other
     except FormatError as error:
         raise CheckFailed(str(error)) from error
+    forget()
     return found
 
 
@@ -231,4 +233,5 @@ def embedding_rows(a: Checkpoint, b: Checkpoint) -> list[int]:
         one, two = first.pull(logical, box).float(), second.pull(logical, box).float()
         off = ~((one - two).norm(dim=-1) <= limit * one.norm(dim=-1))  # a NaN is off, too
         found += [box[0][0] + int(i) for i in off.nonzero()]
+    forget()
     return found
