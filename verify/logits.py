@@ -27,6 +27,8 @@ from mconv.verify.guesses.explain import explain
 from mconv.verify.models import How, Model, Scores, model_of, other_order
 from mconv.verify.probes import Probe
 
+DEFAULTS = {"streamed": False, "generate": 0, "digests": None}
+"""What a payload need not say."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NOISE_LENGTH = 256
 """Positions of each row on which the noise floor is measured where a model runs from disk."""
@@ -36,6 +38,7 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
     """Compare the logits of `payload["a"]` (the reference) and `payload["b"]`; the report is rank 0's."""
     # While rank 0 runs the reference, the others wait for it at the first collective.
     os.environ.setdefault("MCONV_TIMEOUT_MINUTES", "720")
+    payload = {**DEFAULTS, **payload}
     a, b = (_open(payload, side) for side in ("a", "b"))
     asked = probe_for(payload, a, b)
     how = how_for(payload, a, b)
