@@ -67,3 +67,15 @@ def test_greedy_tokens_on_real_ranks_where_transformers_writes_them(tmp_path, ca
     hf = make_llama(tmp_path / "hf")
     megatron = convert(hf, tmp_path / "m")
     assert run(["verify", str(hf), str(megatron), "--length", "16", "--pp", "2", "--generate", "3"]) == 0
+
+
+def test_another_softmax_scale_in_the_args_is_refused(tmp_path, capsys):
+    """A field of megatron-core's TransformerConfig that changes attention; it was ignored, and passed."""
+    hf = make_llama(tmp_path / "hf")
+    megatron = convert(hf, tmp_path / "m", format="mp_rank")
+    file = next(megatron.rglob("model_optim_rng.pt"))
+    state = torch.load(file, weights_only=False)
+    state["args"].softmax_scale = 0.5
+    torch.save(state, file)
+    assert run(["verify", str(hf), str(megatron), "--digests"]) == 2
+    assert "softmax_scale" in capsys.readouterr().err
