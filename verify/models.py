@@ -60,7 +60,7 @@ class How:
 
     @property
     def filling(self) -> torch.dtype:
-        """What weights are read into: fp32 where they are rounded to `narrow` and then to another dtype, in that order."""
+        """What weights are read into: fp32 if they are rounded to `narrow` and then to another dtype, in this order."""
         return self.dtype if self.narrow in ((), (self.dtype,)) else torch.float32
 
     @property
