@@ -138,7 +138,8 @@ def _logits(
     if hugging is False and a.spec.num_layers != b.spec.num_layers and options.pp and options.pp > 1:
         raise LayoutError(f"{a.name} has {a.spec.num_layers} layers and {b.name} {b.spec.num_layers}: take pp 1")
     own = next((c.layout for c in (a, b) if c.format == "mp_rank" and c.layout), None)
-    tp, pp = options.tp or (own.tp if own else 1), options.pp or (own.pp if own else 1)
+    even = own is not None and all(c.spec.num_layers % own.pp == 0 for c in (a, b))
+    tp, pp = options.tp or (own.tp if own else 1), options.pp or (own.pp if own and even else 1)
     payload = {
         "a": str(a.path.resolve()), "a_options": sides[0].said,
         "b": str(b.path.resolve()), "b_options": sides[1].said,

@@ -24,7 +24,7 @@ from mconv.train.parallel import Parallel, world
 from mconv.verify import bisect, digests, generate, probes, shards
 from mconv.verify.compare import LIMITS, Comparison, Pair, allowed, compare, failures
 from mconv.verify.guesses.explain import explain
-from mconv.verify.models import How, Model, Scores, model_of, other_order
+from mconv.verify.models import How, Model, Scores, model_of, other_order, rounded
 from mconv.verify.probes import Probe
 
 DEFAULTS = {"streamed": False, "generate": 0, "digests": None}
@@ -43,6 +43,10 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
     asked = probe_for(payload, a, b)
     how = how_for(payload, a, b)
     limits = LIMITS[payload["dtype"]]
+    if payload["generate"] and world()[1] > 1:
+        from mconv.train import engine
+
+        engine.init(how.parallel)  # each token of the reference goes to all ranks
     reference = model_of(a, how)
     scores = reference.run(asked.tokens, asked.positions)
     noise = _noise(reference, scores, asked, streamed=how.streamed)
@@ -59,7 +63,7 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
     diagnosis = _diagnosis(a, b, asked, how, tensors, failed=bool(wrong) or bool(tensors and not tensors["same"]))
     if scores is None or own is None or found is None or noise is None:
         return {}
-    if rows := embedding_rows(a, b):
+    if rows := embedding_rows(a, b, narrow=how.narrow):
         wrong.append(f"{len(rows)} rows of the embedding differ, the first is of token {rows[0]}")
     wrong += vocabulary(a, b)
     spoken = generate.verdict(said, followed, noise=max(noise.max_abs_error, limits.relative_max * found.scale))
@@ -83,7 +87,7 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
         "pp": payload["pp"],
         "sequence_parallel": payload["sequence_parallel"],
         "dtype": payload["dtype"],
-        "rounded_to": None if how.narrow is None else str(how.narrow).removeprefix("torch."),
+        "rounded_to": " and ".join(str(dtype).removeprefix("torch.") for dtype in how.narrow) or None,
         "streamed": how.streamed,
         "device": how.device.type,
         "batch": asked.tokens.shape[0],
@@ -154,16 +158,19 @@ def how_for(payload: dict[str, Any], a: Checkpoint, b: Checkpoint) -> How:
     return How(dtype=DTYPES[payload["dtype"]], narrow=narrower(a, b), streamed=payload["streamed"], parallel=parallel)
 
 
-def narrower(a: Checkpoint, b: Checkpoint) -> torch.dtype | None:
-    """The dtype of fewer bits, where one side was cast to it: the other's weights are rounded to it as well.
+def narrower(a: Checkpoint, b: Checkpoint) -> tuple[torch.dtype, ...]:
+    """The dtypes to which one side was cast and which lose something of the other's: its weights are rounded as well.
 
-    Otherwise the rounding of a cast would hide whatever is smaller than it.
+    Otherwise the rounding of a cast would hide whatever is smaller than it. Of bf16 and fp16 either loses something,
+    and bf16, whose range is fp16's and more, is first: then whichever was cast comes to the same.
     """
-    if len(a.dtypes) != 1 or len(b.dtypes) != 1 or a.dtypes == b.dtypes:
-        return None
-    one, two = next(iter(a.dtypes)), next(iter(b.dtypes))
-    wide = torch.promote_types(one, two)
-    return {one: two, two: one}.get(wide)
+    lossy = {
+        dtype
+        for one, other in ((a, b), (b, a))
+        for dtype in one.dtypes
+        if len(one.dtypes) == 1 and any(torch.promote_types(dtype, theirs) != dtype for theirs in other.dtypes)
+    }
+    return tuple(dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16) if dtype in lossy)
 
 
 def tokenizer_of(*checkpoints: Checkpoint) -> Path | None:
@@ -222,18 +229,18 @@ def layer_errors(a: Scores, b: Scores) -> list[dict[str, Any]]:
     return out
 
 
-def embedding_rows(a: Checkpoint, b: Checkpoint) -> list[int]:
+def embedding_rows(a: Checkpoint, b: Checkpoint, *, narrow: tuple[torch.dtype, ...] = ()) -> list[int]:
     """Tokens whose input embeddings differ. Each token of a probe reads one row, so the others are compared here.
 
-    The limit is 1e-4 of the row's norm where the dtypes are the same, and a rounding to 8 bits where they are not.
+    The limit is 1e-4 of the row's norm where the dtypes are the same or both were rounded, else a rounding to 8 bits.
     """
     first, second = Source.of(a), Source.of(b)
     logical = Logical("embed")
-    limit = 1e-4 if first.dtype(logical) == second.dtype(logical) else 2**-7
+    limit = 1e-4 if narrow or first.dtype(logical) == second.dtype(logical) else 2**-7
     rows = min(first.dims(logical)[0], second.dims(logical)[0])
     found = []
     for box in slab_boxes((rows, *first.dims(logical)[1:]), 1 << 22):
-        one, two = first.pull(logical, box).float(), second.pull(logical, box).float()
+        one, two = (rounded(side.pull(logical, box), narrow).float() for side in (first, second))
         off = ~((one - two).norm(dim=-1) <= limit * one.norm(dim=-1))  # a NaN is off, too
         found += [box[0][0] + int(i) for i in off.nonzero()]
     forget()

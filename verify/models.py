@@ -23,10 +23,11 @@ from mconv.convert.table import Logical, Stored
 from mconv.shard.axes import Axes
 from mconv.shard.cut import Piece, entire
 from mconv.shard.layout import Layout, padded_vocab
+from mconv.shard.stages import EVEN
 from mconv.train.parallel import Parallel, world
 from mconv.verify.compare import CHUNK
 from mconv.verify.noise import OtherOrder
-from mconv.verify.onuse import bind, present
+from mconv.verify.onuse import Weights, bind, present
 from mconv.verify.steps import advance
 
 SAMPLE = 32
@@ -47,8 +48,8 @@ class How:
     """The arithmetic, and where it happens."""
 
     dtype: torch.dtype = torch.float32
-    narrow: torch.dtype | None = None
-    """Weights are rounded to this first: that of the other side, where it holds fewer bits."""
+    narrow: tuple[torch.dtype, ...] = ()
+    """Weights are rounded to these first, one after the other: what the other side holds, where that is fewer bits."""
     streamed: bool = False
     parallel: Parallel = field(default_factory=Parallel)
     """Of a Megatron side."""
@@ -56,6 +57,16 @@ class How:
     """The layers that run, of a streamed model; the others hand on what they are given."""
     repair: Repair = field(default_factory=Repair)
     """Of a streamed model on one rank."""
+
+    @property
+    def filling(self) -> torch.dtype:
+        """What weights are read into: fp32 if they are rounded to `narrow` and then to another dtype, in this order."""
+        return self.dtype if self.narrow in ((), (self.dtype,)) else torch.float32
+
+    @property
+    def weights(self) -> Weights:
+        """What the weights of a streamed module are."""
+        return Weights(filling=self.filling, dtype=self.dtype, device=self.device)
 
     @property
     def device(self) -> torch.device:
@@ -113,10 +124,17 @@ def sampled(length: int) -> Int[Tensor, "n"]:
     return torch.linspace(0, length - 1, min(SAMPLE, length)).long()
 
 
-def narrowed(parameters: dict[str, Tensor], narrow: torch.dtype | None) -> None:
-    """Round weights in place to the values that `narrow` has."""
-    for tensor in parameters.values() if narrow is not None else ():
-        tensor.copy_(tensor.to(narrow))
+def narrowed(parameters: dict[str, Tensor], narrow: tuple[torch.dtype, ...]) -> None:
+    """Round weights in place to the values that each of `narrow` has."""
+    for tensor in parameters.values() if narrow else ():
+        tensor.copy_(rounded(tensor, narrow))
+
+
+def rounded(tensor: Tensor, narrow: tuple[torch.dtype, ...]) -> Tensor:
+    """The values that each of `narrow` has, one after the other."""
+    for dtype in narrow:
+        tensor = tensor.to(dtype)
+    return tensor
 
 
 def put(parameters: dict[str, Tensor], places: Mapping[str, Stored], repair: Repair) -> None:
@@ -153,12 +171,14 @@ class HuggingFace:
         logging.disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(
             self.checkpoint.path,
-            dtype=self.how.dtype,
+            dtype=self.how.filling,
             local_files_only=True,
             trust_remote_code=False,
             attn_implementation="sdpa",
         )
         narrowed({name: parameter.data for name, parameter in model.named_parameters()}, self.how.narrow)
+        for parameter in model.parameters():  # not buffers: rope's angles stay in fp32
+            parameter.data = parameter.data.to(self.how.dtype)
         return model.eval().requires_grad_(False).to(self.how.device)
 
     def _streamed(self) -> nn.Module:
@@ -184,7 +204,7 @@ class HuggingFace:
             ):
                 module.forward = self._hand_on
             else:
-                bind(module, self.reader(name), dtype=self.how.dtype, device=self.how.device)
+                bind(module, self.reader(name), self.how.weights)
         return model.eval()
 
     def _hand_on(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
@@ -261,7 +281,7 @@ class HuggingFace:
         if not self.how.streamed:
             yield self._head
             return
-        with present(self._head, self.reader("lm_head"), dtype=self.how.dtype, device=self.how.device):
+        with present(self._head, self.reader("lm_head"), self.how.weights):
             yield self._head
 
     def rest(self) -> None:
@@ -305,7 +325,12 @@ class Megatron:
         if how.streamed:
             self._bind()
         else:
+            own = list(self.model.parameters())
+            for parameter in own:
+                parameter.data = parameter.data.to(how.filling)
             self.fill(engine.parameters(self.model))
+            for parameter in own:
+                parameter.data = parameter.data.to(how.dtype)
 
     def _way(self) -> str:
         """Who loads: megatron-core where it can, else its own files as they are, else mconv."""
@@ -313,7 +338,7 @@ class Megatron:
         if layout and self.checkpoint.format == "torch_dist" and self.padded == layout.padded_vocab:
             return "megatron-core"
         if layout and self.checkpoint.format == "mp_rank" and self.padded == layout.padded_vocab:
-            same = (parallel.tp, parallel.pp, 1) == (layout.tp, layout.pp, layout.vpp)
+            same = (parallel.tp, parallel.pp, 1, EVEN) == (layout.tp, layout.pp, layout.vpp, layout.uneven)
             if same and self._names() <= self._rank_state().keys():
                 return "rank files, as they are"
         return "mconv, cut for this layout"
@@ -377,7 +402,7 @@ class Megatron:
             if number is not None and self.how.only is not None and str(number - 1) not in self.how.only:
                 module.forward = _handed_on
             else:
-                bind(module, self.reader(name), dtype=self.how.dtype, device=self.how.device)
+                bind(module, self.reader(name), self.how.weights)
         if self.spec.tied_embeddings and self.model.post_process:
             self._lend_embedding() if self.model.pre_process else self._keep_own_head()
 
@@ -419,7 +444,7 @@ class Megatron:
         run = head.forward
 
         def forward(hidden: Tensor, weight: Tensor | None = None, **options: Any) -> Any:
-            with present(embedding, self.reader("embedding"), dtype=self.how.dtype, device=self.how.device):
+            with present(embedding, self.reader("embedding"), self.how.weights):
                 return run(hidden, weight=embedding.word_embeddings.weight, **options)
 
         head.forward = forward

@@ -51,7 +51,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "mtp_num_layers": (None, 0), "use_mup": (False,),
     "heterogeneous_layers_config_path": (None,), "add_position_embedding": (True, False), "softmax_type": ("vanilla",),
     "qk_clip": (False,), "attention_output_gate": (False,), "linear_attention_type": (None,),
-    "glu_linear_offset": (0.0,),
+    "glu_linear_offset": (0.0,), "softmax_scale": (None,),
     "activation_func_clamp_value": (None,), "quick_geglu": (False,), "experimental_attention_variant": (None,),
     "no_rope_freq": (None,), "qk_l2_norm": (False,), "layernorm_zero_centered_gamma": (False,),
     "rope_type": (None, "rope"), "mrope_section": (None,), "is_hybrid_model": (False,),
