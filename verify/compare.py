@@ -17,7 +17,7 @@ class Limits:
     """What passes, by the dtype of the arithmetic. `docs/verify.md` has the measurements behind each number."""
 
     mean_abs_error: float
-    """The ancestor's gate (Megatron-LLM's getting-started guide)."""
+    """The ancestor's gate (Megatron-LLM's getting-started guide), for logits of the usual size."""
     times_noise: float
     """How many times the model's own noise floor the error may be; both its largest and its root mean square."""
     relative_max: float
@@ -133,8 +133,9 @@ def failures(found: Comparison, limits: Limits, *, noise: Comparison) -> list[st
     out = []
     if not found.finite:
         out.append("the logits hold NaN or infinity")
-    if not found.mean_abs_error < limits.mean_abs_error:
-        out.append(f"mean absolute error {found.mean_abs_error:.3g} is not below {limits.mean_abs_error:g}")
+    mean = allowed("mean_abs_error", limits, noise=noise)
+    if not found.mean_abs_error < mean:
+        out.append(f"mean absolute error {found.mean_abs_error:.3g} is not below {mean:.3g}")
     for name, said in (("relative_max", "max"), ("relative_rms", "root mean square")):
         value, limit = getattr(found, name), allowed(name, limits, noise=noise)
         if not value <= limit:
@@ -144,5 +145,5 @@ def failures(found: Comparison, limits: Limits, *, noise: Comparison) -> list[st
 
 
 def allowed(name: str, limits: Limits, *, noise: Comparison) -> float:
-    """How large `relative_max` or `relative_rms` may be for a model whose noise floor is known."""
+    """How large `relative_max`, `relative_rms` or `mean_abs_error` may be for a model whose noise floor is known."""
     return max(getattr(limits, name), limits.times_noise * getattr(noise, name))

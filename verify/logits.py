@@ -72,8 +72,7 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
         "failures": wrong + ([] if spoken is None else spoken["failures"]),
         **asdict(found),
         "limits": {
-            "mean_abs_error": limits.mean_abs_error,
-            **{name: allowed(name, limits, noise=noise) for name in ("relative_max", "relative_rms")},
+            **{n: allowed(n, limits, noise=noise) for n in ("mean_abs_error", "relative_max", "relative_rms")},
             "times_noise": limits.times_noise,
         },
         "noise": {name: getattr(noise, name) for name in ("max_abs_error", "relative_max", "relative_rms", "scale")},

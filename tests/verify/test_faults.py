@@ -11,11 +11,7 @@ from judge import convert, judged
 from tiny import tensors
 from wrongs import flip_an_exponent_bit
 
-from mconv.convert.opening import open_checkpoint
-from mconv.verify.digests import compare
-from mconv.verify.guesses.explain import explain
-
-PROBE = {"length": 256, "batch": 2}
+PROBE = {"length": 128, "batch": 2}
 NAMED = {fault.name: fault for fault in FAULTS}
 LAYOUTS = sorted({(f.model, tuple(f.layout.items())) for f in FAULTS} | {(model, ()) for model in MODELS})
 
@@ -53,14 +49,8 @@ def test_a_planted_fault_is_caught(root, name, dtype):
     assert (
         found["verdicts"]["digests"] == ("pass" if fault.function else "fail") and found["verdicts"]["logits"] == "fail"
     )
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", [name for name, fault in NAMED.items() if not fault.function])
-def test_a_planted_fault_is_named(root, name, dtype):
-    """By what its tensors and its spec say: that name and no other, or none where it has no name."""
-    a, b = (open_checkpoint(path) for path in plant(NAMED[name], root / "named", dtype))
-    assert {guess.name for guess in explain(a, b, compare(a, b))} == {NAMED[name].guess or ""}
+    named = {guess["name"] for guess in found["diagnosis"]["guesses"]}
+    assert named == ({fault.guess or ""} if not fault.function else set()), "that name and no other"
 
 
 def test_every_fault_is_in_one_place_and_every_name_is_in_the_docs():
