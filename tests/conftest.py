@@ -1,6 +1,10 @@
 """Fixtures that all tests share."""
 
+import os
 from collections.abc import Iterator
+
+# Before torch is loaded, and for every process that a test starts: models this small only lose by sharing cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings

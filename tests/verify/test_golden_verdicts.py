@@ -46,20 +46,17 @@ def folders(case):
     return (GOLDEN / case).parent / "hf", GOLDEN / case
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case, dtype", [(c, "fp32") for c in CASES] + [(c, "bf16") for c in CASES[::3]])
 def test_what_the_peers_wrote_passes(case, dtype):
     report = judged(*folders(case), dtype=dtype, length=48)
     assert report["passed"], report["failures"]
     assert report["verdicts"] == {"digests": "pass", "logits": "pass", "generation": "not run"}
 
 
-@pytest.mark.parametrize("number, case", [(n, case) for n, case in enumerate(CASES) if "meta" not in case], ids=str)
+@pytest.mark.parametrize("number, case", [(n, CASES[n]) for n in range(0, len(CASES), 3)], ids=str)
 def test_it_passes_at_other_layouts(world, number, case):
     a, b = folders(case)
-    if b.name.startswith("hf"):
-        return
-    layout = LAYOUTS[number % len(LAYOUTS)]
+    layout = LAYOUTS[number // 3 % len(LAYOUTS)]
     said = open_both(a, b, {})[1].said
     try:
         found = world.run(f"{JOBS}:verify", a=str(a), b=str(b), b_options=said, length=48, **layout)[0]

@@ -1,0 +1,174 @@
+"""transformers' model of a Hugging Face folder, whole or from disk."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.formats import tensors
+from mconv.shard.cut import Piece
+from mconv.train.parallel import world
+from mconv.verify.compare import CHUNK
+from mconv.verify.models.common import How, Keep, narrowed, output_axes, put, sampled
+from mconv.verify.onuse import bind, present
+
+
+class HuggingFace:
+    """transformers' model, on rank 0."""
+
+    loaded_by = "transformers"
+    transposed = False
+
+    def __init__(self, checkpoint: Checkpoint, how: How) -> None:
+        self.checkpoint, self.how = checkpoint, how
+        self.spec = replace(checkpoint.spec, **how.repair.spec)
+        self.names = {row.name: next(iter(row.hf)) for row in checkpoint.family.rows if row.leaves(checkpoint.spec)}
+        self.model: Any = None
+        self._head: Any = None
+        if world()[0] == 0:
+            self.model = self._streamed() if how.streamed else self._whole()
+            self._head = self.model.get_output_embeddings()
+
+    def _whole(self) -> nn.Module:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        model = AutoModelForCausalLM.from_pretrained(
+            self.checkpoint.path,
+            dtype=self.how.filling,
+            local_files_only=True,
+            trust_remote_code=False,
+            attn_implementation="sdpa",
+        )
+        narrowed({name: parameter.data for name, parameter in model.named_parameters()}, self.how.narrow)
+        for parameter in model.parameters():  # not buffers: rope's angles stay in fp32
+            parameter.data = parameter.data.to(self.how.dtype)
+        return model.eval().requires_grad_(False).to(self.how.device)
+
+    def _streamed(self) -> nn.Module:
+        """A model without memory, each part of which reads its weights when it runs."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(self.checkpoint.path, local_files_only=True, trust_remote_code=False)
+        if self.how.repair.spec:
+            config = type(config).from_dict(self.checkpoint.family.write_config(self.spec))
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=self.how.dtype, trust_remote_code=False, attn_implementation="sdpa"
+            )
+        for name, module in model.named_modules():
+            if name.endswith("rotary_emb"):  # its angles follow from the config, and are in no file
+                model.set_submodule(name, type(module)(config=model.config).to(self.how.device))
+        for name in self.parts[:-1]:
+            module = model.get_submodule(name)
+            if (
+                self.how.only is not None
+                and name.rpartition(".")[2].isdigit()
+                and name.rpartition(".")[2] not in self.how.only
+            ):
+                module.forward = self._hand_on
+            else:
+                bind(module, self.reader(name), self.how.weights)
+        return model.eval()
+
+    def _hand_on(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        """A layer that does nothing, in the form of the family's own."""
+        return (hidden_states, None) if self.checkpoint.family.name == "falcon" else hidden_states
+
+    @property
+    def parts(self) -> list[str]:
+        """The modules that hold all weights, in the order of the forward pass: embedding, layers, final norm, head."""
+        layers = [self.layer_name(i) for i in range(self.checkpoint.spec.num_layers)]
+        return [self.names["embed"], *layers, self.names["final_norm"], self.names.get("head", "lm_head")]
+
+    def layer_name(self, layer: int) -> str:
+        return self.names["layer.attn_norm"].split(".{i}.")[0] + f".{layer}"
+
+    def reader(self, module: str) -> Any:
+        """What fills a module's parameters from the files."""
+        tied = self.checkpoint.spec.tied_embeddings and module == "lm_head"
+        prefix = self.names["embed"] if tied else module
+        places = {stored.key: stored for stored in self.checkpoint.stored}
+
+        def fill(parameters: dict[str, Tensor]) -> None:
+            for name, tensor in parameters.items():
+                tensor.copy_(self._read(f"{prefix}.{name}"))
+            put({f"{prefix}.{name}": tensor for name, tensor in parameters.items()}, places, self.how.repair)
+            narrowed(parameters, self.how.narrow)
+            tensors.forget()
+
+        return fill
+
+    def _read(self, name: str) -> Tensor:
+        """A tensor of the files: by safetensors' own reader where it is one of its files."""
+        where = self.checkpoint.located[name]
+        if where.path.suffix != ".safetensors":
+            return where.load()
+        with safe_open(where.path, framework="pt") as file:
+            found: Tensor = file.get_tensor(name)
+        return found
+
+    @torch.no_grad()
+    def run(self, tokens: Int[Tensor, "b s"], positions: Int[Tensor, "b s"] | None = None) -> "HuggingFaceScores | None":
+        if self.model is None:
+            return None
+        keep = Keep(sampled(tokens.shape[1]), itemsize=self.checkpoint.dtype.itemsize)
+        with keep.hooked(self.modules()):
+            hidden = self.forward(tokens, positions)
+        return HuggingFaceScores(self, hidden, keep.kept)
+
+    def modules(self) -> dict[str, nn.Module]:
+        names = ["embed", *map(str, range(self.checkpoint.spec.num_layers)), "final_norm"]
+        return dict(zip(names, map(self.model.get_submodule, self.parts[:-1]), strict=True))
+
+    def inner(self, layer: str, row: str) -> list[tuple[nn.Module, Piece]]:
+        found = next((r for r in self.checkpoint.family.rows if r.name == row and r.leaves(self.spec)), None)
+        pieces = found.pieces(output_axes(self.checkpoint, row), self.spec.sizes) if found else ()
+        return [(self.model.get_submodule(name.format(i=layer)), piece) for name, piece in pieces]
+
+    def forward(self, tokens: Int[Tensor, "b s"], positions: Int[Tensor, "b s"] | None = None) -> Float[Tensor, "b s d"]:
+        """Hidden states behind the final norm."""
+        device = self.how.device
+        counted = torch.arange(tokens.shape[1]).expand_as(tokens) if positions is None else positions
+        # The mask says that a row is one text: transformers takes a leap of positions for the start of another.
+        hidden: Tensor = self.model.base_model(
+            tokens.to(device),
+            attention_mask=torch.ones_like(tokens, device=device),
+            position_ids=counted.to(device),
+            use_cache=False,
+        ).last_hidden_state
+        return hidden
+
+    @contextlib.contextmanager
+    def head(self) -> Iterator[nn.Module]:
+        """The output layer, with its weights."""
+        if not self.how.streamed:
+            yield self._head
+            return
+        with present(self._head, self.reader("lm_head"), self.how.weights):
+            yield self._head
+
+    def rest(self) -> None:
+        """Keep the head alone, for the logits still to come."""
+        self.model = None
+
+
+@dataclass(slots=True)
+class HuggingFaceScores:
+    """The final hidden states: the head makes logits of them when they are asked for."""
+
+    model: HuggingFace
+    hidden: Float[Tensor, "b s d"]
+    layers: dict[str, Tensor]
+
+    def chunks(self) -> Iterator[Float[Tensor, "b c v"]]:
+        with self.model.head() as head:
+            for part in self.hidden.split(CHUNK, dim=1):
+                yield head(part).float()

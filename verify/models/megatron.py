@@ -1,0 +1,236 @@
+"""megatron-core's GPTModel of any other checkpoint, on tp x pp ranks, whole or from disk."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mconv.convert import spell
+from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.dialects import mcore
+from mconv.convert.formats import archive, mp_rank, tensors
+from mconv.convert.load import load_rank
+from mconv.convert.table import Stored
+from mconv.shard.cut import Piece, entire
+from mconv.shard.layout import Layout, padded_vocab
+from mconv.shard.stages import EVEN
+from mconv.verify.compare import CHUNK
+from mconv.verify.models.common import How, Keep, narrowed, output_axes, put, sampled
+from mconv.verify.onuse import bind, present
+
+
+class Megatron:
+    """megatron-core's GPTModel on tp x pp ranks, filled by the most independent way there is."""
+
+    transposed = True
+
+    def __init__(self, checkpoint: Checkpoint, how: How) -> None:
+        from mconv.train import engine
+
+        self.checkpoint, self.how = checkpoint, how
+        self.spec = replace(checkpoint.spec, **how.repair.spec)
+        engine.init(how.parallel)
+        tp, layout = how.parallel.tp, checkpoint.layout
+        rows = layout.padded_vocab if layout else self.spec.vocab_size
+        self.padded = rows if rows % tp == 0 else padded_vocab(self.spec.vocab_size, tp=tp)
+        self.model: Any = engine.build(
+            self.spec, padded_vocab_size=self.padded, parallel=how.parallel, dtype=how.dtype, on_meta=how.streamed
+        )
+        self.loaded_by = self._way()
+        if how.streamed:
+            self._bind()
+        else:
+            own = list(self.model.parameters())
+            for parameter in own:
+                parameter.data = parameter.data.to(how.filling)
+            self.fill(engine.parameters(self.model))
+            for parameter in own:
+                parameter.data = parameter.data.to(how.dtype)
+
+    def _way(self) -> str:
+        """Who loads: megatron-core where it can, else its own files as they are, else mconv."""
+        layout, parallel = self.checkpoint.layout, self.how.parallel
+        if layout and self.checkpoint.format == "torch_dist" and self.padded == layout.padded_vocab:
+            return "megatron-core"
+        if layout and self.checkpoint.format == "mp_rank" and self.padded == layout.padded_vocab:
+            same = (parallel.tp, parallel.pp, 1, EVEN) == (layout.tp, layout.pp, layout.vpp, layout.uneven)
+            if same and self._names() <= self._rank_state().keys():
+                return "rank files, as they are"
+        return "mconv, cut for this layout"
+
+    def _names(self) -> set[str]:
+        return {name for name, _ in self.model.named_parameters()}
+
+    def _rank_state(self) -> dict[str, Any]:
+        """What this rank's file holds, tensors not loaded yet."""
+        from mconv.train.mcore import parallel_state
+
+        rank, stage = (
+            parallel_state.get_tensor_model_parallel_rank(),
+            parallel_state.get_pipeline_model_parallel_rank(),
+        )
+        folder = self.checkpoint.path / mp_rank.rank_folder(rank, stage, pp=self.how.parallel.pp)
+        state: dict[str, Any] = archive.read(folder / mp_rank.FILE)["model"]
+        return state
+
+    def fill(self, parameters: dict[str, Tensor], *, part: str = "") -> None:
+        """Fill parameters, by their names in a rank's file: all of them, or those whose names start with `part`."""
+        from mconv.train import engine
+        from mconv.train.mcore import parallel_state
+
+        if self.loaded_by == "megatron-core":
+            engine.load_torch_dist(self.model, self.checkpoint.path, part=part or None)
+        elif self.loaded_by == "rank files, as they are":
+            held = {k: v.load().view(v.shape) for k, v in self._rank_state().items() if hasattr(v, "load")}
+            if part:
+                for name, tensor in parameters.items():
+                    tensor.copy_(held[name])
+            else:
+                engine.load_rank_file(self.model, held)
+        else:
+            load_rank(
+                self.checkpoint,
+                parameters,
+                tp=self.how.parallel.tp,
+                pp=self.how.parallel.pp,
+                tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+                pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+                padded_vocab_size=self.padded,
+                partial=bool(part),
+            )
+        narrowed(parameters, self.how.narrow)
+        tensors.forget()
+
+    # -- one layer in memory at a time --
+    @property
+    def parts(self) -> list[str]:
+        """This rank's modules that hold all its weights."""
+        layers = [f"decoder.layers.{n}" for n in range(len(self.model.decoder.layers))]
+        others = ("embedding", "decoder.final_layernorm", "output_layer")
+        names = self._names()
+        return [*layers, *(name for name in others if any(n.startswith(f"{name}.") for n in names))]
+
+    def _bind(self) -> None:
+        for name in self.parts:
+            module = self.model.get_submodule(name)
+            number = getattr(module, "layer_number", None)
+            if number is not None and self.how.only is not None and str(number - 1) not in self.how.only:
+                module.forward = _handed_on
+            else:
+                bind(module, self.reader(name), self.how.weights)
+        if self.spec.tied_embeddings and self.model.post_process:
+            self._lend_embedding() if self.model.pre_process else self._keep_own_head()
+
+    def reader(self, part: str) -> Any:
+        """What fills a part of this rank's model from the files."""
+        from mconv.train import engine
+
+        def fill(parameters: dict[str, Tensor]) -> None:
+            for name in engine.surplus_biases(self.model.get_submodule(part), self.spec):
+                parameters[name].zero_()
+            named = {f"{part}.{name}": tensor for name, tensor in parameters.items()}
+            self.fill(named, part=f"{part}.")
+            put(named, self._places(), self.how.repair)
+            narrowed(named, self.how.narrow)
+
+        return fill
+
+    def _places(self) -> dict[str, Stored]:
+        """Which logical tensor each parameter is, on one rank that has them all."""
+        layout = Layout(tp=1, pp=1, padded_vocab=self.padded)
+        told = spell.rank_tensors(mcore.DIALECT, self.checkpoint.family, self.spec, layout)
+        return {
+            name: Stored(
+                name, logical, spell.rank_piece(mcore.DIALECT, self.checkpoint.family, self.spec, layout, logical, 0)
+            )
+            for _, names, logical in told
+            for name in names
+        }
+
+    def _keep_own_head(self) -> None:
+        """The last stage's copy of the embedding: GPTModel takes hold of it before it has been fetched."""
+        head = self.model.output_layer
+        run = head.forward
+        head.forward = lambda hidden, weight=None, **options: run(hidden, weight=None, **options)
+
+    def _lend_embedding(self) -> None:
+        """A tied head reads the embedding's weight, which has gone by then: it is fetched once more."""
+        head, embedding = self.model.output_layer, self.model.embedding
+        run = head.forward
+
+        def forward(hidden: Tensor, weight: Tensor | None = None, **options: Any) -> Any:
+            with present(embedding, self.reader("embedding"), self.how.weights):
+                return run(hidden, weight=embedding.word_embeddings.weight, **options)
+
+        head.forward = forward
+
+    # -- running --
+    def rest(self) -> None:
+        """Let go of the weights."""
+        self.model = None
+
+    @torch.no_grad()
+    def run(self, tokens: Int[Tensor, "b s"], positions: Int[Tensor, "b s"] | None = None) -> "MegatronScores | None":
+        from mconv.train import engine
+
+        keep = Keep(
+            sampled(tokens.shape[1]),
+            itemsize=self.checkpoint.dtype.itemsize,
+            gather=self._whole_sequence,
+            transposed=True,
+        )
+        with keep.hooked(self.modules()):
+            logits = engine.logits(self.model, tokens, parallel=self.how.parallel, positions=positions)
+        layers = self._on_rank_0(keep.kept)
+        return None if logits is None else MegatronScores(logits[:, :, : self.spec.vocab_size], layers, logits)
+
+    def inner(self, layer: str, row: str) -> list[tuple[nn.Module, Piece]]:
+        whole = entire(output_axes(self.checkpoint, row), self.spec.sizes)
+        names = [name.format(i=layer, leaf="") for name in mcore.NAMES[row] if name.endswith(".{leaf}")]
+        own = {name for name, _ in self.model.named_parameters()}
+        return [(self.model.get_submodule(n[:-1]), whole) for n in names if f"{n}weight" in own]
+
+    def modules(self) -> dict[str, nn.Module]:
+        model = self.model
+        found = {str(layer.layer_number - 1): layer for layer in model.decoder.layers}
+        found |= {"embed": model.embedding} if model.pre_process else {}
+        return found | ({"final_norm": model.decoder.final_layernorm} if model.post_process else {})
+
+    def _whole_sequence(self, hidden: Float[Tensor, "c b d"]) -> Float[Tensor, "s b d"]:
+        from mconv.train.mcore import tensor_parallel
+
+        if not self.how.parallel.sequence_parallel:
+            return hidden
+        whole: Tensor = tensor_parallel.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+        return whole
+
+    def _on_rank_0(self, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All stages' hidden states; only rank 0's answer counts."""
+        from mconv.train.mcore import parallel_state
+
+        if self.how.parallel.pp == 1:
+            return kept
+        mine = kept if parallel_state.get_tensor_model_parallel_rank() == 0 else {}
+        said: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(said, mine)
+        return {name: tensor for one in said for name, tensor in one.items()}
+
+
+def _handed_on(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+    """A layer that does nothing."""
+    return hidden_states, None
+
+
+@dataclass(slots=True)
+class MegatronScores:
+    """The logits of all positions, as the ranks gave them."""
+
+    logits: Float[Tensor, "b s v"]
+    layers: dict[str, Tensor]
+    padded: Float[Tensor, "b s padded_vocab"]
+
+    def chunks(self) -> Iterator[Float[Tensor, "b c v"]]:
+        yield from self.logits.split(CHUNK, dim=1)
