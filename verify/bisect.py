@@ -6,7 +6,7 @@ layer runs again, repaired.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -118,14 +118,7 @@ def _reference(model: Model, asked: Probe, kept: Kept) -> None:
         hidden = first(output)
         kept.put("final_norm", "output", (hidden.transpose(0, 1) if model.transposed else hidden).cpu())
 
-    watch = Watch(model, at, kept.put)
-    with contextlib.ExitStack() as stack:
-        for place, module in model.modules().items():
-            if place != "embed":
-                handle = module.register_forward_pre_hook(partial(given_to, place), with_kwargs=True)
-                stack.callback(handle.remove)
-        stack.callback(model.modules()["final_norm"].register_forward_hook(norm_gave).remove)
-        stack.enter_context(watch.watching())
+    with _hooked(model, before=given_to, after=norm_gave), Watch(model, at, kept.put).watching():
         scores = model.run(asked.tokens, asked.positions)
     kept.logits = _logits(scores, at)
 
@@ -156,19 +149,29 @@ def _candidate(model: Model, asked: Probe, kept: Kept, *, only: str | None = Non
         errors["final_norm", "final_norm"] = error(wanted, own)
         return wanted
 
-    watch = Watch(model, at, tell)
-    with contextlib.ExitStack() as stack:
-        for place, module in model.modules().items():
-            if place != "embed":
-                handle = module.register_forward_pre_hook(partial(instead, place), with_kwargs=True)
-                stack.callback(handle.remove)
-        stack.callback(model.modules()["final_norm"].register_forward_hook(norm_gave).remove)
-        stack.enter_context(watch.watching())
+    with _hooked(model, before=instead, after=norm_gave), Watch(model, at, tell).watching():
         scores = model.run(asked.tokens, asked.positions)
     for mine, wanted in zip(_logits(scores, at), kept.logits, strict=False):
         common = min(mine.shape[-1], wanted.shape[-1])
         errors["head", "head"] = error(wanted[..., :common], mine[..., :common])
     return dict(sorted(errors.items(), key=_in_order))
+
+
+@contextlib.contextmanager
+def _hooked(model: Model, *, before: Callable[..., Any], after: Callable[..., Any]) -> Iterator[None]:
+    """`before` each layer and the final norm, told which; `after` the final norm."""
+    modules = model.modules()
+    handles = [
+        module.register_forward_pre_hook(partial(before, place), with_kwargs=True)
+        for place, module in modules.items()
+        if place != "embed"
+    ]
+    handles.append(modules["final_norm"].register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _logits(scores: Scores | None, at: Tensor) -> list[Tensor]:
