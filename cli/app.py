@@ -26,9 +26,9 @@ COMMANDS = {
     "inspect": ("mconv.cli.inspect:inspect", "What a checkpoint is."),
     "verify": (
         "mconv.cli.verify:verify",
-        "Do two checkpoints compute the same function?\n\nExit code 0: yes. 1: no. 2: it could not be judged. A Hugging "
-        "Face folder runs in transformers, a Megatron checkpoint in megatron-core's own GPTModel on tp x pp real ranks. "
-        "With --digests: do they hold the same tensors, bit for bit?",
+        "Are two checkpoints the same model?\n\nExit code 0: yes. 1: no. 2: it could not be judged. First the tensors, "
+        "bit for bit; then what they compute: a Hugging Face folder runs in transformers, a Megatron checkpoint in "
+        "megatron-core's own GPTModel on tp x pp real ranks. Where they differ, it says in which layer, and why.",
     ),
     "train": ("mconv.cli.train:train", "Finetune on megatron-core."),
     "push": ("mconv.cli.hub:push", "Publish a model folder on the Hub."),
