@@ -23,7 +23,7 @@ class World:
         self.pipes: list[Connection] = []
         self.folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def run(self, target: str, *, timeout: float = 120, **kwargs: Any) -> list[Any]:
+    def run(self, target: str, *, timeout: float = 400, **kwargs: Any) -> list[Any]:
         """Results of all ranks, in order. A failing rank raises here with its traceback; a stuck one is killed."""
         if not self.processes:
             self._start()
