@@ -88,8 +88,9 @@ def test_the_loss_does_not_depend_on_the_padding(run, alone):
 
 def test_another_seed_or_rate_is_another_run(run):
     short = run | {"train_iters": 3, "lr_warmup_iters": 1}
+    # Adam hardly sees the size of gradients: to be seen, a clip has to bring them near its epsilon.
     base = jobs.train(**short)
-    for change in ({"seed": 1}, {"lr": 2e-2}, {"weight_decay": 0.5}, {"clip_grad": 0.1}, {"adam_beta2": 0.5}):
+    for change in ({"seed": 1}, {"lr": 2e-2}, {"weight_decay": 0.5}, {"clip_grad": 1e-6}, {"adam_beta2": 0.5}):
         assert jobs.train(**short | change)["losses"] != base["losses"], change
 
 
