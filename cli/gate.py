@@ -24,6 +24,7 @@ def before_training(config: "TrainConfig") -> bool:
     """
     from mconv.convert.checkpoint import TRACKER
     from mconv.convert.opening import open_checkpoint
+    from mconv.train.parallel import from_rank_0
 
     load = Path(config.load)
     if not load.is_dir() and config.save and (Path(config.save) / TRACKER).is_file():
@@ -38,7 +39,7 @@ def before_training(config: "TrainConfig") -> bool:
         report = _judged(reference, found, **_layout(config, reference, found))
     if report:  # rank 0
         print("\n".join(report["lines"][: 1 if report["passed"] else None]), flush=True)
-    if not (passed := _heard(report)):
+    if not (passed := from_rank_0(bool(report.get("passed")))):
         _say(f"{load} is not what {reference} is: nothing was trained")
     return passed
 
@@ -56,18 +57,6 @@ def one_world(config: "TrainConfig") -> Iterator[None]:
         yield
     finally:
         shutdown()
-
-
-def _heard(report: dict[str, Any]) -> bool:
-    """Rank 0's verdict, on every rank."""
-    import torch
-
-    from mconv.train.parallel import world
-
-    said = [bool(report.get("passed"))]
-    if world()[1] > 1:
-        torch.distributed.broadcast_object_list(said, src=0)
-    return said[0]
 
 
 def _layout(config: "TrainConfig", reference: Path, found: "Checkpoint") -> dict[str, Any]:
@@ -180,20 +169,15 @@ def _reference(found: "Checkpoint", named: str | None) -> Path:
 def _judged(reference: Path, found: "Checkpoint", **asked: Any) -> dict[str, Any]:
     """The report with its lines; {} on ranks other than 0."""
     from mconv.verify import report as reports
-    from mconv.verify.judge import Options, judge
-
-    first = _opened(reference, found, **asked)
-    report = judge(reference, found.path, Options(**asked), show=progress)
-    for warning in (report.get("digests") or {}).get("warnings", ()) if report else ():
-        print(f"warning: {warning}", file=sys.stderr)
-    return report and {**report, "lines": reports.lines(report), "against": first.name}
-
-
-def _opened(reference: Path, found: "Checkpoint", *, opening: dict[str, Any] | None = None, **_: Any) -> "Checkpoint":
-    """The reference, as the judge opens it."""
+    from mconv.verify.judge import Options, judge_sides
     from mconv.verify.sides import open_both
 
-    return open_both(reference, found.path, opening or {})[0].checkpoint
+    options = Options(**asked)
+    sides = open_both(reference, found.path, options.opening)
+    report = judge_sides(sides, options, show=progress)
+    for warning in (report.get("digests") or {}).get("warnings", ()) if report else ():
+        print(f"warning: {warning}", file=sys.stderr)
+    return report and {**report, "lines": reports.lines(report), "against": sides[0].checkpoint.name}
 
 
 def _nbytes(found: "Checkpoint") -> int:

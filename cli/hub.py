@@ -103,27 +103,24 @@ def _check_gate(*, against: Path | None, record: bool, unverified: bool, dry_run
         raise MconvError("--record: a dry run reaches no verdict that could be kept")
 
 
-def _gate(folder: Path, *, against: Path | None, unverified: bool, record: bool) -> "Finding":
+def _gate(
+    folder: Path, *, against: Path | None, unverified: bool, record: bool = False, rehearsal: bool = False
+) -> "Finding":
     from mconv.cli import gate
 
     if unverified:
         return gate.without_a_verdict(folder)
-    return gate.before_publishing(folder, against=against, rehearsal=False, record=record)
+    return gate.before_publishing(folder, against=against, rehearsal=rehearsal, record=record)
 
 
 def _rehearse(planned: "PushPlan", *, against: Path | None, unverified: bool, json: bool, **card: Any) -> int:
     """Show what would be sent, and then whether it would be sent at all: with the exit code that the push would have."""
-    from mconv.cli import gate
     from mconv.hub import push as hub
 
-    folder, refused = planned.folder, None
+    refused = None
     try:
-        found = (
-            gate.without_a_verdict(folder)
-            if unverified
-            else gate.before_publishing(folder, against=against, rehearsal=True, record=False)
-        )
-        planned = hub.plan(folder, planned.repo, verified=found.verdicts, **card)
+        found = _gate(planned.folder, against=against, unverified=unverified, rehearsal=True)
+        planned = hub.plan(planned.folder, planned.repo, verified=found.verdicts, **card)
         told = found.as_json()
     except MconvError as error:
         refused, told = error, {"state": "refused", "passed": False, "against": None, "lines": [str(error)]}

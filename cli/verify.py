@@ -107,15 +107,15 @@ def verify(
     _choose(device)
     said: dict[str, Any] = {"iteration": iteration, "vocab_size": vocab_size, "dialect": dialect}
     said["config"] = str(config.resolve()) if config else None
-    options = Options(
-        proofs="digests" if digests else "logits" if logits else "both", sequence_parallel=sequence_parallel,
-        generate=generate, opening=said, **{name: value for name, value in asked.items() if value is not None},
-    )  # fmt: skip
     reference, candidate = o.local(a), o.local(b)
     kept = reports.check_recordable(candidate, iteration) if record else None
     alone = os.environ.get("RANK", "0") == "0"
     if html and alone:
         html.unlink(missing_ok=True)  # whatever happens now, no old verdict is taken for this one
+    options = Options(
+        proofs="digests" if digests else "logits" if logits else "both", sequence_parallel=sequence_parallel,
+        generate=generate, opening=said, **{name: value for name, value in asked.items() if value is not None},
+    )  # fmt: skip
     report = judge(reference, candidate, options, show=progress)
     if not report:  # a rank other than 0 of somebody's torchrun
         return 0

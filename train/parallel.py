@@ -3,6 +3,7 @@
 import datetime
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -40,6 +41,15 @@ class Parallel:
 def world() -> tuple[int, int]:
     """(rank, number of ranks) as torchrun says, or (0, 1) outside of it."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def from_rank_0(value: Any) -> Any:
+    """Rank 0's value, on every rank of the world that was joined; the value itself outside of one."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return value
+    said = [value]
+    torch.distributed.broadcast_object_list(said, src=0)
+    return said[0]
 
 
 def init(parallel: Parallel, *, seed: int = 1234) -> None:

@@ -5,8 +5,8 @@ hidden states, so that each of its layers answers for itself alone. Guesses at t
 layer runs again, repaired.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.source import Source
 from mconv.errors import MconvError
 from mconv.verify.guesses.explain import Guess
-from mconv.verify.models import How, Model, Repair, Scores, model_of
-from mconv.verify.points import ORDER, Watch, first, given, hidden_of
+from mconv.verify.models import How, Model, Repair, Scores, first, hooked, model_of, sampled, turned
+from mconv.verify.points import ORDER, Watch, given, hidden_of
 from mconv.verify.probes import Probe
 
 LIMIT = 1e-4
@@ -57,7 +58,7 @@ class Kept:
         return (self.folder / f"{place}-{name}").is_file()
 
 
-def diagnose(a: Any, b: Any, asked: Probe, how: How, guesses: Sequence[Guess]) -> dict[str, Any]:
+def diagnose(a: Checkpoint, b: Checkpoint, asked: Probe, how: How, guesses: Sequence[Guess]) -> dict[str, Any]:
     """The diagnosis of `b` by `a`, two checkpoints, on one rank: in fp32, whatever the verdict was reached in."""
     plain = replace(how, dtype=torch.float32, streamed=True, parallel=type(how.parallel)())
     with TemporaryDirectory(prefix="mconv-verify-") as folder:
@@ -67,23 +68,21 @@ def diagnose(a: Any, b: Any, asked: Probe, how: How, guesses: Sequence[Guess]) -
         parted = [key for key, error in errors.items() if not error <= LIMIT]
         places = list(dict.fromkeys(place for place, _ in parted))
         tried = [
-            guess.to_dict() | {"error_after": after}
-            for guess, after in _tried(a, b, asked, plain, kept, guesses, places, errors)
+            guess.to_dict() | {"error_after": after} for guess, after in _tried(a, b, asked, plain, kept, guesses, places)
         ]
     return _told(errors, parted, places, tried)
 
 
 def _tried(
-    a: Any, b: Any, asked: Probe, how: How, kept: Kept, guesses: Sequence[Guess], places: list[str],
-    errors: dict[Key, float],
-) -> Iterator[tuple[Guess, float | None]]:  # fmt: skip
+    a: Checkpoint, b: Checkpoint, asked: Probe, how: How, kept: Kept, guesses: Sequence[Guess], places: list[str]
+) -> Iterator[tuple[Guess, float | None]]:
     """Each guess, and the error that is left in the first place that it repairs."""
     for number, guess in enumerate(guesses):
         place = _place_of(guess, places)
         if place is None or not (guess.undo or guess.spec) or "num_layers" in guess.spec or number >= TRIED:
             yield guess, None
             continue
-        mended = partial(_mended, guess, Source.of(a), Source.of(b))
+        mended = partial(guess.mended, a=Source.of(a), b=Source.of(b))
         repaired = replace(how, only=frozenset({place}), repair=Repair(spec=guess.spec, mended=mended))
         try:
             after = _candidate(model_of(b, repaired), asked, kept, only=place)
@@ -91,10 +90,6 @@ def _tried(
             yield guess, None
             continue
         yield guess, max(error for (where, _), error in after.items() if where == place)
-
-
-def _mended(guess: Guess, a: Source, b: Source, logical: Any) -> Tensor | None:
-    return guess.mended(logical, a, b)
 
 
 def _place_of(guess: Guess, places: list[str]) -> str | None:
@@ -108,15 +103,13 @@ def _place_of(guess: Guess, places: list[str]) -> str | None:
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
 def _reference(model: Model, asked: Probe, kept: Kept) -> None:
-    at = _sample(asked)
+    at = sampled(asked.tokens.shape[1], most=SAMPLE)
 
     def given_to(place: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = hidden_of(args, kwargs)
-        kept.put(place, "input", (hidden.transpose(0, 1) if model.transposed else hidden).cpu())
+        kept.put(place, "input", turned(hidden_of(args, kwargs), transposed=model.transposed).cpu())
 
     def norm_gave(_: nn.Module, __: Any, output: Any) -> None:
-        hidden = first(output)
-        kept.put("final_norm", "output", (hidden.transpose(0, 1) if model.transposed else hidden).cpu())
+        kept.put("final_norm", "output", turned(first(output), transposed=model.transposed).cpu())
 
     with _hooked(model, before=given_to, after=norm_gave), Watch(model, at, kept.put).watching():
         scores = model.run(asked.tokens, asked.positions)
@@ -125,7 +118,7 @@ def _reference(model: Model, asked: Probe, kept: Kept) -> None:
 
 def _candidate(model: Model, asked: Probe, kept: Kept, *, only: str | None = None) -> dict[Key, float]:
     """The errors of its modules, each given what the reference's was given, in the order of the forward pass."""
-    at = _sample(asked)
+    at = sampled(asked.tokens.shape[1], most=SAMPLE)
     errors: dict[Key, float] = {}
 
     def tell(layer: str, point: str, values: Tensor) -> None:
@@ -138,14 +131,12 @@ def _candidate(model: Model, asked: Probe, kept: Kept, *, only: str | None = Non
             return None
         wanted = kept.get(place, "input").to(own.device)
         if place == "0":
-            mine = own.transpose(0, 1) if model.transposed else own
-            errors["embed", "embed"] = error(wanted[:, at], mine[:, at])
-        return given(args, kwargs, wanted.transpose(0, 1).contiguous() if model.transposed else wanted)
+            errors["embed", "embed"] = error(wanted[:, at], turned(own, transposed=model.transposed)[:, at])
+        return given(args, kwargs, turned(wanted, transposed=model.transposed).contiguous())
 
     def norm_gave(_: nn.Module, __: Any, output: Any) -> Tensor:
         own = first(output)
-        wanted = kept.get("final_norm", "output").to(own.device)
-        wanted = wanted.transpose(0, 1).contiguous() if model.transposed else wanted
+        wanted = turned(kept.get("final_norm", "output").to(own.device), transposed=model.transposed).contiguous()
         errors["final_norm", "final_norm"] = error(wanted, own)
         return wanted
 
@@ -157,30 +148,19 @@ def _candidate(model: Model, asked: Probe, kept: Kept, *, only: str | None = Non
     return dict(sorted(errors.items(), key=_in_order))
 
 
-@contextlib.contextmanager
-def _hooked(model: Model, *, before: Callable[..., Any], after: Callable[..., Any]) -> Iterator[None]:
+def _hooked(model: Model, *, before: Callable[..., Any], after: Callable[..., Any]) -> AbstractContextManager[None]:
     """`before` each layer and the final norm, told which; `after` the final norm."""
     modules = model.modules()
-    handles = [
+    each = [
         module.register_forward_pre_hook(partial(before, place), with_kwargs=True)
         for place, module in modules.items()
         if place != "embed"
     ]
-    handles.append(modules["final_norm"].register_forward_hook(after))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooked([*each, modules["final_norm"].register_forward_hook(after)])
 
 
 def _logits(scores: Scores | None, at: Tensor) -> list[Tensor]:
     return [] if scores is None else [torch.cat([part.cpu() for part in scores.chunks()], dim=1)[:, at]]
-
-
-def _sample(asked: Probe) -> Tensor:
-    length = asked.tokens.shape[1]
-    return torch.linspace(0, length - 1, min(SAMPLE, length)).long()
 
 
 def error(wanted: Tensor, own: Tensor) -> float:

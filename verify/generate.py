@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mconv.convert.checkpoint import Checkpoint
+from mconv.train.parallel import from_rank_0
 from mconv.verify import probes
 from mconv.verify.models import Model
 
@@ -60,13 +61,8 @@ def _last(model: Model, tokens: Int[Tensor, "b s"]) -> Float[Tensor, "b v"]:
     """The logits behind the last token, on every rank: those that only wait for rank 0 get them from it."""
     scores = model.run(tokens)
     last = None if scores is None else torch.cat(list(scores.chunks()), dim=1)[:, -1].cpu()
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        assert last is not None
-        return last
-    said: list[Any] = [last]
-    torch.distributed.broadcast_object_list(said, src=0)
-    whole: Tensor = said[0]
-    return whole
+    heard: Tensor = from_rank_0(last)
+    return heard
 
 
 def follow(model: Model, said: Said | None) -> Float[Tensor, "b n v"] | None:

@@ -43,15 +43,25 @@ class Options:
     opening: dict[str, Any] = field(default_factory=dict)
     """What is said of Megatron roots to `open_checkpoint`; a Hugging Face folder knows all of it."""
 
+    def __post_init__(self) -> None:
+        if self.batch < 1 or (self.length is not None and self.length < 2) or self.generate < 0:
+            raise MconvError("--batch must be at least 1, --length at least 2, and --generate a number of tokens")
+        sizes = [size for size in (self.tp, self.pp) if size is not None]
+        if not 0 <= self.seed < 1 << 62 or any(size < 1 for size in sizes):
+            raise MconvError("--tp and --pp must be at least 1, and --seed a positive number of at most 62 bits")
+
 
 def judge(a: Path, b: Path, options: Options, *, show: steps.Show = steps.silent) -> dict[str, Any]:
     """Judge `b` by `a`, the reference. The report is rank 0's; {} on other ranks of somebody's torchrun.
 
     Raises MconvError where it cannot be judged, CheckFailed where a checkpoint contradicts itself.
     """
+    return judge_sides(open_both(a, b, options.opening), options, show=show)
+
+
+def judge_sides(sides: tuple[Side, Side], options: Options, *, show: steps.Show = steps.silent) -> dict[str, Any]:
+    """The same of two that are open already."""
     began = time.monotonic()
-    check_options(options)
-    sides = open_both(a, b, options.opening)
     one, two = (side.checkpoint for side in sides)
     report: dict[str, Any] = {"schema": SCHEMA, "passed": True, "failures": [], "digests": None, "diagnosis": None}
     report["assumed"] = [told for side in sides for told in side.assumed]
@@ -109,15 +119,6 @@ def verdicts(tensors: dict[str, Any] | None, logits: dict[str, Any] | None) -> d
     return {name: "not run" if a is None else "pass" if a else "fail" for name, a in answers.items()}
 
 
-def check_options(options: Options) -> None:
-    """Refuse numbers that mean nothing. Raises MconvError."""
-    if options.batch < 1 or (options.length is not None and options.length < 2) or options.generate < 0:
-        raise MconvError("--batch must be at least 1, --length at least 2, and --generate a number of tokens")
-    sizes = [size for size in (options.tp, options.pp) if size is not None]
-    if not 0 <= options.seed < 1 << 62 or any(size < 1 for size in sizes):
-        raise MconvError("--tp and --pp must be at least 1, and --seed a positive number of at most 62 bits")
-
-
 def _digests(a: Checkpoint, b: Checkpoint, options: Options, *, show: steps.Show) -> digests.Report:
     try:
         with show(digests.nbytes(a) + digests.nbytes(b), "comparing tensors") as advance:
@@ -135,7 +136,7 @@ def _logits(
         raise MconvError(
             "--tp, --pp and --sequence-parallel are of a Megatron side; both of these are Hugging Face folders"
         )
-    if hugging is False and a.spec.num_layers != b.spec.num_layers and options.pp and options.pp > 1:
+    if not hugging and a.spec.num_layers != b.spec.num_layers and options.pp and options.pp > 1:
         raise LayoutError(f"{a.name} has {a.spec.num_layers} layers and {b.name} {b.spec.num_layers}: take pp 1")
     own = next((c.layout for c in (a, b) if c.format == "mp_rank" and c.layout), None)
     even = own is not None and all(c.spec.num_layers % own.pp == 0 for c in (a, b))
@@ -155,9 +156,9 @@ def _logits(
 
 
 def _streamed(a: Checkpoint, b: Checkpoint, payload: dict[str, Any]) -> bool:
-    from mconv.verify.logits import DTYPES, probe_for
+    from mconv.verify.logits import DTYPES, length_for
 
-    rows = probe_for(payload, a, b).tokens.numel()
+    rows = payload["batch"] * length_for(payload, a, b)
     return environment.too_large(
         a, b, dtype_bytes=DTYPES[payload["dtype"]].itemsize, logits=rows * max(a.spec.vocab_size, b.spec.vocab_size)
     )

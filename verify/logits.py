@@ -20,11 +20,12 @@ from mconv.convert.opening import open_checkpoint
 from mconv.convert.source import Source, check_copies, slab_boxes
 from mconv.convert.table import Logical
 from mconv.errors import CheckFailed, FormatError
-from mconv.train.parallel import Parallel, world
+from mconv.train.parallel import Parallel, from_rank_0, world
 from mconv.verify import bisect, digests, generate, probes, shards
-from mconv.verify.compare import LIMITS, Comparison, Pair, allowed, compare, failures
+from mconv.verify.compare import CHUNK, LIMITS, Comparison, Pair, allowed, compare, failures
 from mconv.verify.guesses.explain import explain
-from mconv.verify.models import How, Model, Scores, model_of, other_order, rounded
+from mconv.verify.models import How, Model, Scores, model_of, rounded
+from mconv.verify.noise import OtherOrder
 from mconv.verify.probes import Probe
 
 DEFAULTS = {"streamed": False, "generate": 0, "digests": None}
@@ -58,8 +59,8 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
     found = None if scores is None or own is None else compare(_pairs(scores, own), tokens=asked.tokens)
     wrong = [] if found is None or noise is None else failures(found, limits, noise=noise)
     wrong += shards.wrong(candidate, b, how, failed=bool(wrong))
-    tensors = payload.get("digests")
     candidate.rest()
+    tensors = payload["digests"]
     diagnosis = _diagnosis(a, b, asked, how, tensors, failed=bool(wrong) or bool(tensors and not tensors["same"]))
     if scores is None or own is None or found is None or noise is None:
         return {}
@@ -82,10 +83,15 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
         "diagnosis": diagnosis,
         "reference": {"name": a.name, "format": a.format, "loaded_by": reference.loaded_by},
         "candidate": {"name": b.name, "format": b.format, "loaded_by": candidate.loaded_by},
-        "tp": payload["tp"],
-        "pp": payload["pp"],
-        "sequence_parallel": payload["sequence_parallel"],
-        "dtype": payload["dtype"],
+        **_setting(payload, asked, how),
+        "max_position_embeddings": a.spec.max_position_embeddings,
+    }
+
+
+def _setting(payload: dict[str, Any], asked: Probe, how: How) -> dict[str, Any]:
+    """What a report says of how it was reached."""
+    return {
+        **{name: payload[name] for name in ("tp", "pp", "sequence_parallel", "dtype", "seed")},
         "rounded_to": " and ".join(str(dtype).removeprefix("torch.") for dtype in how.narrow) or None,
         "streamed": how.streamed,
         "device": how.device.type,
@@ -93,8 +99,6 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
         "length": asked.tokens.shape[1],
         "reach": asked.reach,
         "rows": list(asked.rows),
-        "max_position_embeddings": a.spec.max_position_embeddings,
-        "seed": payload["seed"],
     }
 
 
@@ -102,7 +106,7 @@ def _diagnosis(
     a: Checkpoint, b: Checkpoint, asked: Probe, how: How, tensors: dict[str, Any] | None, *, failed: bool
 ) -> dict[str, Any] | None:
     """Where a failed comparison parts, and why; every rank calls it, and rank 0 looks."""
-    if not shards.agreed(failed):
+    if not from_rank_0(failed):
         return None
     if world()[1] > 1 or torch.distributed.is_initialized():
         from mconv.train import engine
@@ -143,11 +147,16 @@ def _open(payload: dict[str, Any], side: str) -> Checkpoint:
 def probe_for(payload: dict[str, Any], a: Checkpoint, b: Checkpoint) -> Probe:
     """The batch that both are asked. Ids are of both vocabularies."""
     spec = a.spec if a.spec.vocab_size <= b.spec.vocab_size else b.spec
-    length = probes.length_for(
-        a.spec, b.spec, length=payload.get("length"), parameters=a.parameters, batch=payload["batch"]
-    )
+    length = length_for(payload, a, b)
     return probes.probe(
         spec, tokenizer_folder=tokenizer_of(a, b), batch=payload["batch"], length=length, seed=payload["seed"]
+    )
+
+
+def length_for(payload: dict[str, Any], a: Checkpoint, b: Checkpoint) -> int:
+    """Positions of each of its rows."""
+    return probes.length_for(
+        a.spec, b.spec, length=payload.get("length"), parameters=a.parameters, batch=payload["batch"]
     )
 
 
@@ -182,7 +191,7 @@ def _noise(model: Model, scores: Scores | None, asked: Probe, *, streamed: bool)
     """How far the reference is from itself when its sums are taken in another order."""
     length = min(NOISE_LENGTH, asked.tokens.shape[1]) if streamed else asked.tokens.shape[1]
     tokens = asked.tokens[:, :length]
-    with other_order():
+    with OtherOrder():
         again = model.run(tokens, asked.positions[:, :length])
         if scores is None or again is None:
             return None
@@ -211,8 +220,8 @@ def padding(scores: Scores, asked: Probe, *, true: int) -> dict[str, Any] | None
     if whole is None or whole.shape[-1] == true:
         return None
     labels, total = asked.tokens[:, 1:, None].to(whole.device), 0.0
-    for at, part in enumerate(whole[:, :-1].split(64, dim=1)):
-        total -= float(part.double().log_softmax(-1).gather(-1, labels[:, 64 * at : 64 * at + part.shape[1]]).sum())
+    for part, wanted in zip(whole[:, :-1].split(CHUNK, dim=1), labels.split(CHUNK, dim=1), strict=True):
+        total -= float(part.double().log_softmax(-1).gather(-1, wanted).sum())
     return {"rows": whole.shape[-1] - true, "loss_over_all": total / max(1, labels.numel())}
 
 

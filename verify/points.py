@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mconv.shard.axes import Box, lengths
-from mconv.verify.models import Model, output_axes
+from mconv.verify.models import Model, first, hooked, output_axes, turned
 
 ROWS = ("attn_norm", "qkv", "attn_out", "mlp_norm", "mlp_in", "mlp_out")
 ORDER = ("attn_norm", "qkv", "rope", "attention", "attn_out", "mlp_norm", "mlp_in", "activation", "mlp_out", "layer")
@@ -55,12 +55,8 @@ class Watch(TorchFunctionMode):
         for layer, module in self.model.modules().items():
             if layer.isdigit():
                 handles += [*self._inside(layer), *self._around(layer, module)]
-        with self:
-            try:
-                yield
-            finally:
-                for handle in handles:
-                    handle.remove()
+        with self, hooked(handles):
+            yield
 
     def _around(self, layer: str, module: nn.Module) -> Iterator[Any]:
         given: list[Tensor] = []
@@ -114,7 +110,7 @@ class Watch(TorchFunctionMode):
         return hook
 
     def _batch_first(self, hidden: Tensor) -> Tensor:
-        return hidden.transpose(0, 1) if self.model.transposed else hidden
+        return turned(hidden, transposed=self.model.transposed)
 
     def _seen(self, values: Tensor) -> Tensor:
         return values[:, self.at.to(values.device)].float().cpu().flatten(2)
@@ -131,9 +127,3 @@ def given(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Args
     if "hidden_states" in kwargs:
         return args, {**kwargs, "hidden_states": hidden}
     return (hidden, *args[1:]), kwargs
-
-
-def first(output: Any) -> Tensor:
-    """The hidden states that a module gives."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found

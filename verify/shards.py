@@ -6,6 +6,7 @@ import torch
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.load import load_rank
+from mconv.train.parallel import from_rank_0
 from mconv.verify.digests import Report, tp_ranks
 from mconv.verify.models import How, Megatron, Model, narrowed
 
@@ -17,7 +18,7 @@ def wrong(model: Model, checkpoint: Checkpoint, how: How, *, failed: bool) -> li
     """
     if not isinstance(model, Megatron) or how.parallel.tp * how.parallel.pp == 1:
         return []
-    if not agreed(failed) or how.streamed:
+    if not from_rank_0(failed) or how.streamed:
         return []
     from mconv.train.mcore import parallel_state
 
@@ -40,15 +41,6 @@ def _off(model: Megatron, checkpoint: Checkpoint, how: How, tp_rank: int, pp_ran
     )  # fmt: skip
     narrowed(wanted, how.narrow)
     return [name for name, tensor in own.items() if not torch.equal(tensor.cpu(), wanted[name].to(tensor.dtype))]
-
-
-def agreed(failed: bool) -> bool:
-    """What rank 0 says, on every rank."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return failed
-    said = [failed]
-    torch.distributed.broadcast_object_list(said, src=0)
-    return said[0]
 
 
 def of_ranks(found: Report, checkpoint: Checkpoint, *, tp: int) -> list[str]:

@@ -10,10 +10,13 @@ from mconv.verify.models.common import (
     Model,
     Repair,
     Scores,
+    first,
+    hooked,
     narrowed,
-    other_order,
     output_axes,
     rounded,
+    sampled,
+    turned,
 )
 from mconv.verify.models.hugging_face import HuggingFace
 from mconv.verify.models.megatron import Megatron
@@ -25,11 +28,14 @@ __all__ = [
     "Model",
     "Repair",
     "Scores",
+    "first",
+    "hooked",
     "model_of",
     "narrowed",
-    "other_order",
     "output_axes",
     "rounded",
+    "sampled",
+    "turned",
 ]
 
 

@@ -1,20 +1,20 @@
 """What both kinds of model share: the arithmetic, what can be asked of them, hidden states kept on the way."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.table import Logical, Stored
 from mconv.shard.axes import Axes
 from mconv.shard.cut import Piece
 from mconv.train.parallel import Parallel
-from mconv.verify.noise import OtherOrder
 from mconv.verify.onuse import Weights
 from mconv.verify.steps import advance
 
@@ -50,6 +50,10 @@ class How:
     def filling(self) -> torch.dtype:
         """What weights are read into: fp32 if they are rounded to `narrow` and then to another dtype, in this order."""
         return self.dtype if self.narrow in ((), (self.dtype,)) else torch.float32
+
+    def skips(self, place: str) -> bool:
+        """Whether a layer is to hand on what it is given."""
+        return self.only is not None and place.isdigit() and place not in self.only
 
     @property
     def weights(self) -> Weights:
@@ -93,16 +97,31 @@ class Model(Protocol):
         """Free what is needed for further runs."""
 
 
+def sampled(length: int, *, most: int = SAMPLE) -> Int[Tensor, "n"]:
+    """`most` positions at which to look at hidden states, the last among them."""
+    return torch.linspace(0, length - 1, min(most, length)).long()
+
+
+def first(output: Any) -> Tensor:
+    """The hidden states that a module gives."""
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
+def turned(hidden: Tensor, *, transposed: bool) -> Tensor:
+    """From a model's own order of sequence and batch to [b s ...], and back again."""
+    return hidden.transpose(0, 1) if transposed else hidden
+
+
 @contextlib.contextmanager
-def other_order() -> Iterator[None]:
-    """The same models with their sums in another order: how far apart right ones may lie."""
-    with OtherOrder():
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that are there for a while."""
+    here = list(handles)
+    try:
         yield
-
-
-def sampled(length: int) -> Int[Tensor, "n"]:
-    """The positions at which hidden states are kept, the last among them."""
-    return torch.linspace(0, length - 1, min(SAMPLE, length)).long()
+    finally:
+        for handle in here:
+            handle.remove()
 
 
 def narrowed(parameters: dict[str, Tensor], narrow: tuple[torch.dtype, ...]) -> None:
@@ -145,21 +164,14 @@ class Keep:
     transposed: bool = False
     kept: dict[str, Float[Tensor, "b n d"]] = field(default_factory=dict)
 
-    @contextlib.contextmanager
-    def hooked(self, modules: dict[str, nn.Module]) -> Iterator[None]:
-        handles = [module.register_forward_hook(self._hook(name)) for name, module in modules.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def hooked(self, modules: dict[str, nn.Module]) -> contextlib.AbstractContextManager[None]:
+        return hooked(module.register_forward_hook(self._hook(name)) for name, module in modules.items())
 
     def _hook(self, name: str) -> Any:
         def hook(module: nn.Module, _: Any, output: Any) -> None:
             advance(sum(p.numel() * self.itemsize for p in module.parameters()))
-            hidden = output[0] if isinstance(output, tuple) else output
-            hidden = hidden if self.gather is None else self.gather(hidden)
-            hidden = hidden.transpose(0, 1) if self.transposed else hidden
+            hidden = first(output) if self.gather is None else self.gather(first(output))
+            hidden = turned(hidden, transposed=self.transposed)
             self.kept[name] = hidden[:, self.at.to(hidden.device)].float().cpu()
 
         return hook

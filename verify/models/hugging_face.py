@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.formats import tensors
+from mconv.convert.table import Stored
 from mconv.shard.cut import Piece
 from mconv.train.parallel import world
 from mconv.verify.compare import CHUNK
@@ -66,13 +68,9 @@ class HuggingFace:
         for name, module in model.named_modules():
             if name.endswith("rotary_emb"):  # its angles follow from the config, and are in no file
                 model.set_submodule(name, type(module)(config=model.config).to(self.how.device))
-        for name in self.parts[:-1]:
+        for place, name in zip(self.places, self.parts, strict=False):  # but the head, which runs by itself
             module = model.get_submodule(name)
-            if (
-                self.how.only is not None
-                and name.rpartition(".")[2].isdigit()
-                and name.rpartition(".")[2] not in self.how.only
-            ):
+            if self.how.skips(place):
                 module.forward = self._hand_on
             else:
                 bind(module, self.reader(name), self.how.weights)
@@ -81,6 +79,16 @@ class HuggingFace:
     def _hand_on(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
         """A layer that does nothing, in the form of the family's own."""
         return (hidden_states, None) if self.checkpoint.family.name == "falcon" else hidden_states
+
+    @property
+    def places(self) -> list[str]:
+        """What all but the last of `parts` are called in `modules`."""
+        return ["embed", *map(str, range(self.checkpoint.spec.num_layers)), "final_norm"]
+
+    @cached_property
+    def stored(self) -> dict[str, Stored]:
+        """What each tensor of the files is."""
+        return {stored.key: stored for stored in self.checkpoint.stored}
 
     @property
     def parts(self) -> list[str]:
@@ -95,12 +103,11 @@ class HuggingFace:
         """What fills a module's parameters from the files."""
         tied = self.checkpoint.spec.tied_embeddings and module == "lm_head"
         prefix = self.names["embed"] if tied else module
-        places = {stored.key: stored for stored in self.checkpoint.stored}
 
         def fill(parameters: dict[str, Tensor]) -> None:
             for name, tensor in parameters.items():
                 tensor.copy_(self._read(f"{prefix}.{name}"))
-            put({f"{prefix}.{name}": tensor for name, tensor in parameters.items()}, places, self.how.repair)
+            put({f"{prefix}.{name}": tensor for name, tensor in parameters.items()}, self.stored, self.how.repair)
             narrowed(parameters, self.how.narrow)
             tensors.forget()
 
@@ -125,8 +132,7 @@ class HuggingFace:
         return HuggingFaceScores(self, hidden, keep.kept)
 
     def modules(self) -> dict[str, nn.Module]:
-        names = ["embed", *map(str, range(self.checkpoint.spec.num_layers)), "final_norm"]
-        return dict(zip(names, map(self.model.get_submodule, self.parts[:-1]), strict=True))
+        return dict(zip(self.places, map(self.model.get_submodule, self.parts[:-1]), strict=True))
 
     def inner(self, layer: str, row: str) -> list[tuple[nn.Module, Piece]]:
         found = next((r for r in self.checkpoint.family.rows if r.name == row and r.leaves(self.spec)), None)

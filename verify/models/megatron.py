@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ class Megatron:
             for parameter in own:
                 parameter.data = parameter.data.to(how.filling)
             self.fill(engine.parameters(self.model))
+            narrowed(engine.parameters(self.model), how.narrow)
             for parameter in own:
                 parameter.data = parameter.data.to(how.dtype)
 
@@ -57,13 +59,14 @@ class Megatron:
             return "megatron-core"
         if layout and self.checkpoint.format == "mp_rank" and self.padded == layout.padded_vocab:
             same = (parallel.tp, parallel.pp, 1, EVEN) == (layout.tp, layout.pp, layout.vpp, layout.uneven)
-            if same and self._names() <= self._rank_state().keys():
+            if same and self._names() <= self._rank_state.keys():
                 return "rank files, as they are"
         return "mconv, cut for this layout"
 
     def _names(self) -> set[str]:
         return {name for name, _ in self.model.named_parameters()}
 
+    @cached_property
     def _rank_state(self) -> dict[str, Any]:
         """What this rank's file holds, tensors not loaded yet."""
         from mconv.train.mcore import parallel_state
@@ -84,7 +87,7 @@ class Megatron:
         if self.loaded_by == "megatron-core":
             engine.load_torch_dist(self.model, self.checkpoint.path, part=part or None)
         elif self.loaded_by == "rank files, as they are":
-            held = {k: v.load().view(v.shape) for k, v in self._rank_state().items() if hasattr(v, "load")}
+            held = {k: v.load().view(v.shape) for k, v in self._rank_state.items() if hasattr(v, "load")}
             if part:
                 for name, tensor in parameters.items():
                     tensor.copy_(held[name])
@@ -101,7 +104,6 @@ class Megatron:
                 padded_vocab_size=self.padded,
                 partial=bool(part),
             )
-        narrowed(parameters, self.how.narrow)
         tensors.forget()
 
     # -- one layer in memory at a time --
@@ -117,7 +119,7 @@ class Megatron:
         for name in self.parts:
             module = self.model.get_submodule(name)
             number = getattr(module, "layer_number", None)
-            if number is not None and self.how.only is not None and str(number - 1) not in self.how.only:
+            if number is not None and self.how.skips(str(number - 1)):
                 module.forward = _handed_on
             else:
                 bind(module, self.reader(name), self.how.weights)
@@ -133,11 +135,12 @@ class Megatron:
                 parameters[name].zero_()
             named = {f"{part}.{name}": tensor for name, tensor in parameters.items()}
             self.fill(named, part=f"{part}.")
-            put(named, self._places(), self.how.repair)
+            put(named, self._places, self.how.repair)
             narrowed(named, self.how.narrow)
 
         return fill
 
+    @cached_property
     def _places(self) -> dict[str, Stored]:
         """Which logical tensor each parameter is, on one rank that has them all."""
         layout = Layout(tp=1, pp=1, padded_vocab=self.padded)
@@ -185,7 +188,7 @@ class Megatron:
         with keep.hooked(self.modules()):
             logits = engine.logits(self.model, tokens, parallel=self.how.parallel, positions=positions)
         layers = self._on_rank_0(keep.kept)
-        return None if logits is None else MegatronScores(logits[:, :, : self.spec.vocab_size], layers, logits)
+        return None if logits is None else MegatronScores(logits, layers, self.spec.vocab_size)
 
     def inner(self, layer: str, row: str) -> list[tuple[nn.Module, Piece]]:
         whole = entire(output_axes(self.checkpoint, row), self.spec.sizes)
@@ -228,9 +231,9 @@ def _handed_on(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]
 class MegatronScores:
     """The logits of all positions, as the ranks gave them."""
 
-    logits: Float[Tensor, "b s v"]
-    layers: dict[str, Tensor]
     padded: Float[Tensor, "b s padded_vocab"]
+    layers: dict[str, Tensor]
+    vocab_size: int
 
     def chunks(self) -> Iterator[Float[Tensor, "b c v"]]:
-        yield from self.logits.split(CHUNK, dim=1)
+        yield from self.padded[:, :, : self.vocab_size].split(CHUNK, dim=1)
