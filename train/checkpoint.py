@@ -51,7 +51,7 @@ def save(
     *,
     iteration: int,
     consumed: int,
-    model: torch.nn.Module,
+    chunks: list[Any],
     optimizer: Any,
     scheduler: Any,
     spec: ModelSpec,
@@ -70,9 +70,9 @@ def save(
         partial.mkdir(parents=True)
     torch.distributed.barrier()
     state = {
-        **_sharded(model, optimizer, loading=False),
+        **_sharded(chunks, optimizer, loading=False),
         "opt_param_scheduler": scheduler.state_dict(),
-        "args": _args(spec, parallel, model, iteration=iteration, consumed=consumed),
+        "args": _args(spec, parallel, chunks, iteration=iteration, consumed=consumed),
         "checkpoint_version": 3.0,
         "iteration": iteration,
     }
@@ -86,14 +86,14 @@ def save(
 
 
 @quiet()
-def load(folder: Path, *, model: torch.nn.Module, optimizer: Any) -> tuple[int, int]:
+def load(folder: Path, *, chunks: list[Any], optimizer: Any) -> tuple[int, int]:
     """Fill model, optimizer and random generators from `save`'s folder; return (iteration, consumed samples).
 
     Any tp x pp x dp may read what another one wrote; random states are restored where tp x pp are the same. Raises
     FormatError on anything missing.
     """
     prepare_load(optimizer)
-    wanted = _sharded(model, optimizer, loading=True)
+    wanted = _sharded(chunks, optimizer, loading=True)
     try:
         common = dist_checkpointing.load_common_state_dict(str(folder))
         args = common["args"]
@@ -102,7 +102,8 @@ def load(folder: Path, *, model: torch.nn.Module, optimizer: Any) -> tuple[int, 
         loaded = dist_checkpointing.load(wanted, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
     except (dist_checkpointing.core.CheckpointingException, OSError, KeyError) as error:
         raise FormatError(f"{folder}: cannot resume from it: {error}") from error
-    unwrap(model).load_state_dict(loaded["model"])
+    for name, chunk in _named(chunks).items():
+        unwrap(chunk).load_state_dict(loaded[name])
     step = _step_of(common["optimizer"])
     optimizer.load_state_dict(loaded["optimizer"])
     set_step(optimizer, step)
@@ -111,15 +112,22 @@ def load(folder: Path, *, model: torch.nn.Module, optimizer: Any) -> tuple[int, 
     return int(common["iteration"]), int(args.consumed_train_samples)
 
 
-def _sharded(model: torch.nn.Module, optimizer: Any, *, loading: bool) -> dict[str, Any]:
+def _sharded(chunks: list[Any], optimizer: Any, *, loading: bool) -> dict[str, Any]:
     """What is spread over ranks: weights, optimizer state, random states."""
-    weights = unwrap(model).sharded_state_dict(metadata=dict(CONTENT))
+    weights = {name: unwrap(chunk).sharded_state_dict(metadata=dict(CONTENT)) for name, chunk in _named(chunks).items()}
     (pp, tp), (pp_rank, tp_rank) = _grid_now(), _place()
     rng = ShardedObject(
         "rng_state", [_rng()], (pp, tp), (pp_rank, tp_rank), replica_id=parallel_state.get_data_parallel_rank()
     )
-    states = optimizer.sharded_state_dict(weights, is_loading=loading, metadata=dict(CONTENT))
-    return {"model": weights, "optimizer": states, "rng_state": rng}
+    states = optimizer.sharded_state_dict(
+        weights if len(chunks) > 1 else weights["model"], is_loading=loading, metadata=dict(CONTENT)
+    )
+    return {**weights, "optimizer": states, "rng_state": rng}
+
+
+def _named(chunks: list[Any]) -> dict[str, Any]:
+    """A rank's parts of the model under the names that Megatron-LM gives them."""
+    return {"model": chunks[0]} if len(chunks) == 1 else {f"model{i}": chunk for i, chunk in enumerate(chunks)}
 
 
 def _grid_now() -> tuple[int, int]:
@@ -161,9 +169,9 @@ def _set_rng(states: dict[str, Any]) -> None:
     tensor_parallel.get_cuda_rng_tracker().set_states(states["rng_tracker_states"])
 
 
-def _args(spec: ModelSpec, parallel: Parallel, model: torch.nn.Module, *, iteration: int, consumed: int) -> Namespace:
+def _args(spec: ModelSpec, parallel: Parallel, chunks: list[Any], *, iteration: int, consumed: int) -> Namespace:
     """Megatron-LM's args of this checkpoint: plain values only, since it loads with torch's weights_only."""
-    whole = unwrap(model)
+    whole = unwrap(chunks[0])
     layout = Layout(tp=parallel.tp, pp=parallel.pp, padded_vocab=whole.vocab_size)
     dtype = str(whole.config.params_dtype).removeprefix("torch.")
     args = args_of(spec, layout, dtype=dtype, iteration=iteration)

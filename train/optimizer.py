@@ -8,8 +8,8 @@ from mconv.train.config import TrainConfig
 from mconv.train.mcore import DistributedOptimizer, OptimizerConfig, get_megatron_optimizer
 
 
-def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> Any:
-    """megatron-core's optimizer over a data-parallel model: AdamW, fp32 main weights, clipping by the global norm."""
+def make_optimizer(chunks: list[Any], config: TrainConfig) -> Any:
+    """megatron-core's optimizer over a model's chunks: AdamW, fp32 main weights, clipping by the global norm."""
     options = OptimizerConfig(
         optimizer="adam",
         lr=config.lr,
@@ -23,7 +23,7 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> Any:
         params_dtype=torch.bfloat16 if config.bf16 else torch.float32,
         use_distributed_optimizer=config.distributed_optimizer,
     )
-    optimizer = get_megatron_optimizer(options, [model], use_gloo_process_groups=False)
+    optimizer = get_megatron_optimizer(options, chunks, use_gloo_process_groups=False)
     for part in parts(optimizer):
         if isinstance(part, DistributedOptimizer):
             _let_step_through(part)

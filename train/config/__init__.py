@@ -1,0 +1,32 @@
+"""Everything that `mconv train` can be told: one flat dataclass of sections, read from YAML and flags."""
+
+from dataclasses import dataclass
+
+from mconv.errors import ConfigError, refuse
+from mconv.train.config.checkpoints import Checkpoints
+from mconv.train.config.data import Data
+from mconv.train.config.evaluation import Evaluation
+from mconv.train.config.guards import Guards
+from mconv.train.config.logs import Logs
+from mconv.train.config.optimizer import Optimizer
+from mconv.train.config.parallelism import Parallelism
+from mconv.train.config.schedule import Schedule
+from mconv.train.config.start import Start
+from mconv.train.config.stops import Stops
+
+SECTIONS = (Start, Data, Parallelism, Schedule, Optimizer, Checkpoints, Stops, Evaluation, Logs, Guards)
+"""In the order of `mconv train --help`. A section is a page of fields and the rules that they must keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Guards, Logs, Evaluation, Stops, Checkpoints, Optimizer, Schedule, Parallelism, Data, Start):
+    """One run. Sizes are in tokens, samples or iterations, as each field says."""
+
+    def __post_init__(self) -> None:
+        bad = [problem for section in SECTIONS for problem in section.problems(self)]
+        refuse(bad, doing="reading the training configuration", kind=ConfigError)
+
+
+from mconv.train.config.read import help_of, make, read_yaml  # noqa: E402 (it reads the class above)
+
+__all__ = ["SECTIONS", "TrainConfig", "help_of", "make", "read_yaml"]

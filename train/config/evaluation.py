@@ -1,0 +1,26 @@
+"""What a run measures on data that it does not train on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mconv.train.config import rules
+from mconv.train.config.data import shares
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Validation."""
+
+    eval_interval: int = 0
+    """Iterations between evaluations on the validation share of `split`; 0 never evaluates."""
+    eval_iters: int = 10
+    """Global batches in one evaluation."""
+
+    @staticmethod
+    def problems(config: Any) -> Iterator[str]:
+        """Broken rules of this section."""
+        yield from rules.at_least_1(config, "eval_iters")
+        yield from rules.not_negative(config, "eval_interval")
+        if config.eval_interval and not sum(shares(config.split)[1:2]):
+            yield f"eval_interval is {config.eval_interval}, but split {config.split!r} has no share for validation"

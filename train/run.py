@@ -1,0 +1,140 @@
+"""A run at its start: ranks, model, optimizer and schedule, new or resumed, each inherited value said."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mconv.convert.checkpoint import Checkpoint
+from mconv.errors import ConfigError
+from mconv.spec import ModelSpec
+from mconv.train import checkpoint, weights
+from mconv.train import log as logs
+from mconv.train.config import TrainConfig
+from mconv.train.engine import build, check_known, init
+from mconv.train.mcore import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from mconv.train.optimizer import make_optimizer
+from mconv.train.parallel import Parallel
+from mconv.train.schedule import scheduler as make_scheduler
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """What a run carries from step to step."""
+
+    config: TrainConfig
+    parallel: Parallel
+    spec: ModelSpec
+    seq_length: int
+    chunks: list[Any]
+    """This rank's parts of the model, each in megatron-core's data-parallel wrapper: one, or one a virtual stage."""
+    optimizer: Any
+    scheduler: Any
+    iteration: int
+    """Steps taken."""
+    consumed: int
+    """Samples seen."""
+    origin: Checkpoint
+    """What the run started or went on from."""
+    saved: int | None = None
+    """The last iteration that is on disk."""
+
+
+def start(config: TrainConfig, *, say: logs.Say) -> Run:
+    """Everything that the first step needs. Raises ConfigError or LayoutError on what cannot work."""
+    parallel = Parallel(tp=config.tp, pp=config.pp, sequence_parallel=config.sequence_parallel)
+    _check_folders(config)
+    init(parallel, seed=config.seed)
+    resumed = checkpoint.latest(Path(config.save)) if config.save else None
+    source = checkpoint.folder_of(Path(str(config.save)), resumed) if resumed else Path(config.load)
+    opened = weights.open_weights(str(source), vocab_size=config.vocab_size)
+    _check_same_run(config, opened, resumed=bool(resumed))
+    spec, seq_length = opened.spec, config.seq_length or opened.spec.max_position_embeddings
+    _check(config, parallel, spec, seq_length)
+    padded = weights.padded_size(opened, parallel, multiple=config.make_vocab_size_divisible_by)
+    dtype = torch.bfloat16 if config.bf16 else torch.float32
+    whole = build(
+        spec, padded_vocab_size=padded, parallel=parallel, dtype=dtype,
+        calculate_per_token_loss=True, deallocate_pipeline_outputs=True,
+    )  # fmt: skip
+    if not resumed:
+        weights.fill(whole, opened, parallel, padded_vocab_size=padded)
+    chunks = [_data_parallel(whole, config)]
+    optimizer = make_optimizer(chunks, config)
+    iteration, consumed = checkpoint.load(source, chunks=chunks, optimizer=optimizer) if resumed else (0, 0)
+    run = Run(
+        config=config, parallel=parallel, spec=spec, seq_length=seq_length, chunks=chunks, optimizer=optimizer,
+        scheduler=make_scheduler(optimizer, config, consumed=consumed), iteration=iteration, consumed=consumed,
+        saved=resumed, origin=opened,
+    )  # fmt: skip
+    _tell(run, padded, say)
+    return run
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint of the run as it stands."""
+    checkpoint.save(
+        Path(str(run.config.save)), iteration=run.iteration, consumed=run.consumed, chunks=run.chunks,
+        optimizer=run.optimizer, scheduler=run.scheduler, spec=run.spec, parallel=run.parallel, origin=run.origin,
+    )  # fmt: skip
+    run.saved = run.iteration
+
+
+def _check_folders(config: TrainConfig) -> None:
+    """Folders that cannot be made are refused before the first step, not after the last."""
+    for name in ("save", "data_cache", "tensorboard_dir"):
+        if wanted := getattr(config, name):
+            try:
+                Path(wanted).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"{name} {wanted} cannot be made a folder: {error.strerror}") from error
+
+
+def _check_same_run(config: TrainConfig, opened: Checkpoint, *, resumed: bool) -> None:
+    """A run that is gone on with must be of the model that `load` names, where that is still there."""
+    if resumed and Path(config.load).is_dir() and Path(config.load).resolve() != Path(str(config.save)).resolve():
+        asked = weights.open_weights(config.load, vocab_size=config.vocab_size)
+        if asked.spec != opened.spec:
+            raise ConfigError(f"{config.save} holds a run of another model than {config.load}; give another --save")
+
+
+def _check(config: TrainConfig, parallel: Parallel, spec: ModelSpec, seq_length: int) -> None:
+    """Refuse a model that cannot run and sizes that do not fit each other, before anything is built."""
+    check_known(spec, what=config.load)
+    replicas = parallel.data_parallel(torch.distributed.get_world_size())
+    if config.global_batch_size % (config.micro_batch_size * replicas):
+        raise ConfigError(
+            f"global_batch_size {config.global_batch_size} is not a multiple of micro_batch_size "
+            f"{config.micro_batch_size} x {replicas} replicas"
+        )
+    if parallel.sequence_parallel and seq_length % parallel.tp:
+        raise ConfigError(f"seq_length {seq_length} is not a multiple of tp {parallel.tp}; sequence_parallel cuts it")
+    if seq_length > spec.max_position_embeddings:
+        raise ConfigError(f"seq_length {seq_length} is more than the model's {spec.max_position_embeddings} positions")
+
+
+def _data_parallel(model: Any, config: TrainConfig) -> Any:
+    """megatron-core's DDP: gradients gathered in fp32 buffers and reduced over replicas."""
+    options = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, use_distributed_optimizer=config.distributed_optimizer
+    )
+    model.config.finalize_model_grads_func = finalize_model_grads
+    wrapped = DistributedDataParallel(model.config, options, model)
+    model.config.no_sync_func = wrapped.no_sync
+    return wrapped
+
+
+def _tell(run: Run, padded: int, say: logs.Say) -> None:
+    """Say where the run stands and what it inherited."""
+    world = torch.distributed.get_world_size()
+    say(
+        f"{'resuming' if run.iteration else 'starting'} from {run.origin.name}: "
+        f"{run.spec.family}, {run.spec.num_layers} layers, "
+        f"hidden {run.spec.hidden_size}, vocabulary {run.spec.vocab_size} padded to {padded}"
+    )
+    inherited = "" if run.config.seq_length else " (the model's max_position_embeddings)"
+    say(
+        f"{world} ranks: tp {run.parallel.tp} x pp {run.parallel.pp} x dp {run.parallel.data_parallel(world)}; "
+        f"seq_length {run.seq_length}{inherited}; iteration {run.iteration} of {run.config.train_iters}"
+    )

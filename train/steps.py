@@ -1,0 +1,87 @@
+"""One optimizer step and one evaluation, through megatron-core's schedules."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mconv.errors import CheckFailed
+from mconv.train import log as logs
+from mconv.train.mcore import get_forward_backward_func, parallel_state
+from mconv.train.run import Run
+
+Batches = Iterator[dict[str, Tensor]]
+
+
+def step(run: Run, feed: Batches | None) -> logs.Step:
+    """One optimizer step over one global batch."""
+    began = time.perf_counter()
+    for chunk in run.chunks:
+        chunk.zero_grad_buffer()
+    run.optimizer.zero_grad()
+    loss = _forward_backward(run, feed, forward_only=False)
+    if not math.isfinite(loss):
+        raise CheckFailed(f"loss is {loss} at iteration {run.iteration + 1}; the last checkpoint is {run.saved}")
+    _, norm, _ = run.optimizer.step()
+    run.iteration += 1
+    run.consumed += run.config.global_batch_size
+    run.scheduler.step(run.config.global_batch_size)
+    seconds = time.perf_counter() - began
+    return logs.Step(
+        iteration=run.iteration,
+        consumed_samples=run.consumed,
+        loss=loss,
+        grad_norm=None if norm is None else float(norm),
+        lr=float(run.optimizer.param_groups[0]["lr"]),
+        seconds=seconds,
+        tokens_per_second=run.config.global_batch_size * run.seq_length / seconds,
+    )
+
+
+@torch.no_grad()
+def evaluate(run: Run, feed: Batches | None) -> float:
+    """Mean loss over the next `eval_iters` global batches of validation data."""
+    for chunk in run.chunks:
+        chunk.eval()
+    losses = [_forward_backward(run, feed, forward_only=True) for _ in range(run.config.eval_iters)]
+    for chunk in run.chunks:
+        chunk.train()
+    return sum(losses) / len(losses)
+
+
+def _forward_backward(run: Run, feed: Batches | None, *, forward_only: bool) -> float:
+    """megatron-core's schedule over one global batch; the mean loss over its tokens, on every rank."""
+    config = run.config
+    replicas = parallel_state.get_data_parallel_world_size()
+    parts = get_forward_backward_func()(
+        forward_step_func=_forward,
+        data_iterator=feed,
+        model=run.chunks,
+        num_microbatches=config.global_batch_size // (config.micro_batch_size * replicas),
+        seq_length=run.seq_length,
+        micro_batch_size=config.micro_batch_size,
+        forward_only=forward_only,
+    )
+    # fp64 would be exact; fp32 sums over micro batches agree to about 1e-7
+    total = torch.stack(parts).sum(0) if parts else torch.zeros(2, device=torch.cuda.current_device())
+    torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
+    last = parallel_state.get_pipeline_model_parallel_last_rank()
+    torch.distributed.broadcast(total, src=last, group=parallel_state.get_pipeline_model_parallel_group())
+    return float(total[0] / total[1])
+
+
+def _forward(feed: Batches | None, model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """One stage's forward over one micro batch, in the form that megatron-core's schedules call."""
+    batch = next(feed) if feed else {}
+    output = model(batch.get("tokens"), batch.get("position_ids"), None, labels=batch.get("labels"))
+    return output, lambda losses: _loss(batch["loss_mask"], losses)  # called on the last stage, which has a batch
+
+
+def _loss(mask: Float[Tensor, "b s"], losses: Float[Tensor, "b s"]) -> tuple[Tensor, Tensor, Tensor]:
+    """(sum to differentiate, tokens to divide by, both for the log): megatron-core divides over the global batch."""
+    total, tokens = (losses * mask).sum(), mask.sum()
+    return total, tokens.int(), torch.stack([total.detach(), tokens])
