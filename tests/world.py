@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import importlib.util
 import multiprocessing
 import os
@@ -85,6 +86,7 @@ def _serve(rank: int, size: int, pipe: Connection, folder: str) -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # what is imported stays: collections need not look at it
     store = Path(folder) / "store"
     torch.distributed.init_process_group("gloo", init_method=store.as_uri(), rank=rank, world_size=size)
     while True:
@@ -97,6 +99,7 @@ def _serve(rank: int, size: int, pipe: Connection, folder: str) -> None:
             pipe.send((True, getattr(_load(module), name)(**kwargs)))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
+        gc.collect()  # models hold on to their process groups in cycles, and each idle gloo group costs CPU time
 
 
 @functools.cache

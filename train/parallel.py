@@ -1,7 +1,9 @@
 """Ranks: torch.distributed and megatron-core's groups, set up and changed within one process."""
 
+import contextlib
 import datetime
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,9 +69,10 @@ def init(parallel: Parallel, *, seed: int = 1234) -> None:
     if _layout_now() != (parallel.tp, parallel.pp):
         torch.distributed.barrier()  # a slower rank may still be reading what was sent through the old groups
         _destroy_groups()
-        parallel_state.initialize_model_parallel(
-            parallel.tp, parallel.pp, create_gloo_process_groups=False, distributed_timeout_minutes=_timeout_minutes()
-        )
+        with _one_group_a_set():
+            parallel_state.initialize_model_parallel(
+                parallel.tp, parallel.pp, create_gloo_process_groups=False, distributed_timeout_minutes=_timeout_minutes()
+            )
     torch.manual_seed(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
@@ -91,10 +94,36 @@ def _destroy_groups() -> None:
     """Let go of megatron-core's groups, and of their sockets and threads, which it only forgets (dozens a layout)."""
     from mconv.train.mcore import parallel_state
 
-    groups = [group for group in parallel_state._global_process_group_list or [] if group is not None]
+    groups = {id(group): group for group in parallel_state._global_process_group_list or [] if group is not None}
     parallel_state.destroy_model_parallel()
-    for group in groups:
+    for group in groups.values():
         torch.distributed.destroy_process_group(group)
+
+
+@contextlib.contextmanager
+def _one_group_a_set() -> Iterator[None]:
+    """Within it, gloo groups of the same ranks are one group.
+
+    megatron-core makes some forty groups a layout, of which most have the same few members; and each gloo group has a
+    thread that wakes a hundred times a second, so that four idle ranks would keep a core busy.
+    """
+    original = torch.distributed.new_group
+    if torch.distributed.get_backend() != "gloo":
+        yield
+        return
+    made: dict[tuple[int, ...] | None, Any] = {}  # filled alike on all ranks, members or not: they ask in one order
+
+    def new_group(ranks: Sequence[int] | None = None, *args: Any, **options: Any) -> Any:
+        members = None if ranks is None else tuple(ranks)
+        if members not in made:
+            made[members] = original(ranks, *args, **options)
+        return made[members]
+
+    torch.distributed.new_group = new_group
+    try:
+        yield
+    finally:
+        torch.distributed.new_group = original
 
 
 def _timeout_minutes() -> int:
