@@ -1,0 +1,111 @@
+"""Floating-point operations of a model, counted from its shapes, and what known devices can do of them in a second.
+
+Counted is what the model needs: each multiplication and each addition of a matrix product is one, activations that are
+computed again (recompute) are not. Norms, softmax and rotary embedding are left out, as in every such count.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+
+from mconv.errors import ConfigError
+from mconv.spec import ModelSpec
+
+PASSES = 3
+"""Forward, and in backward twice as much: one product for a matrix's input, one for the matrix."""
+
+PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
+    # in torch's device name    dense TFLOP/s by dtype (fp32 without TF32), from the makers' data sheets
+    ("GB200",                   {"bf16": 2500, "fp16": 2500, "fp32": 80}),
+    ("B200",                    {"bf16": 2250, "fp16": 2250, "fp32": 75}),
+    ("GH200",                   {"bf16": 989.4, "fp16": 989.4, "fp32": 66.9}),
+    ("H200 NVL",                {"bf16": 835.5, "fp16": 835.5, "fp32": 60}),
+    ("H200",                    {"bf16": 989.4, "fp16": 989.4, "fp32": 66.9}),
+    ("H100 NVL",                {"bf16": 835.5, "fp16": 835.5, "fp32": 60}),
+    ("H100 PCIe",               {"bf16": 756, "fp16": 756, "fp32": 51}),
+    ("H100",                    {"bf16": 989.4, "fp16": 989.4, "fp32": 66.9}),
+    ("A100",                    {"bf16": 312, "fp16": 312, "fp32": 19.5}),
+    ("A40",                     {"bf16": 149.7, "fp16": 149.7, "fp32": 37.4}),
+    ("A30",                     {"bf16": 165, "fp16": 165, "fp32": 10.3}),
+    ("L40S",                    {"bf16": 362, "fp16": 362, "fp32": 91.6}),
+    ("L40",                     {"bf16": 181, "fp16": 181, "fp32": 90.5}),
+    ("L4",                      {"bf16": 121, "fp16": 121, "fp32": 30.3}),
+    ("V100-SXM2",               {"fp16": 125, "fp32": 15.7}),
+    ("T4",                      {"fp16": 65, "fp32": 8.1}),
+    ("MI300X",                  {"bf16": 1307.4, "fp16": 1307.4, "fp32": 163.4}),
+)  # fmt: skip
+"""The first name that is a word of the device's own name counts, so the longer ones stand first."""
+
+OVERRIDE = "MCONV_PEAK_TFLOPS"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forward:
+    """Operations of one forward pass for each token, by place."""
+
+    projections: float
+    """Query, key, value and output of attention, over all layers."""
+    scores: float
+    """Queries by keys and scores by values, over all layers: every key of the sample or of the window, seen or not."""
+    mlp: float
+    """Two matrices a layer; three if the MLP is gated."""
+    head: float
+    """The vocabulary's scores."""
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.projections + self.scores + self.mlp + self.head
+
+
+def forward(spec: ModelSpec, seq_length: int) -> Forward:
+    """Operations for each token of a sample of `seq_length`, by place.
+
+    Attention counts the whole square of a sample (with a window, the band beside it), and not only the half that a
+    causal mask leaves, as papers and other Megatrons count it; so a kernel that skips the other half can seem faster.
+    """
+    width, keys = spec.num_attention_heads * spec.kv_channels, min(seq_length, spec.sliding_window or seq_length)
+    kv = spec.num_query_groups * spec.kv_channels
+    matrices = 3 if spec.activation == "swiglu" else 2
+    return Forward(
+        projections=2.0 * spec.num_layers * spec.hidden_size * (2 * width + 2 * kv),
+        scores=4.0 * spec.num_layers * width * keys,
+        mlp=2.0 * spec.num_layers * matrices * spec.hidden_size * spec.ffn_hidden_size,
+        head=2.0 * spec.hidden_size * spec.vocab_size,
+    )
+
+
+def per_token(spec: ModelSpec, seq_length: int) -> float:
+    """Operations of training, forward and backward, for each token of a sample of `seq_length`."""
+    return PASSES * forward(spec, seq_length).total
+
+
+def per_iteration(spec: ModelSpec, *, seq_length: int, global_batch_size: int) -> float:
+    """Operations of one optimizer step, over all ranks."""
+    return per_token(spec, seq_length) * seq_length * global_batch_size
+
+
+def peak(device: str, dtype: str, *, peak_tflops: float | None = None) -> float | None:
+    """Dense FLOP/s of one device; None where they are not known.
+
+    `device` is the name that torch gives it, `dtype` one of bf16, fp16, fp32. `peak_tflops`, else the environment
+    variable MCONV_PEAK_TFLOPS, is the answer (in TFLOP/s) where it is set.
+    """
+    told = peak_tflops if peak_tflops is not None else _environment()
+    if told is not None:
+        return told * 1e12
+    known = next((peaks for name, peaks in PEAKS if re.search(rf"\b{name}\b", device)), {})
+    return known[dtype] * 1e12 if dtype in known else None
+
+
+def _environment() -> float | None:
+    """MCONV_PEAK_TFLOPS, if it is set. Raises ConfigError if it is no positive number."""
+    text = os.environ.get(OVERRIDE)
+    if text is None:
+        return None
+    try:
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    except ValueError:
+        pass
+    raise ConfigError(f"{OVERRIDE} is {text!r}; it must be a positive number of TFLOP/s")
