@@ -1,7 +1,7 @@
 """The noise floor of one model on one probe: what the same arithmetic gives when its sums are taken in another order.
 
 No two programs add up a matrix product alike, so no two of them agree to the last bit; how far apart right ones lie
-depends on the model. A run under `OtherOrder` measures it: inner products in two halves, as two tensor-parallel ranks
+depends on the model. A run under `OtherOrder` measures it: inner products in two parts, as two tensor-parallel ranks
 would take them, and attention step by step instead of in one fused kernel.
 """
 
@@ -28,7 +28,7 @@ class OtherOrder(TorchFunctionMode):
         if func is F.linear and not torch.compiler.is_compiling():
             return _linear(*args, **kwargs)
         if func in PRODUCTS and not kwargs and args[1].dim() == 2 and args[0].dim() > 1:
-            return _halves(args[0], args[1])
+            return _parts(args[0], args[1])
         if func is F.scaled_dot_product_attention:
             with sdpa_kernel(SDPBackend.MATH):
                 return func(*args, **kwargs)
@@ -36,14 +36,14 @@ class OtherOrder(TorchFunctionMode):
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    out = _halves(x, weight.t())
+    out = _parts(x, weight.t())
     return out if bias is None else out + bias
 
 
-def _halves(x: Tensor, weight: Tensor) -> Tensor:
-    """x [... k] @ weight [k n], the second half of k first."""
-    middle = weight.shape[0] // 2
-    if not middle:
+def _parts(x: Tensor, weight: Tensor) -> Tensor:
+    """x [... k] @ weight [k n] in two parts of k: uneven ones, for at a half some processors' own kernels cut as well."""
+    cut = weight.shape[0] // 3
+    if not cut:
         return torch.matmul(x, weight)
     with torch._C.DisableTorchFunction():
-        return torch.matmul(x[..., middle:], weight[middle:]) + torch.matmul(x[..., :middle], weight[:middle])
+        return torch.matmul(x[..., cut:], weight[cut:]) + torch.matmul(x[..., :cut], weight[:cut])
