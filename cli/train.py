@@ -47,7 +47,7 @@ def _parameter(field: "dataclasses.Field[Any]") -> inspect.Parameter:
     default = "" if field.default in (None, False, dataclasses.MISSING) else f" [default: {field.default}]"
     names = {"bf16": "--fp32"} if field.type is bool else {}
     meta = Parameter(help=help_of()[field.name] + default, negative=names.get(field.name, ()), show_default=False)
-    if field.name in ("data", "data_weights"):
+    if "list" in str(field.type):
         meta = Parameter(help=meta.help, consume_multiple=True, negative=(), show_default=False)
     kind: Any = Union[field.type, None]  # noqa: UP007 (the type is a value here)
     return inspect.Parameter(

@@ -1,5 +1,6 @@
 """Core attention on `scaled_dot_product_attention`, and the norms: what megatron-core has in Transformer Engine only."""
 
+import contextlib
 import math
 from functools import lru_cache
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mconv.train.mcore import MegatronModule, TransformerConfig
+from mconv.train.mcore import MegatronModule, TransformerConfig, tensor_parallel
 
 
 @lru_cache(maxsize=1)
@@ -20,10 +21,11 @@ def window_mask(length: int, window: int, device: torch.device) -> Bool[Tensor, 
 
 
 class CoreAttention(MegatronModule):
-    """softmax(q k^T) v for one rank's heads, causal; no dropout, no parameters. Serves CPU and GPU.
+    """softmax(q k^T) v for one rank's heads, causal; no parameters. Serves CPU and GPU.
 
     Heads and query groups are read off the tensors, so any tensor-parallel cut of megatron-core's fits. With a
-    `window_size` (keys before, 0) in the config a query sees only that many keys beside its own.
+    `window_size` (keys before, 0) in the config a query sees only that many keys beside its own. Dropout draws from the
+    generator that megatron-core keeps for each tensor-parallel rank, whose heads are others.
     """
 
     def __init__(self, config: TransformerConfig, *, softmax_scale: float | None = None, **_: Any) -> None:
@@ -47,15 +49,20 @@ class CoreAttention(MegatronModule):
         if self.window is not None and self.window < length:
             near = window_mask(length, self.window, q.device)
             seen = near if seen is None else seen & near
-        out = torch.nn.functional.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=seen,
-            is_causal=seen is None,
-            scale=self.scale,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
+        dropout = self.config.attention_dropout if self.training else 0.0
+        # Under sequence parallelism the whole block draws from that generator, and it must not be forked twice.
+        forked = dropout and not self.config.sequence_parallel
+        with tensor_parallel.get_cuda_rng_tracker().fork() if forked else contextlib.nullcontext():
+            out = torch.nn.functional.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=seen,
+                dropout_p=dropout,
+                is_causal=seen is None,
+                scale=self.scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
         return out.permute(2, 0, 1, 3).reshape(length, batch, -1)
 
 

@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 from argparse import Namespace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec
 from mconv.train.engine import unwrap
 from mconv.train.mcore import ShardedObject, StrictHandling, dist_checkpointing, parallel_state, quiet, tensor_parallel
-from mconv.train.optimizer import prepare_load, set_step
+from mconv.train.optimizer import set_step, steps_taken
 from mconv.train.parallel import Parallel
 
 CONTENT = {
@@ -57,13 +58,16 @@ def save(
     spec: ModelSpec,
     parallel: Parallel,
     origin: Checkpoint | None = None,
+    memory: dict[str, Any] | None = None,
 ) -> Path:
     """Write iteration's folder with all that a run needs to go on, and point the tracker at it. Every rank calls it.
 
     All ranks write into a hidden folder, which is renamed when it is whole; the tracker changes last. A run killed at
     any moment leaves the checkpoints of before. `origin` is the checkpoint that the run came from: its history and its
-    side files (config, tokenizer) go along, so that the result can be exported.
+    side files (config, tokenizer) go along, so that the result can be exported. `memory` is what `load` is to give
+    back: plain values.
     """
+    set_step(optimizer, steps_taken(optimizer))  # rank 0 writes the counter, and may have nothing to train itself
     partial, folder = root / f".iter_{iteration:07d}.partial", folder_of(root, iteration)
     if torch.distributed.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -75,6 +79,7 @@ def save(
         "args": _args(spec, parallel, chunks, iteration=iteration, consumed=consumed),
         "checkpoint_version": 3.0,
         "iteration": iteration,
+        "mconv": memory or {},
     }
     dist_checkpointing.save(state, str(partial), content_metadata=dict(CONTENT))
     if torch.distributed.get_rank() == 0:
@@ -85,14 +90,26 @@ def save(
     return folder
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Where a run stood."""
+
+    iteration: int = 0
+    consumed: int = 0
+    """Samples seen."""
+    scheduled: int = 0
+    """Samples of steps that were not skipped, by which the schedules count."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """What `save` was given to remember."""
+
+
 @quiet()
-def load(folder: Path, *, chunks: list[Any], optimizer: Any) -> tuple[int, int]:
-    """Fill model, optimizer and random generators from `save`'s folder; return (iteration, consumed samples).
+def load(folder: Path, *, chunks: list[Any], optimizer: Any) -> Loaded:
+    """Fill model, optimizer and random generators from `save`'s folder.
 
     Any tp x pp x dp may read what another one wrote; random states are restored where tp x pp are the same. Raises
     FormatError on anything missing.
     """
-    prepare_load(optimizer)
     wanted = _sharded(chunks, optimizer, loading=True)
     try:
         common = dist_checkpointing.load_common_state_dict(str(folder))
@@ -109,7 +126,12 @@ def load(folder: Path, *, chunks: list[Any], optimizer: Any) -> tuple[int, int]:
     set_step(optimizer, step)
     if "rng_state" in loaded:
         _set_rng(loaded["rng_state"][0])
-    return int(common["iteration"]), int(args.consumed_train_samples)
+    return Loaded(
+        iteration=int(common["iteration"]),
+        consumed=int(args.consumed_train_samples),
+        scheduled=int(common["opt_param_scheduler"]["num_steps"]),
+        memory=common.get("mconv", {}),
+    )
 
 
 def _sharded(chunks: list[Any], optimizer: Any, *, loading: bool) -> dict[str, Any]:
@@ -147,7 +169,7 @@ def _step_of(optimizer: dict[str, Any]) -> int:
     """Adam's counter, from the two places where megatron-core's optimizers keep it."""
     inner = optimizer.get("optimizer", optimizer)
     steps = [group["step"] for group in inner["param_groups"] if "step" in group]
-    return int(steps[0] if steps else inner["state"]["common_step"])
+    return int(steps[0] if steps else inner["state"].get("common_step", 0))  # not there before the first step
 
 
 def _rng() -> dict[str, Any]:

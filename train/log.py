@@ -32,18 +32,39 @@ class Step:
     seconds: float
     tokens_per_second: float
     """Over all ranks."""
+    global_batch_size: int | None = None
+    """Samples of this step, where they are not the run's (a ramp-up)."""
+    loss_scale: float = 1.0
+    """After the step; 1 without fp16."""
+    skipped: int = 0
+    """1 if the weights were left as they were: an overflow of fp16, or a guard's policy."""
+    nan: int = 0
+    """1 if it was skipped for a loss that is not finite."""
 
 
 def line(step: Step, *, train_iters: int, global_batch_size: int, now: datetime) -> str:
-    """Megatron-LM's line, field for field, so that its parsers read ours."""
+    """Megatron-LM's line, field for field, so that its parsers read ours: no loss where every step was skipped."""
     norm = "" if step.grad_norm is None else f" grad norm: {step.grad_norm:.3f} |"
+    loss = f" lm loss: {step.loss:.6E} |" if step.loss > 0 else ""
     return (
         f" [{now:%Y-%m-%d %H:%M:%S.%f}] iteration {step.iteration:8d}/{train_iters:8d} |"
         f" consumed samples: {step.consumed_samples:12d} |"
         f" elapsed time per iteration (ms): {1000 * step.seconds:.1f} |"
-        f" learning rate: {step.lr:.6E} | global batch size: {global_batch_size:5d} |"
-        f" lm loss: {step.loss:.6E} | loss scale: 1.0 |{norm}"
-        " number of skipped iterations:   0 | number of nan iterations:   0 |"
+        f" learning rate: {step.lr:.6E} | global batch size: {step.global_batch_size or global_batch_size:5d} |"
+        f"{loss} loss scale: {step.loss_scale:.1f} |{norm}"
+        f" number of skipped iterations: {step.skipped:3d} | number of nan iterations: {step.nan:3d} |"
+    )
+
+
+def mean(window: list[Step]) -> Step:
+    """The steps of a window as one, as Megatron-LM prints them: losses of the steps that were taken, skips counted."""
+    taken = [step.loss for step in window if not step.skipped]
+    return dataclasses.replace(
+        window[-1],
+        loss=sum(taken) / len(taken) if taken else 0.0,
+        seconds=sum(step.seconds for step in window) / len(window),
+        skipped=sum(step.skipped for step in window),
+        nan=sum(step.nan for step in window),
     )
 
 
@@ -70,29 +91,34 @@ class Log:
             if self.board and value is not None and name != "iteration":
                 self.board.add_scalar(name, value, step.iteration)
 
-    def evaluation(self, iteration: int, loss: float) -> None:
-        """Record and print a validation loss."""
-        self._write({"iteration": iteration, "validation_loss": loss})
-        self.say(f" validation loss at iteration {iteration} | lm loss value: {loss:.6E} |")
-        if self.board:
-            self.board.add_scalar("validation_loss", loss, iteration)
+    def evaluation(
+        self, iteration: int, measured: dict[str, float], *, on: str = "validation", last: bool = False
+    ) -> None:
+        """Record what was measured `on` a share of the data, and print it between rules, as Megatron-LM does."""
+        self._write({"iteration": iteration, **{f"{on}_{name}": value for name, value in measured.items()}})
+        where = f"{iteration} on {on} set" if last else str(iteration)
+        values = f" lm loss value: {measured['loss']:.6E} | lm loss PPL: {measured['perplexity']:.6E} |"
+        shares = (f" {name.replace('_', ' ')}: {value:.6E} |" for name, value in measured.items() if "accuracy" in name)
+        text = f" validation loss at iteration {where} |{values}{''.join(shares)} "
+        self.say("\n".join(["-" * (len(text) + 1), text, "-" * (len(text) + 1)]))
+        for name, value in measured.items():
+            if self.board:
+                self.board.add_scalar(f"{on}_{name}", value, iteration)
 
     def close(self) -> None:
         if self.board:
             self.board.close()
 
     def _print(self) -> None:
-        count, last = len(self.window), self.window[-1]
-        means = {name: sum(getattr(s, name) for s in self.window) / count for name in ("loss", "seconds")}
-        shown = dataclasses.replace(last, **means)
-        now = datetime.now()
+        shown, now = mean(self.window), datetime.now()
         self.say(line(shown, train_iters=self.train_iters, global_batch_size=self.global_batch_size, now=now))
         self.window.clear()
 
     def _write(self, record: dict[str, Any]) -> None:
         if self.file:
             with self.file.open("a") as file:
-                file.write(json.dumps({**record, "time": round(time.time(), 3)}) + "\n")
+                known = {name: None if value != value else value for name, value in record.items()}  # JSON has no NaN
+                file.write(json.dumps({**known, "time": round(time.time(), 3)}) + "\n")
 
 
 def forget_after(file: Path, iteration: int) -> None:

@@ -1,5 +1,6 @@
 """A run, top to bottom: the model, its data, the steps, the checkpoints."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from mconv.train import checkpoint
 from mconv.train import log as logs
 from mconv.train.config import TrainConfig
 from mconv.train.data import dataset
+from mconv.train.length import length
 from mconv.train.mcore import parallel_state, quiet
 from mconv.train.run import Run, save, start
 from mconv.train.steps import Batches, evaluate, step
@@ -28,11 +30,12 @@ def train(config: TrainConfig, *, say: logs.Say) -> dict[str, Any]:
     log = _log(run, say)
     steps: list[logs.Step] = []
     feed = _feed(run, train_data, consumed=run.consumed)
-    while run.iteration < min(config.train_iters, config.exit_after or config.train_iters):
+    while run.iteration < min(run.iterations, config.exit_after or run.iterations):
         steps.append(step(run, feed))
         log.step(steps[-1])
         if config.eval_interval and run.iteration % config.eval_interval == 0:
-            log.evaluation(run.iteration, evaluate(run, _validation(run, valid_data)))
+            loss = evaluate(run, _validation(run, valid_data))
+            log.evaluation(run.iteration, {"loss": loss, "perplexity": math.exp(min(20, loss))})
         if config.save_interval and run.iteration % config.save_interval == 0:
             save(run)
     if config.save and run.saved != run.iteration:
@@ -55,11 +58,11 @@ def _data(run: Run) -> tuple[Any, Any]:
         shares=shares, wanted=2 if config.eval_interval else 1,
     )  # fmt: skip
     beside = Path(config.save) / "data-cache" if config.save else prefixes[0].with_name(prefixes[0].name + ".cache")
-    evaluations = config.train_iters // config.eval_interval if config.eval_interval else 0
+    evaluations = run.iterations // config.eval_interval if config.eval_interval else 0
     batch = config.global_batch_size
     return dataset.datasets(
         prefixes, weights=config.data_weights, split=config.split, seq_length=run.seq_length, seed=config.seed,
-        samples=(config.train_iters * batch, evaluations * config.eval_iters * batch),
+        samples=(length(config).samples, evaluations * config.eval_iters * batch),
         cache=Path(config.data_cache) if config.data_cache else beside,
     )  # fmt: skip
 
@@ -67,7 +70,7 @@ def _data(run: Run) -> tuple[Any, Any]:
 def _log(run: Run, say: logs.Say) -> logs.Log:
     config = run.config
     options: dict[str, Any] = {
-        "train_iters": config.train_iters, "global_batch_size": config.global_batch_size,
+        "train_iters": run.iterations, "global_batch_size": config.global_batch_size,
         "interval": config.log_interval,
     }  # fmt: skip
     if _rank() != 0:

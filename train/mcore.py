@@ -54,7 +54,12 @@ with _quiet_import():
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.num_microbatches_calculator import (
+        ConstantNumMicroBatchesCalculator,
+        RampupBatchsizeNumMicroBatchesCalculator,
+    )
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
     from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -69,6 +74,7 @@ cpu.install()
 
 __all__ = [
     "BlendedMegatronDatasetBuilder",
+    "ConstantNumMicroBatchesCalculator",
     "DistributedDataParallel",
     "DistributedDataParallelConfig",
     "DistributedOptimizer",
@@ -83,12 +89,14 @@ __all__ = [
     "ModuleSpec",
     "OptimizerConfig",
     "OptimizerParamScheduler",
+    "RampupBatchsizeNumMicroBatchesCalculator",
     "ShardedObject",
     "ShardedTensor",
     "StrictHandling",
     "TransformerBlockSubmodules",
     "TransformerConfig",
     "TransformerLayer",
+    "clip_grad_by_total_norm_fp32",
     "dist_checkpointing",
     "finalize_model_grads",
     "get_forward_backward_func",

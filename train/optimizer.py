@@ -1,32 +1,38 @@
-"""megatron-core's Adam, and what it takes to resume it without Transformer Engine and Apex."""
+"""megatron-core's optimizers, and what it takes to resume them without Transformer Engine and Apex."""
 
 from typing import Any
 
 import torch
 
 from mconv.train.config import TrainConfig
-from mconv.train.mcore import DistributedOptimizer, OptimizerConfig, get_megatron_optimizer
+from mconv.train.mcore import DistributedOptimizer, OptimizerConfig, clip_grad_by_total_norm_fp32, get_megatron_optimizer
+
+SAME = (
+    "optimizer", "lr", "min_lr", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "sgd_momentum", "clip_grad",
+    "bf16", "fp16", "loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis",
+)  # fmt: skip
+"""Fields that megatron-core's OptimizerConfig has under our names."""
+
+
+def dtype_of(config: TrainConfig) -> torch.dtype:
+    """What the weights are in, in forward and backward passes."""
+    return torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else torch.float32
 
 
 def make_optimizer(chunks: list[Any], config: TrainConfig) -> Any:
-    """megatron-core's optimizer over a model's chunks: AdamW, fp32 main weights, clipping by the global norm."""
+    """megatron-core's optimizer over a model's chunks: fp32 main weights, clipping by the global norm."""
     options = OptimizerConfig(
-        optimizer="adam",
-        lr=config.lr,
-        min_lr=config.min_lr,
-        weight_decay=config.weight_decay,
-        adam_beta1=config.adam_beta1,
-        adam_beta2=config.adam_beta2,
-        adam_eps=config.adam_eps,
-        clip_grad=config.clip_grad,
-        bf16=config.bf16,
-        params_dtype=torch.bfloat16 if config.bf16 else torch.float32,
+        **{name: getattr(config, name) for name in SAME},
+        params_dtype=dtype_of(config),
         use_distributed_optimizer=config.distributed_optimizer,
     )
     optimizer = get_megatron_optimizer(options, chunks, use_gloo_process_groups=False)
     for part in parts(optimizer):
         if isinstance(part, DistributedOptimizer):
             _let_step_through(part)
+        if part.init_state_fn is None:  # megatron-core calls it all the same
+            part.init_state_fn = lambda *_: None
+    _make_state(optimizer)
     return optimizer
 
 
@@ -35,18 +41,21 @@ def parts(optimizer: Any) -> list[Any]:
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
-def prepare_load(optimizer: Any) -> None:
-    """Give torch's Adam its state before a load.
+@torch.no_grad()
+def clip_and_step(optimizer: Any, norm: float) -> None:
+    """The second half of megatron-core's step, which does not let one look at the norm before the weights change."""
+    for part in parts(optimizer):
+        if part.config.clip_grad > 0 and (owned := part.get_parameters()):
+            clip_grad_by_total_norm_fp32(owned, max_norm=part.config.clip_grad, total_norm=norm)
+    optimizer.step_with_ready_grads()
 
-    megatron-core reads `step` out of a state that does not exist until the first step is taken (an AssertionError in
-    `DistributedOptimizer.state_dict`). Its own remedy, a step on zero gradients, decays the weights.
-    """
-    for inner in _inner(optimizer):
-        for group in inner.param_groups:
-            for parameter in group["params"]:
-                if not inner.state[parameter]:
-                    zeros = {name: torch.zeros_like(parameter.data) for name in ("exp_avg", "exp_avg_sq")}
-                    inner.state[parameter] = {"step": torch.tensor(0.0), **zeros}
+
+def steps_taken(optimizer: Any) -> int:
+    """Adam's counter, of the rank that has one; 0 for other optimizers. All ranks call it."""
+    counts = [int(state["step"]) for inner in _inner(optimizer) for state in inner.state.values() if "step" in state]
+    most = torch.tensor(max(counts, default=0), device=torch.cuda.current_device())
+    torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+    return int(most)
 
 
 def set_step(optimizer: Any, step: int) -> None:
@@ -57,12 +66,33 @@ def set_step(optimizer: Any, step: int) -> None:
     """
     for inner in _inner(optimizer):
         for state in inner.state.values():
-            state["step"] = torch.tensor(float(step))
+            if isinstance(inner, torch.optim.Adam):
+                state["step"] = torch.tensor(float(step))
+
+
+def _make_state(optimizer: Any) -> None:
+    """Give torch's optimizers the state that they make at their first step, before it.
+
+    megatron-core reads `step` out of a state that does not exist until then (an AssertionError in
+    `DistributedOptimizer.state_dict`), at a load, and at a save if every step so far was skipped. Its own remedy, a
+    step on zero gradients, decays the weights.
+    """
+    for inner in _inner(optimizer):
+        state: dict[Any, Any] = inner.state
+        for group in inner.param_groups:
+            adam = isinstance(inner, torch.optim.Adam)
+            names = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",) if group["momentum"] else ()
+            for parameter in group["params"]:
+                zeros = {name: torch.zeros_like(parameter.data) for name in names}
+                state[parameter] = {**({"step": torch.tensor(0.0)} if adam else {}), **zeros}
+        if isinstance(inner, torch.optim.Adam) and not state:  # a counter for a rank that has nothing to train
+            state["nothing"] = {"step": torch.tensor(0.0)}
 
 
 def _inner(optimizer: Any) -> list[torch.optim.Optimizer]:
-    """torch's own Adams inside: none on a rank that has nothing to train, none with Transformer Engine or Apex."""
-    return [part.optimizer for part in parts(optimizer) if isinstance(part.optimizer, torch.optim.AdamW)]
+    """torch's own optimizers inside: none on a rank without an optimizer, none with Transformer Engine or Apex."""
+    kinds = (torch.optim.Adam, torch.optim.SGD)
+    return [part.optimizer for part in parts(optimizer) if isinstance(part.optimizer, kinds)]
 
 
 def _let_step_through(part: Any) -> None:

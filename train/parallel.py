@@ -73,6 +73,7 @@ def init(parallel: Parallel, *, seed: int = 1234) -> None:
             parallel_state.initialize_model_parallel(
                 parallel.tp, parallel.pp, create_gloo_process_groups=False, distributed_timeout_minutes=_timeout_minutes()
             )
+    seed += 100 * parallel_state.get_pipeline_model_parallel_rank()  # as Megatron-LM: stages drop out other positions
     torch.manual_seed(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 

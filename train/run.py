@@ -1,6 +1,6 @@
 """A run at its start: ranks, model, optimizer and schedule, new or resumed, each inherited value said."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,12 @@ from mconv.spec import ModelSpec
 from mconv.train import checkpoint, weights
 from mconv.train import log as logs
 from mconv.train.config import TrainConfig
-from mconv.train.engine import build, check_known, init
+from mconv.train.engine import build, check_known, init, unwrap
+from mconv.train.freeze import count, freeze
+from mconv.train.length import check as check_batches
+from mconv.train.length import length
 from mconv.train.mcore import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from mconv.train.optimizer import make_optimizer
+from mconv.train.optimizer import dtype_of, make_optimizer
 from mconv.train.parallel import Parallel
 from mconv.train.schedule import scheduler as make_scheduler
 
@@ -31,14 +34,18 @@ class Run:
     """This rank's parts of the model, each in megatron-core's data-parallel wrapper: one, or one a virtual stage."""
     optimizer: Any
     scheduler: Any
+    iterations: int
+    """Steps of the whole run."""
     iteration: int
-    """Steps taken."""
+    """Steps taken or skipped."""
     consumed: int
     """Samples seen."""
     origin: Checkpoint
     """What the run started or went on from."""
     saved: int | None = None
     """The last iteration that is on disk."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """What else the next step depends on; it is saved, and is there again after a resume."""
 
 
 def start(config: TrainConfig, *, say: logs.Say) -> Run:
@@ -53,20 +60,22 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     spec, seq_length = opened.spec, config.seq_length or opened.spec.max_position_embeddings
     _check(config, parallel, spec, seq_length)
     padded = weights.padded_size(opened, parallel, multiple=config.make_vocab_size_divisible_by)
-    dtype = torch.bfloat16 if config.bf16 else torch.float32
     whole = build(
-        spec, padded_vocab_size=padded, parallel=parallel, dtype=dtype,
+        spec, padded_vocab_size=padded, parallel=parallel, dtype=dtype_of(config),
         calculate_per_token_loss=True, deallocate_pipeline_outputs=True,
+        hidden_dropout=config.hidden_dropout, attention_dropout=config.attention_dropout,
     )  # fmt: skip
     if not resumed:
         weights.fill(whole, opened, parallel, padded_vocab_size=padded)
+    if config.freeze:
+        freeze([whole], config.freeze)
     chunks = [_data_parallel(whole, config)]
     optimizer = make_optimizer(chunks, config)
-    iteration, consumed = checkpoint.load(source, chunks=chunks, optimizer=optimizer) if resumed else (0, 0)
+    at = checkpoint.load(source, chunks=chunks, optimizer=optimizer) if resumed else checkpoint.Loaded()
     run = Run(
         config=config, parallel=parallel, spec=spec, seq_length=seq_length, chunks=chunks, optimizer=optimizer,
-        scheduler=make_scheduler(optimizer, config, consumed=consumed), iteration=iteration, consumed=consumed,
-        saved=resumed, origin=opened,
+        scheduler=make_scheduler(optimizer, config, scheduled=at.scheduled), iterations=length(config).iterations,
+        iteration=at.iteration, consumed=at.consumed, memory=at.memory, saved=resumed, origin=opened,
     )  # fmt: skip
     _tell(run, padded, say)
     return run
@@ -77,6 +86,7 @@ def save(run: Run) -> None:
     checkpoint.save(
         Path(str(run.config.save)), iteration=run.iteration, consumed=run.consumed, chunks=run.chunks,
         optimizer=run.optimizer, scheduler=run.scheduler, spec=run.spec, parallel=run.parallel, origin=run.origin,
+        memory=run.memory,
     )  # fmt: skip
     run.saved = run.iteration
 
@@ -102,12 +112,7 @@ def _check_same_run(config: TrainConfig, opened: Checkpoint, *, resumed: bool) -
 def _check(config: TrainConfig, parallel: Parallel, spec: ModelSpec, seq_length: int) -> None:
     """Refuse a model that cannot run and sizes that do not fit each other, before anything is built."""
     check_known(spec, what=config.load)
-    replicas = parallel.data_parallel(torch.distributed.get_world_size())
-    if config.global_batch_size % (config.micro_batch_size * replicas):
-        raise ConfigError(
-            f"global_batch_size {config.global_batch_size} is not a multiple of micro_batch_size "
-            f"{config.micro_batch_size} x {replicas} replicas"
-        )
+    check_batches(config, replicas=parallel.data_parallel(torch.distributed.get_world_size()))
     if parallel.sequence_parallel and seq_length % parallel.tp:
         raise ConfigError(f"seq_length {seq_length} is not a multiple of tp {parallel.tp}; sequence_parallel cuts it")
     if seq_length > spec.max_position_embeddings:
@@ -136,5 +141,8 @@ def _tell(run: Run, padded: int, say: logs.Say) -> None:
     inherited = "" if run.config.seq_length else " (the model's max_position_embeddings)"
     say(
         f"{world} ranks: tp {run.parallel.tp} x pp {run.parallel.pp} x dp {run.parallel.data_parallel(world)}; "
-        f"seq_length {run.seq_length}{inherited}; iteration {run.iteration} of {run.config.train_iters}"
+        f"seq_length {run.seq_length}{inherited}; iteration {run.iteration} of {run.iterations}"
     )
+    if run.config.freeze:
+        trained, whole = count([unwrap(chunk) for chunk in run.chunks])
+        say(f"training {trained} of {whole} parameters ({100 * trained / whole:.4g} %)")

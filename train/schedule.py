@@ -1,4 +1,4 @@
-"""The learning rate: megatron-core's scheduler, counting samples as Megatron-LM does."""
+"""The learning rate and the weight decay: megatron-core's scheduler, counting samples as Megatron-LM does."""
 
 from typing import Any
 
@@ -6,21 +6,38 @@ from mconv.train.config import TrainConfig
 from mconv.train.mcore import OptimizerParamScheduler
 
 
-def scheduler(optimizer: Any, config: TrainConfig, *, consumed: int = 0) -> OptimizerParamScheduler:
-    """A scheduler at sample `consumed`. The configuration rules, not what a checkpoint remembers of another one."""
-    samples = config.global_batch_size
+def scheduler(optimizer: Any, config: TrainConfig, *, scheduled: int = 0) -> OptimizerParamScheduler:
+    """A scheduler after `scheduled` samples, those of skipped steps not counted.
+
+    The configuration rules, not what a checkpoint remembers of another one.
+    """
+    decay = _samples(config, "lr_decay") or _whole(config)
+    warmup = _samples(config, "lr_warmup")
+    start, end = config.start_weight_decay, config.end_weight_decay
     made = OptimizerParamScheduler(
         optimizer,
-        init_lr=0.0,
+        init_lr=config.lr_warmup_init,
         max_lr=config.lr,
         min_lr=config.min_lr,
-        lr_warmup_steps=config.lr_warmup_iters * samples,
-        lr_decay_steps=(config.lr_decay_iters or config.train_iters) * samples,
+        lr_warmup_steps=warmup if config.lr_warmup_fraction is None else config.lr_warmup_fraction * decay,
+        lr_decay_steps=decay,
         lr_decay_style=config.lr_decay_style,
-        start_wd=config.weight_decay,
-        end_wd=config.weight_decay,
-        wd_incr_steps=config.train_iters * samples,
-        wd_incr_style="constant",
+        start_wd=config.weight_decay if start is None else start,
+        end_wd=config.weight_decay if end is None else end,
+        wd_incr_steps=_whole(config),
+        wd_incr_style=config.weight_decay_incr_style,
+        wsd_decay_steps=_samples(config, "lr_wsd_decay") or None,
+        lr_wsd_decay_style=config.lr_wsd_decay_style,
     )
-    made.step(consumed)
+    made.step(scheduled)
     return made
+
+
+def _samples(config: TrainConfig, what: str) -> int:
+    """A span of the schedule in samples, from the field that says it in iterations or samples; 0 if neither does."""
+    iterations, samples = getattr(config, f"{what}_iters"), getattr(config, f"{what}_samples")
+    return int(samples or (iterations or 0) * config.global_batch_size)
+
+
+def _whole(config: TrainConfig) -> int:
+    return _samples(config, "train")

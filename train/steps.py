@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mconv.errors import CheckFailed
 from mconv.train import log as logs
+from mconv.train.length import batch_size
 from mconv.train.mcore import get_forward_backward_func, parallel_state
 from mconv.train.run import Run
 
@@ -26,10 +27,12 @@ def step(run: Run, feed: Batches | None) -> logs.Step:
     loss = _forward_backward(run, feed, forward_only=False)
     if not math.isfinite(loss):
         raise CheckFailed(f"loss is {loss} at iteration {run.iteration + 1}; the last checkpoint is {run.saved}")
-    _, norm, _ = run.optimizer.step()
+    taken, norm, _ = run.optimizer.step()
+    size = batch_size(run.config, run.consumed)
     run.iteration += 1
-    run.consumed += run.config.global_batch_size
-    run.scheduler.step(run.config.global_batch_size)
+    run.consumed += size
+    if taken:
+        run.scheduler.step(size)
     seconds = time.perf_counter() - began
     return logs.Step(
         iteration=run.iteration,
@@ -38,7 +41,10 @@ def step(run: Run, feed: Batches | None) -> logs.Step:
         grad_norm=None if norm is None else float(norm),
         lr=float(run.optimizer.param_groups[0]["lr"]),
         seconds=seconds,
-        tokens_per_second=run.config.global_batch_size * run.seq_length / seconds,
+        tokens_per_second=size * run.seq_length / seconds,
+        global_batch_size=size,
+        loss_scale=float(run.optimizer.get_loss_scale()),
+        skipped=int(not taken),
     )
 
 
@@ -56,12 +62,12 @@ def evaluate(run: Run, feed: Batches | None) -> float:
 def _forward_backward(run: Run, feed: Batches | None, *, forward_only: bool) -> float:
     """megatron-core's schedule over one global batch; the mean loss over its tokens, on every rank."""
     config = run.config
-    replicas = parallel_state.get_data_parallel_world_size()
+    size = config.global_batch_size if forward_only else batch_size(config, run.consumed)
     parts = get_forward_backward_func()(
         forward_step_func=_forward,
         data_iterator=feed,
         model=run.chunks,
-        num_microbatches=config.global_batch_size // (config.micro_batch_size * replicas),
+        num_microbatches=size // (config.micro_batch_size * parallel_state.get_data_parallel_world_size()),
         seq_length=run.seq_length,
         micro_batch_size=config.micro_batch_size,
         forward_only=forward_only,

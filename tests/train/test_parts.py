@@ -121,7 +121,7 @@ def test_schedule(style):
     assert rates[7] == pytest.approx(middle)
     assert rates[10:] == pytest.approx([1.0 if style == "constant" else 0.1] * 2)
     assert [group["weight_decay"] for group in Optimizer.param_groups] == [0.3, 0.0]
-    scheduler(Optimizer, config, consumed=7 * config.global_batch_size)
+    scheduler(Optimizer, config, scheduled=7 * config.global_batch_size)
     assert Optimizer.param_groups[0]["lr"] == rates[7]
 
 

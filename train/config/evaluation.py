@@ -10,12 +10,14 @@ from mconv.train.config.data import shares
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Validation."""
+    """Loss, perplexity and accuracy on the validation and test shares of the data."""
 
     eval_interval: int = 0
-    """Iterations between evaluations on the validation share of `split`; 0 never evaluates."""
+    """Iterations between evaluations on the validation share of `split`, the end included; 0 never evaluates."""
     eval_iters: int = 10
     """Global batches in one evaluation."""
+    eval_only: bool = False
+    """Only evaluate, on the validation and test shares: nothing is trained, and no checkpoint or log is written."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
@@ -24,3 +26,5 @@ class Evaluation:
         yield from rules.not_negative(config, "eval_interval")
         if config.eval_interval and not sum(shares(config.split)[1:2]):
             yield f"eval_interval is {config.eval_interval}, but split {config.split!r} has no share for validation"
+        if config.eval_only and not sum(shares(config.split)[1:]):
+            yield f"eval_only measures on validation and test data, and split {config.split!r} has neither"

@@ -2,30 +2,49 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from mconv.train.config import rules
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """The optimizer and the precision."""
+    """The optimizer and its decay of weights."""
 
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """adam is AdamW, whose weight decay is apart from the gradient; sgd has momentum, and decay as part of it."""
     weight_decay: float = 0.01
-    """Decoupled weight decay (AdamW) of matrices; norms and biases have none."""
+    """Decay of matrices in a step, times the learning rate; norms and biases have none."""
+    start_weight_decay: float | None = None
+    """Weight decay of the first step, where `weight_decay_incr_style` is not constant."""
+    end_weight_decay: float | None = None
+    """Weight decay of the last step, where `weight_decay_incr_style` is not constant."""
+    weight_decay_incr_style: Literal["constant", "linear", "cosine"] = "constant"
+    """How the weight decay grows over the run."""
     adam_beta1: float = 0.9
     """Decay of Adam's first moment."""
     adam_beta2: float = 0.95
     """Decay of Adam's second moment."""
     adam_eps: float = 1e-8
     """Term in Adam's denominator."""
+    sgd_momentum: float = 0.9
+    """Share of sgd's last step that goes into the next."""
     clip_grad: float = 1.0
     """Largest gradient norm, over all parameters; 0 does not clip."""
-    bf16: bool = False
-    """Train in bfloat16 with fp32 main weights and gradients; in fp32 otherwise."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
         """Broken rules of this section."""
-        yield from rules.not_negative(config, "weight_decay adam_eps clip_grad")
-        yield from rules.below_1(config, "adam_beta1 adam_beta2")
+        yield from rules.not_negative(config, "weight_decay start_weight_decay end_weight_decay adam_eps clip_grad")
+        yield from rules.below_1(config, "adam_beta1 adam_beta2 sgd_momentum")
+        ends = (config.start_weight_decay, config.end_weight_decay)
+        grows = config.weight_decay_incr_style != "constant"
+        if grows != (None not in ends) or (not grows and ends != (None, None)):
+            yield (
+                "start_weight_decay and end_weight_decay are both needed where weight_decay_incr_style is linear or "
+                "cosine, and not used where it is constant"
+            )
+        elif grows and ends[0] > ends[1]:
+            yield f"start_weight_decay {ends[0]} must not be more than end_weight_decay {ends[1]}"
+        if config.optimizer == "sgd" and config.distributed_optimizer:
+            yield "distributed_optimizer shares Adam's state only; with optimizer sgd leave it out"

@@ -50,10 +50,10 @@ def make(values: Mapping[str, Any]) -> TrainConfig:
 
 def _plain(name: str, value: Any) -> Any:
     """YAML's liberties: one prefix for a list of one, 3e-4 read as text, 1 for 1.0."""
-    if name in ("data", "data_weights") and value is not None and not isinstance(value, list):
-        value = [value]
     kind = {f.name: f.type for f in dataclasses.fields(TrainConfig)}[name]
-    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+    if _word(kind).startswith("list") and value is not None and not isinstance(value, list):
+        value = [value]
+    if _word(kind).startswith("float") and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)
         except ValueError:
@@ -67,7 +67,8 @@ def _is(value: Any, kind: Any) -> bool:
     if word.startswith("Literal"):
         return value in kind.__args__
     if word.startswith("list"):
-        return isinstance(value, list) and all(isinstance(x, str if "str" in word else float) for x in value)
+        element = {"list[str]": str, "list[int]": int, "list[float]": float}[word.removesuffix(" | None")]
+        return isinstance(value, list) and all(isinstance(x, element) and not isinstance(x, bool) for x in value)
     plain = {"str": str, "int": int, "float": float, "bool": bool}[word.removesuffix(" | None")]
     return isinstance(value, plain) and (plain is bool or not isinstance(value, bool))
 

@@ -23,6 +23,11 @@ def not_negative(config: Any, names: str) -> Iterator[str]:
     return each(config, names, "0 or more", lambda value: 0 <= value < math.inf)
 
 
+def positive(config: Any, names: str) -> Iterator[str]:
+    """Problems of numbers that are more than 0, and finite."""
+    return each(config, names, "more than 0", lambda value: 0 < value < math.inf)
+
+
 def below_1(config: Any, names: str) -> Iterator[str]:
     """Problems of shares that must leave something."""
     return each(config, names, "at least 0 and less than 1", lambda value: 0 <= value < 1)

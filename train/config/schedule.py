@@ -1,4 +1,4 @@
-"""How long a run is, in what batches, and at what learning rate."""
+"""At what learning rate a run goes."""
 
 import math
 from collections.abc import Iterator
@@ -10,33 +10,71 @@ from mconv.train.config import rules
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Batches, steps and the learning rate."""
+    """The learning rate, over iterations (with `train_iters`) or samples (with `train_samples`)."""
 
-    micro_batch_size: int = 1
-    """Samples that pass through the model together."""
-    global_batch_size: int = 8
-    """Samples in one optimizer step, over all micro batches and replicas."""
-    train_iters: int
-    """Optimizer steps of the whole run, resumed parts included."""
-    lr: float
+    lr: float | None = None
     """Highest learning rate."""
     min_lr: float = 0.0
     """Lowest learning rate, at the end of the decay."""
-    lr_decay_style: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warmup."""
+    lr_decay_style: Literal["cosine", "linear", "constant", "inverse-square-root", "WSD"] = "cosine"
+    """How the learning rate falls after the warmup; WSD: not at all before the last `lr_wsd_decay_iters`."""
     lr_decay_iters: int | None = None
     """Iterations until `min_lr` is reached, warmup included; `train_iters` if not given."""
+    lr_decay_samples: int | None = None
+    """Samples until `min_lr` is reached, warmup included; `train_samples` if not given."""
     lr_warmup_iters: int = 0
-    """Iterations in which the learning rate rises from 0, in a line."""
+    """Iterations in which the learning rate rises in a line."""
+    lr_warmup_samples: int = 0
+    """Samples in which the learning rate rises in a line."""
+    lr_warmup_fraction: float | None = None
+    """The warmup as a share of the decay, instead of iterations or samples."""
+    lr_warmup_init: float = 0.0
+    """Learning rate from which the warmup rises."""
+    lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = "exponential"
+    """How the learning rate falls at the end of a WSD schedule."""
+    lr_wsd_decay_iters: int | None = None
+    """Iterations of the fall at the end of a WSD schedule."""
+    lr_wsd_decay_samples: int | None = None
+    """Samples of the fall at the end of a WSD schedule."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
         """Broken rules of this section."""
-        yield from rules.at_least_1(config, "micro_batch_size global_batch_size train_iters lr_decay_iters")
-        yield from rules.not_negative(config, "lr_warmup_iters min_lr")
+        yield from rules.at_least_1(config, "lr_decay_iters lr_decay_samples lr_wsd_decay_iters lr_wsd_decay_samples")
+        yield from rules.not_negative(config, "lr_warmup_iters lr_warmup_samples min_lr lr_warmup_init")
+        yield from rules.below_1(config, "lr_warmup_fraction")
         yield from rules.each(
-            config, "lr", "finite, more than 0 and at least min_lr",
-            lambda lr: 0 < lr < math.inf and lr >= config.min_lr,
+            config, "lr", "finite, more than 0 and at least min_lr and lr_warmup_init",
+            lambda lr: 0 < lr < math.inf and lr >= max(config.min_lr, config.lr_warmup_init),
         )  # fmt: skip
-        if config.lr_warmup_iters >= (config.lr_decay_iters or config.train_iters) > 0:
-            yield f"lr_warmup_iters {config.lr_warmup_iters} must be less than lr_decay_iters, or train_iters"
+        if config.lr is None and not config.eval_only:
+            yield "lr is not set: the highest learning rate"
+        yield from _units(config)
+        yield from _spans(config)
+
+
+def _units(config: Any) -> Iterator[str]:
+    """A schedule counts what the run's length counts."""
+    counted, other = ("iters", "samples") if config.train_samples is None else ("samples", "iters")
+    for stem in ("lr_decay_", "lr_warmup_", "lr_wsd_decay_"):
+        if getattr(config, stem + other):
+            yield f"{stem}{other} is not for a run whose length is in train_{counted}; say {stem}{counted}"
+    if config.lr_warmup_fraction is not None and (config.lr_warmup_iters or config.lr_warmup_samples):
+        yield "lr_warmup_fraction is instead of lr_warmup_iters and lr_warmup_samples; give one of them"
+    if config.lr_warmup_init and not (config.lr_warmup_iters or config.lr_warmup_samples or config.lr_warmup_fraction):
+        yield f"lr_warmup_init is {config.lr_warmup_init}, but there is no warmup"
+    wsd = config.lr_wsd_decay_iters or config.lr_wsd_decay_samples
+    if (config.lr_decay_style == "WSD") != bool(wsd):
+        yield f"lr_wsd_decay_{counted} is for lr_decay_style WSD, which needs it; the style is {config.lr_decay_style}"
+
+
+def _spans(config: Any) -> Iterator[str]:
+    """The warmup, and WSD's fall, must fit in the decay."""
+    counted = "iters" if config.train_samples is None else "samples"
+    whole = getattr(config, f"lr_decay_{counted}") or getattr(config, f"train_{counted}") or 0
+    warmup, fall = (getattr(config, f"lr_{part}_{counted}") or 0 for part in ("warmup", "wsd_decay"))
+    warmup = warmup or int((config.lr_warmup_fraction or 0) * whole)
+    if warmup >= whole > 0:
+        yield f"lr_warmup_{counted} {warmup} must be less than lr_decay_{counted}, or train_{counted}"
+    elif warmup + fall > whole > 0:
+        yield f"lr_warmup_{counted} {warmup} and lr_wsd_decay_{counted} {fall} do not fit in lr_decay_{counted} {whole}"

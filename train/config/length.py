@@ -1,0 +1,50 @@
+"""How long a run is, and in what batches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mconv.train.config import rules
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """Batches, steps and samples."""
+
+    micro_batch_size: int = 1
+    """Samples that pass through the model together."""
+    global_batch_size: int = 8
+    """Samples in one optimizer step, over all micro batches and replicas."""
+    rampup_batch_size: list[int] | None = None
+    """Three numbers: the first global batch size, what it grows by, and the samples until it is `global_batch_size`."""
+    train_iters: int | None = None
+    """Optimizer steps of the whole run, resumed parts included; or give `train_samples`."""
+    train_samples: int | None = None
+    """Samples of the whole run, resumed parts included, in whole global batches; or give `train_iters`."""
+
+    @staticmethod
+    def problems(config: Any) -> Iterator[str]:
+        """Broken rules of this section."""
+        yield from rules.at_least_1(config, "micro_batch_size global_batch_size train_iters train_samples")
+        given = [name for name in ("train_iters", "train_samples") if getattr(config, name) is not None]
+        if len(given) == 2 or (not given and not config.eval_only):
+            yield "a run is as long as train_iters or train_samples says: set one of them" + " only" * bool(given)
+        if config.train_samples is not None and 0 < config.train_samples < config.global_batch_size:
+            yield f"train_samples {config.train_samples} is less than one global batch of {config.global_batch_size}"
+        if config.rampup_batch_size is not None:
+            yield from _ramp(config, config.rampup_batch_size)
+
+
+def _ramp(config: Any, ramp: list[int]) -> Iterator[str]:
+    """Broken rules of the ramp-up, which megatron-core would meet in mid-run."""
+    if len(ramp) != 3 or min(ramp) < 1:
+        yield f"rampup_batch_size is {ramp}; it must be three numbers of at least 1: first size, increment, samples"
+        return
+    first, increment, _ = ramp
+    if first >= config.global_batch_size or (config.global_batch_size - first) % increment:
+        yield (
+            f"rampup_batch_size {ramp} does not go from {first} to global_batch_size {config.global_batch_size} "
+            f"in steps of {increment}"
+        )
+    if config.train_iters is not None:
+        yield "rampup_batch_size makes iterations of different sizes; say train_samples instead of train_iters"

@@ -1,0 +1,89 @@
+"""Weights that a run leaves as they are: no gradient, no optimizer state, no memory for either."""
+
+import fnmatch
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from mconv.errors import ConfigError
+from mconv.train.mcore import GPTModel, parallel_state
+
+PARTS = {
+    "embedding": "embedding.*",
+    "output": "output_layer.*",
+    "norms": "*norm.*",
+    "biases": "*.bias",
+    "attention": "*.self_attention.*",
+    "mlp": "*.mlp.*",
+}
+"""Words for what people freeze, as patterns of `names`."""
+LAYERS = re.compile(r"layers\.(\d+)(?:-(\d+))?$")
+
+
+def freeze(models: list[GPTModel], wanted: list[str]) -> None:
+    """Freeze every weight that one of `wanted` names; all ranks call it, before the data-parallel wrapper.
+
+    Each is a word of `PARTS`, `layers.3`, `layers.0-7`, or a pattern of megatron-core's names with the layers of the
+    whole model counted from 0. Raises ConfigError on one that names no weight of any rank, and if nothing is left.
+    """
+    own = [pair for model in models for pair in names(model)]
+    here = [word for word in wanted if any(_is(name, word) for name, _ in own)]
+    for name, parameter in own:
+        if any(_is(name, word) for word in wanted):
+            parameter.requires_grad_(False)
+    found = {word for rank in _gathered(here) for word in rank}
+    if unknown := [word for word in wanted if word not in found]:
+        raise ConfigError(
+            f"freeze: {', '.join(map(repr, unknown))} names no weight of this model; there are {', '.join(PARTS)}, "
+            f"layers.N, layers.N-M, and patterns of names such as {_gathered(own[0][0])[0]!r}"
+        )
+    if not count(models)[0]:
+        raise ConfigError(f"freeze: {', '.join(wanted)} leaves nothing to train")
+
+
+def names(model: GPTModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """This rank's parameters by their names in the whole model: layers counted through, tied weights of one name."""
+    for name, parameter in model.named_parameters():
+        if found := re.match(r"decoder\.layers\.(\d+)\.", name):
+            number = model.decoder.layers[int(found[1])].layer_number - 1
+            name = f"decoder.layers.{number}." + name[found.end() :]
+        yield ("embedding.word_embeddings.weight" if _is_copy(model, name) else name), parameter
+
+
+def count(models: list[GPTModel]) -> tuple[int, int]:
+    """(parameters that are trained, parameters): of the whole model, each once; all ranks call it."""
+    tp_rank = parallel_state.get_tensor_model_parallel_rank()
+    own = [
+        parameter
+        for model in models
+        for name, parameter in model.named_parameters()
+        if parallel_state.get_data_parallel_rank() == 0
+        and (getattr(parameter, "tensor_model_parallel", False) or tp_rank == 0)
+        and (model.pre_process or not _is_copy(model, name))
+    ]
+    mine = [sum(p.numel() for p in own if p.requires_grad), sum(p.numel() for p in own)]
+    total = torch.tensor(mine, dtype=torch.int64, device=torch.cuda.current_device())
+    torch.distributed.all_reduce(total)
+    return int(total[0]), int(total[1])
+
+
+def _is_copy(model: GPTModel, name: str) -> bool:
+    """Whether a parameter is the last stage's copy of tied embeddings."""
+    return name == "output_layer.weight" and bool(model.share_embeddings_and_output_weights)
+
+
+def _is(name: str, word: str) -> bool:
+    """Whether a parameter's name is one that `word` means."""
+    if layers := LAYERS.match(word):
+        number = re.match(r"decoder\.layers\.(\d+)\.", name)
+        return number is not None and int(layers[1]) <= int(number[1]) <= int(layers[2] or layers[1])
+    return fnmatch.fnmatchcase(name, PARTS.get(word, word))
+
+
+def _gathered(value: Any) -> list[Any]:
+    """Every rank's value, in order."""
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found
