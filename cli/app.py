@@ -17,6 +17,8 @@ app = App(
 )
 data = App(name="data", help="Training data.")
 app.command(data)
+lora = App(name="lora", help="Adapters: what a LoRA run has trained.")
+app.command(lora)
 
 COMMANDS = {
     "hf2meg": ("mconv.cli.convert:hf2meg", "Hugging Face to Megatron."),
@@ -38,6 +40,8 @@ COMMANDS = {
 for name, (target, summary) in COMMANDS.items():
     app.command(target, name=name, help=summary)
 data.command("mconv.cli.data:tokenize", name="tokenize", help="Text to megatron-core's .bin and .idx.")
+lora.command("mconv.cli.lora:export", name="export", help="A LoRA run's adapter as PEFT has it.")
+lora.command("mconv.cli.lora:merge", name="merge", help="An adapter and its base, merged into one model.")
 
 
 def main() -> None:

@@ -95,7 +95,7 @@ def hf2meg(
     settings["uneven"] = _uneven(decoder_first_pipeline_num_layers, decoder_last_pipeline_num_layers)
     settings["emit"] = emit
     options = {"format": format, "dtype": dtype, "overwrite": overwrite, "resume": resume, **settings}
-    _run(_plan(checkpoint, where, show=show, **options), "hf2meg", show=show, allow_nonfinite=allow_nonfinite)
+    run_plan(_plan(checkpoint, where, show=show, **options), "hf2meg", show=show, allow_nonfinite=allow_nonfinite)
 
 
 @one_voice
@@ -150,7 +150,7 @@ def reshard(
     names = to_dialect or (found.dialect if kind == "mp_rank" else "mcore")
     settings |= {"dialect": names, "vocab_padding": vocab_padding, "dtype": dtype, "emit": emit}
     plan = _plan(found, out, show=show, format=kind, overwrite=overwrite, resume=resume, **settings)
-    _run(plan, "reshard", show=show, allow_nonfinite=allow_nonfinite)
+    run_plan(plan, "reshard", show=show, allow_nonfinite=allow_nonfinite)
 
 
 @one_voice
@@ -179,7 +179,7 @@ def merge(
     names = found.dialect if kind == "mp_rank" else "mcore"
     options = {"dialect": names, "dtype": None, "overwrite": overwrite, "resume": resume}
     plan = _plan(found, out, show=show, format=kind, **options)
-    _run(plan, "merge", show=show, allow_nonfinite=False)
+    run_plan(plan, "merge", show=show, allow_nonfinite=False)
 
 
 @one_voice
@@ -220,7 +220,7 @@ def meg2hf(
         found = _open(checkpoint, iteration, **said)  # type: ignore[arg-type]
         options = {**settings, "dtype": dtype, "overwrite": overwrite, "resume": resume, "fingerprint": fingerprint}
         plan = _plan(found, where, show=show, format="hf", **options)
-        _run(plan, "meg2hf", show=show, allow_nonfinite=allow_nonfinite)
+        run_plan(plan, "meg2hf", show=show, allow_nonfinite=allow_nonfinite)
 
     if iterations is None:
         export(iteration, out)
@@ -295,7 +295,7 @@ def _plan(checkpoint: "Checkpoint", out: Path, *, show: o.Show, **options: Any) 
     return plan.make(checkpoint, out, check_room=not show.dry_run, **options)
 
 
-def _run(plan: "Plan", step: str, *, show: o.Show, allow_nonfinite: bool) -> None:
+def run_plan(plan: "Plan", step: str, *, show: o.Show, allow_nonfinite: bool) -> None:
     """Carry out the plan, or show it."""
     from mconv.cli import plan as words
     from mconv.convert.plan import shortage

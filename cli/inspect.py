@@ -10,6 +10,7 @@ from mconv.cli import options as o
 from mconv.cli.terminal import dtype_name
 
 if TYPE_CHECKING:
+    from mconv.convert.adapted import Run
     from mconv.convert.checkpoint import Checkpoint
     from mconv.shard.layout import Layout
 
@@ -45,8 +46,13 @@ def inspect(
     plot
         Draw which rank holds which slice: a .png, .svg, .pdf or .html file.
     """
+    from mconv.convert import adapted
     from mconv.convert.opening import open_checkpoint
 
+    if adapted.is_run(path, iteration):
+        facts = _facts_of_run(adapted.open_run(path, iteration))
+        print(jsonlib.dumps(facts, indent=1) if json else "\n".join(f"{k:<24} {v}" for k, v in facts.items()))
+        return
     found = open_checkpoint(path, iteration=iteration, vocab_size=vocab_size, dialect=dialect, config=config)
     facts = facts_of(found)
     if tensors:
@@ -84,6 +90,18 @@ def _preview(c: "Checkpoint", *, tp: int | None, pp: int | None, vpp: int | None
     sizes = [asked if asked is not None else getattr(own, name, 1) for name, asked in (("tp", tp), ("pp", pp))]
     chunks = vpp if vpp is not None else own.vpp if own and pp in (None, own.pp) else 1
     return target_layout(c.spec, c.family, tp=sizes[0], pp=sizes[1], vpp=chunks, dialect=c.dialect or "mcore")
+
+
+def _facts_of_run(run: "Run") -> dict[str, Any]:
+    """Of a LoRA run's checkpoint: the adapter that it holds, and what lies beneath."""
+    settings, factors = run.adapter.settings, run.adapter.factors
+    return {
+        "path": str(run.folder), "holds": "a LoRA adapter", "family": run.adapter.family.name,
+        "rank": settings.rank, "alpha": settings.alpha, "targets": ", ".join(settings.targets),
+        "parameters": sum(factor.numel() for factor in factors.values()),
+        "dtype": dtype_name(next(iter(factors.values())).dtype), "base": run.base["name"],
+        "base_path": run.base["path"], "base_digest": run.base["digest"],
+    }  # fmt: skip
 
 
 def facts_of(c: "Checkpoint") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mconv.convert import manifest, meta, spell
+from mconv.convert import lora, manifest, meta, spell
 from mconv.convert.checkpoint import TRACKER, Checkpoint
 from mconv.convert.complete import check_complete
 from mconv.convert.dialects import DIALECTS, mcore
@@ -131,6 +131,11 @@ def _open_meta(path: Path, told: meta.Told) -> Checkpoint:
 
 def _open_torch_dist(folder: Path, said: Said) -> Checkpoint:
     tensors, common = torch_dist.open_folder(folder)
+    if said_of := lora.of_args(common):
+        raise FormatError(
+            f"{folder} holds the adapter of a LoRA run, not the model beneath it ({said_of['base'].get('name')}); "
+            "`mconv lora merge` makes one model of both, `mconv lora export` a PEFT adapter"
+        )
     what = identify(folder, common, said, tensors={}, only="mcore")
     _check_depth(folder, what.spec, sum(min((*c.shape, 1)[0], c.length) for t in tensors.values() for c in t.chunks))
     stored, located = spell.torch_dist_sources(what.family, what.spec, what.layout, tensors)

@@ -246,5 +246,6 @@ def _manifest(plan: Plan, step: str, found: dict[str, str], read: dict[str, str]
         digests=found,
         copies=plan.source.copies,
         history=[*before.get("history", []), {"step": step, "detail": detail}],
-        made_from=manifest.origins(plan.folder, plan.source.path, before),
+        # what is merged with an adapter is the same model as nothing before it
+        made_from=[] if plan.source.adapter else manifest.origins(plan.folder, plan.source.path, before),
     )

@@ -74,6 +74,10 @@ class Source:
 
     def pull(self, logical: Logical, box: Box, scratch: Scratch | None = None) -> torch.Tensor:
         """The box of a logical tensor, with one dimension for each elementary axis; a view where one piece holds it."""
+        found, adapter = self._stored(logical, box, scratch), self.checkpoint.adapter
+        return found if adapter is None else adapter.merged(logical, box, found)
+
+    def _stored(self, logical: Logical, box: Box, scratch: Scratch | None) -> torch.Tensor:
         out, dtype, filled = None, self.dtype(logical), 0
         for stored in primary(self.groups[logical]):
             for block in stored.piece.blocks:

@@ -68,16 +68,21 @@ class Row:
     def per_layer(self) -> bool:
         return self.name.startswith("layer.")
 
+    def parts(self, sizes: Mapping[str, int]) -> Iterator[tuple[str, int, int]]:
+        """The Hugging Face modules of this row, and [start, stop) of axis `cat` that each fills."""
+        start = 0
+        for module, width in self.hf.items():
+            stop = start + (sizes[width] if isinstance(width, str) else width)
+            yield module, start, stop
+            start = stop
+
     def pieces(self, axes: Axes, sizes: dict[str, int]) -> Iterator[tuple[str, Piece]]:
         """The Hugging Face modules of this row and the piece that each holds."""
         if self.cat is None:
             yield next(iter(self.hf)), entire(axes, sizes)
             return
-        start = 0
-        for module, width in self.hf.items():
-            stop = start + (sizes[width] if isinstance(width, str) else width)
+        for module, start, stop in self.parts(sizes):
             yield module, part(axes, sizes, self.cat, start, stop)
-            start = stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from mconv.convert import manifest
+from mconv.convert import lora, manifest
 from mconv.convert.checkpoint import SIDE_FOLDER, TRACKER, Checkpoint
 from mconv.convert.dialects.mcore import args_of
+from mconv.convert.formats import torch_dist
 from mconv.errors import FormatError
 from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec
+from mconv.train import adapt
 from mconv.train.engine import unwrap
 from mconv.train.mcore import ShardedObject, StrictHandling, dist_checkpointing, parallel_state, quiet, tensor_parallel
 from mconv.train.optimizer import set_step, steps_taken
@@ -120,7 +122,8 @@ def load(folder: Path, *, chunks: list[Any], optimizer: Any) -> Loaded:
     except (dist_checkpointing.core.CheckpointingException, OSError, KeyError) as error:
         raise FormatError(f"{folder}: cannot resume from it: {error}") from error
     for name, chunk in _named(chunks).items():
-        unwrap(chunk).load_state_dict(loaded[name])
+        whole = unwrap(chunk)
+        whole.load_state_dict(loaded[name], strict=adapt.adapted(whole) is None)
     step = _step_of(common["optimizer"])
     optimizer.load_state_dict(loaded["optimizer"])
     set_step(optimizer, step)
@@ -134,9 +137,18 @@ def load(folder: Path, *, chunks: list[Any], optimizer: Any) -> Loaded:
     )
 
 
+def lora_of(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of the adapter that it holds. Raises FormatError if it is of a run that trained a model."""
+    found = lora.of_args(torch_dist.open_folder(folder)[1])
+    if found is None:
+        raise FormatError(f"{folder} is of a run without LoRA; go on without lora_rank, or give another --save")
+    return found
+
+
 def _sharded(chunks: list[Any], optimizer: Any, *, loading: bool) -> dict[str, Any]:
     """What is spread over ranks: weights, optimizer state, random states."""
-    weights = {name: unwrap(chunk).sharded_state_dict(metadata=dict(CONTENT)) for name, chunk in _named(chunks).items()}
+    wholes = {name: unwrap(chunk) for name, chunk in _named(chunks).items()}
+    weights = {n: adapt.kept(whole, whole.sharded_state_dict(metadata=dict(CONTENT))) for n, whole in wholes.items()}
     (pp, tp), (pp_rank, tp_rank) = _grid_now(), _place()
     rng = ShardedObject(
         "rng_state", [_rng()], (pp, tp), (pp_rank, tp_rank), replica_id=parallel_state.get_data_parallel_rank()
@@ -202,6 +214,8 @@ def _args(spec: ModelSpec, parallel: Parallel, chunks: list[Any], *, iteration: 
         no_save_optim=False, no_save_rng=False, consumed_train_samples=consumed, world_size=world,
         data_parallel_size=parallel.data_parallel(world), sequence_parallel=parallel.sequence_parallel,
     )  # fmt: skip
+    if found := adapt.adapted(whole):
+        args.lora = found.to_dict()
     return args
 
 

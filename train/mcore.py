@@ -69,6 +69,7 @@ with _quiet_import():
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
     from megatron.core.transformer.transformer_config import TransformerConfig
     from megatron.core.transformer.transformer_layer import TransformerLayer
+    from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 cpu.install()
 
@@ -103,6 +104,7 @@ __all__ = [
     "get_gpt_layer_local_spec",
     "get_megatron_optimizer",
     "get_num_layers_to_build",
+    "make_sharded_tensors_for_checkpoint",
     "parallel_state",
     "quiet",
     "tensor_parallel",

@@ -9,7 +9,7 @@ import torch
 from mconv.convert.checkpoint import Checkpoint
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
-from mconv.train import checkpoint, weights
+from mconv.train import adapt, checkpoint, weights
 from mconv.train import log as logs
 from mconv.train.config import TrainConfig
 from mconv.train.engine import build, check_known, init, unwrap
@@ -55,7 +55,8 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     init(parallel, seed=config.seed)
     resumed = checkpoint.latest(Path(config.save)) if config.save else None
     source = checkpoint.folder_of(Path(str(config.save)), resumed) if resumed else Path(config.load)
-    opened = weights.open_weights(str(source), vocab_size=config.vocab_size)
+    based = adapt.wanted(config)  # then checkpoints hold no weights of the model: these are always those of `load`
+    opened = weights.open_weights(config.load if based else str(source), vocab_size=config.vocab_size)
     _check_same_run(config, opened, resumed=bool(resumed))
     spec, seq_length = opened.spec, config.seq_length or opened.spec.max_position_embeddings
     _check(config, parallel, spec, seq_length)
@@ -65,10 +66,12 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
         calculate_per_token_loss=True, deallocate_pipeline_outputs=True,
         hidden_dropout=config.hidden_dropout, attention_dropout=config.attention_dropout,
     )  # fmt: skip
-    if not resumed:
+    if based or not resumed:
         weights.fill(whole, opened, parallel, padded_vocab_size=padded)
     if config.freeze:
         freeze([whole], config.freeze)
+    if based:
+        say(adapt.adapt(whole, config, opened, resumed=checkpoint.lora_of(source) if resumed else None))
     chunks = [_data_parallel(whole, config)]
     optimizer = make_optimizer(chunks, config)
     at = checkpoint.load(source, chunks=chunks, optimizer=optimizer) if resumed else checkpoint.Loaded()
@@ -143,6 +146,6 @@ def _tell(run: Run, padded: int, say: logs.Say) -> None:
         f"{world} ranks: tp {run.parallel.tp} x pp {run.parallel.pp} x dp {run.parallel.data_parallel(world)}; "
         f"seq_length {run.seq_length}{inherited}; iteration {run.iteration} of {run.iterations}"
     )
-    if run.config.freeze:
+    if run.config.freeze or adapt.wanted(run.config):
         trained, whole = count([unwrap(chunk) for chunk in run.chunks])
         say(f"training {trained} of {whole} parameters ({100 * trained / whole:.4g} %)")

@@ -36,6 +36,6 @@ def _plain(place: Path) -> Path:
 
 def _no_source(made: dict[str, Any]) -> str:
     steps = made.get("history", [])
-    if steps and isinstance(steps[-1], dict) and steps[-1].get("step") == "train":
+    if steps and isinstance(steps[-1], dict) and steps[-1].get("step") in ("train", "lora merge"):
         return "it is the result of a training, and equal to nothing that was there before"
     return f"its {manifest.NAME} does not say where its source lies (it was published, or is of an older mconv)"

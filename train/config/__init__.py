@@ -9,6 +9,7 @@ from mconv.train.config.evaluation import Evaluation
 from mconv.train.config.guards import Guards
 from mconv.train.config.length import Length
 from mconv.train.config.logs import Logs
+from mconv.train.config.lora import Lora
 from mconv.train.config.optimizer import Optimizer
 from mconv.train.config.parallelism import Parallelism
 from mconv.train.config.precision import Precision
@@ -18,16 +19,16 @@ from mconv.train.config.stops import Stops
 from mconv.train.config.trained import Trained
 
 SECTIONS = (
-    Start, Data, Parallelism, Length, Schedule, Optimizer, Precision, Trained, Checkpoints, Stops, Evaluation, Logs,
-    Guards,
+    Start, Data, Parallelism, Length, Schedule, Optimizer, Precision, Trained, Lora, Checkpoints, Stops, Evaluation,
+    Logs, Guards,
 )  # fmt: skip
 """In the order of `mconv train --help`. A section is a page of fields and the rules that they must keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
-    Guards, Logs, Evaluation, Stops, Checkpoints, Trained, Precision, Optimizer, Schedule, Length, Parallelism, Data,
-    Start,
+    Guards, Logs, Evaluation, Stops, Checkpoints, Lora, Trained, Precision, Optimizer, Schedule, Length, Parallelism,
+    Data, Start,
 ):  # fmt: skip
     """One run. Sizes are in tokens, samples or iterations, as each field says."""
 

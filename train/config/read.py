@@ -58,7 +58,7 @@ def _plain(name: str, value: Any) -> Any:
             return float(value)
         except ValueError:
             return value
-    return [float(x) if isinstance(x, int) else x for x in value] if name == "data_weights" and value else value
+    return [float(x) if isinstance(x, int) else x for x in value] if "list[float]" in _word(kind) and value else value
 
 
 def _is(value: Any, kind: Any) -> bool:

@@ -1,0 +1,102 @@
+"""Adapters on disk: the checkpoint of a LoRA run or a PEFT folder, the base beneath it, and both merged into one."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mconv.convert import lora, opening, peft
+from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.digests import combined
+from mconv.convert.formats import torch_dist
+from mconv.convert.formats.hf import read_json
+from mconv.convert.identify import Said, identify
+from mconv.convert.lora import Adapter, Settings
+from mconv.convert.source import Progress, Source, digests, quiet
+from mconv.errors import FormatError, refuse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The checkpoint of a LoRA run, opened."""
+
+    folder: Path
+    adapter: Adapter
+    base: dict[str, str]
+    """`name`, `path` as seen from the run's folder, and `digest` of the model beneath."""
+
+
+def is_run(path: Path, iteration: int | None = None) -> bool:
+    """Whether a Megatron root, or one iteration's folder, is of a run that trained an adapter."""
+    if not path.is_dir() or (path / "config.json").is_file() or peft.is_adapter(path):
+        return False
+    folder = opening.iteration_folder(path, iteration)
+    return torch_dist.is_torch_dist(folder) and lora.of_args(torch_dist.open_folder(folder)[1]) is not None
+
+
+def open_run(path: Path, iteration: int | None = None) -> Run:
+    """The adapter that a LoRA run's checkpoint holds. Raises FormatError if it is of another run, or damaged."""
+    if not is_run(path, iteration):
+        raise FormatError(f"{path} is not the checkpoint of a LoRA run")
+    folder = opening.iteration_folder(path, iteration)
+    tensors, common = torch_dist.open_folder(folder)
+    said: dict[str, Any] = lora.of_args(common) or {}
+    settings = Settings.from_dict(said)
+    what = identify(folder, common, Said(), tensors={}, only="mcore")
+    known = lora.linears(what.family, what.spec)
+    keys = [lora.stacked_key(name, factor) for name in settings.targets for factor in lora.FACTORS]
+    bad = [f"{key} is missing" for key in keys if key not in tensors]
+    bad += [f"{key}: not of the adapter that its args describe" for key in tensors if key not in keys]
+    refuse(bad, doing=f"{folder}", kind=FormatError)
+    stacks = {key: _whole(key, tensors[key]) for key in keys}
+    factors = lora.unstacked(settings, known, stacks)
+    adapter = Adapter(settings=settings, family=what.family, spec=what.spec, factors=factors)
+    return Run(folder=folder, adapter=adapter, base=dict(said["base"]))
+
+
+def _whole(key: str, stored: torch_dist.Global) -> Tensor:
+    """A global tensor out of its chunks; NaN, which no adapter may hold, where there is none."""
+    out = torch.full(stored.shape, float("nan"), dtype=stored.dtype)
+    for chunk in stored.chunks:
+        at = tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.shape, strict=True))
+        out[at] = chunk.locate(key, stored.dtype).load()
+    return out
+
+
+def with_base(path: Path, base: Path | None, *, iteration: int | None = None, progress: Progress = quiet) -> Checkpoint:
+    """The model that an adapter (a LoRA run's checkpoint, or a PEFT folder) makes of its base, which `base` may name.
+
+    A run's checkpoint knows its base's weights by their digest: another base is refused. Raises FormatError.
+    """
+    if peft.is_adapter(path):
+        beneath = opening.open_checkpoint(base or _named(path))
+        return merged(beneath, peft.read(path, family=beneath.family, spec=beneath.spec))
+    run = open_run(path, iteration)
+    where = base or (run.folder.parent / run.base["path"])
+    if not where.is_dir():
+        raise FormatError(f"{where}, the base of {path}, is not there; say with --base where it is now")
+    beneath = opening.open_checkpoint(where)
+    if beneath.spec != run.adapter.spec:
+        raise FormatError(f"{where} is not the base of {path}: it is another architecture than {run.base['name']}")
+    found = digests(Source.of(beneath), allow_nonfinite=True, progress=progress).stored
+    if combined(found) != run.base["digest"]:
+        raise FormatError(f"{where} has not the weights that {path} was trained on ({run.base['name']})")
+    return merged(beneath, run.adapter)
+
+
+def _named(folder: Path) -> Path:
+    """The base that a PEFT folder names, if it is a folder: as named, or seen from the adapter or from beside it."""
+    name = str(read_json(folder / peft.CONFIG).get("base_model_name_or_path"))
+    places = [place / name for place in (Path(), folder, folder.parent)]
+    if found := next((place for place in places if place.is_dir()), None):
+        return found
+    raise FormatError(f"{folder} names {name!r} as its base, which is no folder here; give it with --base")
+
+
+def merged(base: Checkpoint, adapter: Adapter) -> Checkpoint:
+    """The base, each of whose tensors is read as W + scale * B A. A model of its own: nothing vouches for it yet."""
+    history = [*(base.manifest or {}).get("history", []), {"step": "lora", "detail": adapter.settings.to_dict()}]
+    return dataclasses.replace(base, adapter=adapter, manifest={"history": history, "copies": base.copies})

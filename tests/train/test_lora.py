@@ -1,0 +1,299 @@
+"""LoRA: PEFT's adapters on fused and cut linears, the same at every layout; saved, exported, merged."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from mconv.cli import app
+from mconv.errors import ConfigError, FormatError
+
+HERE = Path(__file__)
+GOLDEN = HERE.parents[3] / "shared" / "golden" / "peft" / "lora-r4"
+
+
+def _module(name):
+    spec = importlib.util.spec_from_file_location(name, HERE.with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+jobs, lora_jobs = _module("jobs"), _module("lora_jobs")
+JOBS, FAULTS = HERE.with_name("jobs.py"), HERE.with_name("lora_jobs.py")
+LAYOUTS = {
+    "tp2 pp2": {"tp": 2, "pp": 2},
+    "tp2 sp dp2 distopt": {"tp": 2, "sequence_parallel": True, "distributed_optimizer": True},
+    "tp4": {"tp": 4},  # more ranks than query groups
+    "tp4 sp": {"tp": 4, "sequence_parallel": True},
+}
+SOME = ["q_proj", "v_proj", "up_proj", "down_proj"]
+"""Of each fused linear a part has none."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The fields of a run that every test shares: a tiny HF model, an adapter of it, and real tokenized text."""
+    folder = tmp_path_factory.mktemp("run")
+    jobs.hf_folder(folder / "hf", jobs.SPEC)
+    return {
+        "load": str(folder / "hf"), "data": [str(jobs.train_data(folder))], "train_iters": 3, "lr": 5e-3,
+        "lr_decay_style": "constant", "global_batch_size": 4, "seq_length": 32, "make_vocab_size_divisible_by": 8,
+        "data_cache": str(folder / "cache"),
+        "lora_load": str(lora_jobs.adapter_folder(folder / "adapter", folder / "hf")),
+    }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_group():
+    yield
+    from mconv.train import engine
+
+    engine.shutdown()
+
+
+@pytest.fixture(scope="module")
+def alone(run):
+    """The run at tp 1, pp 1, dp 1."""
+    return jobs.train(**run)
+
+
+@pytest.fixture(scope="module")
+def fresh(run):
+    """A run that makes its own adapter, saved at steps 2 and 3."""
+    fields = {k: v for k, v in run.items() if k != "lora_load"}
+    return fields | {"lora_rank": 4, "lora_alpha": 16.0, "lora_targets": SOME, "lora_dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def saved(fresh, tmp_path_factory):
+    """Its folder, and what came of it."""
+    folder = tmp_path_factory.mktemp("saved")
+    return folder, jobs.train(**fresh, save=str(folder))
+
+
+def far(ours, theirs):
+    """The largest difference of two runs' losses and gradient norms."""
+    assert len(ours["losses"]) == len(theirs["losses"])
+    pairs = [pair for name in ("losses", "grad_norms") for pair in zip(ours[name], theirs[name], strict=True)]
+    return max(abs(a - b) for a, b in pairs)
+
+
+# ---------------------------------------------------------------- PEFT's
+def transformers_model(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+
+
+def with_peft(model, adapter):
+    peft = pytest.importorskip("peft", reason="needs the package peft")
+    wrapped = peft.PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    return wrapped, [p for p in wrapped.parameters() if p.requires_grad]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft's, about transformers
+@pytest.mark.parametrize("family", ["llama", "falcon"])
+@pytest.mark.parametrize("judge", ["by hand", "peft"])
+def test_losses_are_those_of_a_model_with_the_adapter_on_it(judge, family, run, alone, tmp_path, monkeypatch):
+    """Three steps from the same adapter on the same batches: outputs, gradients and updates are PEFT's."""
+    from mconv.train.data import dataset
+
+    seen, batches = [], dataset.batches
+    monkeypatch.setattr(dataset, "batches", lambda *a, **k: (seen.append(b) or b for b in batches(*a, **k)))
+    if family == "falcon":
+        tiny.make_falcon(tmp_path / "hf", **tiny.FALCONS["40b-biases"])
+        run = run | {"load": str(tmp_path / "hf")}
+        run["lora_load"] = str(lora_jobs.adapter_folder(tmp_path / "adapter", tmp_path / "hf"))
+    ours = jobs.train(**run)["losses"]
+    model, adapter = transformers_model(run["load"]), Path(run["lora_load"])
+    if judge == "peft":
+        model, factors = with_peft(model, adapter)
+    else:
+        factors = lora_jobs.by_hand(model, adapter)
+    theirs = lora_jobs.losses_of(model, factors, seen, lr=run["lr"], each=run["global_batch_size"])
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-4
+    assert abs(theirs[0] - theirs[-1]) > 1e-3  # there is something to agree on
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"needs {GOLDEN}")
+def test_the_real_peft():
+    """An adapter that PEFT wrote: logits with it, and the weights that PEFT merged."""
+    from safetensors.torch import load_file
+
+    from mconv.convert import adapted, peft
+    from mconv.convert.load import open_checkpoint
+    from mconv.convert.source import Source
+    from mconv.train import engine, lora, weights
+
+    base, parallel = open_checkpoint(GOLDEN / "base"), engine.Parallel()
+    engine.init(parallel)
+    model = engine.build(base.spec, padded_vocab_size=256, parallel=parallel, dtype=torch.float32)
+    weights.fill(model, base, parallel, padded_vocab_size=256)
+    expected = load_file(GOLDEN / "expected.safetensors")
+    adapter = peft.read(GOLDEN / "adapter", family=base.family, spec=base.spec)
+    lora.attach(
+        model, adapter.settings, family=base.family, spec=base.spec,
+        start=lambda linear, layer, factor: adapter.factors[linear.key(layer, factor)],
+    )  # fmt: skip
+    found = engine.logits(model, expected["input_ids"], parallel=parallel)
+    torch.testing.assert_close(found, expected["logits"], atol=2e-5, rtol=0)
+    ours, theirs = Source.of(adapted.with_base(GOLDEN / "adapter", None)), Source.of(open_checkpoint(GOLDEN / "merged"))
+    for logical in base.family.logicals(base.spec):
+        box = tuple((0, n) for n in ours.dims(logical))
+        torch.testing.assert_close(ours.pull(logical, box), theirs.pull(logical, box), atol=2e-7, rtol=0)
+
+
+# ---------------------------------------------------------------- layouts
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_losses_do_not_depend_on_the_layout(layout, run, alone, world):
+    assert far(world.run(f"{JOBS}:train", **run, **LAYOUTS[layout])[0], alone) < 1e-4
+
+
+@pytest.mark.parametrize("fault", ["q on k's rows", "gate and up swapped", "alpha/r forgotten"])
+def test_an_adapter_in_the_wrong_place_is_seen(fault, run, alone):
+    assert far(lora_jobs.train_with(fault, **run), alone) > 1e-3
+
+
+@pytest.mark.parametrize(("fault", "sp"), [("gradients of A not summed", False), ("no marks", True)])
+def test_a_gradient_that_is_not_summed_over_ranks_is_seen(fault, sp, run, alone, world):
+    found = world.run(f"{FAULTS}:train_with", fault=fault, **run, tp=2, sequence_parallel=sp)[0]
+    assert far(found, alone) > 1e-3
+
+
+def test_nothing_but_the_adapter_is_trained(run, fresh):
+    """The first forward is the base's own, whatever the rank; and the adapter starts alike at every layout."""
+    base = {k: v for k, v in run.items() if k != "lora_load"} | {"train_iters": 1}
+    assert jobs.train(**fresh | {"train_iters": 1, "lora_dropout": 0.0})["losses"] == jobs.train(**base)["losses"]
+
+
+# ---------------------------------------------------------------- checkpoints
+def test_resumed_is_bit_equal(fresh, saved, tmp_path):
+    """With dropout, whose random states go on too."""
+    _, whole = saved
+    first = jobs.train(**fresh, save=str(tmp_path), exit_after=2)
+    second = jobs.train(**fresh, save=str(tmp_path))
+    assert first["losses"] + second["losses"] == whole["losses"]
+    assert first["grad_norms"] + second["grad_norms"] == whole["grad_norms"]
+
+
+def test_resumed_at_another_layout(run, alone, world, tmp_path):
+    fields = run | {"save": str(tmp_path), "distributed_optimizer": True}
+    first = world.run(f"{JOBS}:train", **fields, tp=2, pp=2, exit_after=2)[0]
+    second = jobs.train(**fields)
+    assert far({k: first[k] + second[k] for k in ("losses", "grad_norms")}, alone) < 1e-4
+
+
+def test_a_checkpoint_holds_the_adapter_alone(saved):
+    from mconv.convert.formats import torch_dist
+
+    tensors, common = torch_dist.open_folder(saved[0] / "iter_0000003")
+    assert {key.rpartition(".")[0] for key in tensors} == {f"decoder.layers.lora.{name}" for name in SOME}
+    assert common["args"].lora["base"]["digest"].startswith("xxh3-128 ")
+
+
+def test_another_run_is_refused(fresh, saved, tmp_path):
+    folder, _ = saved
+    jobs.hf_folder(tmp_path / "other", jobs.SPEC, seed=1)
+    on = fresh | {"save": str(folder), "train_iters": 4}
+    refused = {
+        "lora_rank is 2, but the run in": {"lora_rank": 2},
+        r"lora_targets is \['q_proj'\], but": {"lora_targets": ["q_proj"]},
+        "has not the weights that the adapter in": {"load": str(tmp_path / "other")},
+        "holds the adapter of a LoRA run": {
+            "lora_rank": None,
+            "lora_alpha": None,
+            "lora_targets": None,
+            "lora_dropout": 0.0,
+        },
+    }
+    for message, change in refused.items():
+        with pytest.raises((ConfigError, FormatError), match=message):
+            jobs.train(**on | change)
+    full = {k: v for k, v in fresh.items() if not k.startswith("lora")} | {
+        "save": str(tmp_path / "full"),
+        "train_iters": 1,
+    }
+    jobs.train(**full)
+    with pytest.raises(FormatError, match="is of a run without LoRA"):
+        jobs.train(**fresh | {"save": str(tmp_path / "full")})
+
+
+# ---------------------------------------------------------------- export, merge
+def test_exported_and_merged(saved, run, tmp_path, capsys):
+    """Logits of the merged model are those of the base with the exported adapter on it."""
+    folder, _ = saved
+    assert app.run(["lora", "export", str(folder), "--out", str(tmp_path / "adapter")]) == 0
+    assert app.run(["lora", "merge", str(folder), "--out", str(tmp_path / "merged")]) == 0
+    assert app.run(["lora", "merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "meg"), "--tp", "2",
+                    "--format", "torch_dist"]) == 0  # fmt: skip
+    assert app.run(["meg2hf", str(tmp_path / "meg"), "--out", str(tmp_path / "back")]) == 0
+    capsys.readouterr()
+    assert tiny.same(tiny.tensors(tmp_path / "merged"), tiny.tensors(tmp_path / "back"))
+    with torch.no_grad():
+        tokens, model = jobs.tokens(), transformers_model(run["load"])
+        before = model(tokens).logits
+        lora_jobs.by_hand(model, tmp_path / "adapter")
+        merged = transformers_model(tmp_path / "merged")(tokens).logits
+        torch.testing.assert_close(merged, model(tokens).logits, atol=1e-5, rtol=0)
+    assert (merged - before).abs().max() > 1e-3
+
+
+def test_what_the_commands_say(saved, run, tmp_path, capsys):
+    folder, _ = saved
+    assert app.run(["inspect", str(folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["rank"], facts["targets"], facts["base"]) == (4, ", ".join(SOME), "hf")
+    assert app.run(["meg2hf", str(folder), "--out", str(tmp_path / "x")]) == 2
+    assert "`mconv lora merge` makes one model of both" in capsys.readouterr().err
+    jobs.hf_folder(tmp_path / "other", jobs.SPEC, seed=1)
+    other = ["--base", str(tmp_path / "other"), "--out", str(tmp_path / "x")]
+    assert app.run(["lora", "merge", str(folder), *other]) == 2
+    assert "has not the weights that" in capsys.readouterr().err
+    assert app.run(["lora", "export", run["load"], "--out", str(tmp_path / "x")]) == 2
+    assert "is not the checkpoint of a LoRA run" in capsys.readouterr().err
+
+
+REFUSED = {
+    "unknown linear": (
+        {"lora_rank": 4, "lora_targets": ["query_key_value"]},
+        "no 'query_key_value'; it has q_proj, k_proj",
+    ),
+    "no rank": ({"lora_targets": ["q_proj"]}, "lora_targets needs lora_rank"),
+    "rank 0": ({"lora_rank": 0}, "lora_rank is 0; it must be at least 1"),
+    "another rank": ({"lora_rank": 2, "lora_load": "ADAPTER"}, "lora_rank is 2, but the adapter"),
+    "no adapter": ({"lora_load": "/nowhere"}, "give the folder of a PEFT adapter"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name, run):
+    change, message = REFUSED[name]
+    change = {k: run["lora_load"] if v == "ADAPTER" else v for k, v in change.items()}
+    with pytest.raises((ConfigError, FormatError), match=message):
+        jobs.train(**{k: v for k, v in run.items() if k != "lora_load"} | change)
+
+
+BAD_ADAPTERS = {
+    "dora": ({"use_dora": True}, "use_dora is True, which mconv does not know"),
+    "patterns": ({"rank_pattern": {"q_proj": 2}}, "rank_pattern is"),
+    "bias": ({"bias": "all"}, "trains biases too"),
+    "another rank": ({"r": 8}, "a rank of 8 make it"),
+    "pissa": ({"init_lora_weights": "pissa"}, "changes the base too"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ADAPTERS)
+def test_adapters_that_are_more_are_refused(name, run, tmp_path):
+    from mconv.convert import peft
+    from mconv.convert.load import open_checkpoint
+
+    change, message = BAD_ADAPTERS[name]
+    base = open_checkpoint(run["load"])
+    folder = lora_jobs.adapter_folder(tmp_path, Path(run["load"]))
+    tiny.edit_json(folder / "adapter_config.json", **change)
+    with pytest.raises(FormatError, match=message):
+        peft.read(folder, family=base.family, spec=base.spec)

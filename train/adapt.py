@@ -1,0 +1,130 @@
+"""LoRA in a run: where its adapter begins, which base it is of, and what its checkpoints hold and say.
+
+They hold the adapter alone, and a digest of the base: not of files but of every weight, so that the same base in another
+format or layout is the same, and another one is refused when the run goes on.
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mconv.convert import peft
+from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.digests import combined
+from mconv.convert.lora import Adapter, Settings, chosen, linears
+from mconv.convert.source import Source, digests
+from mconv.errors import ConfigError, FormatError
+from mconv.train import lora
+from mconv.train.config import TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """What a model carries that has adapters, as `model.adapted`."""
+
+    settings: Settings
+    base: dict[str, str]
+    """Of the model beneath: `name`, `path` as seen from the run's folder, `digest` of its weights."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint's args say under `lora`."""
+        return {**self.settings.to_dict(), "base": self.base}
+
+
+def wanted(config: TrainConfig) -> bool:
+    """Whether a run trains adapters alone."""
+    return config.lora_rank is not None or config.lora_load is not None
+
+
+def adapt(model: Any, config: TrainConfig, base: Checkpoint, *, resumed: dict[str, Any] | None) -> str:
+    """Give a filled model its adapters; returns a line for people. `resumed`: what the run's checkpoint says of its own.
+
+    Every rank calls it. Raises ConfigError where a resumed run's adapter or base was another one.
+    """
+    given = _given(config, base)
+    settings = given.settings if given else _settings(config, base)
+    adapted = Adapted(settings, _described(config, base))
+    if resumed is not None:
+        _check_same(config, adapted.to_dict(), resumed)
+
+    def of_given(linear: Any, layer: int, factor: str) -> torch.Tensor:
+        assert given is not None
+        return given.factors[linear.key(layer, factor)]
+
+    begin = of_given if given else lora.fresh(settings, base.spec.sizes, config.seed)
+    lora.attach(model, settings, family=base.family, spec=base.spec, start=begin)
+    model.adapted = adapted
+    return f"LoRA: {settings}"
+
+
+def _given(config: TrainConfig, base: Checkpoint) -> Adapter | None:
+    """The adapter of `lora_load`, if what else the configuration says of it is true."""
+    if config.lora_load is None:
+        return None
+    if not peft.is_adapter(Path(config.lora_load)):
+        raise FormatError(f"lora_load {config.lora_load} has no {peft.CONFIG}; give the folder of a PEFT adapter")
+    adapter = peft.read(Path(config.lora_load), family=base.family, spec=base.spec)
+    known = linears(base.family, base.spec)
+    own: dict[str, Any] = {"lora_rank": adapter.settings.rank, "lora_alpha": adapter.settings.alpha}
+    asked: dict[str, Any] = {name: getattr(config, name) for name in own}
+    if config.lora_targets is not None:
+        own["lora_targets"], asked["lora_targets"] = adapter.settings.targets, chosen(config.lora_targets, known)
+    for name, value in own.items():
+        if asked[name] is not None and asked[name] != value:
+            raise ConfigError(f"{name} is {asked[name]}, but the adapter {config.lora_load} has {value}; leave it out")
+    settings = dataclasses.replace(adapter.settings, dropout=config.lora_dropout)
+    return dataclasses.replace(adapter, settings=settings)
+
+
+def _settings(config: TrainConfig, base: Checkpoint) -> Settings:
+    rank = config.lora_rank or 0
+    targets = chosen(config.lora_targets, linears(base.family, base.spec))
+    alpha = float(rank) if config.lora_alpha is None else config.lora_alpha
+    return Settings(rank=rank, alpha=alpha, targets=targets, dropout=config.lora_dropout)
+
+
+def _described(config: TrainConfig, base: Checkpoint) -> dict[str, str]:
+    """The base by its name, its place and its weights; nothing of a run that leaves no checkpoint."""
+    if config.save is None:
+        return {}
+    path = os.path.relpath(base.path.resolve(), Path(config.save).resolve())
+    return {"name": base.name, "path": path, "digest": digest_of(base)}
+
+
+def digest_of(base: Checkpoint) -> str:
+    """One digest of every weight of a checkpoint: each rank reads its share, and all know the result."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    names = [str(logical) for logical in base.family.logicals(base.spec)]
+    mine = digests(Source.of(base), only=set(names[rank::world]), allow_nonfinite=True).stored
+    shares: list[Any] = [None] * world
+    torch.distributed.all_gather_object(shares, mine)
+    return combined({name: digest for share in shares for name, digest in share.items()})
+
+
+def _check_same(config: TrainConfig, now: dict[str, Any], then: dict[str, Any]) -> None:
+    """A run goes on with the adapter that it has, on the base that it was trained on."""
+    names = {"rank": "lora_rank", "alpha": "lora_alpha", "targets": "lora_targets"}
+    for key, field in names.items():
+        if now[key] != then.get(key):
+            raise ConfigError(f"{field} is {now[key]}, but the run in {config.save} has {then.get(key)}")
+    if now["base"]["digest"] != (then.get("base") or {}).get("digest"):
+        raise ConfigError(
+            f"{config.load} has not the weights that the adapter in {config.save} was trained on "
+            f"({(then.get('base') or {}).get('name')}); give that base with --load, or another --save"
+        )
+
+
+# ---- what a checkpoint holds -----------------------------------------------------------------------------------------
+def kept(model: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Of a model's state what its checkpoint holds: the adapters if it has some, else all."""
+    return {key: part for key, part in state.items() if ".lora." in key} if adapted(model) else state
+
+
+def adapted(model: Any) -> Adapted | None:
+    """What a model with adapters carries; None for any other."""
+    found: Adapted | None = getattr(model, "adapted", None)
+    return found
