@@ -5,7 +5,8 @@ from collections.abc import Callable
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mconv.train.mcore import parallel_state, tensor_parallel
+from mconv.train.cross_entropy import CrossEntropy
+from mconv.train.mcore import parallel_state
 
 
 def true_vocab_loss(vocab_size: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -15,11 +16,10 @@ def true_vocab_loss(vocab_size: int) -> Callable[[Tensor, Tensor], Tensor]:
     """
 
     def loss(labels: Int[Tensor, "b s"], logits: Float[Tensor, "s b cut_vocab"]) -> Float[Tensor, "b s"]:
-        width = logits.shape[-1]
-        mine = vocab_size - width * parallel_state.get_tensor_model_parallel_rank()
-        if mine < width:
-            logits[..., max(mine, 0) :] = float("-inf") if mine > 0 else -1e30
-        losses: Tensor = tensor_parallel.vocab_parallel_cross_entropy(logits, labels.transpose(0, 1).contiguous())
-        return losses.transpose(0, 1).contiguous()
+        length, batch, width = logits.shape
+        first = width * parallel_state.get_tensor_model_parallel_rank()
+        columns = min(max(vocab_size - first, 0), width)
+        losses: Tensor = CrossEntropy.apply(logits.view(-1, width), labels.t().reshape(-1), first, columns)
+        return losses.view(length, batch).t().contiguous()
 
     return loss
