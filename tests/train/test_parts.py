@@ -250,3 +250,19 @@ def test_nothing_names_a_cuda_only_path():
     """Only cpu.py and mcore.py may know that there are two kinds of machines; the rest reads current_device()."""
     for path in Path(configs.__file__).parent.rglob("*.py"):
         assert 'device="cuda"' not in path.read_text() or path.name == "cpu.py", path
+
+
+def test_adam_is_fused_for_the_length_of_a_step():
+    from mconv.train.optimizer import _fuse
+
+    weights = [torch.nn.Parameter(torch.randn(7)) for _ in range(2)]
+    weights[1].data.copy_(weights[0].data)
+    fused, plain = (torch.optim.AdamW([weight], lr=0.1) for weight in weights)
+    _fuse(fused)
+    seen = []
+    fused.register_step_pre_hook(lambda adam, *_: seen.append(adam.param_groups[0]["fused"]))
+    for weight, optimizer in zip(weights, (fused, plain), strict=True):
+        weight.grad = torch.ones(7)
+        optimizer.step()
+    assert seen == [True] and fused.param_groups[0]["fused"] is None, "what is saved does not know of it"
+    torch.testing.assert_close(*weights)
