@@ -40,8 +40,10 @@ def wanted(config: TrainConfig) -> bool:
     return config.lora_rank is not None or config.lora_load is not None
 
 
-def adapt(model: Any, config: TrainConfig, base: Checkpoint, *, resumed: dict[str, Any] | None) -> str:
-    """Give a filled model its adapters; returns a line for people. `resumed`: what the run's checkpoint says of its own.
+def adapt(models: list[Any], config: TrainConfig, base: Checkpoint, *, resumed: dict[str, Any] | None) -> str:
+    """Give this rank's filled parts of the model their adapters; returns a line for people.
+
+    `resumed`: what the checkpoint that the run goes on from says of its own.
 
     Every rank calls it. Raises ConfigError where a resumed run's adapter or base was another one.
     """
@@ -56,8 +58,9 @@ def adapt(model: Any, config: TrainConfig, base: Checkpoint, *, resumed: dict[st
         return given.factors[linear.key(layer, factor)]
 
     begin = of_given if given else lora.fresh(settings, base.spec.sizes, config.seed)
-    lora.attach(model, settings, family=base.family, spec=base.spec, start=begin)
-    model.adapted = adapted
+    for model in models:
+        lora.attach(model, settings, family=base.family, spec=base.spec, start=begin)
+        model.adapted = adapted
     return f"LoRA: {settings}"
 
 
