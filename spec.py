@@ -48,14 +48,15 @@ class ModelSpec:
     max_position_embeddings: int
     norm_epsilon: float
     rope: Rope = field(default_factory=Rope)
-    position: Literal["rope", "alibi"] = "rope"
-    """What tells positions apart: rotary embedding, or ALiBi's bias on attention scores (`rope` then says nothing)."""
+    position: Literal["rope", "alibi", "learned"] = "rope"
+    """What tells positions apart: rotary embedding; ALiBi's bias on attention scores; or a vector learned for each, added
+    to the token's, of which there are `max_position_embeddings` (`rope` then says nothing)."""
     sliding_window: int | None = None
     """Keys that a query sees, itself included; None: all before it."""
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm, or LayerNorm with its bias."""
-    activation: Literal["swiglu", "gelu"] = "swiglu"
-    """`swiglu`: a gated MLP of two halves; `gelu`: exact (erf), not gated."""
+    activation: Literal["swiglu", "gelu", "gelu_tanh"] = "swiglu"
+    """`swiglu`: a gated MLP of two halves; not gated: `gelu`, the exact one (erf), and `gelu_tanh`, GPT-2's."""
     parallel_attention: bool = False
     """Attention and MLP read the same hidden states, and both are added to them (Falcon); else one after the other."""
     shared_norm: bool = False
@@ -111,6 +112,7 @@ class ModelSpec:
             "h": self.kv_channels,
             "p": 2,  # the two halves of a gated MLP: gate, up
             "f": self.ffn_hidden_size,
+            "m": self.max_position_embeddings,
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def before_training(config: "TrainConfig") -> bool:
     from mconv.convert.opening import open_checkpoint
     from mconv.train.parallel import from_rank_0
 
-    load = Path(config.load)
+    load = Path(str(config.load))
     if not load.is_dir() and config.save and (Path(config.save) / TRACKER).is_file():
         _say(f"not verified: {load} is gone, and the run goes on from its own checkpoint in {config.save}")
         return True

@@ -105,6 +105,27 @@ class Biases:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """A key whose values are those of a field of the spec under other names; of several names the first is written."""
+
+    hf: str
+    spec: str
+    values: Mapping[str, str]
+    default: str
+
+    def read(self, left: Config) -> Config:
+        value = take(left, self.hf, str, self.default)
+        if value not in self.values:
+            known = ", ".join(map(repr, self.values))
+            raise ConfigError(f"config.json: {self.hf} is {value!r}; mconv supports only {known} in this family")
+        return {self.spec: self.values[value]}
+
+    def write(self, spec: ModelSpec, out: Config) -> None:
+        value = getattr(spec, self.spec)
+        out[self.hf] = next((name for name, ours in self.values.items() if ours == value), self.default)
+
+
+@dataclass(frozen=True, slots=True)
 class Always:
     """What every model of the family has, so that no key says it."""
 

@@ -110,7 +110,10 @@ def _open_hf(path: Path) -> Checkpoint:
     config = hf.read_json(path / "config.json")
     family = family_of(config)
     spec = family.read_config(config)
-    located = {k: v for k, v in hf.open_folder(path).items() if not k.endswith(family.ignored_weights)}
+    found = hf.open_folder(path)
+    base = family.base if family.base and not any(name.startswith(family.base) for name in found) else ""
+    # `str.endswith` takes no prefix of an ending for the ending: the dot in front counts
+    located = {base + k: v for k, v in found.items() if not f".{k}".endswith(family.ignored_weights)}
     _check_depth(path, spec, len(located))
     return Checkpoint(
         path=path, format="hf", dialect=None, family=family, spec=spec, layout=None, iteration=None,

@@ -15,6 +15,9 @@ from mconv.shard.layout import Layout
 from mconv.shard.stages import Place, places
 from mconv.spec import ModelSpec
 
+FIRST = ("embed", "positions")
+"""Rows outside the layers that the first pipeline stage holds; the last holds the others."""
+
 
 # ---- Hugging Face ----------------------------------------------------------------------------------------------------
 def hf(family: Family, spec: ModelSpec, tensors: Collection[str]) -> list[Stored]:
@@ -46,7 +49,7 @@ def rank_tensors(
     first, last = Place(0, 0, 0), Place(layout.pp - 1, layout.vpp - 1, 0)
     names = dialect.names(spec)
     for logical in family.logicals(dialect.stored_spec(spec)):
-        place = where[logical.layer] if logical.layer is not None else (first if logical.row == "embed" else last)
+        place = where[logical.layer] if logical.layer is not None else (first if logical.row in FIRST else last)
         yield place, tuple(name.format(i=place.local, leaf=logical.leaf) for name in names[logical.row]), logical
         if logical.row == "embed" and spec.tied_embeddings and layout.pp > 1:  # the last stage holds a copy
             yield last, tuple(name.format(leaf=logical.leaf) for name in names[dialect.tied_name]), logical

@@ -8,7 +8,7 @@ from typing import Any
 from mconv.convert.keys import Biases, Config, Key
 from mconv.errors import ConfigError, refuse
 from mconv.shard.axes import Axes, parse
-from mconv.shard.cut import Piece, entire, part
+from mconv.shard.cut import Piece, entire, part, permuted
 from mconv.spec import ModelSpec
 
 
@@ -53,6 +53,8 @@ class Row:
     """The ModelSpec field that makes this row absent."""
     when: str | None = None
     """The ModelSpec field without which this row is absent."""
+    hf_axes: str | None = None
+    """How Hugging Face orders the same axes, where it does so otherwise (a transposed matrix)."""
 
     def leaves(self, spec: ModelSpec) -> list[str]:
         """`weight`, `bias`, both or neither: what this architecture has of the row."""
@@ -79,7 +81,8 @@ class Row:
     def pieces(self, axes: Axes, sizes: dict[str, int]) -> Iterator[tuple[str, Piece]]:
         """The Hugging Face modules of this row and the piece that each holds."""
         if self.cat is None:
-            yield next(iter(self.hf)), entire(axes, sizes)
+            stored = parse(self.hf_axes).only(axes.names) if self.hf_axes else axes
+            yield next(iter(self.hf)), permuted(axes, stored, sizes) if stored != axes else entire(axes, sizes)
             return
         for module, start, stop in self.parts(sizes):
             yield module, part(axes, sizes, self.cat, start, stop)
@@ -96,6 +99,8 @@ class Family:
     config: tuple[Key, ...]
     ignored_weights: tuple[str, ...] = ()
     """Suffixes of buffers that old files hold and that follow from the config."""
+    base: str | None = None
+    """A prefix of names that files saved without a head leave out."""
     hub_code: str | None = None
     """`auto_map` entries (a regex) that name a copy of transformers' own code, as the Hub has them. Never run."""
 

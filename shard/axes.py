@@ -36,6 +36,11 @@ class Axes:
         """The axes of the bias that goes with this weight: the weight's own without its input dimension."""
         return Axes(self.groups[:1])
 
+    def only(self, names: tuple[str, ...]) -> "Axes":
+        """These axes without all others."""
+        groups = (tuple(name for name in group if name in names) for group in self.groups)
+        return Axes(tuple(group for group in groups if group))
+
     def dims(self, sizes: dict[str, int]) -> tuple[int, ...]:
         """Elementary sizes, in order."""
         return tuple(sizes[name] for name in self.names)

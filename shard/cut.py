@@ -64,6 +64,13 @@ def entire(axes: Axes, sizes: dict[str, int]) -> Piece:
     return region(axes, sizes, (0,) * len(shape), shape)
 
 
+def permuted(axes: Axes, stored: Axes, sizes: dict[str, int]) -> Piece:
+    """The whole logical tensor in one stored tensor whose dimensions are `stored`: the same axes in another order."""
+    shape, box = stored.shape(sizes), whole(axes.dims(sizes))
+    order = Order(stored.dims(sizes), tuple(stored.names.index(name) for name in axes.names))
+    return Piece(shape, (Block(box, whole(shape), order),))
+
+
 def part(axes: Axes, sizes: dict[str, int], axis: str, start: int, stop: int) -> Piece:
     """The stored tensor that holds only [start, stop) of `axis`, wherever in a fused dimension that axis is."""
     box = tuple((start, stop) if name == axis else r for name, r in zip(axes.names, whole(axes.dims(sizes)), strict=True))

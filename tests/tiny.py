@@ -55,6 +55,17 @@ FALCONS = {
 }  # fmt: skip
 
 
+GPT2 = {
+    "vocab_size": 151, "n_embd": 48, "n_layer": 4, "n_head": 8, "n_positions": 256, "bos_token_id": 1, "eos_token_id": 2,
+    "initializer_range": 0.2,
+}  # fmt: skip
+GPT2S = {
+    "tied": {},
+    "untied": {"tie_word_embeddings": False, "n_inner": 100, "layer_norm_epsilon": 1e-6},
+    "erf": {"activation_function": "gelu"},
+}
+
+
 def make_llama(folder: Path, **options: object) -> Path:
     """Save a random LLaMA in `folder`."""
     return _make(folder, "Llama", **{**BASE, **options})
@@ -70,10 +81,16 @@ def make_falcon(folder: Path, **options: object) -> Path:
     return _make(folder, "Falcon", **{**FALCON, **options})
 
 
+def make_gpt2(folder: Path, **options: object) -> Path:
+    """Save a random GPT-2 in `folder`."""
+    return _make(folder, "GPT2", head="LMHeadModel", **{**GPT2, **options})
+
+
 MODELS = {
     **{f"llama-{name}": (make_llama, variant) for name, variant in VARIANTS.items()},
     **{f"mistral-{name}": (make_mistral, variant) for name, variant in MISTRALS.items()},
     **{f"falcon-{name}": (make_falcon, variant) for name, variant in FALCONS.items()},
+    **{f"gpt2-{name}": (make_gpt2, variant) for name, variant in GPT2S.items()},
 }
 """Every variant of every family: what makes it, and its config."""
 
@@ -85,8 +102,8 @@ def make_model(name: str, folder: Path, **options: object) -> Path:
 
 
 def _make(
-    folder: Path, family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, shard: str = "50GB",
-    **config: object,
+    folder: Path, family: str, *, head: str = "ForCausalLM", dtype: torch.dtype = torch.float32, seed: int = 0,
+    shard: str = "50GB", **config: object,
 ) -> Path:  # fmt: skip
     """A random model with sharp attention, norms away from 1, biases away from 0."""
     import transformers
@@ -95,7 +112,7 @@ def _make(
     logging.disable_progress_bar()
     torch.manual_seed(seed)
     described = getattr(transformers, f"{family}Config")(**config)
-    model = getattr(transformers, f"{family}ForCausalLM")(described).to(dtype)
+    model = getattr(transformers, f"{family}{head}")(described).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(".bias"):

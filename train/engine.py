@@ -8,6 +8,7 @@ scores = logits(model, tokens, parallel=parallel)            # on rank 0; None e
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,11 @@ __all__ = [
 ]
 
 NORMS = {"rms": RMSNorm, "layer": LayerNorm}
-ACTIVATIONS = {"swiglu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
+ACTIVATIONS = {
+    "swiglu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
+}
 
 
 def transformer_config(spec: ModelSpec, parallel: Parallel, *, dtype: torch.dtype, **more: Any) -> TransformerConfig:
@@ -174,11 +179,13 @@ def build(
             post_process=parallel_state.is_pipeline_last_stage(),
             parallel_output=True,
             share_embeddings_and_output_weights=spec.tied_embeddings,
-            position_embedding_type="rope",
+            position_embedding_type="learned_absolute" if spec.position == "learned" else "rope",
             rotary_base=spec.rope.base,
         )
-    # Set before the first forward: megatron-core caches the angles per module.
-    model.rotary_pos_emb.inv_freq = inverse_frequencies(spec.rope, kv_channels=spec.kv_channels)
+    if spec.position == "rope":  # set before the first forward: megatron-core caches the angles per module
+        model.rotary_pos_emb.inv_freq = inverse_frequencies(spec.rope, kv_channels=spec.kv_channels)
+    elif model.pre_process:
+        model.embedding.position_embeddings.to(dtype)  # which megatron-core makes in fp32, whatever params_dtype is
     model.compute_language_model_loss = true_vocab_loss(spec.vocab_size)
     if on_meta:
         return model
@@ -296,8 +303,8 @@ def logits(
     """Scores of every position over the padded vocabulary, fp32, on global rank 0; None on all other ranks.
 
     Every rank calls it with the same `tokens` (on any device). Forward only, through megatron-core's own pipeline
-    schedules; with sequence parallelism the sequence is padded to a multiple of tp and cut again. `positions` are those
-    of rope, rising along each row, where they are not 0, 1, 2, ...
+    schedules; with sequence parallelism the sequence is padded to a multiple of tp and cut again. `positions` rise along
+    each row; 0, 1, 2, ... if not given.
     """
     length = tokens.shape[1]
     spare = -length % parallel.tp if parallel.sequence_parallel else 0
@@ -308,7 +315,7 @@ def logits(
     with _at(unwrap(model), at):
         outputs = get_forward_backward_func()(
             forward_step_func=_forward,
-            data_iterator=iter([padded]),
+            data_iterator=iter([(padded, at)]),
             model=[model],
             num_microbatches=1,
             seq_length=padded.shape[1],
@@ -324,8 +331,12 @@ def logits(
 @contextlib.contextmanager
 def _at(model: GPTModel, positions: Int[Tensor, "b s"] | None) -> Iterator[None]:
     """For a while, rope's angles are those of `positions`, which megatron-core otherwise counts from 0."""
-    rotary = model.rotary_pos_emb
-    if positions is None or torch.equal(positions, torch.arange(positions.shape[1]).to(positions).expand_as(positions)):
+    rotary = getattr(model, "rotary_pos_emb", None)
+    if (
+        rotary is None
+        or positions is None
+        or torch.equal(positions, torch.arange(positions.shape[1]).to(positions).expand_as(positions))
+    ):
         yield
         return
     counted = rotary.forward
@@ -347,10 +358,13 @@ def angles(
     return counted(int(positions.max()) + 1, *args, **options)[:, 0, 0][positions.t()][:, :, None]
 
 
-def _forward(batches: Iterator[Int[Tensor, "b s"]], model: torch.nn.Module) -> tuple[Tensor, Any]:
+def _forward(
+    batches: Iterator[tuple[Int[Tensor, "b s"], Int[Tensor, "b s"] | None]], model: torch.nn.Module
+) -> tuple[Tensor, Any]:
     """One stage's forward, in the form that megatron-core's schedules call."""
-    tokens = next(batches)
-    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    tokens, positions = next(batches)
+    if positions is None:
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     return model(tokens, positions, None), lambda output, non_loss_data: output
 
 

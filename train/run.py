@@ -9,7 +9,7 @@ import torch
 from mconv.convert.checkpoint import Checkpoint
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
-from mconv.train import adapt, checkpoint, weights
+from mconv.train import adapt, architecture, checkpoint, weights
 from mconv.train import log as logs
 from mconv.train.config import TrainConfig
 from mconv.train.engine import build, check_known, init, unwrap
@@ -54,9 +54,10 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     _check_folders(config)
     init(parallel, seed=config.seed)
     resumed = checkpoint.latest(Path(config.save)) if config.save else None
-    source = checkpoint.folder_of(Path(str(config.save)), resumed) if resumed else Path(config.load)
+    source = checkpoint.folder_of(Path(str(config.save)), resumed) if resumed else None
     based = adapt.wanted(config)  # then checkpoints hold no weights of the model: these are always those of `load`
-    opened = weights.open_weights(config.load if based else str(source), vocab_size=config.vocab_size)
+    own = source is not None and not based
+    opened = weights.open_weights(str(source), vocab_size=config.vocab_size) if own else architecture.origin(config)
     _check_same_run(config, opened, resumed=bool(resumed))
     spec, seq_length = opened.spec, config.seq_length or opened.spec.max_position_embeddings
     _check(config, parallel, spec, seq_length)
@@ -74,7 +75,7 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
         say(adapt.adapt([whole], config, opened, resumed=checkpoint.lora_of(source) if resumed else None))
     chunks = [_data_parallel(whole, config)]
     optimizer = make_optimizer(chunks, config)
-    at = checkpoint.load(source, chunks=chunks, optimizer=optimizer) if resumed else checkpoint.Loaded()
+    at = checkpoint.load(source, chunks=chunks, optimizer=optimizer) if source else checkpoint.Loaded()
     run = Run(
         config=config, parallel=parallel, spec=spec, seq_length=seq_length, chunks=chunks, optimizer=optimizer,
         scheduler=make_scheduler(optimizer, config, scheduled=at.scheduled), iterations=length(config).iterations,
@@ -106,15 +107,22 @@ def _check_folders(config: TrainConfig) -> None:
 
 def _check_same_run(config: TrainConfig, opened: Checkpoint, *, resumed: bool) -> None:
     """A run that is gone on with must be of the model that `load` names, where that is still there."""
-    if resumed and Path(config.load).is_dir() and Path(config.load).resolve() != Path(str(config.save)).resolve():
-        asked = weights.open_weights(config.load, vocab_size=config.vocab_size)
-        if asked.spec != opened.spec:
-            raise ConfigError(f"{config.save} holds a run of another model than {config.load}; give another --save")
+    if not resumed or (config.load and not _is_elsewhere(Path(config.load), Path(str(config.save)))):
+        return
+    asked = architecture.origin(config)
+    if asked.spec != opened.spec:
+        named = config.load or config.preset or config.model
+        raise ConfigError(f"{config.save} holds a run of another model than {named}; give another --save")
+
+
+def _is_elsewhere(load: Path, save: Path) -> bool:
+    """Whether what a run began with is still there, and is not its own folder."""
+    return load.is_dir() and load.resolve() != save.resolve()
 
 
 def _check(config: TrainConfig, parallel: Parallel, spec: ModelSpec, seq_length: int) -> None:
     """Refuse a model that cannot run and sizes that do not fit each other, before anything is built."""
-    check_known(spec, what=config.load)
+    check_known(spec, what=str(config.load or config.preset or config.model))
     check_batches(config, replicas=parallel.data_parallel(torch.distributed.get_world_size()))
     if parallel.sequence_parallel and seq_length % parallel.tp:
         raise ConfigError(f"seq_length {seq_length} is not a multiple of tp {parallel.tp}; sequence_parallel cuts it")

@@ -7,6 +7,7 @@ import torch
 from mconv.convert.load import Checkpoint, load_rank, open_checkpoint
 from mconv.errors import LayoutError
 from mconv.shard.layout import padded_vocab
+from mconv.train import initial
 from mconv.train.engine import Parallel, parameters
 from mconv.train.mcore import parallel_state
 
@@ -40,3 +41,4 @@ def fill(model: torch.nn.Module, checkpoint: Checkpoint, parallel: Parallel, *, 
         pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
         padded_vocab_size=padded_vocab_size,
     )
+    initial.forget()

@@ -14,7 +14,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mconv.shard.axes import Box, lengths
+from mconv.shard.axes import lengths
+from mconv.shard.cut import Block
 from mconv.verify.models import Model, first, hooked, output_axes, turned
 
 ROWS = ("attn_norm", "qkv", "attn_out", "mlp_norm", "mlp_in", "mlp_out")
@@ -79,23 +80,26 @@ class Watch(TorchFunctionMode):
             inner = self.model.inner(layer, row)
             dims = output_axes(self.model.checkpoint, row).dims(self.model.checkpoint.spec.sizes)
             for module, piece in inner:
-                yield module.register_forward_hook(self._output(layer, point, dims, piece.blocks[0].box, len(inner)))
+                yield module.register_forward_hook(self._output(layer, point, dims, piece.blocks[0], len(inner)))
             if point == "mlp_out":
                 for module, _ in inner:
                     yield module.register_forward_pre_hook(self._input(layer, "activation"))
 
-    def _output(self, layer: str, point: str, dims: tuple[int, ...], box: Box, parts: int) -> Any:
+    def _output(self, layer: str, point: str, dims: tuple[int, ...], block: Block, parts: int) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             given = first(output)
             bias = output[1] if isinstance(output, tuple) and len(output) > 1 else None
             values = self._seen(self._batch_first(given if bias is None else given + bias))
+            if block.order:
+                stored = values.unflatten(2, block.order.shape)
+                values = stored.permute(0, 1, *(2 + axis for axis in block.order.axes)).flatten(2)
             if parts == 1:
                 self.tell(layer, point, values)
                 return
             # Query, key and value, say, each from a module of its own: told when all are there.
             whole, come = self.parts.pop(point, (torch.empty((*values.shape[:2], *dims)), 0))
-            place = (slice(None), slice(None), *(slice(*ends) for ends in box))
-            whole[place] = values.view(*values.shape[:2], *lengths(box))
+            place = (slice(None), slice(None), *(slice(*ends) for ends in block.box))
+            whole[place] = values.view(*values.shape[:2], *lengths(block.box))
             if come + 1 == parts:
                 self.tell(layer, point, whole.flatten(2))
             else:

@@ -116,7 +116,7 @@ def probe(spec: ModelSpec, *, tokenizer_folder: Path | None, batch: int, length:
         rows[-1], said[-1] = text, "text"
     positions = [torch.arange(length)] * batch
     reach = spec.max_position_embeddings
-    if reach > length >= 8 and batch > 1 and spec.position == "rope":
+    if reach > length >= 8 and batch > 1 and spec.position != "alibi":
         row = max(1, batch - 2)
         positions[row] = leaping(length, reach=reach, seed=seed)
         said[row] += f", positions up to {reach - 1}"

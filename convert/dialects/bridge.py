@@ -264,7 +264,8 @@ def refusals(spec: ModelSpec) -> list[str]:
     checks = {
         "a MLP that is not SwiGLU": spec.activation != "swiglu",
         "LayerNorm": spec.norm != "rms",
-        "ALiBi": spec.position != "rope",
+        "ALiBi": spec.position == "alibi",
+        "learned positions": spec.position == "learned",
         "attention and MLP side by side": spec.parallel_attention,
         "llama3 rope scaling with other than low 1, high 4, original length 8192": rope.kind == "llama3"
         and any(getattr(rope, name) != getattr(plain, name) for name in BUILT_IN),

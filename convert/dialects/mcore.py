@@ -24,6 +24,7 @@ ATTENTION = LAYER + "self_attention."
 NAMES: dict[str, tuple[str, ...]] = {
     # logical          local spec (written in mp_rank)               fused-norm spec (Transformer Engine, torch_dist)
     "embed":           ("embedding.word_embeddings.{leaf}",),
+    "positions":       ("embedding.position_embeddings.{leaf}",),
     "layer.attn_norm": (LAYER + "input_layernorm.{leaf}",            ATTENTION + "linear_qkv.layer_norm_{leaf}"),
     "layer.qkv":       (ATTENTION + "linear_qkv.{leaf}",),
     "layer.attn_out":  (ATTENTION + "linear_proj.{leaf}",),
@@ -73,6 +74,7 @@ UNEVEN: dict[str, tuple[str, type]] = {
 """Args with which stages hold different numbers of layers."""
 
 
+POSITIONS = {"rope": "rope", "alibi": "alibi", "learned": "learned_absolute"}
 NORMS = {"rms": "RMSNorm", "layer": "LayerNorm"}
 EPSILON = ("layernorm_epsilon", "norm_epsilon")
 """The second is what Megatron-LM called it from 2023 to core 0.15."""
@@ -116,14 +118,14 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
         "num_query_groups": spec.num_query_groups,
         "swiglu": spec.activation == "swiglu",
         "apply_query_key_layer_scaling": False,  # scores are divided by the layer's number and multiplied by it again
-        "bias_gelu_fusion": False,  # Megatron's fused GELU is the tanh form
+        "bias_gelu_fusion": spec.activation == "gelu_tanh",  # Megatron's fused GELU is the tanh form
         "normalization": NORMS[spec.norm],
         "window_size": (spec.sliding_window - 1, 0) if spec.sliding_window else None,
-        "position_embedding_type": spec.position,
+        "position_embedding_type": POSITIONS[spec.position],
         "seq_length": spec.max_position_embeddings,
         "encoder_seq_length": spec.max_position_embeddings,
         **dict.fromkeys(EPSILON, spec.norm_epsilon),
-        "use_rotary_position_embeddings": True,
+        "use_rotary_position_embeddings": spec.position != "learned",
         "rotary_base": int(rope.base) if rope.base == int(rope.base) else rope.base,
         "rotary_seq_len_interpolation_factor": _int(rope.factor) if rope.kind == "linear" else None,
         "use_rope_scaling": rope.kind == "llama3",
@@ -204,13 +206,13 @@ def doubts(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, ...]:
 
 def family_named(function: Mapping[str, Any]) -> str:
     """The first family that can express such a model: args do not know what Hugging Face called it."""
-    kind = (function["norm"], function["activation"])
-    if kind == ("layer", "gelu"):
-        return "falcon"
-    if kind != ("rms", "swiglu"):
+    norm, gated = function["norm"], function["activation"] == "swiglu"
+    if (norm, gated) == ("layer", False):
+        return "gpt2" if function["position"] == "learned" else "falcon"
+    if (norm, gated) != ("rms", True) or function["position"] == "learned":
         raise ConfigError(
-            f"the checkpoint's args have normalization {NORMS[kind[0]]} with swiglu {kind[1] == 'swiglu'}; "
-            "no family that mconv supports computes that"
+            f"the checkpoint's args have normalization {NORMS[norm]} with swiglu {gated} and "
+            f"position_embedding_type {POSITIONS[function['position']]}; no family that mconv supports computes that"
         )
     return "mistral" if function["sliding_window"] else "llama"
 
@@ -218,14 +220,15 @@ def family_named(function: Mapping[str, Any]) -> str:
 def _function(values: dict[str, Any], *, biased: bool) -> dict[str, Any]:
     """The fields of the spec that tell one kind of layer from another."""
     norm = {name: ours for ours, name in NORMS.items()}.get(values.get("normalization", "LayerNorm"))
-    position = values.get("position_embedding_type", "rope")
+    said = values.get("position_embedding_type", "rope")
+    position = {name: ours for ours, name in POSITIONS.items()}.get(said)
     swiglu = bool(values.get("swiglu", False))
     wrong = [
         f"{name} is {values.get(name)!r}"
         for name, fine in {
             "normalization": norm is not None,
-            "position_embedding_type": position in ("rope", "alibi"),
-            "bias_gelu_fusion": swiglu or not biased or values.get("bias_gelu_fusion") is False,
+            "position_embedding_type": position is not None,
+            "bias_gelu_fusion": swiglu or not biased or type(values.get("bias_gelu_fusion")) is bool,
         }.items()
         if not fine
     ]
@@ -233,7 +236,7 @@ def _function(values: dict[str, Any], *, biased: bool) -> dict[str, Any]:
     parallel = bool(values.get("parallel_attn", False))
     return {
         "norm": norm,
-        "activation": "swiglu" if swiglu else "gelu",
+        "activation": "swiglu" if swiglu else "gelu_tanh" if biased and values["bias_gelu_fusion"] else "gelu",
         "position": position,
         "sliding_window": _window(values.get("window_size")),
         "parallel_attention": parallel,
@@ -323,6 +326,13 @@ def _int(value: float) -> float | int:
     return int(value) if value == int(value) else value
 
 
+def refusals(spec: ModelSpec, layout: Layout) -> list[str]:
+    """What Megatron-LM has not."""
+    if spec.activation == "gelu_tanh" and not bias_spec(spec).mlp_bias:
+        return ["Megatron-LM has the tanh form of GELU only together with linear biases"]
+    return []
+
+
 def flags(spec: ModelSpec, layout: Layout, *, load: str) -> tuple[list[str], list[str]]:
     """Megatron-LM's flags for this checkpoint, and warnings where no flag is right.
 
@@ -370,5 +380,6 @@ DIALECT = Dialect(
     args_of=args_of,
     layout_of=layout_of,
     stored_spec=bias_spec,
+    refusals=refusals,
     doubts=doubts,
 )

@@ -259,6 +259,8 @@ def refusals(spec: ModelSpec, layout: Layout) -> list[str]:
         f"head width of its own ({spec.kv_channels})": spec.kv_channels * spec.num_attention_heads != spec.hidden_size,
         "llama3 rope scaling": spec.rope.kind == "llama3",
         "ALiBi": spec.position == "alibi",
+        "learned positions that mconv can write": spec.position == "learned",
+        "GELU in the tanh form": spec.activation == "gelu_tanh",
         "bias on some linears only": len(biases) > 1,
         f"tp {layout.tp} for {spec.num_query_groups} query groups": bool(spec.num_query_groups % layout.tp),
     }

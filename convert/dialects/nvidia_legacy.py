@@ -17,6 +17,7 @@ STACKS = (MODEL + "encoder.", MODEL + "transformer.")
 """What the layers lie in, as written and as it once was."""
 NESTS = (
     "language_model", "language_model.embedding", "language_model.embedding.word_embeddings",
+    "language_model.embedding.position_embeddings",
     "language_model.encoder", "language_model.output_layer", "word_embeddings_for_head",
 )  # fmt: skip
 
@@ -32,6 +33,7 @@ ATTENTION, MLP = LAYER + "self_attention.", LAYER + "mlp."
 NAMES: dict[str, tuple[str, ...]] = {
     # logical          as written since 2023                           as it once was
     "embed":           (MODEL + "embedding.word_embeddings.{leaf}",),
+    "positions":       (MODEL + "embedding.position_embeddings.{leaf}",),
     "layer.attn_norm": spelled(LAYER + "input_norm.{leaf}",            LAYER + "input_layernorm.{leaf}"),
     "layer.qkv":       spelled(ATTENTION + "query_key_value.{leaf}"),
     "layer.attn_out":  spelled(ATTENTION + "dense.{leaf}"),
@@ -59,7 +61,8 @@ def refusals(spec: ModelSpec, layout: Layout) -> list[str]:
         "attention and MLP side by side": spec.parallel_attention,
         "ALiBi": spec.position == "alibi",
     }
-    return [f"NVIDIA's legacy model has no {name}" for name, there in has.items() if there]
+    lacks = [f"NVIDIA's legacy model has no {name}" for name, there in has.items() if there]
+    return lacks + mcore.refusals(spec, layout)
 
 
 def flags(spec: ModelSpec, layout: Layout, *, load: str) -> tuple[list[str], list[str]]:

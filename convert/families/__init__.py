@@ -4,12 +4,13 @@ import re
 from typing import Any
 
 from mconv.convert.families.falcon import FALCON
+from mconv.convert.families.gpt2 import GPT2
 from mconv.convert.families.llama import LLAMA
 from mconv.convert.families.mistral import MISTRAL
 from mconv.convert.table import Family
 from mconv.errors import ConfigError
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, MISTRAL, FALCON)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, MISTRAL, FALCON, GPT2)}
 RENAMED = dict.fromkeys(
     ("RefinedWeb", "RefinedWebModel"),
     "this is how Falcon was called before transformers had it; take today's files of its repository, whose config.json "

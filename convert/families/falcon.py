@@ -7,7 +7,7 @@ group, as the logical tensor is. Axes as in `llama.py`. Source: transformers' `m
 
 from dataclasses import dataclass
 
-from mconv.convert.keys import ABSENT, BASE_KEYS, Always, Biases, Config, Constant, Field, Kept, RopeKeys, take
+from mconv.convert.keys import ABSENT, BASE_KEYS, Always, Biases, Choice, Config, Constant, Field, Kept, RopeKeys, take
 from mconv.convert.table import Family, Row
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec, Rope
@@ -118,9 +118,9 @@ FALCON = Family(
         Heads(),
         Positions(),
         Biases("bias",                   ("qkv_bias", "proj_bias", "mlp_bias")),
-        Constant("activation",           "gelu"),
+        Choice("activation",             "activation", {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}, "gelu"),
         Constant("apply_residual_connection_post_layernorm", False, emit=False),
-        Always({"norm": "layer", "activation": "gelu"}),
+        Always({"norm": "layer"}),
         Kept(("hidden_dropout", "ff_factor", "auto_map"), emit={"hidden_dropout": 0.0}),
         *ABSENT,
         BASE_KEYS,

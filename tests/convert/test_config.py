@@ -108,7 +108,7 @@ def test_llama2_as_the_hub_has_it():
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1, not bool"),
         ({"num_key_value_heads": 5}, "num_attention_heads 32 is not a multiple"),
         ({"num_hidden_layers": 0}, "num_layers is 0"),
-        ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
+        ({"model_type": "bert"}, "model_type is 'bert'"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),

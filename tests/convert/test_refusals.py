@@ -66,7 +66,7 @@ def test_config_that_is_not_a_json_object(copy, text):
     [
         ({"frobnicate": 1}, "frobnicate"),
         ({"sliding_window": 4096}, "sliding_window"),
-        ({"model_type": "gpt2"}, "model_type"),
+        ({"model_type": "bert"}, "model_type"),
         ({"model_type": None}, "model_type"),
         ({"model_type": ["llama"]}, "model_type"),
         ({"architectures": ["Other"]}, "architectures"),

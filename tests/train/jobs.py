@@ -207,3 +207,8 @@ def train_without_marks(**fields: Any) -> dict[str, Any]:
         return train(**fields)
     finally:
         attention._replicated = whole
+
+
+def placed(*, tp: int, pp: int, padded: int, tp_rank: int, stage: int) -> dict[str, Any]:
+    """How `load_rank` is told where a rank lies."""
+    return {"tp": tp, "pp": pp, "padded_vocab_size": padded, "tp_rank": tp_rank, "pp_rank": stage}

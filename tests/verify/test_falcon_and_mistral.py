@@ -29,6 +29,7 @@ ALIBI = ("falcon-rw", "falcon-40b-alibi")
         ("falcon-11b", {"tp": 1, "pp": 4}),
         ("falcon-heads", {"tp": 4, "pp": 1}),
         ("falcon-in-turn", {"tp": 2, "pp": 2, "sequence_parallel": True}),
+        ("gpt2-tied", {"tp": 2, "pp": 2, "sequence_parallel": True}),
     ],
     ids=str,
 )

@@ -10,6 +10,7 @@ from mconv.train.config.guards import Guards
 from mconv.train.config.length import Length
 from mconv.train.config.logs import Logs
 from mconv.train.config.lora import Lora
+from mconv.train.config.model import Model
 from mconv.train.config.optimizer import Optimizer
 from mconv.train.config.parallelism import Parallelism
 from mconv.train.config.precision import Precision
@@ -19,8 +20,8 @@ from mconv.train.config.stops import Stops
 from mconv.train.config.trained import Trained
 
 SECTIONS = (
-    Start, Data, Parallelism, Length, Schedule, Optimizer, Precision, Trained, Lora, Checkpoints, Stops, Evaluation,
-    Logs, Guards,
+    Start, Model, Data, Parallelism, Length, Schedule, Optimizer, Precision, Trained, Lora, Checkpoints, Stops,
+    Evaluation, Logs, Guards,
 )  # fmt: skip
 """In the order of `mconv train --help`. A section is a page of fields and the rules that they must keep."""
 
@@ -28,7 +29,7 @@ SECTIONS = (
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
     Guards, Logs, Evaluation, Stops, Checkpoints, Lora, Trained, Precision, Optimizer, Schedule, Length, Parallelism,
-    Data, Start,
+    Data, Model, Start,
 ):  # fmt: skip
     """One run. Sizes are in tokens, samples or iterations, as each field says."""
 

@@ -11,14 +11,14 @@ from mconv.train.config import rules
 class Start:
     """The model and its vocabulary."""
 
-    load: str
-    """Where the weights come from: a Megatron checkpoint of any layout, or a Hugging Face folder."""
+    load: str | None = None
+    """Where weights come from, unless `init` is random: a Megatron checkpoint of any layout or a Hugging Face folder."""
     make_vocab_size_divisible_by: int = 128
     """The vocabulary is padded to a multiple of this times tp, unless the checkpoint is padded already."""
     vocab_size: int | None = None
-    """The true vocabulary size, for checkpoints that do not know it."""
+    """The true vocabulary size: for checkpoints that do not know it, and of a model from scratch."""
     seed: int = 1234
-    """Seed of the data order and of every random generator."""
+    """Seed of the data order, of random weights and of every random generator."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:

@@ -143,7 +143,10 @@ def put(parameters: dict[str, Tensor], places: Mapping[str, Stored], repair: Rep
         stored = places.get(name)
         whole = None if stored is None else repair.mended(stored.logical)
         if stored is not None and whole is not None:
-            part = whole[tuple(slice(start, stop) for start, stop in stored.piece.blocks[0].box)]
+            block = stored.piece.blocks[0]
+            part = whole[tuple(slice(start, stop) for start, stop in block.box)]
+            if block.order:
+                part = part.permute(*(block.order.axes.index(axis) for axis in range(part.ndim)))
             tensor.view(-1)[: part.numel()].copy_(part.reshape(-1))  # rows of padding stay
 
 

@@ -74,6 +74,8 @@ class HuggingFace:
                 module.forward = self._hand_on
             else:
                 bind(module, self.reader(name), self.how.weights)
+        if (name := self.names.get("positions")) is not None:
+            bind(model.get_submodule(name), self.reader(name), self.how.weights)
         return model.eval()
 
     def _hand_on(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
@@ -115,11 +117,11 @@ class HuggingFace:
 
     def _read(self, name: str) -> Tensor:
         """A tensor of the files: by safetensors' own reader where it is one of its files."""
-        where = self.checkpoint.located[name]
+        where, base = self.checkpoint.located[name], self.checkpoint.family.base
         if where.path.suffix != ".safetensors":
             return where.load()
         with safe_open(where.path, framework="pt") as file:
-            found: Tensor = file.get_tensor(name)
+            found: Tensor = file.get_tensor(name.removeprefix("" if name in file.keys() else base or ""))  # noqa: SIM118
         return found
 
     @torch.no_grad()
@@ -132,7 +134,9 @@ class HuggingFace:
         return HuggingFaceScores(self, hidden, keep.kept)
 
     def modules(self) -> dict[str, nn.Module]:
-        return dict(zip(self.places, map(self.model.get_submodule, self.parts[:-1]), strict=True))
+        found = dict(zip(self.places, map(self.model.get_submodule, self.parts[:-1]), strict=True))
+        # Where positions are learned, what the layers are given is behind the (idle) dropout after both embeddings.
+        return found | ({"embed": self.model.base_model.drop} if "positions" in self.names else {})
 
     def inner(self, layer: str, row: str) -> list[tuple[nn.Module, Piece]]:
         found = next((r for r in self.checkpoint.family.rows if r.name == row and r.leaves(self.spec)), None)

@@ -1,0 +1,105 @@
+"""Which model a configuration is about: its checkpoint's, or a preset's or config.json's with the changes asked for.
+
+Nothing of megatron-core is needed, so that `mconv plan` answers at once.
+"""
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any
+
+from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.dialects.mcore import family_named
+from mconv.convert.families import family_of
+from mconv.convert.formats.hf import read_json
+from mconv.convert.opening import open_checkpoint
+from mconv.errors import ConfigError, refuse
+from mconv.spec import ModelSpec
+from mconv.train import initial
+from mconv.train.config import TrainConfig
+from mconv.train.config.model import POSITIONS, SIZES
+from mconv.train.presets import PRESETS
+
+DEFAULT_STD = 0.02
+
+
+def origin(config: TrainConfig) -> Checkpoint:
+    """What a run starts from: the checkpoint that `load` names, or one whose weights are drawn when they are read.
+
+    Raises ConfigError on an architecture that cannot be, FormatError on a checkpoint that is none.
+    """
+    if config.init == "checkpoint":
+        return open_checkpoint(Path(str(config.load)), vocab_size=config.vocab_size)
+    spec, std, path = _base(config)
+    return initial.blueprint(changed(spec, config), std=config.init_method_std or std, seed=config.seed, path=path)
+
+
+def _base(config: TrainConfig) -> tuple[ModelSpec, float, Path]:
+    """The architecture before any change, the deviation of its weights, and what to call it."""
+    if config.preset is not None:
+        if config.preset not in PRESETS:
+            close = difflib.get_close_matches(config.preset, PRESETS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(PRESETS)}"
+            raise ConfigError(f"preset {config.preset!r} is not known; {hint}")
+        preset = PRESETS[config.preset]
+        return preset.spec, preset.init_method_std, Path(config.preset)
+    path = Path(str(config.model))
+    values = read_json(path / "config.json" if path.is_dir() else path)
+    return family_of(values).read_config(values), DEFAULT_STD, path if path.is_dir() else path.parent
+
+
+def changed(spec: ModelSpec, config: TrainConfig) -> ModelSpec:
+    """The architecture with the changes that a configuration asks for, and with what follows from them.
+
+    Raises ConfigError, all at once, on changes that do not fit each other.
+    """
+    asked: dict[str, Any] = {name: getattr(config, name) for name in (*SIZES, "norm_epsilon", "vocab_size")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    asked |= _positions(spec, config)
+    follow = {**_following(spec, asked), **asked}
+    refuse(_unfit(spec, asked, follow), doing="changing the model", kind=ConfigError)
+    made = dataclasses.replace(spec, **follow)
+    named = {name: getattr(made, name) for name in ("norm", "activation", "position", "sliding_window")}
+    family = made.family if made.position == spec.position else family_named(named)
+    return dataclasses.replace(made, family=family)
+
+
+def _positions(spec: ModelSpec, config: TrainConfig) -> dict[str, Any]:
+    """What tells positions apart, where that is to be another."""
+    found: dict[str, Any] = {}
+    if config.position_embedding_type is not None:
+        found["position"] = POSITIONS[config.position_embedding_type]
+    if config.rotary_base is not None:
+        if found.get("position", spec.position) != "rope":
+            raise ConfigError(f"rotary_base is {config.rotary_base:g}, but the model has no rotary embedding")
+        found["rope"] = dataclasses.replace(spec.rope, base=config.rotary_base)
+    return found
+
+
+def _following(spec: ModelSpec, asked: dict[str, Any]) -> dict[str, Any]:
+    """What was made of other sizes in the first place, and so is again."""
+    hidden = asked.get("hidden_size", spec.hidden_size)
+    heads = asked.get("num_attention_heads", spec.num_attention_heads)
+    found = {}
+    if spec.ffn_hidden_size == 4 * spec.hidden_size:
+        found["ffn_hidden_size"] = 4 * hidden
+    if spec.num_query_groups == spec.num_attention_heads:
+        found["num_query_groups"] = heads
+    if spec.kv_channels * spec.num_attention_heads == spec.hidden_size:
+        found["kv_channels"] = hidden // heads
+    return found
+
+
+def _unfit(spec: ModelSpec, asked: dict[str, Any], follow: dict[str, Any]) -> list[str]:
+    """Changes that leave something open, or that no heads fit."""
+    hidden, heads = (follow.get(name, getattr(spec, name)) for name in ("hidden_size", "num_attention_heads"))
+    problems = []
+    if hidden % heads and "kv_channels" not in asked:
+        problems.append(f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}; or give kv_channels")
+    if hidden != spec.hidden_size and "ffn_hidden_size" not in follow:
+        problems.append(f"hidden_size is {hidden} in place of {spec.hidden_size}: give ffn_hidden_size, which is no "
+                        "multiple of it that could be guessed")  # fmt: skip
+    return problems
+
+
+__all__ = ["changed", "origin"]

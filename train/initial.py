@@ -1,0 +1,73 @@
+"""Weights from nothing: each logical tensor is drawn whole, from a seed that its name makes, and cut like any other.
+
+So they are the same at every layout, and so are a run's losses. megatron-core's own differ from rank to rank.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.families import FAMILIES
+from mconv.convert.formats.tensors import Located
+from mconv.convert.table import Stored
+from mconv.shard.cut import entire
+from mconv.spec import ModelSpec
+
+LAST = ("layer.attn_out", "layer.mlp_out")
+"""Rows whose output is added to the hidden states: the more layers do so, the less each may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn(Located):
+    """A tensor that lies nowhere: normal around 0, or a constant where `std` is None."""
+
+    seed: int
+    std: float | None
+    constant: float = 0.0
+
+    def load(self) -> torch.Tensor:
+        """Draw it: the same values each time."""
+        if self.std is None:
+            return torch.full(self.shape, self.constant, dtype=self.dtype)
+        return _normal(self.shape, self.seed, self.std)
+
+
+@lru_cache(maxsize=1)  # a tensor is read part by part
+def _normal(shape: tuple[int, ...], seed: int, std: float) -> torch.Tensor:
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return torch.empty(shape, device="cpu").normal_(std=std, generator=generator)
+
+
+def forget() -> None:
+    """Let go of the tensor that was drawn last."""
+    _normal.cache_clear()
+
+
+def blueprint(spec: ModelSpec, *, std: float, seed: int, path: Path) -> Checkpoint:
+    """A checkpoint of `spec` whose tensors are drawn when they are read, in fp32: opened, as it were, at `path`.
+
+    `path` lends it its name and, where it is a folder, its config and tokenizer files.
+    """
+    family = FAMILIES[spec.family]
+    logicals = family.logicals(spec)
+    stored = [Stored(str(x), x, entire(family.axes(x), spec.sizes)) for x in logicals]
+    located: dict[str, Located] = {one.key: _drawn(one, spec, std=std, seed=seed) for one in stored}
+    return Checkpoint(
+        path=path, format="hf", dialect=None, family=family, spec=spec, layout=None, iteration=None, stored=stored,
+        located=located, manifest=None,
+    )  # fmt: skip
+
+
+def _drawn(stored: Stored, spec: ModelSpec, *, std: float, seed: int) -> Drawn:
+    """Megatron's rule: norms 1, biases 0, all else normal, and less wide where it is added to the hidden states."""
+    x, shape = stored.logical, stored.piece.shape
+    own = int.from_bytes(hashlib.sha256(f"{seed}/{x}".encode()).digest()[:8], "big") >> 1
+    where = (Path("drawn"), 0, torch.float32, shape, own)
+    if x.leaf == "bias" or x.row.endswith("norm"):
+        return Drawn(*where, std=None, constant=float(x.leaf == "weight"))
+    return Drawn(*where, std=std / math.sqrt(2 * spec.num_layers) if x.row in LAST else std)
