@@ -92,6 +92,10 @@ class Linear:
 def linears(family: Family, spec: ModelSpec) -> dict[str, Linear]:
     """Every linear of a family's layer by its name, in the order of the table."""
     rows = [row for row in family.rows if row.name in ROWS and row.leaves(spec)]
+    if any(row.hf_axes for row in rows):
+        raise ConfigError(
+            f"mconv has no LoRA for {family.architecture}, whose linears are transposed and of which two share a name"
+        )
     found = [Linear(module, row, start, stop) for row in rows for module, start, stop in row.parts(spec.sizes)]
     return {linear.name: linear for linear in found}
 

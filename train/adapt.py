@@ -115,8 +115,9 @@ def _check_same(config: TrainConfig, now: dict[str, Any], then: dict[str, Any]) 
         if now[key] != then.get(key):
             raise ConfigError(f"{field} is {now[key]}, but the run in {config.save} has {then.get(key)}")
     if now["base"]["digest"] != (then.get("base") or {}).get("digest"):
+        named = config.load or config.preset or config.model
         raise ConfigError(
-            f"{config.load} has not the weights that the adapter in {config.save} was trained on "
+            f"{named} has not the weights that the adapter in {config.save} was trained on "
             f"({(then.get('base') or {}).get('name')}); give that base with --load, or another --save"
         )
 

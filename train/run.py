@@ -72,7 +72,7 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     if config.freeze:
         freeze([whole], config.freeze)
     if based:
-        say(adapt.adapt([whole], config, opened, resumed=checkpoint.lora_of(source) if resumed else None))
+        say(adapt.adapt([whole], config, opened, resumed=checkpoint.lora_of(source) if source else None))
     chunks = [_data_parallel(whole, config)]
     optimizer = make_optimizer(chunks, config)
     at = checkpoint.load(source, chunks=chunks, optimizer=optimizer) if source else checkpoint.Loaded()

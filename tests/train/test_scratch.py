@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mconv.convert.families import FAMILIES
 from mconv.convert.load import load_rank
+from mconv.convert.lora import linears
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError
 from mconv.train import architecture, initial
@@ -88,6 +90,12 @@ def test_what_follows_from_a_size_follows_its_change():
 def test_what_is_refused(fields, says):
     with pytest.raises(ConfigError, match=says):
         spec_of(**fields)
+
+
+def test_lora_on_transposed_linears_is_refused():
+    spec = spec_of(preset="cineca-mt")
+    with pytest.raises(ConfigError, match="no LoRA for GPT2LMHeadModel"):
+        linears(FAMILIES[spec.family], spec)
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
