@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PACKAGES := shard convert train verify hub cli
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench bench-gpu clean
 
 demo: .venv/base  ## the whole path once, offline, on a small model
 	$(BIN)/mconv demo --out mconv-demo --overwrite
@@ -25,9 +25,13 @@ bench: .venv/base  ## ratios against what a user would pick instead
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/kill.py
+	$(BIN)/python benchmarks/train.py --layouts
+
+bench-gpu: .venv/base  ## training on one NVIDIA GPU beside transformers: tokens/s, MFU, memory, the costliest kernels
+	$(BIN)/python benchmarks/train.py --device cuda --model 1b --dtypes bf16 --steps 10 --profile --json bench-gpu.json
 
 clean:
-	rm -rf .venv build mconv-demo *.egg-info
+	rm -rf .venv build mconv-demo bench-gpu.json *.egg-info
 
 .venv/base: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv

@@ -1,16 +1,21 @@
 """Training speed beside a plain transformers loop: the same model, data, batches and optimizer, in one run.
 
-    python benchmarks/train.py [--model 20m] [--steps 6] [--device cpu] [--dtypes fp32,bf16] [--json FILE]
+    python benchmarks/train.py [--model 20m] [--steps 6] [--device cpu] [--dtypes fp32,bf16] [--layouts] [--json FILE]
+    make bench-gpu
 
 The two take turns, a step each, so that both see the same machine; the figure is the median step. The plain loop is what
-a user would write: `AutoModelForCausalLM` with SDPA attention, torch's AdamW, gradient clipping; in bf16 under autocast
-with fp32 weights, which is what bf16 training with fp32 main weights is there. Losses of both are printed: they must be
-the same run. `--layouts` adds mconv at tp 2 and pp 2 on two ranks of this machine (gloo or NCCL) beside one rank.
+a user would write: `AutoModelForCausalLM`, torch's AdamW, gradient clipping; attention by flash-attn where that is
+installed and by SDPA where it is not; in bf16 under autocast with fp32 weights, which is what bf16 training with fp32
+main weights is there. Losses of both are printed: they must be the same run. With CUDA also the memory of each and MFU.
+`--layouts` adds `mconv train` itself at tp 2 and pp 2 on two ranks of this machine beside one rank.
 """
 
 import argparse
+import importlib.util
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,7 +30,6 @@ SHAPES = {
     "60m": (512, 1408, 8, 8, 8, 32000, 512, 2, 2),
     "125m": (768, 2048, 12, 12, 12, 32000, 1024, 2, 2),
     "1b": (2048, 5632, 22, 32, 4, 32000, 4096, 4, 4),
-    "3b": (2560, 6912, 32, 32, 8, 32000, 4096, 2, 8),
 }
 
 
@@ -35,6 +39,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="timed steps, after two that are not")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtypes", default="fp32,bf16")
+    parser.add_argument("--layouts", action="store_true", help="also tp 2 and pp 2, beside one rank")
     parser.add_argument("--profile", action="store_true", help="the ten most expensive operations of mconv's step")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
@@ -46,6 +51,8 @@ def main() -> None:
         for dtype in asked.dtypes.split(","):
             found.append(compare(source, data, asked, dtype=dtype))
             show(found[-1])
+            if asked.layouts:
+                found += layouts(source, data, asked, dtype=dtype)
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1))
 
@@ -84,16 +91,18 @@ def compare(source: Path, data: Path, asked: argparse.Namespace, *, dtype: str) 
     theirs = Theirs(source, asked.device, dtype=dtype)
     seconds: dict[str, list[float]] = {"mconv": [], "transformers": []}
     losses: dict[str, list[float]] = {"mconv": [], "transformers": []}
+    memory = {"mconv": 0, "transformers": 0}
     for number in range(asked.steps + 2):
         batch = ours.batch(number)
         for name, side in (("mconv", ours), ("transformers", theirs))[:: 1 if number % 2 else -1]:
-            synchronize(asked.device)
+            forget_peak(asked.device)
             began = time.perf_counter()
             losses[name].append(side.step(batch))
-            synchronize(asked.device)
+            memory[name] = max(memory[name], above(asked.device))
             seconds[name].append(time.perf_counter() - began)
     tokens = length * micro * count
     medians = {name: statistics.median(times[2:]) for name, times in seconds.items()}
+    rates = {name: tokens / s for name, s in medians.items()}
     if asked.profile:
         profile(ours, asked)
     parameters = sum(p.numel() for p in theirs.model.parameters())
@@ -101,9 +110,51 @@ def compare(source: Path, data: Path, asked: argparse.Namespace, *, dtype: str) 
     return {
         "model": asked.model, "dtype": dtype, "device": device_name(asked.device), "parameters": parameters,
         "tokens_a_step": tokens, "seconds": medians,
-        "tokens_per_second": {name: tokens / s for name, s in medians.items()},
-        "ratio": medians["transformers"] / medians["mconv"], "losses": losses,
+        "tokens_per_second": rates, "mfu": mfu(ours, rates, dtype=dtype), "attention": theirs.attention,
+        "bytes_of_a_step": memory, "ratio": medians["transformers"] / medians["mconv"], "losses": losses,
     }  # fmt: skip
+
+
+LAYOUTS = {"1 rank": [], "tp 2": ["--tp", "2"], "tp 2, sequence parallel": ["--tp", "2", "--sequence-parallel"],
+           "pp 2": ["--pp", "2"]}  # fmt: skip
+
+
+def layouts(source: Path, data: Path, asked: argparse.Namespace, *, dtype: str) -> list[dict[str, Any]]:
+    """`mconv train` as a command at several layouts, each rank with its share of the cores; medians of its own log."""
+    length, micro, count = SHAPES[asked.model][6:]
+    found: list[dict[str, Any]] = []
+    for name, options in LAYOUTS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            argv = [
+                "train",
+                "--load",
+                source,
+                "--data",
+                data,
+                "--save",
+                folder,
+                "--train-iters",
+                asked.steps + 2,
+                "--lr",
+                1e-4,
+                "--seq-length",
+                length,
+                "--micro-batch-size",
+                micro,
+                "--global-batch-size",
+                micro * count,
+                "--data-cache",
+                f"{data}.cache",
+                *options,
+                *(["--bf16"] if dtype == "bf16" else []),
+            ]
+            command = [sys.executable, "-m", "mconv", *map(str, argv)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            lines = [json.loads(line) for line in (Path(folder) / "train.jsonl").read_text().splitlines()]
+        rate = statistics.median([line["tokens_per_second"] for line in lines if "loss" in line][2:])
+        found.append({"layout": name, "dtype": dtype, "tokens_per_second": rate})
+        print(f"  {name}: {rate:.0f} tokens/s, {rate / found[0]['tokens_per_second']:.2f} of one rank on the same cores")
+    return found
 
 
 class Ours:
@@ -153,7 +204,9 @@ class Theirs:
     def __init__(self, source: Path, device: str, *, dtype: str) -> None:
         from transformers import AutoModelForCausalLM
 
-        self.model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa")
+        flash = device == "cuda" and dtype == "bf16" and importlib.util.find_spec("flash_attn") is not None
+        self.attention = "flash_attention_2" if flash else "sdpa"
+        self.model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation=self.attention)
         self.model.to(device).train()
         matrices = [p for p in self.model.parameters() if p.dim() > 1]
         vectors = [p for p in self.model.parameters() if p.dim() == 1]
@@ -174,9 +227,30 @@ class Theirs:
         return float(total)
 
 
-def synchronize(device: str) -> None:
+def mfu(ours: Ours, rates: dict[str, float], *, dtype: str) -> dict[str, float] | None:
+    """Share of the device's dense peak that a rate is; None where the peak is not known."""
+    from mconv.train import flops
+
+    if not torch.cuda.is_available():
+        return None
+    peak = flops.peak(torch.cuda.get_device_name(), dtype)
+    each = flops.per_token(ours.run.spec, ours.run.seq_length)
+    return None if peak is None else {name: rate * each / peak for name, rate in rates.items()}
+
+
+def forget_peak(device: str) -> None:
+    """Begin a measurement of time and memory."""
     if device == "cuda":
         torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def above(device: str) -> int:
+    """Peak bytes of a step above what lay there before it (both models' weights and optimizer states); waits for it."""
+    if device != "cuda":
+        return 0
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
 
 
 def device_name(device: str) -> str:
@@ -190,7 +264,7 @@ def profile(ours: Ours, asked: argparse.Namespace) -> None:
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=kinds) as found:
         ours.step(None)
-        synchronize(asked.device)
+        above(asked.device)
     by = "self_cuda_time_total" if asked.device == "cuda" else "self_cpu_time_total"
     print(found.key_averages().table(sort_by=by, row_limit=14, max_name_column_width=40))
 
@@ -199,7 +273,12 @@ def show(found: dict[str, Any]) -> None:
     rates = found["tokens_per_second"]
     print(f"{found['model']} ({found['parameters'] / 1e6:.0f} M parameters), {found['dtype']}, {found['device']}: "
           f"mconv {rates['mconv']:.0f} tokens/s, transformers {rates['transformers']:.0f}: "
-          f"ratio {found['ratio']:.2f}")  # fmt: skip
+          f"ratio {found['ratio']:.2f} (attention of transformers: {found['attention']})")  # fmt: skip
+    if found["mfu"]:
+        print(f"  MFU: mconv {found['mfu']['mconv']:.1%}, transformers {found['mfu']['transformers']:.1%}")
+    if found["bytes_of_a_step"]["mconv"]:
+        peaks = {name: f"{nbytes / 2**30:.2f} GiB" for name, nbytes in found["bytes_of_a_step"].items()}
+        print(f"  memory of a step, above weights and optimizer: {peaks}")
     for name, losses in found["losses"].items():
         print(f"  losses of {name}: {', '.join(f'{loss:.5f}' for loss in losses)}")
 
