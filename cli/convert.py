@@ -232,12 +232,12 @@ def meg2hf(
 
 def _each(root: Path, word: str, out: Path, export: "Export", *, asked: dict[str, Any]) -> None:
     """Export each iteration that `word` means, but those that are there; raise at the end for those that failed."""
-    from mconv.convert import iterations, manifest
+    from mconv.convert import iterations
 
     failed = []
     for number in iterations.wanted(root, word):
         name = f"iter_{number:07d}"
-        mark = manifest.fingerprint(root / name, **{k: str(v) for k, v in asked.items()})
+        mark = iterations.mark(root / name, **asked)
         if iterations.is_done(out / name, mark):
             print(f"{out / name}: already there")
             continue

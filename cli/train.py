@@ -7,14 +7,19 @@ from typing import Annotated, Any, Union
 
 from cyclopts import Parameter
 
+from mconv.errors import CheckFailed
 from mconv.train.config import TrainConfig, help_of, make, read_yaml
 
 
 def work(payload: dict[str, Any]) -> dict[str, Any]:
     """One rank of `mconv train`, started by `launch.ranks`."""
+    from mconv.cli.live import view
+    from mconv.train.length import length
     from mconv.train.loop import train as run
 
-    return run(make(payload), say=lambda line: print(line, flush=True))
+    made = make(payload)
+    with view(length(made).iterations) as (say, show):
+        return run(made, say=say, show=show)
 
 
 def _train(config: Path | None = None, /, **flags: Any) -> int:
@@ -29,17 +34,26 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
         A YAML file with `field: value` lines, the fields being the flags below with underscores.
     """
     from mconv.cli import gate
+    from mconv.train.chain import guarded
     from mconv.train.launch.ranks import joined, run
 
     given = {name: value for name, value in flags.items() if value is not None}
     made = make({**(read_yaml(config) if config else {}), **given})
-    with gate.one_world(made):
+    with gate.one_world(made), guarded(made):
         if made.verify_first and not gate.before_training(made):
-            return 1
-        result = run("mconv.cli.train:work", dataclasses.asdict(made), nproc=made.nproc_per_node or made.tp * made.pp)
-    if not joined() and result["saved"]:
-        print(f"saved {result['saved']}")
+            raise CheckFailed  # the verdict is said
+        nproc, well = made.nproc_per_node or made.tp * made.pp, made.save is not None
+        result = run("mconv.cli.train:work", dataclasses.asdict(made), nproc=nproc, stops_well=well)
+    if not joined():
+        _end(result)
     return 0
+
+
+def _end(result: dict[str, Any]) -> None:
+    if result["stopped"]:
+        print(f"stopped by {result['stopped']}; the same command goes on from there")
+    if result["saved"]:
+        print(f"saved {result['saved']}")
 
 
 def _parameter(field: "dataclasses.Field[Any]") -> inspect.Parameter:

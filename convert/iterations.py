@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mconv.convert import manifest
 from mconv.convert.opening import open_checkpoint
+from mconv.convert.plan import SHARD_BYTES
 from mconv.errors import FormatError, MconvError
 
 
@@ -21,6 +22,17 @@ def wanted(root: Path, word: str) -> list[int]:
     if absent := [n for n in asked if n not in have]:
         raise FormatError(f"{root} has no iteration {', '.join(map(str, absent))}; it has {', '.join(map(str, have))}")
     return asked
+
+
+def mark(
+    folder: Path, *, dtype: str | None = None, shard_bytes: int = SHARD_BYTES, side_folder: Path | None = None,
+    vocab_size: int | None = None, dialect: str | None = None, config: Path | None = None,
+) -> str:  # fmt: skip
+    """The fingerprint of an iteration's folder and of how it is to be exported, for `is_done` to know the result by."""
+    asked = {"dtype": dtype, "shard_bytes": shard_bytes, "side_folder": side_folder, "vocab_size": vocab_size}
+    return manifest.fingerprint(
+        folder, **{k: str(v) for k, v in (asked | {"dialect": dialect, "config": config}).items()}
+    )
 
 
 def is_done(out: Path, fingerprint: str) -> bool:

@@ -27,6 +27,8 @@ Format = Literal["hf", "torch_dist", "mp_rank"]
 Emit = Literal["megatron-bridge"]
 Padding = Literal["zeros", "last-row"]
 """What rows past the true vocabulary hold. Megatron-LLM and Megatron-LM's own tools repeat the last row."""
+SHARD_BYTES = 5_000_000_000
+"""Largest safetensors file, if nothing else is asked for."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -123,7 +125,7 @@ class Plan:
 
 def make(
     source: Checkpoint, out: Path, *, format: Format, tp: int = 1, pp: int = 1, vpp: int = 1, vocab_multiple: int = 128,
-    dtype: str | None = None, shard_bytes: int = 5_000_000_000, overwrite: bool = False,
+    dtype: str | None = None, shard_bytes: int = SHARD_BYTES, overwrite: bool = False,
     side_folder: Path | None = None, origin: str | None = None, dialect: str = "mcore",
     vocab_padding: Padding = "zeros", uneven: Uneven = EVEN, iteration: int | None = None, resume: bool = False,
     emit: Emit | None = None, fingerprint: str | None = None, check_room: bool = True,

@@ -1,7 +1,6 @@
-"""What a run tells: Megatron's iteration line, one JSON line per step, TensorBoard if wanted."""
+"""What a run tells: Megatron's iteration line, one JSON line per step, boards if wanted."""
 
 import dataclasses
-import importlib
 import json
 import time
 from collections.abc import Callable
@@ -10,9 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mconv.errors import MconvError
+from mconv.train import megatron_log
+from mconv.train.boards import Board
+from mconv.train.meter import Meter, clock
 
 Say = Callable[[str], None]
+Show = Callable[[dict[str, Any]], None]
 NAME = "train.jsonl"
 
 
@@ -42,18 +44,32 @@ class Step:
     """1 if it was skipped for a loss that is not finite."""
 
 
-def line(step: Step, *, train_iters: int, global_batch_size: int, now: datetime) -> str:
-    """Megatron-LM's line, field for field, so that its parsers read ours: no loss where every step was skipped."""
-    norm = "" if step.grad_norm is None else f" grad norm: {step.grad_norm:.3f} |"
-    loss = f" lm loss: {step.loss:.6E} |" if step.loss > 0 else ""
-    return (
-        f" [{now:%Y-%m-%d %H:%M:%S.%f}] iteration {step.iteration:8d}/{train_iters:8d} |"
-        f" consumed samples: {step.consumed_samples:12d} |"
-        f" elapsed time per iteration (ms): {1000 * step.seconds:.1f} |"
-        f" learning rate: {step.lr:.6E} | global batch size: {step.global_batch_size or global_batch_size:5d} |"
-        f"{loss} loss scale: {step.loss_scale:.1f} |{norm}"
-        f" number of skipped iterations: {step.skipped:3d} | number of nan iterations: {step.nan:3d} |"
-    )
+def line(
+    step: Step, *, train_iters: int, global_batch_size: int, now: datetime, measured: dict[str, float] | None = None
+) -> str:
+    """Megatron-LM's line, field for field, so that its parsers read ours: no loss where every step was skipped.
+
+    `measured` adds speed, memory and the time left.
+    """
+    more = measured or {}
+    values: dict[str, float | None] = {
+        megatron_log.SAMPLES: step.consumed_samples,
+        megatron_log.TIME: 1000 * step.seconds,
+        megatron_log.THROUGHPUT: more.get("tflops_per_gpu"),
+        megatron_log.RATE: step.lr,
+        megatron_log.BATCH: step.global_batch_size or global_batch_size,
+        megatron_log.LOSS: step.loss if step.loss > 0 else None,
+        megatron_log.SCALE: step.loss_scale,
+        megatron_log.NORM: step.grad_norm,
+        megatron_log.SKIPPED: step.skipped,
+        megatron_log.NAN: step.nan,
+        "tokens/sec/gpu": more.get("tokens_per_second_per_gpu"),
+        "MFU (%)": 100 * more["mfu"] if "mfu" in more else None,
+        "memory (GiB)": more["memory_bytes"] / 2**30 if more else None,
+    }
+    known = {name: float(value) for name, value in values.items() if value is not None}
+    written = megatron_log.Line(iteration=step.iteration, train_iters=train_iters, values=known, time=now)
+    return megatron_log.write(written, eta=clock(more["seconds_left"]) if more else "")
 
 
 def mean(window: list[Step]) -> Step:
@@ -77,19 +93,25 @@ class Log:
     global_batch_size: int
     interval: int
     file: Path | None = None
-    board: Any = None
+    boards: tuple[Board, ...] = ()
+    meter: Meter | None = None
+    throughput: bool = False
+    """Whether the printed line has what the meter measures; the file and the boards have it always."""
+    show: Show | None = None
+    """Gets each step's record for a live view, which then stands for the printed lines."""
     window: list[Step] = field(default_factory=list)
     """Steps since the last printed line."""
 
     def step(self, step: Step) -> None:
         """Record a step, and print the line that is due: means over the steps since the last one."""
-        self._write(dataclasses.asdict(step))
+        record = {**dataclasses.asdict(step), **self._measure(step)}
+        self._write(record)
         self.window.append(step)
         if step.iteration % self.interval == 0 or step.iteration == self.train_iters:
-            self._print()
-        for name, value in dataclasses.asdict(step).items():
-            if self.board and value is not None and name != "iteration":
-                self.board.add_scalar(name, value, step.iteration)
+            self._print(record)
+        if self.show:
+            self.show(record)
+        self._board({name: value for name, value in record.items() if name != "iteration"}, step.iteration)
 
     def evaluation(
         self, iteration: int, measured: dict[str, float], *, on: str = "validation", last: bool = False
@@ -101,18 +123,40 @@ class Log:
         shares = (f" {name.replace('_', ' ')}: {value:.6E} |" for name, value in measured.items() if "accuracy" in name)
         text = f" validation loss at iteration {where} |{values}{''.join(shares)} "
         self.say("\n".join(["-" * (len(text) + 1), text, "-" * (len(text) + 1)]))
-        for name, value in measured.items():
-            if self.board:
-                self.board.add_scalar(f"{on}_{name}", value, iteration)
+        self._board({f"{on}_{name}": value for name, value in measured.items()}, iteration)
 
     def close(self) -> None:
-        if self.board:
-            self.board.close()
+        for board in self.boards:
+            board.close()
 
-    def _print(self) -> None:
+    def _measure(self, step: Step) -> dict[str, float]:
+        if self.meter is None:
+            return {}
+        seconds, rate = step.seconds, step.tokens_per_second
+        return self.meter.measure(iteration=step.iteration, seconds=seconds, tokens_per_second=rate)
+
+    def _print(self, record: dict[str, Any]) -> None:
         shown, now = mean(self.window), datetime.now()
-        self.say(line(shown, train_iters=self.train_iters, global_batch_size=self.global_batch_size, now=now))
         self.window.clear()
+        if self.show:
+            return
+        measured = {**record, **self._rates(shown.seconds, record)} if self.throughput and self.meter else None
+        self.say(
+            line(
+                shown, train_iters=self.train_iters, global_batch_size=self.global_batch_size, now=now, measured=measured
+            )
+        )
+
+    def _rates(self, seconds: float, record: dict[str, Any]) -> dict[str, float]:
+        """Speeds over a window whose steps took `seconds` on average."""
+        share = record["seconds"] / seconds
+        names = ("tokens_per_second_per_gpu", "tflops_per_gpu", "mfu")
+        return {name: record[name] * share for name in names if name in record}
+
+    def _board(self, values: dict[str, Any], iteration: int) -> None:
+        known = {name: float(value) for name, value in values.items() if value is not None}
+        for board in self.boards:
+            board.log(known, iteration)
 
     def _write(self, record: dict[str, Any]) -> None:
         if self.file:
@@ -134,13 +178,3 @@ def _iteration(text: str) -> float:
         return float(json.loads(text)["iteration"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def board(folder: str | None) -> Any:
-    """A TensorBoard writer, or None. Raises MconvError if it is wanted and not installed."""
-    if folder is None:
-        return None
-    try:
-        return importlib.import_module("torch.utils.tensorboard").SummaryWriter(folder)
-    except ImportError as error:
-        raise MconvError("tensorboard_dir needs the package tensorboard: pip install 'mconv[log]'") from error

@@ -2,44 +2,60 @@
 
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mconv.train import checkpoint
+from mconv.train import chain, checkpoint, record, stop
 from mconv.train import log as logs
+from mconv.train.boards import boards
 from mconv.train.config import TrainConfig
 from mconv.train.data import dataset
+from mconv.train.engine import unwrap
+from mconv.train.follow import Follow, follow
 from mconv.train.length import length
 from mconv.train.mcore import parallel_state, quiet
+from mconv.train.meter import meter
 from mconv.train.run import Run, save, start
 from mconv.train.steps import Batches, evaluate, step
 
 
 @quiet()
-def train(config: TrainConfig, *, say: logs.Say) -> dict[str, Any]:
-    """Train as `config` says; every rank calls it. Returns {"iteration", "loss", "losses", "grad_norms", "saved"}.
+def train(config: TrainConfig, *, say: logs.Say, show: logs.Show | None = None) -> dict[str, Any]:
+    """Train as `config` says; every rank calls it.
 
-    Goes on from `config.save` if there is a checkpoint of this run, else starts from `config.load`. `say` gets lines
-    for people, on rank 0 only. Raises ConfigError or LayoutError before the first step on what cannot work, and
-    CheckFailed at a step whose loss is not finite.
+    Returns {"iteration", "loss", "losses", "grad_norms", "saved", "stopped"}, the last being why the run ended before its
+    last iteration, or None. Goes on from `config.save` if there is a checkpoint of this run, else starts from
+    `config.load`. `say` gets lines for people, on rank 0 only; `show`, for a live view, each step's record in the place
+    of its printed line. Inside `stop.listening()` it stops at signals. Raises ConfigError or LayoutError before the first
+    step on what cannot work, and CheckFailed at a step whose loss is not finite.
     """
-    run = start(config, say=say if _rank() == 0 else _silent)
+    began = time.time()
+    say = say if _rank() == 0 else _silent
+    run = start(config, say=say)
     train_data, valid_data = _data(run)
-    log = _log(run, say)
+    log, after = _log(run, say, show), follow(run, say=say)
+    halts = stop.stops(config, rank=_rank(), began=began)
     steps: list[logs.Step] = []
     feed = _feed(run, train_data, consumed=run.consumed)
-    while run.iteration < min(run.iterations, config.exit_after or run.iterations):
+    word = halts.ask(run.iteration, first=True)
+    while run.iteration < min(run.iterations, config.exit_after or run.iterations) and not word.stop:
         steps.append(step(run, feed))
+        chain.stepped()
         log.step(steps[-1])
         if config.eval_interval and run.iteration % config.eval_interval == 0:
             loss = evaluate(run, _validation(run, valid_data))
             log.evaluation(run.iteration, {"loss": loss, "perplexity": math.exp(min(20, loss))})
-        if config.save_interval and run.iteration % config.save_interval == 0:
-            save(run)
-    if config.save and run.saved != run.iteration:
-        save(run)
+        word = halts.ask(run.iteration)
+        if word.save or (config.save_interval and run.iteration % config.save_interval == 0):
+            _save(run, after)
+            halts.done(word)
+    if steps and run.saved != run.iteration:
+        _save(run, after)
+    halts.done(word)
+    after.close()
     log.close()
     return {
         "iteration": run.iteration,
@@ -47,7 +63,16 @@ def train(config: TrainConfig, *, say: logs.Say) -> dict[str, Any]:
         "losses": [s.loss for s in steps],
         "grad_norms": [s.grad_norm for s in steps],
         "saved": str(checkpoint.folder_of(Path(config.save), run.saved)) if config.save and run.saved else None,
+        "stopped": word.why,
     }
+
+
+def _save(run: Run, after: Follow) -> None:
+    """A checkpoint of the run as it stands, where it has a folder for that, and what follows one."""
+    if run.config.save:
+        with stop.held_back():  # also from helpers that saving starts, which a signal to every process would end
+            save(run)
+        after.checkpoint(run.iteration, run.consumed)
 
 
 def _data(run: Run) -> tuple[Any, Any]:
@@ -67,8 +92,9 @@ def _data(run: Run) -> tuple[Any, Any]:
     )  # fmt: skip
 
 
-def _log(run: Run, say: logs.Say) -> logs.Log:
-    config = run.config
+def _log(run: Run, say: logs.Say, show: logs.Show | None) -> logs.Log:
+    """Rank 0's log, with its boards; what the run is started with is said and recorded here."""
+    config, world = run.config, torch.distributed.get_world_size()
     options: dict[str, Any] = {
         "train_iters": run.iterations, "global_batch_size": config.global_batch_size,
         "interval": config.log_interval,
@@ -79,7 +105,16 @@ def _log(run: Run, say: logs.Say) -> logs.Log:
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         logs.forget_after(file, run.iteration)
-    return logs.Log(say=say, file=file, board=logs.board(config.tensorboard_dir), **options)
+        record.write(file.parent, config, run.spec, ranks=world, iteration=run.iteration)
+    for line in record.arguments(config, run.spec, inherited=run.inherited, source=run.origin.name):
+        say(line)
+    dtype = str(unwrap(run.chunks[0]).config.params_dtype).removeprefix("torch.")
+    speed = meter(run.spec, seq_length=run.seq_length, train_iters=config.train_iters, ranks=world, dtype=dtype)
+    described = {"model": run.spec.to_dict(), **vars(config)}
+    return logs.Log(
+        say=say, show=show, file=file, boards=boards(config, described=described), meter=speed,
+        throughput=config.log_throughput, **options,
+    )  # fmt: skip
 
 
 def _feed(run: Run, data: Any, *, consumed: int) -> Batches | None:

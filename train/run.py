@@ -47,6 +47,17 @@ class Run:
     memory: dict[str, Any] = field(default_factory=dict)
     """What else the next step depends on; it is saved, and is there again after a resume."""
 
+    @property
+    def inherited(self) -> dict[str, tuple[Any, str]]:
+        """Values that the configuration does not say, each with where it comes from."""
+        world, padded = torch.distributed.get_world_size(), unwrap(self.chunks[0]).vocab_size
+        found = {"padded_vocab_size": (padded, f"{self.spec.vocab_size} padded for tp {self.parallel.tp}"),
+                 "data_parallel_size": (self.parallel.data_parallel(world), f"{world} ranks"),
+                 "iteration": (self.iteration, self.origin.name)}  # fmt: skip
+        if self.config.seq_length is None:
+            found["seq_length"] = (self.seq_length, "the model's max_position_embeddings")
+        return found
+
 
 def start(config: TrainConfig, *, say: logs.Say) -> Run:
     """Everything that the first step needs. Raises ConfigError or LayoutError on what cannot work."""
@@ -97,7 +108,7 @@ def save(run: Run) -> None:
 
 def _check_folders(config: TrainConfig) -> None:
     """Folders that cannot be made are refused before the first step, not after the last."""
-    for name in ("save", "data_cache", "tensorboard_dir"):
+    for name in ("save", "data_cache", "tensorboard_dir", "wandb_save_dir", "trigger_dir"):
         if wanted := getattr(config, name):
             try:
                 Path(wanted).mkdir(parents=True, exist_ok=True)

@@ -212,3 +212,39 @@ def train_without_marks(**fields: Any) -> dict[str, Any]:
 def placed(*, tp: int, pp: int, padded: int, tp_rank: int, stage: int) -> dict[str, Any]:
     """How `load_rank` is told where a rank lies."""
     return {"tp": tp, "pp": pp, "padded_vocab_size": padded, "tp_rank": tp_rank, "pp_rank": stage}
+
+
+def train_hit(*, rank: int, at: int, **fields: Any) -> dict[str, Any]:
+    """A run in which one rank gets SIGUSR2 while it takes a step."""
+    import os
+    import signal
+
+    from mconv.train import loop, stop
+
+    whole = loop.step
+
+    def hit(run: Any, feed: Any) -> Any:
+        if run.iteration == at - 1 and torch.distributed.get_rank() == rank:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return whole(run, feed)
+
+    loop.step = hit
+    try:
+        with stop.listening():
+            return train(**fields)
+    finally:
+        loop.step = whole
+
+
+def what_is_asked(*, rank: int) -> int:
+    """What each rank answers when one of them got SIGUSR2."""
+    import os
+    import signal
+
+    from mconv.train import stop
+
+    asked = stop.Stops(rank=torch.distributed.get_rank(), triggers=None, exit_interval=None, ends={})
+    with stop.listening():
+        if torch.distributed.get_rank() == rank:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return asked.ask(1).number

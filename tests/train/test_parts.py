@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mconv.errors import ConfigError, LayoutError, MconvError
+from mconv.train import boards
 from mconv.train import config as configs
 from mconv.train import log as logs
 from mconv.train.launch import ranks
@@ -28,8 +29,8 @@ def step_of(n):
 # ---------------------------------------------------------------- configuration
 def test_tensorboard_gets_every_step(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    board = logs.board(str(tmp_path / "board"))
-    log = logs.Log(say=lambda _: None, train_iters=3, global_batch_size=1, interval=1, file=None, board=board)
+    board = boards.TensorBoard(str(tmp_path / "board"))
+    log = logs.Log(say=lambda _: None, train_iters=3, global_batch_size=1, interval=1, file=None, boards=(board,))
     for number in (1, 2, 3):
         log.step(step_of(number))
     log.close()
@@ -41,7 +42,7 @@ def test_tensorboard_that_is_not_installed_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(MconvError, match="pip install"):
-        logs.board(str(tmp_path))
+        boards.TensorBoard(str(tmp_path))
 
 
 def test_every_field_says_what_it_means():

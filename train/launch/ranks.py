@@ -11,28 +11,33 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from mconv import errors
 from mconv.errors import MconvError
+from mconv.train import stop
 
 Work = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def run(target: str, payload: dict[str, Any], *, nproc: int) -> dict[str, Any]:
+def run(target: str, payload: dict[str, Any], *, nproc: int, stops_well: bool = False) -> dict[str, Any]:
     """Run `target` ("module:function", dict -> dict, both JSON) on `nproc` ranks and return rank 0's answer.
 
     Under torchrun (RANK and WORLD_SIZE are set) the call joins that world and each rank gets its own answer; with
     `nproc` 1 it runs in this process. Otherwise torch.distributed.run starts the ranks on loopback, on a free port.
     A rank's MconvError is raised here as what it was; anything else as an MconvError with the end of the log.
     Rank 0's standard output is this process's own; all other output is kept for the error message only.
+    `stops_well`: the work looks for what `train.stop` notes; a stop signal then ends neither this process nor its ranks,
+    but the second one of its kind does.
     """
     if nproc < 1:
         raise MconvError(f"{nproc} ranks were asked for; at least 1 is needed")
     if joined() or nproc == 1:
-        return _here(target, payload)
+        with stop.listening() if stops_well else contextlib.nullcontext():
+            return _here(target, payload)
     with tempfile.TemporaryDirectory(prefix="mconv-ranks-") as folder:
-        return _launch(target, payload, nproc, Path(folder))
+        return _launch(target, payload, nproc, Path(folder), stops_well=stops_well)
 
 
 def joined() -> bool:
@@ -61,15 +66,16 @@ def _here(target: str, payload: dict[str, Any]) -> dict[str, Any]:
             shutdown()
 
 
-def _launch(target: str, payload: dict[str, Any], nproc: int, folder: Path) -> dict[str, Any]:
+def _launch(target: str, payload: dict[str, Any], nproc: int, folder: Path, *, stops_well: bool) -> dict[str, Any]:
     (folder / "payload.json").write_text(json.dumps(payload))
-    with (folder / "agent.log").open("w") as log:
-        agent = subprocess.Popen(_command(target, nproc, folder), env=_environment(nproc), stderr=log)
+    environment = _environment(nproc) | ({stop.ASKED: str(folder / "asked")} if stops_well else {})
+    with (folder / "agent.log").open("w") as log, _signals(folder, passed_on=stops_well):
+        with stop.held_back() if stops_well else contextlib.nullcontext():  # the agent is to find them blocked
+            agent = subprocess.Popen(_command(target, nproc, folder, stops_well), env=environment, stderr=log)
         try:
-            with _terminated_like_interrupted():
-                code = agent.wait()
+            code = agent.wait()
         except BaseException:  # Ctrl-C too: no rank may outlive us
-            agent.terminate()
+            agent.send_signal(signal.SIGHUP if stops_well else signal.SIGTERM)
             agent.wait()
             raise
     if code == 0:
@@ -79,23 +85,41 @@ def _launch(target: str, payload: dict[str, Any], nproc: int, folder: Path) -> d
 
 
 @contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM (from `timeout`, a scheduler, a service manager) raises SystemExit, so that the ranks are ended first."""
+def _signals(folder: Path, *, passed_on: bool) -> Iterator[None]:
+    """What this process does at a signal while its ranks are there: `_end` them, or pass the first of a kind on."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    seen: set[int] = set()
+
+    def heard(number: int, _: FrameType | None) -> None:
+        if number in seen and number != signal.SIGUSR2:
+            _end(number)
+        seen.add(number)
+        stop.pass_on(number, folder / "asked")
+
+    wanted = dict.fromkeys(stop.SIGNALS, heard) if passed_on else {signal.SIGTERM: lambda number, _: _end(number)}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _command(target: str, nproc: int, folder: Path) -> list[str]:
+def _end(number: int) -> None:
+    """SIGTERM (from `timeout`, a scheduler, a service manager) as an exception, as SIGINT is: ranks are ended first."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
+def _command(target: str, nproc: int, folder: Path, stops_well: bool) -> list[str]:
     # Each rank's streams go to files, but for rank 0's standard output (1: stdout, 2: stderr, 3: both).
     redirects = ",".join(f"{rank}:{3 if rank else 2}" for rank in range(nproc))
+    agent = "mconv.train.launch.agent" if stops_well else "torch.distributed.run"
     return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+        *(sys.executable, "-m", agent, "--standalone", "--local-addr", "127.0.0.1"),
         *("--nproc-per-node", str(nproc), "--log-dir", str(folder / "logs"), "--redirects", redirects),
         *("-m", "mconv.train.launch.worker", target, str(folder)),
     ]
@@ -104,7 +128,7 @@ def _command(target: str, nproc: int, folder: Path) -> list[str]:
 def _environment(nproc: int) -> dict[str, str]:
     """Loopback only, and no more threads than cores; what the user has set stays."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    defaults = {"OMP_NUM_THREADS": str(max(1, cores // nproc))}
+    defaults = {"OMP_NUM_THREADS": str(max(1, cores // nproc)), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
     if sys.platform.startswith("linux"):
         defaults["GLOO_SOCKET_IFNAME"] = "lo"
     return {**defaults, **os.environ}

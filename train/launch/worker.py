@@ -1,5 +1,6 @@
 """One rank: `python -m mconv.train.launch.worker MODULE:FUNCTION FOLDER`, started by `ranks.run`."""
 
+import contextlib
 import json
 import os
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mconv.errors import MconvError
+from mconv.train import stop
 from mconv.train.launch.ranks import resolve
 
 
@@ -16,7 +18,8 @@ def main() -> None:
     """Read FOLDER/payload.json, do the work, write FOLDER/result.json (rank 0) or FOLDER/error.RANK.json."""
     target, folder, rank = sys.argv[1], Path(sys.argv[2]), os.environ["RANK"]
     try:
-        answer = resolve(target)(json.loads((folder / "payload.json").read_text()))
+        with stop.listening() if stop.ASKED in os.environ else contextlib.nullcontext():
+            answer = resolve(target)(json.loads((folder / "payload.json").read_text()))
         if rank == "0":
             (folder / "result.json").write_text(json.dumps(answer))
     except Exception as error:

@@ -1,0 +1,247 @@
+"""Stopping well: whatever asks, all ranks agree on one step, save, and the next run goes on as if none had stopped."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mconv.errors import ConfigError, MconvError
+from mconv.train import chain, stop
+from mconv.train.config import make
+
+JOBS = Path(__file__).with_name("jobs.py")
+_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
+jobs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(jobs)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stops")
+    jobs.hf_folder(folder / "hf", jobs.variant(num_layers=2))
+    return {
+        "load": str(folder / "hf"), "data": [str(jobs.train_data(folder))], "train_iters": 6, "lr": 1e-2,
+        "global_batch_size": 4, "seq_length": 16, "make_vocab_size_divisible_by": 8, "data_cache": str(folder / "cache"),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(run):
+    """The losses of the run that nothing stops."""
+    return jobs.train(**run)["losses"]
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_group():
+    yield
+    from mconv.train import engine
+
+    engine.shutdown()
+
+
+def at(iteration, do):
+    """A `say` that does something when the line of an iteration is printed."""
+    return lambda line: do() if f"iteration {iteration:8d}/" in line else None
+
+
+def train(say=lambda line: None, **fields):
+    from mconv.train.loop import train as run
+
+    return run(make(fields), say=say)
+
+
+def kill(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+ASKS = {
+    "SIGTERM": (kill(signal.SIGTERM), {}, "SIGTERM, at iteration 3"),
+    "SIGUSR2": (kill(signal.SIGUSR2), {}, "SIGUSR2, at iteration 3"),
+    "SIGINT": (kill(signal.SIGINT), {}, "SIGINT, at iteration 3"),
+    "exit_interval": (None, {"exit_interval": 3}, "exit_interval, at iteration 3"),
+    "exit trigger": ("exit", {}, "the exit trigger, at iteration 3"),
+    "time": (lambda: time.sleep(0.3), {"exit_duration_in_mins": 0.3 / 60}, "exit_duration_in_mins, at iteration"),
+}
+
+
+@pytest.mark.parametrize("name", ASKS)
+def test_it_saves_and_the_next_goes_on(name, run, whole, tmp_path):
+    what, fields, why = ASKS[name]
+    act = (lambda: (tmp_path / "triggers" / what).touch()) if isinstance(what, str) else what or (lambda: None)
+    with stop.listening():
+        first = train(at(3, act), **run, **fields, save=str(tmp_path))
+    assert first["stopped"].startswith(why) and first["iteration"] == len(first["losses"]) < 6
+    assert first["saved"] == str(tmp_path / f"iter_{first['iteration']:07d}")
+    assert not list((tmp_path / "triggers").iterdir())
+    second = train(**run, save=str(tmp_path))
+    assert first["losses"] + second["losses"] == whole and second["stopped"] is None
+
+
+def test_without_listening_a_signal_is_what_it_was(run, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(at(1, kill(signal.SIGINT)), **run, save=str(tmp_path))
+    with pytest.raises(KeyboardInterrupt), stop.listening():
+        train(at(1, lambda: [kill(signal.SIGINT)() for _ in range(2)]), **run, save=str(tmp_path))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_save_trigger_saves_and_goes_on(run, whole, tmp_path):
+    (tmp_path / "asked").mkdir()
+    (tmp_path / "asked" / "save").touch()  # set while the job was queued: there is nothing to save before the first step
+    fields = {**run, "save": str(tmp_path), "trigger_dir": str(tmp_path / "asked")}
+    result = train(**fields)
+    assert result["losses"] == whole and result["stopped"] is None
+    assert sorted(path.name for path in tmp_path.glob("iter_*")) == ["iter_0000001", "iter_0000006"]
+    assert not list((tmp_path / "asked").iterdir())
+
+
+def test_an_exit_trigger_of_the_queue_is_honoured_once(run, whole, tmp_path):
+    (tmp_path / "triggers").mkdir()
+    (tmp_path / "triggers" / "exit").touch()
+    first = train(**run, save=str(tmp_path))
+    assert (first["iteration"], first["saved"], first["stopped"]) == (0, None, "the exit trigger, at iteration 0")
+    assert train(**run, save=str(tmp_path))["losses"] == whole
+
+
+def test_a_trigger_that_comes_during_the_save_stays(run, tmp_path, monkeypatch):
+    from mconv.train import loop
+
+    saved = loop.save
+    monkeypatch.setattr(loop, "save", lambda run: (saved(run), (tmp_path / "triggers" / "exit").touch()))
+    train(**run, save=str(tmp_path), exit_after=2)
+    assert (tmp_path / "triggers" / "exit").exists()
+
+
+# ---- ranks -----------------------------------------------------------------------------------------------------------
+def test_all_ranks_agree_on_one_step(run, world, tmp_path):
+    """A signal to rank 2, which is neither the first nor the last, in the midst of a step of its own."""
+    fields = {**run, "save": str(tmp_path), "tp": 2, "pp": 2}
+    results = world.run(f"{JOBS}:train_hit", **fields, rank=2, at=3)
+    assert {(result["iteration"], result["stopped"]) for result in results} == {(3, "SIGUSR2, at iteration 3")}
+    assert world.run(f"{JOBS}:train", **fields)[0]["iteration"] == 6
+
+
+def test_a_rank_that_keeps_it_to_itself_is_caught(run, world, tmp_path, monkeypatch):
+    """The planted fault: each rank goes by what it knows itself. Rank 2 would save alone, and all would hang."""
+    numbers = world.run(f"{JOBS}:what_is_asked", rank=2)
+    assert numbers == [stop.NUMBERS["SIGUSR2"]] * 4
+
+
+# ---- time ------------------------------------------------------------------------------------------------------------
+def test_slurm_says_when_it_will_end_the_job(monkeypatch, tmp_path):
+    for name in ("SLURM_JOB_END_TIME", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert stop.slurm_limit() is None
+    stub(tmp_path / "scontrol", 'echo "   StartTime=2026-11-25T10:00:00 EndTime=2026-11-25T12:00:00 Deadline=N/A $*"')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    assert time.localtime(stop.slurm_limit())[:5] == (2026, 11, 25, 12, 0)
+    stub(tmp_path / "scontrol", 'echo "EndTime=Unknown"')
+    assert stop.slurm_limit() is None
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1800000000")
+    assert stop.slurm_limit() == 1.8e9
+
+
+@pytest.mark.parametrize(("minutes", "before"), [(60, 5 * 60), (4, 2 * 60), (None, None)])
+def test_how_long_before_the_limit(minutes, before, monkeypatch, tmp_path):
+    """Five minutes before, but never more than half of the time that there is; not at all if told so."""
+    now = time.time()
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(now + 60 * (minutes or 60))))
+    config = make({"load": "x", "data": ["p"], "train_iters": 1, "lr": 1.0, "save": str(tmp_path),
+                   **({} if minutes else {"stop_before_limit": 0.0})})  # fmt: skip
+    ends = stop.stops(config, rank=0, began=now).ends
+    assert (list(ends) == [5] and abs(ends[5] - (now + 60 * minutes - before)) < 2) if minutes else not ends
+    assert not stop.stops(config, rank=1, began=now).ends
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("cancel_job", "my-job"), ("exit_interval", 0), ("exit_duration_in_mins", 0.0)]
+)
+def test_refusals(field, value):
+    with pytest.raises(ConfigError, match=field):
+        make({"load": "x", "data": ["p"], "train_iters": 1, "lr": 1.0, "save": "s", field: value})
+
+
+# ---- the chain -------------------------------------------------------------------------------------------------------
+def stub(file, script):
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+
+
+def test_a_failing_first_step_cancels_the_chain_once(run, tmp_path, monkeypatch, capsys):
+    """Through the command: by job id alone, and only where no step was taken."""
+    from mconv.cli import app
+
+    stub(tmp_path / "scancel", f'echo "$*" >> {tmp_path}/cancelled')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    fields = {**run, "cancel_job": "78,79_1", "on_first_failure": f'echo "$MCONV_ERROR" > {tmp_path}/told'}
+    (tmp_path / "run.json").write_text(json.dumps(fields))
+    assert app.run(["train", str(tmp_path / "run.json"), "--seq-length", "4096"]) == 2
+    assert (tmp_path / "cancelled").read_text() == "78 79_1\n"
+    assert "positions" in (tmp_path / "told").read_text() and "cancel_job 78,79_1: done" in capsys.readouterr().err
+    assert app.run(["train", str(tmp_path / "run.json"), "--lr", "1e30", "--clip-grad", "0"]) == 1  # step 2 is not finite
+    assert (tmp_path / "cancelled").read_text() == "78 79_1\n"
+
+
+def test_of_ranks_that_fail_together_one_tells(tmp_path, monkeypatch):
+    config = make({"load": "x", "data": ["p"], "train_iters": 1, "lr": 1.0, "save": str(tmp_path / "run"),
+                   "on_first_failure": f"echo told >> {tmp_path}/told; false"})  # fmt: skip
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    said = []
+    for rank in "2013":
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(MconvError) as caught, chain.guarded(config):
+            raise MconvError("no data")
+        said.append(str(caught.value))
+    assert (tmp_path / "told").read_text() == "told\n"
+    assert said == ["no data\nno step was taken; on_first_failure: exit code 1: ", *["no data"] * 3]
+
+
+# ---- the launcher ----------------------------------------------------------------------------------------------------
+def descendants(parent):
+    """Every living descendant of a process, with its command line."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            words = stat.read_text().rsplit(")", 1)[1].split()
+            if int(words[1]) == parent and words[0] != "Z":
+                pid = int(stat.parent.name)
+                found |= {pid: (stat.parent / "cmdline").read_text(), **descendants(pid)}
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_signals_to_the_launchers_processes(run, tmp_path):
+    """For real: SIGUSR2 to the launcher, to its agent and to a rank at once; every process lives on to save, exit 0."""
+    (tmp_path / "run.json").write_text(json.dumps(run | {"train_iters": 100000, "save": str(tmp_path / "run")}))
+    command = [sys.executable, "-m", "mconv", "train", str(tmp_path / "run.json"), "--nproc-per-node", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    left = {}
+    try:
+        for line in process.stdout:
+            if "iteration        2/" in line:
+                break
+        left = descendants(process.pid)
+        agent = next(pid for pid, words in left.items() if "launch.agent" in words)
+        ranks = [pid for pid, words in left.items() if "launch.worker" in words and "launch.agent" not in words]
+        assert len(ranks) == 2
+        for pid in (agent, ranks[1], process.pid):
+            os.kill(pid, signal.SIGUSR2)
+        rest = process.stdout.read()
+        assert process.wait(timeout=60) == 0, rest
+        assert "stopped by SIGUSR2, at iteration" in rest and "saved " in rest
+        assert not descendants(process.pid) and (tmp_path / "run" / "latest_checkpointed_iteration.txt").is_file()
+    finally:
+        for pid in [process.pid, *left]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()

@@ -1,0 +1,83 @@
+"""Boards that a run may report to besides its own log: TensorBoard, and Weights & Biases."""
+
+import importlib
+import math
+import os
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from mconv.errors import ConfigError, MconvError
+from mconv.train.config import TrainConfig
+
+WANDB_ID = "wandb_run_id.txt"
+"""In the save folder: which run of W&B a resumed run goes on with."""
+
+
+@runtime_checkable
+class Board(Protocol):
+    """Somewhere that numbers go."""
+
+    def log(self, values: dict[str, float], iteration: int) -> None:
+        """Numbers by name."""
+
+    def close(self) -> None:
+        """Everything is sent or written when this returns."""
+
+
+def boards(config: TrainConfig, *, described: dict[str, Any]) -> tuple[Board, ...]:
+    """The boards that `config` asks for; `described` is what they are told of the run. Raises MconvError with what to
+    install where one is wanted and not there."""
+    wanted = [TensorBoard(config.tensorboard_dir)] if config.tensorboard_dir else []
+    return (*wanted, *([WandB(config, described)] if config.wandb_project else []))
+
+
+class TensorBoard:
+    """Event files."""
+
+    def __init__(self, folder: str) -> None:
+        try:
+            self.writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(folder)
+        except ImportError as error:
+            raise MconvError("tensorboard_dir needs the package tensorboard: pip install 'mconv[log]'") from error
+
+    def log(self, values: dict[str, float], iteration: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, iteration)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases. The key is W&B's own affair: it reads the environment or its login, we read neither."""
+
+    def __init__(self, config: TrainConfig, described: dict[str, Any]) -> None:
+        try:
+            wandb = importlib.import_module("wandb")
+        except ImportError as error:
+            raise MconvError("wandb_project needs the package wandb: pip install wandb") from error
+        folder = Path(str(config.wandb_save_dir or config.save or "."))
+        kept = Path(config.save) / WANDB_ID if config.save else None
+        before = kept.read_text().strip() if kept and kept.is_file() else None
+        try:
+            self.run = wandb.init(
+                project=config.wandb_project, entity=config.wandb_entity, name=config.wandb_exp_name, dir=str(folder),
+                id=before, resume="allow", config=described, mode=mode(),
+            )  # fmt: skip
+        except Exception as error:  # its own kinds are known only where it is installed
+            raise ConfigError(f"W&B cannot begin: {error}; WANDB_MODE=offline needs neither key nor network") from error
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(f"{self.run.id}\n")
+
+    def log(self, values: dict[str, float], iteration: int) -> None:
+        self.run.log({name: value for name, value in values.items() if math.isfinite(value)}, step=iteration)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def mode() -> str:
+    """W&B's mode: what WANDB_MODE says; online with a key in the environment, else into a folder to send later."""
+    said = os.environ.get("WANDB_MODE")
+    return said or ("online" if "WANDB_API_KEY" in os.environ else "offline")

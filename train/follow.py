@@ -1,0 +1,136 @@
+"""What follows a whole checkpoint: a line in `progress.txt`, an export to Hugging Face, the user's command."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mconv.convert import iterations, plan
+from mconv.convert.opening import open_checkpoint
+from mconv.convert.rewrite import rewrite
+from mconv.errors import CheckFailed, MconvError
+from mconv.train import checkpoint, progress
+from mconv.train.config import TrainConfig
+from mconv.train.flops import per_token
+from mconv.train.parallel import from_rank_0
+from mconv.train.run import Run
+
+HF = "hf"
+"""Under the save folder: exports, under the names of their iterations, as `mconv meg2hf --iterations` makes them."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Follow:
+    """What rank 0 does after each checkpoint of a run; the other ranks wait to hear how it went."""
+
+    config: TrainConfig
+    say: Callable[[str], None]
+    iterations: int
+    """Of the whole run."""
+    progress: progress.Progress | None
+    """Rank 0's, of a run that saves."""
+    per_sample: float
+    """Floating-point operations of training on one sample."""
+    tokens: int
+    """In one sample."""
+    running: list[tuple[str, "subprocess.Popen[Any]"]] = field(default_factory=list)
+    """Commands in the background, each with the folder that it was given."""
+
+    def checkpoint(self, iteration: int, consumed: int) -> None:
+        """The checkpoint of `iteration` is whole. Every rank calls it. Raises CheckFailed as `after_checkpoint_failure`
+        says, on every rank."""
+        self._heed(self._all(iteration, consumed) if self.progress else [])
+
+    def close(self) -> None:
+        """Wait for commands that are still running. Every rank calls it; raises as `checkpoint` does."""
+        self._heed(self._ended(wait=True) if self.progress else [])
+
+    def _all(self, iteration: int, consumed: int) -> list[str]:
+        """Everything that is due, and what went wrong with it."""
+        assert self.progress is not None
+        folder = checkpoint.folder_of(Path(str(self.config.save)), iteration)
+        self.progress.saved(iteration=iteration, flops=consumed * self.per_sample, tokens=consumed * self.tokens)
+        bad, exported = self._ended(wait=False), None
+        if self._exports(iteration):
+            try:
+                exported = export(folder)
+                self.say(f"exported {exported}")
+            except (MconvError, OSError) as error:
+                bad.append(f"{folder.name} could not be exported: {error}")
+        return bad + (self._command(folder, iteration, exported) if self.config.after_checkpoint else [])
+
+    def _exports(self, iteration: int) -> bool:
+        every, interval = self.config.export_hf_every, self.config.save_interval
+        return bool(every) and (iteration == self.iterations or (bool(interval) and iteration % (every * interval) == 0))
+
+    def _command(self, folder: Path, iteration: int, exported: Path | None) -> list[str]:
+        told = {"MCONV_CHECKPOINT": str(folder.resolve()), "MCONV_ITERATION": str(iteration)}
+        told |= {"MCONV_HF_FOLDER": str(exported.resolve())} if exported else {}
+        command = ["sh", "-c", str(self.config.after_checkpoint), "after_checkpoint", told["MCONV_CHECKPOINT"]]
+        # A session of its own: what asks the run to stop is not for it. Its words go where the other ranks' do.
+        started = subprocess.Popen(
+            command, env=alone() | told, start_new_session=True, stdin=subprocess.DEVNULL, stdout=2,
+        )  # fmt: skip
+        self.running.append((folder.name, started))
+        return [] if self.config.after_checkpoint_background else self._ended(wait=True)
+
+    def _ended(self, *, wait: bool) -> list[str]:
+        """What those commands that have ended have to say."""
+        bad, going = [], []
+        for name, process in self.running:
+            code = process.wait() if wait else process.poll()
+            if code is None:
+                going.append((name, process))
+            elif code:
+                bad.append(f"after_checkpoint of {name}: exit code {code}")
+        self.running = going
+        return bad
+
+    def _heed(self, bad: list[str]) -> None:
+        """Tell all ranks what went wrong, and do as the policy says."""
+        if not (self.config.after_checkpoint or self.config.export_hf_every):
+            return
+        bad = from_rank_0(bad)
+        for line in bad:
+            self.say(f"warning: {line}")
+        if bad and self.config.after_checkpoint_failure == "stop":
+            raise CheckFailed(
+                f"{'; '.join(bad)}; the run stops, as after_checkpoint_failure says, and can be gone on with"
+            )
+
+
+def follow(run: Run, *, say: Callable[[str], None]) -> Follow:
+    """For a run at its start."""
+    config, tokens = run.config, run.seq_length
+    per_sample = per_token(run.spec, tokens) * tokens
+    kept = None
+    if config.save and torch.distributed.get_rank() == 0:
+        kept = progress.Progress(
+            file=Path(config.save) / progress.NAME, gpus=torch.distributed.get_world_size(), began=datetime.now(),
+            flops_before=run.consumed * per_sample,
+        )  # fmt: skip
+        kept.started()
+    return Follow(config=config, say=say, iterations=run.iterations, progress=kept, per_sample=per_sample, tokens=tokens)
+
+
+def export(folder: Path) -> Path:
+    """Export one iteration's folder, a tensor at a time; nothing is done where that was done. Returns the new folder."""
+    out = folder.parent / HF / folder.name
+    mark = iterations.mark(folder)
+    if not iterations.is_done(out, mark):
+        found = open_checkpoint(folder)
+        rewrite(plan.make(found, out, format="hf", overwrite=True, resume=True, fingerprint=mark), step="meg2hf")
+    return out
+
+
+def alone() -> dict[str, str]:
+    """The environment without what makes a process a rank."""
+    ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+    return {
+        name: value for name, value in os.environ.items() if name not in ranks and not name.startswith("TORCHELASTIC_")
+    }

@@ -1,0 +1,30 @@
+"""torch.distributed.run for ranks that stop well: it passes on what asks it to stop, and goes on until they are done.
+
+torch's agent dies of SIGUSR2, and answers SIGTERM by ending its ranks within seconds. Here both stay blocked, as
+`ranks.run` has left them, and a thread leaves word of them where the ranks look.
+"""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from mconv.train import stop
+
+
+def main() -> None:
+    """Be torch's agent, with its command line."""
+    threading.Thread(target=_pass_on, daemon=True).start()
+    from torch.distributed.run import main as run
+
+    run(sys.argv[1:])
+
+
+def _pass_on() -> None:
+    while True:
+        stop.pass_on(signal.sigwait(stop.SIGNALS), Path(os.environ[stop.ASKED]))
+
+
+if __name__ == "__main__":
+    main()

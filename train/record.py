@@ -1,0 +1,150 @@
+"""What a run was started with: its arguments with where each comes from, and its surroundings, without secrets."""
+
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from datetime import datetime
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import mconv
+from mconv.convert.dialects.mcore import args_of
+from mconv.shard.layout import Layout
+from mconv.spec import ModelSpec
+from mconv.train.config import TrainConfig
+
+NAME = "run.json"
+"""In the save folder: a record of each start of the run, the last one last."""
+KEPT = re.compile(
+    r"(CUDA|NCCL|GLOO|SLURM|OMP|MKL|TORCH|PYTORCH|TRITON|FI|UCX|WANDB|HF|MCONV|MASTER|NVTE|NVIDIA|XLA)_\w+"
+    r"|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|HOSTNAME|LD_LIBRARY_PATH|PYTHONPATH|VIRTUAL_ENV"
+)
+"""Variables that can change what a run does. Others are nobody's business."""
+SECRET = re.compile(
+    r"(^|[_-])(\w*KEY|TOKENS?|SECRET\w*|PASS\w*|CREDENTIALS?|AUTH\w*|COOKIE\w*|PRIVATE\w*|SIGNATURE)($|[_-])",
+    re.IGNORECASE,
+)
+IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+HIDDEN = "[redacted]"
+ARCHITECTURE = (
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
+    "vocab_size", "max_position_embeddings", "norm_epsilon", "position_embedding_type", "rotary_base",
+    "use_rope_scaling", "rope_scaling_factor", "rotary_seq_len_interpolation_factor", "window_size", "normalization",
+    "swiglu", "parallel_attn", "add_bias_linear", "add_qkv_bias", "untie_embeddings_and_output_weights",
+)  # fmt: skip
+"""Megatron's names of what a model is."""
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+def arguments(config: TrainConfig, spec: ModelSpec, *, inherited: dict[str, tuple[Any, str]], source: str) -> list[str]:
+    """Megatron-LM's dump, sorted and dotted; what the run did not say itself has its origin behind it.
+
+    `inherited`: values that come from elsewhere by name, each with where from; `source` is what the model comes from.
+    """
+    told = vars(args_of(spec, Layout(padded_vocab=spec.vocab_size), dtype="float32")) | {
+        "norm_epsilon": spec.norm_epsilon
+    }
+    rows = {name: (value, "") for name, value in vars(config).items()}
+    rows |= {name: (told[name], f"from {source}") for name in ARCHITECTURE if rows.get(name, (None,))[0] is None}
+    rows |= inherited
+    lines = [_dotted(name, value, origin) for name, (value, origin) in sorted(rows.items())]
+    return [f"{' arguments ':-^59}", *lines, f"{' end of arguments ':-^59}"]
+
+
+def _dotted(name: str, value: Any, origin: str) -> str:
+    return f"  {name} {'.' * (48 - len(name))} {value}" + (f"  ({origin})" if origin else "")
+
+
+# ---- surroundings ----------------------------------------------------------------------------------------------------
+def write(folder: Path, config: TrainConfig, spec: ModelSpec, *, ranks: int, iteration: int) -> None:
+    """Add this start to the run's record."""
+    file = folder / NAME
+    before = _starts(file)
+    start = {
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"), "iteration": iteration, "ranks": ranks,
+        "config": vars(config), "model": spec.to_dict(), **surroundings(),
+    }  # fmt: skip
+    beside = file.with_name(f".{NAME}.part")
+    beside.write_text(json.dumps({"starts": [*before, hidden(start, secrets(os.environ))]}, indent=1, default=str) + "\n")
+    beside.replace(file)
+
+
+def _starts(file: Path) -> list[Any]:
+    try:
+        return list(json.loads(file.read_text())["starts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # none yet, or a file that somebody else has been at: a record must not stop a run
+
+
+def surroundings() -> dict[str, Any]:
+    """Command, code, packages, machine and the variables that matter, secrets included: see `hidden`."""
+    return {
+        "command": sys.argv,
+        "folder": str(Path.cwd()),
+        "mconv": {"version": mconv.__version__, **(git(Path(mconv.__file__).parent) or {})},
+        "git": git(Path.cwd()),
+        "python": platform.python_version(),
+        "packages": dict(sorted({d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}.items())),
+        "machine": {"host": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},
+        "devices": devices(),
+        "environment": {name: os.environ[name] for name in sorted(os.environ) if KEPT.fullmatch(name)},
+    }
+
+
+def devices() -> list[str]:
+    """This machine's GPUs by name."""
+    import torch
+
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+
+
+def git(folder: Path) -> dict[str, Any] | None:
+    """The commit that `folder` is at, and whether it was changed since; None outside of git."""
+    commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "changed": bool(changes)} if commit else None
+
+
+def _git(folder: Path, *words: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+# ---- secrets ---------------------------------------------------------------------------------------------------------
+def secrets(environment: Any) -> set[str]:
+    """Values of variables whose names say that they are secret."""
+    return {value for name, value in environment.items() if SECRET.search(name) and len(value) >= 6}
+
+
+def hidden(value: Any, known: set[str], *, name: str = "") -> Any:
+    """`value` without what a secret name stands for, what a secret is elsewhere, and passwords in addresses."""
+    if isinstance(value, dict):
+        return {key: hidden(inner, known, name=str(key)) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        flags = ["", *map(str, value)]
+        return [
+            hidden(inner, known, name=flag if flag.startswith("--") else "")
+            for flag, inner in zip(flags, value, strict=False)
+        ]
+    if not isinstance(value, str):
+        return value
+    if _is_secret(name) and not value.startswith("-"):
+        return HIDDEN
+    for one in known:
+        value = value.replace(one, HIDDEN)
+    flag, given, _ = value.partition("=")
+    if given and _is_secret(flag):
+        return f"{flag}={HIDDEN}"
+    return IN_ADDRESS.sub(HIDDEN, value)
+
+
+def _is_secret(name: str) -> bool:
+    """Whether a variable (in capitals) or a flag is called like a secret."""
+    return (name.isupper() or name.startswith("--")) and bool(SECRET.search(name))

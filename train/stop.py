@@ -1,0 +1,186 @@
+"""Stopping well: whatever asks any process of a run to stop or to save, all ranks agree on one step and do it there."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+"""What asks a run to save and stop."""
+ASKED = "MCONV_ASKED"
+"""Names the file in which a launcher and its agent leave the name of a signal that they got."""
+SAVE = 1
+WHY = {
+    SAVE: "the save trigger",
+    2: "the exit trigger",
+    3: "exit_interval",
+    4: "exit_duration_in_mins",
+    5: "the end of the job's time",
+    6: "SIGINT",
+    7: "SIGUSR2",
+    8: "SIGTERM",
+}
+"""What may be asked for, by number: of several, the largest counts. All but the first are ends."""
+NUMBERS = {text: number for number, text in WHY.items()}
+
+_heard: list[int] = []
+"""Stop signals that this process got. Of the module, since signals are of the process."""
+
+
+# ---- signals ---------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """Stop signals are noted, not obeyed; a second SIGINT interrupts as ever. In threads but the main one: nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _note) for number in SIGNALS}
+    masked = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # what came while this process was starting comes now
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _heard.clear()
+
+
+def _note(number: int, _: FrameType | None) -> None:
+    if number == signal.SIGINT and number in _heard:
+        raise KeyboardInterrupt
+    _heard.append(number)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Stop signals wait until the end; processes that start inside are deaf to them (Slurm sends to every process)."""
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+
+
+def pass_on(number: int, file: Path) -> None:
+    """Leave a signal that a launcher or its agent got where the ranks look for it."""
+    beside = file.with_suffix(f".{os.getpid()}")
+    beside.write_text(signal.Signals(number).name)
+    beside.replace(file)
+
+
+# ---- what is asked for -----------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Word:
+    """What all ranks do next."""
+
+    number: int = 0
+    iteration: int = 0
+
+    @property
+    def save(self) -> bool:
+        """Whether a checkpoint is wanted now."""
+        return self.number > 0
+
+    @property
+    def stop(self) -> bool:
+        """Whether this is the run's last step."""
+        return self.number > SAVE
+
+    @property
+    def why(self) -> str | None:
+        """What ended the run; None if nothing did."""
+        return f"{WHY[self.number]}, at iteration {self.iteration}" if self.stop else None
+
+
+@dataclass(slots=True, kw_only=True)
+class Stops:
+    """What may stop a run or ask it for a checkpoint. Every rank has one; that of rank 0 looks at files and clocks."""
+
+    rank: int
+    triggers: Path | None
+    exit_interval: int | None
+    seen: set[str] = field(default_factory=set)
+    """Triggers that were found: one that is set while the answer to another is still being given stays."""
+    ends: dict[int, float]
+    """When time is up, by the clock of `time.time`, for each number of WHY that is a time."""
+
+    def ask(self, iteration: int, *, first: bool = False) -> Word:
+        """What all ranks do after `iteration` steps: one small all-reduce. Every rank calls it.
+
+        `first`: before a run's first step, where there is nothing new to save: only an end counts then.
+        """
+        number = max(self._local(iteration, first=first), default=0)
+        return Word(number=_largest(number), iteration=iteration)
+
+    def done(self, word: Word) -> None:
+        """What was asked for is done: triggers that asked for it go."""
+        for name in self.seen if self.triggers and word.save else ():
+            Path(self.triggers or "", name).unlink(missing_ok=True)
+        self.seen.clear()
+
+    def _local(self, iteration: int, *, first: bool) -> Iterator[int]:
+        """What this rank knows to be asked for."""
+        yield from (NUMBERS[signal.Signals(number).name] for number in _heard)
+        if self.exit_interval and not first and iteration % self.exit_interval == 0:
+            yield NUMBERS["exit_interval"]
+        if self.rank == 0:
+            yield from (number for number, end in self.ends.items() if time.time() >= end)
+            yield from self._files(first=first)
+
+    def _files(self, *, first: bool) -> Iterator[int]:
+        for name in ("exit",) if first else ("save", "exit"):
+            if self.triggers and (self.triggers / name).exists():
+                self.seen.add(name)
+                yield NUMBERS[f"the {name} trigger"]
+        asked = os.environ.get(ASKED)
+        if asked and Path(asked).is_file():
+            yield NUMBERS[Path(asked).read_text()]
+
+
+def stops(config: Any, *, rank: int, began: float) -> Stops:
+    """What may stop a run of `config` that began at `began` (`time.time`); makes the folder of the triggers."""
+    folder = config.trigger_dir or (Path(config.save) / "triggers" if config.save else None)
+    ends: dict[int, float] = {}
+    if rank == 0 and folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if config.exit_duration_in_mins:
+            ends[NUMBERS["exit_duration_in_mins"]] = began + 60 * config.exit_duration_in_mins
+        if config.stop_before_limit and (limit := slurm_limit()):
+            now = time.time()
+            ends[NUMBERS["the end of the job's time"]] = limit - min(60 * config.stop_before_limit, (limit - now) / 2)
+    return Stops(rank=rank, triggers=Path(folder) if folder else None, exit_interval=config.exit_interval, ends=ends)
+
+
+def _largest(number: int) -> int:
+    """The largest of all ranks' numbers."""
+    import torch
+
+    told = torch.tensor([number], device=torch.cuda.current_device())
+    torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+    return int(told.item())
+
+
+# ---- Slurm -----------------------------------------------------------------------------------------------------------
+def slurm_limit() -> float | None:
+    """When Slurm will end this job, by the clock of `time.time`; None outside of a job, or where it has no limit."""
+    if said := os.environ.get("SLURM_JOB_END_TIME"):
+        return float(said) if re.fullmatch(r"\d+", said) else None
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job or not shutil.which("scontrol"):
+        return None
+    try:
+        told = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"\bEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", told)
+    return datetime.fromisoformat(found[1]).timestamp() if found else None
