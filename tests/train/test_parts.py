@@ -83,15 +83,16 @@ def test_flags_win_over_the_file(tmp_path, monkeypatch):
     (tmp_path / "c.yaml").write_text("load: x\ndata: [p, q]\nlr: 1.0\ntrain_iters: 5\nbf16: true\ntp: 2\n")
     seen = {}
 
-    def run(target, payload, *, nproc):
-        seen.update(payload, nproc=nproc)
-        return {"saved": None}
+    def run(target, payload, *, nproc, stops_well):
+        seen.update(payload, nproc=nproc, stops_well=stops_well)
+        return {"saved": None, "stopped": None}
 
     monkeypatch.setattr(ranks, "run", run)
     argv = ["train", str(tmp_path / "c.yaml"), "--lr", "0.5", "--fp32", "--data", "r", "s", "--lr-decay-style", "linear"]
     assert app.run(argv) == 0
     assert (seen["lr"], seen["bf16"], seen["data"], seen["tp"], seen["nproc"]) == (0.5, False, ["r", "s"], 2, 2)
     assert seen["lr_decay_style"] == "linear" and seen["train_iters"] == 5
+    assert not seen["stops_well"]  # there is no folder to save to
 
 
 def test_help_imports_neither_torch_nor_megatron():
