@@ -237,7 +237,7 @@ def train_hit(*, rank: int, at: int, **fields: Any) -> dict[str, Any]:
 
 
 def what_is_asked(*, rank: int, alone: bool) -> int:
-    """What each rank answers when one of them got SIGUSR2; `alone`, a planted fault: each goes by what it knows itself."""
+    """What each rank answers when one of them got SIGUSR2; `alone`, a planted fault: each goes by its own word."""
     import os
     import signal
 

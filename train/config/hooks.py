@@ -26,3 +26,5 @@ class Hooks:
         yield from rules.not_negative(config, "export_hf_every")
         if (config.after_checkpoint or config.export_hf_every) and config.save is None:
             yield "after_checkpoint and export_hf_every need save, the folder for the checkpoints"
+        if config.export_hf_every and (config.lora_rank or config.lora_load):
+            yield "export_hf_every exports models, and checkpoints of LoRA hold adapters alone; leave it out"
