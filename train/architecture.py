@@ -23,13 +23,15 @@ from mconv.train.presets import PRESETS
 DEFAULT_STD = 0.02
 
 
-def origin(config: TrainConfig) -> Checkpoint:
+def origin(config: TrainConfig, *, iteration: int | None = None) -> Checkpoint:
     """What a run starts from: the checkpoint that `load` names, or one whose weights are drawn when they are read.
+
+    `iteration`: that one of a Megatron root, not the tracker's.
 
     Raises ConfigError on an architecture that cannot be, FormatError on a checkpoint that is none.
     """
     if config.init == "checkpoint":
-        return open_checkpoint(Path(str(config.load)), vocab_size=config.vocab_size)
+        return open_checkpoint(Path(str(config.load)), vocab_size=config.vocab_size, iteration=iteration)
     spec, std, path = _base(config)
     return initial.blueprint(changed(spec, config), std=config.init_method_std or std, seed=config.seed, path=path)
 

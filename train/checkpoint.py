@@ -1,8 +1,6 @@
-"""Training checkpoints: megatron-core's torch_dist, complete, visible only when whole, and loaded back."""
+"""What a training checkpoint holds: all that a run needs to go on, in megatron-core's torch_dist; and loaded back."""
 
-import os
 import random
-import re
 import shutil
 from argparse import Namespace
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ import numpy as np
 import torch
 
 from mconv.convert import lora, manifest
-from mconv.convert.checkpoint import SIDE_FOLDER, TRACKER, Checkpoint
+from mconv.convert.checkpoint import SIDE_FOLDER, Checkpoint
 from mconv.convert.dialects.mcore import args_of
 from mconv.convert.formats import torch_dist
 from mconv.errors import FormatError
@@ -34,23 +32,7 @@ CONTENT = {
 """How megatron-core is to lay out what it saves; it travels in the checkpoint, and Megatron-LM reads it there."""
 
 
-def latest(root: Path) -> int | None:
-    """The iteration that a folder's tracker names, or None if there is none (or it is a converted `release`)."""
-    tracker = root / TRACKER
-    word = tracker.read_text(errors="replace").strip() if tracker.is_file() else "release"
-    if word != "release" and not re.fullmatch(r"\d{1,12}", word):
-        raise FormatError(f"{tracker} says {word[:40]!r}; it must be an iteration number or 'release'")
-    return None if word == "release" else int(word)
-
-
-def folder_of(root: Path, iteration: int) -> Path:
-    """Where an iteration's checkpoint lies."""
-    return root / f"iter_{iteration:07d}"
-
-
-@quiet()
-def save(
-    root: Path,
+def state(
     *,
     iteration: int,
     consumed: int,
@@ -59,23 +41,14 @@ def save(
     scheduler: Any,
     spec: ModelSpec,
     parallel: Parallel,
-    origin: Checkpoint | None = None,
     memory: dict[str, Any] | None = None,
-) -> Path:
-    """Write iteration's folder with all that a run needs to go on, and point the tracker at it. Every rank calls it.
+) -> dict[str, Any]:
+    """All that a run needs to go on, as megatron-core saves it; every rank calls it.
 
-    All ranks write into a hidden folder, which is renamed when it is whole; the tracker changes last. A run killed at
-    any moment leaves the checkpoints of before. `origin` is the checkpoint that the run came from: its history and its
-    side files (config, tokenizer) go along, so that the result can be exported. `memory` is what `load` is to give
-    back: plain values.
+    `memory` is what `load` is to give back: plain values.
     """
     set_step(optimizer, steps_taken(optimizer))  # rank 0 writes the counter, and may have nothing to train itself
-    partial, folder = root / f".iter_{iteration:07d}.partial", folder_of(root, iteration)
-    if torch.distributed.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    torch.distributed.barrier()
-    state = {
+    return {
         **_sharded(chunks, optimizer, loading=False),
         "opt_param_scheduler": scheduler.state_dict(),
         "args": _args(spec, parallel, chunks, iteration=iteration, consumed=consumed),
@@ -83,13 +56,6 @@ def save(
         "iteration": iteration,
         "mconv": memory or {},
     }
-    dist_checkpointing.save(state, str(partial), content_metadata=dict(CONTENT))
-    if torch.distributed.get_rank() == 0:
-        finish(partial, spec, state["args"], origin=origin)
-        _publish(partial, folder)
-        _point(root, iteration)
-    torch.distributed.barrier()
-    return folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +68,12 @@ class Loaded:
     scheduled: int = 0
     """Samples of steps that were not skipped, by which the schedules count."""
     memory: dict[str, Any] = field(default_factory=dict)
-    """What `save` was given to remember."""
+    """What `state` was given to remember."""
 
 
 @quiet()
 def load(folder: Path, *, chunks: list[Any], optimizer: Any) -> Loaded:
-    """Fill model, optimizer and random generators from `save`'s folder.
+    """Fill model, optimizer and random generators from a folder with `state`.
 
     Any tp x pp x dp may read what another one wrote; random states are restored where tp x pp are the same. Raises
     FormatError on anything missing.
@@ -242,24 +208,3 @@ def finish(folder: Path, spec: ModelSpec, args: Namespace, *, origin: Checkpoint
     for path in origin.side_files if origin else []:
         (folder / SIDE_FOLDER).mkdir(exist_ok=True)
         shutil.copyfile(path, folder / SIDE_FOLDER / path.name)
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    """Flush the folder to disk and give it its name; an older one of that name goes only then."""
-    for path in partial.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _point(root: Path, iteration: int) -> None:
-    """Let the tracker name this iteration, in one step."""
-    beside = root / f".{TRACKER}.part"
-    beside.write_text(f"{iteration}\n")
-    beside.replace(root / TRACKER)

@@ -14,11 +14,12 @@ from mconv.convert import iterations, plan
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import CheckFailed, MconvError
-from mconv.train import checkpoint, progress
+from mconv.train import progress
 from mconv.train.config import TrainConfig
 from mconv.train.flops import per_token
 from mconv.train.parallel import from_rank_0
 from mconv.train.run import Run
+from mconv.train.saving import folder_of
 
 HF = "hf"
 """Under the save folder: exports, under the names of their iterations, as `mconv meg2hf --iterations` makes them."""
@@ -53,7 +54,7 @@ class Follow:
     def _all(self, iteration: int, consumed: int) -> list[str]:
         """Everything that is due, and what went wrong with it."""
         assert self.progress is not None
-        folder = checkpoint.folder_of(Path(str(self.config.save)), iteration)
+        folder = folder_of(Path(str(self.config.save)), iteration)
         self.progress.saved(iteration=iteration, flops=consumed * self.per_sample, tokens=consumed * self.tokens)
         bad, exported = self._ended(wait=False), None
         if self._exports(iteration):

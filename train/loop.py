@@ -1,5 +1,6 @@
 """A run, top to bottom: the model, its data, the steps, the checkpoints."""
 
+import contextlib
 import math
 import os
 import time
@@ -8,17 +9,18 @@ from typing import Any
 
 import torch
 
-from mconv.train import chain, checkpoint, record, stop
+from mconv.train import chain, record, stop
 from mconv.train import log as logs
 from mconv.train.boards import boards
 from mconv.train.config import TrainConfig
-from mconv.train.data import dataset
+from mconv.train.data import dataset, mock
 from mconv.train.engine import unwrap
 from mconv.train.follow import Follow, follow
 from mconv.train.length import length
 from mconv.train.mcore import parallel_state, quiet
 from mconv.train.meter import meter
 from mconv.train.run import Run, save, start
+from mconv.train.saving import folder_of
 from mconv.train.steps import Batches, evaluate, step
 
 
@@ -41,19 +43,22 @@ def train(config: TrainConfig, *, say: logs.Say, show: logs.Show | None = None) 
     steps: list[logs.Step] = []
     feed = _feed(run, train_data, consumed=run.consumed)
     word = halts.ask(run.iteration, first=True)
-    while run.iteration < min(run.iterations, config.exit_after or run.iterations) and not word.stop:
-        steps.append(step(run, feed))
-        chain.stepped()
-        log.step(steps[-1])
-        if config.eval_interval and run.iteration % config.eval_interval == 0:
-            loss = evaluate(run, _validation(run, valid_data))
-            log.evaluation(run.iteration, {"loss": loss, "perplexity": math.exp(min(20, loss))})
-        word = halts.ask(run.iteration)
-        if word.save or (config.save_interval and run.iteration % config.save_interval == 0):
+    with run.saver.settled() if run.saver else contextlib.nullcontext():
+        while run.iteration < min(run.iterations, config.exit_after or run.iterations) and not word.stop:
+            steps.append(step(run, feed))
+            chain.stepped()
+            log.step(steps[-1])
+            if run.saver:
+                run.saver.poll()
+            if config.eval_interval and run.iteration % config.eval_interval == 0:
+                loss = evaluate(run, _validation(run, valid_data))
+                log.evaluation(run.iteration, {"loss": loss, "perplexity": math.exp(min(20, loss))})
+            word = halts.ask(run.iteration)
+            if word.save or (config.save_interval and run.iteration % config.save_interval == 0):
+                _save(run, after)
+                halts.done(word)
+        if steps:
             _save(run, after)
-            halts.done(word)
-    if steps and run.saved != run.iteration:
-        _save(run, after)
     halts.done(word)
     after.close()
     log.close()
@@ -62,32 +67,34 @@ def train(config: TrainConfig, *, say: logs.Say, show: logs.Show | None = None) 
         "loss": steps[-1].loss if steps else None,
         "losses": [s.loss for s in steps],
         "grad_norms": [s.grad_norm for s in steps],
-        "saved": str(checkpoint.folder_of(Path(config.save), run.saved)) if config.save and run.saved else None,
+        "saved": str(folder_of(Path(config.save), run.saved)) if config.save and run.saved else None,
         "stopped": word.why,
     }
 
 
 def _save(run: Run, after: Follow) -> None:
     """A checkpoint of the run as it stands, where it has a folder for that, and what follows one."""
-    if run.config.save:
+    if run.saver and run.iteration not in (run.saver.saved, run.saver.pending):
+        iteration, consumed = run.iteration, run.consumed
         with stop.held_back():  # also from helpers that saving starts, which a signal to every process would end
-            save(run)
-        after.checkpoint(run.iteration, run.consumed)
+            save(run, then=lambda: after.checkpoint(iteration, consumed))
 
 
 def _data(run: Run) -> tuple[Any, Any]:
-    config, prefixes = run.config, [Path(prefix) for prefix in run.config.data]
+    config, prefixes = run.config, [Path(prefix) for prefix in run.config.data or []]
+    evaluations = run.iterations // config.eval_interval if config.eval_interval else 0
+    samples = (length(config).samples, evaluations * config.eval_iters * config.global_batch_size)
+    if config.mock_data:
+        return mock.datasets(vocab_size=run.spec.vocab_size, seq_length=run.seq_length, seed=config.seed, samples=samples)
     shares = [float(share) for share in config.split.split(",")]
     dataset.check(
         prefixes, vocab_size=run.spec.vocab_size, seq_length=run.seq_length,
         shares=shares, wanted=2 if config.eval_interval else 1,
     )  # fmt: skip
     beside = Path(config.save) / "data-cache" if config.save else prefixes[0].with_name(prefixes[0].name + ".cache")
-    evaluations = run.iterations // config.eval_interval if config.eval_interval else 0
-    batch = config.global_batch_size
     return dataset.datasets(
         prefixes, weights=config.data_weights, split=config.split, seq_length=run.seq_length, seed=config.seed,
-        samples=(length(config).samples, evaluations * config.eval_iters * batch),
+        samples=samples,
         cache=Path(config.data_cache) if config.data_cache else beside,
     )  # fmt: skip
 

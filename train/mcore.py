@@ -47,9 +47,10 @@ def quiet() -> Iterator[None]:
 with _quiet_import():
     from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
     from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
     from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+    from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
     from megatron.core.dist_checkpointing.validation import StrictHandling
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.models.gpt import GPTModel
@@ -74,6 +75,7 @@ with _quiet_import():
 cpu.install()
 
 __all__ = [
+    "AsyncCallsQueue",
     "BlendedMegatronDatasetBuilder",
     "ConstantNumMicroBatchesCalculator",
     "DistributedDataParallel",
@@ -87,6 +89,7 @@ __all__ = [
     "IndexedDataset",
     "IndexedDatasetBuilder",
     "MegatronModule",
+    "MockGPTDataset",
     "ModuleSpec",
     "OptimizerConfig",
     "OptimizerParamScheduler",

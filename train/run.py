@@ -9,16 +9,19 @@ import torch
 from mconv.convert.checkpoint import Checkpoint
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
-from mconv.train import adapt, architecture, checkpoint, weights
+from mconv.train import adapt, architecture, checkpoint, saving, takeover, weights
 from mconv.train import log as logs
+from mconv.train.begin import Beginning, where
 from mconv.train.config import TrainConfig
 from mconv.train.engine import build, check_known, init, unwrap
 from mconv.train.freeze import count, freeze
 from mconv.train.length import check as check_batches
 from mconv.train.length import length
+from mconv.train.loss import true_vocab_loss
 from mconv.train.mcore import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from mconv.train.optimizer import dtype_of, make_optimizer
 from mconv.train.parallel import Parallel
+from mconv.train.saving import Keep, Saver, Then, nothing
 from mconv.train.schedule import scheduler as make_scheduler
 
 
@@ -42,10 +45,15 @@ class Run:
     """Samples seen."""
     origin: Checkpoint
     """What the run started or went on from."""
-    saved: int | None = None
-    """The last iteration that is on disk."""
+    saver: Saver | None = None
+    """Writes the checkpoints, where there is a folder for them."""
     memory: dict[str, Any] = field(default_factory=dict)
     """What else the next step depends on; it is saved, and is there again after a resume."""
+
+    @property
+    def saved(self) -> int | None:
+        """The last iteration that is on disk."""
+        return self.saver.saved if self.saver else None
 
     @property
     def inherited(self) -> dict[str, tuple[Any, str]]:
@@ -64,21 +72,27 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     parallel = Parallel(tp=config.tp, pp=config.pp, sequence_parallel=config.sequence_parallel)
     _check_folders(config)
     init(parallel, seed=config.seed)
-    resumed = checkpoint.latest(Path(config.save)) if config.save else None
-    source = checkpoint.folder_of(Path(str(config.save)), resumed) if resumed else None
+    start_from = where(config)
+    source = start_from.own
     based = adapt.wanted(config)  # then checkpoints hold no weights of the model: these are always those of `load`
     own = source is not None and not based
-    opened = weights.open_weights(str(source), vocab_size=config.vocab_size) if own else architecture.origin(config)
-    _check_same_run(config, opened, resumed=bool(resumed))
+    if own:
+        opened = weights.open_weights(str(source), vocab_size=config.vocab_size)
+    else:
+        opened = architecture.origin(config, iteration=start_from.iteration)
+    _check_same_run(config, opened, resumed=source is not None)
     spec, seq_length = opened.spec, config.seq_length or opened.spec.max_position_embeddings
     _check(config, parallel, spec, seq_length)
+    begun = takeover.opened(opened) if config.resume and source is None else None
     padded = weights.padded_size(opened, parallel, multiple=config.make_vocab_size_divisible_by)
     whole = build(
         spec, padded_vocab_size=padded, parallel=parallel, dtype=dtype_of(config),
         calculate_per_token_loss=True, deallocate_pipeline_outputs=True,
         hidden_dropout=config.hidden_dropout, attention_dropout=config.attention_dropout,
     )  # fmt: skip
-    if based or not resumed:
+    if config.padded_vocab_in_loss:
+        unwrap(whole).compute_language_model_loss = true_vocab_loss(padded)
+    if based or not (source or begun):
         weights.fill(whole, opened, parallel, padded_vocab_size=padded)
     if config.freeze:
         freeze([whole], config.freeze)
@@ -86,24 +100,43 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
         say(adapt.adapt([whole], config, opened, resumed=checkpoint.lora_of(source) if source else None))
     chunks = [_data_parallel(whole, config)]
     optimizer = make_optimizer(chunks, config)
-    at = checkpoint.load(source, chunks=chunks, optimizer=optimizer) if source else checkpoint.Loaded()
+    at = checkpoint.Loaded()
+    if source:
+        at = checkpoint.load(source, chunks=chunks, optimizer=optimizer)
+    elif begun:
+        at = takeover.take_over(opened, begun, chunks=chunks, optimizer=optimizer, parallel=parallel)
     run = Run(
         config=config, parallel=parallel, spec=spec, seq_length=seq_length, chunks=chunks, optimizer=optimizer,
         scheduler=make_scheduler(optimizer, config, scheduled=at.scheduled), iterations=length(config).iterations,
-        iteration=at.iteration, consumed=at.consumed, memory=at.memory, saved=resumed, origin=opened,
+        iteration=at.iteration, consumed=at.consumed, memory=at.memory, saver=_saver(config, start_from), origin=opened,
     )  # fmt: skip
+    if start_from.back and torch.distributed.get_rank() == 0:
+        saving.point(Path(str(config.save)), run.iteration)
     _tell(run, padded, say)
     return run
 
 
-def save(run: Run) -> None:
-    """Write a checkpoint of the run as it stands."""
-    checkpoint.save(
-        Path(str(run.config.save)), iteration=run.iteration, consumed=run.consumed, chunks=run.chunks,
-        optimizer=run.optimizer, scheduler=run.scheduler, spec=run.spec, parallel=run.parallel, origin=run.origin,
-        memory=run.memory,
+def _saver(config: TrainConfig, begun: Beginning) -> Saver | None:
+    if config.save is None:
+        return None
+    keep = Keep(last=config.keep_last, every=config.keep_every)
+    return Saver(
+        root=Path(config.save), content=checkpoint.CONTENT, background=config.async_save, keep=keep, saved=begun.saved
+    )
+
+
+def save(run: Run, *, then: Then = nothing) -> None:
+    """Write a checkpoint of the run as it stands, or begin to; `then` is called on all ranks when it is whole."""
+    assert run.saver is not None
+    spec, origin = run.spec, run.origin
+    state = checkpoint.state(
+        iteration=run.iteration, consumed=run.consumed, chunks=run.chunks, optimizer=run.optimizer,
+        scheduler=run.scheduler, spec=spec, parallel=run.parallel, memory=run.memory,
     )  # fmt: skip
-    run.saved = run.iteration
+    args = state["args"]
+    run.saver.save(
+        run.iteration, state, finish=lambda folder: checkpoint.finish(folder, spec, args, origin=origin), then=then
+    )
 
 
 def _check_folders(config: TrainConfig) -> None:

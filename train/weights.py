@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mconv.convert.load import Checkpoint, load_rank, open_checkpoint
 from mconv.errors import LayoutError
@@ -12,9 +13,9 @@ from mconv.train.engine import Parallel, parameters
 from mconv.train.mcore import parallel_state
 
 
-def open_weights(path: str, *, vocab_size: int | None) -> Checkpoint:
-    """Open a checkpoint of any format; `vocab_size` where it does not know its own."""
-    return open_checkpoint(Path(path), vocab_size=vocab_size)
+def open_weights(path: str, *, vocab_size: int | None, iteration: int | None = None) -> Checkpoint:
+    """Open a checkpoint of any format; `vocab_size` where it does not know its own; `iteration` of a root's."""
+    return open_checkpoint(Path(path), vocab_size=vocab_size, iteration=iteration)
 
 
 def padded_size(checkpoint: Checkpoint, parallel: Parallel, *, multiple: int) -> int:
@@ -32,9 +33,16 @@ def padded_size(checkpoint: Checkpoint, parallel: Parallel, *, multiple: int) ->
 
 def fill(model: torch.nn.Module, checkpoint: Checkpoint, parallel: Parallel, *, padded_vocab_size: int) -> None:
     """Copy this rank's slices of the checkpoint's weights into the model, cast to its dtype."""
+    fill_tensors(parameters(model), checkpoint, parallel, padded_vocab_size=padded_vocab_size)
+
+
+def fill_tensors(
+    tensors: dict[str, Tensor], checkpoint: Checkpoint, parallel: Parallel, *, padded_vocab_size: int
+) -> None:
+    """The same for tensors that have the shapes and names of the rank's parameters."""
     load_rank(
         checkpoint,
-        parameters(model),
+        tensors,
         tp=parallel.tp,
         pp=parallel.pp,
         tp_rank=parallel_state.get_tensor_model_parallel_rank(),

@@ -31,6 +31,17 @@ class Located:
         return torch.frombuffer(mapped, dtype=self.dtype, count=prod(self.shape), offset=self.offset).view(self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Joined(Located):
+    """A tensor whose elements lie in several places, one run after another: `path` and `offset` are of the first."""
+
+    parts: tuple[Located, ...]
+
+    def load(self) -> torch.Tensor:
+        """A copy: the runs end to end."""
+        return torch.cat([part.load().view(-1) for part in self.parts]).view(self.shape)
+
+
 @lru_cache(maxsize=64)
 def _mapped(path: Path, *identity: int) -> mmap.mmap:
     """`identity` tells a file from another that has taken its name."""

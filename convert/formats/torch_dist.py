@@ -93,6 +93,17 @@ def is_torch_dist(folder: Path) -> bool:
 
 def open_folder(folder: Path) -> tuple[dict[str, Global], dict[str, Any]]:
     """Every global tensor of the model by key, and the common state. Reads the index and the small files only."""
+    tensors, blobs = _open(folder)
+    return {fqn: x for fqn, x in tensors.items() if not fqn.startswith(TRAINING_STATE)}, _common(folder, blobs)
+
+
+def open_training(folder: Path) -> tuple[dict[str, Global], dict[str, Chunk]]:
+    """What `open_folder` leaves out: the global tensors of the training state, and every byte object, by key."""
+    tensors, blobs = _open(folder)
+    return {fqn: x for fqn, x in tensors.items() if fqn.startswith(TRAINING_STATE)}, blobs
+
+
+def _open(folder: Path) -> tuple[dict[str, Global], dict[str, Chunk]]:
     for name in (VERSIONS, INDEX):
         if not (folder / name).is_file():
             raise FormatError(f"{folder / name} is missing: the checkpoint was not saved to its end, or not copied whole")
@@ -103,12 +114,11 @@ def open_folder(folder: Path) -> tuple[dict[str, Global], dict[str, Any]]:
     also = {("torch.distributed.checkpoint.metadata", "MetadataIndex"): _Index}
     state = getattr(loads((folder / INDEX).read_bytes(), where=where, also=also), "state", None)
     try:
-        tensors, blobs = _index(folder, state)  # type: ignore[arg-type]
+        return _index(folder, state)  # type: ignore[arg-type]
     except FormatError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(f"{where}: not the index of a checkpoint ({type(error).__name__}: {error})") from error
-    return tensors, _common(folder, blobs)
 
 
 def _index(folder: Path, state: dict[str, Any]) -> tuple[dict[str, Global], dict[str, Chunk]]:
@@ -121,8 +131,6 @@ def _index(folder: Path, state: dict[str, Any]) -> tuple[dict[str, Global], dict
         described = getattr(entry, "state", None) or {}
         if "size" not in described:
             blobs[fqn] = _chunk(folder, places[_key(fqn, ())], (), ())
-            continue
-        if fqn.startswith(TRAINING_STATE):
             continue
         chunks = [(tuple(c.state["offsets"]), tuple(c.state["sizes"])) for c in described["chunks"]]
         whole = tuple(described["size"])

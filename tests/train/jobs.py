@@ -191,6 +191,93 @@ def train(**fields: Any) -> dict[str, Any]:
     return run(make(fields), say=lambda line: None)
 
 
+def plain_loop(case: Path, *, steps: int, seed: int, lr: float, min_lr: float, train_iters: int) -> dict[str, Any]:
+    """The next steps of a golden fp32 run by transformers and torch alone: losses and gradient norms.
+
+    Weights and moments are what the live run had, by Hugging Face's names; the rows of vocabulary padding, which those
+    leave out, are the file's.
+    """
+    import math
+
+    from safetensors.torch import load_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from mconv.convert.formats import mp_rank
+    from mconv.train.data import mock
+
+    located, ranks = mp_rank.open_folder(case / "ckpt" / "iter_0000003")
+    numbered = ranks["mp_rank_00"]["optimizer"]["state"]
+    padding = {  # of the two tensors that have it: the first and the last of those with weight decay
+        "model.embed_tokens.weight": (located["mp_rank_00/model/embedding.word_embeddings.weight"], numbered[0]),
+        "lm_head.weight": (located["mp_rank_00/model/output_layer.weight"], numbered[17]),
+    }
+    config = LlamaConfig.from_pretrained(case / "hf", vocab_size=96)
+    model = LlamaForCausalLM(config).float()
+    source, optim = load_file(case / "hf" / "model.safetensors"), load_file(case / "expected_optim.safetensors")
+    named = dict(model.named_parameters())
+    groups = [{"params": [p for p in named.values() if (p.dim() > 1) == decays], "weight_decay": wd}
+              for decays, wd in ((True, 0.1), (False, 0.0))]  # fmt: skip
+    adam = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-8)
+    with torch.no_grad():
+        for name, parameter in named.items():
+            kinds = {"weight": source[name], **{kind: optim[f"{kind}/{name}"] for kind in ("exp_avg", "exp_avg_sq")}}
+            if name in padding:
+                where, state = padding[name]
+                rows = {
+                    "weight": where.load()[90:],
+                    **{kind: state[kind].load()[90:] for kind in ("exp_avg", "exp_avg_sq")},
+                }
+                kinds = {kind: torch.cat([tensor, rows[kind]]) for kind, tensor in kinds.items()}
+            parameter.copy_(kinds.pop("weight"))
+            adam.state[parameter] = {"step": torch.tensor(3.0), **{k: v.clone() for k, v in kinds.items()}}
+    data, _ = mock.datasets(vocab_size=90, seq_length=64, seed=seed, samples=(4 * train_iters, 0))
+    losses, norms = [], []
+    for step in range(3, 3 + steps):
+        batch = [data[number] for number in range(4 * step, 4 * step + 4)]
+        tokens, labels = (torch.stack([sample[name] for sample in batch]) for name in ("tokens", "labels"))
+        loss = torch.nn.functional.cross_entropy(model(tokens).logits.flatten(0, 1), labels.flatten())
+        adam.zero_grad()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(named.values(), 1.0)))
+        for group in adam.param_groups:
+            group["lr"] = min_lr + (lr - min_lr) * (1 + math.cos(math.pi * step / train_iters)) / 2
+        adam.step()
+        losses.append(loss.item())
+    return {"losses": losses, "grad_norms": norms}
+
+
+def train_with_one_slow_writer(folder: str, **fields: Any) -> list[tuple[int, int | None]]:
+    """A run that saves at 2 and 4 in the background; rank 3 may write only from its fifth step on. (step, tracker)."""
+    import time
+
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    from mconv.train import loop, saving
+
+    gate, rank = Path(folder) / "gate", torch.distributed.get_rank()
+    write, step = FileSystemWriterAsync.write_preloaded_data, loop.step
+    seen: list[tuple[int, int | None]] = []
+
+    def slow_write(*args: Any, **options: Any) -> None:
+        while rank == 3 and not gate.exists():
+            time.sleep(0.01)
+        write(*args, **options)
+
+    def noted(run: Any, feed: Any) -> Any:
+        seen.append((run.iteration, saving.latest(run.saver.root)))
+        made = step(run, feed)
+        if run.iteration == 4:  # the save at 4 waits for the one at 2
+            gate.touch()
+        return made
+
+    FileSystemWriterAsync.write_preloaded_data, loop.step = staticmethod(slow_write), noted
+    try:
+        train(**fields, async_save=True, save_interval=2)
+    finally:
+        FileSystemWriterAsync.write_preloaded_data, loop.step = staticmethod(write), step
+    return seen
+
+
 def train_without_marks(**fields: Any) -> dict[str, Any]:
     """The same with a planted fault: nothing tells megatron-core that a rank's norms saw a share of the positions."""
     from mconv.train import attention

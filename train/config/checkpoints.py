@@ -16,9 +16,32 @@ class Checkpoints:
     save_interval: int = 0
     """Iterations between checkpoints; 0 saves at the end only."""
 
+    async_save: bool = False
+    """Go on training while a checkpoint is written; each rank's memory may double for that time."""
+    keep_last: int | None = None
+    """Checkpoints to keep: the newest so many; all if not given. Only those that mconv train wrote are ever removed."""
+    keep_every: int | None = None
+    """With `keep_last`: also keep those whose iteration is a multiple of this."""
+    resume: bool = False
+    """Go on with the run that `load` holds, Megatron-LM's or mconv's: its optimizer, iteration and samples seen too."""
+    iteration: int | None = None
+    """Go on from this iteration of `save`, or begin at this one of `load`; else the one that the tracker names."""
+    overwrite: bool = False
+    """With `iteration`: let the run replace the later checkpoints in `save`, one by one as its own are whole."""
+
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
         """Broken rules of this section."""
         yield from rules.not_negative(config, "save_interval")
-        if (config.save_interval or config.exit_after) and config.save is None:
-            yield "save_interval and exit_after need save, the folder for the checkpoints"
+        yield from rules.at_least_1(config, "keep_last keep_every iteration")
+        for name in ("save_interval", "exit_after", "async_save", "keep_last"):
+            if getattr(config, name) and config.save is None:
+                yield f"{name} needs save, the folder for the checkpoints"
+        if config.resume and config.load is None:
+            yield "resume goes on with the run that load holds; give load"
+        if config.resume and config.optimizer != "adam":
+            yield f"resume takes over Adam's state; optimizer is {config.optimizer}"
+        if config.keep_every and not config.keep_last:
+            yield "keep_every is for what keep_last would remove; give that too"
+        if config.overwrite and config.iteration is None:
+            yield "overwrite is for the later checkpoints of an iteration to go back to; give iteration"

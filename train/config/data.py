@@ -12,8 +12,10 @@ from mconv.train.config import rules
 class Data:
     """Prefixes, shares, and the length of a sample."""
 
-    data: list[str]
+    data: list[str] | None = None
     """Prefixes of .bin/.idx files, as `mconv data tokenize` makes them."""
+    mock_data: bool = False
+    """Train on Megatron-LM's mock data, sample for sample, in place of `data`: rising numbers, to try a machine with."""
     data_weights: list[float] | None = None
     """Share of each prefix in the blend, in any unit; by their sizes if not given."""
     split: str = "100,0,0"
@@ -31,8 +33,12 @@ class Data:
         yield from rules.each(
             config, "data_weights", "positive numbers", lambda weights: all(0 < x < math.inf for x in weights)
         )
-        if config.data_weights is not None and len(config.data_weights) != len(config.data):
-            yield f"data_weights has {len(config.data_weights)} weights for {len(config.data)} prefixes in data"
+        if not config.data and not config.mock_data:
+            yield "data is not set: prefixes of .bin/.idx files (mconv data tokenize makes them), or mock_data"
+        if config.data and config.mock_data:
+            yield "data and mock_data are both set; give one of them"
+        if config.data_weights is not None and len(config.data_weights) != len(config.data or []):
+            yield f"data_weights has {len(config.data_weights)} weights for {len(config.data or [])} prefixes in data"
         yield from rules.each(
             config, "split", "three shares such as 98,1,1, the first above 0",
             lambda split: len(shares(split)) == 3 and min(shares(split)) >= 0 < shares(split)[0],

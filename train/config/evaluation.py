@@ -24,7 +24,7 @@ class Evaluation:
         """Broken rules of this section."""
         yield from rules.at_least_1(config, "eval_iters")
         yield from rules.not_negative(config, "eval_interval")
-        if config.eval_interval and not sum(shares(config.split)[1:2]):
+        if config.eval_interval and not (config.mock_data or sum(shares(config.split)[1:2])):
             yield f"eval_interval is {config.eval_interval}, but split {config.split!r} has no share for validation"
         if config.eval_only and not sum(shares(config.split)[1:]):
             yield f"eval_only measures on validation and test data, and split {config.split!r} has neither"

@@ -32,6 +32,9 @@ class Optimizer:
     clip_grad: float = 1.0
     """Largest gradient norm, over all parameters; 0 does not clip."""
 
+    padded_vocab_in_loss: bool = False
+    """Let the columns of vocabulary padding take part in the loss, as Megatron-LM does; else the loss leaves them out."""
+
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
         """Broken rules of this section."""

@@ -1,0 +1,219 @@
+"""Checkpoints while training goes on, those that are kept, and going on from another than the last."""
+
+import importlib.util
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from mconv.errors import ConfigError, FormatError, MconvError
+
+JOBS = Path(__file__).with_name("jobs.py")
+_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
+jobs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(jobs)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The fields of a short run that every test shares."""
+    folder = tmp_path_factory.mktemp("saving")
+    jobs.hf_folder(folder / "hf", jobs.variant(num_layers=2))
+    return {
+        "load": str(folder / "hf"), "mock_data": True, "train_iters": 6, "lr": 1e-2, "global_batch_size": 4,
+        "seq_length": 16, "make_vocab_size_divisible_by": 8,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(run):
+    """The run that was never stopped."""
+    return jobs.train(**run)
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_group():
+    yield
+    from mconv.train import engine
+
+    engine.shutdown()
+
+
+def held(root):
+    from mconv.train.saving import iterations
+
+    return iterations(root)
+
+
+# ---- while training goes on ------------------------------------------------------------------------------------------
+def slow_writer(monkeypatch, gate, *, dies=False):
+    """Files are written only when `gate` is there; or the writer fails."""
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    original = FileSystemWriterAsync.write_preloaded_data
+
+    def write(*args, **kwargs):
+        while not gate.exists():
+            time.sleep(0.01)
+        if dies:
+            os.sync = None
+            args[0].append(None)  # one transform too many: the writing of the first item raises
+        original(*args, **kwargs)
+
+    monkeypatch.setattr(FileSystemWriterAsync, "write_preloaded_data", staticmethod(write))
+
+
+def test_training_goes_on_while_files_are_written(run, whole, tmp_path, monkeypatch):
+    """The writer waits for a step that comes after its save; the tracker waits for the writer."""
+    from mconv.train import loop, saving
+
+    gate, seen = tmp_path / "gate", []
+
+    def step(run, feed):
+        seen.append((run.iteration, run.saver.pending, saving.latest(tmp_path / "run")))
+        if run.iteration == 3:
+            gate.touch()
+        return original(run, feed)
+
+    original = loop.step
+    monkeypatch.setattr(loop, "step", step)
+    slow_writer(monkeypatch, gate)
+    result = jobs.train(**run, save=str(tmp_path / "run"), async_save=True, save_interval=2, exit_after=5)
+    assert seen == [(0, None, None), (1, None, None), (2, 2, None), (3, 2, None), (4, 4, 2)]
+    assert result["losses"] == whole["losses"][:5]
+    assert saving.latest(tmp_path / "run") == 5 and held(tmp_path / "run") == [2, 4, 5]
+    assert not list((tmp_path / "run").glob(".*"))
+    again = jobs.train(**run, save=str(tmp_path / "run"))
+    assert again["losses"] == whole["losses"][5:]
+
+
+def test_what_is_written_is_the_moment_of_the_save(run, whole, tmp_path, monkeypatch):
+    """The weights move on before a byte is written, and the checkpoint has those of its iteration."""
+    from mconv.train import loop
+
+    gate, original = tmp_path / "gate", loop.step
+
+    def step(run, feed):
+        made = original(run, feed)
+        if run.iteration == 5:
+            gate.touch()
+        return made
+
+    monkeypatch.setattr(loop, "step", step)
+    slow_writer(monkeypatch, gate)
+    jobs.train(**run, save=str(tmp_path / "run"), async_save=True, save_interval=3, exit_after=5)
+    resumed = jobs.train(**run, save=str(tmp_path / "run"), iteration=3, overwrite=True)
+    assert resumed["losses"] == whole["losses"][3:]
+
+
+def test_a_writers_error_is_raised_and_the_old_state_stays(run, whole, tmp_path, monkeypatch):
+    from mconv.train import saving
+
+    save = {"save": str(tmp_path / "run")}
+    jobs.train(**run, **save, exit_after=2)
+    (tmp_path / "gate").touch()
+    with monkeypatch.context() as patch:
+        slow_writer(patch, tmp_path / "gate", dies=True)
+        for background in (True, False):
+            with pytest.raises(MconvError, match=r"iteration 4 was not saved: .*; the last checkpoint is 2"):
+                jobs.train(**run, **save, async_save=background, save_interval=4)
+    assert saving.latest(tmp_path / "run") == 2 and held(tmp_path / "run") == [2]
+    assert jobs.train(**run, **save)["losses"] == whole["losses"][2:]
+
+
+def test_all_ranks_must_have_written(run, world, tmp_path):
+    """Three ranks are done at once, the last one waits for a later step: the tracker waits for it."""
+    seen = world.run(f"{JOBS}:train_with_one_slow_writer", folder=str(tmp_path), **run, tp=2, save=str(tmp_path / "run"))
+    assert all(ours == seen[0] for ours in seen)
+    assert seen[0] == [(0, None), (1, None), (2, None), (3, None), (4, 2), (5, 4)]
+
+
+# ---- which are kept --------------------------------------------------------------------------------------------------
+def test_the_newest_and_every_so_manyth_are_kept(run, tmp_path):
+    root = tmp_path / "run"
+    strange = root / "iter_0000001"
+    strange.mkdir(parents=True)
+    (strange / "common.pt").write_bytes(b"another program's")
+    jobs.train(**run, save=str(root), save_interval=1, keep_last=2, keep_every=3)
+    assert held(root) == [1, 3, 5, 6] and (strange / "common.pt").exists()
+
+
+def test_what_another_jobs_tracker_names_is_kept(run, tmp_path, monkeypatch):
+    """Somebody points the tracker back while we train: that checkpoint is not ours to remove."""
+    from mconv.train import loop, saving
+
+    original = loop.step
+
+    def step(run, feed):
+        if run.iteration == 3:
+            saving.point(tmp_path, 2)
+        return original(run, feed)
+
+    monkeypatch.setattr(loop, "step", step)
+    jobs.train(**run, save=str(tmp_path), save_interval=1, keep_last=1)
+    assert held(tmp_path) == [2, 6]
+
+
+def test_nothing_is_removed_before_the_new_one_is_whole(run, tmp_path, monkeypatch):
+    from mconv.train import saving
+
+    jobs.train(**run, save=str(tmp_path), exit_after=2)
+    monkeypatch.setattr(saving, "point", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        jobs.train(**run, save=str(tmp_path), exit_after=3, keep_last=1)
+    assert saving.latest(tmp_path) == 2 and 2 in held(tmp_path)
+
+
+# ---- another iteration -----------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def saved(run, tmp_path_factory):
+    """A run with checkpoints at 2, 4 and 6."""
+    root = tmp_path_factory.mktemp("saved") / "first"
+    jobs.train(**run, save=str(root), save_interval=2)
+    return root
+
+
+def test_an_earlier_iteration_takes_a_folder_of_its_own(run, whole, saved, tmp_path):
+    """Refused in place; elsewhere it goes on, and so does the same command after a stop."""
+    with pytest.raises(ConfigError, match="also holds iterations 4, 6, which a run from 2 would replace"):
+        jobs.train(**run, save=str(saved), iteration=2)
+    branch = run | {"load": str(saved), "resume": True, "iteration": 2, "save": str(tmp_path / "second")}
+    first, second = jobs.train(**branch, exit_after=3), jobs.train(**branch)
+    assert first["losses"] + second["losses"] == whole["losses"][2:]
+    assert held(saved) == [2, 4, 6] and held(tmp_path / "second") == [3, 6]
+
+
+def test_an_earlier_iteration_in_place_replaces_the_later_ones(run, whole, saved, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(saved, root)
+    lower = run | {"lr": 5e-3, "save": str(root), "save_interval": 2}
+    jobs.train(**lower, iteration=2, overwrite=True, exit_after=3)
+    again = jobs.train(**lower)  # without the flags: the run from 2, not the old one
+    assert again["iteration"] == 6 and len(again["losses"]) == 3
+    assert held(root) == [2, 3, 4, 6]
+    log = [json.loads(line) for line in (root / "train.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in log] == [1, 2, 3, 4, 5, 6]
+    assert log[3]["loss"] != whole["losses"][3] and log[1]["loss"] == whole["losses"][1]
+
+
+def test_an_iteration_that_is_not_there_is_refused(run, saved):
+    with pytest.raises(FormatError, match="has no iteration 3; it has 2, 4, 6"):
+        jobs.train(**run, save=str(saved), iteration=3)
+
+
+RULES = {
+    "async_save needs save": {"async_save": True},
+    "keep_last needs save": {"keep_last": 1},
+    "keep_every is for what keep_last": {"keep_every": 2},
+    "overwrite is for the later": {"overwrite": True},
+    "resume: hf holds weights": {"resume": True},
+}
+
+
+@pytest.mark.parametrize("message", RULES)
+def test_refusals(message, run):
+    with pytest.raises((ConfigError, FormatError), match=message):
+        jobs.train(**run | RULES[message])

@@ -1,0 +1,58 @@
+"""Where a run begins: at weights, at its own checkpoint, or at another iteration than the last."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mconv.errors import ConfigError, FormatError
+from mconv.train.config import TrainConfig
+from mconv.train.saving import folder_of, iterations, latest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """What a run is started from."""
+
+    own: Path | None = None
+    """Its own checkpoint, from which everything goes on; else the run starts anew."""
+    saved: int | None = None
+    """The iteration of that one."""
+    back: bool = False
+    """Whether the tracker names a later one."""
+    iteration: int | None = None
+    """Of a Megatron root in `load`: that one, not the tracker's."""
+
+
+def where(config: TrainConfig) -> Beginning:
+    """The run's own last checkpoint if it has one, or the iteration asked for; else `load`.
+
+    `iteration` is one of `save`, unless `save` is empty or `load` is another folder that has it: then it is where the run
+    began, and the same command goes on from what it has saved since. Raises ConfigError where later checkpoints would
+    be replaced.
+    """
+    root, asked = Path(config.save or ""), config.iteration
+    have, named = (iterations(root), latest(root)) if config.save else ([], None)
+    begun = asked is not None and config.load is not None and _begun_there(Path(config.load), root, asked)
+    if asked is not None and have and not begun:
+        return _back(root, have, named, asked, overwrite=config.overwrite)
+    if named is not None:
+        return Beginning(own=folder_of(root, named), saved=named, iteration=asked)
+    if asked is not None and config.load is None:
+        raise FormatError(f"there is no iteration {asked}: {config.save or 'the run'} has no checkpoints yet")
+    return Beginning(iteration=asked)
+
+
+def _begun_there(load: Path, root: Path, asked: int) -> bool:
+    return folder_of(load, asked).is_dir() and load.resolve() != root.resolve()
+
+
+def _back(root: Path, have: list[int], named: int | None, asked: int, *, overwrite: bool) -> Beginning:
+    """Go on from an iteration of `save`. Later ones stay until new ones take their places, and only if that is wanted."""
+    if asked not in have:
+        raise FormatError(f"{root} has no iteration {asked}; it has {', '.join(map(str, have))}")
+    later = [iteration for iteration in have if iteration > asked]
+    if later and not overwrite:
+        raise ConfigError(
+            f"{root} also holds iterations {', '.join(map(str, later))}, which a run from {asked} would replace: give it "
+            f"a folder of its own (--load {root} --resume --iteration {asked} --save OTHER), or say --overwrite"
+        )
+    return Beginning(own=folder_of(root, asked), saved=asked, back=named != asked)

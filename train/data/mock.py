@@ -1,0 +1,50 @@
+"""Megatron-LM's mock data: 100 000 documents of rising numbers, a third of them each to train, validate and test."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from mconv.train.mcore import BlendedMegatronDatasetBuilder, GPTDatasetConfig, MockGPTDataset
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """What megatron-core asks of a tokenizer whose tokens are numbers, the last of which ends a document."""
+
+    vocab_size: int
+
+    @property
+    def eod(self) -> int:
+        return self.vocab_size - 1
+
+    @property
+    def pad(self) -> int:
+        return -1
+
+    @property
+    def unique_identifiers(self) -> dict[str, Any]:
+        return {"class": "mconv numbers", "vocab_size": self.vocab_size}
+
+
+def datasets(*, vocab_size: int, seq_length: int, seed: int, samples: tuple[int, int]) -> tuple[Any, Any]:
+    """(training, validation) datasets: the samples of Megatron-LM's `--mock-data` with its NullTokenizer.
+
+    `vocab_size` is the true one, which counts the end of a document: Megatron-LM's flag `--vocab-size` and one.
+    """
+    config = GPTDatasetConfig(
+        random_seed=seed,
+        sequence_length=seq_length,
+        tokenizer=_Numbers(vocab_size),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    logging.getLogger(MockGPTDataset.__module__).addFilter(_is_news)
+    built = BlendedMegatronDatasetBuilder(MockGPTDataset, [*samples, 1], lambda: True, config).build()
+    return built[0], built[1]
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """All but that its index files, made in a moment, are kept nowhere."""
+    return "path_to_cache is None" not in record.getMessage()

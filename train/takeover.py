@@ -1,0 +1,85 @@
+"""Go on with a run from its checkpoint's logical tensors: whoever saved it, and at whatever layout.
+
+megatron-core's own loader reads what megatron-core's same optimizer has saved as global tensors. Megatron-LM's default
+(flat buffers cut at the replicas' shares) and its `torch` format are of one layout each; here they are read as tensors of
+the model, and cut for this rank like weights.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.formats.tensors import Located
+from mconv.convert.optimizer import OptimizerState, open_state, with_padding
+from mconv.errors import FormatError
+from mconv.train import weights
+from mconv.train.checkpoint import Loaded
+from mconv.train.engine import unwrap
+from mconv.train.mcore import DistributedOptimizer
+from mconv.train.optimizer import parts, set_step
+from mconv.train.parallel import Parallel
+
+
+def opened(checkpoint: Checkpoint) -> OptimizerState:
+    """The state of the run that a checkpoint holds. Raises FormatError if it holds weights alone."""
+    if checkpoint.layout is None:
+        raise FormatError(f"resume: {checkpoint.name} holds weights, and no run to go on with; leave resume out")
+    return open_state(with_padding(checkpoint))
+
+
+def take_over(
+    checkpoint: Checkpoint, state: OptimizerState, *, chunks: list[Any], optimizer: Any, parallel: Parallel
+) -> Loaded:
+    """Fill model and optimizer with `checkpoint`'s run.
+
+    Random states are not taken over: they are pickles, and nothing draws from them without dropout.
+    """
+    for chunk in chunks:
+        model = unwrap(chunk)
+        for kind, source in {"param": state.main, **state.moments}.items():
+            whole = {name: torch.empty(x.shape, dtype=torch.float32) for name, x in model.named_parameters()}
+            weights.fill_tensors(whole, source, parallel, padded_vocab_size=model.vocab_size)
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    _put(optimizer, parameter, kind, whole[name])
+    set_step(optimizer, state.step)
+    _set_scale(optimizer, state.grad_scaler)
+    common = checkpoint.common
+    consumed = int(common["args"].consumed_train_samples)
+    scheduled = int(common.get("opt_param_scheduler", {}).get("num_steps", consumed))
+    return Loaded(iteration=int(common["iteration"]), consumed=consumed, scheduled=scheduled)
+
+
+def _put(optimizer: Any, parameter: torch.nn.Parameter, kind: str, whole: Tensor) -> None:
+    """One kind of state of one of this rank's parameters, or as much of it as its replica keeps."""
+    if kind == "param":
+        parameter.data.copy_(whole)
+    for inner, main, kept in _mains(optimizer, parameter):
+        target = main.data if kind == "param" else inner.state[main][kind]
+        target.view(-1).copy_(whole.view(-1)[kept])
+
+
+def _mains(optimizer: Any, parameter: torch.nn.Parameter) -> Iterator[tuple[Any, Tensor, slice]]:
+    """(torch's optimizer, the tensor that it steps, the elements of the parameter that this is): none if frozen."""
+    for part in parts(optimizer):
+        if isinstance(part, DistributedOptimizer):
+            if parameter in part.model_param_group_index_map:
+                group, place = part.model_param_group_index_map[parameter]
+                kept = part._get_model_param_range_map(parameter)["param"]
+                main = part.optimizer.param_groups[group]["params"][place]
+                yield part.optimizer, main, slice(kept.start, kept.end)
+        else:
+            main = getattr(parameter, "main_param", parameter)
+            if main in part.optimizer.state:
+                yield part.optimizer, main, slice(None)
+
+
+def _set_scale(optimizer: Any, scaler: dict[str, Any] | None) -> None:
+    """The dynamic loss scale, where both sides have one."""
+    for part in parts(optimizer):
+        if scaler and getattr(part, "grad_scaler", None):
+            plain = {name: x.load() if isinstance(x, Located) else x for name, x in scaler.items()}
+            part.grad_scaler.load_state_dict(plain)
