@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mconv.errors import ConfigError, FormatError
 from mconv.train.config import TrainConfig
-from mconv.train.saving import folder_of, iterations, latest
+from mconv.train.saving import folder_of, iterations, latest, ours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,18 @@ class Beginning:
 
 
 def where(config: TrainConfig) -> Beginning:
+    """Where the run begins. Raises ConfigError where it would replace what another program has saved."""
+    found = _where(config)
+    later = [i for i in iterations(Path(config.save)) if i > (found.saved or 0)] if config.save else []
+    if strange := [i for i in later if not ours(folder_of(Path(str(config.save)), i))]:
+        raise ConfigError(
+            f"{config.save} holds iteration {', '.join(map(str, strange))}, which mconv train did not write and this run "
+            "may come to replace; give another --save"
+        )
+    return found
+
+
+def _where(config: TrainConfig) -> Beginning:
     """The run's own last checkpoint if it has one, or the iteration asked for; else `load`.
 
     `iteration` is one of `save`, unless `save` is empty or `load` is another folder that has it: then it is where the run

@@ -90,8 +90,10 @@ def load(folder: Path, *, chunks: list[Any], optimizer: Any) -> Loaded:
     for name, chunk in _named(chunks).items():
         whole = unwrap(chunk)
         whole.load_state_dict(loaded[name], strict=adapt.adapted(whole) is None)
-    step = _step_of(common["optimizer"])
+    step, settings = _step_of(common["optimizer"]), _settings(optimizer)
     optimizer.load_state_dict(loaded["optimizer"])
+    for group, kept in zip(optimizer.param_groups, settings, strict=True):
+        group.update(kept)
     set_step(optimizer, step)
     if "rng_state" in loaded:
         _set_rng(loaded["rng_state"][0])
@@ -101,6 +103,11 @@ def load(folder: Path, *, chunks: list[Any], optimizer: Any) -> Loaded:
         scheduled=int(common["opt_param_scheduler"]["num_steps"]),
         memory=common.get("mconv", {}),
     )
+
+
+def _settings(optimizer: Any) -> list[dict[str, Any]]:
+    """Rates, betas, decay of each group: the configuration's, where a load would put those of back then."""
+    return [{n: x for n, x in group.items() if n not in ("params", "step")} for group in optimizer.param_groups]
 
 
 def lora_of(folder: Path) -> dict[str, Any]:

@@ -150,14 +150,14 @@ class Saver:
         """Checkpoints to let go: mconv's own, beyond those that `keep` and the tracker name."""
         if self.keep.last is None:
             return []
-        mine = sorted(i for i in iterations(self.root) if _ours(folder_of(self.root, i)))
+        mine = sorted(i for i in iterations(self.root) if ours(folder_of(self.root, i)))
         every = self.keep.every
         stay = {*mine[-self.keep.last :], latest(self.root), *self.others}
         stay |= {i for i in mine if every and i % every == 0}
         return [folder_of(self.root, i) for i in mine if i not in stay]
 
 
-def _ours(folder: Path) -> bool:
+def ours(folder: Path) -> bool:
     """Whether a run of mconv's wrote it."""
     try:
         steps = [step.get("step") for step in (manifest.read(folder) or {}).get("history", [])]
