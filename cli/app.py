@@ -42,6 +42,7 @@ for name, (target, summary) in COMMANDS.items():
 data.command("mconv.cli.data:tokenize", name="tokenize", help="Text to megatron-core's .bin and .idx.")
 lora.command("mconv.cli.lora:export", name="export", help="A LoRA run's adapter as PEFT has it.")
 lora.command("mconv.cli.lora:merge", name="merge", help="An adapter and its base, merged into one model.")
+data.command("mconv.cli.data:instruct", name="instruct", help="Conversations to tokens, and who says each of them.")
 
 
 def main() -> None:

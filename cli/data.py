@@ -3,10 +3,16 @@
 import dataclasses
 import json as jsonlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+
+from mconv.cli.options import Flag
+
+if TYPE_CHECKING:
+    from mconv.train.data.record import Tokenized
 
 
 def tokenize(
@@ -15,17 +21,18 @@ def tokenize(
     prefix: Path,
     key: str = "text",
     append_eod: Annotated[bool, Parameter(negative="--no-append-eod")] = True,
-    prepend_bos: Annotated[bool, Parameter(negative=())] = False,
+    prepend_bos: Flag = False,
     workers: int = 1,
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    overwrite: Flag = False,
+    json: Flag = False,
 ) -> int:
     """Text to megatron-core's .bin and .idx, in the order of the input.
 
     Parameters
     ----------
     sources
-        Files with one JSON object a line (.jsonl, also .gz, .xz or .zst), or .parquet.
+        Files with one JSON object a line (.jsonl) or one document a line (.txt), either also .gz, .xz or .zst; or
+        .parquet.
     tokenizer
         Folder with a Hugging Face tokenizer: the model's own.
     prefix
@@ -48,17 +55,89 @@ def tokenize(
 
     if not sources:
         raise MconvError("give at least one file to tokenize")
-    show = sys.stderr.isatty()
     record = run(
         list(sources), prefix, tokenizer=tokenizer, key=key, append_eod=append_eod, prepend_bos=prepend_bos,
-        workers=workers, overwrite=overwrite,
-        progress=lambda done: print(f"\r{done} documents", end="", file=sys.stderr) if show else None,
+        workers=workers, overwrite=overwrite, progress=_progress("documents"),
     )  # fmt: skip
+    return _tell(record, prefix, "documents", json=json)
+
+
+def instruct(
+    *sources: Path,
+    tokenizer: Path,
+    prefix: Path,
+    template: str = "tokenizer",
+    messages_key: str | None = None,
+    question_key: str = "question",
+    answer_key: str = "answer",
+    system_key: str | None = None,
+    append_eod: Flag = False,
+    prepend_bos: Flag = False,
+    workers: int = 1,
+    overwrite: Flag = False,
+    json: Flag = False,
+) -> int:
+    """Conversations to instruction data: the tokens, and who says each of them.
+
+    Parameters
+    ----------
+    sources
+        Files with one conversation a line (.jsonl, also .gz, .xz or .zst): a list of turns, each with role and content
+        or from and value; or one question and its answer.
+    tokenizer
+        Folder with a Hugging Face tokenizer: the model's own.
+    prefix
+        Output: PREFIX-text and PREFIX-role, a .bin and an .idx each, and PREFIX-text.mconv.json.
+    template
+        What writes a conversation as text: the tokenizer's own chat template, or by name: chatml, or megatron-llm for
+        the files that its preprocess_instruct_data.py makes.
+    messages_key
+        Field with the list of turns. Default: messages or conversations.
+    question_key
+        Field with the question, where there is no list.
+    answer_key
+        Field with its answer.
+    system_key
+        Field with what the system says before it.
+    append_eod
+        End each conversation with the EOS token, where the template does not.
+    prepend_bos
+        Begin each conversation with the BOS token, where the template does not.
+    workers
+        Processes that tokenize. The output is the same for any number.
+    overwrite
+        Replace output that is there.
+    json
+        Print the record as JSON.
+    """
+    from mconv.errors import MconvError
+    from mconv.train.data.chat import Keys
+    from mconv.train.data.instruct import instruct as run
+
+    if not sources:
+        raise MconvError("give at least one file of conversations")
+    keys = Keys(messages=messages_key, question=question_key, answer=answer_key, system=system_key)
+    record = run(
+        list(sources), prefix, tokenizer=tokenizer, template=template, keys=keys, append_eod=append_eod,
+        prepend_bos=prepend_bos, workers=workers, overwrite=overwrite, progress=_progress("conversations"),
+    )  # fmt: skip
+    return _tell(record, prefix, "conversations", json=json)
+
+
+def _progress(what: str) -> Callable[[int], None]:
+    """A count that stays on its line of a terminal, and is nowhere else."""
+    if not sys.stderr.isatty():
+        return lambda done: None
+    return lambda done: print(f"\r{done} {what}", end="", file=sys.stderr)
+
+
+def _tell(record: "Tokenized", prefix: Path, what: str, *, json: bool) -> int:
+    """What was made: the record, or a line of it."""
     if json:
         print(jsonlib.dumps(dataclasses.asdict(record), indent=2))
-    else:
-        print(
-            f"{prefix}: {record.documents} documents, {record.tokens} tokens of {record.vocab_size}, {record.dtype}"
-            + (f"; {record.empty} empty documents left out" if record.empty else "")
-        )
+        return 0
+    answers = "" if record.answer_tokens is None else f", {record.answer_tokens} of answers"
+    left = f"; {record.empty} empty {what} left out" if record.empty else ""
+    counts = f"{record.documents} {what}, {record.tokens} tokens of {record.vocab_size}{answers}"
+    print(f"{prefix}: {counts}, {record.dtype}{left}")
     return 0

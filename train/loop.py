@@ -13,11 +13,10 @@ from mconv.train import chain, record, stop
 from mconv.train import log as logs
 from mconv.train.boards import boards
 from mconv.train.config import TrainConfig
-from mconv.train.data import dataset, mock
+from mconv.train.data.feed import feed, sets
 from mconv.train.engine import unwrap
 from mconv.train.follow import Follow, follow
-from mconv.train.length import length
-from mconv.train.mcore import parallel_state, quiet
+from mconv.train.mcore import quiet
 from mconv.train.meter import meter
 from mconv.train.run import Run, save, start
 from mconv.train.saving import folder_of
@@ -37,28 +36,29 @@ def train(config: TrainConfig, *, say: logs.Say, show: logs.Show | None = None) 
     began = time.time()
     say = say if _rank() == 0 else _silent
     run = start(config, say=say)
-    train_data, valid_data = _data(run)
+    data = sets(run, say)
     log, after = _log(run, say, show), follow(run, say=say)
     halts = stop.stops(config, rank=_rank(), began=began)
     steps: list[logs.Step] = []
-    feed = _feed(run, train_data, consumed=run.consumed)
+    batches = feed(run, data.train, consumed=run.consumed)
     word = halts.ask(run.iteration, first=True)
     with run.saver.settled() if run.saver else contextlib.nullcontext():
         while run.iteration < min(run.iterations, config.exit_after or run.iterations) and not word.stop:
-            steps.append(step(run, feed))
+            steps.append(step(run, batches))
             chain.stepped()
             log.step(steps[-1])
             if run.saver:
                 run.saver.poll()
             if config.eval_interval and run.iteration % config.eval_interval == 0:
-                loss = evaluate(run, _validation(run, valid_data))
-                log.evaluation(run.iteration, {"loss": loss, "perplexity": math.exp(min(20, loss))})
+                log.evaluation(run.iteration, _measured(run, feed(run, data.valid, consumed=_validated(run))))
             word = halts.ask(run.iteration)
             if word.save or (config.save_interval and run.iteration % config.save_interval == 0):
                 _save(run, after)
                 halts.done(word)
         if steps:
             _save(run, after)
+    if data.test is not None and run.iteration == run.iterations:
+        log.evaluation(run.iteration, _measured(run, feed(run, data.test, consumed=0)), on="test", last=True)
     halts.done(word)
     after.close()
     log.close()
@@ -78,25 +78,6 @@ def _save(run: Run, after: Follow) -> None:
         iteration, consumed = run.iteration, run.consumed
         with stop.held_back():  # also from helpers that saving starts, which a signal to every process would end
             save(run, then=lambda: after.checkpoint(iteration, consumed))
-
-
-def _data(run: Run) -> tuple[Any, Any]:
-    config, prefixes = run.config, [Path(prefix) for prefix in run.config.data or []]
-    evaluations = run.iterations // config.eval_interval if config.eval_interval else 0
-    samples = (length(config).samples, evaluations * config.eval_iters * config.global_batch_size)
-    if config.mock_data:
-        return mock.datasets(vocab_size=run.spec.vocab_size, seq_length=run.seq_length, seed=config.seed, samples=samples)
-    shares = [float(share) for share in config.split.split(",")]
-    dataset.check(
-        prefixes, vocab_size=run.spec.vocab_size, seq_length=run.seq_length,
-        shares=shares, wanted=2 if config.eval_interval else 1,
-    )  # fmt: skip
-    beside = Path(config.save) / "data-cache" if config.save else prefixes[0].with_name(prefixes[0].name + ".cache")
-    return dataset.datasets(
-        prefixes, weights=config.data_weights, split=config.split, seq_length=run.seq_length, seed=config.seed,
-        samples=samples,
-        cache=Path(config.data_cache) if config.data_cache else beside,
-    )  # fmt: skip
 
 
 def _log(run: Run, say: logs.Say, show: logs.Show | None) -> logs.Log:
@@ -124,22 +105,15 @@ def _log(run: Run, say: logs.Say, show: logs.Show | None) -> logs.Log:
     )  # fmt: skip
 
 
-def _feed(run: Run, data: Any, *, consumed: int) -> Batches | None:
-    """This replica's micro batches; None on a middle stage, which needs neither tokens nor labels."""
-    if not (parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()):
-        return None
-    numbers = dataset.sample_numbers(
-        consumed, micro_batch_size=run.config.micro_batch_size, global_batch_size=run.config.global_batch_size,
-        replica=parallel_state.get_data_parallel_rank(), replicas=parallel_state.get_data_parallel_world_size(),
-    )  # fmt: skip
-    return dataset.batches(data, numbers, device=torch.cuda.current_device())
+def _measured(run: Run, batches: Batches | None) -> dict[str, float]:
+    loss = evaluate(run, batches)
+    return {"loss": loss, "perplexity": math.exp(min(20, loss))}
 
 
-def _validation(run: Run, data: Any) -> Batches | None:
-    """The batches of the evaluation that is due: each takes the next ones."""
+def _validated(run: Run) -> int:
+    """Samples that the evaluations before the one that is due took: each takes the next ones."""
     config = run.config
-    done = run.iteration // config.eval_interval - 1
-    return _feed(run, data, consumed=done * config.eval_iters * config.global_batch_size)
+    return (run.iteration // config.eval_interval - 1) * config.eval_iters * config.global_batch_size
 
 
 def _rank() -> int:

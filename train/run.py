@@ -18,7 +18,8 @@ from mconv.train.freeze import count, freeze
 from mconv.train.length import check as check_batches
 from mconv.train.length import length
 from mconv.train.loss import true_vocab_loss
-from mconv.train.mcore import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from mconv.train.mcore import DistributedDataParallel, DistributedDataParallelConfig
+from mconv.train.normalise import Normalise
 from mconv.train.optimizer import dtype_of, make_optimizer
 from mconv.train.parallel import Parallel
 from mconv.train.saving import Keep, Saver, Then, nothing
@@ -45,6 +46,8 @@ class Run:
     """Samples seen."""
     origin: Checkpoint
     """What the run started or went on from."""
+    normalise: Normalise
+    """What divides the gradients of a step by its tokens' weights."""
     saver: Saver | None = None
     """Writes the checkpoints, where there is a folder for them."""
     memory: dict[str, Any] = field(default_factory=dict)
@@ -88,6 +91,8 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     whole = build(
         spec, padded_vocab_size=padded, parallel=parallel, dtype=dtype_of(config),
         calculate_per_token_loss=True, deallocate_pipeline_outputs=True,
+        variable_seq_lengths=config.variable_seq_lengths,
+        moe_token_dispatcher_type="alltoall",  # the default refuses variable lengths, experts or not
         hidden_dropout=config.hidden_dropout, attention_dropout=config.attention_dropout,
     )  # fmt: skip
     if config.padded_vocab_in_loss:
@@ -98,7 +103,8 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
         freeze([whole], config.freeze)
     if based:
         say(adapt.adapt([whole], config, opened, resumed=checkpoint.lora_of(source) if source else None))
-    chunks = [_data_parallel(whole, config)]
+    normalise = Normalise()
+    chunks = [_data_parallel(whole, config, normalise)]
     optimizer = make_optimizer(chunks, config)
     at = checkpoint.Loaded()
     if source:
@@ -109,6 +115,7 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
         config=config, parallel=parallel, spec=spec, seq_length=seq_length, chunks=chunks, optimizer=optimizer,
         scheduler=make_scheduler(optimizer, config, scheduled=at.scheduled), iterations=length(config).iterations,
         iteration=at.iteration, consumed=at.consumed, memory=at.memory, saver=_saver(config, start_from), origin=opened,
+        normalise=normalise,
     )  # fmt: skip
     if start_from.back and torch.distributed.get_rank() == 0:
         saving.point(Path(str(config.save)), run.iteration)
@@ -174,12 +181,12 @@ def _check(config: TrainConfig, parallel: Parallel, spec: ModelSpec, seq_length:
         raise ConfigError(f"seq_length {seq_length} is more than the model's {spec.max_position_embeddings} positions")
 
 
-def _data_parallel(model: Any, config: TrainConfig) -> Any:
+def _data_parallel(model: Any, config: TrainConfig, normalise: Normalise) -> Any:
     """megatron-core's DDP: gradients gathered in fp32 buffers and reduced over replicas."""
     options = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, use_distributed_optimizer=config.distributed_optimizer
     )
-    model.config.finalize_model_grads_func = finalize_model_grads
+    model.config.finalize_model_grads_func = normalise
     wrapped = DistributedDataParallel(model.config, options, model)
     model.config.no_sync_func = wrapped.no_sync
     return wrapped

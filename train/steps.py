@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from mconv.errors import CheckFailed
 from mconv.train import log as logs
+from mconv.train.boundaries import attention_mask, rope_at
+from mconv.train.engine import unwrap
 from mconv.train.length import batch_size
 from mconv.train.mcore import get_forward_backward_func, parallel_state
 from mconv.train.run import Run
@@ -63,8 +66,9 @@ def _forward_backward(run: Run, feed: Batches | None, *, forward_only: bool) -> 
     """megatron-core's schedule over one global batch; the mean loss over its tokens, on every rank."""
     config = run.config
     size = config.global_batch_size if forward_only else batch_size(config, run.consumed)
+    run.normalise.begin()
     parts = get_forward_backward_func()(
-        forward_step_func=_forward,
+        forward_step_func=partial(_forward, run),
         data_iterator=feed,
         model=run.chunks,
         num_microbatches=size // (config.micro_batch_size * parallel_state.get_data_parallel_world_size()),
@@ -80,14 +84,17 @@ def _forward_backward(run: Run, feed: Batches | None, *, forward_only: bool) -> 
     return float(total[0] / total[1])
 
 
-def _forward(feed: Batches | None, model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+def _forward(run: Run, feed: Batches | None, model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """One stage's forward over one micro batch, in the form that megatron-core's schedules call."""
     batch = next(feed) if feed else {}
-    output = model(batch.get("tokens"), batch.get("position_ids"), None, labels=batch.get("labels"))
-    return output, lambda losses: _loss(batch["loss_mask"], losses)  # called on the last stage, which has a batch
+    positions, mask = batch.get("position_ids"), attention_mask(batch.get("documents"))
+    with rope_at(unwrap(model), positions if run.config.reset_position_ids or run.config.packing else None):
+        output = model(batch.get("tokens"), positions, mask, labels=batch.get("labels"))
+    return output, lambda losses: _loss(run, batch["loss_mask"], losses)  # on the last stage, which has a batch
 
 
-def _loss(mask: Float[Tensor, "b s"], losses: Float[Tensor, "b s"]) -> tuple[Tensor, Tensor, Tensor]:
-    """(sum to differentiate, tokens to divide by, both for the log): megatron-core divides over the global batch."""
+def _loss(run: Run, mask: Float[Tensor, "b s"], losses: Float[Tensor, "b s"]) -> tuple[Tensor, Tensor, Tensor]:
+    """(sum to differentiate, tokens for megatron-core to count, both for the log): `normalise` divides it."""
+    run.normalise.add(mask)
     total, tokens = (losses * mask).sum(), mask.sum()
     return total, tokens.int(), torch.stack([total.detach(), tokens])

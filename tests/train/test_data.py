@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from mconv.errors import ConfigError, FormatError, MconvError
+from mconv.train.data.record import read_record
 from mconv.train.data.text import documents
-from mconv.train.data.tokenize import read_record, tokenize
+from mconv.train.data.tokenize import tokenize
 
 JOBS = Path(__file__).with_name("jobs.py")
 _spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
@@ -67,11 +68,11 @@ def test_marks_are_as_asked(tokenizer, source, tmp_path):
 
 
 def test_output_does_not_depend_on_workers_or_compression(tokenizer, source, tmp_path, monkeypatch):
-    from mconv.train.data import tokenize as module
+    from mconv.train.data import pool
 
     (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(source.read_bytes()))
     (tmp_path / "t.jsonl.xz").write_bytes(lzma.compress(source.read_bytes()))
-    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(pool, "BATCH", 2)
     tokenize([source], tmp_path / "a", tokenizer=tokenizer)
     for name, path, workers in [("b", source, 2), ("c", tmp_path / "t.jsonl.gz", 1), ("d", tmp_path / "t.jsonl.xz", 1)]:
         tokenize([path], tmp_path / name, tokenizer=tokenizer, workers=workers)
@@ -146,20 +147,24 @@ def test_every_container_holds_the_same_documents(suffix, tmp_path):
 
 
 def test_training_refuses_ids_that_the_model_lacks(tokenizer, source, tmp_path):
-    from mconv.train.data import dataset
+    from mconv.train.data import checks
+
+    def check(prefix, *, vocab_size, seq_length):
+        part = checks.Part(name="training", prefixes=[prefix], least=seq_length + 1)
+        checks.check([part], vocab_size=vocab_size, seq_length=seq_length)
 
     record = tokenize([source], tmp_path / "d", tokenizer=tokenizer)
-    dataset.check([tmp_path / "d"], vocab_size=record.max_id + 1, seq_length=8)
+    check(tmp_path / "d", vocab_size=record.max_id + 1, seq_length=8)
     for _ in range(2):  # with the record, then from the ids themselves
         with pytest.raises(ConfigError, match=f"token id {record.max_id}, but the model's vocabulary ends at"):
-            dataset.check([tmp_path / "d"], vocab_size=record.max_id, seq_length=8)
+            check(tmp_path / "d", vocab_size=record.max_id, seq_length=8)
         (tmp_path / "d.mconv.json").write_text(json.dumps(dataclasses.asdict(record) | {"bin_bytes": 1, "max_id": 0}))
     with pytest.raises(ConfigError, match="one sample of seq_length 9999 needs one more"):
-        dataset.check([tmp_path / "d"], vocab_size=90, seq_length=9999)
+        check(tmp_path / "d", vocab_size=90, seq_length=9999)
 
 
 def test_every_layout_draws_the_same_global_batches():
-    from mconv.train.data.dataset import sample_numbers
+    from mconv.train.data.loader import sample_numbers
 
     def batches(micro, replicas, consumed, count):
         """The samples of each of the next `count` global batches, over all replicas."""
@@ -179,17 +184,18 @@ def test_every_layout_draws_the_same_global_batches():
 def test_batches_are_the_text(tokenizer, tmp_path):
     """Labels are the next tokens, and the tokens are the documents' own, run together."""
     from mconv.train import engine
-    from mconv.train.data import dataset
+    from mconv.train.data import dataset, loader
+    from mconv.train.data.sources import Blend
 
     prefix = jobs.train_data(tmp_path)
     engine.init(engine.Parallel())
-    data, none = dataset.datasets(
-        [prefix], weights=None, split="100,0,0", seq_length=16, seed=1, samples=(40, 0), cache=tmp_path / "cache"
+    data, *none = dataset.datasets(
+        Blend([prefix], None), split="100,0,0", seq_length=16, seed=1, samples=(40, 0, 0), cache=tmp_path / "cache"
     )
-    numbers = dataset.sample_numbers(0, micro_batch_size=2, global_batch_size=4, replica=0, replicas=1)
-    batch = next(dataset.batches(data, numbers, device="cpu"))
+    numbers = loader.sample_numbers(0, micro_batch_size=2, global_batch_size=4, replica=0, replicas=1)
+    batch = next(loader.batches(data, numbers, device="cpu"))
     engine.shutdown()
-    assert none is None and {name: tuple(t.shape) for name, t in batch.items()} == dict.fromkeys(batch, (2, 16))
+    assert none == [None, None] and {name: tuple(t.shape) for name, t in batch.items()} == dict.fromkeys(batch, (2, 16))
     assert torch.equal(batch["tokens"][:, 1:], batch["labels"][:, :-1])
     assert batch["loss_mask"].all() and torch.equal(batch["position_ids"][0], torch.arange(16))
     documents = {tuple(ids) for ids in stored(prefix)}

@@ -67,13 +67,15 @@ def test_the_exported_model_has_the_loss_that_training_logged(base, fields, tmp_
     from transformers import AutoModelForCausalLM
 
     from mconv.train.data import dataset
+    from mconv.train.data.sources import Blend
 
     logged = jobs.train(**fields)["losses"][5]
     jobs.train(**fields, save=str(tmp_path / "run"), exit_after=5)
     assert cli(["meg2hf", str(tmp_path / "run"), "--out", str(tmp_path / "hf")]) == 0
-    data, _ = dataset.datasets(
-        [base / "data"], weights=None, split="100,0,0", seq_length=32, seed=1234, samples=(24, 0), cache=base / "cache"
-    )
+    data, *_ = dataset.datasets(
+        Blend([base / "data"], None), split="100,0,0", seq_length=32, seed=1234, samples=(24, 0, 0),
+        cache=base / "cache",
+    )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
     batch = [data[i] for i in range(20, 24)]
     tokens, labels = (torch.stack([sample[name] for sample in batch]) for name in ("tokens", "labels"))

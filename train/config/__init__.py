@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 
 from mconv.errors import ConfigError, refuse
+from mconv.train.config.boundaries import Boundaries
 from mconv.train.config.checkpoints import Checkpoints
 from mconv.train.config.data import Data
 from mconv.train.config.evaluation import Evaluation
 from mconv.train.config.guards import Guards
 from mconv.train.config.hooks import Hooks
+from mconv.train.config.instruction import Instruction
 from mconv.train.config.length import Length
 from mconv.train.config.logs import Logs
 from mconv.train.config.lora import Lora
@@ -21,8 +23,8 @@ from mconv.train.config.stops import Stops
 from mconv.train.config.trained import Trained
 
 SECTIONS = (
-    Start, Model, Data, Parallelism, Length, Schedule, Optimizer, Precision, Trained, Lora, Checkpoints, Hooks, Stops,
-    Evaluation, Logs, Guards,
+    Start, Model, Data, Boundaries, Instruction, Parallelism, Length, Schedule, Optimizer, Precision, Trained, Lora,
+    Checkpoints, Hooks, Stops, Evaluation, Logs, Guards,
 )  # fmt: skip
 """In the order of `mconv train --help`. A section is a page of fields and the rules that they must keep."""
 
@@ -30,7 +32,7 @@ SECTIONS = (
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
     Guards, Logs, Evaluation, Stops, Hooks, Checkpoints, Lora, Trained, Precision, Optimizer, Schedule, Length,
-    Parallelism, Data, Model, Start,
+    Parallelism, Instruction, Boundaries, Data, Model, Start,
 ):  # fmt: skip
     """One run. Sizes are in tokens, samples or iterations, as each field says."""
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from mconv.train.config import rules
 
@@ -13,42 +13,75 @@ class Data:
     """Prefixes, shares, and the length of a sample."""
 
     data: list[str] | None = None
-    """Prefixes of .bin/.idx files, as `mconv data tokenize` makes them."""
+    """Prefixes of .bin/.idx files, as `mconv data tokenize` makes them, or folders to search for them; each may have
+    its weight before it ("0.3 data/a"). Cut into training, validation and test by `split`."""
     mock_data: bool = False
     """Train on Megatron-LM's mock data, sample for sample, in place of `data`: rising numbers, to try a machine with."""
     data_weights: list[float] | None = None
-    """Share of each prefix in the blend, in any unit; by their sizes if not given."""
-    split: str = "100,0,0"
-    """Shares of the data for training, validation and test."""
+    """Share of each entry of `data` in the blend, in any unit; by their sizes if not given."""
+    train_data: list[str] | None = None
+    """Prefixes for training alone, written as `data` is; instead of `data`."""
+    valid_data: list[str] | None = None
+    """Prefixes for validation, beside `train_data`."""
+    test_data: list[str] | None = None
+    """Prefixes for the evaluation after the last step, beside `train_data`."""
+    split: str | None = None
+    """Shares of `data` for training, validation and test, such as 98,1,1; all for training if not given."""
     data_cache: str | None = None
     """Folder for the index files of the datasets; `data-cache` under `save`, or beside the first prefix."""
     seq_length: int | None = None
     """Tokens in one sample; the model's max_position_embeddings if not given."""
+    data_type: Literal["gpt", "instruction"] = "gpt"
+    """What a sample is: running text cut at `seq_length`, or conversations that `mconv data instruct` made."""
+    dataloader_type: Literal["single", "cyclic"] = "single"
+    """single: samples in the dataset's own order, which is shuffled already. cyclic: one epoch, shuffled anew each
+    time around."""
+    num_workers: int = 2
+    """Threads that read micro batches ahead; 0 reads each when it is due. The batches are the same."""
+    allow_other_tokenizer: bool = False
+    """Train although a file of the tokenizer that made the data differs from the checkpoint's."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
         """Broken rules of this section."""
         yield from rules.at_least_1(config, "seq_length")
-        yield from rules.each(config, "data", "at least one prefix", bool)
+        yield from rules.not_negative(config, "num_workers")
+        yield from rules.each(config, "data train_data valid_data test_data", "at least one prefix", bool)
         yield from rules.each(
             config, "data_weights", "positive numbers", lambda weights: all(0 < x < math.inf for x in weights)
         )
-        if not config.data and not config.mock_data:
-            yield "data is not set: prefixes of .bin/.idx files (mconv data tokenize makes them), or mock_data"
-        if config.data and config.mock_data:
-            yield "data and mock_data are both set; give one of them"
         if config.data_weights is not None and len(config.data_weights) != len(config.data or []):
             yield f"data_weights has {len(config.data_weights)} weights for {len(config.data or [])} prefixes in data"
         yield from rules.each(
             config, "split", "three shares such as 98,1,1, the first above 0",
             lambda split: len(shares(split)) == 3 and min(shares(split)) >= 0 < shares(split)[0],
         )  # fmt: skip
+        yield from _one_source(config)
 
 
-def shares(split: str) -> list[float]:
+def _one_source(config: Any) -> Iterator[str]:
+    """`data` to be split, prefixes for each use, or mock data."""
+    apart = [name for name in ("train_data", "valid_data", "test_data") if getattr(config, name) is not None]
+    given = [name for name in ("data", "mock_data") if getattr(config, name)] + apart[:1]
+    if not given:
+        yield (
+            "data is not set: prefixes of .bin/.idx files (mconv data tokenize makes them) in data, or in train_data, "
+            "or mock_data"
+        )
+    elif len(given) > 1:
+        yield f"{given[0]} and {given[1]} are both set; give one of them (valid_data and test_data go with train_data)"
+    elif apart and config.train_data is None:
+        yield f"{apart[0]} is set without train_data; give the prefixes to train on"
+    if config.split is not None and config.data is None:
+        yield "split is for data, which is not set; leave it out"
+    if config.mock_data and config.data_type == "instruction":
+        yield "mock_data is running text; data_type instruction needs conversations (mconv data instruct makes them)"
+
+
+def shares(split: str | None) -> list[float]:
     """The numbers of a split; three zeros if they are none."""
     try:
-        found = [float(share) for share in split.split(",")]
+        found = [float(share) for share in (split or "100,0,0").split(",")]
         return found if all(math.isfinite(share) for share in found) else [0.0, 0.0, 0.0]
     except ValueError:
         return [0.0, 0.0, 0.0]

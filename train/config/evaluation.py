@@ -24,7 +24,9 @@ class Evaluation:
         """Broken rules of this section."""
         yield from rules.at_least_1(config, "eval_iters")
         yield from rules.not_negative(config, "eval_interval")
-        if config.eval_interval and not (config.mock_data or sum(shares(config.split)[1:2])):
-            yield f"eval_interval is {config.eval_interval}, but split {config.split!r} has no share for validation"
-        if config.eval_only and not sum(shares(config.split)[1:]):
-            yield f"eval_only measures on validation and test data, and split {config.split!r} has neither"
+        valid, test = (sum(shares(config.split)[n : n + 1]) if config.data else 0.0 for n in (1, 2))
+        given = f"split {config.split!r} has no share for" if config.data else "there is no"
+        if config.eval_interval and not (config.mock_data or valid or config.valid_data):
+            yield f"eval_interval is {config.eval_interval}, but {given} validation data"
+        if config.eval_only and not (valid or test or config.valid_data or config.test_data):
+            yield f"eval_only measures on validation and test data, and {given} either"

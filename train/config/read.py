@@ -51,14 +51,21 @@ def make(values: Mapping[str, Any]) -> TrainConfig:
 def _plain(name: str, value: Any) -> Any:
     """YAML's liberties: one prefix for a list of one, 3e-4 read as text, 1 for 1.0."""
     kind = {f.name: f.type for f in dataclasses.fields(TrainConfig)}[name]
-    if _word(kind).startswith("list") and value is not None and not isinstance(value, list):
-        value = [value]
+    if _word(kind).startswith("list") and value is not None:
+        return [_item(kind, item) for item in (value if isinstance(value, list) else [value])]
     if _word(kind).startswith("float") and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)
         except ValueError:
             return value
-    return [float(x) if isinstance(x, int) else x for x in value] if "list[float]" in _word(kind) and value else value
+    return value
+
+
+def _item(kind: Any, item: Any) -> Any:
+    """An item of a list: 1 for 1.0 among fractions, and a number among words as the word that it was."""
+    number = isinstance(item, int | float) and not isinstance(item, bool)
+    of = {"list[str]": str, "list[float]": float}.get(_word(kind).removesuffix(" | None"))
+    return of(item) if number and of else item
 
 
 def _is(value: Any, kind: Any) -> bool:

@@ -1,10 +1,11 @@
-"""Text in: the documents of a jsonl, compressed jsonl or parquet file, one after the other."""
+"""Text in: the documents of a jsonl, plain text (either compressed) or parquet file, one after the other."""
 
 import gzip
 import importlib
 import io
 import json
 import lzma
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,29 +15,56 @@ from mconv.errors import FormatError, MconvError
 
 
 def documents(path: Path, *, key: str) -> Iterator[str]:
-    """The text under `key` of each record, in order. Raises FormatError with file and line on a record that has none."""
+    """The text under `key` of each record, in order; of a .txt file, each line that is not blank, without its ends.
+
+    Raises FormatError with file and line on a record that has no text.
+    """
+    if path.suffix == ".parquet" and path.is_file():
+        return _parquet(path, key)
+    if ".txt" in path.suffixes[-2:]:
+        return (_plain(line, where) for line, where in lines(path))
+    return (_text(line, key, where) for line, where in lines(path))
+
+
+def lines(path: Path) -> Iterator[tuple[bytes, str]]:
+    """(line, file:number) of each line that is not blank, unpacked. Raises FormatError where that cannot be."""
     if not path.is_file():
         raise FormatError(f"{path}: no such file")
-    return _parquet(path, key) if path.suffix == ".parquet" else _jsonl(path, key)
-
-
-def _jsonl(path: Path, key: str) -> Iterator[str]:
     try:
-        with _open(path) as lines:
-            for number, line in enumerate(lines, 1):
+        with _open(path) as file:
+            for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield _text(line, key, f"{path}:{number}")
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+                    yield line, f"{path}:{number}"
+    except _unpacking_errors() as error:
         raise FormatError(
             f"{path}: does not unpack as {path.suffix} ({error}); it is cut or of another format"
         ) from error
 
 
-def _text(line: bytes, key: str, where: str) -> str:
+def _unpacking_errors() -> tuple[type[Exception], ...]:
+    """What the readers raise on a damaged file; zstandard's own where that was imported."""
+    zstandard: Any = sys.modules.get("zstandard")
+    return OSError, EOFError, lzma.LZMAError, zlib.error, *([zstandard.ZstdError] if zstandard else [])
+
+
+def _plain(line: bytes, where: str) -> str:
+    """A line of a text file: one document. A mark of byte order at the start of a file is none of it."""
     try:
-        record = json.loads(line)
-    except ValueError as error:
+        return line.decode("utf-8-sig" if where.endswith(":1") else "utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{where}: the text is not UTF-8 ({error.reason}); convert the file first") from error
+
+
+def parsed(line: bytes, where: str) -> Any:
+    """A line's JSON. Raises FormatError if it is none."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: not JSON: {error}") from error
+
+
+def _text(line: bytes, key: str, where: str) -> str:
+    record = parsed(line, where)
     if not isinstance(record, dict) or not isinstance(record.get(key), str):
         keys = sorted(record) if isinstance(record, dict) else type(record).__name__
         raise FormatError(f"{where}: no text under {key!r} (the record has {keys}); name the field with --key")

@@ -1,0 +1,233 @@
+"""Prefixes, folders, weights, the cache, and the order in which samples are drawn."""
+
+import gzip
+import importlib.util
+import lzma
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mconv.errors import ConfigError, FormatError, MconvError
+from mconv.train.data.index import open_index
+from mconv.train.data.sources import Blend, blend
+
+JOBS = Path(__file__).with_name("jobs.py")
+_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
+jobs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(jobs)
+
+
+def write(prefix, documents, *, marked=True):
+    """A prefix with these documents, by megatron-core's builder."""
+    from mconv.train.mcore import IndexedDatasetBuilder
+
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    for ids in documents:
+        builder.add_document(ids, [len(ids)]) if marked else builder.add_item(torch.tensor(ids))
+    builder.finalize(f"{prefix}.idx")
+    return prefix
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Two folders of prefixes, one of them behind a link, and a link that leads round in a circle."""
+    root = tmp_path_factory.mktemp("tree")
+    for number, name in enumerate(["a/z", "a/deep/x.text", "b/y"], 1):
+        write(root / name, [[number] * 10] * (number * 30))
+    (root / "a" / "linked").symlink_to(root / "b")
+    (root / "a" / "deep" / "round").symlink_to(root / "a")
+    (root / "a" / "notes.txt").write_text("nothing of ours")
+    return root
+
+
+def test_a_folder_is_its_prefixes(tree):
+    a = tree / "a"
+    assert blend([str(a)]) == Blend([a / "deep/x.text", a / "linked/y", a / "z"], None)
+    assert blend([str(tree / "b/y"), str(tree / "a/z")]).prefixes == [tree / "b/y", tree / "a/z"]
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_weights_however_they_are_written(tree, inline):
+    a, y = str(tree / "a/z"), str(tree / "b/y")
+    entries = [f"0.3 {a}", f"0.7  {y}"] if inline else ["0.3", a, "0.7", y]
+    assert blend(entries) == blend([a, y], [0.3, 0.7]) == Blend([Path(a), Path(y)], [0.3, 0.7])
+    shared = blend([f"6 {tree / 'a'}"])  # 600, 900 and 300 tokens
+    assert shared.weights == pytest.approx([2.0, 3.0, 1.0])
+
+
+REFUSED = {
+    "no such folder or prefix": (lambda t: [str(t / "none")], "none.bin: no such file"),
+    "an empty folder": (lambda t: [str(t / "empty")], "no prefix with .bin and .idx in this folder"),
+    "half a pair": (lambda t: [str(t / "half")], r"half/h.idx is there without h.bin"),
+    "weights for some": (lambda t: [f"0.3 {t / 'a/z'}", str(t / "b/y")], "some prefixes have a weight"),
+    "a weight of nothing": (lambda t: [f"0 {t / 'a/z'}"], "must be positive"),
+    "twice": (lambda t: [str(t / "a/z"), str(t / "a/z")], "named twice"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name, tree):
+    make, message = REFUSED[name]
+    (tree / "empty").mkdir(exist_ok=True)
+    (tree / "half").mkdir(exist_ok=True)
+    (tree / "half" / "h.idx").write_bytes(b"")
+    with pytest.raises(MconvError, match=message):
+        for prefix in blend(make(tree)).prefixes:
+            open_index(prefix)
+
+
+def test_the_index_reader_reads_what_megatron_core_reads(tree, tmp_path):
+    from mconv.train.mcore import IndexedDataset
+
+    ours, theirs = open_index(tree / "b/y"), IndexedDataset(str(tree / "b/y"))
+    assert len(ours) == len(theirs) and all(np.array_equal(ours[i], theirs[i]) for i in range(len(ours)))
+    assert ours.ends.tolist() == theirs.document_indices[1:].tolist() and ours.highest() == 3
+    bare = open_index(write(tmp_path / "bare", [[1, 2], [3]], marked=False))  # as the ancestor leaves it
+    assert len(bare.ends) == 0 and bare[1].tolist() == [3]
+
+
+def _poke(at, *value):
+    def damage(prefix):
+        raw = bytearray(prefix.with_name(prefix.name + ".idx").read_bytes())
+        raw[at : at + len(value)] = bytes(value)
+        prefix.with_name(prefix.name + ".idx").write_bytes(raw)
+
+    return damage
+
+
+DAMAGE = {
+    "a length": _poke(34, 7), "a negative length": _poke(37, 255), "a pointer": _poke(34 + 4 * 90 + 8, 99),
+    "the dtype": _poke(17, 7), "the version": _poke(9, 2), "the count": _poke(18, 91), "a document": _poke(-8, 1),
+    "the older magic": _poke(0, *b"TNTIDX\x00\x00"), "half a token": lambda p: os.truncate(f"{p}.bin", 1799),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_index_is_refused_by_name(name, tree, tmp_path):
+    for suffix in (".bin", ".idx"):
+        shutil.copy(f"{tree / 'b/y'}{suffix}", f"{tmp_path / 'd'}{suffix}")
+    open_index(tmp_path / "d")
+    DAMAGE[name](tmp_path / "d")
+    with pytest.raises(FormatError, match=str(tmp_path / "d")):
+        open_index(tmp_path / "d")
+
+
+def drawn(mix, cache, *, samples=(1000, 0, 0), split="100,0,0"):
+    from mconv.train.data import dataset
+
+    return dataset.datasets(mix, split=split, seq_length=8, seed=1, samples=samples, cache=cache)
+
+
+@pytest.fixture(scope="module")
+def group():
+    from mconv.train import engine
+
+    engine.init(engine.Parallel())
+    yield
+    engine.shutdown()
+
+
+def test_a_blend_has_the_shares_that_it_is_given(tree, tmp_path, group):
+    names = [tree / "a/z", tree / "b/y"]  # 300 and 900 tokens
+    train, *_ = drawn(Blend(names, [0.3, 0.7]), tmp_path)
+    found = Counter(int(train[i]["tokens"][0]) for i in range(1000))
+    assert found[1] / 1000 == pytest.approx(0.3, abs=2e-3)
+    by_size, *_ = drawn(Blend(names, None), tmp_path)
+    found = Counter(int(by_size[i]["tokens"][0]) for i in range(len(by_size)))
+    assert found[1] / found[3] == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_each_use_may_have_prefixes_of_its_own(tree, tmp_path, group):
+    uses = [Blend([tree / "a/z"], None), None, Blend([tree / "b/y"], None)]
+    train, valid, test = drawn(uses, tmp_path, samples=(5, 5, 5), split=None)
+    assert valid is None and (int(train[0]["tokens"][0]), int(test[0]["tokens"][0])) == (1, 3)
+    split = [data and len(data.indices) for data in drawn(uses[2], tmp_path, samples=(5, 5, 5), split="80,20,0")]
+    assert split == [72, 18, None]
+
+
+def test_the_second_start_finds_the_cache_unless_the_data_changed(tree, tmp_path, group, monkeypatch):
+    from megatron.core.datasets import gpt_dataset
+
+    built = []
+    whole = gpt_dataset._build_shuffle_index
+    monkeypatch.setattr(gpt_dataset, "_build_shuffle_index", lambda *a: built.append(1) or whole(*a))
+    prefix = write(tmp_path / "d", [[5] * 10] * 60)
+    first, *_ = drawn(Blend([prefix], None), tmp_path / "c")
+    again, *_ = drawn(Blend([prefix], None), tmp_path / "c")
+    assert built == [1] and all(torch.equal(first[i]["tokens"], again[i]["tokens"]) for i in range(9))
+    write(tmp_path / "d", [[5] * 9, [5] * 11] * 30)  # as many bytes, other documents
+    drawn(Blend([prefix], None), tmp_path / "c")
+    assert built == [1, 1]
+
+
+def test_cyclic_is_every_sample_once_an_epoch_at_any_place_and_width():
+    from mconv.train.data.loader import Shuffled, batches, sample_numbers
+
+    data = [{"tokens": torch.tensor([i])} for i in range(10)]
+
+    def draw(*, consumed=0, replicas=1, workers=0, steps=5, seed=3):
+        feeds = [
+            batches(
+                Shuffled(data, seed), device="cpu", workers=workers,
+                numbers=sample_numbers(consumed, micro_batch_size=1, global_batch_size=4, replica=r, replicas=replicas),
+            )
+            for r in range(replicas)
+        ]  # fmt: skip
+        return [int(next(feed)["tokens"]) for _ in range(steps * 4 // replicas) for feed in feeds]
+
+    whole = draw()
+    assert sorted(whole[:10]) == sorted(whole[10:]) == list(range(10)) and whole[:10] != whole[10:] != list(range(10))
+    assert draw(replicas=4) == draw(replicas=2, workers=3) == draw(workers=2) == whole != draw(seed=4)
+    assert [draw(consumed=n, steps=2, workers=1) for n in (4, 12)] == [whole[4:12], whole[12:20]]
+
+
+def test_what_a_thread_raises_is_raised():
+    from mconv.train.data.loader import batches
+
+    class Torn(list):
+        def __getitem__(self, number):
+            raise OSError(f"sample {number} cannot be read")
+
+    with pytest.raises(OSError, match="sample 0 cannot"):
+        next(batches(Torn([1]), iter([[0]]), device="cpu", workers=2))
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".txt.xz", ".txt.zst"])
+def test_a_line_of_text_is_a_document(suffix, tmp_path):
+    """C4, C9: one line one document, and as many EOD tokens as documents that are not empty."""
+    from mconv.train.data.text import documents
+    from mconv.train.data.tokenize import tokenize
+
+    raw = "﻿one two\r\n\n  three\x0bfour\u2028five  \n   \n\tlast".encode()
+    path = tmp_path / f"lines{suffix}"
+    if suffix.endswith("zst"):
+        path.write_bytes(pytest.importorskip("zstandard").compress(raw))
+    else:
+        path.write_bytes({".txt": bytes, ".txt.gz": gzip.compress, ".txt.xz": lzma.compress}[suffix](raw))
+    assert list(documents(path, key="text")) == ["one two", "three\x0bfour\u2028five", "last"]
+    folder = jobs.tokenizer_folder(tmp_path / "tokenizer", jobs.real_texts())
+    record = tokenize([path], tmp_path / "d", tokenizer=folder)
+    ids = open_index(tmp_path / "d").tokens
+    assert record.documents == 3 and (ids == record.append_eod).sum() == 3
+    path.write_bytes(b"\xff\xfe nothing")
+    with pytest.raises(FormatError, match=r"lines\.txt"):
+        list(documents(path, key="text"))
+
+
+def test_another_tokenizer_than_the_checkpoints_is_refused(tmp_path):
+    from mconv.train.data import checks
+    from mconv.train.data.tokenize import tokenize
+
+    (tmp_path / "text.txt").write_text("one two three\n" * 40)
+    mine = jobs.tokenizer_folder(tmp_path / "mine", jobs.real_texts())
+    other = jobs.tokenizer_folder(tmp_path / "other", ["entirely different words", "of another text"])
+    tokenize([tmp_path / "text.txt"], tmp_path / "d", tokenizer=mine)
+    checks.same_tokenizer([tmp_path / "d"], [mine / "tokenizer.json", other / "tokenizer_config.json"])
+    with pytest.raises(ConfigError, match=r"another tokenizer than the checkpoint's: tokenizer.json differs"):
+        checks.same_tokenizer([tmp_path / "d"], [other / "tokenizer.json"])

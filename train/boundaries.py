@@ -1,0 +1,39 @@
+"""Documents that share a row: attention is cut between them and rope begins anew in each."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def attention_mask(documents: Int[Tensor, "b s"] | None) -> Bool[Tensor, "b 1 s s"] | None:
+    """megatron-core's mask (True hides), made on the device: each token sees itself and what is before it in its own
+    document. None, for one document a row, leaves attention plainly causal."""
+    if documents is None:
+        return None
+    same = documents[:, :, None] == documents[:, None, :]
+    return ~same.tril()[:, None]
+
+
+@contextlib.contextmanager
+def rope_at(model: Any, positions: Int[Tensor, "b s"] | None) -> Iterator[None]:
+    """For a while, the angles of a GPTModel's rope are those of `positions`, which it otherwise counts from 0.
+
+    No position may be beyond the row's length. Nothing happens where `positions` is None or the model has no rope.
+    """
+    rotary = getattr(model, "rotary_pos_emb", None)
+    if positions is None or rotary is None:
+        yield
+        return
+    counted = rotary.forward
+
+    def forward(length: int, *args: Any, **options: Any) -> Float[Tensor, "s b 1 h"]:
+        return counted(length, *args, **options)[:, 0, 0][positions.t()][:, :, None]
+
+    rotary.forward = forward
+    try:
+        yield
+    finally:
+        del rotary.forward

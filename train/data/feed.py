@@ -1,0 +1,168 @@
+"""What a run reads: its datasets, and the micro batches that each rank draws from them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mconv.train.config.boundaries import RESETS
+from mconv.train.config.data import shares
+from mconv.train.data import checks, dataset, instruction, mock
+from mconv.train.data.loader import Shuffled, batches, sample_numbers
+from mconv.train.data.sources import TEXT, Blend, blend
+from mconv.train.length import length
+from mconv.train.log import Say
+from mconv.train.mcore import parallel_state
+from mconv.train.run import Run
+from mconv.train.steps import Batches
+
+USES = ("training", "validation", "test")
+WHOLE = "100,0,0"
+STEP = 16
+"""Rows of variable length are multiples of this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """A run's datasets: for training, during it, and after it."""
+
+    train: Any
+    valid: Any = None
+    test: Any = None
+
+
+def sets(run: Run, say: Say) -> Sets:
+    """Open everything that the run reads. Raises ConfigError or FormatError on data that cannot be trained on."""
+    config, talks = run.config, run.config.data_type == "instruction"
+    if config.mock_data:
+        return _mock(run)
+    if config.data:
+        blends: list[Blend | None] = [blend(config.data, config.data_weights, instruction=talks)]
+    else:
+        apart = (config.train_data, config.valid_data, config.test_data)
+        blends = [blend(names, instruction=talks) if names else None for names in apart]
+    prefixes = list(dict.fromkeys(prefix for mix in blends if mix for prefix in mix.prefixes))
+    made = _conversations(run, blends, say) if talks else _text(run, blends, prefixes)
+    if not config.allow_other_tokenizer:
+        ends = TEXT if talks else ""
+        checks.same_tokenizer([prefix.with_name(prefix.name + ends) for prefix in prefixes], run.origin.side_files)
+    return _cyclic(made, config.seed) if config.dataloader_type == "cyclic" else made
+
+
+def feed(run: Run, data: Any, *, consumed: int) -> Batches | None:
+    """This replica's micro batches; None on a middle stage, where it needs nothing: no tokens, labels or documents."""
+    config = run.config
+    ends = parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()
+    if not (ends or config.reset_position_ids or config.reset_attention_mask or config.packing):
+        return None
+    numbers = sample_numbers(
+        consumed, micro_batch_size=config.micro_batch_size, global_batch_size=config.global_batch_size,
+        replica=parallel_state.get_data_parallel_rank(), replicas=parallel_state.get_data_parallel_world_size(),
+    )  # fmt: skip
+    multiple = math.lcm(STEP, config.tp) if config.variable_seq_lengths else run.seq_length
+    return batches(
+        data, numbers, device=torch.cuda.current_device(), workers=config.num_workers, multiple=multiple,
+        longest=run.seq_length,
+    )  # fmt: skip
+
+
+def _cyclic(made: Sets, seed: int) -> Sets:
+    """Training data that is shuffled anew each epoch, if it is not so already."""
+    return made if isinstance(made.train, Shuffled) else replace(made, train=Shuffled(made.train, seed))
+
+
+def _mock(run: Run) -> Sets:
+    """Megatron-LM's rising numbers, whose last one ends a document."""
+    config, spec = run.config, run.spec
+    train, valid, _ = (wanted or 1 for wanted in _samples(run, weighed=True))
+    made = mock.datasets(
+        vocab_size=spec.vocab_size, seq_length=run.seq_length, seed=config.seed, samples=(train, valid)
+    )  # fmt: skip
+    apart = _apart(run, eod=lambda wanted_by: spec.vocab_size - 1)
+    sets = Sets(*(apart(data) for data in made))
+    return _cyclic(sets, config.seed) if config.dataloader_type == "cyclic" else sets
+
+
+def _text(run: Run, blends: list[Blend | None], prefixes: list[Path]) -> Sets:
+    """Running text, through megatron-core's datasets."""
+    config = run.config
+    parts = [use.part(run) for use in _uses(run, blends)]
+    checks.check(parts, vocab_size=run.spec.vocab_size, seq_length=run.seq_length)
+    given = config.eod_token
+    apart = _apart(run, eod=lambda wanted_by: checks.end_of_document(prefixes, given=given, wanted_by=wanted_by))
+    beside = Path(config.save) / "data-cache" if config.save else prefixes[0].with_name(prefixes[0].name + ".cache")
+    built = dataset.datasets(
+        blends[0] if config.data and blends[0] else blends, split=config.split or WHOLE, seq_length=run.seq_length,
+        seed=config.seed, samples=_samples(run, weighed=bool(blends[0] and blends[0].weights)),
+        cache=Path(config.data_cache) if config.data_cache else beside,
+    )  # fmt: skip
+    return Sets(*(None if data is None else apart(data) for data in built))
+
+
+def _conversations(run: Run, blends: list[Blend | None], say: Say) -> Sets:
+    """Instruction data, through our own."""
+    config, uses = run.config, _uses(run, blends)
+    checks.check_conversations([p for use in uses for p in use.mix.prefixes], vocab_size=run.spec.vocab_size)
+    wanted = dict(zip(USES, _samples(run, weighed=True), strict=True))
+    made = {
+        use.name: instruction.endless(
+            use.mix, use.edges, use.name, samples=wanted[use.name] or 1, seed=config.seed, say=say,
+            seq_length=run.seq_length, scalar_loss_mask=config.scalar_loss_mask, packing=config.packing,
+        )
+        for use in uses
+    }  # fmt: skip
+    return Sets(*(made.get(name) for name in USES))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """What one blend, or a share of it, is for."""
+
+    name: str
+    mix: Blend
+    edges: tuple[float, float]
+
+    def part(self, run: Run) -> checks.Part:
+        """The tokens that each prefix must have for it: a sample, or one where it is built and not drawn from."""
+        drawn = self.name != "validation" or run.config.eval_interval
+        least = run.seq_length + 1 if drawn else 1
+        return checks.Part(name=self.name, prefixes=self.mix.prefixes, edges=self.edges, least=least)
+
+
+def _uses(run: Run, blends: list[Blend | None]) -> list[Use]:
+    """One blend is cut by the split; several are whole."""
+    if not run.config.data:
+        return [Use(name=name, mix=mix, edges=(0.0, 1.0)) for name, mix in zip(USES, blends, strict=True) if mix]
+    parts = shares(run.config.split)
+    edges = pairwise([0.0, *accumulate(part / sum(parts) for part in parts)])
+    cut = zip(USES, edges, parts, strict=True)
+    return [Use(name=name, mix=mix, edges=edge) for mix in blends if mix for name, edge, part in cut if part]
+
+
+def _samples(run: Run, *, weighed: bool) -> list[int | None]:
+    """Samples for training, validation and test. Without weights a cyclic epoch is the data once through."""
+    config = run.config
+    evaluations = run.iterations // config.eval_interval if config.eval_interval else 0
+    once = config.eval_iters * config.global_batch_size
+    wanted = None if config.dataloader_type == "cyclic" and not weighed else length(config).samples
+    return [wanted, evaluations * once, once]
+
+
+def _apart(run: Run, *, eod: Callable[[str], int]) -> Callable[[Any], Any]:
+    """What keeps documents apart in a dataset, as the configuration asks; a dataset as it is where it asks nothing.
+
+    `eod` finds the token that ends them, for the option that needs it.
+    """
+    config = run.config
+    asked = [name for name in RESETS if getattr(config, name)]
+    if not asked:
+        return lambda data: data
+    return partial(
+        dataset.Apart, eod=eod(asked[0]), positions=config.reset_position_ids, attention=config.reset_attention_mask,
+        loss=config.eod_mask_loss,
+    )  # fmt: skip

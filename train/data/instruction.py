@@ -1,0 +1,190 @@
+"""Conversations as samples: the answers trained, the rest weighed, several to a row where they are packed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mconv.errors import ConfigError, FormatError, refuse
+from mconv.train.data.chat import Role
+from mconv.train.data.index import Indexed, open_index
+from mconv.train.data.loader import Shuffled
+from mconv.train.data.packing import pack
+from mconv.train.data.sources import ROLE, TEXT, Blend
+from mconv.train.log import Say
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversations:
+    """The two files of a prefix, side by side."""
+
+    prefix: Path
+    text: Indexed
+    role: Indexed
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+def open_conversations(prefix: Path) -> Conversations:
+    """Open PREFIX-text and PREFIX-role, this program's or the ancestor's. Raises FormatError if they do not match."""
+    text, role = (open_index(prefix.with_name(prefix.name + kind)) for kind in (TEXT, ROLE))
+    if len(text) != len(role):
+        raise FormatError(f"{role.prefix}: {len(role)} conversations, {text.prefix} has {len(text)}; make both again")
+    if (other := np.flatnonzero(text.lengths != role.lengths)).size:
+        at = int(other[0])
+        raise FormatError(
+            f"{role.prefix}: conversation {at} has {role.lengths[at]} roles, and {text.lengths[at]} tokens in "
+            f"{text.prefix.name}; make both again"
+        )
+    lowest, highest = role.lowest(), role.highest()
+    if lowest < min(Role) or highest > max(Role):
+        wrong = lowest if lowest < min(Role) else highest
+        raise FormatError(f"{role.prefix}: role {wrong} is none of 0 system, 1 prompter, 2 assistant; make it again")
+    return Conversations(prefix=prefix, text=text, role=role)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Samples of `seq_length` tokens or less: a conversation each, or the several that share a row."""
+
+    data: Conversations
+    rows: Sequence[Sequence[int]]
+    """The conversations of each row."""
+    seq_length: int
+    scalar_loss_mask: float
+    packing: bool
+    cut: int = 0
+    """Conversations that are longer than a row."""
+    dropped: int = 0
+    """Conversations without a token to train on, once they are cut."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        """tokens, labels, loss_mask and position_ids, each [s]; `documents` too where rows are shared."""
+        parts = [self._one(conversation) for conversation in self.rows[number]]
+        sample = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        if self.packing:
+            lengths = torch.tensor([len(part["tokens"]) for part in parts])
+            sample["documents"] = torch.repeat_interleave(torch.arange(len(parts)), lengths)
+        return sample
+
+    def _one(self, conversation: int) -> dict[str, Tensor]:
+        """One conversation: what it says, what comes next, and how much the loss of that counts."""
+        ids, roles = (_ids(half[conversation][: self.seq_length + 1]) for half in (self.data.text, self.data.role))
+        return {
+            "tokens": ids[:-1],
+            "labels": ids[1:],
+            "loss_mask": weights(roles[1:], self.scalar_loss_mask),
+            "position_ids": torch.arange(len(ids) - 1),
+        }
+
+
+def weights(roles: Int[Tensor, "s"], scalar: float) -> Float[Tensor, "s"]:
+    """What the loss of each label counts: 1 for what the assistant says, `scalar` for all else."""
+    return torch.where(roles == Role.ASSISTANT, 1.0, scalar)
+
+
+def _ids(stored: npt.NDArray[np.integer]) -> Int[Tensor, "s"]:
+    return torch.from_numpy(stored.astype(np.int64))
+
+
+def rows(
+    data: Conversations, edges: tuple[float, float], *, seq_length: int, scalar_loss_mask: float, packing: bool
+) -> Rows:
+    """The rows of a share of the conversations (between two edges), without those that have nothing to train on."""
+    first, last = (round(len(data) * edge) for edge in edges)
+    kept = [n for n in range(first, last) if _trained(data, n, seq_length, scalar_loss_mask)]
+    lengths = np.minimum(data.text.lengths[kept].astype(np.int64) - 1, seq_length) if kept else np.zeros(0, np.int64)
+    shared = pack(lengths.tolist(), room=seq_length) if packing else [[n] for n in range(len(kept))]
+    return Rows(
+        data=data, rows=[[kept[n] for n in row] for row in shared], seq_length=seq_length, packing=packing,
+        scalar_loss_mask=scalar_loss_mask, dropped=last - first - len(kept),
+        cut=int((data.text.lengths[first:last] > seq_length + 1).sum()),
+    )  # fmt: skip
+
+
+def _trained(data: Conversations, number: int, seq_length: int, scalar: float) -> bool:
+    """Whether any label within the row counts."""
+    labels = data.role[number][1 : seq_length + 1]
+    return bool(len(labels)) and (scalar > 0 or bool((labels == Role.ASSISTANT).any()))
+
+
+def told(made: Rows, name: str) -> str:
+    """A line for people: how many conversations, in how many rows, and what was cut."""
+    used = sum(len(row) for row in made.rows)
+    tokens = sum(int(min(made.data.text.lengths[n] - 1, made.seq_length)) for row in made.rows for n in row)
+    filled = f", {tokens / max(1, len(made.rows) * made.seq_length):.0%} full" if made.packing else ""
+    cut = f"; {made.cut} longer than that were cut" if made.cut else ""
+    left = f"; {made.dropped} left out, with no answer within it" if made.dropped else ""
+    return (
+        f"{made.data.prefix}: {used} conversations for {name} in {len(made.rows)} rows of {made.seq_length} tokens"
+        f"{filled}{cut}{left}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Datasets one behind the other."""
+
+    parts: Sequence[Any]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __getitem__(self, number: int) -> Any:
+        for part, end in zip(self.parts, accumulate(len(part) for part in self.parts), strict=True):
+            if number < end:
+                return part[number - end + len(part)]
+        raise IndexError(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """Endless datasets in given shares: sample `number` is the next one of the dataset that is furthest behind."""
+
+    parts: Sequence[Any]
+    which: npt.NDArray[np.int16]
+    at: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.parts[int(self.which[number])][int(self.at[number])]
+
+
+def mixed(parts: Sequence[Any], shares: Sequence[float], *, samples: int) -> Mixed:
+    """`samples` samples of endless datasets, by the rule of megatron-core's blends."""
+    from megatron.core.datasets import helpers
+
+    which, at = np.zeros(samples, np.int16), np.zeros(samples, np.int64)
+    share = np.asarray(shares, np.float64) / sum(shares)
+    helpers.build_blending_indices(which, at, share, len(parts), samples, False)
+    return Mixed(parts, which, at)
+
+
+def endless(
+    mix: Blend, edges: tuple[float, float], name: str, *, samples: int, seed: int, say: Say, **options: Any
+) -> Shuffled | Mixed:
+    """The rows of a blend for one use, `name`, shuffled epoch by epoch; `options` are those of `rows`.
+
+    Without weights every row comes once an epoch. Raises ConfigError where a prefix leaves no row.
+    """
+    made = [rows(open_conversations(prefix), edges, **options) for prefix in mix.prefixes]
+    empty = [f"{part.data.prefix}: no conversation with an answer for {name}" for part in made if not part.rows]
+    refuse(empty, doing="opening the data", kind=ConfigError)
+    for part in made:
+        say(told(part, name))
+    if mix.weights is None or len(made) == 1:
+        return Shuffled(Joined(made), seed)
+    return mixed([Shuffled(part, seed + number) for number, part in enumerate(made)], mix.weights, samples=samples)

@@ -1,0 +1,102 @@
+"""From samples to micro batches: in which order, read ahead by threads, on the device."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+AHEAD = 2
+"""Micro batches that each thread is ahead."""
+
+
+def sample_numbers(
+    consumed: int, *, micro_batch_size: int, global_batch_size: int, replica: int, replicas: int
+) -> Iterator[list[int]]:
+    """The samples of each micro batch of one data-parallel replica, for ever, from `consumed` on.
+
+    A global batch is the next `global_batch_size` samples whatever the layout, so every layout sees the same batches
+    and a run can go on at any of them.
+    """
+    while True:
+        for start in range(consumed, consumed + global_batch_size, micro_batch_size * replicas):
+            first = start + replica * micro_batch_size
+            yield list(range(first, first + micro_batch_size))
+        consumed += global_batch_size
+
+
+@dataclass(slots=True)
+class Shuffled:
+    """`data` for ever: each epoch is all of its samples, in an order of its own that `seed` decides."""
+
+    data: Any
+    seed: int
+    kept: tuple[int, npt.NDArray[np.integer]] = (-1, np.zeros(0, np.int64))
+    """(epoch, its order): one value, so that threads never see one of the two without the other."""
+
+    def __len__(self) -> int:
+        return 1 << 62  # no run comes to its end, so that nothing wraps it round a second time
+
+    def __getitem__(self, number: int) -> Any:
+        epoch, at = divmod(number, len(self.data))
+        now, order = self.kept
+        if now != epoch:
+            order = np.random.RandomState([self.seed, epoch]).permutation(len(self.data))
+            self.kept = epoch, order
+        return self.data[int(order[at])]
+
+
+def batches(
+    dataset: Any,
+    numbers: Iterator[list[int]],
+    *,
+    device: Any,
+    workers: int = 0,
+    multiple: int = 1,
+    longest: int | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """Micro batches on `device`: tokens, labels, loss_mask, position_ids and, where asked, documents, each [b s].
+
+    Samples wrap round at the end of the dataset. Shorter ones are padded with zeros, loss mask included, to the
+    longest of their batch, rounded up to a `multiple` but not beyond `longest`. `workers` threads read ahead: most of
+    the work is copying out of a memory map, which needs no interpreter, and threads need no second copy of the process.
+    """
+    read = partial(_read, dataset, multiple=multiple, longest=longest)
+    if not workers:
+        yield from (_moved(read(wanted), device) for wanted in numbers)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="mconv-data")
+    try:
+        waiting = deque(pool.submit(read, wanted) for wanted in islice(numbers, AHEAD * workers))
+        while waiting:
+            ready = waiting.popleft().result()
+            waiting.extend(pool.submit(read, wanted) for wanted in islice(numbers, 1))
+            yield _moved(ready, device)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(dataset: Any, wanted: list[int], *, multiple: int, longest: int | None) -> dict[str, Tensor]:
+    """Zeros are enough for padding: nothing before it sees it, and by its place, not by its id, it has no loss."""
+    samples = [dataset[number % len(dataset)] for number in wanted]
+    needed = max(len(sample["tokens"]) for sample in samples)
+    length = min(-(-needed // multiple) * multiple, longest or 1 << 62)
+    names = [name for name, value in samples[0].items() if isinstance(value, Tensor)]
+    return {name: torch.stack([_padded(sample[name], length) for sample in samples]) for name in names}
+
+
+def _padded(row: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(row, (0, length - len(row))) if len(row) < length else row
+
+
+def _moved(batch: dict[str, Tensor], device: Any) -> dict[str, Tensor]:
+    if not torch.cuda.is_available():
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}

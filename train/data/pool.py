@@ -1,0 +1,42 @@
+"""Work on many items in their order, by one process or several."""
+
+import itertools
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from typing import Any
+
+from mconv.errors import MconvError
+
+BATCH = 512
+"""Items that are worked on together."""
+
+
+def in_batches(items: Iterable[Any], work: Callable[[list[Any]], list[Any]], *, workers: int) -> Iterator[Any]:
+    """`work` over batches of `items`: its results one by one, in the order of the items whatever `workers` is."""
+    items = iter(items)
+    batches = iter(lambda: list(itertools.islice(items, BATCH)), [])
+    with ExitStack() as stack:
+        results: Iterable[list[Any]] = map(work, batches)
+        if workers > 1:
+            # Spawned: the tokenizers library warns, and may lock up, in a forked child.
+            context = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(workers, context))
+            results = _in_order(pool, work, batches, 2 * workers)
+        yield from itertools.chain.from_iterable(results)
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, work: Callable[[list[Any]], list[Any]], batches: Iterator[list[Any]], ahead: int
+) -> Iterator[list[Any]]:
+    """Results in the order of `batches`, at most `ahead` of them under way. A killed worker is an error, not a wait."""
+    waiting = deque(pool.submit(work, batch) for batch in itertools.islice(batches, ahead))
+    try:
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(work, batch) for batch in itertools.islice(batches, 1))
+    except BrokenProcessPool as error:
+        raise MconvError("a tokenizing process was killed (out of memory?); try fewer --workers") from error

@@ -1,0 +1,125 @@
+"""How data was made: the record beside it, and the tokenizer that it names."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mconv.errors import ConfigError, FormatError, MconvError
+
+DECIDING = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+"""Files that decide which ids a text gets; the others of a tokenizer hold templates and hints."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenized:
+    """What `PREFIX.mconv.json` records: enough to know at training whether model and data belong together."""
+
+    tokenizer: str
+    """Folder that the tokenizer was read from."""
+    tokenizer_sha256: str
+    """Digest over the tokenizer's files."""
+    tokenizer_files: dict[str, str] = field(default_factory=dict)
+    """Digest of each file that decides on ids, to compare with those of the checkpoint that is trained."""
+    vocab_size: int
+    append_eod: int | None
+    """Token that ends each document; None if none was appended."""
+    prepend_bos: int | None
+    documents: int
+    empty: int
+    """Documents without text, left out."""
+    tokens: int
+    max_id: int
+    dtype: str
+    bin_bytes: int
+    """Size of the .bin file: a record of another size belongs to other data."""
+    template: str | None = None
+    """Of instruction data: the chat template, by name, or the tokenizer's own."""
+    answer_tokens: int | None = None
+    """Of instruction data: tokens that the assistant says."""
+
+
+def read_record(prefix: Path) -> Tokenized | None:
+    """The record beside PREFIX.bin, or None if there is none or it belongs to other data."""
+    path = beside(prefix, ".mconv.json")
+    if not path.is_file():
+        return None
+    known = {field.name for field in dataclasses.fields(Tokenized)}
+    try:
+        record = Tokenized(**{name: value for name, value in json.loads(path.read_text()).items() if name in known})
+        if not isinstance(record.max_id, int) or not isinstance(record.append_eod, int | None):
+            raise TypeError("ids are whole numbers")
+        record.tokenizer_files.items()
+    except (ValueError, TypeError, AttributeError) as error:
+        raise FormatError(f"{path} is damaged ({error}); remove it, or tokenize again") from error
+    return record if record.bin_bytes == beside(prefix, ".bin").stat().st_size else None
+
+
+def beside(prefix: Path, suffix: str) -> Path:
+    """PREFIX with a suffix; `with_suffix` would cut a prefix that has a dot in its name."""
+    return prefix.with_name(prefix.name + suffix)
+
+
+@functools.lru_cache(maxsize=1)
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, read offline, without remote code, once in a process."""
+    from transformers import AutoTokenizer
+
+    if not folder.is_dir():
+        raise FormatError(f"{folder}: not a folder with a tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise FormatError(f"{folder}: transformers cannot read a tokenizer from it: {error}") from error
+
+
+def facts(folder: Path, *, append_eod: bool, prepend_bos: bool) -> dict[str, Any]:
+    """Everything about the tokenizer that the record keeps. Raises ConfigError if it lacks the wanted token."""
+    load_tokenizer.cache_clear()  # the folder may have been written anew since
+    tokenizer = load_tokenizer(folder)
+    marks = {"append_eod": append_eod and tokenizer.eos_token_id, "prepend_bos": prepend_bos and tokenizer.bos_token_id}
+    for name, mark in marks.items():
+        if mark is None:
+            raise ConfigError(f"{folder}: {name} was asked for, but the tokenizer has no such token")
+    return {
+        "tokenizer": str(folder),
+        "tokenizer_sha256": _digest(folder),
+        "tokenizer_files": {name: file_digest(folder / name) for name in DECIDING if (folder / name).is_file()},
+        "vocab_size": len(tokenizer),
+        **{name: None if mark is False else mark for name, mark in marks.items()},
+        "dtype": "uint16" if len(tokenizer) < 65500 else "int32",  # megatron-core's rule, IndexedDataset.optimal_dtype
+    }
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.name.startswith(("tokenizer", "special_tokens", "added_tokens", "vocab", "merges")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def appearing(outputs: Sequence[Path], *, overwrite: bool) -> Iterator[list[Path]]:
+    """Paths to write to; when all is written, and only then, the files get the names of `outputs`."""
+    if (there := [str(path) for path in outputs if path.exists()]) and not overwrite:
+        raise MconvError(f"{', '.join(there)}: already there; pass --overwrite, or another prefix")
+    outputs[0].parent.mkdir(parents=True, exist_ok=True)
+    parts = [path.with_name(f".{path.name}.part") for path in outputs]
+    try:
+        yield parts
+        for part, path in zip(parts, outputs, strict=True):
+            part.replace(path)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)

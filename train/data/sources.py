@@ -1,0 +1,123 @@
+"""`data` as the user writes it: prefixes, folders of prefixes, and weights before either."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mconv.errors import ConfigError, FormatError, refuse
+from mconv.train.data.index import open_index
+
+TEXT, ROLE = "-text", "-role"
+"""What the two prefixes of instruction data end in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """Prefixes and, where the user gave them, the share of samples that each is to have."""
+
+    prefixes: list[Path]
+    weights: list[float] | None
+
+
+def blend(entries: Sequence[str], weights: Sequence[float] | None = None, *, instruction: bool = False) -> Blend:
+    """Every prefix that `entries` name, folders searched, with its weight.
+
+    An entry is a prefix, a folder, or either behind a weight: "0.3 data/a", or "0.3", "data/a" as Megatron-LM has it.
+    A folder's weight is shared by its prefixes in proportion to their tokens. Instruction data is named by the prefix
+    of its two pairs, without -text and -role. Raises ConfigError or FormatError on all that cannot be, at once.
+    """
+    names, said = weighed(entries)
+    if said is not None and weights is not None:
+        raise ConfigError("data holds weights already; leave data_weights out, or give it alone")
+    shares = list(weights) if weights is not None else said
+    found = [_prefixes(Path(name), instruction) for name in names]
+    refuse(_twice([path for group in found for path in group]), doing="reading data", kind=ConfigError)
+    if shares is None:
+        return Blend([path for group in found for path in group], None)
+    split = [share for group, weight in zip(found, shares, strict=True) for share in _shared(group, weight, instruction)]
+    return Blend([path for group in found for path in group], split)
+
+
+def weighed(entries: Sequence[str]) -> tuple[list[str], list[float] | None]:
+    """(names, their weights or None), however the weights are written. Raises ConfigError where some have none."""
+    words = [word for entry in entries for word in _split(entry)]
+    numbers = [_number(word) for word in words]
+    if not any(number is not None for number in numbers):
+        return words, None
+    pairs = list(zip(numbers[::2], words[1::2], strict=False))
+    if len(words) % 2 or any(weight is None or _number(name) is not None for weight, name in pairs):
+        raise ConfigError(f"data is {list(entries)}: some prefixes have a weight before them and some have none")
+    weights = [float(weight or 0) for weight, _ in pairs]
+    if not all(0 < weight < math.inf for weight in weights):
+        raise ConfigError(f"data is {list(entries)}: weights must be positive numbers")
+    return [name for _, name in pairs], weights
+
+
+def _split(entry: str) -> list[str]:
+    """ "0.3 my data/a" -> its weight and its name; a name may hold spaces."""
+    head, _, rest = entry.strip().partition(" ")
+    return [head, rest.strip()] if rest and _number(head) is not None else [entry.strip()]
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def _prefixes(path: Path, instruction: bool) -> list[Path]:
+    """The path itself, or all that lie in the folder that it is."""
+    if not path.is_dir():
+        return [path]
+    pairs, bad = _search(path)
+    refuse(bad, doing=f"searching {path}", kind=FormatError)
+    roles = {prefix for prefix in pairs if prefix.name.endswith(ROLE) and _twin(prefix) in pairs}
+    found = [prefix for prefix in pairs if prefix not in roles and prefix not in {_twin(role) for role in roles}]
+    talks = [role.with_name(role.name.removesuffix(ROLE)) for role in roles]
+    chosen, others = (talks, found) if instruction else (found, talks)
+    if not chosen:
+        hint = f"; it holds {len(others)} of {'plain text' if instruction else 'instructions'}" if others else ""
+        kind = f"{TEXT} and {ROLE} pairs" if instruction else ".bin and .idx"
+        raise FormatError(f"{path}: no prefix with {kind} in this folder or under it{hint}")
+    return sorted(chosen)
+
+
+def _twin(role: Path) -> Path:
+    return role.with_name(role.name.removesuffix(ROLE) + TEXT)
+
+
+def _search(folder: Path) -> tuple[set[Path], list[str]]:
+    """(prefixes with both files, problems), links followed, each folder entered once."""
+    halves: dict[str, set[Path]] = {".bin": set(), ".idx": set()}
+    entered: set[str] = set()
+    for at, below, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(at)
+        if real in entered:
+            below.clear()
+            continue
+        entered.add(real)
+        below.sort()  # so that of two links to one folder the same is taken on every rank
+        for name in files:
+            if (path := Path(at, name)).suffix in halves:
+                halves[path.suffix].add(path.with_suffix(""))
+    alone = [(prefix, ".bin", ".idx") for prefix in sorted(halves[".bin"] - halves[".idx"])]
+    alone += [(prefix, ".idx", ".bin") for prefix in sorted(halves[".idx"] - halves[".bin"])]
+    return halves[".bin"] & halves[".idx"], [f"{p}{has} is there without {p.name}{lacks}" for p, has, lacks in alone]
+
+
+def _twice(prefixes: list[Path]) -> list[str]:
+    counts = Counter(path.absolute() for path in prefixes)
+    return [f"{path} is named twice; give it once, with a weight" for path, count in counts.items() if count > 1]
+
+
+def _shared(prefixes: list[Path], weight: float, instruction: bool) -> list[float]:
+    """A folder's weight among its prefixes, by their tokens."""
+    if len(prefixes) == 1:
+        return [weight]
+    ends = TEXT if instruction else ""
+    tokens = [len(open_index(prefix.with_name(prefix.name + ends)).tokens) for prefix in prefixes]
+    return [weight * count / sum(tokens) for count in tokens]

@@ -1,0 +1,40 @@
+"""Gradients of a mean over weighted tokens: divided by the sum of the loss mask over the global batch."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mconv.train.mcore import finalize_model_grads, parallel_state
+
+
+class Normalise:
+    """What megatron-core calls when all micro batches of a step have gone backward.
+
+    Its own `calculate_per_token_loss` divides by a count in int32, in which weights such as 0.1 cannot be told. Here
+    the last stage adds up the loss masks of its micro batches, and all ranks divide by the sum over all replicas.
+    """
+
+    def __init__(self) -> None:
+        self.weights: list[Tensor] = []
+
+    def begin(self) -> None:
+        """Forget the step before, or an evaluation."""
+        self.weights = []
+
+    def add(self, mask: Float[Tensor, "b s"]) -> None:
+        """Count a micro batch in."""
+        self.weights.append(mask.sum(dtype=torch.float64))
+
+    def __call__(self, model: list[Any], num_tokens: Tensor | None = None, **groups: Any) -> None:
+        """Reduce the gradients over ranks as megatron-core does, and divide them; `num_tokens` is its count."""
+        finalize_model_grads(model, None, **groups)
+        total = torch.stack(self.weights).sum() if self.weights else torch.zeros((), dtype=torch.float64)
+        total = total.to(torch.cuda.current_device())
+        last = parallel_state.get_pipeline_model_parallel_last_rank()
+        torch.distributed.broadcast(total, src=last, group=parallel_state.get_pipeline_model_parallel_group())
+        torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        share = torch.where(total > 0, 1 / total, torch.zeros_like(total)).float()
+        for chunk in model:
+            chunk.scale_gradients(share)
