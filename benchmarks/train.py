@@ -161,8 +161,8 @@ class Ours:
     """mconv's own run at one rank: the steps of `mconv train`, without its log."""
 
     def __init__(self, source: Path, data: Path, shape: tuple[int, ...], *, dtype: str, steps: int) -> None:
-        from mconv.train import loop
         from mconv.train.config import make
+        from mconv.train.data import feed
         from mconv.train.run import start
 
         length, micro, count = shape[6:]
@@ -172,19 +172,19 @@ class Ours:
                   "weight_decay": 0.1, "bf16": dtype == "bf16"}),
             say=lambda line: None,
         )  # fmt: skip
-        self.data, _ = loop._data(self.run)
-        self.feed = loop._feed(self.run, self.data, consumed=0)
+        self.data = feed.sets(self.run, lambda line: None).train
+        self.feed = feed.feed(self.run, self.data, consumed=0)
 
     def batch(self, number: int) -> list[dict[str, torch.Tensor]]:
         """The micro batches of a step, for the other side."""
-        from mconv.train.data import dataset
+        from mconv.train.data import loader
 
         config = self.run.config
-        numbers = dataset.sample_numbers(
+        numbers = loader.sample_numbers(
             number * config.global_batch_size, micro_batch_size=config.micro_batch_size,
             global_batch_size=config.global_batch_size, replica=0, replicas=1,
         )  # fmt: skip
-        feed = dataset.batches(self.data, numbers, device=torch.cuda.current_device())
+        feed = loader.batches(self.data, numbers, device=torch.cuda.current_device())
         return [next(feed) for _ in range(config.global_batch_size // config.micro_batch_size)]
 
     def step(self, _: Any) -> float:

@@ -115,8 +115,8 @@ def test_all_formats_of_one_run_go_on_alike():
 @pytest.mark.parametrize("case", ["legacy-tp1-adam", "td-dp2-distopt"])
 def test_the_validation_loss_is_the_one_that_megatron_printed(case):
     """Of the weights that the checkpoint holds, padded vocabulary included, on Megatron-LM's validation samples."""
-    from mconv.train import loop
     from mconv.train.config import make
+    from mconv.train.data import feed
     from mconv.train.mcore import quiet
     from mconv.train.run import start
     from mconv.train.steps import evaluate
@@ -126,8 +126,8 @@ def test_the_validation_loss_is_the_one_that_megatron_printed(case):
     config = make(go_on(case, eval_interval=3, eval_iters=1))
     with quiet():
         run = start(config, say=lambda line: None)
-        _, valid = loop._data(run)
-        loss = evaluate(run, loop._feed(run, valid, consumed=0))
+        valid = feed.sets(run, lambda line: None).valid
+        loss = evaluate(run, feed.feed(run, valid, consumed=0))
     # bf16: our attention rounds elsewhere than Megatron-LM's unfused one; measured 3.2e-4
     assert loss == pytest.approx(printed, abs=1e-3 if config.bf16 else 1e-6)
 

@@ -72,8 +72,10 @@ def _one_source(config: Any) -> Iterator[str]:
         yield f"{given[0]} and {given[1]} are both set; give one of them (valid_data and test_data go with train_data)"
     elif apart and config.train_data is None:
         yield f"{apart[0]} is set without train_data; give the prefixes to train on"
-    if config.split is not None and config.data is None:
-        yield "split is for data, which is not set; leave it out"
+    if config.split is not None and config.train_data is not None:
+        yield "split is for data, and train_data is not split; leave one of them out"
+    if config.mock_data and config.split not in (None, "1,1,1"):
+        yield f"split is {config.split!r}; mock_data is always split 1,1,1"
     if config.mock_data and config.data_type == "instruction":
         yield "mock_data is running text; data_type instruction needs conversations (mconv data instruct makes them)"
 
