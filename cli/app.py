@@ -12,7 +12,7 @@ from mconv.errors import MconvError
 app = App(
     name="mconv",
     version=mconv.__version__,
-    help="LLaMA, Mistral, Falcon between Hugging Face and Megatron: converted, resharded, proven, trained, published.",
+    help="LLMs between Hugging Face and Megatron: converted, resharded, proven, planned, trained, published.",
     help_on_error=False,
 )
 data = App(name="data", help="Training data.")
@@ -32,7 +32,9 @@ COMMANDS = {
         "bit for bit; then what they compute: a Hugging Face folder runs in transformers, a Megatron checkpoint in "
         "megatron-core's own GPTModel on tp x pp real ranks. Where they differ, it says in which layer, and why.",
     ),
+    "plan": ("mconv.cli.train_plan:plan", "What a training run asks for: memory, parameters, steps, days."),
     "train": ("mconv.cli.train:train", "Finetune on megatron-core."),
+    "doctor": ("mconv.cli.doctor:doctor", "What this machine can do for a run."),
     "push": ("mconv.cli.hub:push", "Publish a model folder on the Hub."),
     "pull": ("mconv.cli.hub:pull", "Fetch a model from the Hub."),
     "demo": ("mconv.cli.demo:demo", "The whole path once, offline, on a small model."),

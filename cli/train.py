@@ -72,14 +72,15 @@ def _parameter(field: "dataclasses.Field[Any]") -> inspect.Parameter:
     )
 
 
-def _command() -> Any:
-    """`_train` with one keyword for each field of TrainConfig in its signature, where cyclopts looks for flags."""
-    first = inspect.signature(_train).parameters["config"]
+def with_fields(function: Any, name: str) -> Any:
+    """A command with a keyword for each field of TrainConfig in its signature, where cyclopts looks for flags."""
+    given = inspect.signature(function).parameters.values()
+    own = [parameter for parameter in given if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
     flags = [_parameter(field) for field in dataclasses.fields(TrainConfig)]
-    _train.__signature__ = inspect.Signature([first, *flags], return_annotation=int)  # type: ignore[attr-defined]
-    _train.__annotations__ = {p.name: p.annotation for p in (first, *flags)} | {"return": int}
-    _train.__name__ = "train"
-    return _train
+    function.__signature__ = inspect.Signature([*own, *flags], return_annotation=int)
+    function.__annotations__ = {p.name: p.annotation for p in (*own, *flags)} | {"return": int}
+    function.__name__ = name
+    return function
 
 
-train = _command()
+train = with_fields(_train, "train")

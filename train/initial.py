@@ -48,6 +48,11 @@ def forget() -> None:
     _normal.cache_clear()
 
 
+def parameters(spec: ModelSpec) -> int:
+    """How many a model has, without padding and copies."""
+    return blueprint(spec, std=1.0, seed=0, path=Path()).parameters
+
+
 def blueprint(spec: ModelSpec, *, std: float, seed: int, path: Path) -> Checkpoint:
     """A checkpoint of `spec` whose tensors are drawn when they are read, in fp32: opened, as it were, at `path`.
 

@@ -343,3 +343,50 @@ def what_is_asked(*, rank: int, alone: bool) -> int:
             return asked.ask(1).number
     finally:
         stop._largest = together
+
+
+def memory(**fields: Any) -> dict[str, int]:
+    """Bytes of a run at its start, tensor by tensor, and what autograd keeps of one forward pass of one micro batch."""
+    from mconv.train.config import make
+    from mconv.train.mcore import quiet
+    from mconv.train.run import start
+
+    with quiet():
+        return _memory(start(make(fields), say=lambda _: None))
+
+
+def _memory(run: Any) -> dict[str, int]:
+    optimizers = getattr(run.optimizer, "chained_optimizers", [run.optimizer])
+    params = [p for chunk in run.chunks for p in chunk.parameters()]
+    buffers = [b for chunk in run.chunks for b in chunk.buffers]
+    states = [s for one in optimizers for state in one.optimizer.state.values() for s in state.values()]
+    mains = [p for one in optimizers for group in one.optimizer.param_groups for p in group["params"]]
+    weights = _storages(params)
+    return {
+        "parameters": sum(p.numel() for p in params),
+        "weights": sum(weights.values()),
+        "gradients": sum(_storages([b.grad_data for b in buffers]).values()),
+        "optimizer": sum(n for at, n in (_storages(mains) | _storages(states)).items() if at not in weights),
+        "activations": _kept(run, set(weights)),
+    }
+
+
+def _storages(tensors: list[Any]) -> dict[int, int]:
+    """Bytes by address; a tensor that is a part of another's counts once. Numbers (a step) do not count."""
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.dim()}
+
+
+def _kept(run: Any, weights: set[int]) -> int:
+    """What the forward pass of a whole model leaves for its backward pass."""
+    size = (run.config.micro_batch_size, run.seq_length)
+    given = torch.randint(0, run.spec.vocab_size, size)
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no other takes its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = run.chunks[0](given, torch.arange(size[1]).expand(size), None, labels=given)
+    assert loss.requires_grad
+    return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)

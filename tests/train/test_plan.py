@@ -1,0 +1,190 @@
+"""`mconv plan`: the guides' own figures, exactly; and memory against what tiny runs really hold."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from mconv.cli.app import run as mconv
+from mconv.errors import MconvError
+from mconv.train import memory
+from mconv.train.config import make
+from mconv.train.length import length
+from mconv.train.plan import iterations, plan
+
+JOBS = Path(__file__).with_name("jobs.py")
+_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
+jobs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(jobs)
+
+AWS = {
+    "init": "random", "preset": "gpt3-7.5b", "data": ["x"], "lr": 6e-5, "seq_length": 2048, "global_batch_size": 288,
+    "train_samples": 146484375, "split": "98,2,0", "eval_interval": 1000, "eval_iters": 40, "fp16": True,
+}  # fmt: skip
+
+
+# ---- the guides' figures ---------------------------------------------------------------------------------------------
+def test_the_log_of_the_aws_guide():
+    """Parameters on rank (4, 0), padded vocabulary, iterations, and the sizes of the datasets."""
+    made = plan(make(AWS | {"tp": 8}))
+    assert made.ranks[0].parameters == 941594624
+    assert (made.layout.padded_vocab, made.layout.padded_vocab - made.origin.spec.vocab_size) == (51200, 943)
+    assert made.iterations == 508626
+    assert (made.samples.train, made.samples.validation, made.samples.test) == (146484375, 5863680, 11520)
+
+
+def test_stages_together_have_the_model_and_the_tied_copy():
+    """tp 4 x pp 2 of the same guide: what two stages hold of one model, the last with a copy of the embedding."""
+    first, last = plan(make(AWS | {"tp": 4, "pp": 2})).ranks
+    vocabulary, hidden = 50688 // 4, 4096
+    assert first.layers == last.layers == 18
+    assert first.parameters - last.parameters == 2048 * hidden - 2 * hidden  # positions there, the last norm here
+    assert last.parameters > vocabulary * hidden
+
+
+def test_days_and_operations():
+    made = plan(make(AWS | {"tp": 8}), tokens_per_second=1e5)
+    assert made.tokens == 146484375 * 2048
+    assert made.pace.days == pytest.approx(146484375 * 2048 / 1e5 / 86400)
+    assert made.pace.tflops == pytest.approx(1e5 * made.flops_per_token / 8 / 1e12)
+    same = plan(make(AWS | {"tp": 8}), tflops=made.pace.tflops)
+    assert same.pace.tokens_per_second == pytest.approx(1e5)
+    assert plan(make(AWS | {"tp": 8}), tflops=1.0, endless=True).pace.days is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"train_iters": 7}, {"train_samples": 100}, {"train_samples": 1000, "rampup_batch_size": [8, 8, 300]},
+        {"train_samples": 200, "rampup_batch_size": [4, 4, 300]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_steps_are_counted_as_megatron_core_counts_them(fields):
+    config = make({"init": "random", "preset": "cineca-mt", "data": ["x"], "lr": 1.0, "global_batch_size": 32, **fields})
+    assert iterations(config) == length(config).iterations
+
+
+@pytest.mark.parametrize(
+    "fields, world, says",
+    [
+        ({"tp": 3}, None, "cannot share evenly"),
+        ({"pp": 5}, None, "36 layers cannot be shared evenly by pp 5"),
+        ({"tp": 8}, 12, "tp 8 x pp 1 does not divide 12 ranks"),
+        ({"tp": 8}, 40, "global_batch_size 288 is not a multiple of micro_batch_size 1 x 5 replicas"),
+        ({"seq_length": 4096}, None, "seq_length 4096 is more than the model's 2048 positions"),
+    ],
+)
+def test_what_the_run_would_refuse_the_plan_refuses(fields, world, says):
+    with pytest.raises(MconvError, match=says):
+        plan(make(AWS | fields), world=world)
+
+
+# ---- memory, measured ------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("plan")
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_group():
+    yield
+    from mconv.train import engine
+
+    engine.shutdown()
+
+
+def fields_of(folder: Path, model: str, **more: object) -> dict[str, object]:
+    """A run of a tiny model of `tests/tiny.py`, its weights drawn."""
+    path = folder / model
+    if not path.exists():
+        tiny.make_model(model, path)
+    return {
+        "init": "random", "model": str(path), "data": ["x"], "lr": 1e-3, "train_iters": 1, "seq_length": 64,
+        "micro_batch_size": 2, "global_batch_size": 4, "make_vocab_size_divisible_by": 8, **more,
+    }  # fmt: skip
+
+
+def check(measured: dict[str, int], planned: memory.Rank, *, sharing: bool = False) -> None:
+    for name in ("parameters", "weights", "gradients"):
+        assert getattr(planned, name) == measured[name], name
+    assert planned.optimizer == pytest.approx(measured["optimizer"], rel=0.002 if sharing else 0)
+    if os.environ.get("MCONV_SHOW"):
+        print(f"\nactivations: {planned.activations} planned, {measured['activations']} measured, "
+              f"{planned.activations / measured['activations']:.3f}")  # fmt: skip
+    assert planned.activations == pytest.approx(measured["activations"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "model, more",
+    [
+        ("llama-gqa", {}), ("llama-gqa", {"bf16": True}), ("llama-all-biases", {"distributed_optimizer": True}),
+        ("llama-mlp-bias", {"bf16": True, "distributed_optimizer": True}), ("mistral-window", {"fp16": True}),
+        ("falcon-7b", {"bf16": True}), ("falcon-40b-biases", {}), ("gpt2-tied", {"bf16": True}),
+        ("gpt2-untied", {}), ("llama-mha", {"optimizer": "sgd"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_memory_of_one_rank(model, more, folder):
+    fields = fields_of(folder, model, **more)
+    check(jobs.memory(**fields), plan(make(fields)).ranks[0])
+
+
+def test_dropout_keeps_a_mask_each_time(folder):
+    """Nine of them, behind the embedding and twice in each layer; of fp32 here, and of one byte each on CUDA."""
+    dry, wet = (jobs.memory(**fields_of(folder, "gpt2-tied", hidden_dropout=share)) for share in (0.0, 0.1))
+    planned = [
+        plan(make(fields_of(folder, "gpt2-tied", hidden_dropout=share))).ranks[0].activations for share in (0.0, 0.1)
+    ]
+    assert planned[1] - planned[0] == 9 * 48 * 2 * 64
+    assert wet["activations"] - dry["activations"] == 4 * (planned[1] - planned[0])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"sequence_parallel": True, "distributed_optimizer": True, "bf16": True}, {"distributed_optimizer": False}],
+    ids=["sp, distributed", "neither"],
+)
+def test_memory_of_ranks_that_share(more, folder, world):
+    fields = fields_of(folder, "gpt2-tied", tp=2, **more)
+    check(world.run(f"{JOBS}:memory", **fields)[0], plan(make(fields), world=4).ranks[0],
+          sharing=bool(fields["distributed_optimizer"]))  # fmt: skip
+
+
+def test_earlier_stages_keep_more_micro_batches():
+    kept = [rank.activations for rank in plan(make(AWS | {"tp": 4, "pp": 4})).ranks]
+    one = plan(make(AWS | {"tp": 4, "pp": 4, "global_batch_size": 1})).ranks
+    assert kept[:3] == [n * rank.activations for n, rank in zip((4, 3, 2), one, strict=False)]
+    assert kept[3] == one[3].activations
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+def test_the_command_says_it_to_people_and_to_programs(capsys):
+    flags = ["--preset", "gpt3-7.5b", "--tp", "8", "--train-samples", "146484375", "--global-batch-size", "288"]
+    assert mconv(["plan", *flags, "--tflops", "100"]) == 0
+    text = capsys.readouterr().out
+    assert "941,594,624" in text and "943 dummy tokens" in text and "209.8 days" in text
+    assert mconv(["plan", *flags, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["ranks"][0]["parameters"] == 941594624 and told["iterations"] == 508626 and told["pace"] is None
+    assert mconv(["plan", "--preset", "llama2-7b", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["iterations"] is None
+
+
+def test_presets_are_listed(capsys):
+    assert mconv(["plan", "--presets", "--json"]) == 0
+    told = {preset["name"]: preset for preset in json.loads(capsys.readouterr().out)}
+    assert told["llama2-70b"]["spec"]["ffn_hidden_size"] == 28672 and len(told) == 14
+
+
+def test_a_plan_needs_no_megatron_core():
+    code = (
+        "import sys; from mconv.cli.app import run; assert run(['plan', '--preset', 'gpt3-310.1b', '--tp', '8']) == 0; "
+        "sys.exit(any(name.startswith('megatron') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0

@@ -1,0 +1,134 @@
+"""What this machine can do for a run: devices, backends, room, limits, and what is installed. Nothing is started."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "safetensors", "huggingface_hub")
+"""What mconv stands on."""
+EXTRAS = {
+    "transformer-engine": "transformer_engine", "flash-attn": "flash_attn", "apex": "apex", "tensorboard": "tensorboard",
+    "wandb": "wandb", "peft": "peft",
+}  # fmt: skip
+"""Packages that a run can do without, and the modules that they bring."""
+MEGATRON_CORE = "0.16"
+"""The megatron-core that training is made for."""
+SHM, FILES = 1 << 30, 4096
+"""Shared memory and open files below which runs of many ranks have been seen to die."""
+
+
+def machine(folder: Path) -> dict[str, Any]:
+    """Everything that `mconv doctor` says, as plain values; `folder`: where a run would save. Tokens are not read."""
+    return {
+        "devices": devices(),
+        "backends": backends(),
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "extras": {name: version(name) or "yes" if found(module) else None for name, module in EXTRAS.items()},
+        "dataset_helpers": dataset_helpers(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory": memory(),
+        "disk": {"folder": str(folder), "free": shutil.disk_usage(existing(folder)).free},
+        "shm": shm(),
+        "open_files": open_files(),
+        "hub_token": hub_token(),
+    }
+
+
+def advice(facts: dict[str, Any]) -> Iterator[str]:
+    """What is likely to go wrong, and what to do about it."""
+    core = facts["versions"]["megatron-core"]
+    if not core or not core.startswith(MEGATRON_CORE + "."):
+        wanted = f"training is made for {MEGATRON_CORE}: pip install 'megatron-core=={MEGATRON_CORE}.*'"
+        yield f"megatron-core is {core or 'not installed'}; {wanted}"
+    if facts["dataset_helpers"] is False:
+        yield "megatron-core's dataset helpers are not built: install its wheel, which brings them"
+    if len(facts["devices"]) > 1 and facts["shm"] and facts["shm"]["size"] < SHM:
+        yield "/dev/shm is less than 1 GiB, through which NCCL and data loaders speak: docker run --shm-size=128g"
+    if facts["open_files"] is not None and facts["open_files"] < FILES:
+        yield f"no more than {facts['open_files']} files may be open at once: ulimit -n {FILES * 16}"
+    if facts["devices"] and not facts["backends"]["nccl"]:
+        yield "this torch has no NCCL, so that ranks on several devices cannot speak: install one that is built with it"
+
+
+def devices() -> list[dict[str, Any]]:
+    """CUDA devices; none on a CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [{"name": d.name, "memory": d.total_memory, "capability": f"{d.major}.{d.minor}"} for d in found]
+
+
+def backends() -> dict[str, str | None]:
+    """Versions of what ranks speak through, None for what this torch has not."""
+    import torch
+
+    dist, cuda = torch.distributed, torch.version.cuda
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if cuda and dist.is_nccl_available() else None
+    return {"cuda": cuda, "nccl": nccl, "gloo": "yes" if dist.is_gloo_available() else None}
+
+
+def version(package: str) -> str | None:
+    """A package's version; None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def found(module: str) -> bool:
+    """Whether a module is there, without importing it."""
+    return importlib.util.find_spec(module) is not None
+
+
+def dataset_helpers() -> bool | None:
+    """Whether megatron-core's compiled index builders are there; None without megatron-core. It is not imported."""
+    spec = importlib.util.find_spec("megatron")
+    roots = [Path(root) / "core" / "datasets" for root in (spec.submodule_search_locations if spec else None) or []]
+    roots = [root for root in roots if root.is_dir()]
+    return any(list(root.glob("helpers_cpp*.so")) for root in roots) if roots else None
+
+
+def memory() -> dict[str, int] | None:
+    """Bytes of this machine, or of the container that we are in, and those to be had; None where nobody says."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        size, free = (int(lines[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
+    except (OSError, KeyError, ValueError):
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return {"size": min(size, int(text)) if text.isdigit() else size, "free": free}
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the first above it that is there."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def shm() -> dict[str, int] | None:
+    """Bytes of shared memory; None where there is none."""
+    usage = shutil.disk_usage("/dev/shm") if Path("/dev/shm").is_dir() else None
+    return {"size": usage.total, "free": usage.free} if usage else None
+
+
+def open_files() -> int | None:
+    """How many files a process may have open; None if as many as it likes."""
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def hub_token() -> bool:
+    """Whether there is a token for the Hub: in the environment, or where `hf auth login` puts it. It is not read."""
+    from huggingface_hub import constants
+
+    told = any(os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
+    return told or Path(constants.HF_TOKEN_PATH).is_file()

@@ -1,0 +1,168 @@
+"""What a configuration asks for: parameters and memory of each rank, steps, data, operations, days. It starts nothing."""
+
+from dataclasses import dataclass
+
+from mconv.convert.checkpoint import Checkpoint, target_layout
+from mconv.errors import ConfigError, LayoutError
+from mconv.shard.layout import Layout, padded_vocab
+from mconv.train import architecture, flops, memory
+from mconv.train.config import TrainConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """What a run asks of its data, as Megatron counts it."""
+
+    train: int
+    validation: int
+    test: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How long a run takes at a throughput."""
+
+    tokens_per_second: float
+    """Over all ranks."""
+    tflops: float
+    """TFLOP/s of each rank."""
+    days: float | None
+    """None where the run has no length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A run before it is begun."""
+
+    origin: Checkpoint
+    layout: Layout
+    world: int
+    seq_length: int
+    micro_batches: int
+    ranks: list[memory.Rank]
+    iterations: int | None
+    """None where nothing says how long the run is."""
+    samples: Samples | None
+    flops_per_token: float
+    flops_per_iteration: float
+    pace: Pace | None
+
+    @property
+    def replicas(self) -> int:
+        """Data-parallel ranks."""
+        return self.world // (self.layout.tp * self.layout.pp)
+
+    @property
+    def flops(self) -> float | None:
+        """Operations of the whole run."""
+        return None if self.iterations is None else self.flops_per_iteration * self.iterations
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of the whole run."""
+        return None if self.samples is None else self.samples.train * self.seq_length
+
+
+def plan(
+    config: TrainConfig,
+    *,
+    world: int | None = None,
+    tokens_per_second: float | None = None,
+    tflops: float | None = None,
+    endless: bool = False,
+) -> Plan:
+    """Everything that follows from a configuration on `world` ranks (tp x pp, or `nproc_per_node`, if not given).
+
+    `tokens_per_second`: over all ranks; or `tflops`: of each rank. `endless`: nobody knows how long the run is,
+    whatever the configuration says. Raises ConfigError or LayoutError, as the run would.
+    """
+    opened = architecture.origin(config)
+    layout, world = layout_of(config, opened), world or config.nproc_per_node or config.tp * config.pp
+    if world % (layout.tp * layout.pp):
+        raise LayoutError(f"tp {layout.tp} x pp {layout.pp} does not divide {world} ranks")
+    replicas, length = world // (layout.tp * layout.pp), config.seq_length or opened.spec.max_position_embeddings
+    if config.global_batch_size % (config.micro_batch_size * replicas):
+        raise ConfigError(
+            f"global_batch_size {config.global_batch_size} is not a multiple of micro_batch_size "
+            f"{config.micro_batch_size} x {replicas} replicas"
+        )
+    if length > opened.spec.max_position_embeddings:
+        raise ConfigError(f"seq_length {length} is more than the model's {opened.spec.max_position_embeddings} positions")
+    micro_batches = config.global_batch_size // (config.micro_batch_size * replicas)
+    setting = setting_of(config, seq_length=length, micro_batches=micro_batches, replicas=replicas)
+    steps, per_token = None if endless else iterations(config), flops.per_token(opened.spec, length)
+    samples = samples_of(config, steps) if steps else None
+    return Plan(
+        origin=opened, layout=layout, world=world, seq_length=length, micro_batches=micro_batches,
+        ranks=memory.ranks(opened.spec, layout, setting), iterations=steps, samples=samples, flops_per_token=per_token,
+        flops_per_iteration=per_token * length * config.global_batch_size,
+        pace=_pace(per_token, world, None if samples is None else samples.train * length, tokens_per_second, tflops),
+    )  # fmt: skip
+
+
+def layout_of(config: TrainConfig, opened: Checkpoint) -> Layout:
+    """The run's layout. Raises LayoutError, all at once, on sizes that do not fit the model."""
+    wanted = target_layout(
+        opened.spec, opened.family, tp=config.tp, pp=config.pp, vocab_multiple=config.make_vocab_size_divisible_by
+    )
+    rows = opened.layout.padded_vocab if opened.layout else padded_vocab(
+        opened.spec.vocab_size, tp=config.tp, multiple=config.make_vocab_size_divisible_by
+    )  # fmt: skip
+    return Layout(tp=wanted.tp, pp=wanted.pp, vpp=wanted.vpp, uneven=wanted.uneven, padded_vocab=rows)
+
+
+def setting_of(config: TrainConfig, *, seq_length: int, micro_batches: int, replicas: int) -> memory.Setting:
+    """What memory depends on, of a configuration."""
+    return memory.Setting(
+        seq_length=seq_length,
+        micro_batch_size=config.micro_batch_size,
+        micro_batches=micro_batches,
+        replicas=replicas,
+        itemsize=2 if config.bf16 or config.fp16 else 4,
+        sequence_parallel=config.sequence_parallel,
+        distributed_optimizer=config.distributed_optimizer,
+        moments=2 if config.optimizer == "adam" else int(config.sgd_momentum > 0),
+        hidden_dropout=config.hidden_dropout > 0,
+    )
+
+
+def iterations(config: TrainConfig) -> int | None:
+    """Optimizer steps; None where the configuration gives no length. A last batch that is not full is left out."""
+    if config.train_samples is None:
+        return config.train_iters
+    steps = consumed = 0
+    if config.rampup_batch_size:
+        first, increment, samples = config.rampup_batch_size
+        span = samples / ((config.global_batch_size - first) // increment)
+        while consumed <= min(samples, config.train_samples):
+            grown = first + int(consumed / span) * increment
+            consumed += config.global_batch_size if consumed > samples else grown
+            steps += 1
+    return steps + max(0, config.train_samples - consumed) // config.global_batch_size
+
+
+def samples_of(config: TrainConfig, steps: int) -> Samples:
+    """Samples of each split: evaluations are one more than their intervals, and one at the end on the test split."""
+    batch = config.eval_iters * config.global_batch_size if config.eval_interval else 0
+    times = steps // config.eval_interval + 1 if config.eval_interval else 0
+    return Samples(
+        train=config.train_samples or steps * config.global_batch_size, validation=times * batch, test=batch
+    )  # fmt: skip
+
+
+def _pace(
+    per_token: float, world: int, tokens: int | None, tokens_per_second: float | None, tflops: float | None
+) -> Pace | None:
+    if tokens_per_second is not None and tflops is not None:
+        raise ConfigError("tokens_per_second and tflops say the same thing twice; give one of them")
+    if tflops is not None:
+        tokens_per_second = tflops * 1e12 * world / per_token
+    if tokens_per_second is None:
+        return None
+    if not 0 < tokens_per_second < float("inf"):
+        raise ConfigError("a throughput must be positive")
+    return Pace(
+        tokens_per_second=tokens_per_second,
+        tflops=tokens_per_second * per_token / world / 1e12,
+        days=None if tokens is None else tokens / tokens_per_second / 86400,
+    )
