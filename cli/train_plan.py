@@ -62,7 +62,7 @@ def _plan(
 def _filled(values: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """The fields with what a plan does not depend on filled in, and whether they say how long the run is."""
     known = any(values.get(name) is not None for name in ("train_iters", "train_samples"))
-    idle: dict[str, Any] = {"data": ["none"], "lr": 1.0}
+    idle: dict[str, Any] = {"lr": 1.0, "data": None if values.get("mock_data") else ["none"]}
     if not known:
         idle |= {"train_iters": 1 << 40}
     if values.get("preset") or values.get("model"):
