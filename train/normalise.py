@@ -17,24 +17,28 @@ class Normalise:
     """
 
     def __init__(self) -> None:
-        self.weights: list[Tensor] = []
+        self.counts: list[Tensor] = []
+        self.positions = 0
+        """Tokens of the last step's global batch, padding included, on every rank."""
 
     def begin(self) -> None:
         """Forget the step before, or an evaluation."""
-        self.weights = []
+        self.counts = []
 
     def add(self, mask: Float[Tensor, "b s"]) -> None:
-        """Count a micro batch in."""
-        self.weights.append(mask.sum(dtype=torch.float64))
+        """Count a micro batch in: its weight and its size."""
+        weight = mask.sum(dtype=torch.float64)
+        self.counts.append(torch.stack([weight, torch.full_like(weight, mask.numel())]))
 
     def __call__(self, model: list[Any], num_tokens: Tensor | None = None, **groups: Any) -> None:
         """Reduce the gradients over ranks as megatron-core does, and divide them; `num_tokens` is its count."""
         finalize_model_grads(model, None, **groups)
-        total = torch.stack(self.weights).sum() if self.weights else torch.zeros((), dtype=torch.float64)
-        total = total.to(torch.cuda.current_device())
+        total = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
+        total = sum(self.counts, total)
         last = parallel_state.get_pipeline_model_parallel_last_rank()
         torch.distributed.broadcast(total, src=last, group=parallel_state.get_pipeline_model_parallel_group())
         torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
-        share = torch.where(total > 0, 1 / total, torch.zeros_like(total)).float()
+        weight, self.positions = total[0], int(total[1])
+        share = torch.where(weight > 0, 1 / weight, torch.zeros_like(weight)).float()
         for chunk in model:
             chunk.scale_gradients(share)

@@ -44,7 +44,7 @@ def step(run: Run, feed: Batches | None) -> logs.Step:
         grad_norm=None if norm is None else float(norm),
         lr=float(run.optimizer.param_groups[0]["lr"]),
         seconds=seconds,
-        tokens_per_second=size * run.seq_length / seconds,
+        tokens_per_second=run.normalise.positions / seconds,
         global_batch_size=size,
         loss_scale=float(run.optimizer.get_loss_scale()),
         skipped=int(not taken),

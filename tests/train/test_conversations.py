@@ -114,6 +114,19 @@ def fields_of(way, packed_rows):
     return {**way, "global_batch_size": packed_rows if way.get("packing") else TALKS}
 
 
+def test_tokens_a_second_count_the_rows_as_they_are(run):
+    from mconv.train.config import make
+    from mconv.train.loop import train
+
+    def tokens_of(**change):
+        seen = []
+        train(make(run | change), say=lambda line: None, show=seen.append)
+        return round(seen[0]["tokens_per_second"] * seen[0]["seconds"])
+
+    padded = [-(-(len(ids) - 1) // 16) * 16 for ids, _ in talks(TALKS)]
+    assert tokens_of(variable_seq_lengths=True) == sum(padded) < tokens_of() == TALKS * LENGTH
+
+
 def agree(result, alone):
     loss, norm = alone
     assert result["losses"][0] == pytest.approx(loss, abs=1e-5)

@@ -104,13 +104,14 @@ def test_the_ancestors_files_byte_for_byte(case, system, tmp_path):
 def test_a_template_of_the_tokenizers_own(folder, tmp_path):
     """ChatML as the tokenizer spells it is ChatML by name: ids and roles; and the answers are what was said."""
     own = with_template(folder, CHATML, tmp_path / "own")
-    source = write(tmp_path / "s.jsonl", [messages(TALK), messages(TALK[1:3])])
+    source = write(tmp_path / "s.jsonl", [messages(TALK), messages(TALK[1:3]), {"messages": []}])
     record = instruct([source], tmp_path / "a", tokenizer=own)
     instruct([source], tmp_path / "b", tokenizer=folder, template="chatml")
     assert all(said(tmp_path / "a", n) == said(tmp_path / "b", n) for n in range(2))
     assert [text.strip() for text in answers(tmp_path / "a", own)] == ["a friend<|im_end|>", "so<|im_end|>"]
     roles = said(tmp_path / "a")[1]
     assert sorted(set(roles)) == [0, 1, 2] and roles[0] == Role.SYSTEM and record.template == "tokenizer"
+    assert (record.documents, record.empty) == (2, 1)
     assert record.answer_tokens == sum(said(tmp_path / "a", n)[1].count(2) for n in range(2))
 
 

@@ -104,6 +104,7 @@ def _poke(at, *value):
 DAMAGE = {
     "a length": _poke(34, 7), "a negative length": _poke(37, 255), "a pointer": _poke(34 + 4 * 90 + 8, 99),
     "the dtype": _poke(17, 7), "the version": _poke(9, 2), "the count": _poke(18, 91), "a document": _poke(-8, 1),
+    "nothing behind the header": lambda p: os.truncate(f"{p}.idx", 34),
     "the older magic": _poke(0, *b"TNTIDX\x00\x00"), "half a token": lambda p: os.truncate(f"{p}.bin", 1799),
 }  # fmt: skip
 

@@ -62,10 +62,12 @@ def open_index(prefix: Path) -> Indexed:
         if not path.is_file():
             raise FormatError(f"{path}: no such file; make it with: mconv data tokenize ... --prefix {prefix}")
     dtype, sequences, documents = _header(index)
-    body = np.memmap(index, dtype=np.uint8, mode="r", offset=HEADER)
     sizes = [4 * sequences, 8 * sequences, 8 * documents]
-    if len(body) != sum(sizes):
-        raise FormatError(f"{index} is damaged: {len(body) + HEADER} bytes, its header says {sum(sizes) + HEADER}")
+    if not sequences or index.stat().st_size != HEADER + sum(sizes):
+        raise FormatError(
+            f"{index} is empty or damaged: {index.stat().st_size} bytes, its header says {HEADER + sum(sizes)}"
+        )
+    body = np.memmap(index, dtype=np.uint8, mode="r", offset=HEADER)
     lengths, pointers, ends = np.split(body, np.cumsum(sizes)[:2])
     width = np.dtype(dtype).itemsize
     found = Indexed(
@@ -99,8 +101,8 @@ def _tokens(data: Path, dtype: type[np.generic]) -> npt.NDArray[np.integer]:
 def _check(found: Indexed, index: Path, data: Path) -> None:
     """The sequences must lie one behind the other and fill the file: what reads them does not look again."""
     total = np.cumsum(found.lengths, dtype=np.int64)
-    if not len(total) or found.lengths.min() < 0:
-        raise FormatError(f"{index} holds no sequence, or one of negative length; tokenize again")
+    if found.lengths.min() < 0:
+        raise FormatError(f"{index} is damaged: a sequence has a negative length; tokenize again")
     if not np.array_equal(found.starts, np.concatenate([[0], total[:-1]])):
         raise FormatError(f"{index} is damaged: its sequences do not lie one behind the other; tokenize again")
     if total[-1] != len(found.tokens):

@@ -70,8 +70,9 @@ def _said(
 ) -> list[Said]:
     """Ids and roles of each conversation of a batch; none for one without turns."""
     tokenizer = load_tokenizer(folder)
+    own = template == OWN
     parts = [
-        rendered(talk, tokenizer, where) if template == OWN else spelled(talk, TEMPLATES[template]) if talk else []
+        [] if not talk else rendered(talk, tokenizer, where) if own else spelled(talk, TEMPLATES[template])
         for talk, where in batch
     ]
     texts = ["".join(text for _, text in spoken) for spoken in parts]
