@@ -107,12 +107,12 @@ def transformer_config(spec: ModelSpec, parallel: Parallel, *, dtype: torch.dtyp
     return TransformerConfig(**{**fields, **more})
 
 
-def layer_spec(config: TransformerConfig, spec: ModelSpec) -> ModuleSpec:
-    """megatron-core's local layer, or Falcon's in its place, with our norm and core attention in it."""
+def layer_spec(config: TransformerConfig, spec: ModelSpec, core_attention: type = CoreAttention) -> ModuleSpec:
+    """megatron-core's local layer, or Falcon's in its place, with our norm and a core attention in it."""
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
     layer.submodules.mlp.params["ffn_hidden_size"] = config.ffn_hidden_size  # else each layer warns that it guessed it
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = NORMS[spec.norm]
-    layer.submodules.self_attention.submodules.core_attention = CoreAttention
+    layer.submodules.self_attention.submodules.core_attention = core_attention
     if spec.parallel_attention:
         layer.module = ParallelLayer
     if spec.shared_norm:
@@ -154,6 +154,7 @@ def build(
     dtype: torch.dtype,
     initialize: bool = False,
     on_meta: bool = False,
+    core_attention: type = CoreAttention,
     **more: Any,
 ) -> torch.nn.Module:
     """This rank's part of megatron-core's GPTModel, on its device, in `dtype`; call `init(parallel)` before.
@@ -167,7 +168,8 @@ def build(
     start = {} if initialize else {"init_method": _leave, "output_layer_init_method": _leave}
     config = transformer_config(spec, parallel, dtype=dtype, **start, **more)
     layers = TransformerBlockSubmodules(
-        layer_specs=[layer_spec(config, spec)] * get_num_layers_to_build(config), layer_norm=NORMS[spec.norm]
+        layer_specs=[layer_spec(config, spec, core_attention)] * get_num_layers_to_build(config),
+        layer_norm=NORMS[spec.norm],
     )
     with OnMeta() if on_meta else contextlib.nullcontext():
         model = GPTModel(

@@ -74,6 +74,18 @@ with _quiet_import():
 
 cpu.install()
 
+
+def transformer_engine_attention() -> type | None:
+    """megatron-core's core attention on Transformer Engine; None where that is not installed or cannot be loaded."""
+    try:
+        with _quiet_import():
+            from megatron.core.extensions.transformer_engine import HAVE_TE, TEDotProductAttention
+    except (ImportError, OSError):  # a build for another torch or CUDA
+        return None
+    found: type | None = TEDotProductAttention if HAVE_TE else None
+    return found
+
+
 __all__ = [
     "AsyncCallsQueue",
     "BlendedMegatronDatasetBuilder",
@@ -111,4 +123,5 @@ __all__ = [
     "parallel_state",
     "quiet",
     "tensor_parallel",
+    "transformer_engine_attention",
 ]

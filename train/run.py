@@ -9,7 +9,7 @@ import torch
 from mconv.convert.checkpoint import Checkpoint
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
-from mconv.train import adapt, architecture, checkpoint, saving, takeover, weights
+from mconv.train import adapt, architecture, backend, checkpoint, saving, takeover, weights
 from mconv.train import log as logs
 from mconv.train.begin import Beginning, where
 from mconv.train.config import TrainConfig
@@ -94,6 +94,7 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
         variable_seq_lengths=config.variable_seq_lengths,
         moe_token_dispatcher_type="alltoall",  # the default refuses variable lengths, experts or not
         hidden_dropout=config.hidden_dropout, attention_dropout=config.attention_dropout,
+        core_attention=backend.core_attention(config, dtype=dtype_of(config)),
     )  # fmt: skip
     if config.padded_vocab_in_loss:
         unwrap(whole).compute_language_model_loss = true_vocab_loss(padded)

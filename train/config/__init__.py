@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mconv.errors import ConfigError, refuse
+from mconv.train.config.attention import Attention
 from mconv.train.config.boundaries import Boundaries
 from mconv.train.config.checkpoints import Checkpoints
 from mconv.train.config.data import Data
@@ -23,15 +24,15 @@ from mconv.train.config.stops import Stops
 from mconv.train.config.trained import Trained
 
 SECTIONS = (
-    Start, Model, Data, Boundaries, Instruction, Parallelism, Length, Schedule, Optimizer, Precision, Trained, Lora,
-    Checkpoints, Hooks, Stops, Evaluation, Logs, Guards,
+    Start, Model, Data, Boundaries, Instruction, Parallelism, Length, Schedule, Optimizer, Precision, Attention, Trained,
+    Lora, Checkpoints, Hooks, Stops, Evaluation, Logs, Guards,
 )  # fmt: skip
 """In the order of `mconv train --help`. A section is a page of fields and the rules that they must keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
-    Guards, Logs, Evaluation, Stops, Hooks, Checkpoints, Lora, Trained, Precision, Optimizer, Schedule, Length,
+    Guards, Logs, Evaluation, Stops, Hooks, Checkpoints, Lora, Trained, Attention, Precision, Optimizer, Schedule, Length,
     Parallelism, Instruction, Boundaries, Data, Model, Start,
 ):  # fmt: skip
     """One run. Sizes are in tokens, samples or iterations, as each field says."""

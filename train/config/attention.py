@@ -1,0 +1,19 @@
+"""Which code computes attention."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Kernels."""
+
+    attention_backend: Literal["auto", "sdpa", "transformer_engine"] = "auto"
+    """What computes softmax(q k^T) v: torch's scaled_dot_product_attention (flash on a GPU), Transformer Engine's
+    DotProductAttention, or the latter where it is installed and can do it."""
+
+    @staticmethod
+    def problems(config: Any) -> Iterator[str]:
+        """Broken rules of this section: none that a machine without Transformer Engine could know."""
+        yield from ()
