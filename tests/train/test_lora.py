@@ -263,6 +263,8 @@ REFUSED = {
         "no 'query_key_value'; it has q_proj, k_proj",
     ),
     "no rank": ({"lora_targets": ["q_proj"]}, "lora_targets needs lora_rank"),
+    "frozen twice": ({"lora_rank": 4, "freeze": ["mlp"]}, "freeze names weights of the model"),
+    "another optimizer": ({"lora_rank": 4, "resume": True}, "LoRA begins anew"),
     "rank 0": ({"lora_rank": 0}, "lora_rank is 0; it must be at least 1"),
     "another rank": ({"lora_rank": 2, "lora_load": "ADAPTER"}, "lora_rank is 2, but the adapter"),
     "no adapter": ({"lora_load": "/nowhere"}, "give the folder of a PEFT adapter"),
