@@ -100,10 +100,10 @@ def with_peft(model, adapter):
 @pytest.mark.parametrize("judge", ["by hand", "peft"])
 def test_losses_are_those_of_a_model_with_the_adapter_on_it(judge, family, run, alone, tmp_path, monkeypatch):
     """Three steps from the same adapter on the same batches: outputs, gradients and updates are PEFT's."""
-    from mconv.train.data import dataset
+    from mconv.train.data import feed
 
-    seen, batches = [], dataset.batches
-    monkeypatch.setattr(dataset, "batches", lambda *a, **k: (seen.append(b) or b for b in batches(*a, **k)))
+    seen, batches = [], feed.batches
+    monkeypatch.setattr(feed, "batches", lambda *a, **k: (seen.append(b) or b for b in batches(*a, **k)))
     if family == "falcon":
         tiny.make_falcon(tmp_path / "hf", **tiny.FALCONS["40b-biases"])
         run = run | {"load": str(tmp_path / "hf")}
