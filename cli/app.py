@@ -35,6 +35,7 @@ COMMANDS = {
     "plan": ("mconv.cli.train_plan:plan", "What a training run asks for: memory, parameters, steps, days."),
     "train": ("mconv.cli.train:train", "Finetune on megatron-core."),
     "doctor": ("mconv.cli.doctor:doctor", "What this machine can do for a run."),
+    "plot": ("mconv.cli.plot:plot", "Loss, learning rate, gradient norm and throughput of runs, Megatron-LM's too."),
     "push": ("mconv.cli.hub:push", "Publish a model folder on the Hub."),
     "pull": ("mconv.cli.hub:pull", "Fetch a model from the Hub."),
     "demo": ("mconv.cli.demo:demo", "The whole path once, offline, on a small model."),

@@ -63,7 +63,10 @@ class Follow:
                 self.say(f"exported {exported}")
             except (MconvError, OSError) as error:
                 bad.append(f"{folder.name} could not be exported: {error}")
-        return bad + (self._command(folder, iteration, exported) if self.config.after_checkpoint else [])
+        if self.config.after_checkpoint:
+            bad += self._command(folder, iteration, exported)
+        ends = bool(bad) and self.config.after_checkpoint_failure == "stop"
+        return bad + (self._ended(wait=True) if ends else [])
 
     def _exports(self, iteration: int) -> bool:
         every, interval = self.config.export_hf_every, self.config.save_interval

@@ -45,7 +45,7 @@ class Step:
 
 
 def line(
-    step: Step, *, train_iters: int, global_batch_size: int, now: datetime, measured: dict[str, float] | None = None
+    step: Step, *, train_iters: int, global_batch_size: int, now: datetime, measured: dict[str, Any] | None = None
 ) -> str:
     """Megatron-LM's line, field for field, so that its parsers read ours: no loss where every step was skipped.
 

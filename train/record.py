@@ -129,10 +129,7 @@ def hidden(value: Any, known: set[str], *, name: str = "") -> Any:
         return {key: hidden(inner, known, name=str(key)) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         flags = ["", *map(str, value)]
-        return [
-            hidden(inner, known, name=flag if flag.startswith("--") else "")
-            for flag, inner in zip(flags, value, strict=False)
-        ]
+        return [hidden(inner, known, name="" if "=" in flag else flag) for flag, inner in zip(flags, value, strict=False)]
     if not isinstance(value, str):
         return value
     if _is_secret(name) and not value.startswith("-"):

@@ -215,7 +215,12 @@ def test_the_time_left_is_that_of_the_steps_to_come():
     for iteration, seconds in ((1, 100.0), (2, 1.0), (3, 3.0)):
         found = made.measure(iteration=iteration, seconds=seconds, tokens_per_second=4000.0)
     assert found["seconds_left"] == 7 * 2.0 and found["tflops_per_gpu"] == 2.0 and "mfu" not in found
-    assert [clock(x) for x in (5.0, 3725.0, 90061.0, 180000.0)] == ["0:05", "1:02:05", "1 day, 1:01:01", "2 days, 2:00:00"]
+    assert [clock(x) for x in (5.0, 3725.0, 90061.0, 180000.0)] == [
+        "0:05",
+        "1:02:05",
+        "1 day, 1:01:01",
+        "2 days, 2:00:00",
+    ]
 
 
 def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(monkeypatch, capsys):

@@ -1,0 +1,104 @@
+"""The page of `mconv plot`: `curves.html.jinja` filled in. No script, and nothing outside of the file."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mconv.cli.plot import COLOURS, panels, summary, width
+
+if TYPE_CHECKING:
+    from mconv.train.series import Curve, Series
+
+WIDTH, HEIGHT = 720.0, 300.0
+LEFT, RIGHT, TOP, BOTTOM = 70.0, 706.0, 14.0, 252.0
+MOST = 700
+"""Points of a line: about one a pixel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """Values along one side of a frame."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        """Where a value lies."""
+        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """Round values and where they lie."""
+        step = _round_step((self.high - self.low) / 5)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [(self.at(n * step), _text(n * step, step)) for n in range(first, last + 1)]
+
+
+def page(found: "list[Series]", *, smooth: int | None) -> str:
+    """All panels of all runs."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(Path(__file__).with_name("curves.html.jinja").read_text(encoding="utf-8"))
+    runs = [(one.name, COLOURS[i % len(COLOURS)], summary(one)) for i, one in enumerate(found)]
+    frame = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
+    drawn = [_panel(names, found, smooth) for names in panels(found)]
+    return template.render(runs=runs, panels=drawn, frame=frame)
+
+
+def _panel(names: tuple[str, ...], found: "list[Series]", smooth: int | None) -> dict[str, Any]:
+    """What the template draws of one pair of axes."""
+    from mconv.train.series import CURVES, thin
+    from mconv.train.series import smooth as smoothed
+
+    every = [one.curves.get(name, []) for one in found for name in names]
+    x, y = _axes(every)
+    lines, dots = [], []
+    for number, one in enumerate(found):
+        colour = COLOURS[number % len(COLOURS)]
+        for name in names:
+            curve = one.curves.get(name, [])
+            if name == "validation_loss":
+                dots += [(colour, x.at(a), y.at(b), f"{one.name}, {CURVES[name]} at {a:,}: {b:.4g}") for a, b in curve]
+            elif (over := width(name, curve, smooth)) > 1:
+                lines.append((colour, "faint", _points(thin(curve, most=MOST), x, y)))
+                lines.append((colour, "bold", _points(thin(smoothed(curve, over=over), most=MOST), x, y)))
+            elif curve:
+                lines.append((colour, "bold", _points(thin(curve, most=MOST), x, y)))
+    title = CURVES[names[0]] if len(names) == 1 else "loss; dots are of validation" if dots else "loss"
+    return {"title": title, "lines": lines, "dots": dots, "x": x.ticks, "y": y.ticks}
+
+
+def _axes(curves: "list[Curve]") -> tuple[Axis, Axis]:
+    """Axes that hold all points, with a little room above and below."""
+    xs, ys = [x for curve in curves for x, _ in curve], [y for curve in curves for _, y in curve]
+    low, high = min(ys), max(ys)
+    room = 0.05 * (high - low) or abs(high) * 0.05 or 1.0
+    bottom = 0.0 if 0 <= low < 0.2 * high else low - room
+    return (
+        Axis(low=min(xs), high=max(max(xs), min(xs) + 1), start=LEFT, end=RIGHT),
+        Axis(low=bottom, high=high + room, start=BOTTOM, end=TOP),
+    )
+
+
+def _points(curve: "Curve", x: Axis, y: Axis) -> str:
+    return " ".join(f"{x.at(a)},{y.at(b)}" for a, b in curve)
+
+
+def _round_step(least: float) -> float:
+    """The next of 1, 2, 5 times a power of ten."""
+    scale = 10.0 ** math.floor(math.log10(least))
+    return next(scale * n for n in (1, 2, 5, 10) if scale * n >= least * (1 - 1e-9))
+
+
+def _text(value: float, step: float) -> str:
+    """A tick's value with no more digits than its step needs."""
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-2 or abs(value) >= 1e7:
+        digits = max(0, math.floor(math.log10(abs(value)) + 1e-9) - math.floor(math.log10(step) + 1e-9))
+        return f"{value:.{digits}e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    return f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"

@@ -1,0 +1,140 @@
+"""`mconv plot`: the curves of one or several runs, as a picture or a page."""
+
+import json as jsonlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from mconv.cli import options as o
+from mconv.errors import MconvError
+
+if TYPE_CHECKING:
+    from mconv.train.series import Series
+
+KINDS = (".png", ".svg", ".pdf", ".html")
+COLOURS = ("#2459a8", "#c2571a", "#14713d", "#8a3fa0", "#a8213b", "#0b7a86", "#6b5b00", "#555b63")
+"""One a run, in turn; each is told from the others in grey too, and read on white."""
+PANELS = (("loss", "validation_loss"), ("lr",), ("grad_norm",), ("tokens_per_second",), ("samples_per_second",))
+"""Curves that share axes; a panel that no run has is left out."""
+
+
+def plot(
+    runs: Annotated[list[Path], Parameter(consume_multiple=True, negative=())],
+    /,
+    *,
+    out: Path | None = None,
+    smooth: int | None = None,
+    json: o.Json = False,
+) -> None:
+    """Draw training and validation loss, learning rate, gradient norm and throughput of one or several runs.
+
+    Parameters
+    ----------
+    runs
+        Save folders, train.jsonl files, or logs as Megatron-LM or mconv printed them.
+    out
+        A .png, .svg, .pdf or .html file; plot.png if not given, or nothing with --json.
+    smooth
+        Steps that the bold line averages over; about a hundredth of the run if not given.
+    """
+    from mconv.train import series
+
+    if not runs:
+        raise MconvError("give at least one run: a save folder, a train.jsonl, or a printed log")
+    if smooth is not None and smooth < 1:
+        raise MconvError(f"--smooth is {smooth}; it must be at least 1")
+    found = series.several(runs)
+    file = out or (None if json else Path("plot.png"))
+    if file:
+        draw(found, file, smooth=smooth)
+    if json:
+        print(jsonlib.dumps([{"name": one.name, **one.curves} for one in found]))
+        return
+    for one in found:
+        print(f"{one.name}: {summary(one)}")
+    print(file)
+
+
+def summary(one: "Series") -> str:
+    """A run in a line."""
+    said = []
+    if loss := one.curves.get("loss"):
+        said.append(f"loss {loss[0][1]:.4f} at {loss[0][0]:,} to {loss[-1][1]:.4f} at {loss[-1][0]:,}")
+    if validation := one.curves.get("validation_loss"):
+        at, best = min(validation, key=lambda point: point[1])
+        said.append(f"best validation loss {best:.4f} at {at:,}")
+    return ", ".join(said) or f"{len(one.curves)} curves, no loss"
+
+
+def panels(found: "list[Series]") -> list[tuple[str, ...]]:
+    """Those that some run has points for."""
+    return [names for names in PANELS if any(name in one.curves for one in found for name in names)]
+
+
+def width(name: str, curve: list[tuple[int, float]], asked: int | None) -> int:
+    """Points that the bold line averages over: one where nothing is noise."""
+    return 1 if name == "lr" else asked or max(1, len(curve) // 100)
+
+
+def draw(found: "list[Series]", file: Path, *, smooth: int | None) -> None:
+    """Write the picture; the name's ending says in which format."""
+    if file.suffix.lower() not in KINDS:
+        raise MconvError(f"--out {file}: give a name that ends in {', '.join(KINDS)}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix.lower() == ".html":
+        from mconv.cli.curves import page
+
+        file.write_text(page(found, smooth=smooth), encoding="utf-8")
+        return
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MconvError("a picture needs matplotlib: pip install 'mconv[plot]'; an .html page does not") from error
+    shown = panels(found)
+    rows = (len(shown) + 1) // 2
+    with matplotlib.rc_context(
+        {"font.size": 9, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        figure = Figure(figsize=(11, 3.3 * rows + 0.5), layout="constrained")
+        axes = figure.subplots(rows, min(2, len(shown)), squeeze=False).flat
+        for ax, names in zip(axes, shown, strict=False):
+            _panel(ax, names, found, smooth)
+        for ax in list(axes)[len(shown) :]:
+            ax.remove()
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), frameon=False)
+        figure.savefig(file, dpi=150)
+
+
+def _panel(ax: Any, names: tuple[str, ...], found: "list[Series]", smooth: int | None) -> None:
+    """One pair of axes: each run faint as it is and bold as its running mean; validation as dots."""
+    from mconv.train.series import CURVES
+    from mconv.train.series import smooth as smoothed
+
+    for number, one in enumerate(found):
+        colour = COLOURS[number % len(COLOURS)]
+        for name in names:
+            curve = one.curves.get(name, [])
+            if name == "validation_loss" and curve:
+                ax.plot(
+                    *zip(*curve, strict=True),
+                    "o--",
+                    color=colour,
+                    ms=4,
+                    lw=1,
+                    mfc="white",
+                    label=f"{one.name}, validation",
+                )
+                continue
+            if (over := width(name, curve, smooth)) > 1:
+                ax.plot(*zip(*curve, strict=True), color=colour, lw=0.6, alpha=0.3)
+            if curve:
+                ax.plot(*zip(*smoothed(curve, over=over), strict=True), color=colour, lw=1.6, label=one.name)
+    ax.set_title(CURVES[names[0]] if len(names) == 1 else "loss", loc="left", fontsize=10, fontweight="bold")
+    ax.set_xlabel("iteration")
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 5), useMathText=True)
+    ax.grid(alpha=0.25, lw=0.6)
+    ax.margins(x=0.02)
