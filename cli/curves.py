@@ -62,7 +62,9 @@ def _panel(names: tuple[str, ...], found: "list[Series]", smooth: int | None) ->
         for name in names:
             curve = one.curves.get(name, [])
             if name == "validation_loss":
-                dots += [(colour, x.at(a), y.at(b), f"{one.name}, {CURVES[name]} at {a:,}: {b:.4g}") for a, b in curve]
+                dots += [
+                    (colour, x.at(float(a)), y.at(b), f"{one.name}, {CURVES[name]} at {a:,}: {b:.4g}") for a, b in curve
+                ]
             elif (over := width(name, curve, smooth)) > 1:
                 lines.append((colour, "faint", _points(thin(curve, most=MOST), x, y)))
                 lines.append((colour, "bold", _points(thin(smoothed(curve, over=over), most=MOST), x, y)))
@@ -74,7 +76,7 @@ def _panel(names: tuple[str, ...], found: "list[Series]", smooth: int | None) ->
 
 def _axes(curves: "list[Curve]") -> tuple[Axis, Axis]:
     """Axes that hold all points, with a little room above and below."""
-    xs, ys = [x for curve in curves for x, _ in curve], [y for curve in curves for _, y in curve]
+    xs, ys = [float(x) for curve in curves for x, _ in curve], [y for curve in curves for _, y in curve]
     low, high = min(ys), max(ys)
     room = 0.05 * (high - low) or abs(high) * 0.05 or 1.0
     bottom = 0.0 if 0 <= low < 0.2 * high else low - room
@@ -85,7 +87,7 @@ def _axes(curves: "list[Curve]") -> tuple[Axis, Axis]:
 
 
 def _points(curve: "Curve", x: Axis, y: Axis) -> str:
-    return " ".join(f"{x.at(a)},{y.at(b)}" for a, b in curve)
+    return " ".join(f"{x.at(float(a))},{y.at(b)}" for a, b in curve)
 
 
 def _round_step(least: float) -> float:
