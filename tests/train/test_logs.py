@@ -95,7 +95,7 @@ def test_what_a_run_says_and_leaves(run, tmp_path, monkeypatch):
     ]
     assert names == sorted(names) and {"hidden_size", "train_iters", "seq_length"} <= set(names)
     lines = [found for found in map(megatron_log.iteration_line, said) if found]
-    assert [line.iteration for line in lines] == [1, 2] and "eta: 0:00" not in dump
+    assert [line.iteration for line in lines] == [1, 2]
     values = lines[1].values
     assert list(values)[2] == megatron_log.THROUGHPUT and values["memory (GiB)"] > 0.05 and "| eta: " in dump
 

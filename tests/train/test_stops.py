@@ -117,7 +117,7 @@ def test_a_trigger_that_comes_during_the_save_stays(run, tmp_path, monkeypatch):
     from mconv.train import loop
 
     saved = loop.save
-    monkeypatch.setattr(loop, "save", lambda run: (saved(run), (tmp_path / "triggers" / "exit").touch()))
+    monkeypatch.setattr(loop, "save", lambda *a, **k: (saved(*a, **k), (tmp_path / "triggers" / "exit").touch()))
     train(**run, save=str(tmp_path), exit_after=2)
     assert (tmp_path / "triggers" / "exit").exists()
 
