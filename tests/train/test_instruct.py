@@ -134,8 +134,8 @@ def test_every_way_to_write_a_conversation(folder, tmp_path):
     keys = Keys(question="ask", answer="reply", system="sys")
     source = write(tmp_path / "s.jsonl", [*ways, {"messages": []}])
     (tmp_path / "s.jsonl.gz").write_bytes(gzip.compress(source.read_bytes()))
-    for name, path, workers in (("a", source, 1), ("b", tmp_path / "s.jsonl.gz", 2)):
-        made = instruct([path], tmp_path / name, tokenizer=folder, template="chatml", keys=keys, workers=workers)
+    for name, path in (("a", source), ("b", tmp_path / "s.jsonl.gz")):
+        made = instruct([path], tmp_path / name, tokenizer=folder, template="chatml", keys=keys)
         assert (made.documents, made.empty) == (3, 1)
     assert said(tmp_path / "a", 0) == said(tmp_path / "a", 1) == said(tmp_path / "a", 2) == said(tmp_path / "b", 2)
 

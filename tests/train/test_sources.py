@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.train.data.index import open_index
@@ -117,6 +119,21 @@ def test_a_damaged_index_is_refused_by_name(name, tree, tmp_path):
     DAMAGE[name](tmp_path / "d")
     with pytest.raises(FormatError, match=str(tmp_path / "d")):
         open_index(tmp_path / "d")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(at=st.integers(0, 1873), value=st.integers(0, 255), cut=st.integers(0, 1874) | st.none())
+def test_no_byte_of_an_index_leads_out_of_its_file(at, value, cut, tree, tmp_path):
+    raw = bytearray(Path(f"{tree / 'b/y'}.idx").read_bytes())
+    raw[at % len(raw)] = value
+    (tmp_path / "f.idx").write_bytes(raw[:cut])
+    shutil.copy(f"{tree / 'b/y'}.bin", tmp_path / "f.bin")
+    try:
+        found = open_index(tmp_path / "f")
+    except FormatError as error:
+        assert "f.idx" in str(error) or "f.bin" in str(error)
+        return
+    assert sum(len(found[n]) for n in range(len(found))) == len(found.tokens)
 
 
 def drawn(mix, cache, *, samples=(1000, 0, 0), split="100,0,0"):

@@ -107,7 +107,8 @@ def _text(run: Run, blends: list[Blend | None], prefixes: list[Path]) -> Sets:
 def _conversations(run: Run, blends: list[Blend | None], say: Say) -> Sets:
     """Instruction data, through our own."""
     config, uses = run.config, _uses(run, blends)
-    checks.check_conversations([p for use in uses for p in use.mix.prefixes], vocab_size=run.spec.vocab_size)
+    prefixes = dict.fromkeys(prefix for use in uses for prefix in use.mix.prefixes)
+    checks.check_conversations(list(prefixes), vocab_size=run.spec.vocab_size)
     wanted = dict(zip(USES, _samples(run, weighed=True), strict=True))
     made = {
         use.name: instruction.endless(
