@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mconv.convert.checkpoint import Checkpoint, target_layout
-from mconv.errors import ConfigError, LayoutError
+from mconv.errors import ConfigError, LayoutError, refuse
 from mconv.shard.layout import Layout, padded_vocab
 from mconv.train import architecture, flops, memory
 from mconv.train.config import TrainConfig
@@ -76,6 +76,7 @@ def plan(
     `tokens_per_second`: over all ranks; or `tflops`: of each rank. `endless`: nobody knows how long the run is,
     whatever the configuration says. Raises ConfigError or LayoutError, as the run would.
     """
+    _check_whole(config)
     opened = architecture.origin(config)
     layout, world = layout_of(config, opened), world or config.nproc_per_node or config.tp * config.pp
     if world % (layout.tp * layout.pp):
@@ -98,6 +99,13 @@ def plan(
         flops_per_iteration=per_token * length * config.global_batch_size,
         pace=_pace(per_token, world, None if samples is None else samples.train * length, tokens_per_second, tflops),
     )  # fmt: skip
+
+
+def _check_whole(config: TrainConfig) -> None:
+    """Refuse what is counted as if the whole model were trained: gradients, optimizer and activations would be wrong."""
+    partly = [name for name in ("lora_rank", "lora_load", "freeze") if getattr(config, name)]
+    bad = [f"{name}: `mconv plan` counts the memory of runs that train the whole model; leave it out" for name in partly]
+    refuse(bad, doing="planning a run", kind=ConfigError)
 
 
 def layout_of(config: TrainConfig, opened: Checkpoint) -> Layout:

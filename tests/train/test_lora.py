@@ -181,10 +181,24 @@ def test_resumed_is_bit_equal(fresh, saved, tmp_path):
 
 
 def test_resumed_at_another_layout(run, alone, world, tmp_path):
-    fields = run | {"save": str(tmp_path), "distributed_optimizer": True}
+    """And what was saved by cut ranks is, whole, what one rank saves."""
+    from mconv.convert import adapted
+
+    fields = run | {"save": str(tmp_path / "cut"), "distributed_optimizer": True}
     first = world.run(f"{JOBS}:train", **fields, tp=2, pp=2, exit_after=2)[0]
     second = jobs.train(**fields)
     assert far({k: first[k] + second[k] for k in ("losses", "grad_norms")}, alone) < 1e-4
+    jobs.train(**fields | {"save": str(tmp_path / "one")}, exit_after=2)
+    ours, theirs = (adapted.open_run(tmp_path / name, 2).adapter.factors for name in ("cut", "one"))
+    assert max(float((ours[key] - theirs[key]).abs().max()) for key in theirs) < 1e-4
+
+
+def test_a_plan_does_not_count_it_as_the_whole_model(run):
+    from mconv.train.config import make
+    from mconv.train.plan import plan
+
+    with pytest.raises(ConfigError, match="lora_load: `mconv plan` counts the memory"):
+        plan(make(run))
 
 
 def test_a_checkpoint_holds_the_adapter_alone(saved):
