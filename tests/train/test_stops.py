@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -248,3 +249,36 @@ def test_signals_to_the_launchers_processes(run, tmp_path):
                 os.kill(pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
+
+
+@pytest.mark.big
+def test_two_nodes_as_srun_starts_them(run, tmp_path):
+    """Two ranks without a launcher, as `srun` starts one a node; SIGUSR2 to the second, as Slurm may send it."""
+    (tmp_path / "run.json").write_text(json.dumps(run | {"train_iters": 100000, "save": str(tmp_path / "run")}))
+    joined = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-m", "mconv", "train", str(tmp_path / "run.json")]
+    nodes = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | joined | {"RANK": rank}
+        )
+        for rank in "01"
+    ]
+    try:
+        for line in nodes[0].stdout:
+            if "iteration        2/" in line:
+                nodes[1].send_signal(signal.SIGUSR2)
+                break
+        said = [node.communicate(timeout=120)[0] for node in nodes]
+        assert [node.returncode for node in nodes] == [0, 0], said
+        assert (tmp_path / "run" / "latest_checkpointed_iteration.txt").is_file() and "iteration" not in said[1]
+    finally:
+        for node in nodes:
+            node.kill()
+            node.wait()
+            node.stdout.close()
+
+
+def free_port():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
