@@ -3,6 +3,7 @@
 import random
 import shutil
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mconv.errors import FormatError
 from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec
 from mconv.train import adapt
+from mconv.train.config import TrainConfig
 from mconv.train.engine import unwrap
 from mconv.train.mcore import ShardedObject, StrictHandling, dist_checkpointing, parallel_state, quiet, tensor_parallel
 from mconv.train.optimizer import set_step, steps_taken
@@ -28,8 +30,16 @@ CONTENT = {
     "chained_optim_avoid_prefix": True,
     # the one layout of optimizer state that another tp x pp x dp can read
     "distrib_optim_sharding_type": "fully_reshardable",
+    "distrib_optim_fully_reshardable_mem_efficient": False,
 }
 """How megatron-core is to lay out what it saves; it travels in the checkpoint, and Megatron-LM reads it there."""
+SETTINGS = (
+    "micro_batch_size", "global_batch_size", "train_iters", "lr", "min_lr", "lr_decay_style", "lr_decay_iters",
+    "lr_warmup_iters", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "sgd_momentum", "clip_grad", "optimizer",
+    "seed", "split", "mock_data", "make_vocab_size_divisible_by", "save_interval", "eval_interval", "eval_iters",
+    "log_interval", "async_save",
+)  # fmt: skip
+"""Fields of the configuration that are args of Megatron-LM's, by the same names and with the same meaning."""
 
 
 def state(
@@ -41,19 +51,23 @@ def state(
     scheduler: Any,
     spec: ModelSpec,
     parallel: Parallel,
+    settings: Mapping[str, Any],
     memory: dict[str, Any] | None = None,
+    flops: float = 0.0,
 ) -> dict[str, Any]:
     """All that a run needs to go on, as megatron-core saves it; every rank calls it.
 
-    `memory` is what `load` is to give back: plain values.
+    `settings` are args of the run's configuration; `memory` is what `load` is to give back: plain values; `flops` are the
+    floating-point operations so far.
     """
     set_step(optimizer, steps_taken(optimizer))  # rank 0 writes the counter, and may have nothing to train itself
     return {
         **_sharded(chunks, optimizer, loading=False),
         "opt_param_scheduler": scheduler.state_dict(),
-        "args": _args(spec, parallel, chunks, iteration=iteration, consumed=consumed),
+        "args": _args(spec, parallel, chunks, {**settings, "iteration": iteration, "consumed_train_samples": consumed}),
         "checkpoint_version": 3.0,
         "iteration": iteration,
+        "num_floating_point_operations_so_far": flops,
         "mconv": memory or {},
     }
 
@@ -176,16 +190,28 @@ def _set_rng(states: dict[str, Any]) -> None:
     tensor_parallel.get_cuda_rng_tracker().set_states(states["rng_tracker_states"])
 
 
-def _args(spec: ModelSpec, parallel: Parallel, chunks: list[Any], *, iteration: int, consumed: int) -> Namespace:
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """What of a configuration Megatron-LM knows as its args."""
+    told = {name: getattr(config, name) for name in SETTINGS}
+    return {**told, "use_distributed_optimizer": config.distributed_optimizer, "transformer_impl": "local"}
+
+
+def distributed(checkpoint: Checkpoint) -> bool | None:
+    """Whether a checkpoint's optimizer was shared among replicas; None if it does not say."""
+    said = getattr(checkpoint.common.get("args"), "use_distributed_optimizer", None)
+    return None if said is None else bool(said)
+
+
+def _args(spec: ModelSpec, parallel: Parallel, chunks: list[Any], settings: Mapping[str, Any]) -> Namespace:
     """Megatron-LM's args of this checkpoint: plain values only, since it loads with torch's weights_only."""
     whole = unwrap(chunks[0])
     layout = Layout(tp=parallel.tp, pp=parallel.pp, padded_vocab=whole.vocab_size)
     dtype = str(whole.config.params_dtype).removeprefix("torch.")
-    args = args_of(spec, layout, dtype=dtype, iteration=iteration)
+    args = args_of(spec, layout, dtype=dtype)
     world = torch.distributed.get_world_size()
     vars(args).update(
-        no_save_optim=False, no_save_rng=False, consumed_train_samples=consumed, world_size=world,
-        data_parallel_size=parallel.data_parallel(world), sequence_parallel=parallel.sequence_parallel,
+        no_save_optim=False, no_save_rng=False, world_size=world, data_parallel_size=parallel.data_parallel(world),
+        sequence_parallel=parallel.sequence_parallel, **settings,
     )  # fmt: skip
     if found := adapt.adapted(whole):
         args.lora = found.to_dict()

@@ -14,6 +14,7 @@ from mconv.train import log as logs
 from mconv.train.begin import Beginning, where
 from mconv.train.config import TrainConfig
 from mconv.train.engine import build, check_known, init, unwrap
+from mconv.train.flops import per_token
 from mconv.train.freeze import count, freeze
 from mconv.train.length import check as check_batches
 from mconv.train.length import length
@@ -86,7 +87,7 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     _check_same_run(config, opened, resumed=source is not None)
     spec, seq_length = opened.spec, config.seq_length or opened.spec.max_position_embeddings
     _check(config, parallel, spec, seq_length)
-    begun = takeover.opened(opened) if config.resume and source is None else None
+    begun = takeover.opened(opened) if (config.resume and not source) or _reshared(config, opened, own=own) else None
     padded = weights.padded_size(opened, parallel, multiple=config.make_vocab_size_divisible_by)
     whole = build(
         spec, padded_vocab_size=padded, parallel=parallel, dtype=dtype_of(config),
@@ -108,7 +109,7 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     chunks = [_data_parallel(whole, config, normalise)]
     optimizer = make_optimizer(chunks, config)
     at = checkpoint.Loaded()
-    if source:
+    if source and not begun:
         at = checkpoint.load(source, chunks=chunks, optimizer=optimizer)
     elif begun:
         at = takeover.take_over(opened, begun, chunks=chunks, optimizer=optimizer, parallel=parallel)
@@ -124,6 +125,11 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     return run
 
 
+def _reshared(config: TrainConfig, opened: Checkpoint, *, own: bool) -> bool:
+    """Whether the run's own optimizer is to be shared among replicas and was not, or was and is not to be."""
+    return own and checkpoint.distributed(opened) not in (None, config.distributed_optimizer)
+
+
 def _saver(config: TrainConfig, begun: Beginning) -> Saver | None:
     if config.save is None:
         return None
@@ -137,9 +143,11 @@ def save(run: Run, *, then: Then = nothing) -> None:
     """Write a checkpoint of the run as it stands, or begin to; `then` is called on all ranks when it is whole."""
     assert run.saver is not None
     spec, origin = run.spec, run.origin
+    flops = per_token(spec, run.seq_length) * run.seq_length * run.consumed
     state = checkpoint.state(
         iteration=run.iteration, consumed=run.consumed, chunks=run.chunks, optimizer=run.optimizer,
         scheduler=run.scheduler, spec=spec, parallel=run.parallel, memory=run.memory,
+        settings=checkpoint.settings_of(run.config), flops=flops,
     )  # fmt: skip
     args = state["args"]
     run.saver.save(

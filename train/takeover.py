@@ -50,7 +50,8 @@ def take_over(
     common = checkpoint.common
     consumed = int(common["args"].consumed_train_samples)
     scheduled = int(common.get("opt_param_scheduler", {}).get("num_steps", consumed))
-    return Loaded(iteration=int(common["iteration"]), consumed=consumed, scheduled=scheduled)
+    memory = common.get("mconv", {})
+    return Loaded(iteration=int(common["iteration"]), consumed=consumed, scheduled=scheduled, memory=memory)
 
 
 def _put(optimizer: Any, parameter: torch.nn.Parameter, kind: str, whole: Tensor) -> None:

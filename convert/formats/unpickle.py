@@ -98,6 +98,13 @@ def _parameter(data: Pending, *_: object) -> Pending:
     return data
 
 
+def _typed(rebuild: Any, kind: Any, args: Any, *_: object) -> Pending:
+    """A tensor with attributes (Megatron marks its main weights so), which are let go."""
+    if rebuild not in (_tensor, _parameter) or not isinstance(args, tuple):
+        raise pickle.UnpicklingError("a tensor that is rebuilt by something else")
+    return _parameter(*args) if rebuild is _parameter else _tensor(*args)
+
+
 def _size(values: tuple[int, ...] = ()) -> tuple[int, ...]:
     return tuple(values)
 
@@ -124,6 +131,9 @@ COMMON: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _typed,
+    ("torch", "Tensor"): _opaque,
+    ("torch.nn.parameter", "Parameter"): _opaque,
     ("torch.serialization", "_get_layout"): _opaque,
     ("numpy", "dtype"): _opaque,
     ("numpy", "ndarray"): StandIn,

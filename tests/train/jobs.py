@@ -246,6 +246,55 @@ def plain_loop(case: Path, *, steps: int, seed: int, lr: float, min_lr: float, t
     return {"losses": losses, "grad_norms": norms}
 
 
+def save_like_megatron(form: str, root: str, **fields: Any) -> None:
+    """A run that leaves its last step as Megatron-LM does: flat buckets in torch_dist, or a file for each rank."""
+    from mconv.train import checkpoint, loop
+    from mconv.train.mcore import parallel_state as ps
+    from mconv.train.optimizer import parts
+
+    made: list[Any] = []
+    step = loop.step
+
+    def noted(run: Any, feed: Any) -> Any:
+        made[:] = [run]
+        return step(run, feed)
+
+    content = dict(checkpoint.CONTENT)
+    loop.step = noted
+    try:
+        if form == "dp_reshardable":
+            checkpoint.CONTENT["distrib_optim_sharding_type"] = form
+            train(**fields, save=root)
+            return
+        train(**fields, save=f"{root}/own")
+    finally:
+        loop.step = step
+        checkpoint.CONTENT.update(content)
+    run = made[0]
+    folder = Path(root) / f"iter_{run.iteration:07d}" / _rank_folder(ps, run.parallel.pp)
+    state = checkpoint.state(
+        iteration=run.iteration, consumed=run.consumed, chunks=run.chunks, optimizer=run.optimizer,
+        scheduler=run.scheduler, spec=run.spec, parallel=run.parallel, settings=checkpoint.settings_of(run.config),
+    )  # fmt: skip
+    if ps.get_data_parallel_rank() == 0:
+        folder.mkdir(parents=True)
+        kept = {name: state[name] for name in ("args", "iteration", "checkpoint_version", "opt_param_scheduler")}
+        kept["args"].transformer_impl = "local"
+        model = {"model": checkpoint.unwrap(run.chunks[0]).state_dict()}
+        torch.save({**kept, **model, "optimizer": run.optimizer.state_dict()}, folder / "model_optim_rng.pt")
+        Path(root, "latest_checkpointed_iteration.txt").write_text(f"{run.iteration}\n")
+    if form == "distrib_optim.pt":
+        flat = parts(run.optimizer)[0].get_parameter_state_dp_zero(use_gloo_comm=False)
+        if flat is not None:
+            torch.save(flat, folder / form)
+    torch.distributed.barrier()
+
+
+def _rank_folder(ps: Any, pp: int) -> str:
+    stage = f"_{ps.get_pipeline_model_parallel_rank():03d}" if pp > 1 else ""
+    return f"mp_rank_{ps.get_tensor_model_parallel_rank():02d}{stage}"
+
+
 def train_with_one_slow_writer(folder: str, **fields: Any) -> list[tuple[int, int | None]]:
     """A run that saves at 2 and 4 in the background; rank 3 may write only from its fifth step on. (step, tracker)."""
     import time

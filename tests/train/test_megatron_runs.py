@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from mconv.convert import optimizer as states
+from mconv.convert.formats import torch_dist
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.source import Source, assemble
 from mconv.errors import FormatError
@@ -130,6 +131,47 @@ def test_the_validation_loss_is_the_one_that_megatron_printed(case):
         loss = evaluate(run, feed.feed(run, valid, consumed=0))
     # bf16: our attention rounds elsewhere than Megatron-LM's unfused one; measured 3.2e-4
     assert loss == pytest.approx(printed, abs=1e-3 if config.bf16 else 1e-6)
+
+
+# ---- the other way -------------------------------------------------------------------------------------------------
+def test_what_a_run_saves_has_megatrons_keys_and_args(tmp_path):
+    """The same run as `td-dp2-distopt-reshardable`: each tensor, byte object, common value and arg that a load reads."""
+    case = GOLDEN / "td-dp2-distopt-reshardable"
+    fields = {**go_on(case.name), "load": str(case / "hf"), "resume": False, "train_iters": 3}
+    jobs.train(**fields, make_vocab_size_divisible_by=48, distributed_optimizer=True, save=str(tmp_path))
+    ours, theirs = (stored(root / "iter_0000003") for root in (tmp_path, case / "ckpt"))
+    assert ours["tensors"] == theirs["tensors"] and ours["blobs"] == theirs["blobs"]
+    flops = "num_floating_point_operations_so_far"
+    assert set(ours["common"]) - {"mconv"} == set(theirs["common"]) and ours["common"][flops] > 0
+    for name in set(theirs["common"]) - {flops}:
+        assert ours["common"][name] == theirs["common"][name], name
+    differ = {name for name in set(ours["args"]) & set(theirs["args"]) if ours["args"][name] != theirs["args"][name]}
+    assert differ <= DIFFERENT
+    assert set(theirs["args"]) & set(READ_AT_LOAD) <= set(ours["args"])
+
+
+DIFFERENT = {
+    "seq_length", "encoder_seq_length",  # the model's length, as for all that mconv writes
+    "vocab_size",  # NullTokenizer counts one less
+    "use_rotary_position_embeddings", "no_persist_layer_norm", "no_save_optim", "no_save_rng",  # other words for the same
+    "data_parallel_size", "world_size", "iteration", "lr_decay_iters", "params_dtype",
+    "split", "save_interval", "eval_interval", "eval_iters",  # of this run
+}  # fmt: skip
+READ_AT_LOAD = (
+    "tensor_model_parallel_size", "pipeline_model_parallel_size", "world_size", "data_parallel_size", "no_save_rng",
+    "no_save_optim", "consumed_train_samples", "skipped_train_samples", "consumed_valid_samples", "num_layers",
+    "hidden_size", "num_attention_heads", "max_position_embeddings", "make_vocab_size_divisible_by",
+    "padded_vocab_size", "ckpt_format", "use_distributed_optimizer", "add_position_embedding",
+)  # fmt: skip
+"""Args of a checkpoint that Megatron-LM looks at when it goes on with a run."""
+
+
+def stored(folder):
+    """Everything that a torch_dist folder holds, without the values of its tensors."""
+    tensors, common = torch_dist.open_folder(folder)
+    training, blobs = torch_dist.open_training(folder)
+    shapes = {name: (x.shape, x.dtype) for name, x in {**tensors, **training}.items()}
+    return {"tensors": shapes, "blobs": set(blobs), "args": vars(common.pop("args")), "common": common}
 
 
 # ---- a curve from its first step -------------------------------------------------------------------------------------

@@ -1,0 +1,208 @@
+"""Resuming: what a resumed run must have, lost piece by piece; layouts of the optimizer's state; kills."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+JOBS = Path(__file__).with_name("jobs.py")
+_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
+jobs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(jobs)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    jobs.hf_folder(folder / "hf", jobs.variant(num_layers=2))
+    return {
+        "load": str(folder / "hf"), "mock_data": True, "train_iters": 5, "lr": 1e-2, "global_batch_size": 4,
+        "seq_length": 16, "make_vocab_size_divisible_by": 8, "hidden_dropout": 0.1,
+    }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_group():
+    yield
+    from mconv.train import engine
+
+    engine.shutdown()
+
+
+# ---- what a resumed run must have ------------------------------------------------------------------------------------
+def loses_the_step(patch):
+    from mconv.train import checkpoint
+
+    patch.setattr(checkpoint, "set_step", lambda optimizer, step: original(optimizer, 0))
+    original = sys.modules["mconv.train.optimizer"].set_step
+
+
+def keeps_the_step_of_before_the_load(patch):
+    """As megatron-core does by itself in one format."""
+    from mconv.train import checkpoint
+
+    patch.setattr(checkpoint, "_step_of", lambda optimizer: 1)
+
+
+def shares_one_step(patch):
+    """As megatron-core does by itself: one tensor, which Adam counts up once for each parameter."""
+    from mconv.train import checkpoint, optimizer
+
+    def set_step(whole, step):
+        one = torch.tensor(float(step))
+        for inner in optimizer._inner(whole):
+            for state in inner.state.values():
+                state["step"] = one
+
+    patch.setattr(checkpoint, "set_step", set_step)
+
+
+def loses_the_moments(patch):
+    from mconv.train import checkpoint, optimizer
+
+    original = optimizer.set_step
+
+    def set_step(whole, step):
+        original(whole, step)
+        for inner in optimizer._inner(whole):
+            for state in inner.state.values():
+                state["exp_avg"].zero_()
+
+    patch.setattr(checkpoint, "set_step", set_step)
+
+
+def loses(field):
+    """One of the values that say where a run stood."""
+
+    def plant(patch):
+        from mconv.train import checkpoint
+
+        original = checkpoint.load
+        patch.setattr(checkpoint, "load", lambda *a, **k: dataclasses.replace(original(*a, **k), **{field: 0}))
+
+    return plant
+
+
+def loses_the_random_states(patch):
+    from mconv.train import checkpoint
+
+    patch.setattr(checkpoint, "_set_rng", lambda states: None)
+
+
+FAULTS = {
+    "the step is lost": loses_the_step,
+    "the step of before the load is kept": keeps_the_step_of_before_the_load,
+    "all parameters share one step": shares_one_step,
+    "the first moments are lost": loses_the_moments,
+    "the data begins anew": loses("consumed"),
+    "the schedule begins anew": loses("scheduled"),
+    "the random states are lost": loses_the_random_states,
+}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "distopt"])
+def half(request, run, tmp_path_factory):
+    """A run, the losses of which are known to its end, stopped after two of five steps."""
+    from mconv.train import engine
+
+    fields = run | {"distributed_optimizer": request.param}
+    root = tmp_path_factory.mktemp("half") / "run"
+    losses = jobs.train(**fields)["losses"]
+    jobs.train(**fields, save=str(root), exit_after=2)
+    engine.shutdown()
+    return fields, root, losses
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_what_a_resume_loses_is_seen_in_the_losses(fault, half, tmp_path, monkeypatch):
+    fields, root, losses = half
+    shutil.copytree(root, tmp_path / "run")
+    if fault:
+        FAULTS[fault](monkeypatch)
+    resumed = jobs.train(**fields, save=str(tmp_path / "run"))["losses"]
+    assert (resumed == losses[2:]) is (fault is None), (resumed, losses)
+
+
+def test_the_optimizer_may_be_shared_among_replicas_or_not(half, tmp_path):
+    """Saved one way, gone on with the other: not megatron-core's own loading, but the same losses (without dropout)."""
+    fields, _, _ = half
+    fields = fields | {"hidden_dropout": 0.0}
+    whole = jobs.train(**fields)["losses"]
+    jobs.train(**fields, save=str(tmp_path), exit_after=2)
+    other = fields | {"distributed_optimizer": not fields["distributed_optimizer"]}
+    assert jobs.train(**other, save=str(tmp_path))["losses"] == pytest.approx(whole[2:], abs=1e-6)
+
+
+# ---- Megatron-LM's formats, at layouts of several ranks ---------------------------------------------------------------
+FORMATS = {
+    "dp_reshardable": ({"tp": 2, "distributed_optimizer": True}, {}),
+    "distrib_optim.pt": ({"tp": 2, "distributed_optimizer": True, "bf16": True}, {"distributed_optimizer": True}),
+    "numbered": ({"tp": 2, "pp": 2, "bf16": True}, {"distributed_optimizer": True}),
+}
+"""Format -> how the run that leaves it is spread, and the optimizer that goes on."""
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_goes_on_at_another_layout(form, run, world, tmp_path):
+    """Saved by megatron-core's optimizers as Megatron-LM does, at tp x pp x dp; gone on with by pp 2 x dp 2."""
+    layout, other = FORMATS[form]
+    fields, half = run | {"hidden_dropout": 0.0}, layout.get("bf16", False)
+    whole = world.run(f"{JOBS}:train", **fields, **layout)[0]["losses"]
+    world.run(f"{JOBS}:save_like_megatron", form=form, root=str(tmp_path), **fields, **layout, exit_after=3)
+    fields |= {"pp": 2, "bf16": half, "load": str(tmp_path), "resume": True, **other}
+    resumed = world.run(f"{JOBS}:train", **fields)[0]
+    assert resumed["iteration"] == 5
+    assert resumed["losses"] == pytest.approx(whole[3:], abs=2e-2 if half else 1e-5)
+
+
+# ---- kills -----------------------------------------------------------------------------------------------------------
+def finish_in_spite_of_kills(fields, root, *, kills, seed):
+    """Start `mconv train` again and again, killing it and its ranks at random moments but the last time; its log."""
+    dice = random.Random(seed)
+    command = [sys.executable, "-m", "mconv", "train"]
+    for name, value in (fields | {"save": str(root)}).items():
+        flag = f"--{name.replace('_', '-')}"
+        command += [flag] if value is True else [flag, str(value)]
+    for attempt in range(kills + 1):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        if attempt < kills:
+            began = lines(root)
+            while process.poll() is None and lines(root) == began:
+                time.sleep(0.02)  # until it takes steps
+            time.sleep(dice.uniform(0, 1.5))
+            os.killpg(process.pid, signal.SIGKILL)
+        said = process.communicate()[0].decode()
+    assert process.returncode == 0, said
+    log = [json.loads(line) for line in (root / "train.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in log]
+
+
+def lines(root):
+    log = root / "train.jsonl"
+    return log.read_text() if log.is_file() else ""
+
+
+@pytest.mark.parametrize(
+    "more, kills",
+    [
+        pytest.param({"async_save": True}, 1, id="async, one kill"),
+        pytest.param({"async_save": True, "keep_last": 2}, 8, id="async, eight kills", marks=pytest.mark.big),
+        pytest.param({"tp": 2, "nproc_per_node": 2}, 6, id="two ranks, six kills", marks=pytest.mark.big),
+    ],
+)
+def test_a_run_that_is_killed_at_random_moments_has_the_losses_of_one_that_is_not(more, kills, run, world, tmp_path):
+    fields = run | {"train_iters": 30 + 20 * kills, "save_interval": 3, "lr_decay_iters": 400, **more}
+    killed = finish_in_spite_of_kills(fields, tmp_path / "run", kills=kills, seed=kills)
+    whole = tmp_path / "whole"
+    assert killed == finish_in_spite_of_kills(fields | {"save_interval": 0}, whole, kills=0, seed=0)
+    assert not list((tmp_path / "run").glob(".iter*"))
