@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,8 @@ class Saver:
     queue: Any = field(default_factory=AsyncCallsQueue)
     pending: int | None = None
     """The iteration that is being written."""
+    leaving: list[threading.Thread] = field(default_factory=list)
+    """Removals of old checkpoints, which need not be waited for: to unlink gigabytes takes a while."""
 
     @quiet()
     def save(self, iteration: int, state: dict[str, Any], *, finish: Finish, then: Then) -> None:
@@ -90,10 +93,12 @@ class Saver:
 
     @quiet()
     def settle(self) -> None:
-        """Wait for the checkpoint that is being written."""
+        """Wait for the checkpoint that is being written, and for old ones to be gone."""
         if self.pending is not None:
             with self._told():
                 self.queue.maybe_finalize_async_calls(blocking=True)
+        while self.leaving:
+            self.leaving.pop().join()
 
     @contextlib.contextmanager
     def settled(self) -> Iterator[None]:
@@ -141,7 +146,7 @@ class Saver:
                 self.others.add(int(named))
             point(self.root, iteration)
             for old in self._expired():
-                remove(old)
+                self.leaving.append(remove(old))
         torch.distributed.barrier()
         self.saved, self.pending = iteration, None
         then()
@@ -200,11 +205,13 @@ def publish(partial: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def remove(folder: Path) -> None:
-    """Let a checkpoint go: hidden first, so that a kill in the middle leaves no half of it in sight."""
+def remove(folder: Path) -> threading.Thread:
+    """Let a checkpoint go: hidden at once, so that a kill in the middle leaves no half of it in sight."""
     old = _hidden(folder)
     folder.rename(old)
-    shutil.rmtree(old, ignore_errors=True)
+    going = threading.Thread(target=shutil.rmtree, args=(old,), kwargs={"ignore_errors": True})
+    going.start()
+    return going
 
 
 def _hidden(folder: Path) -> Path:
