@@ -296,7 +296,7 @@ def _rank_folder(ps: Any, pp: int) -> str:
 
 
 def train_with_one_slow_writer(folder: str, **fields: Any) -> list[tuple[int, int | None]]:
-    """A run that saves at 2 and 4 in the background; rank 3 may write only from its fifth step on. (step, tracker)."""
+    """A run that saves at 2 and 4 in the background; rank 1 may write only after its fifth step. (step, tracker)."""
     import time
 
     from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
@@ -308,7 +308,7 @@ def train_with_one_slow_writer(folder: str, **fields: Any) -> list[tuple[int, in
     seen: list[tuple[int, int | None]] = []
 
     def slow_write(*args: Any, **options: Any) -> None:
-        while rank == 3 and not gate.exists():
+        while rank == 1 and not gate.exists():
             time.sleep(0.01)
         write(*args, **options)
 

@@ -123,7 +123,7 @@ def test_a_writers_error_is_raised_and_the_old_state_stays(run, whole, tmp_path,
 
 
 def test_all_ranks_must_have_written(run, world, tmp_path):
-    """Three ranks are done at once, the last one waits for a later step: the tracker waits for it."""
+    """Three ranks are done at once, another waits for a later step: the tracker waits for it."""
     seen = world.run(f"{JOBS}:train_with_one_slow_writer", folder=str(tmp_path), **run, tp=2, save=str(tmp_path / "run"))
     assert all(ours == seen[0] for ours in seen)
     assert seen[0][:5] == [(0, None), (1, None), (2, None), (3, None), (4, 2)]
