@@ -62,7 +62,8 @@ def _plan(
 def _filled(values: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """The fields with what a plan does not depend on filled in, and whether they say how long the run is."""
     known = any(values.get(name) is not None for name in ("train_iters", "train_samples"))
-    idle: dict[str, Any] = {"lr": 1.0, "data": None if values.get("mock_data") else ["none"]}
+    read = any(values.get(name) for name in ("mock_data", "train_data"))
+    idle: dict[str, Any] = {"lr": 1.0, "data": None if read else ["none"]}
     if not known:
         idle |= {"train_iters": 1 << 40}
     if values.get("preset") or values.get("model"):
