@@ -14,6 +14,7 @@ from mconv.convert.dialects import mcore
 from mconv.convert.families import FAMILIES
 from mconv.convert.table import Logical
 from mconv.shard.layout import Layout
+from mconv.shard.stages import stage_layers
 from mconv.spec import ModelSpec
 
 FP32 = 4
@@ -57,6 +58,9 @@ class Rank:
     gradients: int
     optimizer: int
     activations: int
+    """At most at one time, `again` among them."""
+    again: int
+    """What backward makes anew at one time, of what was not kept."""
 
     @property
     def total(self) -> int:
@@ -72,7 +76,8 @@ def ranks(spec: ModelSpec, layout: Layout, setting: Setting) -> list[Rank]:
 
 def _shares(spec: ModelSpec, layout: Layout) -> list[list[tuple[Logical, int]]]:
     """Of each stage, the tensors that one of its ranks holds and their elements."""
-    family, found = FAMILIES[spec.family], [[] for _ in range(layout.pp)]  # type: ignore[var-annotated]
+    family = FAMILIES[spec.family]
+    found: list[list[tuple[Logical, int]]] = [[] for _ in range(layout.pp)]
     for place, _, logical in spell.rank_tensors(mcore.DIALECT, family, spec, layout):
         piece = spell.rank_piece(mcore.DIALECT, family, spec, layout, logical, 0)
         found[place.stage].append((logical, prod(piece.shape)))
@@ -85,6 +90,7 @@ def _rank(spec: ModelSpec, layout: Layout, setting: Setting, stage: int, held: l
     count, buffered = sum(n for _, n in held), _buffered(trained, setting)
     half = setting.itemsize < FP32
     shared = setting.replicas if setting.distributed_optimizer else 1
+    kept, again = _activations(spec, layout, setting, stage)
     return Rank(
         stage=stage,
         layers=len({logical.layer for logical, _ in held if logical.layer is not None}),
@@ -92,7 +98,8 @@ def _rank(spec: ModelSpec, layout: Layout, setting: Setting, stage: int, held: l
         weights=setting.itemsize * (count - sum(trained) + buffered),
         gradients=FP32 * buffered,
         optimizer=FP32 * (setting.moments + half) * sum(trained) // shared,
-        activations=round(_activations(spec, layout, setting, stage)),
+        activations=round(kept + again),
+        again=round(again),
     )
 
 
@@ -159,8 +166,8 @@ def _attention(spec: ModelSpec, setting: Setting) -> float:
     return e * (width + 2 * kv + turned + width) + FP32 * spec.num_attention_heads + mask
 
 
-def _activations(spec: ModelSpec, layout: Layout, setting: Setting, stage: int) -> float:
-    """Of all micro batches that are between their forward and their backward, at most."""
+def _activations(spec: ModelSpec, layout: Layout, setting: Setting, stage: int) -> tuple[float, float]:
+    """Of all micro batches that are between their forward and their backward, at most; and what backward makes anew."""
     tokens = setting.seq_length * setting.micro_batch_size
     one = layer(spec, setting, tp=layout.tp)
     chunks = [len(run) for run in _layers(spec, layout, stage)]
@@ -171,12 +178,11 @@ def _activations(spec: ModelSpec, layout: Layout, setting: Setting, stage: int) 
     ends = (stage == 0) * (16 + spec.hidden_size * setting.hidden_dropout / outer)  # ids and positions
     if stage == layout.pp - 1:
         ends += _head(spec, layout, setting)
-    return tokens * (passes * kept + again + ends * max(1, passes / len(chunks)))
+    return tokens * (passes * kept + ends * max(1, passes / len(chunks))), tokens * again
 
 
 def _layers(spec: ModelSpec, layout: Layout, stage: int) -> list[range]:
-    from mconv.shard.stages import stage_layers
-
+    """Of each chunk of a stage."""
     runs = stage_layers(spec.num_layers, pp=layout.pp, vpp=layout.vpp, uneven=layout.uneven)
     return [runs[stage, chunk] for chunk in range(layout.vpp)]
 

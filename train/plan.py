@@ -1,9 +1,10 @@
 """What a configuration asks for: parameters and memory of each rank, steps, data, operations, days. It starts nothing."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mconv.convert.checkpoint import Checkpoint, target_layout
-from mconv.errors import ConfigError, LayoutError, refuse
+from mconv.errors import ConfigError, refuse
 from mconv.shard.layout import Layout, padded_vocab
 from mconv.train import architecture, flops, memory
 from mconv.train.config import TrainConfig
@@ -79,16 +80,9 @@ def plan(
     _check_whole(config)
     opened = architecture.origin(config)
     layout, world = layout_of(config, opened), world or config.nproc_per_node or config.tp * config.pp
-    if world % (layout.tp * layout.pp):
-        raise LayoutError(f"tp {layout.tp} x pp {layout.pp} does not divide {world} ranks")
-    replicas, length = world // (layout.tp * layout.pp), config.seq_length or opened.spec.max_position_embeddings
-    if config.global_batch_size % (config.micro_batch_size * replicas):
-        raise ConfigError(
-            f"global_batch_size {config.global_batch_size} is not a multiple of micro_batch_size "
-            f"{config.micro_batch_size} x {replicas} replicas"
-        )
-    if length > opened.spec.max_position_embeddings:
-        raise ConfigError(f"seq_length {length} is more than the model's {opened.spec.max_position_embeddings} positions")
+    length = config.seq_length or opened.spec.max_position_embeddings
+    refuse(list(_problems(config, opened, length, world)), doing="planning the run", kind=ConfigError)
+    replicas = world // (layout.tp * layout.pp)
     micro_batches = config.global_batch_size // (config.micro_batch_size * replicas)
     setting = setting_of(config, seq_length=length, micro_batches=micro_batches, replicas=replicas)
     steps, per_token = None if endless else iterations(config), flops.per_token(opened.spec, length)
@@ -106,6 +100,23 @@ def _check_whole(config: TrainConfig) -> None:
     partly = [name for name in ("lora_rank", "lora_load", "freeze") if getattr(config, name)]
     bad = [f"{name}: `mconv plan` counts the memory of runs that train the whole model; leave it out" for name in partly]
     refuse(bad, doing="planning a run", kind=ConfigError)
+
+
+def _problems(config: TrainConfig, opened: Checkpoint, length: int, world: int) -> Iterator[str]:
+    """What the run itself would refuse, and what is not counted here."""
+    shared, most = config.tp * config.pp, opened.spec.max_position_embeddings
+    replicas = world // shared
+    if world % shared:
+        yield f"tp {config.tp} x pp {config.pp} does not divide {world} ranks"
+    elif config.global_batch_size % (config.micro_batch_size * replicas):
+        yield (
+            f"global_batch_size {config.global_batch_size} is not a multiple of micro_batch_size "
+            f"{config.micro_batch_size} x {replicas} replicas"
+        )
+    if length > most:
+        yield f"seq_length {length} is more than the model's {most} positions"
+    if config.attention_dropout:
+        yield "attention_dropout: it keeps every score, which `mconv plan` does not count; leave it out"
 
 
 def layout_of(config: TrainConfig, opened: Checkpoint) -> Layout:

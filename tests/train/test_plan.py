@@ -77,6 +77,8 @@ def test_steps_are_counted_as_megatron_core_counts_them(fields):
         ({"pp": 5}, None, "36 layers cannot be shared evenly by pp 5"),
         ({"tp": 8}, 12, "tp 8 x pp 1 does not divide 12 ranks"),
         ({"tp": 8}, 40, "global_batch_size 288 is not a multiple of micro_batch_size 1 x 5 replicas"),
+        ({"freeze": ["norms"]}, None, "freeze: `mconv plan` counts the memory of runs that train the whole model"),
+        ({"attention_dropout": 0.1}, None, "attention_dropout: it keeps every score"),
         ({"seq_length": 4096}, None, "seq_length 4096 is more than the model's 2048 positions"),
     ],
 )
