@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,9 +189,11 @@ class Ours:
         return [next(feed) for _ in range(config.global_batch_size // config.micro_batch_size)]
 
     def step(self, _: Any) -> float:
+        from mconv.train.data import feed
         from mconv.train.steps import step
 
-        return step(self.run, self.feed).loss
+        again = partial(feed.feed, self.run, self.data, consumed=self.run.consumed)
+        return step(self.run, self.feed, again=again).loss
 
     def close(self) -> None:
         from mconv.train.parallel import shutdown

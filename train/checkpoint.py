@@ -1,5 +1,6 @@
 """What a training checkpoint holds: all that a run needs to go on, in megatron-core's torch_dist; and loaded back."""
 
+import dataclasses
 import random
 import shutil
 from argparse import Namespace
@@ -21,7 +22,18 @@ from mconv.spec import ModelSpec
 from mconv.train import adapt
 from mconv.train.config import TrainConfig
 from mconv.train.engine import unwrap
-from mconv.train.mcore import ShardedObject, StrictHandling, dist_checkpointing, parallel_state, quiet, tensor_parallel
+from mconv.train.freeze import uneven
+from mconv.train.mcore import (
+    ShardedObject,
+    ShardedTensor,
+    ShardedTensorFactory,
+    StrictHandling,
+    dict_list_map_inplace,
+    dist_checkpointing,
+    parallel_state,
+    quiet,
+    tensor_parallel,
+)
 from mconv.train.optimizer import set_step, steps_taken
 from mconv.train.parallel import Parallel
 
@@ -68,7 +80,7 @@ def state(
         "checkpoint_version": 3.0,
         "iteration": iteration,
         "num_floating_point_operations_so_far": flops,
-        "mconv": memory or {},
+        "mconv": dict(memory or {}),
     }
 
 
@@ -87,7 +99,7 @@ class Loaded:
 
 @quiet()
 def load(folder: Path, *, chunks: list[Any], optimizer: Any) -> Loaded:
-    """Fill model, optimizer and random generators from a folder with `state`.
+    """Fill model, optimizer and random generators from a folder with `state`; without an optimizer, the model alone.
 
     Any tp x pp x dp may read what another one wrote; random states are restored where tp x pp are the same. Raises
     FormatError on anything missing.
@@ -96,7 +108,7 @@ def load(folder: Path, *, chunks: list[Any], optimizer: Any) -> Loaded:
     try:
         common = dist_checkpointing.load_common_state_dict(str(folder))
         args = common["args"]
-        if _grid(args) != _grid_now():
+        if optimizer is None or _grid(args) != _grid_now():
             del wanted["rng_state"]
         loaded = dist_checkpointing.load(wanted, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
     except (dist_checkpointing.core.CheckpointingException, OSError, KeyError) as error:
@@ -104,11 +116,12 @@ def load(folder: Path, *, chunks: list[Any], optimizer: Any) -> Loaded:
     for name, chunk in _named(chunks).items():
         whole = unwrap(chunk)
         whole.load_state_dict(loaded[name], strict=adapt.adapted(whole) is None)
-    step, settings = _step_of(common["optimizer"]), _settings(optimizer)
-    optimizer.load_state_dict(loaded["optimizer"])
-    for group, kept in zip(optimizer.param_groups, settings, strict=True):
-        group.update(kept)
-    set_step(optimizer, step)
+    if optimizer is not None:
+        step, settings = _step_of(common["optimizer"]), _settings(optimizer)
+        optimizer.load_state_dict(loaded["optimizer"])
+        for group, kept in zip(optimizer.param_groups, settings, strict=True):
+            group.update(kept)
+        set_step(optimizer, step)
     if "rng_state" in loaded:
         _set_rng(loaded["rng_state"][0])
     return Loaded(
@@ -140,10 +153,31 @@ def _sharded(chunks: list[Any], optimizer: Any, *, loading: bool) -> dict[str, A
     rng = ShardedObject(
         "rng_state", [_rng()], (pp, tp), (pp_rank, tp_rank), replica_id=parallel_state.get_data_parallel_rank()
     )
+    if optimizer is None:
+        return {**weights, "rng_state": rng}
     states = optimizer.sharded_state_dict(
         weights if len(chunks) > 1 else weights["model"], is_loading=loading, metadata=dict(CONTENT)
     )
+    if uneven([unwrap(chunk) for chunk in chunks]):
+        dict_list_map_inplace(_a_layer_apart, states)
     return {**weights, "optimizer": states, "rng_state": rng}
+
+
+def _a_layer_apart(state: Any) -> Any:
+    """The state of one layer under a name of its own.
+
+    megatron-core writes all layers as one tensor, and fails where frozen ones have none to write.
+    """
+    if isinstance(state, ShardedTensorFactory):
+        build = state.build_fn
+        return dataclasses.replace(state, build_fn=lambda *given: dict_list_map_inplace(_a_layer_apart, build(*given)))
+    if not isinstance(state, ShardedTensor) or not state.prepend_axis_num:
+        return state
+    return dataclasses.replace(
+        state, key=state.key.replace("layers.", f"layers.{state.global_offset[0]}.", 1), prepend_axis_num=0,
+        global_shape=state.global_shape[1:], global_offset=state.global_offset[1:],
+        axis_fragmentations=state.axis_fragmentations[1:],
+    )  # fmt: skip
 
 
 def _named(chunks: list[Any]) -> dict[str, Any]:
@@ -168,7 +202,9 @@ def _step_of(optimizer: dict[str, Any]) -> int:
     """Adam's counter, from the two places where megatron-core's optimizers keep it."""
     inner = optimizer.get("optimizer", optimizer)
     steps = [group["step"] for group in inner["param_groups"] if "step" in group]
-    return int(steps[0] if steps else inner["state"].get("common_step", 0))  # not there before the first step
+    return int(
+        steps[0] if steps else inner.get("state", {}).get("common_step", 0)
+    )  # none before the first step, nor of sgd
 
 
 def _rng() -> dict[str, Any]:

@@ -23,7 +23,7 @@ from mconv.spec import ModelSpec
 from mconv.train import partial
 from mconv.train.attention import CoreAttention, LayerNorm, RMSNorm
 from mconv.train.falcon import ParallelLayer
-from mconv.train.loss import true_vocab_loss
+from mconv.train.loss import TrueVocabLoss
 from mconv.train.mcore import (
     GPTModel,
     IdentityOp,
@@ -188,7 +188,7 @@ def build(
         model.rotary_pos_emb.inv_freq = inverse_frequencies(spec.rope, kv_channels=spec.kv_channels)
     elif model.pre_process:
         model.embedding.position_embeddings.to(dtype)  # which megatron-core makes in fp32, whatever params_dtype is
-    model.compute_language_model_loss = true_vocab_loss(spec.vocab_size)
+    model.compute_language_model_loss = TrueVocabLoss(spec.vocab_size)
     if on_meta:
         return model
     _fill(model, spec, keep=initialize)

@@ -33,11 +33,11 @@ def freeze(models: list[GPTModel], wanted: list[str]) -> None:
     for name, parameter in own:
         if any(_is(name, word) for word in wanted):
             parameter.requires_grad_(False)
-    found = {word for rank in _gathered(here) for word in rank}
+    found = {word for rank in gathered(here) for word in rank}
     if unknown := [word for word in wanted if word not in found]:
         raise ConfigError(
             f"freeze: {', '.join(map(repr, unknown))} names no weight of this model; there are {', '.join(PARTS)}, "
-            f"layers.N, layers.N-M, and patterns of names such as {_gathered(own[0][0])[0]!r}"
+            f"layers.N, layers.N-M, and patterns of names such as {gathered(own[0][0])[0]!r}"
         )
     if not count(models)[0]:
         raise ConfigError(f"freeze: {', '.join(wanted)} leaves nothing to train")
@@ -46,10 +46,22 @@ def freeze(models: list[GPTModel], wanted: list[str]) -> None:
 def names(model: GPTModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """This rank's parameters by their names in the whole model: layers counted through, tied weights of one name."""
     for name, parameter in model.named_parameters():
-        if found := re.match(r"decoder\.layers\.(\d+)\.", name):
-            number = model.decoder.layers[int(found[1])].layer_number - 1
-            name = f"decoder.layers.{number}." + name[found.end() :]
-        yield ("embedding.word_embeddings.weight" if _is_copy(model, name) else name), parameter
+        yield ("embedding.word_embeddings.weight" if _is_copy(model, name) else whole_name(model, name)), parameter
+
+
+def whole_name(model: GPTModel, name: str) -> str:
+    """A parameter's or module's name with its layer counted from 0 through the whole model, not on its stage."""
+    found = re.match(r"decoder\.layers\.(\d+)(?=\.|$)", name)
+    if found is None:
+        return name
+    return f"decoder.layers.{model.decoder.layers[int(found[1])].layer_number - 1}{name[found.end() :]}"
+
+
+def uneven(models: list[GPTModel]) -> bool:
+    """Whether some layers train what others do not; all ranks call it."""
+    own = {(re.sub(r"layers\.\d+", "layers", name), p.requires_grad) for model in models for name, p in names(model)}
+    all_ranks = {pair for rank in gathered(own) for pair in rank}
+    return len({name for name, _ in all_ranks}) < len(all_ranks)
 
 
 def count(models: list[GPTModel]) -> tuple[int, int]:
@@ -82,8 +94,8 @@ def _is(name: str, word: str) -> bool:
     return fnmatch.fnmatchcase(name, PARTS.get(word, word))
 
 
-def _gathered(value: Any) -> list[Any]:
-    """Every rank's value, in order."""
+def gathered(value: Any) -> list[Any]:
+    """Every rank's value, in order, on every rank."""
     found: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, value)
     return found

@@ -1,7 +1,7 @@
 """A run, top to bottom: the model, its data, the steps, the checkpoints."""
 
 import contextlib
-import math
+import dataclasses
 import os
 import time
 from pathlib import Path
@@ -13,14 +13,15 @@ from mconv.train import chain, record, stop
 from mconv.train import log as logs
 from mconv.train.boards import boards
 from mconv.train.config import TrainConfig
-from mconv.train.data.feed import feed, sets
+from mconv.train.data.feed import Sets, feed, sets
 from mconv.train.engine import unwrap
+from mconv.train.evaluation import evaluate
 from mconv.train.follow import Follow, follow
 from mconv.train.mcore import quiet
 from mconv.train.meter import meter
 from mconv.train.run import Run, save, start
 from mconv.train.saving import folder_of
-from mconv.train.steps import Batches, evaluate, step
+from mconv.train.steps import step
 
 
 @quiet()
@@ -28,15 +29,18 @@ def train(config: TrainConfig, *, say: logs.Say, show: logs.Show | None = None) 
     """Train as `config` says; every rank calls it.
 
     Returns {"iteration", "loss", "losses", "grad_norms", "saved", "stopped"}, the last being why the run ended before its
-    last iteration, or None. Goes on from `config.save` if there is a checkpoint of this run, else starts from
-    `config.load`. `say` gets lines for people, on rank 0 only; `show`, for a live view, each step's record in the place
-    of its printed line. Inside `stop.listening()` it stops at signals. Raises ConfigError or LayoutError before the first
-    step on what cannot work, and CheckFailed at a step whose loss is not finite.
+    last iteration, or None; and what was measured after that, under "validation" and "test". Goes on from `config.save`
+    if there is a checkpoint of this run, else starts from `config.load`. `say` gets lines for people, on rank 0 only;
+    `show`, for a live view, each step's record in the place of its printed line. Inside `stop.listening()` it stops at
+    signals. Raises ConfigError or LayoutError before the first step on what cannot work, and CheckFailed at a step that
+    a guard stops.
     """
     began = time.time()
     say = say if _rank() == 0 else _silent
     run = start(config, say=say)
     data = sets(run, say)
+    if config.eval_only:
+        return _result(run, [], why=None) | _at_the_end(run, data, _plain(run, say))
     log, after = _log(run, say, show), follow(run, say=say)
     halts = stop.stops(config, rank=_rank(), began=began)
     steps: list[logs.Step] = []
@@ -44,32 +48,49 @@ def train(config: TrainConfig, *, say: logs.Say, show: logs.Show | None = None) 
     word = halts.ask(run.iteration, first=True)
     with run.saver.settled() if run.saver else contextlib.nullcontext():
         while run.iteration < min(run.iterations, config.exit_after or run.iterations) and not word.stop:
-            steps.append(step(run, batches))
+            steps.append(step(run, batches, again=lambda: feed(run, data.train, consumed=run.consumed)))
             chain.stepped()
             log.step(steps[-1])
             if run.saver:
                 run.saver.poll()
             if config.eval_interval and run.iteration % config.eval_interval == 0:
-                log.evaluation(run.iteration, _measured(run, feed(run, data.valid, consumed=_validated(run))))
+                log.evaluation(run.iteration, evaluate(run, feed(run, data.valid, consumed=_validated(run, before=True))))
             word = halts.ask(run.iteration)
             if word.save or (config.save_interval and run.iteration % config.save_interval == 0):
                 _save(run, after)
                 halts.done(word)
         if steps:
             _save(run, after)
-    if data.test is not None and run.iteration == run.iterations:
-        log.evaluation(run.iteration, _measured(run, feed(run, data.test, consumed=0)), on="test", last=True)
+    measured = _at_the_end(run, data, log) if steps and run.iteration == run.iterations else {}
     halts.done(word)
     after.close()
     log.close()
+    return _result(run, steps, why=word.why) | measured
+
+
+def _result(run: Run, steps: list[logs.Step], *, why: str | None) -> dict[str, Any]:
+    """What `train` returns of a run's steps."""
     return {
         "iteration": run.iteration,
         "loss": steps[-1].loss if steps else None,
         "losses": [s.loss for s in steps],
         "grad_norms": [s.grad_norm for s in steps],
-        "saved": str(folder_of(Path(config.save), run.saved)) if config.save and run.saved else None,
-        "stopped": word.why,
+        "saved": str(folder_of(Path(run.config.save), run.saved)) if run.config.save and run.saved else None,
+        "stopped": why,
     }
+
+
+def _at_the_end(run: Run, data: Sets, log: logs.Log) -> dict[str, dict[str, float]]:
+    """What is measured when there is nothing left to train: on the validation and test data that there are."""
+    feeds = {"test": (data.test, 0)}
+    if run.config.eval_interval or run.config.eval_only:
+        feeds = {"validation": (data.valid, _validated(run)), **feeds}
+    measured = {}
+    for on, (held, consumed) in feeds.items():
+        if held is not None:
+            measured[on] = evaluate(run, feed(run, held, consumed=consumed))
+            log.evaluation(run.iteration, measured[on], on=on, last=True)
+    return measured
 
 
 def _save(run: Run, after: Follow) -> None:
@@ -83,12 +104,9 @@ def _save(run: Run, after: Follow) -> None:
 def _log(run: Run, say: logs.Say, show: logs.Show | None) -> logs.Log:
     """Rank 0's log, with its boards; what the run is started with is said and recorded here."""
     config, world = run.config, torch.distributed.get_world_size()
-    options: dict[str, Any] = {
-        "train_iters": run.iterations, "global_batch_size": config.global_batch_size,
-        "interval": config.log_interval,
-    }  # fmt: skip
+    log = _plain(run, say)
     if _rank() != 0:
-        return logs.Log(say=_silent, **options)
+        return log
     file = Path(config.save) / logs.NAME if config.save else None
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -99,21 +117,25 @@ def _log(run: Run, say: logs.Say, show: logs.Show | None) -> logs.Log:
     dtype = str(unwrap(run.chunks[0]).config.params_dtype).removeprefix("torch.")
     speed = meter(run.spec, seq_length=run.seq_length, train_iters=run.iterations, ranks=world, dtype=dtype)
     described = {"model": run.spec.to_dict(), **vars(config)}
-    return logs.Log(
-        say=say, show=show, file=file, boards=boards(config, described=described), meter=speed,
-        throughput=config.log_throughput, **options,
+    return dataclasses.replace(
+        log, show=show, file=file, boards=boards(config, described=described), meter=speed,
+        throughput=config.log_throughput,
     )  # fmt: skip
 
 
-def _measured(run: Run, batches: Batches | None) -> dict[str, float]:
-    loss = evaluate(run, batches)
-    return {"loss": loss, "perplexity": math.exp(min(20, loss))}
+def _plain(run: Run, say: logs.Say) -> logs.Log:
+    """A log that only says."""
+    return logs.Log(
+        say=say, train_iters=run.iterations, global_batch_size=run.config.global_batch_size,
+        interval=run.config.log_interval,
+    )  # fmt: skip
 
 
-def _validated(run: Run) -> int:
-    """Samples that the evaluations before the one that is due took: each takes the next ones."""
+def _validated(run: Run, *, before: bool = False) -> int:
+    """Samples of the evaluations up to now, or `before` this one: each takes the next ones, the last one too."""
     config = run.config
-    return (run.iteration // config.eval_interval - 1) * config.eval_iters * config.global_batch_size
+    done = run.iteration // config.eval_interval - before if config.eval_interval else 0
+    return done * config.eval_iters * config.global_batch_size
 
 
 def _rank() -> int:

@@ -16,13 +16,14 @@ from mconv.train.config import TrainConfig
 from mconv.train.engine import build, check_known, init, unwrap
 from mconv.train.flops import per_token
 from mconv.train.freeze import count, freeze
+from mconv.train.length import batch_size, length
 from mconv.train.length import check as check_batches
-from mconv.train.length import length
-from mconv.train.loss import true_vocab_loss
+from mconv.train.loss import TrueVocabLoss
 from mconv.train.mcore import DistributedDataParallel, DistributedDataParallelConfig
 from mconv.train.normalise import Normalise
 from mconv.train.optimizer import dtype_of, make_optimizer
 from mconv.train.parallel import Parallel
+from mconv.train.precision import scale_losses
 from mconv.train.saving import Keep, Saver, Then, nothing
 from mconv.train.schedule import scheduler as make_scheduler
 
@@ -37,13 +38,14 @@ class Run:
     seq_length: int
     chunks: list[Any]
     """This rank's parts of the model, each in megatron-core's data-parallel wrapper: one, or one a virtual stage."""
-    optimizer: Any
-    scheduler: Any
+    optimizer: Any = None
+    """None, as the scheduler, in a run that only evaluates."""
+    scheduler: Any = None
     iterations: int
     """Steps of the whole run."""
     iteration: int
     """Steps taken or skipped."""
-    consumed: int
+    consumed: int = 0
     """Samples seen."""
     origin: Checkpoint
     """What the run started or went on from."""
@@ -53,6 +55,8 @@ class Run:
     """Writes the checkpoints, where there is a folder for them."""
     memory: dict[str, Any] = field(default_factory=dict)
     """What else the next step depends on; it is saved, and is there again after a resume."""
+    say: logs.Say
+    """Takes lines for people: on rank 0."""
 
     @property
     def saved(self) -> int | None:
@@ -74,8 +78,10 @@ class Run:
 def start(config: TrainConfig, *, say: logs.Say) -> Run:
     """Everything that the first step needs. Raises ConfigError or LayoutError on what cannot work."""
     parallel = Parallel(tp=config.tp, pp=config.pp, sequence_parallel=config.sequence_parallel)
-    _check_folders(config)
+    if not config.eval_only:
+        _check_folders(config)
     init(parallel, seed=config.seed)
+    check_batches(config, replicas=parallel.data_parallel(torch.distributed.get_world_size()))
     start_from = where(config)
     source = start_from.own
     based = adapt.wanted(config)  # then checkpoints hold no weights of the model: these are always those of `load`
@@ -87,7 +93,8 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     _check_same_run(config, opened, resumed=source is not None)
     spec, seq_length = opened.spec, config.seq_length or opened.spec.max_position_embeddings
     _check(config, parallel, spec, seq_length)
-    begun = takeover.opened(opened) if (config.resume and not source) or _reshared(config, opened, own=own) else None
+    taken_over = (config.resume and not source) or _reshared(config, opened, own=own)
+    begun = takeover.opened(opened) if taken_over and not config.eval_only else None
     padded = weights.padded_size(opened, parallel, multiple=config.make_vocab_size_divisible_by)
     whole = build(
         spec, padded_vocab_size=padded, parallel=parallel, dtype=dtype_of(config),
@@ -98,7 +105,7 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
         core_attention=backend.core_attention(config, dtype=dtype_of(config)),
     )  # fmt: skip
     if config.padded_vocab_in_loss:
-        unwrap(whole).compute_language_model_loss = true_vocab_loss(padded)
+        unwrap(whole).compute_language_model_loss = TrueVocabLoss(padded)
     if based or not (source or begun):
         weights.fill(whole, opened, parallel, padded_vocab_size=padded)
     if config.freeze:
@@ -106,8 +113,8 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     if based:
         say(adapt.adapt([whole], config, opened, resumed=checkpoint.lora_of(source) if source else None))
     normalise = Normalise()
-    chunks = [_data_parallel(whole, config, normalise)]
-    optimizer = make_optimizer(chunks, config)
+    chunks = [whole] if config.eval_only else [_data_parallel(whole, config, normalise)]
+    optimizer = None if config.eval_only else make_optimizer(chunks, config)
     at = checkpoint.Loaded()
     if source and not begun:
         at = checkpoint.load(source, chunks=chunks, optimizer=optimizer)
@@ -115,11 +122,14 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
         at = takeover.take_over(opened, begun, chunks=chunks, optimizer=optimizer, parallel=parallel)
     run = Run(
         config=config, parallel=parallel, spec=spec, seq_length=seq_length, chunks=chunks, optimizer=optimizer,
-        scheduler=make_scheduler(optimizer, config, scheduled=at.scheduled), iterations=length(config).iterations,
-        iteration=at.iteration, consumed=at.consumed, memory=at.memory, saver=_saver(config, start_from), origin=opened,
-        normalise=normalise,
+        scheduler=make_scheduler(optimizer, config, scheduled=at.scheduled) if optimizer else None,
+        iterations=length(config).iterations, iteration=at.iteration, consumed=at.consumed, memory=at.memory,
+        saver=None if config.eval_only else _saver(config, start_from), origin=opened, normalise=normalise, say=say,
     )  # fmt: skip
-    if start_from.back and torch.distributed.get_rank() == 0:
+    if optimizer and config.fp16:
+        tokens = seq_length / parallel.data_parallel(torch.distributed.get_world_size())
+        scale_losses(chunks, optimizer, tokens=lambda: batch_size(config, run.consumed) * tokens)
+    if start_from.back and not config.eval_only and torch.distributed.get_rank() == 0:
         saving.point(Path(str(config.save)), run.iteration)
     _tell(run, padded, say)
     return run
@@ -183,7 +193,6 @@ def _is_elsewhere(load: Path, save: Path) -> bool:
 def _check(config: TrainConfig, parallel: Parallel, spec: ModelSpec, seq_length: int) -> None:
     """Refuse a model that cannot run and sizes that do not fit each other, before anything is built."""
     check_known(spec, what=str(config.load or config.preset or config.model))
-    check_batches(config, replicas=parallel.data_parallel(torch.distributed.get_world_size()))
     if parallel.sequence_parallel and seq_length % parallel.tp:
         raise ConfigError(f"seq_length {seq_length} is not a multiple of tp {parallel.tp}; sequence_parallel cuts it")
     if seq_length > spec.max_position_embeddings:
@@ -204,8 +213,9 @@ def _data_parallel(model: Any, config: TrainConfig, normalise: Normalise) -> Any
 def _tell(run: Run, padded: int, say: logs.Say) -> None:
     """Say where the run stands and what it inherited."""
     world = torch.distributed.get_world_size()
+    begins = "evaluating" if run.config.eval_only else "resuming from" if run.iteration else "starting from"
     say(
-        f"{'resuming' if run.iteration else 'starting'} from {run.origin.name}: "
+        f"{begins} {run.origin.name}: "
         f"{run.spec.family}, {run.spec.num_layers} layers, "
         f"hidden {run.spec.hidden_size}, vocabulary {run.spec.vocab_size} padded to {padded}"
     )

@@ -1,4 +1,4 @@
-"""One optimizer step and one evaluation, through megatron-core's schedules."""
+"""One optimizer step, through megatron-core's schedules."""
 
 import math
 import time
@@ -7,31 +7,34 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mconv.errors import CheckFailed
+from mconv.train import guard
 from mconv.train import log as logs
 from mconv.train.boundaries import attention_mask, rope_at
 from mconv.train.engine import unwrap
 from mconv.train.length import batch_size
-from mconv.train.mcore import get_forward_backward_func, parallel_state
+from mconv.train.loss import counts
+from mconv.train.mcore import get_canonical_lr_for_logging, get_forward_backward_func, parallel_state
+from mconv.train.optimizer import clip_and_step
 from mconv.train.run import Run
 
 Batches = Iterator[dict[str, Tensor]]
+SUMS = 6
+"""Loss, its weight, and `loss.counts`: what is added up over micro batches and replicas."""
 
 
-def step(run: Run, feed: Batches | None) -> logs.Step:
-    """One optimizer step over one global batch."""
+def step(run: Run, feed: Batches | None, *, again: Callable[[], Batches | None]) -> logs.Step:
+    """One optimizer step over one global batch; `again` feeds the same batch once more, to see what is wrong with it."""
     began = time.perf_counter()
     for chunk in run.chunks:
         chunk.zero_grad_buffer()
     run.optimizer.zero_grad()
-    loss = _forward_backward(run, feed, forward_only=False)
-    if not math.isfinite(loss):
-        raise CheckFailed(f"loss is {loss} at iteration {run.iteration + 1}; the last checkpoint is {run.saved}")
-    taken, norm, _ = run.optimizer.step()
     size = batch_size(run.config, run.consumed)
+    total = forward_backward(run, feed, size=size, forward_only=False)
+    loss = float(total[0] / total[1])
+    taken, norm = _update(run, loss, size, again)
     run.iteration += 1
     run.consumed += size
     if taken:
@@ -41,47 +44,54 @@ def step(run: Run, feed: Batches | None) -> logs.Step:
         iteration=run.iteration,
         consumed_samples=run.consumed,
         loss=loss,
-        grad_norm=None if norm is None else float(norm),
-        lr=float(run.optimizer.param_groups[0]["lr"]),
+        grad_norm=norm,
+        lr=get_canonical_lr_for_logging(run.optimizer.param_groups) or 0.0,
         seconds=seconds,
         tokens_per_second=run.normalise.positions / seconds,
         global_batch_size=size,
         loss_scale=float(run.optimizer.get_loss_scale()),
         skipped=int(not taken),
+        nan=int(not taken and not math.isfinite(loss)),
     )
 
 
-@torch.no_grad()
-def evaluate(run: Run, feed: Batches | None) -> float:
-    """Mean loss over the next `eval_iters` global batches of validation data."""
-    for chunk in run.chunks:
-        chunk.eval()
-    losses = [_forward_backward(run, feed, forward_only=True) for _ in range(run.config.eval_iters)]
-    for chunk in run.chunks:
-        chunk.train()
-    return sum(losses) / len(losses)
+def _update(run: Run, loss: float, size: int, again: Callable[[], Batches | None]) -> tuple[bool, float | None]:
+    """(whether the weights were changed, the gradient norm if so): not on an overflow of fp16, nor against a guard."""
+    overflow = run.optimizer.prepare_grads()
+    norm = 0.0 if overflow else float(run.optimizer.get_grad_norm())
+    # An overflow is the loss scale's business, but a loss is looked at unscaled.
+    if overflow and math.isfinite(loss):
+        return False, None
+    rerun = partial(_rerun, run, again, size)
+    if not guard.may_go_on(run, loss, norm, size=size, again=rerun):
+        return False, None
+    clip_and_step(run.optimizer, norm)
+    return True, norm
 
 
-def _forward_backward(run: Run, feed: Batches | None, *, forward_only: bool) -> float:
-    """megatron-core's schedule over one global batch; the mean loss over its tokens, on every rank."""
-    config = run.config
-    size = config.global_batch_size if forward_only else batch_size(config, run.consumed)
+def _rerun(run: Run, again: Callable[[], Batches | None], size: int) -> None:
+    forward_backward(run, again(), size=size, forward_only=True)
+
+
+def forward_backward(run: Run, feed: Batches | None, *, size: int, forward_only: bool) -> Float[Tensor, "sums"]:
+    """megatron-core's schedule over `size` samples; the sums of what `_loss` tells of each micro batch, on every rank."""
+    micro, replicas = run.config.micro_batch_size, parallel_state.get_data_parallel_world_size()
     run.normalise.begin()
     parts = get_forward_backward_func()(
         forward_step_func=partial(_forward, run),
         data_iterator=feed,
         model=run.chunks,
-        num_microbatches=size // (config.micro_batch_size * parallel_state.get_data_parallel_world_size()),
+        num_microbatches=size // (micro * replicas),
         seq_length=run.seq_length,
-        micro_batch_size=config.micro_batch_size,
+        micro_batch_size=micro,
         forward_only=forward_only,
     )
     # fp64 would be exact; fp32 sums over micro batches agree to about 1e-7
-    total = torch.stack(parts).sum(0) if parts else torch.zeros(2, device=torch.cuda.current_device())
+    total = torch.stack(parts).sum(0) if parts else torch.zeros(SUMS, device=torch.cuda.current_device())
     torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
     last = parallel_state.get_pipeline_model_parallel_last_rank()
     torch.distributed.broadcast(total, src=last, group=parallel_state.get_pipeline_model_parallel_group())
-    return float(total[0] / total[1])
+    return total
 
 
 def _forward(run: Run, feed: Batches | None, model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
@@ -90,11 +100,16 @@ def _forward(run: Run, feed: Batches | None, model: Any) -> tuple[Tensor, Callab
     positions, mask = batch.get("position_ids"), attention_mask(batch.get("documents"))
     with rope_at(unwrap(model), positions if run.config.reset_position_ids or run.config.packing else None):
         output = model(batch.get("tokens"), positions, mask, labels=batch.get("labels"))
-    return output, lambda losses: _loss(run, batch["loss_mask"], losses)  # on the last stage, which has a batch
+    score = unwrap(model).compute_language_model_loss
+    # called on the last stage, which has a batch, right after its forward
+    return output, lambda losses: _loss(run, batch["loss_mask"], losses, score.right)
 
 
-def _loss(run: Run, mask: Float[Tensor, "b s"], losses: Float[Tensor, "b s"]) -> tuple[Tensor, Tensor, Tensor]:
-    """(sum to differentiate, tokens for megatron-core to count, both for the log): `normalise` divides it."""
+def _loss(
+    run: Run, mask: Float[Tensor, "b s"], losses: Float[Tensor, "b s"], right: Bool[Tensor, "b s"] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(sum to differentiate, tokens for megatron-core to count, sums for the log): `normalise` divides it."""
     run.normalise.add(mask)
     total, tokens = (losses * mask).sum(), mask.sum()
-    return total, tokens.int(), torch.stack([total.detach(), tokens])
+    seen = torch.zeros(SUMS - 2, device=mask.device) if right is None else counts(right, mask)
+    return total, tokens.int(), torch.cat([torch.stack([total.detach(), tokens]), seen])

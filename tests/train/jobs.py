@@ -230,7 +230,7 @@ def plain_loop(case: Path, *, steps: int, seed: int, lr: float, min_lr: float, t
                 kinds = {kind: torch.cat([tensor, rows[kind]]) for kind, tensor in kinds.items()}
             parameter.copy_(kinds.pop("weight"))
             adam.state[parameter] = {"step": torch.tensor(3.0), **{k: v.clone() for k, v in kinds.items()}}
-    data, _ = mock.datasets(vocab_size=90, seq_length=64, seed=seed, samples=(4 * train_iters, 0))
+    data = mock.datasets(vocab_size=90, seq_length=64, seed=seed, samples=(4 * train_iters, 1, 1))[0]
     losses, norms = [], []
     for step in range(3, 3 + steps):
         batch = [data[number] for number in range(4 * step, 4 * step + 4)]
@@ -312,9 +312,9 @@ def train_with_one_slow_writer(folder: str, **fields: Any) -> list[tuple[int, in
             time.sleep(0.01)
         write(*args, **options)
 
-    def noted(run: Any, feed: Any) -> Any:
+    def noted(run: Any, feed: Any, **options: Any) -> Any:
         seen.append((run.iteration, saving.latest(run.saver.root)))
-        made = step(run, feed)
+        made = step(run, feed, **options)
         if run.iteration == 4:  # the save at 4 waits for the one at 2
             gate.touch()
         return made
@@ -325,6 +325,19 @@ def train_with_one_slow_writer(folder: str, **fields: Any) -> list[tuple[int, in
     finally:
         FileSystemWriterAsync.write_preloaded_data, loop.step = staticmethod(write), step
     return seen
+
+
+def dropped(**_: Any) -> tuple[list[float], list[float]]:
+    """What dropout does to attention over ones and to ones in between, on a rank of tp 2."""
+    from mconv.train import engine
+    from mconv.train.attention import CoreAttention
+
+    parallel = engine.Parallel(tp=2)
+    engine.init(parallel)
+    config = engine.transformer_config(SPEC, parallel, dtype=torch.float32, attention_dropout=0.5)
+    ones = torch.ones(16, 1, 2, 8)
+    heads = CoreAttention(config)(ones, ones, ones, None)
+    return heads.flatten().tolist(), torch.nn.functional.dropout(torch.ones(64), 0.5).tolist()
 
 
 def train_without_marks(**fields: Any) -> dict[str, Any]:

@@ -200,20 +200,20 @@ def test_a_ranks_errors_come_back_as_what_they_are(jobs):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_loss_leaves_padding_out(rows, dtype, monkeypatch):
     from mconv.train import cross_entropy, engine
-    from mconv.train.loss import true_vocab_loss
+    from mconv.train.loss import TrueVocabLoss
 
     monkeypatch.setitem(cross_entropy.ROWS, "cpu", rows)
     engine.init(engine.Parallel())
     logits = (4 * torch.randn(5, 2, 16)).to(dtype).requires_grad_()
     exact = logits.detach().double().requires_grad_()
     labels, weights = torch.randint(0, 11, (2, 5)), torch.randint(0, 3, (2, 5)).double()
-    ours = true_vocab_loss(11)(labels, logits * 1.0)
+    ours = TrueVocabLoss(11)(labels, logits * 1.0)
     theirs = torch.nn.functional.cross_entropy(exact[..., :11].permute(1, 2, 0), labels, reduction="none")
     torch.testing.assert_close(ours, theirs.float())
     (ours * weights.float()).sum().backward()
     (theirs * weights).sum().backward()
     with torch.no_grad():
-        alone = true_vocab_loss(11)(labels, logits)
+        alone = TrueVocabLoss(11)(labels, logits)
     engine.shutdown()
     torch.testing.assert_close(logits.grad, exact.grad.to(dtype), check_stride=False)
     assert logits.grad[..., 11:].abs().max() == 0 and torch.equal(alone, ours)
@@ -221,12 +221,12 @@ def test_loss_leaves_padding_out(rows, dtype, monkeypatch):
 
 def test_only_a_gradient_is_written_over_the_logits():
     from mconv.train import engine
-    from mconv.train.loss import true_vocab_loss
+    from mconv.train.loss import TrueVocabLoss
 
     engine.init(engine.Parallel())
     logits = torch.randn(5, 2, 16)
     before = logits.clone()
-    true_vocab_loss(11)(torch.zeros(2, 5, dtype=torch.long), logits)
+    TrueVocabLoss(11)(torch.zeros(2, 5, dtype=torch.long), logits)
     engine.shutdown()
     assert torch.equal(logits, before)
 

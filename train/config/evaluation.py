@@ -28,7 +28,7 @@ class Evaluation:
         given = f"split {config.split!r} has no share for" if config.data else "there is no"
         if config.eval_interval and not (config.mock_data or valid or config.valid_data):
             yield f"eval_interval is {config.eval_interval}, but {given} validation data"
-        if config.eval_only and not (valid or test or config.valid_data or config.test_data):
+        if config.eval_only and not (config.mock_data or valid or test or config.valid_data or config.test_data):
             yield f"eval_only measures on validation and test data, and {given} either"
         if config.valid_data and not (config.eval_interval or config.eval_only):
             yield "valid_data is set, but neither eval_interval nor eval_only ever evaluates on it"

@@ -79,12 +79,10 @@ def _cyclic(made: Sets, seed: int) -> Sets:
 def _mock(run: Run) -> Sets:
     """Megatron-LM's rising numbers, whose last one ends a document."""
     config, spec = run.config, run.spec
-    train, valid, _ = (wanted or 1 for wanted in _samples(run, weighed=True))
-    made = mock.datasets(
-        vocab_size=spec.vocab_size, seq_length=run.seq_length, seed=config.seed, samples=(train, valid)
-    )  # fmt: skip
+    samples = [wanted or 1 for wanted in _samples(run, weighed=True)]
+    made = mock.datasets(vocab_size=spec.vocab_size, seq_length=run.seq_length, seed=config.seed, samples=samples)
     apart = _apart(run, eod=lambda wanted_by: spec.vocab_size - 1)
-    sets = Sets(*(apart(data) for data in made))
+    sets = Sets(*(apart(data) for data in made if config.eval_interval or config.eval_only or data is made[0]))
     return _cyclic(sets, config.seed) if config.dataloader_type == "cyclic" else sets
 
 
@@ -130,7 +128,7 @@ class Use:
 
     def part(self, run: Run) -> checks.Part:
         """The tokens that each prefix must have for it: a sample, or one where it is built and not drawn from."""
-        drawn = self.name != "validation" or run.config.eval_interval
+        drawn = self.name != "validation" or run.config.eval_interval or run.config.eval_only
         least = run.seq_length + 1 if drawn else 1
         return checks.Part(name=self.name, prefixes=self.mix.prefixes, edges=self.edges, least=least)
 
@@ -148,7 +146,8 @@ def _uses(run: Run, blends: list[Blend | None]) -> list[Use]:
 def _samples(run: Run, *, weighed: bool) -> list[int | None]:
     """Samples for training, validation and test. Without weights a cyclic epoch is the data once through."""
     config = run.config
-    evaluations = run.iterations // config.eval_interval if config.eval_interval else 0
+    # one more than there are on the way: after the last step
+    evaluations = run.iterations // config.eval_interval + 1 if config.eval_interval else int(config.eval_only)
     once = config.eval_iters * config.global_batch_size
     wanted = None if config.dataloader_type == "cyclic" and not weighed else length(config).samples
     return [wanted, evaluations * once, once]

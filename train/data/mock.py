@@ -1,6 +1,7 @@
 """Megatron-LM's mock data: 100 000 documents of rising numbers, a third of them each to train, validate and test."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,8 @@ class _Numbers:
         return {"class": "mconv numbers", "vocab_size": self.vocab_size}
 
 
-def datasets(*, vocab_size: int, seq_length: int, seed: int, samples: tuple[int, int]) -> tuple[Any, Any]:
-    """(training, validation) datasets: the samples of Megatron-LM's `--mock-data` with its NullTokenizer.
+def datasets(*, vocab_size: int, seq_length: int, seed: int, samples: Sequence[int]) -> list[Any]:
+    """Datasets for training, validation and test: the samples of Megatron-LM's `--mock-data` with its NullTokenizer.
 
     `vocab_size` is the true one, which counts the end of a document: Megatron-LM's flag `--vocab-size` and one.
     """
@@ -41,8 +42,8 @@ def datasets(*, vocab_size: int, seq_length: int, seed: int, samples: tuple[int,
         create_attention_mask=False,
     )
     logging.getLogger(MockGPTDataset.__module__).addFilter(_is_news)
-    built = BlendedMegatronDatasetBuilder(MockGPTDataset, [*samples, 1], lambda: True, config).build()
-    return built[0], built[1]
+    built = BlendedMegatronDatasetBuilder(MockGPTDataset, list(samples), lambda: True, config).build()
+    return list(built)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
