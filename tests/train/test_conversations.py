@@ -211,12 +211,21 @@ def test_a_blend_of_conversations_has_its_shares(tmp_path, run):
     assert sorted(int(whole[n]["tokens"][0]) for n in range(10)) == [11] * 5 + [22] * 5  # half of each, once
 
 
-def test_resumed_in_the_middle_of_an_epoch(run, tmp_path):
-    fields = run | {"packing": True, "global_batch_size": 3, "train_iters": 5, "num_workers": 2}
-    whole = jobs.train(**fields, dataloader_type="cyclic")
-    first = jobs.train(**fields, dataloader_type="cyclic", save=str(tmp_path / "r"), exit_after=2)
-    second = jobs.train(**fields, dataloader_type="cyclic", save=str(tmp_path / "r"))
-    assert first["losses"] + second["losses"] == whole["losses"]
+def test_the_feed_goes_on_at_any_sample(run):
+    """What a resumed run asks for: from the third sample of an epoch on, over its end, and read ahead by threads."""
+    from mconv.train.config import make
+    from mconv.train.data.feed import feed, sets
+    from mconv.train.run import start
+
+    fields = {"packing": True, "dataloader_type": "cyclic", "global_batch_size": 3, "num_workers": 2}
+    begun = start(make(run | fields), say=lambda line: None)
+    data = sets(begun, lambda line: None).train
+    whole, later = feed(begun, data, consumed=0), feed(begun, data, consumed=3)
+    drawn = [next(whole) for _ in range(30)][3:]
+    assert len({tuple(batch["tokens"][0].tolist()) for batch in drawn}) < 27, "more than an epoch"
+    for batch in drawn:
+        again = next(later)
+        assert batch.keys() == again.keys() and all(torch.equal(batch[name], again[name]) for name in batch)
 
 
 def poke(name, kind, change):
