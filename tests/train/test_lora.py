@@ -147,6 +147,32 @@ def test_the_real_peft():
         torch.testing.assert_close(ours.pull(logical, box), theirs.pull(logical, box), atol=2e-7, rtol=0)
 
 
+def test_layers_that_are_computed_again_give_the_same_gradients(run):
+    """megatron-core's checkpointing gives none at all to layers whose input, here a frozen embedding, asks for none."""
+    from mconv.convert import peft
+    from mconv.convert.load import open_checkpoint
+    from mconv.train import engine, lora, weights
+    from mconv.train.mcore import quiet
+
+    base, parallel, tokens, found = open_checkpoint(run["load"]), engine.Parallel(), jobs.tokens(), []
+    engine.init(parallel)
+    adapter = peft.read(Path(run["lora_load"]), family=base.family, spec=base.spec)
+    again = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    for more in ({}, again):
+        model = engine.build(base.spec, padded_vocab_size=jobs.PADDED, parallel=parallel, dtype=torch.float32, **more)
+        weights.fill(model, base, parallel, padded_vocab_size=jobs.PADDED)
+        lora.attach(
+            model, adapter.settings, family=base.family, spec=base.spec,
+            start=lambda linear, layer, factor: adapter.factors[linear.key(layer, factor)],
+        )  # fmt: skip
+        model.train()
+        with quiet():
+            model(tokens, torch.arange(tokens.shape[1]).expand_as(tokens), None, labels=tokens).mean().backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert len(found[0]) == 2 * 7 * jobs.SPEC.num_layers
+    torch.testing.assert_close(*found, atol=1e-6, rtol=0)
+
+
 # ---------------------------------------------------------------- layouts
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_do_not_depend_on_the_layout(layout, run, alone, world):
