@@ -118,7 +118,7 @@ def load(folder: Path, *, chunks: list[Any], optimizer: Any) -> Loaded:
         whole.load_state_dict(loaded[name], strict=adapt.adapted(whole) is None)
     if optimizer is not None:
         step, settings = _step_of(common["optimizer"]), _settings(optimizer)
-        optimizer.load_state_dict(loaded["optimizer"])
+        optimizer.load_state_dict(_counted(loaded["optimizer"], step))
         for group, kept in zip(optimizer.param_groups, settings, strict=True):
             group.update(kept)
         set_step(optimizer, step)
@@ -130,6 +130,14 @@ def load(folder: Path, *, chunks: list[Any], optimizer: Any) -> Loaded:
         scheduled=int(common["opt_param_scheduler"]["num_steps"]),
         memory=common.get("mconv", {}),
     )
+
+
+def _counted(state: dict[str, Any], step: int) -> dict[str, Any]:
+    """Adam's state with its counter, which megatron-core leaves out where it stands at 0: every step was skipped."""
+    moments = state.get("optimizer", state).get("state", {})
+    if any("exp_avg" in one for one in moments.values() if isinstance(one, dict)):
+        moments.setdefault("common_step", torch.tensor(float(step)))
+    return state
 
 
 def _settings(optimizer: Any) -> list[dict[str, Any]]:
