@@ -169,6 +169,25 @@ def test_what_cannot_be_frozen_is_refused(freeze, message, run):
         jobs.train(**run, freeze=freeze)
 
 
+def test_layers_that_are_computed_again_above_a_frozen_embedding_have_their_gradients(run):
+    from mconv.convert.load import open_checkpoint
+    from mconv.train import engine, freeze, weights
+    from mconv.train.mcore import quiet
+
+    parallel, tokens, found = engine.Parallel(), jobs.tokens(), []
+    engine.init(parallel)
+    again = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    for more in ({}, again):
+        model = engine.build(jobs.SPEC, padded_vocab_size=jobs.PADDED, parallel=parallel, dtype=torch.float32, **more)
+        weights.fill(model, open_checkpoint(run["load"]), parallel, padded_vocab_size=jobs.PADDED)
+        freeze.freeze([model], ["embedding", "layers.0"])
+        with quiet():
+            model(tokens, torch.arange(tokens.shape[1]).expand_as(tokens), None, labels=tokens).mean().backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert len(found[0]) == 6 * 3 + 2  # three layers, the last norm and the output layer
+    torch.testing.assert_close(*found, atol=1e-6, rtol=0)
+
+
 # ---------------------------------------------------------------- guards
 @pytest.fixture
 def poisoned(run, monkeypatch):
