@@ -1,5 +1,6 @@
 """Resuming: what a resumed run must have, lost piece by piece; layouts of the optimizer's state; kills."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -167,7 +168,7 @@ def test_every_format_goes_on_at_another_layout(form, run, world, tmp_path):
 
 # ---- kills -----------------------------------------------------------------------------------------------------------
 def finish_in_spite_of_kills(fields, root, *, kills, seed):
-    """Start `mconv train` again and again, killing it and its ranks at random moments but the last time; its log."""
+    """Start `mconv train` again and again, killing it at random moments but the last time; its log."""
     dice = random.Random(seed)
     command = [sys.executable, "-m", "mconv", "train"]
     for name, value in (fields | {"save": str(root)}).items():
@@ -180,7 +181,8 @@ def finish_in_spite_of_kills(fields, root, *, kills, seed):
             while process.poll() is None and lines(root) == began:
                 time.sleep(0.02)  # until it takes steps
             time.sleep(dice.uniform(0, 1.5))
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it was faster
+                os.killpg(process.pid, signal.SIGKILL)
         said = process.communicate()[0].decode()
     assert process.returncode == 0, said
     log = [json.loads(line) for line in (root / "train.jsonl").read_text().splitlines()]
@@ -197,7 +199,6 @@ def lines(root):
     [
         pytest.param({"async_save": True}, 1, id="async, one kill"),
         pytest.param({"async_save": True, "keep_last": 2}, 8, id="async, eight kills", marks=pytest.mark.big),
-        pytest.param({"tp": 2, "nproc_per_node": 2}, 6, id="two ranks, six kills", marks=pytest.mark.big),
     ],
 )
 def test_a_run_that_is_killed_at_random_moments_has_the_losses_of_one_that_is_not(more, kills, run, world, tmp_path):
