@@ -56,9 +56,10 @@ def measure(folder: Path, *, layers: int, rounds: int) -> dict[str, list[float]]
     found: dict[str, list[float]] = {name: [] for name in ("at once", "background", "writing", "idle step", "busy step")}
     with quiet():
         run = start(config, say=lambda _: None)
-        batches = feed(run, sets(run, say=lambda _: None).train, consumed=0)
+        data = sets(run, say=lambda _: None).train
+        batches = feed(run, data, consumed=0)
         for number in range(rounds + 1):
-            taken = round_of(run, lambda: steps.step(run, batches))
+            taken = round_of(run, lambda: steps.step(run, batches, again=lambda: feed(run, data, consumed=run.consumed)))
             for name, seconds in taken if number else ():
                 found[name].append(seconds)
     return found

@@ -255,9 +255,9 @@ def save_like_megatron(form: str, root: str, **fields: Any) -> None:
     made: list[Any] = []
     step = loop.step
 
-    def noted(run: Any, feed: Any) -> Any:
+    def noted(run: Any, feed: Any, **options: Any) -> Any:
         made[:] = [run]
-        return step(run, feed)
+        return step(run, feed, **options)
 
     content = dict(checkpoint.CONTENT)
     loop.step = noted

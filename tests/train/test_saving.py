@@ -70,11 +70,11 @@ def test_training_goes_on_while_files_are_written(run, whole, tmp_path, monkeypa
 
     gate, seen = tmp_path / "gate", []
 
-    def step(run, feed):
+    def step(run, feed, **more):
         seen.append((run.iteration, run.saver.pending, saving.latest(tmp_path / "run")))
         if run.iteration == 3:
             gate.touch()
-        return original(run, feed)
+        return original(run, feed, **more)
 
     original = loop.step
     monkeypatch.setattr(loop, "step", step)
@@ -94,8 +94,8 @@ def test_what_is_written_is_the_moment_of_the_save(run, whole, tmp_path, monkeyp
 
     gate, original = tmp_path / "gate", loop.step
 
-    def step(run, feed):
-        made = original(run, feed)
+    def step(run, feed, **more):
+        made = original(run, feed, **more)
         if run.iteration == 5:
             gate.touch()
         return made
@@ -153,10 +153,10 @@ def test_what_another_jobs_tracker_names_is_kept(run, tmp_path, monkeypatch):
 
     original = loop.step
 
-    def step(run, feed):
+    def step(run, feed, **more):
         if run.iteration == 3:
             saving.point(tmp_path, 2)
-        return original(run, feed)
+        return original(run, feed, **more)
 
     monkeypatch.setattr(loop, "step", step)
     jobs.train(**run, save=str(tmp_path), save_interval=1, keep_last=2)
