@@ -372,10 +372,10 @@ def train_hit(*, rank: int, at: int, **fields: Any) -> dict[str, Any]:
 
     whole = loop.step
 
-    def hit(run: Any, feed: Any) -> Any:
+    def hit(run: Any, feed: Any, **options: Any) -> Any:
         if run.iteration == at - 1 and torch.distributed.get_rank() == rank:
             os.kill(os.getpid(), signal.SIGUSR2)
-        return whole(run, feed)
+        return whole(run, feed, **options)
 
     loop.step = hit
     try:
