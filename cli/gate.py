@@ -47,12 +47,12 @@ def before_training(config: "TrainConfig") -> bool:
 @contextmanager
 def one_world(config: "TrainConfig") -> Iterator[None]:
     """Under somebody's torchrun its ranks meet once, for the judging and the training: they could not meet again."""
-    from mconv.train.parallel import Parallel, init, shutdown, world
+    from mconv.train.parallel import init, parallel_of, shutdown, world
 
     if not config.verify_first or world()[1] == 1:
         yield
         return
-    init(Parallel(tp=config.tp, pp=config.pp, sequence_parallel=config.sequence_parallel), seed=config.seed)
+    init(parallel_of(config), seed=config.seed)
     try:
         yield
     finally:
@@ -60,11 +60,14 @@ def one_world(config: "TrainConfig") -> Iterator[None]:
 
 
 def _layout(config: "TrainConfig", reference: Path, found: "Checkpoint") -> dict[str, Any]:
-    """Judge at the layout of the run; two Hugging Face folders have none."""
+    """Judge at the layout of the run, without turns; two Hugging Face folders have none."""
+    from mconv.train.parallel import parallel_of
+
     opening = {} if config.vocab_size is None else {"vocab_size": config.vocab_size}
     if found.format == "hf" and (reference / "config.json").is_file():
         return {"opening": opening}
-    return {"tp": config.tp, "pp": config.pp, "sequence_parallel": config.sequence_parallel, "opening": opening}
+    sizes = {name: getattr(config, name) for name in ("tp", "pp", "sequence_parallel")}
+    return {**sizes, "uneven": parallel_of(config).uneven, "opening": opening}
 
 
 def _say(line: str) -> None:

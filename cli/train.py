@@ -8,7 +8,7 @@ from typing import Annotated, Any, Union
 from cyclopts import Parameter
 
 from mconv.errors import CheckFailed
-from mconv.train.config import TrainConfig, help_of, make, read_yaml
+from mconv.train.config import TrainConfig, help_of, is_list, make, read_yaml
 
 
 def work(payload: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def _parameter(field: "dataclasses.Field[Any]") -> inspect.Parameter:
     default = "" if field.default in (None, False, dataclasses.MISSING) else f" [default: {field.default}]"
     names = {"bf16": "--fp32"} if field.type is bool else {}
     meta = Parameter(help=help_of()[field.name] + default, negative=names.get(field.name, ()), show_default=False)
-    if "list" in str(field.type):
+    if is_list(field.type):
         meta = Parameter(help=meta.help, consume_multiple=True, negative=(), show_default=False)
     kind: Any = Union[field.type, None]  # noqa: UP007 (the type is a value here)
     return inspect.Parameter(

@@ -16,22 +16,21 @@ def load_rank(
     checkpoint: Checkpoint,
     params: dict[str, torch.Tensor],
     *,
-    tp: int,
-    pp: int,
+    layout: Layout,
     tp_rank: int,
-    pp_rank: int,
-    padded_vocab_size: int,
+    stage: int,
+    chunk: int = 0,
     partial: bool = False,
 ) -> None:
     """Fill one rank's live parameters from any checkpoint. Names as in an `mp_rank` file; cast to their dtypes.
 
-    With `partial` they may be some of the rank's. Raises FormatError if a parameter is in no row of the table, or a row
-    has no parameter.
+    The rank is the one at `tp_rank` and `stage` of `layout`; of its model chunks, where it has several, `chunk` is this.
+    With `partial` they may be some of its parameters. Raises FormatError if one is in no row of the table, or a row has
+    none.
     """
-    layout = Layout(tp=tp, pp=pp, padded_vocab=padded_vocab_size)
     source, done = Source.of(checkpoint), set()
     for place, names, logical in spell.rank_tensors(mcore.DIALECT, checkpoint.family, checkpoint.spec, layout):
-        if place.stage != pp_rank:
+        if (place.stage, place.chunk) != (stage, chunk):
             continue
         name = next((n for n in names if n in params), names[0])
         if name not in params and partial:

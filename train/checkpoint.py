@@ -14,10 +14,9 @@ import torch
 
 from mconv.convert import lora, manifest
 from mconv.convert.checkpoint import SIDE_FOLDER, Checkpoint
-from mconv.convert.dialects.mcore import args_of
+from mconv.convert.dialects.mcore import args_of, layout_of
 from mconv.convert.formats import torch_dist
 from mconv.errors import FormatError
-from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec
 from mconv.train import adapt
 from mconv.train.config import TrainConfig
@@ -249,7 +248,7 @@ def distributed(checkpoint: Checkpoint) -> bool | None:
 def _args(spec: ModelSpec, parallel: Parallel, chunks: list[Any], settings: Mapping[str, Any]) -> Namespace:
     """Megatron-LM's args of this checkpoint: plain values only, since it loads with torch's weights_only."""
     whole = unwrap(chunks[0])
-    layout = Layout(tp=parallel.tp, pp=parallel.pp, padded_vocab=whole.vocab_size)
+    layout = parallel.layout(padded_vocab=whole.vocab_size)
     dtype = str(whole.config.params_dtype).removeprefix("torch.")
     args = args_of(spec, layout, dtype=dtype)
     world = torch.distributed.get_world_size()
@@ -264,9 +263,6 @@ def _args(spec: ModelSpec, parallel: Parallel, chunks: list[Any], settings: Mapp
 
 def finish(folder: Path, spec: ModelSpec, args: Namespace, *, origin: Checkpoint | None) -> None:
     """Add what conversion wants beside a checkpoint: the manifest, and the side files of the one it came from."""
-    layout = Layout(
-        tp=args.tensor_model_parallel_size, pp=args.pipeline_model_parallel_size, padded_vocab=args.padded_vocab_size
-    )
     before = (origin.manifest or {}) if origin else {}
     named = {"name": origin.name, "format": origin.format} if origin else {}
     detail = {"from": named.get("name"), "iteration": args.iteration, "samples": args.consumed_train_samples}
@@ -274,7 +270,7 @@ def finish(folder: Path, spec: ModelSpec, args: Namespace, *, origin: Checkpoint
         spec,
         format="torch_dist",
         dialect="mcore",
-        layout=layout,
+        layout=layout_of(args),
         dtype=str(args.params_dtype).removeprefix("torch."),
         source=before.get("source") or named,
         digests={},  # of weights that change with every save; `verify` reads the tensors themselves

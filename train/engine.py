@@ -1,4 +1,4 @@
-"""megatron-core's GPTModel for a `ModelSpec`: built, filled and run on any tp x pp, on CPU or GPU.
+"""megatron-core's GPTModel for a `ModelSpec`: built, filled and run on any layout, on CPU or GPU.
 
 parallel = Parallel(tp=2, pp=2)
 init(parallel)                                               # on every rank
@@ -18,9 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mconv.errors import ConfigError, FormatError, LayoutError, refuse
-from mconv.shard.stages import stage_layers
 from mconv.spec import ModelSpec
-from mconv.train import partial
+from mconv.train import partial, recompute
 from mconv.train.attention import CoreAttention, LayerNorm, RMSNorm
 from mconv.train.falcon import ParallelLayer
 from mconv.train.loss import TrueVocabLoss
@@ -48,6 +47,7 @@ __all__ = [
     "Parallel",
     "angles",
     "build",
+    "build_chunks",
     "check_known",
     "init",
     "load_rank_file",
@@ -74,6 +74,7 @@ def transformer_config(spec: ModelSpec, parallel: Parallel, *, dtype: torch.dtyp
     megatron-core has linear biases on all four linears or on QKV alone; those that `spec` lacks, `build` makes zero.
     `more` overrides its fields.
     """
+    uneven, interleaved = parallel.uneven, parallel.vpp > 1
     fields = {
         "num_layers": spec.num_layers,
         "hidden_size": spec.hidden_size,
@@ -92,6 +93,14 @@ def transformer_config(spec: ModelSpec, parallel: Parallel, *, dtype: torch.dtyp
         "attention_dropout": 0.0,
         "tensor_model_parallel_size": parallel.tp,
         "pipeline_model_parallel_size": parallel.pp,
+        "virtual_pipeline_model_parallel_size": parallel.vpp if interleaved else None,
+        "num_layers_in_first_pipeline_stage": uneven.first,
+        "num_layers_in_last_pipeline_stage": uneven.last,
+        "account_for_embedding_in_pipeline_split": uneven.embedding,
+        "account_for_loss_in_pipeline_split": uneven.loss,
+        # Two stages that interleave send each other two tensors at once: in one batch they would be mixed up.
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
         "sequence_parallel": parallel.sequence_parallel,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
@@ -104,7 +113,8 @@ def transformer_config(spec: ModelSpec, parallel: Parallel, *, dtype: torch.dtyp
         "apply_rope_fusion": False,
         "cuda_graph_scope": [],  # its default is one that its own constructor calls deprecated
     }
-    return TransformerConfig(**{**fields, **more})
+    with quiet():
+        return TransformerConfig(**{**fields, **more})
 
 
 def layer_spec(config: TransformerConfig, spec: ModelSpec, core_attention: type = CoreAttention) -> ModuleSpec:
@@ -131,6 +141,12 @@ def check_known(spec: ModelSpec, *, what: str = "the model") -> None:
 def check(spec: ModelSpec, *, padded_vocab_size: int, parallel: Parallel) -> None:
     """Refuse, all at once, sizes that this layout cannot share. Raises LayoutError, or ConfigError as `check_known`."""
     check_known(spec)
+    bad = problems(spec, padded_vocab_size=padded_vocab_size, parallel=parallel)
+    refuse(bad, doing="sharing the model among ranks", kind=LayoutError)
+
+
+def problems(spec: ModelSpec, *, padded_vocab_size: int, parallel: Parallel) -> list[str]:
+    """Every size that this layout cannot share."""
     tp, groups = parallel.tp, spec.num_query_groups
     sizes = {
         "num_attention_heads": spec.num_attention_heads,
@@ -142,8 +158,11 @@ def check(spec: ModelSpec, *, padded_vocab_size: int, parallel: Parallel) -> Non
         bad.append(f"num_query_groups {groups} neither divides tp {tp} nor is a multiple of it")
     if padded_vocab_size < spec.vocab_size:
         bad.append(f"padded_vocab_size {padded_vocab_size} is less than vocab_size {spec.vocab_size}")
-    refuse(bad, doing="sharing the model among ranks", kind=LayoutError)
-    stage_layers(spec.num_layers, pp=parallel.pp)
+    try:
+        parallel.stages(spec.num_layers)
+    except LayoutError as error:
+        bad.append(str(error))
+    return bad
 
 
 def build(
@@ -152,6 +171,7 @@ def build(
     padded_vocab_size: int,
     parallel: Parallel,
     dtype: torch.dtype,
+    chunk: int = 0,
     initialize: bool = False,
     on_meta: bool = False,
     core_attention: type = CoreAttention,
@@ -159,6 +179,7 @@ def build(
 ) -> torch.nn.Module:
     """This rank's part of megatron-core's GPTModel, on its device, in `dtype`; call `init(parallel)` before.
 
+    Where stages interleave it is one `chunk` of the rank's several: `build_chunks` makes them all.
     Weights are NaN until loaded (what a loader forgets, the first logits show), or random with `initialize`; with
     `on_meta` they have no memory at all, for the caller to give.
     `more` overrides fields of the TransformerConfig. Raises LayoutError on sizes that cannot be shared.
@@ -168,31 +189,39 @@ def build(
     start = {} if initialize else {"init_method": _leave, "output_layer_init_method": _leave}
     config = transformer_config(spec, parallel, dtype=dtype, **start, **more)
     layers = TransformerBlockSubmodules(
-        layer_specs=[layer_spec(config, spec, core_attention)] * get_num_layers_to_build(config),
+        layer_specs=[layer_spec(config, spec, core_attention)] * get_num_layers_to_build(config, vp_stage=chunk),
         layer_norm=NORMS[spec.norm],
     )
+    here = parallel_state.get_pipeline_model_parallel_rank(), chunk
     with OnMeta() if on_meta else contextlib.nullcontext():
         model = GPTModel(
             config,
             layers,
             padded_vocab_size,
             spec.max_position_embeddings,
-            pre_process=parallel_state.is_pipeline_first_stage(),
-            post_process=parallel_state.is_pipeline_last_stage(),
+            pre_process=here == parallel.ends[0],
+            post_process=here == parallel.ends[1],
             parallel_output=True,
             share_embeddings_and_output_weights=spec.tied_embeddings,
             position_embedding_type="learned_absolute" if spec.position == "learned" else "rope",
             rotary_base=spec.rope.base,
+            vp_stage=chunk if parallel.vpp > 1 else None,
         )
     if spec.position == "rope":  # set before the first forward: megatron-core caches the angles per module
         model.rotary_pos_emb.inv_freq = inverse_frequencies(spec.rope, kv_channels=spec.kv_channels)
     elif model.pre_process:
         model.embedding.position_embeddings.to(dtype)  # which megatron-core makes in fp32, whatever params_dtype is
     model.compute_language_model_loss = TrueVocabLoss(spec.vocab_size)
+    recompute.mend(model)
     if on_meta:
         return model
     _fill(model, spec, keep=initialize)
     return model.to(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else model
+
+
+def build_chunks(spec: ModelSpec, *, parallel: Parallel, **options: Any) -> list[torch.nn.Module]:
+    """All of this rank's parts: one, or one a virtual stage. `options` as for `build`."""
+    return [build(spec, parallel=parallel, chunk=chunk, **options) for chunk in range(parallel.vpp)]
 
 
 def _leave(weight: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ import torch
 
 from mconv.train.engine import unwrap
 from mconv.train.run import Run
-from mconv.train.steps import SUMS, Batches, forward_backward
+from mconv.train.steps import SUMS, Feeds, forward_backward
 
 
 @torch.no_grad()
-def evaluate(run: Run, feed: Batches | None) -> dict[str, float]:
+def evaluate(run: Run, feed: Feeds) -> dict[str, float]:
     """{"loss", "perplexity", "accuracy"} over all tokens of the next `eval_iters` global batches.
 
     Accuracy is the share of the tokens that the loss counts which the model finds likeliest. "answer_accuracy" is that

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mconv.errors import ConfigError, refuse
 from mconv.train.config import TrainConfig
 from mconv.train.mcore import ConstantNumMicroBatchesCalculator, RampupBatchsizeNumMicroBatchesCalculator
 
@@ -36,20 +35,6 @@ def length(config: TrainConfig) -> Length:
             steps += 1
     left = max(0, config.train_samples - consumed)
     return Length(steps + left // config.global_batch_size, max(config.train_samples, consumed))
-
-
-def check(config: TrainConfig, *, replicas: int) -> None:
-    """Refuse batches that the replicas cannot share. Raises ConfigError that names each of them."""
-    sizes = {"global_batch_size": config.global_batch_size}
-    if config.rampup_batch_size:
-        first, increment, _ = config.rampup_batch_size
-        sizes |= {"rampup_batch_size's first size": first, "rampup_batch_size's increment": increment}
-    bad = [
-        f"{name} {size} is not a multiple of micro_batch_size {config.micro_batch_size} x {replicas} replicas"
-        for name, size in sizes.items()
-        if size % (config.micro_batch_size * replicas)
-    ]
-    refuse(bad, doing="sharing batches among replicas", kind=ConfigError)
 
 
 def _calculator(config: TrainConfig) -> Any:

@@ -40,6 +40,7 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"megatron\.")
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "If you are using transformer_engine as the transformer implementation")
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
         yield
 

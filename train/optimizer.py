@@ -25,6 +25,7 @@ def make_optimizer(chunks: list[Any], config: TrainConfig) -> Any:
         **{name: getattr(config, name) for name in SAME},
         params_dtype=dtype_of(config),
         use_distributed_optimizer=config.distributed_optimizer,
+        overlap_param_gather=config.overlap_param_gather,
     )
     optimizer = get_megatron_optimizer(options, chunks, use_gloo_process_groups=False)
     for part in parts(optimizer):

@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 
+from mconv.convert.dialects.mcore import UNEVEN
 from mconv.errors import LayoutError
+from mconv.shard.layout import Layout
+from mconv.shard.stages import EVEN, Uneven, stage_layers
+from mconv.train.config.parallelism import Parallelism
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,15 +24,34 @@ class Parallel:
     """Ranks that share each matrix (tensor parallel)."""
     pp: int = 1
     """Stages that share the layers (pipeline parallel)."""
+    vpp: int = 1
+    """Model chunks on each stage (1: not interleaved)."""
+    uneven: Uneven = EVEN
+    """What makes stages differ in their number of layers."""
     sequence_parallel: bool = False
     """Also share the positions between the matrices; needs tp > 1."""
 
     def __post_init__(self) -> None:
-        for name in ("tp", "pp"):
-            if getattr(self, name) < 1:
-                raise LayoutError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        self.layout(padded_vocab=self.tp)  # its refusals, which are those of conversion
         if self.sequence_parallel and self.tp == 1:
             raise LayoutError("sequence_parallel shares positions among the tensor-parallel ranks; it needs tp > 1")
+
+    def layout(self, *, padded_vocab: int) -> Layout:
+        """The same as conversion says it, for an embedding of so many rows."""
+        return Layout(tp=self.tp, pp=self.pp, vpp=self.vpp, uneven=self.uneven, padded_vocab=padded_vocab)
+
+    def stages(self, num_layers: int) -> dict[tuple[int, int], range]:
+        """The layers of each (stage, chunk). Raises LayoutError if they cannot be shared so."""
+        said = [f"{arg} {value}" for name, (arg, _) in UNEVEN.items() if (value := getattr(self.uneven, name))]
+        try:
+            return stage_layers(num_layers, pp=self.pp, vpp=self.vpp, uneven=self.uneven)
+        except LayoutError as error:
+            raise LayoutError(": ".join([*([", ".join(said)] if said else []), str(error)])) from error
+
+    @property
+    def ends(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The (stage, chunk) that has the embedding, and the one that has the head: they alone are fed."""
+        return (0, 0), (self.pp - 1, self.vpp - 1)
 
     def data_parallel(self, world: int) -> int:
         """Replicas of the model in a world of `world` ranks. Raises LayoutError if it does not divide."""
@@ -38,6 +61,17 @@ class Parallel:
                 f"start a multiple of {self.tp * self.pp} ranks"
             )
         return world // (self.tp * self.pp)
+
+
+def parallel_of(config: Parallelism) -> Parallel:
+    """The layout that a configuration asks for."""
+    sizes: dict[str, Any] = {name: getattr(config, name) for name in ("tp", "pp", "vpp", "sequence_parallel")}
+    return Parallel(**sizes, uneven=uneven_of(config))
+
+
+def uneven_of(config: Parallelism) -> Uneven:
+    """What makes its stages hold different numbers of layers."""
+    return Uneven(**{field: getattr(config, name) for field, (name, _) in UNEVEN.items()})
 
 
 def world() -> tuple[int, int]:
@@ -66,20 +100,24 @@ def init(parallel: Parallel, *, seed: int = 1234) -> None:
     parallel.data_parallel(size)
     if not torch.distributed.is_initialized():
         _join()
-    if _layout_now() != (parallel.tp, parallel.pp):
+    if _layout_now() != (parallel.tp, parallel.pp, parallel.vpp):
         torch.distributed.barrier()  # a slower rank may still be reading what was sent through the old groups
         _destroy_groups()
         with _one_group_a_set():
             parallel_state.initialize_model_parallel(
-                parallel.tp, parallel.pp, create_gloo_process_groups=False, distributed_timeout_minutes=_timeout_minutes()
+                parallel.tp,
+                parallel.pp,
+                parallel.vpp if parallel.vpp > 1 else None,
+                create_gloo_process_groups=False,
+                distributed_timeout_minutes=_timeout_minutes(),
             )
     seed += 100 * parallel_state.get_pipeline_model_parallel_rank()  # as Megatron-LM: stages drop out other positions
     torch.manual_seed(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
 
-def _layout_now() -> tuple[int, int] | None:
-    """(tp, pp) of the groups that are there, or None."""
+def _layout_now() -> tuple[int, int, int] | None:
+    """(tp, pp, vpp) of the groups that are there, or None."""
     from mconv.train.mcore import parallel_state
 
     if not parallel_state.model_parallel_is_initialized():
@@ -87,8 +125,9 @@ def _layout_now() -> tuple[int, int] | None:
     sizes = (
         parallel_state.get_tensor_model_parallel_world_size,
         parallel_state.get_pipeline_model_parallel_world_size,
+        parallel_state.get_virtual_pipeline_model_parallel_world_size,
     )
-    return sizes[0](), sizes[1]()
+    return sizes[0](), sizes[1](), sizes[2]() or 1
 
 
 def _destroy_groups() -> None:

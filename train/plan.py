@@ -8,6 +8,8 @@ from mconv.errors import ConfigError, refuse
 from mconv.shard.layout import Layout, padded_vocab
 from mconv.train import architecture, flops, memory
 from mconv.train.config import TrainConfig
+from mconv.train.config.length import unshared
+from mconv.train.parallel import uneven_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,11 +110,8 @@ def _problems(config: TrainConfig, opened: Checkpoint, length: int, world: int) 
     replicas = world // shared
     if world % shared:
         yield f"tp {config.tp} x pp {config.pp} does not divide {world} ranks"
-    elif config.global_batch_size % (config.micro_batch_size * replicas):
-        yield (
-            f"global_batch_size {config.global_batch_size} is not a multiple of micro_batch_size "
-            f"{config.micro_batch_size} x {replicas} replicas"
-        )
+    else:
+        yield from unshared(config, replicas=replicas)
     if length > most:
         yield f"seq_length {length} is more than the model's {most} positions"
     if config.attention_dropout:
@@ -122,8 +121,9 @@ def _problems(config: TrainConfig, opened: Checkpoint, length: int, world: int) 
 def layout_of(config: TrainConfig, opened: Checkpoint) -> Layout:
     """The run's layout. Raises LayoutError, all at once, on sizes that do not fit the model."""
     wanted = target_layout(
-        opened.spec, opened.family, tp=config.tp, pp=config.pp, vocab_multiple=config.make_vocab_size_divisible_by
-    )
+        opened.spec, opened.family, tp=config.tp, pp=config.pp, vpp=config.vpp, uneven=uneven_of(config),
+        vocab_multiple=config.make_vocab_size_divisible_by,
+    )  # fmt: skip
     rows = opened.layout.padded_vocab if opened.layout else padded_vocab(
         opened.spec.vocab_size, tp=config.tp, multiple=config.make_vocab_size_divisible_by
     )  # fmt: skip
@@ -142,6 +142,10 @@ def setting_of(config: TrainConfig, *, seq_length: int, micro_batches: int, repl
         distributed_optimizer=config.distributed_optimizer,
         moments=2 if config.optimizer == "adam" else int(config.sgd_momentum > 0),
         hidden_dropout=config.hidden_dropout > 0,
+        recompute=config.recompute_granularity,
+        recompute_modules=tuple(config.recompute_modules or ["core_attn"]),
+        recompute_layers=config.recompute_num_layers,
+        by_block=config.recompute_method == "block",
     )
 
 

@@ -9,21 +9,20 @@ import torch
 from mconv.convert.checkpoint import Checkpoint
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
-from mconv.train import adapt, architecture, backend, checkpoint, saving, takeover, weights
+from mconv.train import adapt, architecture, backend, checkpoint, layouts, recompute, saving, takeover, weights
 from mconv.train import log as logs
 from mconv.train.begin import Beginning, where
 from mconv.train.config import TrainConfig
-from mconv.train.engine import build, check_known, init, unwrap
+from mconv.train.engine import build_chunks, check_known, init, unwrap
 from mconv.train.flops import per_token
 from mconv.train.freeze import count, freeze
 from mconv.train.length import batch_size, length
-from mconv.train.length import check as check_batches
 from mconv.train.loss import TrueVocabLoss
-from mconv.train.mcore import DistributedDataParallel, DistributedDataParallelConfig
 from mconv.train.normalise import Normalise
 from mconv.train.optimizer import dtype_of, make_optimizer
-from mconv.train.parallel import Parallel
+from mconv.train.parallel import Parallel, parallel_of
 from mconv.train.precision import scale_losses
+from mconv.train.replicas import gathered, replicated
 from mconv.train.saving import Keep, Saver, Then, nothing
 from mconv.train.schedule import scheduler as make_scheduler
 
@@ -77,11 +76,10 @@ class Run:
 
 def start(config: TrainConfig, *, say: logs.Say) -> Run:
     """Everything that the first step needs. Raises ConfigError or LayoutError on what cannot work."""
-    parallel = Parallel(tp=config.tp, pp=config.pp, sequence_parallel=config.sequence_parallel)
+    parallel = parallel_of(config)
     if not config.eval_only:
         _check_folders(config)
     init(parallel, seed=config.seed)
-    check_batches(config, replicas=parallel.data_parallel(torch.distributed.get_world_size()))
     start_from = where(config)
     source = start_from.own
     based = adapt.wanted(config)  # then checkpoints hold no weights of the model: these are always those of `load`
@@ -92,28 +90,30 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
         opened = architecture.origin(config, iteration=start_from.iteration)
     _check_same_run(config, opened, resumed=source is not None)
     spec, seq_length = opened.spec, config.seq_length or opened.spec.max_position_embeddings
-    _check(config, parallel, spec, seq_length)
+    _check(config, spec, seq_length)
     taken_over = (config.resume and not source) or _reshared(config, opened, own=own)
     begun = takeover.opened(opened) if taken_over and not config.eval_only else None
     padded = weights.padded_size(opened, parallel, multiple=config.make_vocab_size_divisible_by)
-    whole = build(
+    layouts.check(config, parallel, spec, padded_vocab_size=padded, seq_length=seq_length)
+    models = build_chunks(
         spec, padded_vocab_size=padded, parallel=parallel, dtype=dtype_of(config),
-        calculate_per_token_loss=True, deallocate_pipeline_outputs=True,
+        calculate_per_token_loss=True, **layouts.schedule(parallel), **recompute.options(config),
         variable_seq_lengths=config.variable_seq_lengths,
         moe_token_dispatcher_type="alltoall",  # the default refuses variable lengths, experts or not
         hidden_dropout=config.hidden_dropout, attention_dropout=config.attention_dropout,
         core_attention=backend.core_attention(config, dtype=dtype_of(config)),
     )  # fmt: skip
-    if config.padded_vocab_in_loss:
-        unwrap(whole).compute_language_model_loss = TrueVocabLoss(padded)
-    if based or not (source or begun):
-        weights.fill(whole, opened, parallel, padded_vocab_size=padded)
+    for number, model in enumerate(models):
+        if config.padded_vocab_in_loss:
+            unwrap(model).compute_language_model_loss = TrueVocabLoss(padded)
+        if based or not (source or begun):
+            weights.fill(model, opened, parallel, padded_vocab_size=padded, chunk=number)
     if config.freeze:
-        freeze([whole], config.freeze)
+        freeze(models, config.freeze)
     if based:
-        say(adapt.adapt([whole], config, opened, resumed=checkpoint.lora_of(source) if source else None))
+        say(adapt.adapt(models, config, opened, resumed=checkpoint.lora_of(source) if source else None))
     normalise = Normalise()
-    chunks = [whole] if config.eval_only else [_data_parallel(whole, config, normalise)]
+    chunks = models if config.eval_only else replicated(models, config, finalize=normalise)
     optimizer = None if config.eval_only else make_optimizer(chunks, config)
     at = checkpoint.Loaded()
     if source and not begun:
@@ -153,6 +153,7 @@ def save(run: Run, *, then: Then = nothing) -> None:
     """Write a checkpoint of the run as it stands, or begin to; `then` is called on all ranks when it is whole."""
     assert run.saver is not None
     spec, origin = run.spec, run.origin
+    gathered(run.chunks)
     flops = per_token(spec, run.seq_length) * run.seq_length * run.consumed
     state = checkpoint.state(
         iteration=run.iteration, consumed=run.consumed, chunks=run.chunks, optimizer=run.optimizer,
@@ -190,24 +191,11 @@ def _is_elsewhere(load: Path, save: Path) -> bool:
     return load.is_dir() and load.resolve() != save.resolve()
 
 
-def _check(config: TrainConfig, parallel: Parallel, spec: ModelSpec, seq_length: int) -> None:
-    """Refuse a model that cannot run and sizes that do not fit each other, before anything is built."""
+def _check(config: TrainConfig, spec: ModelSpec, seq_length: int) -> None:
+    """Refuse a model that cannot run, and samples that it cannot see whole, before anything is built."""
     check_known(spec, what=str(config.load or config.preset or config.model))
-    if parallel.sequence_parallel and seq_length % parallel.tp:
-        raise ConfigError(f"seq_length {seq_length} is not a multiple of tp {parallel.tp}; sequence_parallel cuts it")
     if seq_length > spec.max_position_embeddings:
         raise ConfigError(f"seq_length {seq_length} is more than the model's {spec.max_position_embeddings} positions")
-
-
-def _data_parallel(model: Any, config: TrainConfig, normalise: Normalise) -> Any:
-    """megatron-core's DDP: gradients gathered in fp32 buffers and reduced over replicas."""
-    options = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=config.distributed_optimizer
-    )
-    model.config.finalize_model_grads_func = normalise
-    wrapped = DistributedDataParallel(model.config, options, model)
-    model.config.no_sync_func = wrapped.no_sync
-    return wrapped
 
 
 def _tell(run: Run, padded: int, say: logs.Say) -> None:
@@ -221,7 +209,7 @@ def _tell(run: Run, padded: int, say: logs.Say) -> None:
     )
     inherited = "" if run.config.seq_length else " (the model's max_position_embeddings)"
     say(
-        f"{world} ranks: tp {run.parallel.tp} x pp {run.parallel.pp} x dp {run.parallel.data_parallel(world)}; "
+        f"{world} ranks: {layouts.described(run.parallel, run.spec, world=world)}; "
         f"seq_length {run.seq_length}{inherited}; iteration {run.iteration} of {run.iterations}"
     )
     if run.config.freeze or adapt.wanted(run.config):

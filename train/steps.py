@@ -21,11 +21,13 @@ from mconv.train.optimizer import clip_and_step
 from mconv.train.run import Run
 
 Batches = Iterator[dict[str, Tensor]]
+Feeds = list[Batches | None]
+"""One for each of a rank's chunks; None for one that needs neither tokens nor labels."""
 SUMS = 6
 """Loss, its weight, and `loss.counts`: what is added up over micro batches and replicas."""
 
 
-def step(run: Run, feed: Batches | None, *, again: Callable[[], Batches | None]) -> logs.Step:
+def step(run: Run, feed: Feeds, *, again: Callable[[], Feeds]) -> logs.Step:
     """One optimizer step over one global batch; `again` feeds the same batch once more, to see what is wrong with it."""
     began = time.perf_counter()
     for chunk in run.chunks:
@@ -55,7 +57,7 @@ def step(run: Run, feed: Batches | None, *, again: Callable[[], Batches | None])
     )
 
 
-def _update(run: Run, loss: float, size: int, again: Callable[[], Batches | None]) -> tuple[bool, float | None]:
+def _update(run: Run, loss: float, size: int, again: Callable[[], Feeds]) -> tuple[bool, float | None]:
     """(whether the weights were changed, the gradient norm if so): not on an overflow of fp16, nor against a guard."""
     overflow = run.optimizer.prepare_grads()
     norm = 0.0 if overflow else float(run.optimizer.get_grad_norm())
@@ -69,11 +71,11 @@ def _update(run: Run, loss: float, size: int, again: Callable[[], Batches | None
     return True, norm
 
 
-def _rerun(run: Run, again: Callable[[], Batches | None], size: int) -> None:
+def _rerun(run: Run, again: Callable[[], Feeds], size: int) -> None:
     forward_backward(run, again(), size=size, forward_only=True)
 
 
-def forward_backward(run: Run, feed: Batches | None, *, size: int, forward_only: bool) -> Float[Tensor, "sums"]:
+def forward_backward(run: Run, feed: Feeds, *, size: int, forward_only: bool) -> Float[Tensor, "sums"]:
     """megatron-core's schedule over `size` samples; the sums of what `_loss` tells of each micro batch, on every rank."""
     micro, replicas = run.config.micro_batch_size, parallel_state.get_data_parallel_world_size()
     run.normalise.begin()
@@ -95,7 +97,7 @@ def forward_backward(run: Run, feed: Batches | None, *, size: int, forward_only:
 
 
 def _forward(run: Run, feed: Batches | None, model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
-    """One stage's forward over one micro batch, in the form that megatron-core's schedules call."""
+    """One chunk's forward over one micro batch, in the form that megatron-core's schedules call."""
     batch = next(feed) if feed else {}
     positions, mask = batch.get("position_ids"), attention_mask(batch.get("documents"))
     with rope_at(unwrap(model), positions if run.config.reset_position_ids or run.config.packing else None):

@@ -37,11 +37,11 @@ def take_over(
 
     Random states are not taken over: they are pickles, and nothing draws from them without dropout.
     """
-    for chunk in chunks:
+    for number, chunk in enumerate(chunks):
         model = unwrap(chunk)
         for kind, source in {"param": state.main, **state.moments}.items():
             whole = {name: torch.empty(x.shape, dtype=torch.float32) for name, x in model.named_parameters()}
-            weights.fill_tensors(whole, source, parallel, padded_vocab_size=model.vocab_size)
+            weights.fill_tensors(whole, source, parallel, padded_vocab_size=model.vocab_size, chunk=number)
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
                     _put(optimizer, parameter, kind, whole[name])

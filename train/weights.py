@@ -31,22 +31,23 @@ def padded_size(checkpoint: Checkpoint, parallel: Parallel, *, multiple: int) ->
     return size
 
 
-def fill(model: torch.nn.Module, checkpoint: Checkpoint, parallel: Parallel, *, padded_vocab_size: int) -> None:
-    """Copy this rank's slices of the checkpoint's weights into the model, cast to its dtype."""
-    fill_tensors(parameters(model), checkpoint, parallel, padded_vocab_size=padded_vocab_size)
+def fill(
+    model: torch.nn.Module, checkpoint: Checkpoint, parallel: Parallel, *, padded_vocab_size: int, chunk: int = 0
+) -> None:
+    """Copy this rank's slices of the checkpoint's weights into the model (a chunk of it), cast to its dtype."""
+    fill_tensors(parameters(model), checkpoint, parallel, padded_vocab_size=padded_vocab_size, chunk=chunk)
 
 
 def fill_tensors(
-    tensors: dict[str, Tensor], checkpoint: Checkpoint, parallel: Parallel, *, padded_vocab_size: int
+    tensors: dict[str, Tensor], checkpoint: Checkpoint, parallel: Parallel, *, padded_vocab_size: int, chunk: int = 0
 ) -> None:
     """The same for tensors that have the shapes and names of the rank's parameters."""
     load_rank(
         checkpoint,
         tensors,
-        tp=parallel.tp,
-        pp=parallel.pp,
+        layout=parallel.layout(padded_vocab=padded_vocab_size),
         tp_rank=parallel_state.get_tensor_model_parallel_rank(),
-        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
-        padded_vocab_size=padded_vocab_size,
+        stage=parallel_state.get_pipeline_model_parallel_rank(),
+        chunk=chunk,
     )
     initial.forget()

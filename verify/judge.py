@@ -5,12 +5,13 @@ report["passed"]                                              # docs/verify.md h
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.errors import CheckFailed, FormatError, LayoutError, MconvError
+from mconv.shard.stages import EVEN, Uneven
 from mconv.train.launch import ranks
 from mconv.train.parallel import world
 from mconv.verify import digests, environment, steps
@@ -30,6 +31,8 @@ class Options:
     tp: int | None = None
     """Ranks of the Megatron side. None: those of an mp_rank checkpoint, 1 for torch_dist."""
     pp: int | None = None
+    uneven: Uneven = EVEN
+    """What makes these stages hold different numbers of layers."""
     sequence_parallel: bool = False
     length: int | None = None
     """Positions of a row. None: as many as the model has, within reason."""
@@ -144,9 +147,9 @@ def _logits(
     payload = {
         "a": str(a.path.resolve()), "a_options": sides[0].said,
         "b": str(b.path.resolve()), "b_options": sides[1].said,
-        "tp": tp, "pp": pp, "sequence_parallel": options.sequence_parallel, "length": options.length,
-        "batch": options.batch, "seed": options.seed, "dtype": options.dtype, "generate": options.generate,
-        "digests": tensors,
+        "tp": tp, "pp": pp, "uneven": asdict(options.uneven), "sequence_parallel": options.sequence_parallel,
+        "length": options.length, "batch": options.batch, "seed": options.seed, "dtype": options.dtype,
+        "generate": options.generate, "digests": tensors,
     }  # fmt: skip
     nproc = 1 if hugging else tp * pp
     payload["streamed"] = _streamed(a, b, payload) if options.streamed is None else options.streamed

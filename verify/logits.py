@@ -20,6 +20,7 @@ from mconv.convert.opening import open_checkpoint
 from mconv.convert.source import Source, check_copies, slab_boxes
 from mconv.convert.table import Logical
 from mconv.errors import CheckFailed, FormatError
+from mconv.shard.stages import Uneven
 from mconv.train.parallel import Parallel, from_rank_0, world
 from mconv.verify import bisect, digests, generate, probes, shards
 from mconv.verify.compare import CHUNK, LIMITS, Comparison, Pair, allowed, compare, failures
@@ -162,7 +163,8 @@ def length_for(payload: dict[str, Any], a: Checkpoint, b: Checkpoint) -> int:
 
 def how_for(payload: dict[str, Any], a: Checkpoint, b: Checkpoint) -> How:
     """The arithmetic, and whether weights stay in memory."""
-    parallel = Parallel(tp=payload["tp"], pp=payload["pp"], sequence_parallel=payload["sequence_parallel"])
+    sizes = {name: payload[name] for name in ("tp", "pp", "sequence_parallel")}
+    parallel = Parallel(**sizes, uneven=Uneven(**payload.get("uneven", {})))
     return How(dtype=DTYPES[payload["dtype"]], narrow=narrower(a, b), streamed=payload["streamed"], parallel=parallel)
 
 

@@ -36,8 +36,7 @@ def _off(model: Megatron, checkpoint: Checkpoint, how: How, tp_rank: int, pp_ran
     own = engine.parameters(model.model)
     wanted = {name: torch.empty_like(tensor, device="cpu", dtype=how.filling) for name, tensor in own.items()}
     load_rank(
-        checkpoint, wanted, tp=how.parallel.tp, pp=how.parallel.pp, tp_rank=tp_rank, pp_rank=pp_rank,
-        padded_vocab_size=model.padded,
+        checkpoint, wanted, layout=how.parallel.layout(padded_vocab=model.padded), tp_rank=tp_rank, stage=pp_rank
     )  # fmt: skip
     narrowed(wanted, how.narrow)
     return [name for name, tensor in own.items() if not torch.equal(tensor.cpu(), wanted[name].to(tensor.dtype))]

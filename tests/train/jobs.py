@@ -360,7 +360,9 @@ def train_without_marks(**fields: Any) -> dict[str, Any]:
 
 def placed(*, tp: int, pp: int, padded: int, tp_rank: int, stage: int) -> dict[str, Any]:
     """How `load_rank` is told where a rank lies."""
-    return {"tp": tp, "pp": pp, "padded_vocab_size": padded, "tp_rank": tp_rank, "pp_rank": stage}
+    from mconv.shard.layout import Layout
+
+    return {"layout": Layout(tp=tp, pp=pp, padded_vocab=padded), "tp_rank": tp_rank, "stage": stage}
 
 
 def train_hit(*, rank: int, at: int, **fields: Any) -> dict[str, Any]:
@@ -452,3 +454,24 @@ def _kept(run: Any, weights: set[int]) -> int:
         loss = run.chunks[0](given, torch.arange(size[1]).expand(size), None, labels=given)
     assert loss.requires_grad
     return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)
+
+
+def train_with_chunks_mixed_up(**fields: Any) -> dict[str, Any]:
+    """The same with a planted fault: of a stage's two chunks each has the other's layers."""
+    from mconv.train import engine, run
+
+    right = run.replicated
+
+    def wrong(models: list[Any], config: Any) -> list[Any]:
+        first, second = (engine.parameters(model) for model in models)
+        for name in first.keys() & second.keys():
+            held = first[name].clone()
+            first[name].copy_(second[name])
+            second[name].copy_(held)
+        return right(models, config)
+
+    run.replicated = wrong
+    try:
+        return train(**fields)
+    finally:
+        run.replicated = right

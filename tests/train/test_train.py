@@ -1,6 +1,8 @@
 """Training: the same losses at every layout, and the unbroken run's losses after a resume."""
 
+import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 from pathlib import Path
@@ -14,16 +16,39 @@ _spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
 jobs = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(jobs)
 
+BF16 = 0.02
+"""What losses may differ by in bfloat16; gradient norms by ten times as much."""
+BOTH = {"account_for_embedding_in_pipeline_split": True, "account_for_loss_in_pipeline_split": True}
+OVERLAP = {"overlap_grad_reduce": True}
 LAYOUTS = {
-    "tp2 dp2": {"tp": 2},
-    "pp2 dp2": {"pp": 2},
-    "tp2 pp2 sp": {"tp": 2, "pp": 2, "sequence_parallel": True},
-    "tp2 sp dp2 distopt": {"tp": 2, "sequence_parallel": True, "distributed_optimizer": True},
+    # of 4 layers, two chunks that hold the embedding or the head alone
+    "pp2 vpp3 counted, dp2 overlap": {"pp": 2, "vpp": 3, **BOTH, **OVERLAP},
+    "tp4 sp, selective": {
+        "tp": 4, "sequence_parallel": True, "recompute_granularity": "selective",
+        "recompute_modules": ["core_attn", "mlp"],
+    },
+    "tp2 pp2 first, distopt, full": {
+        "tp": 2, "pp": 2, "decoder_first_pipeline_num_layers": 1, "distributed_optimizer": True,
+        "recompute_granularity": "full", "recompute_method": "block",
+    },
+    "tp2 sp dp2 distopt overlap": {
+        "tp": 2, "sequence_parallel": True, "distributed_optimizer": True, **OVERLAP, "overlap_param_gather": True,
+    },
+    "pp2 vpp2 dp2 distopt, selective": {
+        "pp": 2, "vpp": 2, "distributed_optimizer": True, "micro_batch_size": 2, "recompute_granularity": "selective",
+        "recompute_modules": ["mlp"],
+    },
+    "dp4 overlap, full": {**OVERLAP, "recompute_granularity": "full", "recompute_num_layers": 2},
+    "tp2 pp2 vpp3 sp counted, distopt, full": {
+        "tp": 2, "pp": 2, "vpp": 3, "sequence_parallel": True, **BOTH, "distributed_optimizer": True,
+        "recompute_granularity": "full",
+    },
     "pp4": {"pp": 4},
-    "dp4": {},
-    "dp4 distopt": {"distributed_optimizer": True},
-    "pp2 dp2 micro 2": {"pp": 2, "micro_batch_size": 2},
-}
+    "pp2 last, dp2 overlap, selective": {
+        "pp": 2, "decoder_last_pipeline_num_layers": 1, **OVERLAP, "micro_batch_size": 2,
+        "recompute_granularity": "selective",
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +89,32 @@ def test_it_learns(alone):
     assert alone["losses"][-1] < alone["losses"][0] - 0.5
 
 
+def factors(layout):
+    """What a layout is, of each thing that it can be."""
+    tp, pp = layout.get("tp", 1), layout.get("pp", 1)
+    return {
+        "tp": tp > 1, "pp": pp > 1, "dp": tp * pp < 4, "vpp": layout.get("vpp", 1) > 1,
+        "uneven": any(name.startswith(("decoder_", "account_")) for name in layout),
+        "sp": layout.get("sequence_parallel", False), "distopt": layout.get("distributed_optimizer", False),
+        "overlap": layout.get("overlap_grad_reduce", False), "recompute": layout.get("recompute_granularity", "none"),
+    }  # fmt: skip
+
+
+NEEDS = {"sp": "tp", "vpp": "pp", "uneven": "pp", "overlap": "dp"}
+"""What cannot be without more than one rank of another kind."""
+
+
+def test_the_layouts_cover_every_pair():
+    rows = [factors(layout) for layout in LAYOUTS.values()]
+    values = {name: {row[name] for row in rows} for name in rows[0]}
+    assert all(len(found) > 1 for found in values.values())
+    for a, b in itertools.permutations(values, 2):
+        for x, y in itertools.product(values[a], values[b]):
+            impossible = x is True and y is False and NEEDS.get(a) == b
+            swapped = x is False and y is True and NEEDS.get(b) == a
+            assert impossible or swapped or any((row[a], row[b]) == (x, y) for row in rows), (a, x, b, y)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_do_not_depend_on_the_layout(layout, run, alone, world):
     results = world.run(f"{JOBS}:train", **run, **LAYOUTS[layout])
@@ -78,7 +129,23 @@ def test_losses_do_not_depend_on_the_layout(layout, run, alone, world):
 def test_tied_embeddings_do_not_depend_on_the_layout(run, world):
     tied = run | {"load": run["load"].replace("/hf", "/tied")}
     whole = jobs.train(**tied)
-    close(world.run(f"{JOBS}:train", **tied, tp=2, pp=2, sequence_parallel=True)[0], whole)
+    close(world.run(f"{JOBS}:train", **tied, tp=2, pp=2, vpp=2, sequence_parallel=True)[0], whole)
+
+
+def test_chunks_that_are_mixed_up_are_seen(run, alone, world):
+    """The planted fault: each stage takes its chunks' layers in the other order."""
+    short = run | {"train_iters": 3, "pp": 2, "vpp": 2}
+    wrong = world.run(f"{JOBS}:train_with_chunks_mixed_up", **short)[0]
+    assert max(abs(a - b) for a, b in zip(wrong["grad_norms"], alone["grad_norms"], strict=False)) > 1e-3
+
+
+def test_bf16_does_not_depend_on_the_layout_but_for_rounding(run, world):
+    """docs/train.md has what was measured; a sum of many roundings in another order is all that there is."""
+    fields = run | {"bf16": True}
+    whole = jobs.train(**fields)
+    shared = world.run(f"{JOBS}:train", **fields, **LAYOUTS["tp2 pp2 vpp3 sp counted, distopt, full"])[0]
+    for name, limit in {"losses": BF16, "grad_norms": 10 * BF16}.items():
+        assert max(abs(a - b) for a, b in zip(shared[name], whole[name], strict=True)) < limit, name
 
 
 def test_the_loss_does_not_depend_on_the_padding(run, alone):
@@ -110,7 +177,7 @@ def test_resumed_alone_is_bit_equal(bf16, distributed, run, tmp_path):
 
 def test_resumed_by_many_ranks_is_bit_equal(run, alone, world, tmp_path):
     for name, layout in {
-        "a": {"distributed_optimizer": True},
+        "a": {"pp": 2, "vpp": 2, "distributed_optimizer": True, **OVERLAP, "overlap_param_gather": True},
         "b": {"tp": 2, "pp": 2, "sequence_parallel": True},
     }.items():
         fields = run | layout
@@ -122,11 +189,11 @@ def test_resumed_by_many_ranks_is_bit_equal(run, alone, world, tmp_path):
 
 
 def test_resumed_at_another_layout(run, alone, world, tmp_path):
-    """tp 2 x pp 2, then dp 4 with a distributed optimizer, then one rank alone."""
-    save = {"save": str(tmp_path)}
-    first = world.run(f"{JOBS}:train", **run, **save, tp=2, pp=2, distributed_optimizer=True, exit_after=3)[0]
-    second = world.run(f"{JOBS}:train", **run, **save, distributed_optimizer=True, exit_after=6)[0]
-    third = jobs.train(**run, **save, distributed_optimizer=True)
+    """tp 2 x pp 2 with two chunks, then uneven stages x dp 2, then one rank alone."""
+    save = {"save": str(tmp_path), "distributed_optimizer": True}
+    first = world.run(f"{JOBS}:train", **run, **save, tp=2, pp=2, vpp=2, exit_after=3)[0]
+    second = world.run(f"{JOBS}:train", **run, **save, pp=2, decoder_first_pipeline_num_layers=1, exit_after=6)[0]
+    third = jobs.train(**run, **save)
     joined = {name: first[name] + second[name] + third[name] for name in ("losses", "grad_norms")}
     close(joined, alone)
 
@@ -149,12 +216,17 @@ def test_a_killed_save_is_not_seen(run, tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_is_a_checkpoint(run, world, tmp_path):
-    """What training saves, conversion opens; its weights are those that training ended with."""
+    """What training saves, conversion opens, at its true layout; its weights are those that training ended with."""
     from mconv.convert.load import open_checkpoint
+    from mconv.shard.layout import Layout
+    from mconv.shard.stages import Uneven
 
-    result = world.run(f"{JOBS}:train", **run, save=str(tmp_path), tp=2, pp=2)[0]
+    result = world.run(f"{JOBS}:train", **run, save=str(tmp_path), pp=2, vpp=3, **BOTH)[0]
     opened = open_checkpoint(tmp_path)
     assert (opened.spec, opened.iteration, str(opened.path)) == (jobs.SPEC, 10, result["saved"])
+    counted = Uneven(embedding=True, loss=True)
+    assert opened.layout == Layout(pp=2, vpp=3, padded_vocab=96, uneven=counted)
+    assert opened.manifest["layout"] == dataclasses.asdict(opened.layout)
     again = jobs.train(**run | {"load": str(tmp_path), "train_iters": 3})
     assert again["losses"][0] < result["losses"][0] - 0.5
 
@@ -175,6 +247,11 @@ def test_evaluation_is_of_validation_data(run, tmp_path):
 
 REFUSALS = {
     "3 replicas": ({"global_batch_size": 7, "micro_batch_size": 2}, ConfigError, "7 is not a multiple"),
+    "units": (
+        {"recompute_granularity": "full", "recompute_num_layers": 3},
+        ConfigError,
+        "recompute_num_layers 3 does not divide a chunk's 4 layers",
+    ),
     "world": ({"tp": 2}, LayoutError, "does not divide the world of 1"),
     "long": ({"seq_length": 65}, ConfigError, "more than the model's 64 positions"),
     "no data": ({"data": ["/nowhere/x"]}, FormatError, "/nowhere/x.bin: no such file"),

@@ -18,12 +18,17 @@ _spec.loader.exec_module(jobs)
 SIZES = {"vocab_size": 90, "hidden_size": 32, "max_position_embeddings": 64, "initializer_range": 0.03}
 WAYS = {
     "falcon-7b": {"tp": 2, "sequence_parallel": True},
-    "falcon-7b-biases": {"tp": 4, "sequence_parallel": True},
-    "falcon-40b": {"tp": 2, "pp": 2, "sequence_parallel": True},
+    "falcon-7b-biases": {
+        "tp": 4, "sequence_parallel": True, "recompute_granularity": "selective",
+        "recompute_modules": ["core_attn", "mlp"],
+    },
+    "falcon-40b": {"tp": 2, "pp": 2, "vpp": 2, "sequence_parallel": True, "recompute_granularity": "full"},
     "falcon-11b": {"tp": 2, "sequence_parallel": True, "distributed_optimizer": True},
     "falcon-in-turn": {"tp": 2, "pp": 2, "sequence_parallel": True},
-    "mistral-window": {"tp": 2, "pp": 2},
-}
+    "mistral-window": {
+        "pp": 2, "vpp": 2, "distributed_optimizer": True, "recompute_granularity": "selective",
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,15 @@ from mconv.train.config.model import Model
 from mconv.train.config.optimizer import Optimizer
 from mconv.train.config.parallelism import Parallelism
 from mconv.train.config.precision import Precision
+from mconv.train.config.recompute import Recompute
 from mconv.train.config.schedule import Schedule
 from mconv.train.config.start import Start
 from mconv.train.config.stops import Stops
 from mconv.train.config.trained import Trained
 
 SECTIONS = (
-    Start, Model, Data, Boundaries, Instruction, Parallelism, Length, Schedule, Optimizer, Precision, Attention, Trained,
-    Lora, Checkpoints, Hooks, Stops, Evaluation, Logs, Guards,
+    Start, Model, Data, Boundaries, Instruction, Parallelism, Recompute, Length, Schedule, Optimizer, Precision,
+    Attention, Trained, Lora, Checkpoints, Hooks, Stops, Evaluation, Logs, Guards,
 )  # fmt: skip
 """In the order of `mconv train --help`. A section is a page of fields and the rules that they must keep."""
 
@@ -33,7 +34,7 @@ SECTIONS = (
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
     Guards, Logs, Evaluation, Stops, Hooks, Checkpoints, Lora, Trained, Attention, Precision, Optimizer, Schedule, Length,
-    Parallelism, Instruction, Boundaries, Data, Model, Start,
+    Recompute, Parallelism, Instruction, Boundaries, Data, Model, Start,
 ):  # fmt: skip
     """One run. Sizes are in tokens, samples or iterations, as each field says."""
 
@@ -42,6 +43,6 @@ class TrainConfig(
         refuse(bad, doing="reading the training configuration", kind=ConfigError)
 
 
-from mconv.train.config.read import help_of, make, read_yaml  # noqa: E402 (it reads the class above)
+from mconv.train.config.read import help_of, is_list, make, read_yaml  # noqa: E402 (it reads the class above)
 
-__all__ = ["SECTIONS", "TrainConfig", "help_of", "make", "read_yaml"]
+__all__ = ["SECTIONS", "TrainConfig", "help_of", "is_list", "make", "read_yaml"]

@@ -48,3 +48,20 @@ def _ramp(config: Any, ramp: list[int]) -> Iterator[str]:
         )
     if config.train_iters is not None:
         yield "rampup_batch_size makes iterations of different sizes; say train_samples instead of train_iters"
+
+
+def unshared(config: Any, *, replicas: int) -> list[str]:
+    """Batches that the replicas, and the stages that take turns on them, cannot share."""
+    sizes = {"global_batch_size": config.global_batch_size}
+    if config.rampup_batch_size:
+        first, increment, _ = config.rampup_batch_size
+        sizes |= {"rampup_batch_size's first size": first, "rampup_batch_size's increment": increment}
+    turns = config.pp if config.vpp > 1 else 1
+    unit = f"micro_batch_size {config.micro_batch_size} x {replicas} replicas"
+    if turns > 1:
+        unit += f" x pp {turns} (vpp {config.vpp}: interleaved stages take as many micro batches in turn)"
+    return [
+        f"{name} {size} is not a multiple of {unit}"
+        for name, size in sizes.items()
+        if size % (config.micro_batch_size * replicas * turns)
+    ]

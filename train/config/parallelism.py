@@ -6,6 +6,9 @@ from typing import Any
 
 from mconv.train.config import rules
 
+NAMED = "decoder_first_pipeline_num_layers decoder_last_pipeline_num_layers"
+COUNTED = "account_for_embedding_in_pipeline_split account_for_loss_in_pipeline_split"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parallelism:
@@ -15,14 +18,49 @@ class Parallelism:
     """Ranks that share each matrix (tensor parallel)."""
     pp: int = 1
     """Stages that share the layers (pipeline parallel)."""
+    vpp: int = 1
+    """Model chunks on each stage, which take turns (interleaved pipeline); 1 is not interleaved. Needs pp > 1."""
+    decoder_first_pipeline_num_layers: int | None = None
+    """Layers of the first stage, over all its chunks; the other stages share the rest evenly."""
+    decoder_last_pipeline_num_layers: int | None = None
+    """Layers of the last stage, over all its chunks."""
+    account_for_embedding_in_pipeline_split: bool = False
+    """Count the embedding as one layer of the first stage, which then has one layer less."""
+    account_for_loss_in_pipeline_split: bool = False
+    """Count the head and the loss as one layer of the last stage, which then has one layer less."""
     sequence_parallel: bool = False
-    """Share the positions among the tensor-parallel ranks too, between the matrices."""
+    """Share the positions among the tensor-parallel ranks too, between the matrices; needs tp > 1."""
     nproc_per_node: int | None = None
     """Ranks to start on this machine; tp * pp if not given. More is data parallel. Not used under torchrun."""
     distributed_optimizer: bool = False
     """Share the optimizer's state among the data-parallel replicas."""
+    overlap_grad_reduce: bool = False
+    """Add up the gradients of replicas while the backward pass still computes others."""
+    overlap_param_gather: bool = False
+    """Collect the weights that replicas stepped while the next forward pass already computes with others."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
         """Broken rules of this section."""
-        yield from rules.at_least_1(config, "tp pp nproc_per_node")
+        yield from rules.at_least_1(config, f"tp pp vpp nproc_per_node {NAMED}")
+        yield from _stages(config)
+        if config.sequence_parallel and config.tp == 1:
+            yield "sequence_parallel shares positions among the tensor-parallel ranks; it needs tp > 1"
+        if config.overlap_param_gather and not (config.distributed_optimizer and config.overlap_grad_reduce):
+            yield "overlap_param_gather needs distributed_optimizer and overlap_grad_reduce"
+
+
+def _stages(config: Any) -> Iterator[str]:
+    """Broken rules of the stages, as far as they do not depend on the model."""
+    named, counted = ([name for name in names.split() if getattr(config, name)] for names in (NAMED, COUNTED))
+    if config.pp == 1:
+        if config.vpp > 1:
+            yield f"vpp {config.vpp} needs pp > 1: virtual chunks interleave pipeline stages"
+        if named or counted:
+            yield f"{', '.join(named + counted)}: with pp 1 there is one stage, which has all layers"
+    if named and counted:
+        yield f"{' and '.join(named + counted)} do not go together: name stages' layers, or count what they have beside"
+    if config.vpp > 1 and config.variable_seq_lengths:
+        yield f"vpp {config.vpp} does not go with variable_seq_lengths: interleaved stages exchange rows of one length"
+    if len(named) == config.pp == 2 and config.vpp > 1:
+        yield f"vpp {config.vpp} with pp 2: name the layers of one stage only; megatron-core cannot place both and chunks"

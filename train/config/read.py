@@ -51,7 +51,7 @@ def make(values: Mapping[str, Any]) -> TrainConfig:
 def _plain(name: str, value: Any) -> Any:
     """YAML's liberties: one prefix for a list of one, 3e-4 read as text, 1 for 1.0."""
     kind = {f.name: f.type for f in dataclasses.fields(TrainConfig)}[name]
-    if _word(kind).startswith("list") and value is not None:
+    if is_list(kind) and value is not None:
         return [_item(kind, item) for item in (value if isinstance(value, list) else [value])]
     if _word(kind).startswith("float") and isinstance(value, int | str) and not isinstance(value, bool):
         try:
@@ -73,11 +73,16 @@ def _is(value: Any, kind: Any) -> bool:
     word = _word(kind)
     if word.startswith("Literal"):
         return value in kind.__args__
-    if word.startswith("list"):
+    if is_list(kind):
         element = {"list[str]": str, "list[int]": int, "list[float]": float}[word.removesuffix(" | None")]
         return isinstance(value, list) and all(isinstance(x, element) and not isinstance(x, bool) for x in value)
     plain = {"str": str, "int": int, "float": float, "bool": bool}[word.removesuffix(" | None")]
     return isinstance(value, plain) and (plain is bool or not isinstance(value, bool))
+
+
+def is_list(kind: Any) -> bool:
+    """Whether a field holds several values."""
+    return _word(kind).startswith("list")
 
 
 def _word(kind: Any) -> str:

@@ -19,7 +19,7 @@ from mconv.train.length import length
 from mconv.train.log import Say
 from mconv.train.mcore import parallel_state
 from mconv.train.run import Run
-from mconv.train.steps import Batches
+from mconv.train.steps import Batches, Feeds
 
 USES = ("training", "validation", "test")
 WHOLE = "100,0,0"
@@ -54,12 +54,16 @@ def sets(run: Run, say: Say) -> Sets:
     return _cyclic(made, config.seed) if config.dataloader_type == "cyclic" else made
 
 
-def feed(run: Run, data: Any, *, consumed: int) -> Batches | None:
-    """This replica's micro batches; None on a middle stage, where it needs nothing: no tokens, labels or documents."""
+def feed(run: Run, data: Any, *, consumed: int) -> Feeds:
+    """This replica's micro batches for each chunk; None for one that needs nothing: no tokens, labels or documents."""
+    config, stage = run.config, parallel_state.get_pipeline_model_parallel_rank()
+    apart = config.reset_position_ids or config.reset_attention_mask or config.packing
+    fed = [apart or (stage, chunk) in run.parallel.ends for chunk in range(run.parallel.vpp)]
+    return [_feed(run, data, consumed=consumed) if here else None for here in fed]
+
+
+def _feed(run: Run, data: Any, *, consumed: int) -> Batches:
     config = run.config
-    ends = parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()
-    if not (ends or config.reset_position_ids or config.reset_attention_mask or config.packing):
-        return None
     numbers = sample_numbers(
         consumed, micro_batch_size=config.micro_batch_size, global_batch_size=config.global_batch_size,
         replica=parallel_state.get_data_parallel_rank(), replicas=parallel_state.get_data_parallel_world_size(),

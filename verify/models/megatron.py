@@ -17,7 +17,6 @@ from mconv.convert.load import load_rank
 from mconv.convert.table import Stored
 from mconv.shard.cut import Piece, entire
 from mconv.shard.layout import Layout, padded_vocab
-from mconv.shard.stages import EVEN
 from mconv.verify.compare import CHUNK
 from mconv.verify.models.common import How, Keep, narrowed, output_axes, put, sampled
 from mconv.verify.onuse import bind, present
@@ -57,10 +56,9 @@ class Megatron:
         layout, parallel = self.checkpoint.layout, self.how.parallel
         if layout and self.checkpoint.format == "torch_dist" and self.padded == layout.padded_vocab:
             return "megatron-core"
-        if layout and self.checkpoint.format == "mp_rank" and self.padded == layout.padded_vocab:
-            same = (parallel.tp, parallel.pp, 1, EVEN) == (layout.tp, layout.pp, layout.vpp, layout.uneven)
-            if same and self._names() <= self._rank_state.keys():
-                return "rank files, as they are"
+        own = self.checkpoint.format == "mp_rank" and layout == parallel.layout(padded_vocab=self.padded)
+        if own and self._names() <= self._rank_state.keys():
+            return "rank files, as they are"
         return "mconv, cut for this layout"
 
     def _names(self) -> set[str]:
@@ -97,11 +95,9 @@ class Megatron:
             load_rank(
                 self.checkpoint,
                 parameters,
-                tp=self.how.parallel.tp,
-                pp=self.how.parallel.pp,
+                layout=self.how.parallel.layout(padded_vocab=self.padded),
                 tp_rank=parallel_state.get_tensor_model_parallel_rank(),
-                pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
-                padded_vocab_size=self.padded,
+                stage=parallel_state.get_pipeline_model_parallel_rank(),
                 partial=bool(part),
             )
         tensors.forget()
