@@ -462,13 +462,13 @@ def train_with_chunks_mixed_up(**fields: Any) -> dict[str, Any]:
 
     right = run.replicated
 
-    def wrong(models: list[Any], config: Any) -> list[Any]:
+    def wrong(models: list[Any], config: Any, **options: Any) -> list[Any]:
         first, second = (engine.parameters(model) for model in models)
         for name in first.keys() & second.keys():
             held = first[name].clone()
             first[name].copy_(second[name])
             second[name].copy_(held)
-        return right(models, config)
+        return right(models, config, **options)
 
     run.replicated = wrong
     try:
