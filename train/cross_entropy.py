@@ -18,6 +18,8 @@ ROWS = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Logits widened together: on a CPU as many as its second cache holds, on a GPU as many as fill it."""
 CUT_ROWS = 1 << 24
 """The same where ranks must agree on each part: few and large messages."""
+SCALE = {torch.float16: 1 << 15}
+"""What a gradient is multiplied by while it lies in the logits' place: fp16 ends where probabilities go on."""
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -39,7 +41,13 @@ class CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Float[Tensor, "n"]) -> tuple[Float[Tensor, "n cut_vocab"], None, None, None]:
         """The gradient that `forward` left in the logits' place, scaled by that of each row's loss."""
         (kept,) = ctx.saved_tensors
-        return kept.mul_(gradients[0].to(kept.dtype)[:, None]), None, None, None
+        scale = gradients[0] / SCALE.get(kept.dtype, 1)
+        for rows in _parts(kept):
+            wide = kept[rows].float()
+            wide *= scale[rows, None]
+            if wide.data_ptr() != kept[rows].data_ptr():
+                kept[rows] = wide
+        return kept, None, None, None
 
 
 def _parts(logits: Float[Tensor, "n cut_vocab"]) -> Iterator[slice]:
@@ -70,7 +78,7 @@ def _rows(
         if columns:
             wide.scatter_add_(1, column, -mine.float()[:, None])
         if wide.data_ptr() != logits.data_ptr():
-            logits[:, :columns] = wide
+            logits[:, :columns] = wide.mul_(SCALE.get(logits.dtype, 1))
         logits[:, columns:] = 0
     return total.log() - chosen
 

@@ -209,7 +209,7 @@ def alive(pids):
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 @pytest.mark.parametrize(
     "how, code",
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, 137)],
 )
 def test_no_rank_outlives_mconv(fields, tmp_path, how, code):
     (tmp_path / "run.json").write_text(json.dumps(fields | {"train_iters": 100000, "log_interval": 1}))  # JSON is YAML
@@ -227,7 +227,9 @@ def test_no_rank_outlives_mconv(fields, tmp_path, how, code):
         assert len(ranks) >= 3
         process.send_signal(how)
         assert process.wait(timeout=20) in (code, -how)
-        time.sleep(1)
+        end = time.monotonic() + (20 if how == signal.SIGKILL else 1)  # killed, it could not wait for its ranks
+        while alive(ranks) and time.monotonic() < end:
+            time.sleep(0.2)
         assert not alive(ranks)
     finally:
         for pid in [process.pid, *ranks]:

@@ -1,7 +1,7 @@
-"""torch.distributed.run for ranks that stop well: it passes on what asks it to stop, and goes on until they are done.
+"""torch.distributed.run, which ends with the process that started it, and lets ranks stop well where they can.
 
-torch's agent dies of SIGUSR2, and answers SIGTERM by ending its ranks within seconds. Here both stay blocked, as
-`ranks.run` has left them, and a thread leaves word of them where the ranks look.
+torch's agent dies of SIGUSR2, and answers SIGTERM by ending its ranks within seconds. For ranks that stop well both stay
+blocked, as `ranks.run` has left them, and a thread leaves word of them where the ranks look.
 """
 
 import os
@@ -15,7 +15,9 @@ from mconv.train import stop
 
 def main() -> None:
     """Be torch's agent, with its command line."""
-    threading.Thread(target=_pass_on, daemon=True).start()
+    stop.end_with_parent(signal.SIGHUP)  # torch's agent ends its ranks then
+    if stop.ASKED in os.environ:
+        threading.Thread(target=_pass_on, daemon=True).start()
     from torch.distributed.run import main as run
 
     run(sys.argv[1:])

@@ -71,7 +71,7 @@ def _launch(target: str, payload: dict[str, Any], nproc: int, folder: Path, *, s
     environment = _environment(nproc) | ({stop.ASKED: str(folder / "asked")} if stops_well else {})
     with (folder / "agent.log").open("w") as log, _signals(folder, passed_on=stops_well):
         with stop.held_back() if stops_well else contextlib.nullcontext():  # the agent is to find them blocked
-            agent = subprocess.Popen(_command(target, nproc, folder, stops_well), env=environment, stderr=log)
+            agent = subprocess.Popen(_command(target, nproc, folder), env=environment, stderr=log)
         try:
             code = agent.wait()
         except BaseException:  # Ctrl-C too: no rank may outlive us
@@ -114,12 +114,11 @@ def _end(number: int) -> None:
     sys.exit(128 + number)
 
 
-def _command(target: str, nproc: int, folder: Path, stops_well: bool) -> list[str]:
+def _command(target: str, nproc: int, folder: Path) -> list[str]:
     # Each rank's streams go to files, but for rank 0's standard output (1: stdout, 2: stderr, 3: both).
     redirects = ",".join(f"{rank}:{3 if rank else 2}" for rank in range(nproc))
-    agent = "mconv.train.launch.agent" if stops_well else "torch.distributed.run"
     return [
-        *(sys.executable, "-m", agent, "--standalone", "--local-addr", "127.0.0.1"),
+        *(sys.executable, "-m", "mconv.train.launch.agent", "--standalone", "--local-addr", "127.0.0.1"),
         *("--nproc-per-node", str(nproc), "--log-dir", str(folder / "logs"), "--redirects", redirects),
         *("-m", "mconv.train.launch.worker", target, str(folder)),
     ]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -17,6 +18,7 @@ from mconv.train.launch.ranks import resolve
 def main() -> None:
     """Read FOLDER/payload.json, do the work, write FOLDER/result.json (rank 0) or FOLDER/error.RANK.json."""
     target, folder, rank = sys.argv[1], Path(sys.argv[2]), os.environ["RANK"]
+    stop.end_with_parent(signal.SIGKILL)
     try:
         with stop.listening() if stop.ASKED in os.environ else contextlib.nullcontext():
             answer = resolve(target)(json.loads((folder / "payload.json").read_text()))
