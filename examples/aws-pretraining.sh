@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # AWS' test case: GPT-3 from scratch with a schedule in samples, then a Llama 2 with the sizes that the real one has.
-# In real life: the presets as they are, tp 4 x pp 2 on 8 GPUs and more, --fp16 or --bf16, global batch 288.
+# In real life: the presets as they are, tp 8 on 8 GPUs and more, --fp16 or --bf16, global batch 288.
 set -euo pipefail
 out=${1:-walk-aws}; parts="python $(dirname "$0")/parts.py"
 mkdir -p "$out"
 
 # What the real run is, before anything is paid for: 941,594,624 parameters a rank, 508,626 iterations.
-mconv plan --init random --preset gpt3-7.5b --data "$out/text" --tp 4 --pp 2 --seq-length 2048 --global-batch-size 288 \
+mconv plan --init random --preset gpt3-7.5b --data "$out/text" --tp 8 --seq-length 2048 --global-batch-size 288 \
   --train-samples 146484375 --lr-decay-samples 126953125 --lr-warmup-samples 183105 --lr 6e-5 --min-lr 6e-6
 mconv plan --init random --preset llama2-7b --data "$out/text" --tp 2 --seq-length 4096 --global-batch-size 288 \
   --train-iters 1000 --lr 3e-4
