@@ -105,6 +105,7 @@ def show(plan: "Plan") -> None:
         sizes = (decimal(getattr(rank, name)) for name in COLUMNS)
         table.add_row(str(rank.stage), str(rank.layers), f"{rank.parameters:,}", *sizes)
     console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, 100)  # in a narrow pipe rich would cut numbers short
     console.print("\n".join(f"{name:<11} {text}" for name, text in _head(plan)), markup=False)
     console.print(table)
     console.print("\n".join(f"{name:<11} {text}" for name, text in _tail(plan)), markup=False)
