@@ -152,6 +152,9 @@ def problems(spec: ModelSpec, *, padded_vocab_size: int, parallel: Parallel) -> 
         "num_attention_heads": spec.num_attention_heads,
         "ffn_hidden_size": spec.ffn_hidden_size,
         "padded_vocab_size": padded_vocab_size,
+        # of interest where ranks share a query group: megatron-core cuts its rows wherever they fall
+        "(num_attention_heads + 2 num_query_groups) x kv_channels": (spec.num_attention_heads + 2 * groups)
+        * spec.kv_channels,
     }
     bad = [f"{name} {size} is not a multiple of tp {tp}" for name, size in sizes.items() if size % tp]
     if groups % tp and tp % groups:  # megatron-core lets ranks share a group, but not unevenly

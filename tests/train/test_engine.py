@@ -1,12 +1,14 @@
 """megatron-core's model, as we build it, against transformers and against itself at other layouts."""
 
 import importlib.util
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
 
 from mconv.errors import FormatError, LayoutError
+from mconv.shard.stages import Uneven
 from mconv.spec import Rope
 from mconv.train.parallel import Parallel
 from mconv.train.rope import inverse_frequencies
@@ -104,6 +106,31 @@ def test_refusals_name_the_numbers(tmp_path):
         engine.check(jobs.SPEC, padded_vocab_size=100, parallel=Parallel(tp=5))
     with pytest.raises(LayoutError, match="4 layers cannot be shared evenly by pp 3"):
         engine.check(jobs.SPEC, padded_vocab_size=96, parallel=Parallel(pp=3))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 12])
+def test_what_conversion_cannot_share_training_cannot_either(groups):
+    """Two rules, one in each world: megatron-core's sizes, and axes of tensors."""
+    from mconv.convert.checkpoint import target_layout
+    from mconv.convert.families import FAMILIES
+    from mconv.train import engine
+
+    spec = jobs.variant(num_attention_heads=12, num_query_groups=groups, num_layers=6)
+    stages = [
+        {"pp": 1}, {"pp": 2}, {"pp": 4}, {"pp": 2, "vpp": 3}, {"pp": 2, "vpp": 2}, {"pp": 2, "uneven": Uneven(first=1)},
+        {"pp": 3, "uneven": Uneven(last=1)}, {"pp": 2, "vpp": 4, "uneven": Uneven(embedding=True, loss=True)},
+    ]  # fmt: skip
+    refused = set()
+    for tp, stage in itertools.product(range(1, 9), stages):
+        bad = engine.problems(spec, padded_vocab_size=128 * tp, parallel=Parallel(tp=tp, **stage))
+        try:
+            target_layout(spec, FAMILIES["llama"], tp=tp, **stage)
+        except LayoutError:
+            assert bad, (tp, stage)
+        else:
+            assert not bad, (tp, stage, bad)
+        refused.add(bool(bad))
+    assert refused == {True, False}
 
 
 def test_loading_refuses_what_does_not_fit(tmp_path):

@@ -16,7 +16,7 @@ _spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
 jobs = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(jobs)
 
-BF16 = 0.02
+BF16 = 0.005
 """What losses may differ by in bfloat16; gradient norms by ten times as much."""
 BOTH = {"account_for_embedding_in_pipeline_split": True, "account_for_loss_in_pipeline_split": True}
 OVERLAP = {"overlap_grad_reduce": True}

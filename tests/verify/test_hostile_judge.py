@@ -52,8 +52,11 @@ def test_uneven_stages_at_their_own_ranks(world, tmp_path, streamed):
 
     hf = make_llama(tmp_path / "hf")
     megatron = convert(hf, tmp_path / "m", format="mp_rank", pp=2, uneven=Uneven(first=1))
-    found = world.run(f"{JOBS}:verify", a=str(hf), b=str(megatron), length=32, pp=2, tp=1, streamed=streamed)[0]
-    assert found["passed"], found["failures"]
+    sizes = {"a": str(hf), "b": str(megatron), "length": 32, "pp": 2, "tp": 1, "streamed": streamed}
+    found = world.run(f"{JOBS}:verify", **sizes)[0]
+    assert found["passed"] and found["candidate"]["loaded_by"] == "mconv, cut for this layout", found
+    found = world.run(f"{JOBS}:verify", **sizes, uneven={"first": 1})[0]
+    assert found["passed"] and found["candidate"]["loaded_by"] == "rank files, as they are", found
 
 
 def test_uneven_stages_whose_layers_cannot_be_shared_evenly(tmp_path, capsys):
