@@ -1,7 +1,9 @@
-"""Every `mconv` command in the documents is one that the command line takes."""
+"""Every `mconv` command in the documents and the examples is one that the command line takes."""
 
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,24 @@ def test_the_commands_of_a_page_parse(page):
     assert found, f"{page.name} shows no command"
     for argv in found:
         app.parse_args(argv, exit_on_error=False, print_error=False)
+
+
+STUBS = """
+mconv() { printf '%s\\n' "$@" '--end--' >> "$COMMANDS"; }
+python() { :; }; grep() { :; }; kill() { :; }; wait() { :; }
+"""
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.sh")), ids=lambda p: p.stem)
+def test_the_commands_of_an_example_parse(script, tmp_path):
+    """The script runs to its end, with stand-ins for what it calls: what it would run is what is looked at."""
+    (tmp_path / "stubs").write_text(STUBS)
+    env = {**os.environ, "BASH_ENV": str(tmp_path / "stubs"), "COMMANDS": str(tmp_path / "commands")}
+    subprocess.run(["bash", script, tmp_path / "out"], check=True, env=env, stdout=subprocess.DEVNULL)
+    found = (tmp_path / "commands").read_text().split("--end--\n")[:-1]
+    assert len(found) >= 5
+    for argv in found:
+        app.parse_args(argv.splitlines(), exit_on_error=False, print_error=False)
 
 
 def test_the_test_command_of_the_readme_is_what_ci_runs():
