@@ -1,6 +1,7 @@
 """What the ranks of `world` do for the tests of this folder, and the tiny models that they do it to."""
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,13 @@ def tokenizer_folder(folder: Path, texts: list[str]) -> Path:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
+    # Named here: the trainer takes any of those that are as frequent, another one in another process.
+    counts = Counter("".join(texts))
+    alphabet = sorted(counts, key=lambda character: (-counts[character], character))[:70]
     trainer = trainers.BpeTrainer(
-        vocab_size=90, special_tokens=["<unk>", "<s>", "</s>"], limit_alphabet=70, show_progress=False
-    )
+        vocab_size=90, special_tokens=["<unk>", "<s>", "</s>"], limit_alphabet=70, initial_alphabet=alphabet,
+        show_progress=False,
+    )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     fast.save_pretrained(folder)
