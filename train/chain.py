@@ -31,7 +31,8 @@ def guarded(config: TrainConfig) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if not Path(file).exists() and _ours(config):
+            wanted = config.on_first_failure or config.cancel_job
+            if wanted and not Path(file).exists() and _ours(config):
                 told = _tell(config, str(error))
                 if told and isinstance(error, MconvError):
                     raise type(error)("\n".join([*filter(None, [str(error)]), *told])) from error

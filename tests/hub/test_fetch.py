@@ -1,6 +1,7 @@
 """Names to folders: a folder wins, then the cache, then a download; offline and absent says what to type."""
 
 import shutil
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -19,6 +20,12 @@ def published(hub, make_model):
     push(folder, "acme/tiny", endpoint=hub.url)
     hub.log.clear()
     return folder
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """The Hub's client waits longer and longer between its tries, for half a minute: here it does not."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
 
 
 def test_a_local_folder_wins(make_model, tmp_path, monkeypatch):
@@ -76,7 +83,7 @@ def test_offline_and_absent_says_what_to_type(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_no_network_is_one_line(tmp_path):
+def test_no_network_is_one_line(impatient, tmp_path):
     with pytest.raises(MconvError, match="cannot download: the Hub did not answer") as caught:
         resolve("acme/tiny", cache_dir=tmp_path / "c", endpoint="http://127.0.0.1:9")
     assert "\n" not in str(caught.value)
@@ -93,7 +100,7 @@ def test_no_network_is_one_line(tmp_path):
         ("/api/models", 500, "", "the Hub failed; try again later"),
     ],
 )
-def test_refusals_are_one_line(hub, published, tmp_path, part, status, code, message):
+def test_refusals_are_one_line(hub, published, impatient, tmp_path, part, status, code, message):
     hub.fail_next(part, status=status, times=99, code=code)
     with pytest.raises(MconvError, match=message) as caught:
         resolve("acme/tiny", cache_dir=tmp_path / "c", endpoint=hub.url)

@@ -155,7 +155,7 @@ def tokenizer_folder(folder: Path, texts: list[str]) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     # Named here: the trainer takes any of those that are as frequent, another one in another process.
-    counts = Counter("".join(texts))
+    counts = Counter("".join(texts).replace(" ", "▁"))
     alphabet = sorted(counts, key=lambda character: (-counts[character], character))[:70]
     trainer = trainers.BpeTrainer(
         vocab_size=90, special_tokens=["<unk>", "<s>", "</s>"], limit_alphabet=70, initial_alphabet=alphabet,

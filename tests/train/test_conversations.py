@@ -220,7 +220,7 @@ def test_the_feed_goes_on_at_any_sample(run):
     fields = {"packing": True, "dataloader_type": "cyclic", "global_batch_size": 3, "num_workers": 2}
     begun = start(make(run | fields), say=lambda line: None)
     data = sets(begun, lambda line: None).train
-    whole, later = feed(begun, data, consumed=0), feed(begun, data, consumed=3)
+    (whole,), (later,) = feed(begun, data, consumed=0), feed(begun, data, consumed=3)
     drawn = [next(whole) for _ in range(30)][3:]
     assert len({tuple(batch["tokens"][0].tolist()) for batch in drawn}) < 27, "more than an epoch"
     for batch in drawn:

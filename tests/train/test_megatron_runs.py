@@ -185,7 +185,7 @@ def random(tmp_path, monkeypatch):
         num_layers=2, hidden_size=64, ffn_hidden_size=96, num_attention_heads=8, num_query_groups=2, kv_channels=8,
         vocab_size=256, max_position_embeddings=64,
     )  # fmt: skip
-    monkeypatch.setattr(run, "build", functools.partial(run.build, initialize=True))
+    monkeypatch.setattr(run, "build_chunks", functools.partial(run.build_chunks, initialize=True))
     monkeypatch.setattr(weights, "fill", lambda *_, **__: None)
     return {
         **LIKE_GOLDEN, "load": str(jobs.hf_folder(tmp_path / "hf", spec)), "lr": 3e-3, "min_lr": 3e-4, "train_iters": 10,
@@ -209,15 +209,17 @@ def test_a_run_from_random_weights_prints_megatrons_lines(random, tmp_path):
 
 def test_fp16_overflows_where_megatron_lm_does(random, monkeypatch):
     """`train-logs/fp16-skips`, by nature and not by planting: every skip, scale and rate, and what is learned between."""
-    from mconv.train import run
+    from mconv.train import replicas
     from mconv.train.config import make
     from mconv.train.loop import train
 
     def in_fp16(**options):
         return run_options(**options | {"grad_reduce_in_fp32": False})
 
-    run_options = run.DistributedDataParallelConfig
-    monkeypatch.setattr(run, "DistributedDataParallelConfig", in_fp16)  # Megatron-LM's default adds gradients up in fp16
+    run_options = replicas.DistributedDataParallelConfig
+    monkeypatch.setattr(
+        replicas, "DistributedDataParallelConfig", in_fp16
+    )  # Megatron-LM's default adds gradients up in fp16
     said = []
     fields = random | {"train_iters": 16, "fp16": True, "hysteresis": 1, "loss_scale_window": 4}
     train(make(fields), say=said.append)
