@@ -56,9 +56,9 @@ def test_a_dry_run_of_70b_takes_a_moment(tmp_path, capsys, monkeypatch):
     bench = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bench)
     folder = bench.fake(tmp_path / "hf")
-    start = time.process_time()
+    start = time.thread_time()  # of this work alone: not of threads that other tests have left
     assert run(["hf2meg", str(folder), "--tp", "8", "--pp", "8", "--out", str(tmp_path / "out"), "--dry-run"]) == 0
-    assert time.process_time() - start < 6, "seconds of work, type checks of the tests included"
+    assert time.thread_time() - start < 6, "seconds of work, type checks of the tests included"
     out = capsys.readouterr().out
     assert "68.98 billion" in out and "138.0 GB" in out and len(out.splitlines()) < 60
     assert sum(f.stat().st_blocks for f in folder.iterdir()) < 2000, "the fake takes no room"
