@@ -20,6 +20,7 @@ from mconv.convert.source import Source, digests
 from mconv.errors import ConfigError, FormatError
 from mconv.train import lora
 from mconv.train.config import TrainConfig
+from mconv.train.parallel import from_all_ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +104,7 @@ def digest_of(base: Checkpoint) -> str:
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     names = [str(logical) for logical in base.family.logicals(base.spec)]
     mine = digests(Source.of(base), only=set(names[rank::world]), allow_nonfinite=True).stored
-    shares: list[Any] = [None] * world
-    torch.distributed.all_gather_object(shares, mine)
-    return combined({name: digest for share in shares for name, digest in share.items()})
+    return combined({name: digest for share in from_all_ranks(mine) for name, digest in share.items()})
 
 
 def _check_same(config: TrainConfig, now: dict[str, Any], then: dict[str, Any]) -> None:

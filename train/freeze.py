@@ -3,12 +3,12 @@
 import fnmatch
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from mconv.errors import ConfigError
 from mconv.train.mcore import GPTModel, parallel_state
+from mconv.train.parallel import from_all_ranks
 
 PARTS = {
     "embedding": "embedding.*",
@@ -37,11 +37,11 @@ def freeze(models: list[GPTModel], wanted: list[str]) -> None:
         if model.pre_process and model.config.recompute_granularity == "full":
             # megatron-core gives no gradients to layers that it computes again, unless their input asks for one
             model.embedding.register_forward_hook(lambda _, __, out: out.requires_grad_(True) if out.is_leaf else out)
-    found = {word for rank in gathered(here) for word in rank}
+    found = {word for rank in from_all_ranks(here) for word in rank}
     if unknown := [word for word in wanted if word not in found]:
         raise ConfigError(
             f"freeze: {', '.join(map(repr, unknown))} names no weight of this model; there are {', '.join(PARTS)}, "
-            f"layers.N, layers.N-M, and patterns of names such as {gathered(own[0][0])[0]!r}"
+            f"layers.N, layers.N-M, and patterns of names such as {from_all_ranks(own[0][0])[0]!r}"
         )
     if not count(models)[0]:
         raise ConfigError(f"freeze: {', '.join(wanted)} leaves nothing to train")
@@ -64,7 +64,7 @@ def whole_name(model: GPTModel, name: str) -> str:
 def uneven(models: list[GPTModel]) -> bool:
     """Whether some layers train what others do not; all ranks call it."""
     own = {(re.sub(r"layers\.\d+", "layers", name), p.requires_grad) for model in models for name, p in names(model)}
-    all_ranks = {pair for rank in gathered(own) for pair in rank}
+    all_ranks = {pair for rank in from_all_ranks(own) for pair in rank}
     return len({name for name, _ in all_ranks}) < len(all_ranks)
 
 
@@ -96,10 +96,3 @@ def _is(name: str, word: str) -> bool:
         number = re.match(r"decoder\.layers\.(\d+)\.", name)
         return number is not None and int(layers[1]) <= int(number[1]) <= int(layers[2] or layers[1])
     return fnmatch.fnmatchcase(name, PARTS.get(word, word))
-
-
-def gathered(value: Any) -> list[Any]:
-    """Every rank's value, in order, on every rank."""
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, value)
-    return found

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mconv.errors import CheckFailed
 from mconv.train.engine import unwrap
-from mconv.train.freeze import gathered, whole_name
+from mconv.train.freeze import whole_name
 from mconv.train.mcore import parallel_state
+from mconv.train.parallel import from_all_ranks
 from mconv.train.run import Run
 
 
@@ -77,9 +78,9 @@ def _at(run: Run, found: Trouble, size: int) -> str:
 
 def _where(run: Run, again: Callable[[], Any]) -> str:
     """Where a forward pass, or else the gradients, are first not finite: all ranks look, and agree."""
-    found = [place for place in gathered(_first_output(run, again)) if place]
+    found = [place for place in from_all_ranks(_first_output(run, again)) if place]
     if not found:
-        found = [place for place in gathered(_first_gradient(run)) if place]
+        found = [place for place in from_all_ranks(_first_gradient(run)) if place]
     if not found:
         return ""
     _, rank, what = min(found)

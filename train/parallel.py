@@ -88,6 +88,13 @@ def from_rank_0(value: Any) -> Any:
     return said[0]
 
 
+def from_all_ranks(value: Any) -> list[Any]:
+    """Every rank's value, in order, on every rank of the world that was joined."""
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found
+
+
 def init(parallel: Parallel, *, seed: int = 1234) -> None:
     """Set up torch.distributed (NCCL with CUDA, gloo without) and megatron-core's groups and seeds for `parallel`.
 

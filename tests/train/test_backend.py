@@ -41,14 +41,6 @@ class StandIn(torch.nn.Module):
         return made.flatten(2)
 
 
-@pytest.fixture(autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train import engine
-
-    engine.shutdown()
-
-
 def test_the_stand_in_has_the_signatures_of_the_real_one():
     """So that a test with it says something of megatron-core's."""
     from mconv.train.mcore import parallel_state

@@ -41,14 +41,6 @@ def run(tmp_path_factory):
     }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train import engine
-
-    engine.shutdown()
-
-
 @pytest.fixture(scope="module")
 def samples(run):
     """The samples of the first step, from megatron-core's dataset as it is."""

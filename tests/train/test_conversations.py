@@ -57,14 +57,6 @@ def run(tmp_path_factory):
     }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train import engine
-
-    engine.shutdown()
-
-
 def of(prefix, **options):
     return rows(open_conversations(prefix), (0.0, 1.0), **{"seq_length": LENGTH, "scalar_loss_mask": 0.0} | options)
 

@@ -11,18 +11,11 @@ from safetensors.torch import save_file
 from tiny import edit_json, make_llama, tensors
 
 from mconv.cli.app import run
-from mconv.train import engine
 
 JOBS = Path(__file__).with_name("jobs.py")
 _spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
 jobs = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(jobs)
-
-
-@pytest.fixture(autouse=True)
-def _leave_no_group():
-    yield
-    engine.shutdown()
 
 
 @pytest.fixture(scope="module")

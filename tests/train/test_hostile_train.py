@@ -40,14 +40,6 @@ def fields(base):
     }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train import engine
-
-    engine.shutdown()
-
-
 @pytest.fixture
 def limit():
     """No test of this file may hang the suite."""

@@ -39,14 +39,6 @@ def run(tmp_path_factory):
     }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train import engine
-
-    engine.shutdown()
-
-
 def train(said=None, show=None, **fields):
     from mconv.train.loop import train as run
 

@@ -47,14 +47,6 @@ def run(tmp_path_factory):
     }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train import engine
-
-    engine.shutdown()
-
-
 @pytest.fixture(scope="module")
 def alone(run):
     """The run at tp 1, pp 1, dp 1."""

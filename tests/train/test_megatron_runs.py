@@ -38,14 +38,6 @@ LIKE_GOLDEN = {
 """The flags of the golden cases, for the six steps of which the checkpoints are the third."""
 
 
-@pytest.fixture(autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train import engine
-
-    engine.shutdown()
-
-
 def go_on(case, **fields):
     options = {"bf16": CASES[case] == "td-dp2-distopt", "seed": 19 if CASES[case] == "td-dp2-distopt" else 18}
     return {"load": str(GOLDEN / case / "ckpt"), **LIKE_GOLDEN, **options, **fields}

@@ -93,14 +93,6 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("plan")
 
 
-@pytest.fixture(autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train import engine
-
-    engine.shutdown()
-
-
 def fields_of(folder: Path, model: str, **more: object) -> dict[str, object]:
     """A run of a tiny model of `tests/tiny.py`, its weights drawn."""
     path = folder / model

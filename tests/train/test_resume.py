@@ -32,14 +32,6 @@ def run(tmp_path_factory):
     }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train import engine
-
-    engine.shutdown()
-
-
 # ---- what a resumed run must have ------------------------------------------------------------------------------------
 def loses_the_step(patch):
     from mconv.train import checkpoint

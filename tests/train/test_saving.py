@@ -33,14 +33,6 @@ def whole(run):
     return jobs.train(**run)
 
 
-@pytest.fixture(autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train import engine
-
-    engine.shutdown()
-
-
 def held(root):
     from mconv.train.saving import iterations
 

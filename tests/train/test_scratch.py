@@ -148,14 +148,6 @@ def run(tmp_path_factory):
     }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train import engine
-
-    engine.shutdown()
-
-
 @pytest.mark.parametrize("change", [{}, {"preset": "llama2-7b", "ffn_hidden_size": 48}], ids=str)
 def test_losses_know_no_layout(change, run, world):
     alone = jobs.train(**run | change)

@@ -36,14 +36,6 @@ def alone(run):
     return jobs.train(**run)
 
 
-@pytest.fixture(autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train import engine
-
-    engine.shutdown()
-
-
 def said(**fields):
     """(result, lines) of a run."""
     from mconv.train.config import make

@@ -39,14 +39,6 @@ def whole(run):
     return jobs.train(**run)["losses"]
 
 
-@pytest.fixture(autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train import engine
-
-    engine.shutdown()
-
-
 def at(iteration, do):
     """A `say` that does something when the line of an iteration is printed."""
     return lambda line: do() if f"iteration {iteration:8d}/" in line else None

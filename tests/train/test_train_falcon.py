@@ -41,14 +41,6 @@ def fields(tmp_path_factory):
     }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train import engine
-
-    engine.shutdown()
-
-
 @pytest.mark.parametrize("model", WAYS)
 def test_losses_fall_and_do_not_depend_on_the_layout(model, fields, world, tmp_path):
     hf = make_model(model, tmp_path / "hf", **SIZES)
