@@ -1,6 +1,7 @@
 """What the ranks of `world` do for the tests of this folder, and the tiny models that they do it to."""
 
 import dataclasses
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -146,8 +147,8 @@ def hf_folder(folder: Path, spec: ModelSpec, *, seed: int = 0) -> Path:
     return folder
 
 
-def tokenizer_folder(folder: Path, texts: list[str]) -> Path:
-    """A byte-level BPE tokenizer of exactly 90 tokens or so, EOS included, trained on `texts`."""
+def tokenizer_folder(folder: Path, learnt_from: list[str]) -> Path:
+    """A byte-level BPE tokenizer of exactly 90 tokens or so, EOS included, trained on `learnt_from`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -155,35 +156,41 @@ def tokenizer_folder(folder: Path, texts: list[str]) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     # Named here: the trainer takes any of those that are as frequent, another one in another process.
-    counts = Counter("".join(texts).replace(" ", "▁"))
+    counts = Counter("".join(learnt_from).replace(" ", "▁"))
     alphabet = sorted(counts, key=lambda character: (-counts[character], character))[:70]
     trainer = trainers.BpeTrainer(
         vocab_size=90, special_tokens=["<unk>", "<s>", "</s>"], limit_alphabet=70, initial_alphabet=alphabet,
         show_progress=False,
     )  # fmt: skip
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(learnt_from, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     fast.save_pretrained(folder)
     return folder
 
 
-def real_texts() -> list[str]:
-    """Real text that is always there: sources of this package."""
-    import mconv
-
-    root = Path(mconv.__file__).parent
-    return [(root / name).read_text() for name in ("errors.py", "spec.py", "__main__.py", "train/parallel.py")]
+def texts() -> list[str]:
+    """Documents of a few words' language, the same on every machine and for ever."""
+    words = (
+        "the a model layer cut by of its rank reads writes two three Every weight: (again), loss = 0.5; Falcon's".split()
+    )
+    drawn = random.Random(11).random  # of this module's draws only `random` itself is promised to stay the same
+    return [
+        "\n".join(
+            " ".join(words[int(len(words) * drawn() ** 2)] for _ in range(2 + int(9 * drawn()))) + "."
+            for _ in range(1 + int(7 * drawn()))
+        )
+        for _ in range(120)
+    ]
 
 
 def train_data(folder: Path) -> Path:
-    """Prefix of tokenized real text."""
+    """Prefix of tokenized text."""
     import json
 
     from mconv.train.data.tokenize import tokenize
 
-    texts = [part for text in real_texts() for part in text.split("\n\n")]
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    tokenizer = tokenizer_folder(folder / "tokenizer", texts)
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts()))
+    tokenizer = tokenizer_folder(folder / "tokenizer", texts())
     tokenize([folder / "text.jsonl"], folder / "data", tokenizer=tokenizer)
     return folder / "data"
 

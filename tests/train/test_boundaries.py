@@ -158,7 +158,7 @@ def test_data_tokenized_without_eod_is_refused(run, tmp_path):
     from mconv.train.data.tokenize import tokenize
 
     (tmp_path / "text.txt").write_text("one two three\n" * 40)
-    folder = jobs.tokenizer_folder(tmp_path / "tokenizer", jobs.real_texts())
+    folder = jobs.tokenizer_folder(tmp_path / "tokenizer", jobs.texts())
     tokenize([tmp_path / "text.txt"], tmp_path / "d", tokenizer=folder, append_eod=False)
     fields = run | {"data": [str(tmp_path / "d")], "eod_token": None, "eod_mask_loss": True}
     with pytest.raises(ConfigError, match="tokenized without a token at the end of documents, which eod_mask_loss"):

@@ -18,8 +18,8 @@ def mconv(*words):
 
 def test_tokenize_train_and_resume(tmp_path):
     jobs.hf_folder(tmp_path / "hf", jobs.SPEC)
-    jobs.tokenizer_folder(tmp_path / "hf", jobs.real_texts())
-    lines = [json.dumps({"body": part}) for text in jobs.real_texts() for part in text.split("\n\n")]
+    jobs.tokenizer_folder(tmp_path / "hf", jobs.texts())
+    lines = [json.dumps({"body": text}) for text in jobs.texts()]
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
     data = tmp_path / "data" / "text"
     made = mconv(

@@ -27,7 +27,7 @@ TEXTS = ["def work():", "", "one two three", "é ∑ unknown", "   ", "the end"]
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return jobs.tokenizer_folder(tmp_path_factory.mktemp("tokenizer"), jobs.real_texts())
+    return jobs.tokenizer_folder(tmp_path_factory.mktemp("tokenizer"), jobs.texts())
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
     """A tokenizer that knows the two marks of ChatML as one token each."""
     from transformers import AutoTokenizer
 
-    made = jobs.tokenizer_folder(tmp_path_factory.mktemp("tokenizer"), jobs.real_texts())
+    made = jobs.tokenizer_folder(tmp_path_factory.mktemp("tokenizer"), jobs.texts())
     fast = AutoTokenizer.from_pretrained(made)
     fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     fast.save_pretrained(made)

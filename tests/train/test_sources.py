@@ -229,7 +229,7 @@ def test_a_line_of_text_is_a_document(suffix, tmp_path):
     else:
         path.write_bytes({".txt": bytes, ".txt.gz": gzip.compress, ".txt.xz": lzma.compress}[suffix](raw))
     assert list(documents(path, key="text")) == ["one two", "three\x0bfour\u2028five", "last"]
-    folder = jobs.tokenizer_folder(tmp_path / "tokenizer", jobs.real_texts())
+    folder = jobs.tokenizer_folder(tmp_path / "tokenizer", jobs.texts())
     record = tokenize([path], tmp_path / "d", tokenizer=folder)
     ids = open_index(tmp_path / "d").tokens
     assert record.documents == 3 and (ids == record.append_eod).sum() == 3
@@ -243,7 +243,7 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(tmp_path):
     from mconv.train.data.tokenize import tokenize
 
     (tmp_path / "text.txt").write_text("one two three\n" * 40)
-    mine = jobs.tokenizer_folder(tmp_path / "mine", jobs.real_texts())
+    mine = jobs.tokenizer_folder(tmp_path / "mine", jobs.texts())
     other = jobs.tokenizer_folder(tmp_path / "other", ["entirely different words", "of another text"])
     tokenize([tmp_path / "text.txt"], tmp_path / "d", tokenizer=mine)
     checks.same_tokenizer([tmp_path / "d"], [mine / "tokenizer.json", other / "tokenizer_config.json"])
