@@ -24,11 +24,11 @@ from pathlib import Path
 from mconv.convert.opening import open_checkpoint
 from mconv.train.cpu import install
 install()
-from mconv.train.checkpoint import CONTENT
-from mconv.train.engine import Parallel, build
+from mconv.train.checkpoints.checkpoint import CONTENT
+from mconv.train.model.engine import Parallel, build
 from mconv.train.mcore import dist_checkpointing
 from mconv.train.parallel import init
-from mconv.train.weights import fill, padded_size"""
+from mconv.train.model.weights import fill, padded_size"""
 SAVE = """
 init(Parallel())
 found = open_checkpoint({source!r})

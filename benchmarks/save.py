@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mconv.train.config import make
-from mconv.train.run import Run, save, start
+from mconv.train.run import Run, save
+from mconv.train.start import start
 
 LAYER = 768 * (768 + 2 * 256 + 768 + 3 * 2048)
 """Parameters of a layer of the model."""
@@ -40,7 +41,7 @@ def main() -> None:
 def measure(folder: Path, *, layers: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of each kind, one for each round."""
     from mconv.train import steps
-    from mconv.train.data.feed import feed, sets
+    from mconv.train.feed import feed, sets
     from mconv.train.mcore import quiet
 
     model = {

@@ -162,9 +162,9 @@ class Ours:
     """mconv's own run at one rank: the steps of `mconv train`, without its log."""
 
     def __init__(self, source: Path, data: Path, shape: tuple[int, ...], *, dtype: str, steps: int) -> None:
+        from mconv.train import feed
         from mconv.train.config import make
-        from mconv.train.data import feed
-        from mconv.train.run import start
+        from mconv.train.start import start
 
         length, micro, count = shape[6:]
         self.run = start(
@@ -189,7 +189,7 @@ class Ours:
         return [next(feed) for _ in range(config.global_batch_size // config.micro_batch_size)]
 
     def step(self, _: Any) -> float:
-        from mconv.train.data import feed
+        from mconv.train import feed
         from mconv.train.steps import step
 
         again = partial(feed.feed, self.run, self.data, consumed=self.run.consumed)
@@ -232,7 +232,7 @@ class Theirs:
 
 def mfu(ours: Ours, rates: dict[str, float], *, dtype: str) -> dict[str, float] | None:
     """Share of the device's dense peak that a rate is; None where the peak is not known."""
-    from mconv.train import flops
+    from mconv.train.estimate import flops
 
     if not torch.cuda.is_available():
         return None

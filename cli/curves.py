@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mconv.cli.plot import COLOURS, panels, summary, width
 
 if TYPE_CHECKING:
-    from mconv.train.series import Curve, Series
+    from mconv.train.logs.series import Curve, Series
 
 WIDTH, HEIGHT = 720.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 70.0, 706.0, 14.0, 252.0
@@ -51,8 +51,8 @@ def page(found: "list[Series]", *, smooth: int | None) -> str:
 
 def _panel(names: tuple[str, ...], found: "list[Series]", smooth: int | None) -> dict[str, Any]:
     """What the template draws of one pair of axes."""
-    from mconv.train.series import CURVES, thin
-    from mconv.train.series import smooth as smoothed
+    from mconv.train.logs.series import CURVES, thin
+    from mconv.train.logs.series import smooth as smoothed
 
     every = [one.curves.get(name, []) for one in found for name in names]
     x, y = _axes(every)

@@ -14,7 +14,7 @@ Save = Annotated[Path, Parameter(help="The folder that a run would save to: the 
 
 def doctor(*, save: Save = Path(), json: o.Json = False) -> int:
     """What this machine can do for a run: devices, backends, room, limits, versions. Exit code 0 whatever it finds."""
-    from mconv.train import machine
+    from mconv.train.estimate import machine
 
     facts = machine.machine(save)
     notes = list(machine.advice(facts))

@@ -32,7 +32,7 @@ def view(train_iters: int) -> Iterator[tuple[Say, Show | None]]:
 
 def words(record: dict[str, Any]) -> str:
     """The numbers beside the bar."""
-    from mconv.train.meter import clock
+    from mconv.train.logs.meter import clock
 
     shown = [
         f"[bold]loss {record['loss']:.4f}[/]",

@@ -10,7 +10,7 @@ from mconv.cli import options as o
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
-    from mconv.train.series import Series
+    from mconv.train.logs.series import Series
 
 KINDS = (".png", ".svg", ".pdf", ".html")
 COLOURS = ("#2459a8", "#c2571a", "#14713d", "#8a3fa0", "#a8213b", "#0b7a86", "#6b5b00", "#555b63")
@@ -38,7 +38,7 @@ def plot(
     smooth
         Steps that the bold line averages over; about a hundredth of the run if not given.
     """
-    from mconv.train import series
+    from mconv.train.logs import series
 
     if not runs:
         raise MconvError("give at least one run: a save folder, a train.jsonl, or a printed log")
@@ -110,8 +110,8 @@ def draw(found: "list[Series]", file: Path, *, smooth: int | None) -> None:
 
 def _panel(ax: Any, names: tuple[str, ...], found: "list[Series]", smooth: int | None) -> None:
     """One pair of axes: each run faint as it is and bold as its running mean; validation as dots."""
-    from mconv.train.series import CURVES
-    from mconv.train.series import smooth as smoothed
+    from mconv.train.logs.series import CURVES
+    from mconv.train.logs.series import smooth as smoothed
 
     for number, one in enumerate(found):
         colour = COLOURS[number % len(COLOURS)]

@@ -34,7 +34,7 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
         A YAML file with `field: value` lines, the fields being the flags below with underscores.
     """
     from mconv.cli import gate
-    from mconv.train.chain import guarded
+    from mconv.train.launch.chain import guarded
     from mconv.train.launch.ranks import joined, run
 
     given = {name: value for name, value in flags.items() if value is not None}

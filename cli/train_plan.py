@@ -13,7 +13,7 @@ from mconv.cli.train import with_fields
 from mconv.train.config import make, read_yaml
 
 if TYPE_CHECKING:
-    from mconv.train.plan import Plan
+    from mconv.train.estimate.plan import Plan
 
 World = Annotated[int | None, Parameter(help="Ranks over all machines; nproc_per_node, or tp * pp, if not given.")]
 Tokens = Annotated[float | None, Parameter(help="Tokens a second over all ranks, to tell the days by.")]
@@ -46,7 +46,7 @@ def _plan(
     if presets:
         print(json_.dumps(_presets(), indent=1) if json else "\n".join(_preset_lines()))
         return 0
-    from mconv.train.plan import plan
+    from mconv.train.estimate.plan import plan
 
     given = {name: value for name, value in flags.items() if value is not None}
     values, known = _filled({**(read_yaml(config) if config else {}), **given})
@@ -139,8 +139,8 @@ def _tail(plan: "Plan") -> list[tuple[str, str]]:
 
 
 def _presets() -> list[dict[str, Any]]:
-    from mconv.train.initial import parameters
-    from mconv.train.presets import PRESETS
+    from mconv.train.model.initial import parameters
+    from mconv.train.model.presets import PRESETS
 
     return [
         {"name": name, "whose": p.whose, "parameters": parameters(p.spec), "init_method_std": p.init_method_std,

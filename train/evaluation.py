@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from mconv.train.engine import unwrap
+from mconv.train.model.engine import unwrap
 from mconv.train.run import Run
 from mconv.train.steps import SUMS, Feeds, forward_backward
 

@@ -14,12 +14,12 @@ from mconv.convert import iterations, plan
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import CheckFailed, MconvError
-from mconv.train import progress
+from mconv.train.checkpoints.saving import folder_of
 from mconv.train.config import TrainConfig
-from mconv.train.flops import per_token
+from mconv.train.estimate.flops import per_token
+from mconv.train.logs import progress
 from mconv.train.parallel import from_rank_0
 from mconv.train.run import Run
-from mconv.train.saving import folder_of
 
 HF = "hf"
 """Under the save folder: exports, under the names of their iterations, as `mconv meg2hf --iterations` makes them."""

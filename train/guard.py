@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mconv.errors import CheckFailed
-from mconv.train.engine import unwrap
-from mconv.train.freeze import whole_name
 from mconv.train.mcore import parallel_state
+from mconv.train.model.engine import unwrap
+from mconv.train.model.freeze import whole_name
 from mconv.train.parallel import from_all_ranks
 from mconv.train.run import Run
 

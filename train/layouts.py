@@ -4,10 +4,10 @@ import torch
 
 from mconv.errors import ConfigError, refuse
 from mconv.spec import ModelSpec
-from mconv.train import recompute
 from mconv.train.config import TrainConfig
 from mconv.train.config.length import unshared
-from mconv.train.engine import problems
+from mconv.train.model import recompute
+from mconv.train.model.checks import problems
 from mconv.train.parallel import Parallel
 
 

@@ -9,18 +9,20 @@ from typing import Any
 
 import torch
 
-from mconv.train import chain, record, stop
-from mconv.train import log as logs
-from mconv.train.boards import boards
+from mconv.train.checkpoints.saving import folder_of
 from mconv.train.config import TrainConfig
-from mconv.train.data.feed import Sets, feed, sets
-from mconv.train.engine import unwrap
 from mconv.train.evaluation import evaluate
+from mconv.train.feed import Sets, feed, sets
 from mconv.train.follow import Follow, follow
+from mconv.train.launch import chain, stop
+from mconv.train.logs import log as logs
+from mconv.train.logs import record
+from mconv.train.logs.boards import boards
+from mconv.train.logs.meter import meter
 from mconv.train.mcore import quiet
-from mconv.train.meter import meter
-from mconv.train.run import Run, save, start
-from mconv.train.saving import folder_of
+from mconv.train.model.engine import unwrap
+from mconv.train.run import Run, save
+from mconv.train.start import start
 from mconv.train.steps import step
 
 

@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mconv.train import guard
-from mconv.train import log as logs
-from mconv.train.boundaries import attention_mask, rope_at
-from mconv.train.engine import unwrap
 from mconv.train.length import batch_size
-from mconv.train.loss import counts
+from mconv.train.logs import log as logs
 from mconv.train.mcore import get_canonical_lr_for_logging, get_forward_backward_func, parallel_state
-from mconv.train.optimizer import clip_and_step
+from mconv.train.model.boundaries import attention_mask, rope_at
+from mconv.train.model.engine import unwrap
+from mconv.train.model.loss import counts
+from mconv.train.optim.optimizer import clip_and_step
 from mconv.train.run import Run
 
 Batches = Iterator[dict[str, Tensor]]

@@ -46,7 +46,7 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
     how = how_for(payload, a, b)
     limits = LIMITS[payload["dtype"]]
     if payload["generate"] and world()[1] > 1:
-        from mconv.train import engine
+        from mconv.train.model import engine
 
         engine.init(how.parallel)  # each token of the reference goes to all ranks
     reference = model_of(a, how)
@@ -110,7 +110,7 @@ def _diagnosis(
     if not from_rank_0(failed):
         return None
     if world()[1] > 1 or torch.distributed.is_initialized():
-        from mconv.train import engine
+        from mconv.train.model import engine
 
         engine.init(Parallel())
     if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
@@ -134,7 +134,7 @@ def logits_of(
 def _open(payload: dict[str, Any], side: str) -> Checkpoint:
     found = open_checkpoint(Path(payload[side]), **payload.get(f"{side}_options", {}))
     if found.format != "hf":
-        from mconv.train.engine import check_known
+        from mconv.train.model.checks import check_known
 
         check_known(found.spec, what=str(found.path))
     try:

@@ -31,7 +31,7 @@ def wrong(model: Model, checkpoint: Checkpoint, how: How, *, failed: bool) -> li
 
 
 def _off(model: Megatron, checkpoint: Checkpoint, how: How, tp_rank: int, pp_rank: int) -> list[str]:
-    from mconv.train import engine
+    from mconv.train.model import engine
 
     own = engine.parameters(model.model)
     wanted = {name: torch.empty_like(tensor, device="cpu", dtype=how.filling) for name, tensor in own.items()}

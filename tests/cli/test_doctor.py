@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mconv.cli.app import run
-from mconv.train import machine
+from mconv.train.estimate import machine
 
 TOKEN = "hf_thisMustNeverBePrinted"
 

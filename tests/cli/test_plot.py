@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mconv.cli.app import run
-from mconv.train import series
+from mconv.train.logs import series
 
 LOGS = Path(__file__).resolve().parents[3] / "shared" / "golden" / "megatron-lm" / "train-logs"
 

@@ -54,27 +54,27 @@ def args_like(template: Namespace | None, spec: ModelSpec, *, tp: int, pp: int, 
 
 def chunks(spec: ModelSpec, *, tp: int, pp: int, vpp: int = 1, dtype: Any = torch.float32) -> list[Any]:
     """This rank's model chunks; interleaved ones as Megatron-LM's `get_model` builds them."""
-    from mconv.train import engine
-    from mconv.train.attention import RMSNorm
     from mconv.train.mcore import (
         GPTModel,
         TransformerBlockSubmodules,
         get_num_layers_to_build,
         parallel_state,
     )
+    from mconv.train.model import engine, layers
+    from mconv.train.model.attention import RMSNorm
 
     parallel = engine.Parallel(tp=tp, pp=pp)
     engine.init(parallel)
     if vpp == 1:
         return [engine.build(spec, padded_vocab_size=PADDED, parallel=parallel, dtype=dtype)]
-    config = engine.transformer_config(spec, parallel, dtype=dtype, virtual_pipeline_model_parallel_size=vpp)
+    config = layers.transformer_config(spec, parallel, dtype=dtype, virtual_pipeline_model_parallel_size=vpp)
     parallel_state.set_virtual_pipeline_model_parallel_world_size(vpp)
     try:
         models = []
         for i in range(vpp):
             parallel_state.set_virtual_pipeline_model_parallel_rank(i)
             layers = TransformerBlockSubmodules(
-                layer_specs=[engine.layer_spec(config, spec)] * get_num_layers_to_build(config, vp_stage=i),
+                layer_specs=[layers.layer_spec(config, spec)] * get_num_layers_to_build(config, vp_stage=i),
                 layer_norm=RMSNorm,
             )
             where = {"ignore_virtual": False, "vp_stage": i}
@@ -123,8 +123,8 @@ def write(
     dtype: str = "float32", how: str = "plain", format: str = "torch_dist",
 ) -> torch.Tensor | None:  # fmt: skip
     """megatron-core saves a random model; its logits, on rank 0."""
-    from mconv.train import engine
     from mconv.train.mcore import quiet
+    from mconv.train.model import engine, forward
 
     model_spec, kind = ModelSpec.from_dict(spec), getattr(torch, dtype)
     models = chunks(model_spec, tp=tp, pp=pp, vpp=vpp, dtype=kind)
@@ -138,7 +138,7 @@ def write(
             _save_ranks(folder, models, args, how, tp=tp, pp=pp)
     if vpp > 1:
         return None
-    return engine.logits(models[0], tokens(), parallel=engine.Parallel(tp=tp, pp=pp))
+    return forward.logits(models[0], tokens(), parallel=engine.Parallel(tp=tp, pp=pp))
 
 
 def _save_distributed(folder: str, model: Any, args: Namespace, how: str) -> None:

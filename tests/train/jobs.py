@@ -101,7 +101,7 @@ def _qkv(source: dict[str, torch.Tensor], layer: str, kind: str, spec: ModelSpec
 
 def whole_model(spec: ModelSpec, *, seed: int = 0, padded: int = PADDED) -> tuple[Any, Any]:
     """(megatron-core model in this process alone, HF model): the same weights."""
-    from mconv.train import engine
+    from mconv.train.model import engine
 
     parallel = engine.Parallel()
     engine.init(parallel)
@@ -122,13 +122,13 @@ def save_weights(model: Any, folder: Path) -> None:
 
 def logits_of(folder: str, spec: dict[str, Any], tp: int, pp: int, sp: bool, padded: int = PADDED) -> torch.Tensor | None:
     """Logits of a torch_dist folder at a layout: on rank 0."""
-    from mconv.train import engine
+    from mconv.train.model import engine, forward, loading
 
     parallel = engine.Parallel(tp=tp, pp=pp, sequence_parallel=sp)
     engine.init(parallel)
     model = engine.build(ModelSpec.from_dict(spec), padded_vocab_size=padded, parallel=parallel, dtype=torch.float32)
-    engine.load_torch_dist(model, folder)
-    return engine.logits(model, tokens(), parallel=parallel)
+    loading.load_torch_dist(model, folder)
+    return forward.logits(model, tokens(), parallel=parallel)
 
 
 def variant(**changes: Any) -> ModelSpec:
@@ -170,9 +170,28 @@ def tokenizer_folder(folder: Path, learnt_from: list[str]) -> Path:
 
 def texts() -> list[str]:
     """Documents of a few words' language, the same on every machine and for ever."""
-    words = (
-        "the a model layer cut by of its rank reads writes two three Every weight: (again), loss = 0.5; Falcon's".split()
-    )
+    words = [
+        "the",
+        "a",
+        "model",
+        "layer",
+        "cut",
+        "by",
+        "of",
+        "its",
+        "rank",
+        "reads",
+        "writes",
+        "two",
+        "three",
+        "Every",
+        "weight:",
+        "(again),",
+        "loss",
+        "=",
+        "0.5;",
+        "Falcon's",
+    ]
     drawn = random.Random(11).random  # of this module's draws only `random` itself is promised to stay the same
     return [
         "\n".join(
@@ -260,9 +279,10 @@ def plain_loop(case: Path, *, steps: int, seed: int, lr: float, min_lr: float, t
 
 def save_like_megatron(form: str, root: str, **fields: Any) -> None:
     """A run that leaves its last step as Megatron-LM does: flat buckets in torch_dist, or a file for each rank."""
-    from mconv.train import checkpoint, loop
+    from mconv.train import loop
+    from mconv.train.checkpoints import checkpoint
     from mconv.train.mcore import parallel_state as ps
-    from mconv.train.optimizer import parts
+    from mconv.train.optim.optimizer import parts
 
     made: list[Any] = []
     step = loop.step
@@ -313,7 +333,8 @@ def train_with_one_slow_writer(folder: str, **fields: Any) -> list[tuple[int, in
 
     from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
-    from mconv.train import loop, saving
+    from mconv.train import loop
+    from mconv.train.checkpoints import saving
 
     gate, rank = Path(folder) / "gate", torch.distributed.get_rank()
     write, step = FileSystemWriterAsync.write_preloaded_data, loop.step
@@ -341,12 +362,12 @@ def train_with_one_slow_writer(folder: str, **fields: Any) -> list[tuple[int, in
 
 def dropped(**_: Any) -> tuple[list[float], list[float]]:
     """What dropout does to attention over ones and to ones in between, on a rank of tp 2."""
-    from mconv.train import engine
-    from mconv.train.attention import CoreAttention
+    from mconv.train.model import engine, layers
+    from mconv.train.model.attention import CoreAttention
 
     parallel = engine.Parallel(tp=2)
     engine.init(parallel)
-    config = engine.transformer_config(SPEC, parallel, dtype=torch.float32, attention_dropout=0.5)
+    config = layers.transformer_config(SPEC, parallel, dtype=torch.float32, attention_dropout=0.5)
     ones = torch.ones(16, 1, 2, 8)
     heads = CoreAttention(config)(ones, ones, ones, None)
     return heads.flatten().tolist(), torch.nn.functional.dropout(torch.ones(64), 0.5).tolist()
@@ -354,7 +375,7 @@ def dropped(**_: Any) -> tuple[list[float], list[float]]:
 
 def train_without_marks(**fields: Any) -> dict[str, Any]:
     """The same with a planted fault: nothing tells megatron-core that a rank's norms saw a share of the positions."""
-    from mconv.train import attention
+    from mconv.train.model import attention
 
     whole = attention._replicated
 
@@ -382,7 +403,8 @@ def train_hit(*, rank: int, at: int, **fields: Any) -> dict[str, Any]:
     import os
     import signal
 
-    from mconv.train import loop, stop
+    from mconv.train import loop
+    from mconv.train.launch import stop
 
     whole = loop.step
 
@@ -405,7 +427,7 @@ def what_is_asked(*, rank: int, alone: bool) -> int:
     import signal
 
     import mconv.train.mcore  # noqa: F401 (its devices are the CPU here)
-    from mconv.train import stop
+    from mconv.train.launch import stop
 
     asked, together = (
         stop.Stops(rank=torch.distributed.get_rank(), triggers=None, exit_interval=None, ends={}),
@@ -425,7 +447,7 @@ def memory(**fields: Any) -> dict[str, int]:
     """Bytes of a run at its start, tensor by tensor, and what autograd keeps of one forward pass of one micro batch."""
     from mconv.train.config import make
     from mconv.train.mcore import quiet
-    from mconv.train.run import start
+    from mconv.train.start import start
 
     with quiet():
         return _memory(start(make(fields), say=lambda _: None))
@@ -470,9 +492,10 @@ def _kept(run: Any, weights: set[int]) -> int:
 
 def train_with_chunks_mixed_up(**fields: Any) -> dict[str, Any]:
     """The same with a planted fault: of a stage's two chunks each has the other's layers."""
-    from mconv.train import engine, run
+    from mconv.train import start
+    from mconv.train.model import engine
 
-    right = run.replicated
+    right = start.replicated
 
     def wrong(models: list[Any], config: Any, **options: Any) -> list[Any]:
         first, second = (engine.parameters(model) for model in models)
@@ -482,8 +505,8 @@ def train_with_chunks_mixed_up(**fields: Any) -> dict[str, Any]:
             second[name].copy_(held)
         return right(models, config, **options)
 
-    run.replicated = wrong
+    start.replicated = wrong
     try:
         return train(**fields)
     finally:
-        run.replicated = right
+        start.replicated = right

@@ -73,7 +73,7 @@ def planted(fault: str) -> Any:
     import pytest
 
     from mconv.convert.lora import Settings
-    from mconv.train import lora
+    from mconv.train.model import lora
 
     rows = {"q on k's rows": "layer.qkv", "gate and up swapped": "layer.mlp_in"}
     with pytest.MonkeyPatch.context() as patch:

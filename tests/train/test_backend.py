@@ -53,7 +53,7 @@ def test_the_stand_in_has_the_signatures_of_the_real_one():
 
 
 def test_the_layer_calls_it_as_it_calls_ours():
-    from mconv.train import backend, engine
+    from mconv.train.model import backend, engine, forward
 
     parallel, shape = engine.Parallel(), {"padded_vocab_size": jobs.PADDED, "dtype": torch.float32}
     engine.init(parallel)
@@ -61,13 +61,13 @@ def test_the_layer_calls_it_as_it_calls_ours():
     for core in (backend.CoreAttention, backend.causal_only(StandIn)):
         model = engine.build(jobs.SPEC, parallel=parallel, core_attention=core, **shape)
         jobs.fill_from_hf(engine.parameters(model), jobs.hf_model(jobs.SPEC), jobs.SPEC)
-        scores.append(engine.logits(model, jobs.tokens(), parallel=parallel))
+        scores.append(forward.logits(model, jobs.tokens(), parallel=parallel))
     assert type(model.decoder.layers[0].self_attention.core_attention).__mro__[1] is StandIn
     torch.testing.assert_close(*scores, atol=1e-4, rtol=0)
 
 
 def test_a_mask_that_it_would_not_look_at_is_an_error():
-    from mconv.train import backend
+    from mconv.train.model import backend
 
     mask = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
     attention = backend.causal_only(StandIn)
@@ -76,7 +76,7 @@ def test_a_mask_that_it_would_not_look_at_is_an_error():
 
 
 def chosen(monkeypatch, *, backend="auto", installed=True, cuda=True, dtype=torch.bfloat16):
-    from mconv.train import backend as module
+    from mconv.train.model import backend as module
 
     monkeypatch.setattr(module, "transformer_engine_attention", lambda: StandIn if installed else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
@@ -84,7 +84,7 @@ def chosen(monkeypatch, *, backend="auto", installed=True, cuda=True, dtype=torc
 
 
 def test_it_is_taken_where_it_is_installed_and_can_do_it(monkeypatch):
-    from mconv.train.attention import CoreAttention
+    from mconv.train.model.attention import CoreAttention
 
     assert issubclass(chosen(monkeypatch), StandIn)
     assert issubclass(chosen(monkeypatch, backend="transformer_engine"), StandIn)

@@ -44,9 +44,9 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def samples(run):
     """The samples of the first step, from megatron-core's dataset as it is."""
-    from mconv.train import engine
     from mconv.train.data import dataset
     from mconv.train.data.sources import Blend
+    from mconv.train.model import engine
 
     engine.init(engine.Parallel())
     data, *_ = dataset.datasets(
@@ -106,8 +106,8 @@ def test_masks_and_positions_are_megatron_cores(samples):
     """W35: the loss mask is zero where the EOD tokens are, and all of it is what megatron-core's dataset makes."""
     from megatron.core.datasets.gpt_dataset import _get_ltor_masks_and_position_ids
 
-    from mconv.train.boundaries import attention_mask
     from mconv.train.data.dataset import Apart
+    from mconv.train.model.boundaries import attention_mask
 
     ours = Apart(samples, eod=EOD, positions=True, attention=True, loss=True)
     for number, sample in enumerate(samples):
@@ -120,9 +120,9 @@ def test_masks_and_positions_are_megatron_cores(samples):
 
 
 def test_a_window_holds_within_a_document():
-    from mconv.train.attention import CoreAttention
-    from mconv.train.boundaries import attention_mask
     from mconv.train.mcore import TransformerConfig
+    from mconv.train.model.attention import CoreAttention
+    from mconv.train.model.boundaries import attention_mask
 
     sizes = {
         "num_layers": 1,

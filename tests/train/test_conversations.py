@@ -206,8 +206,8 @@ def test_a_blend_of_conversations_has_its_shares(tmp_path, run):
 def test_the_feed_goes_on_at_any_sample(run):
     """What a resumed run asks for: from the third sample of an epoch on, over its end, and read ahead by threads."""
     from mconv.train.config import make
-    from mconv.train.data.feed import feed, sets
-    from mconv.train.run import start
+    from mconv.train.feed import feed, sets
+    from mconv.train.start import start
 
     fields = {"packing": True, "dataloader_type": "cyclic", "global_batch_size": 3, "num_workers": 2}
     begun = start(make(run | fields), say=lambda line: None)

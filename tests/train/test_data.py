@@ -183,9 +183,9 @@ def test_every_layout_draws_the_same_global_batches():
 
 def test_batches_are_the_text(tokenizer, tmp_path):
     """Labels are the next tokens, and the tokens are the documents' own, run together."""
-    from mconv.train import engine
     from mconv.train.data import dataset, loader
     from mconv.train.data.sources import Blend
+    from mconv.train.model import engine
 
     prefix = jobs.train_data(tmp_path)
     engine.init(engine.Parallel())

@@ -10,8 +10,8 @@ import torch
 from mconv.errors import FormatError, LayoutError
 from mconv.shard.stages import Uneven
 from mconv.spec import Rope
+from mconv.train.model.rope import inverse_frequencies
 from mconv.train.parallel import Parallel
-from mconv.train.rope import inverse_frequencies
 
 JOBS = Path(__file__).with_name("jobs.py")
 _spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
@@ -35,7 +35,7 @@ MODELS = {
 @pytest.fixture(scope="module", autouse=True)
 def _leave_no_group():
     yield
-    from mconv.train import engine
+    from mconv.train.model import engine
 
     engine.shutdown()
 
@@ -48,7 +48,7 @@ def test_rope_equals_transformers(kind):
 
 
 def test_rope_equals_megatron_where_it_can_say_it():
-    from mconv.train import engine
+    from mconv.train.model import engine
 
     engine.init(Parallel())
     from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
@@ -60,12 +60,12 @@ def test_rope_equals_megatron_where_it_can_say_it():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_equal_transformers(name):
-    from mconv.train import engine
+    from mconv.train.model import forward
 
     spec = jobs.variant(**MODELS[name])
     model, hf = jobs.whole_model(spec)
     batch = jobs.tokens(length=50)
-    ours = engine.logits(model, batch, parallel=Parallel())
+    ours = forward.logits(model, batch, parallel=Parallel())
     with torch.no_grad():
         theirs = hf(batch).logits
     assert ours.shape == (2, 50, jobs.PADDED)
@@ -74,21 +74,21 @@ def test_logits_equal_transformers(name):
 
 
 def test_unfilled_weights_are_seen():
-    from mconv.train import engine
+    from mconv.train.model import engine, forward
 
     engine.init(Parallel())
     model = engine.build(jobs.SPEC, padded_vocab_size=jobs.PADDED, parallel=Parallel(), dtype=torch.float32)
-    assert engine.logits(model, jobs.tokens(), parallel=Parallel()).isnan().all()
+    assert forward.logits(model, jobs.tokens(), parallel=Parallel()).isnan().all()
 
 
 @pytest.mark.parametrize("name", ["gqa", "mha-tied", "wide-head", "all-biases"])
 def test_logits_equal_at_every_layout(name, world, tmp_path):
-    from mconv.train import engine
+    from mconv.train.model import forward
 
     spec = jobs.variant(**MODELS[name])
     model, _ = jobs.whole_model(spec)
     jobs.save_weights(model, tmp_path / "ckpt")
-    whole = engine.logits(model, jobs.tokens(), parallel=Parallel())
+    whole = forward.logits(model, jobs.tokens(), parallel=Parallel())
     for tp, pp, sp in [(1, 1, False), (2, 1, False), (1, 2, False), (2, 2, True), (4, 1, True), (1, 4, False)]:
         results = world.run(f"{JOBS}:logits_of", folder=str(tmp_path / "ckpt"), spec=spec.to_dict(), tp=tp, pp=pp, sp=sp)
         assert [r is None for r in results] == [False, True, True, True]
@@ -96,16 +96,16 @@ def test_logits_equal_at_every_layout(name, world, tmp_path):
 
 
 def test_refusals_name_the_numbers(tmp_path):
-    from mconv.train import engine
+    from mconv.train.model import checks, engine
 
     with pytest.raises(LayoutError, match="needs tp > 1"):
         Parallel(sequence_parallel=True)
     with pytest.raises(LayoutError, match="tp 3 x pp 1 = 3 does not divide the world of 1"):
         engine.init(Parallel(tp=3))
     with pytest.raises(LayoutError, match="ffn_hidden_size 48 is not a multiple of tp 5"):
-        engine.check(jobs.SPEC, padded_vocab_size=100, parallel=Parallel(tp=5))
+        checks.check(jobs.SPEC, padded_vocab_size=100, parallel=Parallel(tp=5))
     with pytest.raises(LayoutError, match="4 layers cannot be shared evenly by pp 3"):
-        engine.check(jobs.SPEC, padded_vocab_size=96, parallel=Parallel(pp=3))
+        checks.check(jobs.SPEC, padded_vocab_size=96, parallel=Parallel(pp=3))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 12])
@@ -113,7 +113,7 @@ def test_what_conversion_cannot_share_training_cannot_either(groups):
     """Two rules, one in each world: megatron-core's sizes, and axes of tensors."""
     from mconv.convert.checkpoint import target_layout
     from mconv.convert.families import FAMILIES
-    from mconv.train import engine
+    from mconv.train.model import checks
 
     spec = jobs.variant(num_attention_heads=12, num_query_groups=groups, num_layers=6)
     stages = [
@@ -122,7 +122,7 @@ def test_what_conversion_cannot_share_training_cannot_either(groups):
     ]  # fmt: skip
     refused = set()
     for tp, stage in itertools.product(range(1, 9), stages):
-        bad = engine.problems(spec, padded_vocab_size=128 * tp, parallel=Parallel(tp=tp, **stage))
+        bad = checks.problems(spec, padded_vocab_size=128 * tp, parallel=Parallel(tp=tp, **stage))
         try:
             target_layout(spec, FAMILIES["llama"], tp=tp, **stage)
         except LayoutError:
@@ -134,29 +134,29 @@ def test_what_conversion_cannot_share_training_cannot_either(groups):
 
 
 def test_loading_refuses_what_does_not_fit(tmp_path):
-    from mconv.train import engine
+    from mconv.train.model import engine, loading
 
     model, _ = jobs.whole_model(jobs.SPEC)
     jobs.save_weights(model, tmp_path / "ckpt")
     other = engine.build(jobs.SPEC, padded_vocab_size=192, parallel=Parallel(), dtype=torch.float32)
     with pytest.raises(FormatError, match=r"word_embeddings.weight: \[96, 32\] in the checkpoint, \[192, 32\]"):
-        engine.load_torch_dist(other, tmp_path / "ckpt")
+        loading.load_torch_dist(other, tmp_path / "ckpt")
     biased = engine.build(jobs.variant(qkv_bias=True), padded_vocab_size=96, parallel=Parallel(), dtype=torch.float32)
     with pytest.raises(FormatError, match=r"linear_qkv.bias"):
-        engine.load_torch_dist(biased, tmp_path / "ckpt")
+        loading.load_torch_dist(biased, tmp_path / "ckpt")
     with pytest.raises(FormatError, match="not a torch_dist checkpoint"):
-        engine.load_torch_dist(model, tmp_path)
+        loading.load_torch_dist(model, tmp_path)
 
 
 def test_rank_file_is_strict():
-    from mconv.train import engine
+    from mconv.train.model import engine, loading
 
     model, _ = jobs.whole_model(jobs.SPEC)
     state = {name: tensor.clone() for name, tensor in engine.parameters(model).items()}
     state["decoder.layers.0.mlp.linear_fc1._extra_state"] = None
-    engine.load_rank_file(model, state)
+    loading.load_rank_file(model, state)
     state["decoder.layers.9.odd"] = state.pop("decoder.layers.3.mlp.linear_fc2.weight")
     with pytest.raises(FormatError) as caught:
-        engine.load_rank_file(model, state)
+        loading.load_rank_file(model, state)
     assert "decoder.layers.3.mlp.linear_fc2.weight: not in the file" in str(caught.value)
     assert "decoder.layers.9.odd: in the file, but not in the model" in str(caught.value)

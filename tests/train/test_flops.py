@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError
-from mconv.train import flops
+from mconv.train.estimate import flops
 
 BATCH, LENGTH = 2, 24
 

@@ -26,7 +26,7 @@ class Optimizer:
 def course(steps, **fields):
     """(rate, decay) before each step, of a schedule that megatron-core keeps."""
     from mconv.train.length import batch_size
-    from mconv.train.schedule import scheduler
+    from mconv.train.optim.schedule import scheduler
 
     config, optimizer, consumed, seen = configs.make(fields), Optimizer(), 0, []
     made = scheduler(optimizer, config)

@@ -16,11 +16,12 @@ import pytest
 
 from mconv.cli import app, live
 from mconv.errors import CheckFailed, MconvError
-from mconv.train import boards, follow, megatron_log, progress, record
-from mconv.train import log as logs
+from mconv.train import follow
 from mconv.train.config import make
-from mconv.train.flops import per_token
-from mconv.train.meter import Meter, clock
+from mconv.train.estimate.flops import per_token
+from mconv.train.logs import boards, megatron_log, progress, record
+from mconv.train.logs import log as logs
+from mconv.train.logs.meter import Meter, clock
 
 JOBS = Path(__file__).with_name("jobs.py")
 _spec = importlib.util.spec_from_file_location("train_jobs", JOBS)

@@ -92,7 +92,7 @@ def with_peft(model, adapter):
 @pytest.mark.parametrize("judge", ["by hand", "peft"])
 def test_losses_are_those_of_a_model_with_the_adapter_on_it(judge, family, run, alone, tmp_path, monkeypatch):
     """Three steps from the same adapter on the same batches: outputs, gradients and updates are PEFT's."""
-    from mconv.train.data import feed
+    from mconv.train import feed
 
     seen, batches = [], feed.batches
     monkeypatch.setattr(feed, "batches", lambda *a, **k: (seen.append(b) or b for b in batches(*a, **k)))
@@ -119,7 +119,7 @@ def test_the_real_peft():
     from mconv.convert import adapted, peft
     from mconv.convert.load import open_checkpoint
     from mconv.convert.source import Source
-    from mconv.train import engine, lora, weights
+    from mconv.train.model import engine, forward, lora, weights
 
     base, parallel = open_checkpoint(GOLDEN / "base"), engine.Parallel()
     engine.init(parallel)
@@ -131,7 +131,7 @@ def test_the_real_peft():
         model, adapter.settings, family=base.family, spec=base.spec,
         start=lambda linear, layer, factor: adapter.factors[linear.key(layer, factor)],
     )  # fmt: skip
-    found = engine.logits(model, expected["input_ids"], parallel=parallel)
+    found = forward.logits(model, expected["input_ids"], parallel=parallel)
     torch.testing.assert_close(found, expected["logits"], atol=2e-5, rtol=0)
     ours, theirs = Source.of(adapted.with_base(GOLDEN / "adapter", None)), Source.of(open_checkpoint(GOLDEN / "merged"))
     for logical in base.family.logicals(base.spec):
@@ -143,8 +143,8 @@ def test_layers_that_are_computed_again_give_the_same_gradients(run):
     """megatron-core's checkpointing gives none at all to layers whose input, here a frozen embedding, asks for none."""
     from mconv.convert import peft
     from mconv.convert.load import open_checkpoint
-    from mconv.train import engine, lora, weights
     from mconv.train.mcore import quiet
+    from mconv.train.model import engine, lora, weights
 
     base, parallel, tokens, found = open_checkpoint(run["load"]), engine.Parallel(), jobs.tokens(), []
     engine.init(parallel)
@@ -213,7 +213,7 @@ def test_resumed_at_another_layout(run, alone, world, tmp_path):
 
 def test_a_plan_does_not_count_it_as_the_whole_model(run):
     from mconv.train.config import make
-    from mconv.train.plan import plan
+    from mconv.train.estimate.plan import plan
 
     with pytest.raises(ConfigError, match="lora_load: `mconv plan` counts the memory"):
         plan(make(run))

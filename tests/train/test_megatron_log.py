@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mconv.train import megatron_log as logs
+from mconv.train.logs import megatron_log as logs
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "golden" / "megatron-lm"
 NAMED = sorted(SHARED.glob("train-logs/*.log"))

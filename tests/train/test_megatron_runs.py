@@ -16,7 +16,7 @@ from mconv.convert.formats import torch_dist
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.source import Source, assemble
 from mconv.errors import CheckFailed, FormatError
-from mconv.train import megatron_log
+from mconv.train.logs import megatron_log
 
 JOBS = Path(__file__).with_name("jobs.py")
 _spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
@@ -89,7 +89,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_part_of_the_state_that_is_lost_is_seen(fault, monkeypatch):
-    from mconv.train import takeover
+    from mconv.train.checkpoints import takeover
 
     whole, opened = jobs.train(**go_on("legacy-tp1-adam")), takeover.opened
     monkeypatch.setattr(takeover, "opened", lambda c: dataclasses.replace(opened(c), **FAULTS[fault]))
@@ -109,11 +109,11 @@ def test_all_formats_of_one_run_go_on_alike():
 @pytest.mark.parametrize("case", ["legacy-tp1-adam", "td-dp2-distopt"])
 def test_the_validation_loss_is_the_one_that_megatron_printed(case):
     """Of the weights that the checkpoint holds, padded vocabulary included, on Megatron-LM's validation samples."""
+    from mconv.train import feed
     from mconv.train.config import make
-    from mconv.train.data import feed
     from mconv.train.evaluation import evaluate
     from mconv.train.mcore import quiet
-    from mconv.train.run import start
+    from mconv.train.start import start
 
     log = (GOLDEN / case / "train.log").read_text()
     printed = float(re.search(r"at iteration 3 on validation set \| lm loss value: (\S+)", log)[1])
@@ -171,13 +171,14 @@ def stored(folder):
 @pytest.fixture
 def random(tmp_path, monkeypatch):
     """The fields of a run that begins with Megatron-LM's own random weights."""
-    from mconv.train import run, weights
+    from mconv.train import start
+    from mconv.train.model import weights
 
     spec = jobs.variant(
         num_layers=2, hidden_size=64, ffn_hidden_size=96, num_attention_heads=8, num_query_groups=2, kv_channels=8,
         vocab_size=256, max_position_embeddings=64,
     )  # fmt: skip
-    monkeypatch.setattr(run, "build_chunks", functools.partial(run.build_chunks, initialize=True))
+    monkeypatch.setattr(start, "build_chunks", functools.partial(start.build_chunks, initialize=True))
     monkeypatch.setattr(weights, "fill", lambda *_, **__: None)
     return {
         **LIKE_GOLDEN, "load": str(jobs.hf_folder(tmp_path / "hf", spec)), "lr": 3e-3, "min_lr": 3e-4, "train_iters": 10,
@@ -201,9 +202,9 @@ def test_a_run_from_random_weights_prints_megatrons_lines(random, tmp_path):
 
 def test_fp16_overflows_where_megatron_lm_does(random, monkeypatch):
     """`train-logs/fp16-skips`, by nature and not by planting: every skip, scale and rate, and what is learned between."""
-    from mconv.train import replicas
     from mconv.train.config import make
     from mconv.train.loop import train
+    from mconv.train.optim import replicas
 
     def in_fp16(**options):
         return run_options(**options | {"grad_reduce_in_fp32": False})

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from mconv.errors import ConfigError, LayoutError, MconvError
-from mconv.train import boards
 from mconv.train import config as configs
-from mconv.train import log as logs
 from mconv.train.launch import ranks
+from mconv.train.logs import boards
+from mconv.train.logs import log as logs
 
 NEEDED = {"load": "x", "data": ["p"], "train_iters": 10, "lr": 1.0}
 
@@ -104,7 +104,7 @@ def test_help_imports_neither_torch_nor_megatron():
 # ---------------------------------------------------------------- schedule
 @pytest.mark.parametrize("style", ["cosine", "linear", "constant"])
 def test_schedule(style):
-    from mconv.train.schedule import scheduler
+    from mconv.train.optim.schedule import scheduler
 
     class Optimizer:
         param_groups = (
@@ -199,8 +199,8 @@ def test_a_ranks_errors_come_back_as_what_they_are(jobs):
 @pytest.mark.parametrize("rows", [1 << 18, 16], ids=["at once", "row by row"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_loss_leaves_padding_out(rows, dtype, monkeypatch):
-    from mconv.train import cross_entropy, engine
-    from mconv.train.loss import TrueVocabLoss
+    from mconv.train.model import cross_entropy, engine
+    from mconv.train.model.loss import TrueVocabLoss
 
     monkeypatch.setitem(cross_entropy.ROWS, "cpu", rows)
     engine.init(engine.Parallel())
@@ -222,8 +222,8 @@ def test_loss_leaves_padding_out(rows, dtype, monkeypatch):
 
 
 def test_only_a_gradient_is_written_over_the_logits():
-    from mconv.train import engine
-    from mconv.train.loss import TrueVocabLoss
+    from mconv.train.model import engine
+    from mconv.train.model.loss import TrueVocabLoss
 
     engine.init(engine.Parallel())
     logits = torch.randn(5, 2, 16)
@@ -257,7 +257,7 @@ def test_nothing_names_a_cuda_only_path():
 
 
 def test_adam_is_fused_for_the_length_of_a_step():
-    from mconv.train.optimizer import _fuse
+    from mconv.train.optim.optimizer import _fuse
 
     weights = [torch.nn.Parameter(torch.randn(7)) for _ in range(2)]
     weights[1].data.copy_(weights[0].data)

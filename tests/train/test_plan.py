@@ -12,10 +12,10 @@ import tiny
 
 from mconv.cli.app import run as mconv
 from mconv.errors import MconvError
-from mconv.train import memory
 from mconv.train.config import make
+from mconv.train.estimate import memory
+from mconv.train.estimate.plan import iterations, plan
 from mconv.train.length import length
-from mconv.train.plan import iterations, plan
 
 JOBS = Path(__file__).with_name("jobs.py")
 _spec = importlib.util.spec_from_file_location("train_jobs", JOBS)

@@ -44,16 +44,16 @@ KINDS = {
 @pytest.fixture(scope="module", autouse=True)
 def _leave_no_group():
     yield
-    from mconv.train import engine
+    from mconv.train.model import engine
 
     engine.shutdown()
 
 
 def step(spec, fields, *, frozen=False):
     """(loss, gradients, forwards of each part, bytes kept for the backward pass) of one micro batch, with dropout."""
-    from mconv.train import engine, recompute
     from mconv.train.config import make
     from mconv.train.mcore import quiet
+    from mconv.train.model import engine, recompute
 
     config = make({"load": "x", "data": ["x"], "train_iters": 1, "lr": 1.0, **fields})
     engine.init(engine.Parallel())
@@ -105,7 +105,7 @@ def test_the_same_gradients_from_fewer_bytes(model, frozen):
 
 def test_what_a_frozen_embedding_would_lose(monkeypatch):
     """The planted fault: without a gradient to ask for, recomputed layers never run backward."""
-    from mconv.train import recompute
+    from mconv.train.model import recompute
 
     monkeypatch.setattr(recompute, "_let_gradients_through", lambda embedding: None)
     _, gradients, _, _ = step(jobs.SPEC, FULL, frozen=True)

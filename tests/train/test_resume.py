@@ -34,22 +34,23 @@ def run(tmp_path_factory):
 
 # ---- what a resumed run must have ------------------------------------------------------------------------------------
 def loses_the_step(patch):
-    from mconv.train import checkpoint
+    from mconv.train.checkpoints import checkpoint
 
     patch.setattr(checkpoint, "set_step", lambda optimizer, step: original(optimizer, 0))
-    original = sys.modules["mconv.train.optimizer"].set_step
+    original = sys.modules["mconv.train.optim.optimizer"].set_step
 
 
 def keeps_the_step_of_before_the_load(patch):
     """As megatron-core does by itself in one format."""
-    from mconv.train import checkpoint
+    from mconv.train.checkpoints import checkpoint
 
     patch.setattr(checkpoint, "_step_of", lambda optimizer: 1)
 
 
 def shares_one_step(patch):
     """As megatron-core does by itself: one tensor, which Adam counts up once for each parameter."""
-    from mconv.train import checkpoint, optimizer
+    from mconv.train.checkpoints import checkpoint
+    from mconv.train.optim import optimizer
 
     def set_step(whole, step):
         one = torch.tensor(float(step))
@@ -61,7 +62,8 @@ def shares_one_step(patch):
 
 
 def loses_the_moments(patch):
-    from mconv.train import checkpoint, optimizer
+    from mconv.train.checkpoints import checkpoint
+    from mconv.train.optim import optimizer
 
     original = optimizer.set_step
 
@@ -78,7 +80,7 @@ def loses(field):
     """One of the values that say where a run stood."""
 
     def plant(patch):
-        from mconv.train import checkpoint
+        from mconv.train.checkpoints import checkpoint
 
         original = checkpoint.load
         patch.setattr(checkpoint, "load", lambda *a, **k: dataclasses.replace(original(*a, **k), **{field: 0}))
@@ -87,7 +89,7 @@ def loses(field):
 
 
 def loses_the_random_states(patch):
-    from mconv.train import checkpoint
+    from mconv.train.checkpoints import checkpoint
 
     patch.setattr(checkpoint, "_set_rng", lambda states: None)
 
@@ -106,7 +108,7 @@ FAULTS = {
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "distopt"])
 def half(request, run, tmp_path_factory):
     """A run, the losses of which are known to its end, stopped after two of five steps."""
-    from mconv.train import engine
+    from mconv.train.model import engine
 
     fields = run | {"distributed_optimizer": request.param}
     root = tmp_path_factory.mktemp("half") / "run"

@@ -34,7 +34,7 @@ def whole(run):
 
 
 def held(root):
-    from mconv.train.saving import iterations
+    from mconv.train.checkpoints.saving import iterations
 
     return iterations(root)
 
@@ -58,7 +58,8 @@ def slow_writer(monkeypatch, gate, *, dies=False):
 
 def test_training_goes_on_while_files_are_written(run, whole, tmp_path, monkeypatch):
     """The writer waits for a step that comes after its save; the tracker waits for the writer."""
-    from mconv.train import loop, saving
+    from mconv.train import loop
+    from mconv.train.checkpoints import saving
 
     gate, seen = tmp_path / "gate", []
 
@@ -100,7 +101,7 @@ def test_what_is_written_is_the_moment_of_the_save(run, whole, tmp_path, monkeyp
 
 
 def test_a_writers_error_is_raised_and_the_old_state_stays(run, whole, tmp_path, monkeypatch):
-    from mconv.train import saving
+    from mconv.train.checkpoints import saving
 
     save = {"save": str(tmp_path / "run")}
     jobs.train(**run, **save, exit_after=2)
@@ -141,7 +142,8 @@ def test_another_programs_checkpoint_is_not_replaced(run, tmp_path):
 
 def test_what_another_jobs_tracker_names_is_kept(run, tmp_path, monkeypatch):
     """Somebody points the tracker back while we train: that checkpoint is not ours to remove."""
-    from mconv.train import loop, saving
+    from mconv.train import loop
+    from mconv.train.checkpoints import saving
 
     original = loop.step
 
@@ -156,7 +158,7 @@ def test_what_another_jobs_tracker_names_is_kept(run, tmp_path, monkeypatch):
 
 
 def test_nothing_is_removed_before_the_new_one_is_whole(run, tmp_path, monkeypatch):
-    from mconv.train import saving
+    from mconv.train.checkpoints import saving
 
     jobs.train(**run, save=str(tmp_path), exit_after=2)
     monkeypatch.setattr(saving, "point", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

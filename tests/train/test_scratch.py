@@ -13,9 +13,9 @@ from mconv.convert.load import load_rank
 from mconv.convert.lora import linears
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError
-from mconv.train import architecture, initial
 from mconv.train.config import make
-from mconv.train.presets import PRESETS
+from mconv.train.model import architecture, initial
+from mconv.train.model.presets import PRESETS
 
 JOBS = Path(__file__).with_name("jobs.py")
 _spec = importlib.util.spec_from_file_location("train_jobs", JOBS)

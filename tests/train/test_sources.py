@@ -144,7 +144,7 @@ def drawn(mix, cache, *, samples=(1000, 0, 0), split="100,0,0"):
 
 @pytest.fixture(scope="module")
 def group():
-    from mconv.train import engine
+    from mconv.train.model import engine
 
     engine.init(engine.Parallel())
     yield

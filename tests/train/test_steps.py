@@ -101,12 +101,12 @@ def test_dropout_is_asked_for_and_not_in_evaluation(run, alone):
 
 
 def test_recomputed_attention_drops_the_same(run):
-    from mconv.train import engine
-    from mconv.train.attention import CoreAttention
     from mconv.train.mcore import tensor_parallel
+    from mconv.train.model import engine, layers
+    from mconv.train.model.attention import CoreAttention
 
     parallel = engine.Parallel()
-    config = engine.transformer_config(jobs.SPEC, parallel, dtype=torch.float32, attention_dropout=0.5)
+    config = layers.transformer_config(jobs.SPEC, parallel, dtype=torch.float32, attention_dropout=0.5)
     attention, query = CoreAttention(config), torch.randn(16, 1, 2, 8, requires_grad=True)
     gradients = []
     for recompute in (False, True):
@@ -163,8 +163,8 @@ def test_what_cannot_be_frozen_is_refused(freeze, message, run):
 
 def test_layers_that_are_computed_again_above_a_frozen_embedding_have_their_gradients(run):
     from mconv.convert.load import open_checkpoint
-    from mconv.train import engine, freeze, weights
     from mconv.train.mcore import quiet
+    from mconv.train.model import engine, freeze, weights
 
     parallel, tokens, found = engine.Parallel(), jobs.tokens(), []
     engine.init(parallel)
@@ -184,7 +184,7 @@ def test_layers_that_are_computed_again_above_a_frozen_embedding_have_their_grad
 @pytest.fixture
 def poisoned(run, monkeypatch):
     """The MLP of layer 2 is not finite for sample 19, which is in the third step."""
-    from mconv.train import engine
+    from mconv.train.model import engine
 
     fill, seen, bad = engine._fill, [], []
 
@@ -236,7 +236,7 @@ def test_a_line_of_nan_is_megatron_lms():
     """Which prints no loss then, and counts no iteration, since none was skipped."""
     from datetime import datetime
 
-    from mconv.train import log
+    from mconv.train.logs import log
 
     step = log.Step(iteration=2, consumed_samples=16, loss=float("nan"), grad_norm=float("nan"), lr=7.5e11,
                     seconds=0.0639, tokens_per_second=1.0)  # fmt: skip
@@ -250,9 +250,9 @@ def test_a_line_of_nan_is_megatron_lms():
 def test_what_is_measured_is_what_transformers_measures(run):
     from transformers import AutoModelForCausalLM
 
-    from mconv.train import engine
     from mconv.train.data import dataset
     from mconv.train.data.sources import Blend
+    from mconv.train.model import engine
 
     measured = jobs.train(**run, **EVALUATED, eval_only=True)["validation"]
     engine.init(engine.Parallel())
@@ -285,7 +285,7 @@ def test_evaluating_alone_measures_what_the_end_of_the_run_did(run, tmp_path):
 
 
 def test_answers_are_told_from_what_counts_for_less():
-    from mconv.train.loss import counts
+    from mconv.train.model.loss import counts
 
     right = torch.tensor([[True, True, False, True]])
     assert counts(right, torch.tensor([[0.0, 0.1, 1.0, 1.0]])).tolist() == [2, 3, 1, 2]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from mconv.errors import ConfigError, MconvError
-from mconv.train import chain, stop
 from mconv.train.config import make
+from mconv.train.launch import chain, stop
 
 JOBS = Path(__file__).with_name("jobs.py")
 _spec = importlib.util.spec_from_file_location("train_jobs", JOBS)

@@ -192,7 +192,7 @@ def test_resumed_at_another_layout(run, alone, world, tmp_path):
 
 
 def test_a_killed_save_is_not_seen(run, tmp_path, monkeypatch):
-    from mconv.train import checkpoint, saving
+    from mconv.train.checkpoints import checkpoint, saving
 
     fields = run | {"save": str(tmp_path), "save_interval": 2}
     whole = jobs.train(**run)

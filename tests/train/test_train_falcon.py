@@ -81,7 +81,7 @@ def test_a_trained_falcon_goes_home(fields, world, tmp_path):
 
 def test_biases_that_the_model_has_not_stay_zero(fields, tmp_path):
     """Falcon has no linear bias, and its norms have one: these are trained, those are not there."""
-    from mconv.train import engine
+    from mconv.train.model import engine
 
     spec = open_checkpoint(make_model("falcon-7b", tmp_path / "hf", **SIZES)).spec
     engine.init(engine.Parallel())

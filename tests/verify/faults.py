@@ -235,7 +235,7 @@ def plant(fault: Fault, root: Path, dtype: str) -> tuple[Path, Path]:
 @contextmanager
 def acting(fault: Fault) -> Iterator[None]:
     """Within it, a fault of the function is there; the others are in their files anyway."""
-    from mconv.train import engine
+    from mconv.train.model import engine
 
     with patch.object(engine, *fault.function(engine)) if fault.function else nullcontext():
         yield

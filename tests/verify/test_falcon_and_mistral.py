@@ -115,7 +115,7 @@ def test_a_fault_in_the_config_fails(tmp_path, fault):
 
 
 def tanh_gelu(engine):
-    return "ACTIVATIONS", engine.ACTIVATIONS | {"gelu": partial(torch.nn.functional.gelu, approximate="tanh")}
+    return "ACTIVATIONS", layers.ACTIVATIONS | {"gelu": partial(torch.nn.functional.gelu, approximate="tanh")}
 
 
 def one_after_the_other(engine):
@@ -125,18 +125,18 @@ def one_after_the_other(engine):
 
 
 def rms_for_layer_norm(engine):
-    class Centred(engine.LayerNorm):
+    class Centred(attention.LayerNorm):
         def forward(self, x):
             return torch.nn.functional.rms_norm(x, x.shape[-1:], self.weight, self.eps) + self.bias
 
-    return "NORMS", engine.NORMS | {"layer": Centred}
+    return "NORMS", layers.NORMS | {"layer": Centred}
 
 
 @pytest.mark.parametrize("model", ["7b", "40b"])
 @pytest.mark.parametrize("fault", [tanh_gelu, one_after_the_other, rms_for_layer_norm], ids=lambda f: f.__name__)
 def test_a_falcon_that_is_built_wrong_fails(tmp_path, monkeypatch, model, fault):
     """Faults that no file shows: they are in the function that Megatron's side computes."""
-    from mconv.train import engine
+    from mconv.train.model import engine
 
     hf = make_model(f"falcon-{model}", tmp_path / "hf", initializer_range=0.1)
     megatron = convert(hf, tmp_path / "m")

@@ -62,12 +62,12 @@ def test_every_fault_is_in_one_place_and_every_name_is_in_the_docs():
 
 
 def test_a_fault_of_the_function_is_gone_afterwards():
-    from mconv.train import engine
+    from mconv.train.model import layers
 
-    before = engine.ACTIVATIONS["gelu"]
+    before = layers.ACTIVATIONS["gelu"]
     with acting(NAMED["tanh GELU for erf"]):
-        assert engine.ACTIVATIONS["gelu"] is not before
-    assert engine.ACTIVATIONS["gelu"] is before
+        assert layers.ACTIVATIONS["gelu"] is not before
+    assert layers.ACTIVATIONS["gelu"] is before
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

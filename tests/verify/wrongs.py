@@ -116,4 +116,4 @@ def flip_an_exponent_bit(x: torch.Tensor) -> torch.Tensor:
 
 
 def tanh_gelu(engine: Any) -> tuple[str, object]:
-    return "ACTIVATIONS", engine.ACTIVATIONS | {"gelu": partial(torch.nn.functional.gelu, approximate="tanh")}
+    return "ACTIVATIONS", layers.ACTIVATIONS | {"gelu": partial(torch.nn.functional.gelu, approximate="tanh")}

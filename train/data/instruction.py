@@ -18,7 +18,7 @@ from mconv.train.data.index import Indexed, open_index
 from mconv.train.data.loader import Shuffled
 from mconv.train.data.packing import pack
 from mconv.train.data.sources import ROLE, TEXT, Blend
-from mconv.train.log import Say
+from mconv.train.logs.log import Say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
-from mconv.train import stop
+from mconv.train.launch import stop
 
 
 def main() -> None:

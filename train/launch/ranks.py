@@ -16,7 +16,7 @@ from typing import Any
 
 from mconv import errors
 from mconv.errors import MconvError
-from mconv.train import stop
+from mconv.train.launch import stop
 
 Work = Callable[[dict[str, Any]], dict[str, Any]]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mconv.errors import MconvError
-from mconv.train import stop
+from mconv.train.launch import stop
 from mconv.train.launch.ranks import resolve
 
 

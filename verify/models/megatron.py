@@ -28,7 +28,7 @@ class Megatron:
     transposed = True
 
     def __init__(self, checkpoint: Checkpoint, how: How) -> None:
-        from mconv.train import engine
+        from mconv.train.model import engine
 
         self.checkpoint, self.how = checkpoint, how
         self.spec = replace(checkpoint.spec, **how.repair.spec)
@@ -79,18 +79,18 @@ class Megatron:
 
     def fill(self, parameters: dict[str, Tensor], *, part: str = "") -> None:
         """Fill parameters, by their names in a rank's file: all of them, or those whose names start with `part`."""
-        from mconv.train import engine
         from mconv.train.mcore import parallel_state
+        from mconv.train.model import loading
 
         if self.loaded_by == "megatron-core":
-            engine.load_torch_dist(self.model, self.checkpoint.path, part=part or None)
+            loading.load_torch_dist(self.model, self.checkpoint.path, part=part or None)
         elif self.loaded_by == "rank files, as they are":
             held = {k: v.load().view(v.shape) for k, v in self._rank_state.items() if hasattr(v, "load")}
             if part:
                 for name, tensor in parameters.items():
                     tensor.copy_(held[name])
             else:
-                engine.load_rank_file(self.model, held)
+                loading.load_rank_file(self.model, held)
         else:
             load_rank(
                 self.checkpoint,
@@ -124,7 +124,7 @@ class Megatron:
 
     def reader(self, part: str) -> Any:
         """What fills a part of this rank's model from the files."""
-        from mconv.train import engine
+        from mconv.train.model import engine
 
         def fill(parameters: dict[str, Tensor]) -> None:
             for name in engine.surplus_biases(self.model.get_submodule(part), self.spec):
@@ -173,7 +173,7 @@ class Megatron:
 
     @torch.no_grad()
     def run(self, tokens: Int[Tensor, "b s"], positions: Int[Tensor, "b s"] | None = None) -> "MegatronScores | None":
-        from mconv.train import engine
+        from mconv.train.model import forward
 
         keep = Keep(
             sampled(tokens.shape[1]),
@@ -182,7 +182,7 @@ class Megatron:
             transposed=True,
         )
         with keep.hooked(self.modules()):
-            logits = engine.logits(self.model, tokens, parallel=self.how.parallel, positions=positions)
+            logits = forward.logits(self.model, tokens, parallel=self.how.parallel, positions=positions)
         layers = self._on_rank_0(keep.kept)
         return None if logits is None else MegatronScores(logits, layers, self.spec.vocab_size)
 

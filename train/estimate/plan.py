@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from mconv.convert.checkpoint import Checkpoint, target_layout
 from mconv.errors import ConfigError, refuse
 from mconv.shard.layout import Layout, padded_vocab
-from mconv.train import architecture, flops, memory
 from mconv.train.config import TrainConfig
 from mconv.train.config.length import unshared
+from mconv.train.estimate import flops, memory
+from mconv.train.model import architecture
 from mconv.train.parallel import uneven_of
 
 

@@ -15,10 +15,10 @@ from mconv.convert.formats.hf import read_json
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError, refuse
 from mconv.spec import ModelSpec
-from mconv.train import initial
 from mconv.train.config import TrainConfig
 from mconv.train.config.model import POSITIONS, SIZES
-from mconv.train.presets import PRESETS
+from mconv.train.model import initial
+from mconv.train.model.presets import PRESETS
 
 DEFAULT_STD = 0.02
 

@@ -9,9 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mconv.train import megatron_log
-from mconv.train.boards import Board
-from mconv.train.meter import Meter, clock
+from mconv.train.logs import megatron_log
+from mconv.train.logs.boards import Board
+from mconv.train.logs.meter import Meter, clock
 
 Say = Callable[[str], None]
 Show = Callable[[dict[str, Any]], None]

@@ -15,11 +15,11 @@ from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.formats.tensors import Located
 from mconv.convert.optimizer import OptimizerState, open_state, with_padding
 from mconv.errors import FormatError
-from mconv.train import weights
-from mconv.train.checkpoint import Loaded
-from mconv.train.engine import unwrap
+from mconv.train.checkpoints.checkpoint import Loaded
 from mconv.train.mcore import DistributedOptimizer
-from mconv.train.optimizer import parts, set_step
+from mconv.train.model import weights
+from mconv.train.model.engine import unwrap
+from mconv.train.optim.optimizer import parts, set_step
 from mconv.train.parallel import Parallel
 
 

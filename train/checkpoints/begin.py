@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mconv.errors import ConfigError, FormatError
+from mconv.train.checkpoints.saving import folder_of, iterations, latest, ours
 from mconv.train.config import TrainConfig
-from mconv.train.saving import folder_of, iterations, latest, ours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

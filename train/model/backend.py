@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from mconv.errors import ConfigError, refuse
-from mconv.train.attention import CoreAttention
 from mconv.train.config import TrainConfig
 from mconv.train.mcore import transformer_engine_attention
+from mconv.train.model.attention import CoreAttention
 
 MASKS = ("reset_attention_mask", "packing")
 """Fields with which positions are hidden beside those that come later."""

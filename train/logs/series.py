@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mconv.errors import FormatError
-from mconv.train import log as logs
-from mconv.train import megatron_log as megatron
+from mconv.train.logs import log as logs
+from mconv.train.logs import megatron_log as megatron
 
 CURVES = {
     "loss": "training loss",

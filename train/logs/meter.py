@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from mconv.spec import ModelSpec
-from mconv.train import flops
+from mconv.train.estimate import flops
 
 RECENT = 50
 """Steps whose mean time says how long the rest will take."""

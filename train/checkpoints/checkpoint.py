@@ -18,10 +18,8 @@ from mconv.convert.dialects.mcore import args_of, layout_of
 from mconv.convert.formats import torch_dist
 from mconv.errors import FormatError
 from mconv.spec import ModelSpec
-from mconv.train import adapt
+from mconv.train.checkpoints import adapt
 from mconv.train.config import TrainConfig
-from mconv.train.engine import unwrap
-from mconv.train.freeze import uneven
 from mconv.train.mcore import (
     ShardedObject,
     ShardedTensor,
@@ -33,7 +31,9 @@ from mconv.train.mcore import (
     quiet,
     tensor_parallel,
 )
-from mconv.train.optimizer import set_step, steps_taken
+from mconv.train.model.engine import unwrap
+from mconv.train.model.freeze import uneven
+from mconv.train.optim.optimizer import set_step, steps_taken
 from mconv.train.parallel import Parallel
 
 CONTENT = {

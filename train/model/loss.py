@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mconv.train.cross_entropy import CrossEntropy
 from mconv.train.mcore import parallel_state
+from mconv.train.model.cross_entropy import CrossEntropy
 
 
 @dataclass(slots=True)

@@ -8,9 +8,9 @@ from torch import Tensor
 from mconv.convert.load import Checkpoint, load_rank, open_checkpoint
 from mconv.errors import LayoutError
 from mconv.shard.layout import padded_vocab
-from mconv.train import initial
-from mconv.train.engine import Parallel, parameters
 from mconv.train.mcore import parallel_state
+from mconv.train.model import initial
+from mconv.train.model.engine import Parallel, parameters
 
 
 def open_weights(path: str, *, vocab_size: int | None, iteration: int | None = None) -> Checkpoint:

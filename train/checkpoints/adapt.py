@@ -18,8 +18,8 @@ from mconv.convert.digests import combined
 from mconv.convert.lora import Adapter, Settings, chosen, linears
 from mconv.convert.source import Source, digests
 from mconv.errors import ConfigError, FormatError
-from mconv.train import lora
 from mconv.train.config import TrainConfig
+from mconv.train.model import lora
 from mconv.train.parallel import from_all_ranks
 
 

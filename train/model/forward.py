@@ -1,0 +1,112 @@
+"""Logits of a model that is cut in any way, on global rank 0."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mconv.train.mcore import (
+    GPTModel,
+    get_forward_backward_func,
+    parallel_state,
+    quiet,
+    tensor_parallel,
+)
+from mconv.train.model.engine import unwrap
+from mconv.train.parallel import Parallel
+
+
+@torch.no_grad()
+@quiet()
+def logits(
+    model: torch.nn.Module,
+    tokens: Int[Tensor, "b s"],
+    *,
+    parallel: Parallel,
+    positions: Int[Tensor, "b s"] | None = None,
+) -> Float[Tensor, "b s padded_vocab"] | None:
+    """Scores of every position over the padded vocabulary, fp32, on global rank 0; None on all other ranks.
+
+    Every rank calls it with the same `tokens` (on any device). Forward only, through megatron-core's own pipeline
+    schedules; with sequence parallelism the sequence is padded to a multiple of tp and cut again. `positions` rise along
+    each row; 0, 1, 2, ... if not given.
+    """
+    length = tokens.shape[1]
+    spare = -length % parallel.tp if parallel.sequence_parallel else 0
+    padded = torch.nn.functional.pad(tokens, (0, spare)).to(torch.cuda.current_device())
+    training = model.training
+    model.eval()
+    at = None if positions is None else torch.nn.functional.pad(positions, (0, spare)).to(torch.cuda.current_device())
+    with _at(unwrap(model), at):
+        outputs = get_forward_backward_func()(
+            forward_step_func=_forward,
+            data_iterator=iter([(padded, at)]),
+            model=[model],
+            num_microbatches=1,
+            seq_length=padded.shape[1],
+            micro_batch_size=padded.shape[0],
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
+    model.train(training)
+    scores = _on_rank_0(outputs[0].float() if outputs else None, (*padded.shape, unwrap(model).vocab_size))
+    return None if scores is None else scores[:, :length]
+
+
+@contextlib.contextmanager
+def _at(model: GPTModel, positions: Int[Tensor, "b s"] | None) -> Iterator[None]:
+    """For a while, rope's angles are those of `positions`, which megatron-core otherwise counts from 0."""
+    rotary = getattr(model, "rotary_pos_emb", None)
+    if (
+        rotary is None
+        or positions is None
+        or torch.equal(positions, torch.arange(positions.shape[1]).to(positions).expand_as(positions))
+    ):
+        yield
+        return
+    counted = rotary.forward
+
+    def forward(_: int, *args: Any, **options: Any) -> Float[Tensor, "s b 1 h"]:
+        return angles(counted, positions, *args, **options)
+
+    rotary.forward = forward
+    try:
+        yield
+    finally:
+        del rotary.forward
+
+
+def angles(
+    counted: Callable[..., Tensor], positions: Int[Tensor, "b s"], *args: Any, **options: Any
+) -> Float[Tensor, "s b 1 h"]:
+    """What megatron-core's rotary embedding `counted` says at `positions`, for each row."""
+    return counted(int(positions.max()) + 1, *args, **options)[:, 0, 0][positions.t()][:, :, None]
+
+
+def _forward(
+    batches: Iterator[tuple[Int[Tensor, "b s"], Int[Tensor, "b s"] | None]], model: torch.nn.Module
+) -> tuple[Tensor, Any]:
+    """One stage's forward, in the form that megatron-core's schedules call."""
+    tokens, positions = next(batches)
+    if positions is None:
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    return model(tokens, positions, None), lambda output, non_loss_data: output
+
+
+def _on_rank_0(
+    cut: Float[Tensor, "b s cut_vocab"] | None, shape: tuple[int, int, int]
+) -> Float[Tensor, "b s padded_vocab"] | None:
+    """Gather the last stage's scores over tensor-parallel ranks and hand them to global rank 0."""
+    scores: Tensor | None = None if cut is None else tensor_parallel.gather_from_tensor_model_parallel_region(cut)
+    group = parallel_state.get_pipeline_model_parallel_group()
+    ranks, rank = torch.distributed.get_process_group_ranks(group), torch.distributed.get_rank()
+    if ranks[0] == 0 and len(ranks) > 1:  # the one pipeline that rank 0 belongs to; replicas and other tp ranks rest
+        if scores is not None and rank == ranks[-1]:
+            torch.distributed.send(scores, dst=0, group=group)
+        elif rank == 0:
+            scores = torch.empty(shape, dtype=torch.float32, device=torch.cuda.current_device())
+            torch.distributed.recv(scores, src=ranks[-1], group=group)
+    return scores if rank == 0 else None

@@ -1,0 +1,87 @@
+"""megatron-core's config and layer for a `ModelSpec`."""
+
+import functools
+from typing import Any
+
+import torch
+
+from mconv.spec import ModelSpec
+from mconv.train.mcore import (
+    IdentityOp,
+    ModuleSpec,
+    TransformerConfig,
+    get_gpt_layer_local_spec,
+    quiet,
+)
+from mconv.train.model.attention import CoreAttention, LayerNorm, RMSNorm
+from mconv.train.model.falcon import ParallelLayer
+from mconv.train.parallel import Parallel
+
+NORMS = {"rms": RMSNorm, "layer": LayerNorm}
+ACTIVATIONS = {
+    "swiglu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
+}
+
+
+def transformer_config(spec: ModelSpec, parallel: Parallel, *, dtype: torch.dtype, **more: Any) -> TransformerConfig:
+    """megatron-core's config for `spec`: no dropout, and no fusion that needs Transformer Engine or Apex.
+
+    megatron-core has linear biases on all four linears or on QKV alone; those that `spec` lacks, `build` makes zero.
+    `more` overrides its fields.
+    """
+    uneven, interleaved = parallel.uneven, parallel.vpp > 1
+    fields = {
+        "num_layers": spec.num_layers,
+        "hidden_size": spec.hidden_size,
+        "ffn_hidden_size": spec.ffn_hidden_size,
+        "num_attention_heads": spec.num_attention_heads,
+        "num_query_groups": spec.num_query_groups,
+        "kv_channels": spec.kv_channels,
+        "layernorm_epsilon": spec.norm_epsilon,
+        "normalization": NORMS[spec.norm].__name__,
+        "gated_linear_unit": spec.activation == "swiglu",
+        "activation_func": ACTIVATIONS[spec.activation],
+        "window_size": (spec.sliding_window - 1, 0) if spec.sliding_window else None,
+        "add_bias_linear": spec.proj_bias or spec.mlp_bias,
+        "add_qkv_bias": spec.qkv_bias,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "tensor_model_parallel_size": parallel.tp,
+        "pipeline_model_parallel_size": parallel.pp,
+        "virtual_pipeline_model_parallel_size": parallel.vpp if interleaved else None,
+        "num_layers_in_first_pipeline_stage": uneven.first,
+        "num_layers_in_last_pipeline_stage": uneven.last,
+        "account_for_embedding_in_pipeline_split": uneven.embedding,
+        "account_for_loss_in_pipeline_split": uneven.loss,
+        # Two stages that interleave send each other two tensors at once: in one batch they would be mixed up.
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+        "sequence_parallel": parallel.sequence_parallel,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "masked_softmax_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "apply_rope_fusion": False,
+        "cuda_graph_scope": [],  # its default is one that its own constructor calls deprecated
+    }
+    with quiet():
+        return TransformerConfig(**{**fields, **more})
+
+
+def layer_spec(config: TransformerConfig, spec: ModelSpec, core_attention: type = CoreAttention) -> ModuleSpec:
+    """megatron-core's local layer, or Falcon's in its place, with our norm and a core attention in it."""
+    layer = get_gpt_layer_local_spec(normalization=config.normalization)
+    layer.submodules.mlp.params["ffn_hidden_size"] = config.ffn_hidden_size  # else each layer warns that it guessed it
+    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = NORMS[spec.norm]
+    layer.submodules.self_attention.submodules.core_attention = core_attention
+    if spec.parallel_attention:
+        layer.module = ParallelLayer
+    if spec.shared_norm:
+        layer.submodules.pre_mlp_layernorm = IdentityOp
+    return layer

@@ -1,0 +1,192 @@
+"""A run at its start: ranks, model, optimizer and schedule, new or resumed, each inherited value said."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.optimizer import OptimizerState
+from mconv.errors import ConfigError
+from mconv.spec import ModelSpec
+from mconv.train import layouts
+from mconv.train.checkpoints import adapt, checkpoint, saving, takeover
+from mconv.train.checkpoints.begin import Beginning, where
+from mconv.train.checkpoints.saving import Keep, Saver
+from mconv.train.config import TrainConfig
+from mconv.train.length import batch_size, length
+from mconv.train.logs import log as logs
+from mconv.train.model import architecture, backend, recompute, weights
+from mconv.train.model.checks import check_known
+from mconv.train.model.engine import build_chunks, init, unwrap
+from mconv.train.model.freeze import count, freeze
+from mconv.train.model.loss import TrueVocabLoss
+from mconv.train.optim.normalise import Normalise
+from mconv.train.optim.optimizer import dtype_of, make_optimizer
+from mconv.train.optim.precision import scale_losses
+from mconv.train.optim.replicas import replicated
+from mconv.train.optim.schedule import scheduler as make_scheduler
+from mconv.train.parallel import Parallel, parallel_of
+from mconv.train.run import Run
+
+
+def start(config: TrainConfig, *, say: logs.Say) -> Run:
+    """Everything that the first step needs. Raises ConfigError or LayoutError on what cannot work."""
+    parallel = parallel_of(config)
+    if not config.eval_only:
+        _check_folders(config)
+    init(parallel, seed=config.seed)
+    source = _source(config)
+    spec = source.opened.spec
+    seq_length = config.seq_length or spec.max_position_embeddings
+    _check(config, spec, seq_length)
+    padded = weights.padded_size(source.opened, parallel, multiple=config.make_vocab_size_divisible_by)
+    layouts.check(config, parallel, spec, padded_vocab_size=padded, seq_length=seq_length)
+    models = _models(config, parallel, source, padded)
+    if source.adapted:
+        resumed = checkpoint.lora_of(source.own) if source.own else None
+        say(adapt.adapt(models, config, source.opened, resumed=resumed))
+    normalise = Normalise()
+    chunks = models if config.eval_only else replicated(models, config, finalize=normalise)
+    optimizer = None if config.eval_only else make_optimizer(chunks, config)
+    at = _loaded(source, parallel, chunks=chunks, optimizer=optimizer)
+    run = Run(
+        config=config, parallel=parallel, spec=spec, seq_length=seq_length, chunks=chunks, optimizer=optimizer,
+        scheduler=make_scheduler(optimizer, config, scheduled=at.scheduled) if optimizer else None,
+        iterations=length(config).iterations, iteration=at.iteration, consumed=at.consumed, memory=at.memory,
+        saver=None if config.eval_only else _saver(config, source.at), origin=source.opened, normalise=normalise, say=say,
+    )  # fmt: skip
+    if optimizer and config.fp16:
+        tokens = seq_length / parallel.data_parallel(torch.distributed.get_world_size())
+        scale_losses(chunks, optimizer, tokens=lambda: batch_size(config, run.consumed) * tokens)
+    if source.at.back and not config.eval_only and torch.distributed.get_rank() == 0:
+        saving.point(Path(str(config.save)), run.iteration)
+    _tell(run, padded, say)
+    return run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """What a run is made of."""
+
+    at: Beginning
+    opened: Checkpoint
+    """Its model's weights: its own, or those that it begins with."""
+    adapted: bool
+    """Whether adapters alone are trained: the run's checkpoints hold these, and `opened` is always `load`."""
+    others: OptimizerState | None
+    """State of a run that megatron-core's loader cannot read back here: another program's, or shared otherwise."""
+
+    @property
+    def own(self) -> Path | None:
+        """The run's own checkpoint, if it has one."""
+        return self.at.own
+
+
+def _source(config: TrainConfig) -> _Source:
+    """Open what the run starts or goes on from. Raises ConfigError where that is another model's."""
+    at, adapted = where(config), adapt.wanted(config)
+    own = at.own is not None and not adapted
+    if own:
+        opened = weights.open_weights(str(at.own), vocab_size=config.vocab_size)
+    else:
+        opened = architecture.origin(config, iteration=at.iteration)
+    _check_same_run(config, opened, resumed=at.own is not None)
+    taken_over = (config.resume and not at.own) or _reshared(config, opened, own=own)
+    others = takeover.opened(opened) if taken_over and not config.eval_only else None
+    return _Source(at=at, opened=opened, adapted=adapted, others=others)
+
+
+def _models(config: TrainConfig, parallel: Parallel, source: _Source, padded: int) -> list[Any]:
+    """This rank's parts of the model, with the weights that the run begins with; empty where its own state follows."""
+    models = build_chunks(
+        source.opened.spec, padded_vocab_size=padded, parallel=parallel, dtype=dtype_of(config),
+        calculate_per_token_loss=True, **layouts.schedule(parallel), **recompute.options(config),
+        variable_seq_lengths=config.variable_seq_lengths,
+        moe_token_dispatcher_type="alltoall",  # the default refuses variable lengths, experts or not
+        hidden_dropout=config.hidden_dropout, attention_dropout=config.attention_dropout,
+        core_attention=backend.core_attention(config, dtype=dtype_of(config)),
+    )  # fmt: skip
+    for number, model in enumerate(models):
+        if config.padded_vocab_in_loss:
+            unwrap(model).compute_language_model_loss = TrueVocabLoss(padded)
+        if source.adapted or not (source.own or source.others):
+            weights.fill(model, source.opened, parallel, padded_vocab_size=padded, chunk=number)
+    if config.freeze:
+        freeze(models, config.freeze)
+    return models
+
+
+def _loaded(source: _Source, parallel: Parallel, *, chunks: list[Any], optimizer: Any) -> checkpoint.Loaded:
+    """Fill model and optimizer with what the run goes on from, if it does; returns where that stands."""
+    if source.others:
+        return takeover.take_over(source.opened, source.others, chunks=chunks, optimizer=optimizer, parallel=parallel)
+    if source.own:
+        return checkpoint.load(source.own, chunks=chunks, optimizer=optimizer)
+    return checkpoint.Loaded()
+
+
+def _reshared(config: TrainConfig, opened: Checkpoint, *, own: bool) -> bool:
+    """Whether the run's own optimizer is to be shared among replicas and was not, or was and is not to be."""
+    return own and checkpoint.distributed(opened) not in (None, config.distributed_optimizer)
+
+
+def _saver(config: TrainConfig, begun: Beginning) -> Saver | None:
+    if config.save is None:
+        return None
+    keep = Keep(last=config.keep_last, every=config.keep_every)
+    return Saver(
+        root=Path(config.save), content=checkpoint.CONTENT, background=config.async_save, keep=keep, saved=begun.saved
+    )
+
+
+def _check_folders(config: TrainConfig) -> None:
+    """Folders that cannot be made are refused before the first step, not after the last."""
+    for name in ("save", "data_cache", "tensorboard_dir", "wandb_save_dir", "trigger_dir"):
+        if wanted := getattr(config, name):
+            try:
+                Path(wanted).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"{name} {wanted} cannot be made a folder: {error.strerror}") from error
+
+
+def _check_same_run(config: TrainConfig, opened: Checkpoint, *, resumed: bool) -> None:
+    """A run that is gone on with must be of the model that `load` names, where that is still there."""
+    if not resumed or (config.load and not _is_elsewhere(Path(config.load), Path(str(config.save)))):
+        return
+    asked = architecture.origin(config)
+    if asked.spec != opened.spec:
+        named = config.load or config.preset or config.model
+        raise ConfigError(f"{config.save} holds a run of another model than {named}; give another --save")
+
+
+def _is_elsewhere(load: Path, save: Path) -> bool:
+    """Whether what a run began with is still there, and is not its own folder."""
+    return load.is_dir() and load.resolve() != save.resolve()
+
+
+def _check(config: TrainConfig, spec: ModelSpec, seq_length: int) -> None:
+    """Refuse a model that cannot run, and samples that it cannot see whole, before anything is built."""
+    check_known(spec, what=str(config.load or config.preset or config.model))
+    if seq_length > spec.max_position_embeddings:
+        raise ConfigError(f"seq_length {seq_length} is more than the model's {spec.max_position_embeddings} positions")
+
+
+def _tell(run: Run, padded: int, say: logs.Say) -> None:
+    """Say where the run stands and what it inherited."""
+    world = torch.distributed.get_world_size()
+    begins = "evaluating" if run.config.eval_only else "resuming from" if run.iteration else "starting from"
+    say(
+        f"{begins} {run.origin.name}: "
+        f"{run.spec.family}, {run.spec.num_layers} layers, "
+        f"hidden {run.spec.hidden_size}, vocabulary {run.spec.vocab_size} padded to {padded}"
+    )
+    inherited = "" if run.config.seq_length else " (the model's max_position_embeddings)"
+    say(
+        f"{world} ranks: {layouts.described(run.parallel, run.spec, world=world)}; "
+        f"seq_length {run.seq_length}{inherited}; iteration {run.iteration} of {run.iterations}"
+    )
+    if run.config.freeze or adapt.wanted(run.config):
+        trained, whole = count([unwrap(chunk) for chunk in run.chunks])
+        say(f"training {trained} of {whole} parameters ({100 * trained / whole:.4g} %)")
