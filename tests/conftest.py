@@ -1,6 +1,7 @@
 """Fixtures that all tests share."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 # Before torch is loaded, and for every process that a test starts: models this small only lose by sharing cores.
@@ -20,3 +21,11 @@ def world() -> Iterator[World]:
     ranks = World(4)
     yield ranks
     ranks.stop()
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_group() -> Iterator[None]:
+    """megatron-core's process groups are the process's: a test must not find those of the one before."""
+    yield
+    if parallel := sys.modules.get("mconv.train.parallel"):
+        parallel.shutdown()

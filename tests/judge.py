@@ -1,17 +1,10 @@
 """Convert with mconv and judge with `mconv verify`'s own work, in this process: what the tests of verifying share."""
 
-import importlib.util
-from pathlib import Path
+import verify_jobs
 
 from mconv.convert import plan
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
-
-JOBS = Path(__file__).parent / "verify" / "jobs.py"
-"""What the ranks of `world` do; a path, because folders of tests are no packages."""
-_spec = importlib.util.spec_from_file_location("verify_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 
 
 def convert(source, out, **options):
@@ -22,7 +15,7 @@ def convert(source, out, **options):
 
 def report(a, b, **payload):
     """What `mconv verify a b` finds."""
-    return jobs.verify(a=str(a), b=str(b), **payload)
+    return verify_jobs.verify(a=str(a), b=str(b), **payload)
 
 
 def judged(a, b, **options):

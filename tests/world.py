@@ -1,22 +1,21 @@
 """A world of ranks that lives as long as the test session: starting four processes with torch costs seconds, once."""
 
 import contextlib
-import functools
 import gc
-import importlib.util
 import multiprocessing
 import os
 import signal
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 
 class World:
-    """`size` gloo ranks, started at the first call, to which `run` sends "FILE.py:function" and keyword arguments."""
+    """`size` gloo ranks, started at the first call, to which `run` sends a helper module's function and its arguments."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -24,7 +23,7 @@ class World:
         self.pipes: list[Connection] = []
         self.folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def run(self, target: str, *, timeout: float = 400, **kwargs: Any) -> list[Any]:
+    def run(self, target: Callable[..., Any], *, timeout: float = 400, **kwargs: Any) -> list[Any]:
         """Results of all ranks, in order. A failing rank raises here with its traceback; a stuck one is killed."""
         if not self.processes:
             self._start()
@@ -38,7 +37,7 @@ class World:
                     answers[rank] = pipe.recv()
                     if not answers[rank][0]:  # the others may wait for it for ever: give them a moment
                         end = min(end, time.monotonic() + 3)
-        return self._settle(answers, target)
+        return self._settle(answers, target.__qualname__)
 
     def _settle(self, answers: dict[int, tuple[bool, Any]], target: str) -> list[Any]:
         failed = [f"rank {rank}: {text}" for rank, (fine, text) in sorted(answers.items()) if not fine]
@@ -92,21 +91,9 @@ def _serve(rank: int, size: int, pipe: Connection, folder: str) -> None:
     while True:
         try:
             target, kwargs = pipe.recv()
+            pipe.send((True, target(**kwargs)))
         except EOFError:
             return
-        try:
-            module, _, name = target.rpartition(":")
-            pipe.send((True, getattr(_load(module), name)(**kwargs)))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
         gc.collect()  # models hold on to their process groups in cycles, and each idle gloo group costs CPU time
-
-
-@functools.cache
-def _load(path: str) -> Any:
-    """A module by its file: folders of tests are no packages, and some are named like ours."""
-    spec = importlib.util.spec_from_file_location("jobs_" + Path(path).stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -1,11 +1,12 @@
 """megatron-core and transformers as peers: what they write we read, what we write they read, at every layout."""
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 import shutil
 from pathlib import Path
 
+import peers_jobs as jobs
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,10 +17,6 @@ from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.spec import Rope
 
-JOBS = Path(__file__).with_name("peers_jobs.py")
-_spec = importlib.util.spec_from_file_location("peers_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-lm"
 
 LLAMA3 = Rope(kind="llama3", base=5e5, factor=8.0)
@@ -64,9 +61,7 @@ def logits(folder, tokens=None):
 # ---- what megatron-core writes ---------------------------------------------------------------------------------------
 def written(world, folder, template, name, **options):
     spec = jobs.spec_of(**MODELS[name])
-    scores = world.run(
-        f"{JOBS}:write", folder=str(folder / "iter_0000012"), spec=spec.to_dict(), template=template, **options
-    )
+    scores = world.run(jobs.write, folder=str(folder / "iter_0000012"), spec=spec.to_dict(), template=template, **options)
     (folder / "latest_checkpointed_iteration.txt").write_text("12")
     return spec, scores[0]
 
@@ -156,7 +151,7 @@ def test_megatron_core_loads_our_distributed_checkpoint_everywhere(world, tmp_pa
     if name != "gqa":
         strictness = ["raise_unexpected"]
     found = world.run(
-        f"{JOBS}:read_distributed", folder=str(tmp_path / "m/release"), hf=str(tmp_path / "hf"), spec=spec.to_dict(),
+        jobs.read_distributed, folder=str(tmp_path / "m/release"), hf=str(tmp_path / "hf"), spec=spec.to_dict(),
         layouts=LAYOUTS, strictness=strictness, dtype=dtype,
     )  # fmt: skip
     assert found == [[]] * 4
@@ -171,7 +166,7 @@ def test_megatron_core_loads_our_files_of_ranks(world, tmp_path, name, tp, pp, v
     hf_of(tmp_path / "hf", spec, getattr(torch, dtype))
     convert(tmp_path / "hf", tmp_path / "m", format="mp_rank", tp=tp, pp=pp, vpp=vpp, vocab_multiple=jobs.PADDED // tp)
     found = world.run(
-        f"{JOBS}:read_ranks", folder=str(tmp_path / "m/release"), hf=str(tmp_path / "hf"), spec=spec.to_dict(),
+        jobs.read_ranks, folder=str(tmp_path / "m/release"), hf=str(tmp_path / "hf"), spec=spec.to_dict(),
         tp=tp, pp=pp, vpp=vpp, dtype=dtype,
     )  # fmt: skip
     assert found == [[]] * 4

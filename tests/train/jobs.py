@@ -22,6 +22,7 @@ SPEC = ModelSpec(
     max_position_embeddings=64,
     norm_epsilon=1e-5,
 )
+SMALL = dataclasses.replace(SPEC, num_layers=2)
 PADDED = 96
 ROPES = {
     "default": Rope(base=5e5),
@@ -212,6 +213,18 @@ def train_data(folder: Path) -> Path:
     tokenizer = tokenizer_folder(folder / "tokenizer", texts())
     tokenize([folder / "text.jsonl"], folder / "data", tokenizer=tokenizer)
     return folder / "data"
+
+
+def fields(folder: Path, *, spec: ModelSpec | None = SPEC, mock: bool = False, **more: Any) -> dict[str, Any]:
+    """The fields of a short run: its model (of `spec`; None: `more` says which) and its text are made in `folder`."""
+    made: dict[str, Any] = {"lr": 1e-2, "global_batch_size": 4, "seq_length": 16, "make_vocab_size_divisible_by": 8}
+    if spec is not None:
+        made["load"] = str(hf_folder(folder / "hf", spec))
+    if mock:
+        made["mock_data"] = True
+    else:
+        made |= {"data": [str(train_data(folder))], "data_cache": str(folder / "cache")}
+    return made | more
 
 
 def train(**fields: Any) -> dict[str, Any]:

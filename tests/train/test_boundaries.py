@@ -1,19 +1,14 @@
 """Documents that share a sample: apart at every layout, as transformers has it for each of them alone."""
 
-import importlib.util
 from itertools import pairwise
 from pathlib import Path
 
+import jobs
 import numpy as np
 import pytest
 import torch
 
 from mconv.errors import ConfigError
-
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 
 EOD = 2
 RESET = {"reset_position_ids": True, "reset_attention_mask": True, "eod_mask_loss": True}
@@ -96,7 +91,7 @@ def test_a_document_has_the_loss_that_it_has_alone(run, alone):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_at_every_layout(layout, run, alone, world):
-    results = world.run(f"{JOBS}:train", **run, **RESET, **LAYOUTS[layout])
+    results = world.run(jobs.train, **run, **RESET, **LAYOUTS[layout])
     whole = jobs.train(**run, **RESET)
     assert results[0]["losses"][0] == pytest.approx(alone, abs=1e-5)
     assert results[0]["grad_norms"][0] == pytest.approx(whole["grad_norms"][0], rel=1e-5)

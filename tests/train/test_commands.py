@@ -1,15 +1,10 @@
 """The commands as a user types them."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
+import jobs
 
 
 def mconv(*words):

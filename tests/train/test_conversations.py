@@ -1,9 +1,9 @@
 """Training on conversations: which tokens count, which rows they share, and the same losses whatever holds them."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 
+import jobs
 import numpy as np
 import pytest
 import torch
@@ -13,11 +13,6 @@ from hypothesis import strategies as st
 from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.train.data.instruction import open_conversations, rows
 from mconv.train.data.packing import pack
-
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 
 EOS, LENGTH, TALKS = 2, 48, 16
 
@@ -132,7 +127,7 @@ def test_the_loss_is_the_weighted_mean_over_the_global_batch(way, run, alone, pa
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_at_every_layout(layout, run, alone, packed_rows, world):
-    agree(world.run(f"{JOBS}:train", **run | fields_of(LAYOUTS[layout], packed_rows))[0], alone)
+    agree(world.run(jobs.train, **run | fields_of(LAYOUTS[layout], packed_rows))[0], alone)
 
 
 def test_a_leak_between_conversations_is_seen(run, alone, packed_rows, monkeypatch):

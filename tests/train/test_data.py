@@ -2,12 +2,12 @@
 
 import dataclasses
 import gzip
-import importlib.util
 import json
 import lzma
 import sys
 from pathlib import Path
 
+import jobs
 import numpy as np
 import pytest
 import torch
@@ -17,10 +17,6 @@ from mconv.train.data.record import read_record
 from mconv.train.data.text import documents
 from mconv.train.data.tokenize import tokenize
 
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 GOLDEN = Path(__file__).parents[3] / "shared/golden/datatrove/tokenize"
 TEXTS = ["def work():", "", "one two three", "é ∑ unknown", "   ", "the end"]
 

@@ -1,9 +1,8 @@
 """megatron-core's model, as we build it, against transformers and against itself at other layouts."""
 
-import importlib.util
 import itertools
-from pathlib import Path
 
+import jobs
 import pytest
 import torch
 
@@ -12,11 +11,6 @@ from mconv.shard.stages import Uneven
 from mconv.spec import Rope
 from mconv.train.model.rope import inverse_frequencies
 from mconv.train.parallel import Parallel
-
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 
 MODELS = {
     "gqa": {},
@@ -30,14 +24,6 @@ MODELS = {
     "linear": {"rope": jobs.ROPES["linear"]},
     "eps": {"norm_epsilon": 1e-2},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train.model import engine
-
-    engine.shutdown()
 
 
 @pytest.mark.parametrize("kind", jobs.ROPES)
@@ -90,7 +76,7 @@ def test_logits_equal_at_every_layout(name, world, tmp_path):
     jobs.save_weights(model, tmp_path / "ckpt")
     whole = forward.logits(model, jobs.tokens(), parallel=Parallel())
     for tp, pp, sp in [(1, 1, False), (2, 1, False), (1, 2, False), (2, 2, True), (4, 1, True), (1, 4, False)]:
-        results = world.run(f"{JOBS}:logits_of", folder=str(tmp_path / "ckpt"), spec=spec.to_dict(), tp=tp, pp=pp, sp=sp)
+        results = world.run(jobs.logits_of, folder=str(tmp_path / "ckpt"), spec=spec.to_dict(), tp=tp, pp=pp, sp=sp)
         assert [r is None for r in results] == [False, True, True, True]
         torch.testing.assert_close(results[0], whole, rtol=1e-5, atol=2e-5)
 

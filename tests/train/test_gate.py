@@ -1,21 +1,15 @@
 """`mconv train --verify-first`: nothing is trained on a checkpoint that is not what it was converted from."""
 
-import importlib.util
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
+import jobs
 import pytest
 from safetensors.torch import save_file
 from tiny import edit_json, make_llama, tensors
 
 from mconv.cli.app import run
-
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import gc
 import gzip
-import importlib.util
 import json
 import os
 import shutil
@@ -12,32 +11,25 @@ import sys
 import time
 from pathlib import Path
 
+import jobs
 import pytest
 import torch
 
 from mconv.cli.app import run as cli
 from mconv.errors import MconvError
 
-_spec = importlib.util.spec_from_file_location("train_jobs", Path(__file__).with_name("jobs.py"))
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hostile")
+    jobs.hf_folder(folder / "other", jobs.variant(hidden_size=16, num_layers=2))
+    return jobs.fields(folder, train_iters=6, seq_length=32)
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hostile")
-    jobs.hf_folder(folder / "hf", jobs.SPEC)
-    jobs.hf_folder(folder / "other", jobs.variant(hidden_size=16, num_layers=2))
-    jobs.train_data(folder)
-    return folder
-
-
-@pytest.fixture
-def fields(base):
-    return {
-        "load": str(base / "hf"), "data": [str(base / "data")], "train_iters": 6, "lr": 1e-2, "global_batch_size": 4,
-        "seq_length": 32, "make_vocab_size_divisible_by": 8, "data_cache": str(base / "cache"),
-    }  # fmt: skip
+def base(fields):
+    """Where all of it lies."""
+    return Path(fields["load"]).parent
 
 
 @pytest.fixture

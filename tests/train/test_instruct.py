@@ -1,11 +1,11 @@
 """Conversations to files: every format of them, every template, the ancestor's bytes."""
 
 import gzip
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 
+import jobs
 import numpy as np
 import pytest
 
@@ -15,10 +15,6 @@ from mconv.train.data.index import open_index
 from mconv.train.data.instruct import instruct
 from mconv.train.data.instruction import open_conversations
 
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 GOLDEN = Path(__file__).parents[3] / "shared/golden/megatron-llm/data-instruct"
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -1,6 +1,5 @@
 """What a run tells: lines and their extras, arguments and origins, the record, progress.txt, boards, the live view."""
 
-import importlib.util
 import io
 import json
 import os
@@ -12,6 +11,7 @@ from collections import deque
 from datetime import datetime
 from pathlib import Path
 
+import jobs
 import pytest
 
 from mconv.cli import app, live
@@ -23,21 +23,12 @@ from mconv.train.logs import boards, megatron_log, progress, record
 from mconv.train.logs import log as logs
 from mconv.train.logs.meter import Meter, clock
 
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 KEY = "0123456789abcdef-secret"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("logs")
-    jobs.hf_folder(folder / "hf", jobs.variant(num_layers=2))
-    return {
-        "load": str(folder / "hf"), "data": [str(jobs.train_data(folder))], "train_iters": 4, "lr": 1e-2,
-        "global_batch_size": 4, "seq_length": 16, "make_vocab_size_divisible_by": 8, "data_cache": str(folder / "cache"),
-    }  # fmt: skip
+    return jobs.fields(tmp_path_factory.mktemp("logs"), spec=jobs.SMALL, train_iters=4)
 
 
 def train(said=None, show=None, **fields):

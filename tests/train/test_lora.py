@@ -1,9 +1,10 @@
 """LoRA: PEFT's adapters on fused and cut linears, the same at every layout; saved, exported, merged."""
 
-import importlib.util
 import json
 from pathlib import Path
 
+import jobs
+import lora_jobs
 import pytest
 import tiny
 import torch
@@ -14,16 +15,6 @@ from mconv.errors import ConfigError, FormatError
 HERE = Path(__file__)
 GOLDEN = HERE.parents[3] / "shared" / "golden" / "peft" / "lora-r4"
 
-
-def _module(name):
-    spec = importlib.util.spec_from_file_location(name, HERE.with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-jobs, lora_jobs = _module("jobs"), _module("lora_jobs")
-JOBS, FAULTS = HERE.with_name("jobs.py"), HERE.with_name("lora_jobs.py")
 LAYOUTS = {
     "tp2 pp2": {"tp": 2, "pp": 2},
     "tp2 sp dp2 distopt": {"tp": 2, "sequence_parallel": True, "distributed_optimizer": True},
@@ -38,13 +29,8 @@ SOME = ["q_proj", "v_proj", "up_proj", "down_proj"]
 def run(tmp_path_factory):
     """The fields of a run that every test shares: a tiny HF model, an adapter of it, and real tokenized text."""
     folder = tmp_path_factory.mktemp("run")
-    jobs.hf_folder(folder / "hf", jobs.SPEC)
-    return {
-        "load": str(folder / "hf"), "data": [str(jobs.train_data(folder))], "train_iters": 3, "lr": 5e-3,
-        "lr_decay_style": "constant", "global_batch_size": 4, "seq_length": 32, "make_vocab_size_divisible_by": 8,
-        "data_cache": str(folder / "cache"),
-        "lora_load": str(lora_jobs.adapter_folder(folder / "adapter", folder / "hf")),
-    }  # fmt: skip
+    made = jobs.fields(folder, train_iters=3, lr=5e-3, lr_decay_style="constant", seq_length=32)
+    return made | {"lora_load": str(lora_jobs.adapter_folder(folder / "adapter", folder / "hf"))}
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +154,7 @@ def test_layers_that_are_computed_again_give_the_same_gradients(run):
 # ---------------------------------------------------------------- layouts
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_do_not_depend_on_the_layout(layout, run, alone, world):
-    assert far(world.run(f"{JOBS}:train", **run, **LAYOUTS[layout])[0], alone) < 1e-4
+    assert far(world.run(jobs.train, **run, **LAYOUTS[layout])[0], alone) < 1e-4
 
 
 @pytest.mark.parametrize("fault", ["q on k's rows", "gate and up swapped", "alpha/r forgotten"])
@@ -178,7 +164,7 @@ def test_an_adapter_in_the_wrong_place_is_seen(fault, run, alone):
 
 @pytest.mark.parametrize(("fault", "sp"), [("gradients of A not summed", False), ("no marks", True)])
 def test_a_gradient_that_is_not_summed_over_ranks_is_seen(fault, sp, run, alone, world):
-    found = world.run(f"{FAULTS}:train_with", fault=fault, **run, tp=2, sequence_parallel=sp)[0]
+    found = world.run(lora_jobs.train_with, fault=fault, **run, tp=2, sequence_parallel=sp)[0]
     assert far(found, alone) > 1e-3
 
 
@@ -203,7 +189,7 @@ def test_resumed_at_another_layout(run, alone, world, tmp_path):
     from mconv.convert import adapted
 
     fields = run | {"save": str(tmp_path / "cut"), "distributed_optimizer": True}
-    first = world.run(f"{JOBS}:train", **fields, tp=2, pp=2, exit_after=2)[0]
+    first = world.run(jobs.train, **fields, tp=2, pp=2, exit_after=2)[0]
     second = jobs.train(**fields)
     assert far({k: first[k] + second[k] for k in ("losses", "grad_norms")}, alone) < 1e-4
     jobs.train(**fields | {"save": str(tmp_path / "one")}, exit_after=2)

@@ -2,11 +2,11 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import re
 from pathlib import Path
 
+import jobs
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,11 +17,6 @@ from mconv.convert.opening import open_checkpoint
 from mconv.convert.source import Source, assemble
 from mconv.errors import CheckFailed, FormatError
 from mconv.train.logs import megatron_log
-
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-lm"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden checkpoints are not beside this checkout")

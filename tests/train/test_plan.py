@@ -1,12 +1,12 @@
 """`mconv plan`: the guides' own figures, exactly; and memory against what tiny runs really hold."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jobs
 import pytest
 import tiny
 
@@ -16,11 +16,6 @@ from mconv.train.config import make
 from mconv.train.estimate import memory
 from mconv.train.estimate.plan import iterations, plan
 from mconv.train.length import length
-
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 
 AWS = {
     "init": "random", "preset": "gpt3-7.5b", "data": ["x"], "lr": 6e-5, "seq_length": 2048, "global_batch_size": 288,
@@ -146,7 +141,7 @@ def test_dropout_keeps_a_mask_each_time(folder):
 )
 def test_memory_of_ranks_that_share(more, folder, world):
     fields = fields_of(folder, "gpt2-tied", tp=2, **more)
-    check(world.run(f"{JOBS}:memory", **fields)[0], plan(make(fields), world=4).ranks[0],
+    check(world.run(jobs.memory, **fields)[0], plan(make(fields), world=4).ranks[0],
           sharing=bool(fields["distributed_optimizer"]))  # fmt: skip
 
 

@@ -1,15 +1,8 @@
 """Activations that are computed again: the same loss and gradients, more forwards, fewer bytes kept."""
 
-import importlib.util
-from pathlib import Path
-
+import jobs
 import pytest
 import torch
-
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 
 BIASES = {"qkv_bias": True, "proj_bias": True, "mlp_bias": True}
 FALCON = {
@@ -39,14 +32,6 @@ KINDS = {
     "pairs": ({**FULL, "recompute_num_layers": 2}, {"layer": 8, "attention": 8, "mlp": 8}),
 }
 """Fields, and how often each part of 4 layers is computed."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _leave_no_group():
-    yield
-    from mconv.train.model import engine
-
-    engine.shutdown()
 
 
 def step(spec, fields, *, frozen=False):

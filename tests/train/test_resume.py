@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import random
@@ -11,25 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import jobs
 import pytest
 import torch
-
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("resume")
-    jobs.hf_folder(folder / "hf", jobs.variant(num_layers=2))
-    return {
-        "load": str(folder / "hf"), "mock_data": True, "train_iters": 5, "lr": 1e-2, "global_batch_size": 4,
-        "seq_length": 16, "make_vocab_size_divisible_by": 8, "hidden_dropout": 0.1,
-    }  # fmt: skip
+    return jobs.fields(tmp_path_factory.mktemp("resume"), spec=jobs.SMALL, mock=True, train_iters=5, hidden_dropout=0.1)
 
 
 # ---- what a resumed run must have ------------------------------------------------------------------------------------
@@ -152,10 +141,10 @@ def test_every_format_goes_on_at_another_layout(form, run, world, tmp_path):
     """Saved by megatron-core's optimizers as Megatron-LM does, at tp x pp x dp; gone on with by pp 2 x dp 2."""
     layout, other = FORMATS[form]
     fields, half = run | {"hidden_dropout": 0.0}, layout.get("bf16", False)
-    whole = world.run(f"{JOBS}:train", **fields, **layout)[0]["losses"]
-    world.run(f"{JOBS}:save_like_megatron", form=form, root=str(tmp_path), **fields, **layout, exit_after=3)
+    whole = world.run(jobs.train, **fields, **layout)[0]["losses"]
+    world.run(jobs.save_like_megatron, form=form, root=str(tmp_path), **fields, **layout, exit_after=3)
     fields |= {"pp": 2, "bf16": half, "load": str(tmp_path), "resume": True, **other}
-    resumed = world.run(f"{JOBS}:train", **fields)[0]
+    resumed = world.run(jobs.train, **fields)[0]
     assert resumed["iteration"] == 5
     assert resumed["losses"] == pytest.approx(whole[3:], abs=2e-2 if half else 1e-5)
 

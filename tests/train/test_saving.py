@@ -1,30 +1,19 @@
 """Checkpoints while training goes on, those that are kept, and going on from another than the last."""
 
-import importlib.util
 import json
 import shutil
 import time
-from pathlib import Path
 
+import jobs
 import pytest
 
 from mconv.errors import ConfigError, FormatError, MconvError
-
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The fields of a short run that every test shares."""
-    folder = tmp_path_factory.mktemp("saving")
-    jobs.hf_folder(folder / "hf", jobs.variant(num_layers=2))
-    return {
-        "load": str(folder / "hf"), "mock_data": True, "train_iters": 6, "lr": 1e-2, "global_batch_size": 4,
-        "seq_length": 16, "make_vocab_size_divisible_by": 8,
-    }  # fmt: skip
+    return jobs.fields(tmp_path_factory.mktemp("saving"), spec=jobs.SMALL, mock=True, train_iters=6)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +106,7 @@ def test_a_writers_error_is_raised_and_the_old_state_stays(run, whole, tmp_path,
 
 def test_all_ranks_must_have_written(run, world, tmp_path):
     """Three ranks are done at once, another waits for a later step: the tracker waits for it."""
-    seen = world.run(f"{JOBS}:train_with_one_slow_writer", folder=str(tmp_path), **run, tp=2, save=str(tmp_path / "run"))
+    seen = world.run(jobs.train_with_one_slow_writer, folder=str(tmp_path), **run, tp=2, save=str(tmp_path / "run"))
     assert all(ours == seen[0] for ours in seen)
     assert seen[0][:5] == [(0, None), (1, None), (2, None), (3, None), (4, 2)]
 

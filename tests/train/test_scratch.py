@@ -1,10 +1,9 @@
 """Models from nothing: which they are, how their weights are drawn, and that a run's losses know no layout."""
 
 import dataclasses
-import importlib.util
 import math
-from pathlib import Path
 
+import jobs
 import pytest
 import torch
 
@@ -16,11 +15,6 @@ from mconv.errors import ConfigError
 from mconv.train.config import make
 from mconv.train.model import architecture, initial
 from mconv.train.model.presets import PRESETS
-
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 
 RUN = {"data": ["x"], "train_iters": 1, "lr": 1e-3, "init": "random"}
 TINY = {
@@ -142,16 +136,13 @@ def test_a_rank_has_its_slice_of_them():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scratch")
-    return TINY | {
-        "data": [str(jobs.train_data(folder))], "train_iters": 5, "lr": 1e-2, "global_batch_size": 8, "seq_length": 32,
-        "make_vocab_size_divisible_by": 8, "data_cache": str(folder / "cache"),
-    }  # fmt: skip
+    return jobs.fields(folder, spec=None, train_iters=5, global_batch_size=8, seq_length=32, **TINY)
 
 
 @pytest.mark.parametrize("change", [{}, {"preset": "llama2-7b", "ffn_hidden_size": 48}], ids=str)
 def test_losses_know_no_layout(change, run, world):
     alone = jobs.train(**run | change)
-    ranks = world.run(f"{JOBS}:train", **run | change, tp=2, pp=2, sequence_parallel=True)[0]
+    ranks = world.run(jobs.train, **run | change, tp=2, pp=2, sequence_parallel=True)[0]
     assert alone["losses"][0] == pytest.approx(math.log(90), abs=0.1) and alone["losses"][-1] < alone["losses"][0] - 0.1
     for name in ("losses", "grad_norms"):
         assert max(abs(a - b) for a, b in zip(alone[name], ranks[name], strict=True)) < 1e-4

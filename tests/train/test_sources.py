@@ -1,13 +1,13 @@
 """Prefixes, folders, weights, the cache, and the order in which samples are drawn."""
 
 import gzip
-import importlib.util
 import lzma
 import os
 import shutil
 from collections import Counter
 from pathlib import Path
 
+import jobs
 import numpy as np
 import pytest
 import torch
@@ -17,11 +17,6 @@ from hypothesis import strategies as st
 from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.train.data.index import open_index
 from mconv.train.data.sources import Blend, blend
-
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 
 
 def write(prefix, documents, *, marked=True):

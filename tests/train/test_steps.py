@@ -1,18 +1,13 @@
 """What a step does: optimizers, precision, dropout, frozen weights, guards, and what is measured of it."""
 
-import importlib.util
 import re
 from pathlib import Path
 
+import jobs
 import pytest
 import torch
 
 from mconv.errors import CheckFailed, ConfigError
-
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-lm" / "train-logs"
 EVALUATED = {"split": "80,10,10", "eval_iters": 2}
@@ -21,13 +16,7 @@ EVALUATED = {"split": "80,10,10", "eval_iters": 2}
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The fields of a run that every test shares: a tiny HF model and real tokenized text."""
-    folder = tmp_path_factory.mktemp("steps")
-    jobs.hf_folder(folder / "hf", jobs.SPEC)
-    return {
-        "load": str(folder / "hf"), "data": [str(jobs.train_data(folder))], "train_iters": 6, "lr": 1e-2,
-        "global_batch_size": 8, "seq_length": 32, "make_vocab_size_divisible_by": 8,
-        "data_cache": str(folder / "cache"),
-    }  # fmt: skip
+    return jobs.fields(tmp_path_factory.mktemp("steps"), train_iters=6, global_batch_size=8, seq_length=32)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +109,7 @@ def test_recomputed_attention_drops_the_same(run):
 
 
 def test_ranks_that_share_heads_drop_other_weights_of_theirs(world):
-    found = world.run(f"{JOBS}:dropped")
+    found = world.run(jobs.dropped)
     (heads, between), (others, same), again, _ = found
     assert heads != others and between == same
     assert again == (heads, between)  # another replica, the same place in the model
@@ -306,8 +295,8 @@ def test_a_layout_changes_nothing(name, run, world, tmp_path):
     fields = {key: value for key, value in (run | SPREAD[name]).items() if value is not None}
     fields |= EVALUATED | {"eval_interval": 100}
     whole = jobs.train(**{key: value for key, value in fields.items() if key not in LAYOUT})
-    first = world.run(f"{JOBS}:train", **fields, save=str(tmp_path), exit_after=2)[0]
-    second = world.run(f"{JOBS}:train", **fields, save=str(tmp_path))[0]
+    first = world.run(jobs.train, **fields, save=str(tmp_path), exit_after=2)[0]
+    second = world.run(jobs.train, **fields, save=str(tmp_path))[0]
     for numbers in ("losses", "grad_norms"):
         assert first[numbers] + second[numbers] == pytest.approx(whole[numbers], abs=1e-4)
     for share in ("validation", "test"):

@@ -1,7 +1,6 @@
 """Stopping well: whatever asks, all ranks agree on one step, save, and the next run goes on as if none had stopped."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -11,26 +10,17 @@ import sys
 import time
 from pathlib import Path
 
+import jobs
 import pytest
 
 from mconv.errors import ConfigError, MconvError
 from mconv.train.config import make
 from mconv.train.launch import chain, stop
 
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stops")
-    jobs.hf_folder(folder / "hf", jobs.variant(num_layers=2))
-    return {
-        "load": str(folder / "hf"), "data": [str(jobs.train_data(folder))], "train_iters": 6, "lr": 1e-2,
-        "global_batch_size": 4, "seq_length": 16, "make_vocab_size_divisible_by": 8, "data_cache": str(folder / "cache"),
-    }  # fmt: skip
+    return jobs.fields(tmp_path_factory.mktemp("stops"), spec=jobs.SMALL, train_iters=6)
 
 
 @pytest.fixture(scope="module")
@@ -119,15 +109,15 @@ def test_a_trigger_that_comes_during_the_save_stays(run, tmp_path, monkeypatch):
 def test_all_ranks_agree_on_one_step(run, world, tmp_path):
     """A signal to rank 2, which is neither the first nor the last, in the midst of a step of its own."""
     fields = {**run, "save": str(tmp_path), "tp": 2, "pp": 2}
-    results = world.run(f"{JOBS}:train_hit", **fields, rank=2, at=3)
+    results = world.run(jobs.train_hit, **fields, rank=2, at=3)
     assert {(result["iteration"], result["stopped"]) for result in results} == {(3, "SIGUSR2, at iteration 3")}
 
 
 def test_a_rank_that_keeps_it_to_itself_would_be_seen(world):
     """The planted fault: each rank goes by what it knows itself. Rank 2 would save alone, and all would hang."""
     number = stop.NUMBERS["SIGUSR2"]
-    assert world.run(f"{JOBS}:what_is_asked", rank=2, alone=False) == [number] * 4
-    assert world.run(f"{JOBS}:what_is_asked", rank=2, alone=True) == [0, 0, number, 0]
+    assert world.run(jobs.what_is_asked, rank=2, alone=False) == [number] * 4
+    assert world.run(jobs.what_is_asked, rank=2, alone=True) == [0, 0, number, 0]
 
 
 # ---- time ------------------------------------------------------------------------------------------------------------

@@ -1,20 +1,14 @@
 """Training: the same losses at every layout, and the unbroken run's losses after a resume."""
 
 import dataclasses
-import importlib.util
 import itertools
 import json
 import os
-from pathlib import Path
 
+import jobs
 import pytest
 
 from mconv.errors import CheckFailed, ConfigError, FormatError, LayoutError
-
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 
 BF16 = 0.005
 """What losses may differ by in bfloat16; gradient norms by ten times as much."""
@@ -55,14 +49,11 @@ LAYOUTS = {
 def run(tmp_path_factory):
     """The fields of a run that every test shares: a tiny HF model and real tokenized text."""
     folder = tmp_path_factory.mktemp("run")
-    jobs.hf_folder(folder / "hf", jobs.SPEC)
     jobs.hf_folder(folder / "tied", jobs.variant(tied_embeddings=True, num_query_groups=4))
-    return {
-        "load": str(folder / "hf"), "data": [str(jobs.train_data(folder))], "train_iters": 10, "lr": 1e-2,
-        "min_lr": 1e-3, "global_batch_size": 8, "seq_length": 32, "lr_warmup_iters": 2,
-        "make_vocab_size_divisible_by": 8, "data_cache": str(folder / "cache"),
-        "adam_eps": 1e-6,  # what gradients near zero are divided by: with less, a step follows their rounding
-    }  # fmt: skip
+    return jobs.fields(
+        folder, train_iters=10, min_lr=1e-3, global_batch_size=8, seq_length=32, lr_warmup_iters=2,
+        adam_eps=1e-6,  # what gradients near zero are divided by: with less, a step follows their rounding
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +101,7 @@ def test_the_layouts_cover_every_pair():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_do_not_depend_on_the_layout(layout, run, alone, world):
-    results = world.run(f"{JOBS}:train", **run, **LAYOUTS[layout])
+    results = world.run(jobs.train, **run, **LAYOUTS[layout])
     assert all(result["losses"] == results[0]["losses"] for result in results)
     close(results[0], alone)
     if os.environ.get("MCONV_SHOW"):
@@ -122,13 +113,13 @@ def test_losses_do_not_depend_on_the_layout(layout, run, alone, world):
 def test_tied_embeddings_do_not_depend_on_the_layout(run, world):
     tied = run | {"load": run["load"].replace("/hf", "/tied")}
     whole = jobs.train(**tied)
-    close(world.run(f"{JOBS}:train", **tied, tp=2, pp=2, vpp=2, sequence_parallel=True)[0], whole)
+    close(world.run(jobs.train, **tied, tp=2, pp=2, vpp=2, sequence_parallel=True)[0], whole)
 
 
 def test_chunks_that_are_mixed_up_are_seen(run, alone, world):
     """The planted fault: each stage takes its chunks' layers in the other order."""
     short = run | {"train_iters": 3, "pp": 2, "vpp": 2}
-    wrong = world.run(f"{JOBS}:train_with_chunks_mixed_up", **short)[0]
+    wrong = world.run(jobs.train_with_chunks_mixed_up, **short)[0]
     assert max(abs(a - b) for a, b in zip(wrong["grad_norms"], alone["grad_norms"], strict=False)) > 1e-3
 
 
@@ -136,7 +127,7 @@ def test_bf16_does_not_depend_on_the_layout_but_for_rounding(run, world):
     """docs/train.md has what was measured; a sum of many roundings in another order is all that there is."""
     fields = run | {"bf16": True}
     whole = jobs.train(**fields)
-    shared = world.run(f"{JOBS}:train", **fields, **LAYOUTS["tp2 pp2 vpp3 sp counted, distopt, full"])[0]
+    shared = world.run(jobs.train, **fields, **LAYOUTS["tp2 pp2 vpp3 sp counted, distopt, full"])[0]
     for name, limit in {"losses": BF16, "grad_norms": 10 * BF16}.items():
         assert max(abs(a - b) for a, b in zip(shared[name], whole[name], strict=True)) < limit, name
 
@@ -174,9 +165,9 @@ def test_resumed_by_many_ranks_is_bit_equal(run, alone, world, tmp_path):
         "b": {"tp": 2, "pp": 2, "sequence_parallel": True},
     }.items():
         fields = run | layout
-        whole = world.run(f"{JOBS}:train", **fields)[0]
-        first = world.run(f"{JOBS}:train", **fields, save=str(tmp_path / name), exit_after=5)[0]
-        second = world.run(f"{JOBS}:train", **fields, save=str(tmp_path / name))[0]
+        whole = world.run(jobs.train, **fields)[0]
+        first = world.run(jobs.train, **fields, save=str(tmp_path / name), exit_after=5)[0]
+        second = world.run(jobs.train, **fields, save=str(tmp_path / name))[0]
         assert first["losses"] + second["losses"] == whole["losses"]
         assert first["grad_norms"] + second["grad_norms"] == whole["grad_norms"]
 
@@ -184,8 +175,8 @@ def test_resumed_by_many_ranks_is_bit_equal(run, alone, world, tmp_path):
 def test_resumed_at_another_layout(run, alone, world, tmp_path):
     """tp 2 x pp 2 with two chunks, then uneven stages x dp 2, then one rank alone."""
     save = {"save": str(tmp_path), "distributed_optimizer": True}
-    first = world.run(f"{JOBS}:train", **run, **save, tp=2, pp=2, vpp=2, exit_after=3)[0]
-    second = world.run(f"{JOBS}:train", **run, **save, pp=2, decoder_first_pipeline_num_layers=1, exit_after=6)[0]
+    first = world.run(jobs.train, **run, **save, tp=2, pp=2, vpp=2, exit_after=3)[0]
+    second = world.run(jobs.train, **run, **save, pp=2, decoder_first_pipeline_num_layers=1, exit_after=6)[0]
     third = jobs.train(**run, **save)
     joined = {name: first[name] + second[name] + third[name] for name in ("losses", "grad_norms")}
     close(joined, alone)
@@ -214,7 +205,7 @@ def test_a_checkpoint_is_a_checkpoint(run, world, tmp_path):
     from mconv.shard.layout import Layout
     from mconv.shard.stages import Uneven
 
-    result = world.run(f"{JOBS}:train", **run, save=str(tmp_path), pp=2, vpp=3, **BOTH)[0]
+    result = world.run(jobs.train, **run, save=str(tmp_path), pp=2, vpp=3, **BOTH)[0]
     opened = open_checkpoint(tmp_path)
     assert (opened.spec, opened.iteration, str(opened.path)) == (jobs.SPEC, 10, result["saved"])
     counted = Uneven(embedding=True, loss=True)

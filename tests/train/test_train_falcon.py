@@ -1,8 +1,6 @@
 """Falcon and Mistral learn as LLaMA does: losses fall, do not depend on the layout, and the result goes home."""
 
-import importlib.util
-from pathlib import Path
-
+import jobs
 import pytest
 from tiny import make_model
 
@@ -11,10 +9,6 @@ from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError
 
-JOBS = Path(__file__).with_name("jobs.py")
-_spec = importlib.util.spec_from_file_location("train_jobs", JOBS)
-jobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(jobs)
 SIZES = {"vocab_size": 90, "hidden_size": 32, "max_position_embeddings": 64, "initializer_range": 0.03}
 WAYS = {
     "falcon-7b": {"tp": 2, "sequence_parallel": True},
@@ -33,12 +27,10 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def fields(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    return {
-        "data": [str(jobs.train_data(folder))], "train_iters": 6, "lr": 1e-2, "global_batch_size": 8, "seq_length": 32,
-        "make_vocab_size_divisible_by": 8, "data_cache": str(folder / "cache"),
-        "adam_eps": 1e-6,  # what gradients near zero are divided by: with less, a step follows their rounding
-    }  # fmt: skip
+    return jobs.fields(
+        tmp_path_factory.mktemp("run"), spec=None, train_iters=6, global_batch_size=8, seq_length=32,
+        adam_eps=1e-6,  # what gradients near zero are divided by: with less, a step follows their rounding
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("model", WAYS)
@@ -46,7 +38,7 @@ def test_losses_fall_and_do_not_depend_on_the_layout(model, fields, world, tmp_p
     hf = make_model(model, tmp_path / "hf", **SIZES)
     alone = jobs.train(**fields, load=str(hf))
     assert alone["losses"][0] == pytest.approx(4.5, abs=0.2) and alone["losses"][-1] < alone["losses"][0] - 0.3
-    shared = world.run(f"{JOBS}:train", **fields, load=str(hf), **WAYS[model])[0]
+    shared = world.run(jobs.train, **fields, load=str(hf), **WAYS[model])[0]
     for name in ("losses", "grad_norms"):
         assert max(abs(a - b) for a, b in zip(shared[name], alone[name], strict=True)) < 1e-4, name
 
@@ -55,7 +47,7 @@ def test_norms_whose_gradients_are_not_added_up_are_seen(fields, world, tmp_path
     """The planted fault: under sequence parallelism each rank would train its norms on its own positions."""
     hf = make_model("falcon-40b", tmp_path / "hf", **SIZES)
     shared = {**fields, "load": str(hf), "tp": 2, "sequence_parallel": True}
-    right, wrong = (world.run(f"{JOBS}:{job}", **shared)[0] for job in ("train", "train_without_marks"))
+    right, wrong = (world.run(job, **shared)[0] for job in (jobs.train, jobs.train_without_marks))
     for name in ("losses", "grad_norms"):
         assert max(abs(a - b) for a, b in zip(right[name], wrong[name], strict=True)) > 3e-4, (
             name
@@ -68,9 +60,9 @@ def test_a_trained_falcon_goes_home(fields, world, tmp_path):
 
     hf = make_model("falcon-40b", tmp_path / "hf", **SIZES)
     run = {**fields, "load": str(hf), "save": str(tmp_path / "run"), "tp": 2, "pp": 2, "sequence_parallel": True}
-    first = world.run(f"{JOBS}:train", **run, exit_after=3)[0]
-    second = world.run(f"{JOBS}:train", **run)[0]
-    whole = world.run(f"{JOBS}:train", **run | {"save": None})[0]
+    first = world.run(jobs.train, **run, exit_after=3)[0]
+    second = world.run(jobs.train, **run)[0]
+    whole = world.run(jobs.train, **run | {"save": None})[0]
     assert first["losses"] + second["losses"] == whole["losses"]
     rewrite(plan.make(open_checkpoint(tmp_path / "run"), tmp_path / "out", format="hf"), step="meg2hf")
     probe = {"length": 64, "batch": 2, "seed": 7, "dtype": "fp32", "tp": 1, "pp": 1, "sequence_parallel": False}

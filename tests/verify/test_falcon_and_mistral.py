@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from judge import JOBS, convert, report
+import verify_jobs
+from judge import convert, report
 from safetensors.torch import load_file, save_file
 from tiny import edit_json, make_mistral, make_model, tensors
 
@@ -38,7 +39,7 @@ def test_real_ranks_of_other_families(tmp_path, world, model, layout, format):
     hf = make_model(model, tmp_path / "hf")
     as_it_lies = {"tp": layout["tp"], "pp": layout["pp"]} if format == "mp_rank" else {"tp": 2}
     megatron = convert(hf, tmp_path / "m", format=format, **as_it_lies)
-    found = world.run(f"{JOBS}:verify", a=str(hf), b=str(megatron), **layout)[0]
+    found = world.run(verify_jobs.verify, a=str(hf), b=str(megatron), **layout)[0]
     assert found["passed"] and found["relative_max"] < 2e-5
     assert (
         found["candidate"]["loaded_by"] == {"mp_rank": "rank files, as they are", "torch_dist": "megatron-core"}[format]

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from judge import JOBS, judged
+import verify_jobs
+from judge import judged
 
 from mconv.verify.sides import open_both
 
@@ -59,7 +60,7 @@ def test_it_passes_at_other_layouts(world, number, case):
     layout = LAYOUTS[number // 3 % len(LAYOUTS)]
     said = open_both(a, b, {})[1].said
     try:
-        found = world.run(f"{JOBS}:verify", a=str(a), b=str(b), b_options=said, length=48, **layout)[0]
+        found = world.run(verify_jobs.verify, a=str(a), b=str(b), b_options=said, length=48, **layout)[0]
     except AssertionError as error:
         assert "LayoutError" in str(error), error  # an odd head or layer count that cannot be shared
     else:

@@ -48,14 +48,14 @@ def test_a_cast_of_a_model_with_norms_of_another_dtype(tmp_path, dtype):
 @pytest.mark.parametrize("streamed", [False, True])
 def test_uneven_stages_at_their_own_ranks(world, tmp_path, streamed):
     """A rank of even stages must not take an uneven stage's file for its own: the names are the same."""
-    from judge import JOBS
+    import verify_jobs
 
     hf = make_llama(tmp_path / "hf")
     megatron = convert(hf, tmp_path / "m", format="mp_rank", pp=2, uneven=Uneven(first=1))
     sizes = {"a": str(hf), "b": str(megatron), "length": 32, "pp": 2, "tp": 1, "streamed": streamed}
-    found = world.run(f"{JOBS}:verify", **sizes)[0]
+    found = world.run(verify_jobs.verify, **sizes)[0]
     assert found["passed"] and found["candidate"]["loaded_by"] == "mconv, cut for this layout", found
-    found = world.run(f"{JOBS}:verify", **sizes, uneven={"first": 1})[0]
+    found = world.run(verify_jobs.verify, **sizes, uneven={"first": 1})[0]
     assert found["passed"] and found["candidate"]["loaded_by"] == "rank files, as they are", found
 
 

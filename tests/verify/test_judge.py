@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from judge import JOBS, convert, judged, report
+import verify_jobs
+from judge import convert, judged, report
 from safetensors.torch import save_file
 from tiny import VARIANTS, edit_json, make_llama, make_model, tensors
 
@@ -50,7 +51,7 @@ def test_streamed_on_real_ranks(tmp_path, world, model, pp):
     hf = make_model(model, tmp_path / "hf")
     megatron = convert(hf, tmp_path / "m", tp=2, pp=2)
     layout = {"tp": 2, "pp": pp, "sequence_parallel": True, "streamed": True}
-    found = world.run(f"{JOBS}:verify", a=str(hf), b=str(megatron), **layout)[0]
+    found = world.run(verify_jobs.verify, a=str(hf), b=str(megatron), **layout)[0]
     assert found["passed"] and found["relative_max"] < 2e-5 and found["candidate"]["loaded_by"] == "megatron-core"
 
 
@@ -166,7 +167,7 @@ def test_a_fault_in_one_ranks_shard_is_named_with_its_rank(tmp_path, world):
     torch.save(state, file)
     digests = judged(hf, megatron, proofs="digests")["digests"]
     assert "mp_rank_01/" in "".join(digests["lines"])
-    found = world.run(f"{JOBS}:verify", a=str(hf), b=str(megatron), tp=2, digests=json.loads(json.dumps(digests)))[0]
+    found = world.run(verify_jobs.verify, a=str(hf), b=str(megatron), tp=2, digests=json.loads(json.dumps(digests)))[0]
     assert not found["passed"] and found["diagnosis"]["at"] == "layer 1 mlp out"
     assert any("share of tp rank 1 of 2 alone" in line for line in found["diagnosis"]["lines"])
 
@@ -174,7 +175,7 @@ def test_a_fault_in_one_ranks_shard_is_named_with_its_rank(tmp_path, world):
 def test_a_rank_that_loads_other_weights_than_its_file_has_is_named(tmp_path, world):
     hf = make_llama(tmp_path / "hf")
     megatron = convert(hf, tmp_path / "m", tp=2)
-    found = world.run(f"{JOBS}:forgetful", a=str(hf), b=str(megatron), tp=2, pp=2, rank=3)[0]
+    found = world.run(verify_jobs.forgetful, a=str(hf), b=str(megatron), tp=2, pp=2, rank=3)[0]
     assert not found["passed"]
     assert any(why.startswith("tp rank 1 of stage 1 holds other weights") for why in found["failures"])
     assert found["diagnosis"]["at"] is None and "on one rank" in found["diagnosis"]["lines"][0]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from judge import JOBS, convert, report
+import verify_jobs
+from judge import convert, report
 from safetensors.torch import save_file
 from tiny import LLAMA3, MODELS, VARIANTS, edit_json, make_llama, make_model, tensors
 
@@ -40,7 +41,7 @@ def test_bf16_weights_are_judged_in_fp32_and_arithmetic_in_bf16_by_its_own_limit
 def test_real_ranks_at_any_layout(tmp_path, world, layout):
     hf = make_llama(tmp_path / "hf", num_key_value_heads=2)  # fewer query groups than tp 4
     megatron = convert(hf, tmp_path / "m", tp=2, pp=2)
-    found = world.run(f"{JOBS}:verify", a=str(hf), b=str(megatron), **layout)
+    found = world.run(verify_jobs.verify, a=str(hf), b=str(megatron), **layout)
     assert found[0]["passed"] and found[0]["relative_max"] < 2e-5 and found[1:] == [{}, {}, {}]
 
 
@@ -48,7 +49,7 @@ def test_real_ranks_at_any_layout(tmp_path, world, layout):
 def test_rank_files(tmp_path, world, vpp, by):
     hf = make_llama(tmp_path / "hf", tie_word_embeddings=True)
     megatron = convert(hf, tmp_path / "m", format="mp_rank", tp=2, pp=2, vpp=vpp)
-    found = world.run(f"{JOBS}:verify", a=str(hf), b=str(megatron), tp=2, pp=2)[0]
+    found = world.run(verify_jobs.verify, a=str(hf), b=str(megatron), tp=2, pp=2)[0]
     assert found["passed"] and found["candidate"]["loaded_by"] == by
 
 
