@@ -251,8 +251,3 @@ def said_layers(layers: tuple[int, ...], *, of: int) -> str:
     if len(layers) > 2 and layers == tuple(range(layers[0], layers[-1] + 1)):
         return f"layers {layers[0]} to {layers[-1]}"
     return f"layers {', '.join(map(str, layers[:-1]))} and {layers[-1]}"
-
-
-def guess_lines(guesses: Iterable[Guess]) -> list[str]:
-    """A line for each, for people."""
-    return [f"  {guess.name or 'unknown':<24} {guess.text}" for guess in guesses]
