@@ -4,27 +4,58 @@ import dataclasses
 import json as jsonlib
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from mconv.cli.options import Flag
+from mconv.errors import MconvError
 
 if TYPE_CHECKING:
     from mconv.train.data.record import Tokenized
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """What both commands are told."""
+
+    tokenizer: Annotated[Path, Parameter(help="Folder with a Hugging Face tokenizer: the model's own.")]
+    prepend_bos: Annotated[
+        bool, Parameter(help="Begin each with the BOS token, where that is not there already.", negative=())
+    ] = False
+    workers: Annotated[int, Parameter(help="Processes that tokenize. The output is the same for any number.")] = 1
+    overwrite: Annotated[bool, Parameter(help="Replace output that is there.", negative=())] = False
+    json: Annotated[bool, Parameter(help="Print the record as JSON.", negative=())] = False
+
+    def options(self, what: str) -> dict[str, Any]:
+        """What the functions behind the commands take; `what` is counted on a terminal."""
+        names = ("tokenizer", "prepend_bos", "workers", "overwrite")
+        return {**{name: getattr(self, name) for name in names}, "progress": _progress(what)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fields:
+    """Where a record has its conversation."""
+
+    messages_key: Annotated[
+        str | None, Parameter(help="Field with the list of turns. Default: messages or conversations.")
+    ] = None
+    question_key: Annotated[str, Parameter(help="Field with the question, where there is no list.")] = "question"
+    answer_key: Annotated[str, Parameter(help="Field with its answer.")] = "answer"
+    system_key: Annotated[str | None, Parameter(help="Field with what the system says before it.")] = None
+
+
+FIELDS = Fields()
+
+
 def tokenize(
     *sources: Path,
-    tokenizer: Path,
     prefix: Path,
     key: str = "text",
     append_eod: Annotated[bool, Parameter(negative="--no-append-eod")] = True,
-    prepend_bos: Flag = False,
-    workers: int = 1,
-    overwrite: Flag = False,
-    json: Flag = False,
+    how: Annotated[How, Parameter(name="*")],
 ) -> int:
     """Text to megatron-core's .bin and .idx, in the order of the input.
 
@@ -33,49 +64,27 @@ def tokenize(
     sources
         Files with one JSON object a line (.jsonl) or one document a line (.txt), either also .gz, .xz or .zst; or
         .parquet.
-    tokenizer
-        Folder with a Hugging Face tokenizer: the model's own.
     prefix
         Output: PREFIX.bin, PREFIX.idx, and PREFIX.mconv.json, which records how they were made.
     key
         Field of each record that holds the text.
     append_eod
         End each document with the tokenizer's EOS token, so that documents in one sample are told apart.
-    prepend_bos
-        Begin each document with the BOS token.
-    workers
-        Processes that tokenize. The output is the same for any number.
-    overwrite
-        Replace output that is there.
-    json
-        Print the record as JSON.
     """
-    from mconv.errors import MconvError
     from mconv.train.data.tokenize import tokenize as run
 
-    if not sources:
-        raise MconvError("give at least one file to tokenize")
-    record = run(
-        list(sources), prefix, tokenizer=tokenizer, key=key, append_eod=append_eod, prepend_bos=prepend_bos,
-        workers=workers, overwrite=overwrite, progress=_progress("documents"),
-    )  # fmt: skip
-    return _tell(record, prefix, "documents", json=json)
+    _check_given(sources)
+    record = run(list(sources), prefix, key=key, append_eod=append_eod, **how.options("documents"))
+    return _tell(record, prefix, "documents", json=how.json)
 
 
 def instruct(
     *sources: Path,
-    tokenizer: Path,
     prefix: Path,
     template: str = "tokenizer",
-    messages_key: str | None = None,
-    question_key: str = "question",
-    answer_key: str = "answer",
-    system_key: str | None = None,
     append_eod: Flag = False,
-    prepend_bos: Flag = False,
-    workers: int = 1,
-    overwrite: Flag = False,
-    json: Flag = False,
+    fields: Annotated[Fields, Parameter(name="*")] = FIELDS,
+    how: Annotated[How, Parameter(name="*")],
 ) -> int:
     """Conversations to instruction data: the tokens, and who says each of them.
 
@@ -84,44 +93,28 @@ def instruct(
     sources
         Files with one conversation a line (.jsonl, also .gz, .xz or .zst): a list of turns, each with role and content
         or from and value; or one question and its answer.
-    tokenizer
-        Folder with a Hugging Face tokenizer: the model's own.
     prefix
         Output: PREFIX-text and PREFIX-role, a .bin and an .idx each, and PREFIX-text.mconv.json.
     template
         What writes a conversation as text: the tokenizer's own chat template, or by name: chatml, or megatron-llm for
         the files that its preprocess_instruct_data.py makes.
-    messages_key
-        Field with the list of turns. Default: messages or conversations.
-    question_key
-        Field with the question, where there is no list.
-    answer_key
-        Field with its answer.
-    system_key
-        Field with what the system says before it.
     append_eod
         End each conversation with the EOS token, where the template does not.
-    prepend_bos
-        Begin each conversation with the BOS token, where the template does not.
-    workers
-        Processes that tokenize. The output is the same for any number.
-    overwrite
-        Replace output that is there.
-    json
-        Print the record as JSON.
     """
-    from mconv.errors import MconvError
     from mconv.train.data.chat import Keys
     from mconv.train.data.instruct import instruct as run
 
-    if not sources:
-        raise MconvError("give at least one file of conversations")
-    keys = Keys(messages=messages_key, question=question_key, answer=answer_key, system=system_key)
+    _check_given(sources)
+    keys = Keys(**{name.removesuffix("_key"): value for name, value in dataclasses.asdict(fields).items()})
     record = run(
-        list(sources), prefix, tokenizer=tokenizer, template=template, keys=keys, append_eod=append_eod,
-        prepend_bos=prepend_bos, workers=workers, overwrite=overwrite, progress=_progress("conversations"),
-    )  # fmt: skip
-    return _tell(record, prefix, "conversations", json=json)
+        list(sources), prefix, template=template, keys=keys, append_eod=append_eod, **how.options("conversations")
+    )
+    return _tell(record, prefix, "conversations", json=how.json)
+
+
+def _check_given(sources: tuple[Path, ...]) -> None:
+    if not sources:
+        raise MconvError("give at least one file to read")
 
 
 def _progress(what: str) -> Callable[[int], None]:
