@@ -4,7 +4,10 @@ import dataclasses
 import gzip
 import json
 import lzma
+import os
+import pickle
 import sys
+from functools import partial
 from pathlib import Path
 
 import jobs
@@ -63,17 +66,33 @@ def test_marks_are_as_asked(tokenizer, source, tmp_path):
     assert (plain.append_eod, both.tokens) == (None, plain.tokens + 2 * plain.documents)
 
 
-def test_output_does_not_depend_on_workers_or_compression(tokenizer, source, tmp_path, monkeypatch):
+def test_output_does_not_depend_on_compression_or_batches(tokenizer, source, tmp_path, monkeypatch):
     from mconv.train.data import pool
 
     (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(source.read_bytes()))
     (tmp_path / "t.jsonl.xz").write_bytes(lzma.compress(source.read_bytes()))
-    monkeypatch.setattr(pool, "BATCH", 2)
     tokenize([source], tmp_path / "a", tokenizer=tokenizer)
-    for name, path, workers in [("b", source, 2), ("c", tmp_path / "t.jsonl.gz", 1), ("d", tmp_path / "t.jsonl.xz", 1)]:
-        tokenize([path], tmp_path / name, tokenizer=tokenizer, workers=workers)
+    monkeypatch.setattr(pool, "BATCH", 2)
+    for name, path in [("b", source), ("c", tmp_path / "t.jsonl.gz"), ("d", tmp_path / "t.jsonl.xz")]:
+        tokenize([path], tmp_path / name, tokenizer=tokenizer)
         for suffix in (".bin", ".idx"):
             assert (tmp_path / f"{name}{suffix}").read_bytes() == (tmp_path / f"a{suffix}").read_bytes()
+
+
+def test_workers_keep_the_order_and_batches_are_bounded(tokenizer, monkeypatch):
+    from mconv.train.data import pool
+    from mconv.train.data.tokenize import _encode
+
+    monkeypatch.setattr(pool, "BATCH", 3)
+    monkeypatch.setattr(pool, "FULL", 100)
+    items = [[n] * (1 + 60 * (n % 5 == 0)) for n in range(40)]
+    # what a process that has not imported us can do, since starting it is to be quick
+    assert list(pool.in_batches(items, list, workers=2, letters=len)) == items
+    sizes = []
+    list(pool.in_batches(items, lambda batch: sizes.append(sum(map(len, batch))) or batch, workers=1, letters=len))
+    assert max(sizes) < 100 + 61 and len(sizes) < 20
+    encode = partial(_encode, folder=tokenizer, bos=None, eos=2)
+    assert pickle.loads(pickle.dumps(encode))(["the end"]) == encode(["the end"])
 
 
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="golden data is not here")
@@ -142,11 +161,72 @@ def test_every_container_holds_the_same_documents(suffix, tmp_path):
         list(documents(path, key="body"))
 
 
+def test_a_file_that_ends_too_early_is_refused(tmp_path, monkeypatch):
+    """Each of these was taken for the whole of it, or for something else."""
+    zstandard, parquet = pytest.importorskip("zstandard"), pytest.importorskip("pyarrow.parquet")
+    path, line = tmp_path / "d.txt.zst", b"twelve bytes\n"
+    path.write_bytes(zstandard.compress(line * 3) * 2 + b"\x50\x2a\x4d\x18\x02\x00\x00\x00ab")  # frames, one without text
+    assert len(list(documents(path, key="text"))) == 6
+    os.truncate(path, 30)
+    with pytest.raises(FormatError, match="ends in the middle of a frame"):
+        list(documents(path, key="text"))
+    table = pytest.importorskip("pyarrow").table({"text": [str(n) * 99 for n in range(500)]})
+    parquet.write_table(table, tmp_path / "d.parquet")
+    raw = bytearray((tmp_path / "d.parquet").read_bytes())
+    raw[40:90] = bytes(50)
+    (tmp_path / "d.parquet").write_bytes(raw)
+    with pytest.raises(FormatError, match=r"d\.parquet: not a parquet file, or damaged"):
+        list(documents(tmp_path / "d.parquet", key="text"))
+    (tmp_path / "notes.txt.jsonl").write_text('{"text": "one"}\n')
+    assert list(documents(tmp_path / "notes.txt.jsonl", key="text")) == ["one"]
+    from mconv.train.data import text
+
+    monkeypatch.setattr(text, "LONGEST", 64)
+    (tmp_path / "d.jsonl").write_text(json.dumps({"text": "x" * 64}))
+    with pytest.raises(FormatError, match=r"d.jsonl:1: the line is longer"):
+        list(documents(tmp_path / "d.jsonl", key="text"))
+
+
+def test_overwriting_that_is_killed_leaves_no_old_index_beside_new_text(tokenizer, source, tmp_path, monkeypatch):
+    from mconv.train.data.index import open_index
+
+    tokenize([source], tmp_path / "d", tokenizer=tokenizer)
+    replace = Path.replace
+
+    def killed(self, target):
+        if target.suffix == ".idx":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize([source], tmp_path / "d", tokenizer=tokenizer, overwrite=True)
+    with pytest.raises(FormatError, match=r"d\.idx: no such file"):
+        open_index(tmp_path / "d")
+
+
+def test_marks_are_not_doubled():
+    from mconv.train.data.tokenize import marked
+
+    assert marked([1, 5, 2], 1, 2) == [1, 5, 2] and marked([5], 1, 2) == [1, 5, 2] and marked([5], None, None) == [5]
+
+
+def test_an_id_beyond_the_model_is_refused_where_it_is_drawn(tmp_path):
+    """Whatever a record says: with the vocabulary shared among ranks, zeros would stand for it."""
+    from mconv.train.data.loader import batches
+
+    for tokens, labels in (([3, 90], [90, 4]), ([3, 4], [4, 90]), ([-1, 3], [3, 4])):
+        sample = {"tokens": torch.tensor(tokens), "labels": torch.tensor(labels)}
+        next(batches([sample], iter([[0]]), device="cpu", vocab_size=91)) if min(tokens) >= 0 else None
+        with pytest.raises(FormatError, match=r"sample 0 holds token id (90|-1); those of the model are 0 to 89"):
+            next(batches([sample], iter([[0]]), device="cpu", vocab_size=90))
+
+
 def test_training_refuses_ids_that_the_model_lacks(tokenizer, source, tmp_path):
     from mconv.train.data import checks
 
     def check(prefix, *, vocab_size, seq_length):
-        part = checks.Part(name="training", prefixes=[prefix], least=seq_length + 1)
+        part = checks.Part(name="training", prefixes=[prefix])
         checks.check([part], vocab_size=vocab_size, seq_length=seq_length)
 
     record = tokenize([source], tmp_path / "d", tokenizer=tokenizer)

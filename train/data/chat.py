@@ -6,6 +6,7 @@ from enum import IntEnum
 from typing import Any
 
 from mconv.errors import FormatError, MconvError
+from mconv.train.data.text import named
 
 
 class Role(IntEnum):
@@ -72,7 +73,7 @@ def turns(record: Any, keys: Keys, where: str) -> list[Turn]:
     if keys.messages or missing:
         raise FormatError(
             f"{where}: no list of turns under {' or '.join(names)}, and no text under {' and '.join(missing)} "
-            f"(the record has {sorted(record)}); name the fields with --messages-key, or --question-key and --answer-key"
+            f"(the record has {named(record)}); name the fields with --messages-key, or --question-key and --answer-key"
         )
     return [(role, _unicode(record[name], where)) for role, name in wanted.items() if name]
 

@@ -50,9 +50,8 @@ def instruct(
     ends = [f"{kind}{suffix}" for kind in (TEXT, ROLE) for suffix in (".bin", ".idx")] + [f"{TEXT}.mconv.json"]
     with appearing([beside(prefix, end) for end in ends], overwrite=overwrite) as parts:
         said = partial(_said, folder=tokenizer, template=template, bos=known["prepend_bos"], eos=known["append_eod"])
-        counts = _write(
-            in_batches(_conversations(sources, keys or Keys()), said, workers=workers), parts, known, progress
-        )
+        talks = _conversations(sources, keys or Keys())
+        counts = _write(in_batches(talks, said, workers=workers, letters=_letters), parts, known, progress)
         made = Tokenized(**known, **counts, template=template)
         parts[-1].write_text(json.dumps(dataclasses.asdict(made), indent=2) + "\n")
     return made
@@ -63,6 +62,10 @@ def _conversations(sources: Iterable[Path], keys: Keys) -> Iterator[tuple[list[T
     for path in sources:
         for line, where in lines(path):
             yield turns(parsed(line, where), keys, where), where
+
+
+def _letters(conversation: tuple[list[Turn], str]) -> int:
+    return sum(len(text) for _, text in conversation[0])
 
 
 def _said(

@@ -13,12 +13,18 @@ from mconv.errors import MconvError
 
 BATCH = 512
 """Items that are worked on together."""
+FULL = 1 << 22
+"""Letters of them, at which a batch is full before."""
 
 
-def in_batches(items: Iterable[Any], work: Callable[[list[Any]], list[Any]], *, workers: int) -> Iterator[Any]:
-    """`work` over batches of `items`: its results one by one, in the order of the items whatever `workers` is."""
-    items = iter(items)
-    batches = iter(lambda: list(itertools.islice(items, BATCH)), [])
+def in_batches(
+    items: Iterable[Any], work: Callable[[list[Any]], list[Any]], *, workers: int, letters: Callable[[Any], int]
+) -> Iterator[Any]:
+    """`work` over batches of `items`: its results one by one, in the order of the items whatever `workers` is.
+
+    `letters` tells how long an item is: long ones share a batch with fewer others, so that memory is bounded.
+    """
+    batches = _batches(items, letters)
     with ExitStack() as stack:
         results: Iterable[list[Any]] = map(work, batches)
         if workers > 1:
@@ -27,6 +33,19 @@ def in_batches(items: Iterable[Any], work: Callable[[list[Any]], list[Any]], *, 
             pool = stack.enter_context(ProcessPoolExecutor(workers, context))
             results = _in_order(pool, work, batches, 2 * workers)
         yield from itertools.chain.from_iterable(results)
+
+
+def _batches(items: Iterable[Any], letters: Callable[[Any], int]) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    held = 0
+    for item in items:
+        batch.append(item)
+        held += letters(item)
+        if len(batch) == BATCH or held >= FULL:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
 
 
 def _in_order(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mconv.convert.place import sync
 from mconv.errors import ConfigError, FormatError, MconvError
 
 DECIDING = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
@@ -118,6 +119,10 @@ def appearing(outputs: Sequence[Path], *, overwrite: bool) -> Iterator[list[Path
     parts = [path.with_name(f".{path.name}.part") for path in outputs]
     try:
         yield parts
+        for part in parts:
+            sync(part)
+        for path in reversed(outputs):  # a kill from here on leaves less than a whole, and never old beside new
+            path.unlink(missing_ok=True)
         for part, path in zip(parts, outputs, strict=True):
             part.replace(path)
     finally:

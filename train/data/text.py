@@ -7,11 +7,18 @@ import json
 import lzma
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mconv.errors import FormatError, MconvError
+
+LONGEST = 1 << 28
+"""Bytes of a line: without an end to it, a file could fill any memory, however small it is packed."""
+PIECE = 1 << 13
+"""Packed bytes that are unpacked together: at most 256 MiB of what is nothing but repetition."""
+ROWS = 256
+"""Rows of a parquet file that are read together."""
 
 
 def documents(path: Path, *, key: str) -> Iterator[str]:
@@ -21,7 +28,7 @@ def documents(path: Path, *, key: str) -> Iterator[str]:
     """
     if path.suffix == ".parquet" and path.is_file():
         return _parquet(path, key)
-    if ".txt" in path.suffixes[-2:]:
+    if (path.with_suffix("") if path.suffix in PACKED else path).suffix == ".txt":
         return (_plain(line, where) for line, where in lines(path))
     return (_text(line, key, where) for line, where in lines(path))
 
@@ -32,7 +39,11 @@ def lines(path: Path) -> Iterator[tuple[bytes, str]]:
         raise FormatError(f"{path}: no such file")
     try:
         with _open(path) as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
+                if len(line) == LONGEST:
+                    raise FormatError(
+                        f"{path}:{number}: the line is longer than {LONGEST >> 20} MiB; one document a line"
+                    )
                 if line.strip():
                     yield line, f"{path}:{number}"
     except _unpacking_errors() as error:
@@ -66,8 +77,7 @@ def parsed(line: bytes, where: str) -> Any:
 def _text(line: bytes, key: str, where: str) -> str:
     record = parsed(line, where)
     if not isinstance(record, dict) or not isinstance(record.get(key), str):
-        keys = sorted(record) if isinstance(record, dict) else type(record).__name__
-        raise FormatError(f"{where}: no text under {key!r} (the record has {keys}); name the field with --key")
+        raise FormatError(f"{where}: no text under {key!r} (the record has {named(record)}); name the field with --key")
     text: str = record[key]
     try:
         text.encode()
@@ -76,27 +86,74 @@ def _text(line: bytes, key: str, where: str) -> str:
     return text
 
 
+def named(record: Any) -> str:
+    """The fields of a record, or what else it is: for an error, so the first of them."""
+    if not isinstance(record, dict):
+        return type(record).__name__
+    return f"{sorted(record)[:20]}{' and more' * (len(record) > 20)}"
+
+
 def _open(path: Path) -> Any:
     """The file's lines as bytes, unpacked by what its name ends in."""
-    if path.suffix == ".zst":
-        return io.BufferedReader(_optional("zstandard", path).open(path))  # its own reader knows no lines
-    openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
-    return openers.get(path.suffix, open)(path, "rb")
+    return PACKED.get(path.suffix, Path.open)(path, "rb")
+
+
+def _open_zst(path: Path, _: str) -> Any:
+    return io.BufferedReader(_Joined(_frames(path)), 1 << 20)
+
+
+def _frames(path: Path) -> Iterator[bytes]:
+    """What a .zst unpacks to, piece by piece. To the package's own reader, a cut file is one that has ended."""
+    module = _optional("zstandard", path)
+    frame, rest = None, b""
+    with path.open("rb") as file:
+        while packed := rest or file.read(PIECE):
+            frame = frame or module.ZstdDecompressor().decompressobj()
+            yield frame.decompress(packed)
+            rest = frame.unused_data
+            frame = None if frame.eof else frame
+    if frame:
+        raise EOFError("it ends in the middle of a frame")
+
+
+class _Joined(io.RawIOBase):
+    """Pieces of bytes as one file."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._rest = pieces, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        while not self._rest:
+            if (piece := next(self._pieces, None)) is None:
+                return 0
+            self._rest = memoryview(piece)
+        count = min(len(into), len(self._rest))
+        into[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
+
+
+PACKED: dict[str, Callable[[Path, str], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zst}
+"""What unpacks a file, by what its name ends in."""
 
 
 def _parquet(path: Path, key: str) -> Iterator[str]:
     module = _optional("pyarrow.parquet", path)
     try:
         table = module.ParquetFile(path)
-    except (OSError, ValueError) as error:
-        raise FormatError(f"{path}: not a parquet file ({error})") from error
-    if key not in table.schema_arrow.names:
-        raise FormatError(f"{path}: no column {key!r}, only {table.schema_arrow.names}; name it with --key")
-    for batch in table.iter_batches(columns=[key]):
-        for text in batch.column(0).to_pylist():
+        if key not in table.schema_arrow.names:
+            raise FormatError(f"{path}: no column {key!r}, only {table.schema_arrow.names}; name it with --key")
+        texts = (text for batch in table.iter_batches(ROWS, columns=[key]) for text in batch.column(0).to_pylist())
+        for row, text in enumerate(texts):
             if not isinstance(text, str):
-                raise FormatError(f"{path}: column {key!r} holds {text!r}, which is no text")
+                raise FormatError(f"{path}: column {key!r} holds {text!r} in row {row}, which is no text")
             yield text
+    except FormatError:
+        raise
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path}: not a parquet file, or damaged ({error})") from error
 
 
 def _optional(module: str, path: Path) -> Any:

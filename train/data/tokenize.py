@@ -42,17 +42,23 @@ def tokenize(
     with appearing(outputs, overwrite=overwrite) as (data, index, record):
         texts = itertools.chain.from_iterable(documents(path, key=key) for path in sources)
         encode = partial(_encode, folder=tokenizer, bos=known["prepend_bos"], eos=known["append_eod"])
-        counts = _write(in_batches(texts, encode, workers=workers), data, index, known, progress)
+        counts = _write(in_batches(texts, encode, workers=workers, letters=len), data, index, known, progress)
         made = Tokenized(**known, **counts)
         record.write_text(json.dumps(dataclasses.asdict(made), indent=2) + "\n")
     return made
 
 
 def _encode(batch: list[str], *, folder: Path, bos: int | None, eos: int | None) -> list[list[int]]:
-    """Ids of each document of a batch, with its marks; none for an empty document."""
-    ids = load_tokenizer(folder)(batch, add_special_tokens=False, verbose=False)["input_ids"]
-    head, tail = ([] if mark is None else [mark] for mark in (bos, eos))
-    return [[*head, *one, *tail] if one else [] for one in ids]
+    """Ids of each document of a batch, with its marks where it has none; none for an empty document."""
+    coded = load_tokenizer(folder)(batch, add_special_tokens=False, verbose=False)["input_ids"]
+    return [marked(ids, bos, eos) if ids else [] for ids in coded]
+
+
+def marked(ids: list[int], bos: int | None, eos: int | None) -> list[int]:
+    """With BOS before them and EOS behind, which are not doubled."""
+    head = [] if bos in (None, ids[0]) else [bos]
+    tail = [] if eos in (None, ids[-1]) else [eos]
+    return [*head, *ids, *tail]
 
 
 def _write(
