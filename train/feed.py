@@ -22,7 +22,6 @@ from mconv.train.run import Run
 from mconv.train.steps import Batches, Feeds
 
 USES = ("training", "validation", "test")
-WHOLE = "100,0,0"
 STEP = 16
 """Rows of variable length are multiples of this."""
 
@@ -71,13 +70,14 @@ def _feed(run: Run, data: Any, *, consumed: int) -> Batches:
     multiple = math.lcm(STEP, config.tp) if config.variable_seq_lengths else run.seq_length
     return batches(
         data, numbers, device=torch.cuda.current_device(), workers=config.num_workers, multiple=multiple,
-        longest=run.seq_length,
+        longest=run.seq_length, vocab_size=run.spec.vocab_size,
     )  # fmt: skip
 
 
 def _cyclic(made: Sets, seed: int) -> Sets:
     """Training data that is shuffled anew each epoch, if it is not so already."""
-    return made if isinstance(made.train, Shuffled) else replace(made, train=Shuffled(made.train, seed))
+    again = made.train is None or isinstance(made.train, Shuffled)
+    return made if again else replace(made, train=Shuffled(made.train, seed))
 
 
 def _mock(run: Run) -> Sets:
@@ -93,28 +93,29 @@ def _mock(run: Run) -> Sets:
 def _text(run: Run, blends: list[Blend | None], prefixes: list[Path]) -> Sets:
     """Running text, through megatron-core's datasets."""
     config = run.config
-    parts = [use.part(run) for use in _uses(run, blends)]
+    wanted = _samples(run, weighed=bool(blends[0] and blends[0].weights))
+    uses = _uses(run, blends, wanted)
+    parts = [checks.Part(name=use.name, prefixes=use.mix.prefixes, edges=use.edges) for use in uses]
     checks.check(parts, vocab_size=run.spec.vocab_size, seq_length=run.seq_length)
     given = config.eod_token
     apart = _apart(run, eod=lambda wanted_by: checks.end_of_document(prefixes, given=given, wanted_by=wanted_by))
     beside = Path(config.save) / "data-cache" if config.save else prefixes[0].with_name(prefixes[0].name + ".cache")
     built = dataset.datasets(
-        blends[0] if config.data and blends[0] else blends, split=config.split or WHOLE, seq_length=run.seq_length,
-        seed=config.seed, samples=_samples(run, weighed=bool(blends[0] and blends[0].weights)),
-        cache=Path(config.data_cache) if config.data_cache else beside,
+        blends[0] if config.data and blends[0] else blends, split=config.split, seq_length=run.seq_length,
+        seed=config.seed, samples=wanted, cache=Path(config.data_cache) if config.data_cache else beside,
+        mmap=not config.no_mmap_bin_files,
     )  # fmt: skip
     return Sets(*(None if data is None else apart(data) for data in built))
 
 
 def _conversations(run: Run, blends: list[Blend | None], say: Say) -> Sets:
     """Instruction data, through our own."""
-    config, uses = run.config, _uses(run, blends)
+    config, uses = run.config, _uses(run, blends, _samples(run, weighed=True))
     prefixes = dict.fromkeys(prefix for use in uses for prefix in use.mix.prefixes)
     checks.check_conversations(list(prefixes), vocab_size=run.spec.vocab_size)
-    wanted = dict(zip(USES, _samples(run, weighed=True), strict=True))
     made = {
         use.name: instruction.endless(
-            use.mix, use.edges, use.name, samples=wanted[use.name] or 1, seed=config.seed, say=say,
+            use.mix, use.edges, use.name, samples=use.samples or 1, seed=config.seed, say=say,
             seq_length=run.seq_length, scalar_loss_mask=config.scalar_loss_mask, packing=config.packing,
         )
         for use in uses
@@ -128,33 +129,31 @@ class Use:
 
     name: str
     mix: Blend
-    edges: tuple[float, float]
-
-    def part(self, run: Run) -> checks.Part:
-        """The tokens that each prefix must have for it: a sample, or one where it is built and not drawn from."""
-        drawn = self.name != "validation" or run.config.eval_interval or run.config.eval_only
-        least = run.seq_length + 1 if drawn else 1
-        return checks.Part(name=self.name, prefixes=self.mix.prefixes, edges=self.edges, least=least)
+    edges: tuple[float, float] = (0.0, 1.0)
+    samples: int | None
+    """None: the data once through."""
 
 
-def _uses(run: Run, blends: list[Blend | None]) -> list[Use]:
-    """One blend is cut by the split; several are whole."""
+def _uses(run: Run, blends: list[Blend | None], samples: list[int | None]) -> list[Use]:
+    """What is drawn from: one blend is cut by the split, several are whole."""
     if not run.config.data:
-        return [Use(name=name, mix=mix, edges=(0.0, 1.0)) for name, mix in zip(USES, blends, strict=True) if mix]
+        whole = zip(USES, blends, samples, strict=True)
+        return [Use(name=name, mix=mix, samples=count) for name, mix, count in whole if mix and count != 0]
     parts = shares(run.config.split)
     edges = pairwise([0.0, *accumulate(part / sum(parts) for part in parts)])
-    cut = zip(USES, edges, parts, strict=True)
-    return [Use(name=name, mix=mix, edges=edge) for mix in blends if mix for name, edge, part in cut if part]
+    cut = [one for one in zip(USES, edges, parts, samples, strict=True) if one[2] and one[3] != 0]
+    return [Use(name=name, mix=mix, edges=edge, samples=n) for mix in blends if mix for name, edge, _, n in cut]
 
 
 def _samples(run: Run, *, weighed: bool) -> list[int | None]:
-    """Samples for training, validation and test. Without weights a cyclic epoch is the data once through."""
+    """Samples for training, validation and test; 0 of what is not drawn from. Without weights a cyclic epoch is the data
+    once through."""
     config = run.config
     # one more than there are on the way: after the last step
     evaluations = run.iterations // config.eval_interval + 1 if config.eval_interval else int(config.eval_only)
     once = config.eval_iters * config.global_batch_size
-    wanted = None if config.dataloader_type == "cyclic" and not weighed else length(config).samples
-    return [wanted, evaluations * once, once]
+    trained = None if config.dataloader_type == "cyclic" and not weighed else length(config).samples
+    return [0 if config.eval_only else trained, evaluations * once, once]
 
 
 def _apart(run: Run, *, eod: Callable[[str], int]) -> Callable[[Any], Any]:

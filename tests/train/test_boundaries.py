@@ -138,7 +138,7 @@ def test_a_window_holds_within_a_document():
 
 REFUSED = {
     "no record": ({"eod_token": None}, "has no record of how it was tokenized, and reset_position_ids needs"),
-    "another end": ({"eod_token": 5}, "document 0 ends in token 2, not in eod_token 5"),
+    "another end": ({"eod_token": 5}, "document 0 ends in token 2, not in token 5"),
 }
 
 
@@ -147,6 +147,20 @@ def test_documents_without_an_end_are_refused(name, run):
     change, message = REFUSED[name]
     with pytest.raises(ConfigError, match=message):
         jobs.train(**run | RESET | change)
+
+
+def test_files_are_read_without_a_map_of_them_into_memory(run):
+    from mconv.train.config import make
+    from mconv.train.loop import train
+
+    def mapped(**change):
+        seen = []
+        config = make(run | RESET | {"eval_interval": 1, "eval_iters": 1, "split": "80,20,0"} | change)
+        look = lambda _: seen.append(f"{run['data'][0]}.bin" in Path("/proc/self/maps").read_text())  # noqa: E731
+        return seen, train(config, say=lambda line: None, show=look)["losses"]
+
+    (with_map, losses), (without, same) = mapped(), mapped(no_mmap_bin_files=True)
+    assert (with_map, without) == ([True], [False]) and losses == same
 
 
 def test_data_tokenized_without_eod_is_refused(run, tmp_path):

@@ -158,5 +158,10 @@ def test_refusals(name):
         configs.make(NEEDED | fields)
 
 
-def test_evaluating_needs_neither_length_nor_rate():
-    configs.make({"load": "x", "data": ["p"], "eval_only": True, "split": "80,20,0"})
+@pytest.mark.parametrize(
+    "data", [{"data": ["p"], "split": "80,20,0"}, {"data": ["p"], "split": "0,1,0"}, {"test_data": ["p"]}], ids=str
+)
+def test_evaluating_needs_neither_length_nor_rate_nor_what_to_train_on(data):
+    configs.make({"load": "x", "eval_only": True} | data)
+    with pytest.raises(ConfigError):
+        configs.make({"load": "x", "eval_only": True} | data | {"split": "1,0,0"})

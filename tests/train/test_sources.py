@@ -3,6 +3,7 @@
 import gzip
 import lzma
 import os
+import pickle
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_the_index_reader_reads_what_megatron_core_reads(tree, tmp_path):
 
     ours, theirs = open_index(tree / "b/y"), IndexedDataset(str(tree / "b/y"))
     assert len(ours) == len(theirs) and all(np.array_equal(ours[i], theirs[i]) for i in range(len(ours)))
-    assert ours.ends.tolist() == theirs.document_indices[1:].tolist() and ours.highest() == 3
+    assert ours.ends.tolist() == theirs.document_indices[1:].tolist() and ours.extremes() == (3, 3)
     bare = open_index(write(tmp_path / "bare", [[1, 2], [3]], marked=False))  # as the ancestor leaves it
     assert len(bare.ends) == 0 and bare[1].tolist() == [3]
 
@@ -99,8 +100,9 @@ def _poke(at, *value):
 
 
 DAMAGE = {
-    "a length": _poke(34, 7), "a negative length": _poke(37, 255), "a pointer": _poke(34 + 4 * 90 + 8, 99),
+    "a length": _poke(34, 7), "a negative length": _poke(37, 255), "a pointer, by a byte": _poke(34 + 4 * 90 + 8, 21),
     "the dtype": _poke(17, 7), "the version": _poke(9, 2), "the count": _poke(18, 91), "a document": _poke(-8, 1),
+    "the first document": _poke(34 + 12 * 90, 1),
     "nothing behind the header": lambda p: os.truncate(f"{p}.idx", 34),
     "the older magic": _poke(0, *b"TNTIDX\x00\x00"), "half a token": lambda p: os.truncate(f"{p}.bin", 1799),
 }  # fmt: skip
@@ -114,6 +116,18 @@ def test_a_damaged_index_is_refused_by_name(name, tree, tmp_path):
     DAMAGE[name](tmp_path / "d")
     with pytest.raises(FormatError, match=str(tmp_path / "d")):
         open_index(tmp_path / "d")
+
+
+def test_ids_are_read_whole_or_not_at_all(tree, tmp_path, monkeypatch):
+    """A file system may give less than was asked for, and a file may be cut while a run reads it."""
+    shutil.copy(f"{tree / 'b/y'}.idx", tmp_path / "d.idx")
+    shutil.copy(f"{tree / 'b/y'}.bin", tmp_path / "d.bin")
+    found, read = open_index(tmp_path / "d"), os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, into, at: read(file, [into[0][:3]], at))
+    assert found[89].tolist() == [3] * 10
+    os.truncate(tmp_path / "d.bin", 1790)
+    with pytest.raises(FormatError, match=r"d\.bin ends at byte 1790"):
+        found[89]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -137,13 +151,11 @@ def drawn(mix, cache, *, samples=(1000, 0, 0), split="100,0,0"):
     return dataset.datasets(mix, split=split, seq_length=8, seed=1, samples=samples, cache=cache)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def group():
     from mconv.train.model import engine
 
     engine.init(engine.Parallel())
-    yield
-    engine.shutdown()
 
 
 def test_a_blend_has_the_shares_that_it_is_given(tree, tmp_path, group):
@@ -164,6 +176,22 @@ def test_each_use_may_have_prefixes_of_its_own(tree, tmp_path, group):
     assert split == [72, 18, None]
 
 
+def test_what_is_not_drawn_from_may_be_too_small(tree, tmp_path, group):
+    """Nor need a split be written as megatron-core would read it."""
+    names = Blend([tree / "a/z", tree / "b/y"], None)
+    train, valid, test = drawn(names, tmp_path, samples=(9, 0, 0), split="9_9,1,0")
+    assert len(train) == 9 and valid is test is None
+    train, valid, test = drawn(names, tmp_path, samples=(0, 2, 0), split="1e1,1e1,0")
+    assert train is test is None and [len(part.indices) for part in valid.datasets] == [15, 45]
+
+
+def test_a_blend_of_many_and_few_samples_has_them(tmp_path, group):
+    """megatron-core rounds shares up: of these it would draw more from the first prefix than it has made."""
+    names = [write(tmp_path / f"p{n}", [[n + 1] * 20] * 4) for n in range(12)]
+    train, *_ = drawn(Blend(names, [1.0, *[1e-6] * 11]), tmp_path / "c", samples=(9, 0, 0))
+    assert [int(train[n]["tokens"][0]) for n in range(9)].count(1) >= 8
+
+
 def test_the_second_start_finds_the_cache_unless_the_data_changed(tree, tmp_path, group, monkeypatch):
     from megatron.core.datasets import gpt_dataset
 
@@ -177,6 +205,42 @@ def test_the_second_start_finds_the_cache_unless_the_data_changed(tree, tmp_path
     write(tmp_path / "d", [[5] * 9, [5] * 11] * 30)  # as many bytes, other documents
     drawn(Blend([prefix], None), tmp_path / "c")
     assert built == [1, 1]
+
+
+def test_nobody_sees_a_part_of_the_cache(tmp_path, group, monkeypatch):
+    """Killed while the last file is written, or damaged later on; and nothing in it is taken for a pickle."""
+    prefix, cache = write(tmp_path / "d", [[5] * 10] * 60), tmp_path / "c"
+    whole, *_ = drawn(Blend([prefix], None), tmp_path / "other")
+    save = np.save
+
+    def killed(path, array, **options):
+        save(path, array, **options)
+        if "shuffle" in str(path):
+            os.truncate(path, 140)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(np, "save", killed)
+        drawn(Blend([prefix], None), cache)
+    again, *_ = drawn(Blend([prefix], None), cache)
+    assert all(torch.equal(whole[i]["tokens"], again[i]["tokens"]) for i in range(9))
+    file = next(cache.glob("[!.]*/*shuffle*"))
+    for damage in (file.read_bytes()[:-8], pickle.dumps(np.zeros(5))):
+        file.write_bytes(damage)
+        with pytest.raises(FormatError, match=r"shuffle_index\.npy is damaged"):
+            drawn(Blend([prefix], None), cache)
+
+
+def test_a_cache_that_cannot_be_is_refused(tree, tmp_path, group, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"data_cache .*/file cannot be written to"):
+        drawn(Blend([tree / "b/y"], None), tmp_path / "file")
+    with pytest.raises(ConfigError, match="a folder that all nodes share"):
+        from mconv.train.data import cache
+
+        monkeypatch.setattr(cache, "_rank", lambda: 1)
+        monkeypatch.setattr(cache, "from_rank_0", lambda _: (tmp_path / "far", tmp_path / "far", None))
+        cache.cached(lambda at: (at / "x").open(), cache=tmp_path, prefixes=[], told=[])
 
 
 def test_cyclic_is_every_sample_once_an_epoch_at_any_place_and_width():
@@ -226,7 +290,7 @@ def test_a_line_of_text_is_a_document(suffix, tmp_path):
     assert list(documents(path, key="text")) == ["one two", "three\x0bfour\u2028five", "last"]
     folder = jobs.tokenizer_folder(tmp_path / "tokenizer", jobs.texts())
     record = tokenize([path], tmp_path / "d", tokenizer=folder)
-    ids = open_index(tmp_path / "d").tokens
+    ids = open_index(tmp_path / "d").tokens[:]
     assert record.documents == 3 and (ids == record.append_eod).sum() == 3
     path.write_bytes(b"\xff\xfe nothing")
     with pytest.raises(FormatError, match=r"lines\.txt"):

@@ -257,6 +257,9 @@ def test_what_is_measured_is_what_transformers_measures(run):
     right = float((logits.argmax(-1) == labels).float().mean())
     assert measured["loss"] == pytest.approx(loss, abs=1e-5) and 0 < right == pytest.approx(measured["accuracy"])
     assert measured["perplexity"] == pytest.approx(2.718281828459045**loss, rel=1e-4)
+    for alone in ({"data": None, "test_data": run["data"]}, {"split": "0,0,100"}):
+        of_all = jobs.train(**run | EVALUATED | {"split": None} | alone, eval_only=True)
+        assert of_all.keys() & {"validation", "test"} == {"test"} and of_all["test"]["accuracy"] > 0
 
 
 def test_evaluating_alone_measures_what_the_end_of_the_run_did(run, tmp_path):

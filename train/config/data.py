@@ -38,6 +38,9 @@ class Data:
     time around."""
     num_workers: int = 2
     """Threads that read micro batches ahead; 0 reads each when it is due. The batches are the same."""
+    no_mmap_bin_files: bool = False
+    """Read samples from the .bin files one by one, without a map of the files into memory: for file systems on which
+    maps are slow, and where their pages count as the job's memory. The batches are the same."""
     allow_other_tokenizer: bool = False
     """Train although a file of the tokenizer that made the data differs from the checkpoint's."""
 
@@ -53,8 +56,8 @@ class Data:
         if config.data_weights is not None and len(config.data_weights) != len(config.data or []):
             yield f"data_weights has {len(config.data_weights)} weights for {len(config.data or [])} prefixes in data"
         yield from rules.each(
-            config, "split", "three shares such as 98,1,1, the first above 0",
-            lambda split: len(shares(split)) == 3 and min(shares(split)) >= 0 < shares(split)[0],
+            config, "split", "three shares such as 98,1,1" + ", the first above 0" * (not config.eval_only),
+            lambda split: _leaves(shares(split), config.eval_only),
         )  # fmt: skip
         yield from _one_source(config)
 
@@ -70,14 +73,19 @@ def _one_source(config: Any) -> Iterator[str]:
         )
     elif len(given) > 1:
         yield f"{given[0]} and {given[1]} are both set; give one of them (valid_data and test_data go with train_data)"
-    elif apart and config.train_data is None:
+    elif apart and config.train_data is None and not config.eval_only:
         yield f"{apart[0]} is set without train_data; give the prefixes to train on"
-    if config.split is not None and config.train_data is not None:
-        yield "split is for data, and train_data is not split; leave one of them out"
+    if config.split is not None and apart:
+        yield f"split is for data, and {apart[0]} is not split; leave one of them out"
     if config.mock_data and config.split not in (None, "1,1,1"):
         yield f"split is {config.split!r}; mock_data is always split 1,1,1"
     if config.mock_data and config.data_type == "instruction":
         yield "mock_data is running text; data_type instruction needs conversations (mconv data instruct makes them)"
+
+
+def _leaves(parts: list[float], eval_only: bool) -> bool:
+    """Whether a split has something to train on, or only to measure."""
+    return len(parts) == 3 and min(parts) >= 0 < (sum(parts) if eval_only else parts[0])
 
 
 def shares(split: str | None) -> list[float]:

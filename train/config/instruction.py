@@ -21,7 +21,7 @@ class Instruction:
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
         """Broken rules of this section."""
-        yield from rules.not_negative(config, "scalar_loss_mask")
+        yield from rules.each(config, "scalar_loss_mask", "from 0 to 1, which answers have", lambda part: 0 <= part <= 1)
         for name in ("scalar_loss_mask", "packing", "variable_seq_lengths"):
             if getattr(config, name) and config.data_type != "instruction":
                 yield f"{name} is for data_type instruction; data_type is {config.data_type}"

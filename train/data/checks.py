@@ -12,7 +12,10 @@ from mconv.train.data.record import Tokenized, file_digest, read_record
 from mconv.train.data.sources import ROLE, TEXT
 
 LOOKED_AT = 1000
-"""Documents whose last token is looked at, where no record says what it is."""
+"""Documents whose last token is looked at."""
+SCANNED = 1 << 28
+"""Ids that are looked at, spread over a file, where no record says how large they are: each rank reads them. All of them
+are looked at once more when they are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +25,6 @@ class Part:
     name: str
     prefixes: Sequence[Path]
     edges: tuple[float, float] = (0.0, 1.0)
-    least: int
-    """Tokens that must be there: of a whole sample, or one, for what is built and not used."""
 
 
 def check(used: Sequence[Part], *, vocab_size: int, seq_length: int) -> None:
@@ -63,19 +64,21 @@ def _text(prefix: Path, vocab_size: int) -> Iterator[str]:
     twin = prefix.with_name(prefix.name.removesuffix(ROLE) + TEXT + ".bin")
     if prefix.name.endswith(ROLE) and twin.is_file():
         yield f"{prefix} holds the roles of instruction data, not text; set data_type: instruction and leave {ROLE} out"
+    if not len(data.ends):
+        yield f"{prefix} marks no documents, and megatron-core refuses it as running text; tokenize it again"
     yield from unknown_ids(data, vocab_size)
 
 
 def unknown_ids(data: Indexed, vocab_size: int) -> Iterator[str]:
     """A problem if there is an id that the model has no row for."""
     record = read_record(data.prefix)
-    highest = record.max_id if record else data.highest()
+    lowest, highest = (0, record.max_id) if record else data.extremes(most=SCANNED)
     if highest >= vocab_size:
         yield (
             f"{data.prefix} holds token id {highest}, but the model's vocabulary ends at {vocab_size - 1}; "
             "tokenize with the model's own tokenizer"
         )
-    elif not record and data.tokens.dtype.kind == "i" and (lowest := data.lowest()) < 0:
+    if lowest < 0:
         yield f"{data.prefix} holds token id {lowest}; ids begin at 0, so it is damaged or no text"
 
 
@@ -83,7 +86,7 @@ def _long_enough(data: Indexed, part: Part, seq_length: int) -> Iterator[str]:
     """megatron-core splits by sequences, at rounded numbers of them."""
     first, last = (round(len(data) * edge) for edge in part.edges)
     held = int(data.lengths[first:last].sum())
-    if held < part.least:
+    if held < seq_length + 1:
         whole = part.edges == (0.0, 1.0)
         of = f"{held} tokens" if whole else f"{held} tokens of whole documents for {part.name}, after the split"
         yield f"{data.prefix} holds {of}; one sample of seq_length {seq_length} needs one more"
@@ -116,13 +119,17 @@ def _ends(prefix: Path, record: Tokenized | None, given: int | None, wanted_by: 
             f"{prefix} has no record of how it was tokenized, and {wanted_by} needs the token that ends documents; "
             "give it as eod_token"
         )
-    elif not record:
-        data = open_index(prefix)
-        ends = data.ends if len(data.ends) else range(1, len(data) + 1)
-        for number, end in enumerate(map(int, ends[:LOOKED_AT])):
-            if end and data.lengths[end - 1] and data[end - 1][-1] != given:
-                yield f"{prefix}: document {number} ends in token {data[end - 1][-1]}, not in eod_token {given}"
-                return
+    else:
+        yield from _other_ends(open_index(prefix), record.append_eod if record else given)
+
+
+def _other_ends(data: Indexed, wanted: int | None) -> Iterator[str]:
+    """A problem if one of the first documents does not end in `wanted`, whoever says that they do."""
+    ends = data.ends if len(data.ends) else range(1, len(data) + 1)
+    for number, end in enumerate(map(int, ends[:LOOKED_AT])):
+        if end and data.lengths[end - 1] and (last := data[end - 1][-1]) != wanted:
+            yield f"{data.prefix}: document {number} ends in token {last}, not in token {wanted}"
+            return
 
 
 def same_tokenizer(prefixes: Sequence[Path], files: Sequence[Path]) -> None:

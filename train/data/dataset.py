@@ -1,39 +1,60 @@
 """megatron-core's GPTDataset over `.bin/.idx` prefixes: its samples, with documents kept apart where that is asked."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mconv.errors import FormatError
+from mconv.train.config.data import shares
+from mconv.train.data.cache import cached
+from mconv.train.data.index import Tokens
 from mconv.train.data.sources import Blend
-from mconv.train.mcore import BlendedMegatronDatasetBuilder, GPTDataset, GPTDatasetConfig
+from mconv.train.mcore import BlendedMegatronDatasetBuilder, GPTDataset, GPTDatasetConfig, IndexedDataset
 
-EDGE = 1 << 20
-"""Bytes at either end of an index by which it is known again."""
+SURPLUS = 0.005
+"""Samples that megatron-core makes of each prefix beyond its share, as a part of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Tokenizer:
-    """What GPTDataset asks of a tokenizer: nothing is padded (-1 is no token's id), and `eod` is not used.
+    """What GPTDataset asks of a tokenizer: neither number is a token's, since nothing is padded and `eod` is not used."""
 
-    It is also the one part of the cache's key that is ours to say: `data` keeps an index of other data, made under the
-    same names, from being taken for this one's.
-    """
-
-    data: str
-    pad: int = -1
+    pad: int = -(1 << 62)
     eod: int = -2
     vocab_size: int | None = None
     """None: the width of the file's ids is what its index says, not what a vocabulary suggests."""
 
     @property
     def unique_identifiers(self) -> dict[str, Any]:
-        return {"class": "mconv", "data": self.data}
+        return {"class": "mconv"}
+
+
+class Text(GPTDataset):
+    """megatron-core's samples, each of them whole."""
+
+    @staticmethod
+    def build_low_level_dataset(dataset_path: str, config: Any) -> Any:
+        """The tokens, which it reads through a map of the file into memory or, where that is not wanted, we do."""
+        data = IndexedDataset(dataset_path, mmap=config.mmap_bin_files)
+        if not config.mmap_bin_files:
+            data.bin_reader = Tokens(Path(f"{dataset_path}.bin"), data.index.dtype)
+        return data
+
+    def __getitem__(self, idx: Any) -> dict[str, Tensor]:
+        sample: dict[str, Tensor] = super().__getitem__(idx)
+        if not sample["loss_mask"].all():
+            raise FormatError(
+                f"{self.dataset_path}: sample {idx} is shorter than seq_length: data or index files have changed under "
+                "the run; start again, with another data_cache"
+            )
+        return sample
 
 
 def datasets(
@@ -44,29 +65,39 @@ def datasets(
     seed: int,
     samples: Sequence[int | None],
     cache: Path,
+    mmap: bool = True,
 ) -> list[Any]:
-    """Datasets for training, validation and test, None where there is none; each of at least `samples` samples.
+    """Datasets for training, validation and test, each of at least `samples` samples; None where that is 0.
 
     One blend is cut by `split`, three are one for each use. All ranks call it: rank 0 builds the index files under
     `cache`, the others wait and read them; a second start finds them there. `samples` of None is one epoch.
     """
-    whole = isinstance(blends, Blend)
-    given = [blends] if isinstance(blends, Blend) else [blend for blend in blends if blend]
-    mixes = [_mix(blends)] if isinstance(blends, Blend) else [blend and _mix(blend) for blend in blends]
+    asked = [blends] * len(samples) if isinstance(blends, Blend) else blends
+    drawn = [mix if count != 0 else None for mix, count in zip(asked, samples, strict=True)]
+    surplus = max(_surplus(mix, count or 0) for mix, count in zip(drawn, samples, strict=True))
+    told: dict[str, Any] = {"random_seed": seed, "sequence_length": seq_length, "mid_level_dataset_surplus": surplus}
+    if isinstance(blends, Blend):
+        # in a form that it does not read otherwise than we do
+        told |= {"blend": _mix(blends), "split": ",".join(map(np.format_float_positional, shares(split)))}
+    else:
+        told |= {"blend_per_split": [mix and _mix(mix) for mix in drawn]}
+    build = partial(_build, told=told, samples=list(samples), mmap=mmap)
+    prefixes = dict.fromkeys(prefix for mix in drawn if mix for prefix in mix.prefixes)
+    built: list[Any] = cached(build, cache=cache, prefixes=list(prefixes), told=[told, list(samples)])
+    return built
+
+
+def _build(at: Path, *, told: dict[str, Any], samples: list[int | None], mmap: bool) -> list[Any]:
+    """megatron-core's builder, with its index files in the folder `at`."""
     config = GPTDatasetConfig(
-        random_seed=seed,
-        sequence_length=seq_length,
-        blend=mixes[0] if whole else None,
-        blend_per_split=None if whole else mixes,
-        split=split if whole else None,
-        path_to_cache=str(cache),
-        tokenizer=_Tokenizer(_known_by([prefix for blend in given for prefix in blend.prefixes])),
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-    )
-    built: list[Any] = BlendedMegatronDatasetBuilder(GPTDataset, list(samples), lambda: True, config).build()
+        **told, path_to_cache=str(at), tokenizer=_Tokenizer(), mmap_bin_files=mmap, reset_position_ids=False,
+        reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False,
+    )  # fmt: skip
+    if config.split_matrix:  # a share that nobody draws from may be too small for a sample
+        config.split_matrix = [
+            edges if count != 0 else None for edges, count in zip(config.split_matrix, samples, strict=True)
+        ]
+    built: list[Any] = BlendedMegatronDatasetBuilder(Text, samples, lambda: True, config).build()
     return built
 
 
@@ -75,17 +106,17 @@ def _mix(blend: Blend) -> tuple[list[str], list[float] | None]:
     return [str(prefix) for prefix in blend.prefixes], blend.weights if len(blend.prefixes) > 1 else None
 
 
-def _known_by(prefixes: Sequence[Path]) -> str:
-    """A digest that changes when a prefix is written anew: of sizes, and of both ends of each index."""
-    digest = hashlib.sha256()
-    for prefix in prefixes:
-        index = prefix.with_name(prefix.name + ".idx")
-        digest.update(f"{prefix.with_name(prefix.name + '.bin').stat().st_size} {index.stat().st_size}".encode())
-        with index.open("rb") as file:
-            digest.update(file.read(EDGE))
-            file.seek(max(0, index.stat().st_size - EDGE))
-            digest.update(file.read(EDGE))
-    return digest.hexdigest()
+def _surplus(mix: Blend | None, samples: int) -> float:
+    """What keeps megatron-core from drawing more of a prefix than it has made, where many are blended to few samples.
+
+    It rounds each prefix's share of the samples up, and then draws its share of the sum of these.
+    """
+    if not samples or mix is None or mix.weights is None:
+        return SURPLUS
+    share = np.asarray(mix.weights) / sum(mix.weights)
+    made = np.ceil(samples * share)
+    drawn = np.floor(share * (made.sum() - 1)) + 1
+    return max(SURPLUS, float((drawn / made).max()) - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """A `.bin/.idx` pair as it lies on disk: any program's, checked before it is believed."""
 
+import os
 import struct
-from collections.abc import Iterator
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,41 +19,66 @@ DTYPES: dict[int, type[np.generic]] = {
     1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16,
 }  # fmt: skip
 """Integer types by their code in the file; 6 and 7 are floats, of which no program makes tokens."""
-CHUNK = 1 << 26
+CHUNK = 1 << 24
 """Tokens looked at together."""
+
+
+class Tokens:
+    """The ids of a .bin, read where they are asked for: nothing is mapped into memory, and a short read is an error.
+
+    megatron-core's reader without a map takes what a single read gives, and leaves the rest of its array as it was.
+    """
+
+    def __init__(self, path: Path, dtype: type[np.generic]) -> None:
+        self.path, self.dtype = path, np.dtype(dtype)
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        self.bytes = os.fstat(self._file).st_size
+
+    def __len__(self) -> int:
+        return self.bytes // self.dtype.itemsize
+
+    def __getitem__(self, part: slice) -> npt.NDArray[np.integer]:
+        start, stop, _ = part.indices(len(self))
+        return self.read(self.dtype, max(0, stop - start), start * self.dtype.itemsize)
+
+    def read(self, dtype: npt.DTypeLike, count: int | np.integer, offset: int | np.integer) -> npt.NDArray[np.integer]:
+        """`count` ids from byte `offset` on: megatron-core's call. Raises FormatError where the file has fewer."""
+        found = np.empty(int(count), dtype)
+        missing, at = found.view(np.uint8).data, int(offset)
+        while missing:
+            got = os.preadv(self._file, [missing], at)
+            if not got:
+                raise FormatError(f"{self.path} ends at byte {at}, in the middle of a sample: it was cut short meanwhile")
+            missing, at = missing[got:], at + got
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Indexed:
-    """Sequences of token ids, mapped into memory."""
+    """Sequences of token ids: what the index says of them, and where they are read."""
 
     prefix: Path
     lengths: npt.NDArray[np.int32]
     """Tokens of each sequence."""
     starts: npt.NDArray[np.int64]
-    """First token of each sequence in `tokens`."""
+    """First byte of each sequence in the .bin."""
     ends: npt.NDArray[np.int64]
     """Sequences before the end of each document; empty where the writer marked no documents, as the ancestor did."""
-    tokens: npt.NDArray[np.integer]
+    tokens: Tokens
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, number: int) -> npt.NDArray[np.integer]:
-        start = self.starts[number]
-        return self.tokens[start : start + self.lengths[number]]
+        return self.tokens.read(self.tokens.dtype, self.lengths[number], self.starts[number])
 
-    def highest(self) -> int:
-        """The largest id."""
-        return max((int(part.max()) for part in self.parts()), default=-1)
-
-    def lowest(self) -> int:
-        """The smallest id."""
-        return min((int(part.min()) for part in self.parts()), default=0)
-
-    def parts(self) -> Iterator[npt.NDArray[np.integer]]:
-        """All tokens, in pieces that fit into memory."""
-        return (self.tokens[start : start + CHUNK] for start in range(0, len(self.tokens), CHUNK))
+    def extremes(self, *, most: int | None = None) -> tuple[int, int]:
+        """The smallest and the largest id: of all, or of parts spread over the file that have `most` ids or so."""
+        starts = range(0, len(self.tokens), CHUNK)
+        step = max(1, len(starts) * CHUNK // most) if most else 1
+        parts = [self.tokens[start : start + CHUNK] for start in starts[::step]]
+        return min((int(part.min()) for part in parts), default=0), max((int(part.max()) for part in parts), default=-1)
 
 
 def open_index(prefix: Path) -> Indexed:
@@ -68,13 +94,14 @@ def open_index(prefix: Path) -> Indexed:
             f"{index} is empty or damaged: {index.stat().st_size} bytes, its header says {HEADER + sum(sizes)}"
         )
     body = np.memmap(index, dtype=np.uint8, mode="r", offset=HEADER)
-    lengths, pointers, ends = np.split(body, np.cumsum(sizes)[:2])
-    width = np.dtype(dtype).itemsize
+    lengths, starts, ends = np.split(body, np.cumsum(sizes)[:2])
     found = Indexed(
-        prefix=prefix, lengths=lengths.view(np.int32), starts=pointers.view(np.int64) // width,
-        ends=ends.view(np.int64)[1:], tokens=_tokens(data, dtype),
+        prefix=prefix, lengths=lengths.view(np.int32), starts=starts.view(np.int64), ends=ends.view(np.int64)[1:],
+        tokens=Tokens(data, dtype),
     )  # fmt: skip
-    _check(found, index, data)
+    _check(found, index)
+    if not documents or ends.view(np.int64)[0] != 0:
+        raise FormatError(f"{index} is damaged: its documents do not begin at 0; tokenize again")
     return found
 
 
@@ -92,23 +119,15 @@ def _header(index: Path) -> tuple[type[np.generic], int, int]:
     return DTYPES[code], sequences, documents
 
 
-def _tokens(data: Path, dtype: type[np.generic]) -> npt.NDArray[np.integer]:
-    if data.stat().st_size % np.dtype(dtype).itemsize:
-        raise FormatError(f"{data}: {data.stat().st_size} bytes are no whole number of {np.dtype(dtype)}")
-    return np.memmap(data, dtype=dtype, mode="r") if data.stat().st_size else np.zeros(0, dtype)
-
-
-def _check(found: Indexed, index: Path, data: Path) -> None:
+def _check(found: Indexed, index: Path) -> None:
     """The sequences must lie one behind the other and fill the file: what reads them does not look again."""
-    total = np.cumsum(found.lengths, dtype=np.int64)
+    ids, width = found.tokens, found.tokens.dtype.itemsize
+    after = np.cumsum(found.lengths, dtype=np.int64) * width
     if found.lengths.min() < 0:
         raise FormatError(f"{index} is damaged: a sequence has a negative length; tokenize again")
-    if not np.array_equal(found.starts, np.concatenate([[0], total[:-1]])):
+    if found.starts[0] != 0 or not np.array_equal(found.starts[1:], after[:-1]):
         raise FormatError(f"{index} is damaged: its sequences do not lie one behind the other; tokenize again")
-    if total[-1] != len(found.tokens):
-        width = found.tokens.itemsize
-        raise FormatError(
-            f"{data} has {len(found.tokens) * width} bytes, its index says {int(total[-1]) * width}; tokenize again"
-        )
+    if after[-1] != ids.bytes:
+        raise FormatError(f"{ids.path} has {ids.bytes} bytes, its index says {int(after[-1])}; tokenize again")
     if len(found.ends) and (found.ends[-1] != len(found) or (np.diff(found.ends, prepend=0) < 0).any()):
         raise FormatError(f"{index} is damaged: its documents are out of order; tokenize again")

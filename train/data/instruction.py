@@ -44,7 +44,7 @@ def open_conversations(prefix: Path) -> Conversations:
             f"{role.prefix}: conversation {at} has {role.lengths[at]} roles, and {text.lengths[at]} tokens in "
             f"{text.prefix.name}; make both again"
         )
-    lowest, highest = role.lowest(), role.highest()
+    lowest, highest = role.extremes()
     if lowest < min(Role) or highest > max(Role):
         wrong = lowest if lowest < min(Role) else highest
         raise FormatError(f"{role.prefix}: role {wrong} is none of 0 system, 1 prompter, 2 assistant; make it again")

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mconv.errors import FormatError
+
 AHEAD = 2
 """Micro batches that each thread is ahead."""
 
@@ -61,14 +63,16 @@ def batches(
     workers: int = 0,
     multiple: int = 1,
     longest: int | None = None,
+    vocab_size: int | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Micro batches on `device`: tokens, labels, loss_mask, position_ids and, where asked, documents, each [b s].
 
     Samples wrap round at the end of the dataset. Shorter ones are padded with zeros, loss mask included, to the
     longest of their batch, rounded up to a `multiple` but not beyond `longest`. `workers` threads read ahead: most of
     the work is copying out of a memory map, which needs no interpreter, and threads need no second copy of the process.
+    Raises FormatError at an id beyond `vocab_size`, in whose place ranks that share the vocabulary would have zeros.
     """
-    read = partial(_read, dataset, multiple=multiple, longest=longest)
+    read = partial(_read, dataset, multiple=multiple, longest=longest, vocab_size=vocab_size)
     if not workers:
         yield from (_moved(read(wanted), device) for wanted in numbers)
         return
@@ -83,13 +87,26 @@ def batches(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _read(dataset: Any, wanted: list[int], *, multiple: int, longest: int | None) -> dict[str, Tensor]:
+def _read(
+    dataset: Any, wanted: list[int], *, multiple: int, longest: int | None, vocab_size: int | None
+) -> dict[str, Tensor]:
     """Zeros are enough for padding: nothing before it sees it, and by its place, not by its id, it has no loss."""
     samples = [dataset[number % len(dataset)] for number in wanted]
+    if vocab_size is not None:
+        _check_ids(samples, wanted, vocab_size)
     needed = max(len(sample["tokens"]) for sample in samples)
     length = min(-(-needed // multiple) * multiple, longest or 1 << 62)
     names = [name for name, value in samples[0].items() if isinstance(value, Tensor)]
     return {name: torch.stack([_padded(sample[name], length) for sample in samples]) for name in names}
+
+
+def _check_ids(samples: list[dict[str, Tensor]], numbers: list[int], vocab_size: int) -> None:
+    """The checks before the first step look at all ids only where the data is not large."""
+    for number, sample in zip(numbers, samples, strict=True):
+        lowest, highest = torch.cat([sample["tokens"], sample["labels"][-1:]]).aminmax()
+        if lowest < 0 or highest >= vocab_size:
+            bad = int(lowest if lowest < 0 else highest)
+            raise FormatError(f"sample {number} holds token id {bad}; those of the model are 0 to {vocab_size - 1}")
 
 
 def _padded(row: Tensor, length: int) -> Tensor:

@@ -1,0 +1,94 @@
+"""Index files of datasets, made once: beside their place, which they get when they are whole."""
+
+import contextlib
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+from mconv.convert.place import sync
+from mconv.errors import ConfigError, FormatError, MconvError
+from mconv.train.parallel import from_rank_0
+
+PIECE = 1 << 24
+"""Bytes of an index that are read together."""
+
+
+def cached(make: Callable[[Path], Any], *, cache: Path, prefixes: Sequence[Path], told: Any) -> Any:
+    """What `make` builds, with its index files in a folder under `cache` of which nobody sees a part.
+
+    All ranks call it: rank 0 writes the files, the others wait and read them. A second start with the same `prefixes`
+    and the same `told` (plain values) finds them there, unless the data was written anew. Raises ConfigError where the
+    folder cannot be used.
+    """
+    at, whole, problem = from_rank_0(_begin(cache, prefixes, told) if _rank() == 0 else None)
+    if problem:
+        raise problem
+    try:
+        made = make(at)
+    except FileNotFoundError as error:
+        if _rank() == 0:
+            raise
+        raise ConfigError(
+            f"data_cache {cache}: rank {_rank()} does not find there what rank 0 has written; name a folder that all "
+            "nodes share"
+        ) from error
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    if _rank() == 0 and at != whole:
+        _settle(at, whole)
+    return made
+
+
+def _begin(cache: Path, prefixes: Sequence[Path], told: Any) -> tuple[Path, Path, MconvError | None]:
+    """(folder to use, folder where it belongs, what is wrong): the same one where an earlier start has filled it."""
+    whole = cache / _key(prefixes, told)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        if whole.is_dir():
+            return whole, whole, _unsound(whole)
+        return Path(tempfile.mkdtemp(prefix=f".{whole.name}.", dir=cache)), whole, None
+    except OSError as error:
+        problem = ConfigError(f"data_cache {cache} cannot be written to: {error.strerror}; name another folder")
+        return whole, whole, problem
+
+
+def _key(prefixes: Sequence[Path], told: Any) -> str:
+    """A name that changes with what is asked for, and when a prefix is written anew with documents of other lengths."""
+    digest = hashlib.sha256(json.dumps([*map(str, prefixes), told]).encode())
+    for prefix in prefixes:
+        file = xxhash.xxh3_128()
+        with prefix.with_name(prefix.name + ".idx").open("rb") as index:
+            while piece := index.read(PIECE):
+                file.update(piece)
+        digest.update(file.digest())
+    return digest.hexdigest()[:32]
+
+
+def _unsound(folder: Path) -> MconvError | None:
+    """What is wrong with index files that are there; what is none, megatron-core would take for a pickle."""
+    for path in sorted(folder.glob("*.npy")):
+        try:
+            np.lib.format.open_memmap(path, mode="r")
+        except (ValueError, OSError) as error:
+            return FormatError(f"{path} is damaged ({error}); remove {folder}, and it is made anew")
+    return None
+
+
+def _settle(at: Path, whole: Path) -> None:
+    """Give a folder its name, once the disk holds it. Where another run was faster, ours stays: ranks read from it."""
+    at.chmod(0o755)  # as any other folder, which a temporary one is not
+    for path in [*at.iterdir(), at]:
+        sync(path)
+    with contextlib.suppress(OSError):
+        at.rename(whole)
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
