@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnknownOptionError
 
 import mconv
 from mconv.errors import MconvError
@@ -32,8 +32,19 @@ COMMANDS = {
         "bit for bit; then what they compute: a Hugging Face folder runs in transformers, a Megatron checkpoint in "
         "megatron-core's own GPTModel on tp x pp real ranks. Where they differ, it says in which layer, and why.",
     ),
-    "plan": ("mconv.cli.train_plan:plan", "What a training run asks for: memory, parameters, steps, days."),
-    "train": ("mconv.cli.train:train", "Finetune on megatron-core."),
+    "plan": (
+        "mconv.cli.train_plan:plan",
+        "What a training run asks for: memory, parameters, steps, days.\n\nCONFIG, variables and flags are those of "
+        "mconv train. Nothing is started and no weights are read. What a plan does not depend on (data, the learning "
+        "rate) may be left out, and the length of the run, too.",
+    ),
+    "train": (
+        "mconv.cli.train:train",
+        "Train on megatron-core.\n\nEach field below is a line of CONFIG, a YAML file (seq_length: 4096), a variable "
+        "(MCONV_TRAIN_SEQ_LENGTH=4096) and a flag (--seq-length 4096): a flag wins over a variable, a variable over "
+        "the file. Under torchrun or srun the command joins the ranks that are there; otherwise it starts them itself on "
+        "this machine. Exit code 0: trained, or stopped in order; 1: a check or a guard said no; 2: it could not be.",
+    ),
     "doctor": ("mconv.cli.doctor:doctor", "What this machine can do for a run."),
     "plot": ("mconv.cli.plot:plot", "Loss, learning rate, gradient norm and throughput of runs, Megatron-LM's too."),
     "push": ("mconv.cli.hub:push", "Publish a model folder on the Hub."),
@@ -58,6 +69,9 @@ def run(argv: list[str]) -> int:
     try:
         code = app(argv, exit_on_error=False, print_error=True, result_action="return_value")
         return code if isinstance(code, int) else 0
+    except UnknownOptionError as error:
+        _advise(error)
+        return 2
     except CycloptsError:
         return 2
     except MconvError as error:
@@ -76,3 +90,13 @@ def run(argv: list[str]) -> int:
     except Exception:  # a fault of ours: shown whole, and never taken for the verdict "checked, and wrong" (1)
         traceback.print_exc()
         return 2
+
+
+def _advise(error: UnknownOptionError) -> None:
+    """What another program's flag of training is called here."""
+    if error.command_chain and error.command_chain[-1] in ("train", "plan"):
+        from mconv.train.config.theirs import advice
+
+        flag = error.token.keyword or error.token.value
+        if said := advice(flag):
+            print(f"mconv: {flag}: {said}", file=sys.stderr)

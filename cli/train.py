@@ -2,13 +2,17 @@
 
 import dataclasses
 import inspect
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Union
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
-from mconv.errors import CheckFailed
-from mconv.train.config import TrainConfig, help_of, is_list, make, read_yaml
+from mconv.errors import CheckFailed, MconvError
+from mconv.train.config import PREFIX, SECTIONS, TrainConfig, help_of, is_list, make, read_environment, read_yaml
 
 
 def work(payload: dict[str, Any]) -> dict[str, Any]:
@@ -18,15 +22,27 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
     from mconv.train.loop import train as run
 
     made = make(payload)
-    with view(length(made).iterations) as (say, show):
+    with view(length(made).iterations) as (say, show), _room():
         return run(made, say=say, show=show)
 
 
-def _train(config: Path | None = None, /, **flags: Any) -> int:
-    """Finetune a checkpoint on megatron-core.
+@contextmanager
+def _room() -> Iterator[None]:
+    """Where memory does not do, say what would ask for less."""
+    import torch
 
-    Every field below is a line of CONFIG (a YAML file) as well; a flag wins over the file. Under torchrun or srun the
-    command joins the ranks that are there; otherwise it starts them itself on this machine.
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        what = str(error).partition(". ")[0]
+        raise MconvError(
+            f"{what}. mconv plan tells what a run asks for; less: a smaller micro_batch_size or seq_length, "
+            "recompute_granularity, more tp or pp, distributed_optimizer with more replicas, bf16"
+        ) from error
+
+
+def _train(config: Path | None = None, /, **flags: Any) -> int:
+    """Train on megatron-core.
 
     Parameters
     ----------
@@ -35,18 +51,27 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
     """
     from mconv.cli import gate
     from mconv.train.launch.chain import guarded
-    from mconv.train.launch.ranks import joined, run
+    from mconv.train.launch.ranks import check_environment, run
 
-    given = {name: value for name, value in flags.items() if value is not None}
-    made = make({**(read_yaml(config) if config else {}), **given})
+    check_environment()
+    made = make(told(config, flags))
     with gate.one_world(made), guarded(made):
         if made.verify_first and not gate.before_training(made):
             raise CheckFailed  # the verdict is said
         nproc, well = made.nproc_per_node or made.tp * made.pp, made.save is not None
         result = run("mconv.cli.train:work", dataclasses.asdict(made), nproc=nproc, stops_well=well)
-    if not joined():
+    if os.environ.get("RANK", "0") == "0":
         _end(result)
     return 0
+
+
+def told(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """What a run is told: lines of the file, over them variables of the environment, which are said, over them flags."""
+    file, environment = read_yaml(config) if config else {}, read_environment(os.environ)
+    given = {name: value for name, value in flags.items() if value is not None}
+    for name in sorted(environment.keys() - given.keys()) if os.environ.get("RANK", "0") == "0" else ():
+        print(f"{name} {environment[name]} from {PREFIX}{name.upper()}", file=sys.stderr)
+    return {**file, **environment, **given}
 
 
 def _end(result: dict[str, Any]) -> None:
@@ -56,27 +81,38 @@ def _end(result: dict[str, Any]) -> None:
         print(f"saved {result['saved']}")
 
 
-def _parameter(field: "dataclasses.Field[Any]") -> inspect.Parameter:
+def _parameter(field: "dataclasses.Field[Any]", group: Group) -> inspect.Parameter:
     """A flag for a field: not given is None, so that the file's value, or the field's default, stands."""
     default = "" if field.default in (None, False, dataclasses.MISSING) else f" [default: {field.default}]"
-    names = {"bf16": "--fp32"} if field.type is bool else {}
-    meta = Parameter(help=help_of()[field.name] + default, negative=names.get(field.name, ()), show_default=False)
-    if is_list(field.type):
-        meta = Parameter(help=meta.help, consume_multiple=True, negative=(), show_default=False)
+    negative = "--fp32" if field.name == "bf16" else ()
+    meta = Parameter(
+        help=help_of()[field.name] + default, negative=negative, show_default=False, group=group,
+        consume_multiple=is_list(field.type) or None,
+    )  # fmt: skip
     kind: Any = Union[field.type, None]  # noqa: UP007 (the type is a value here)
     return inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind, meta],
-    )
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, meta]
+    )  # fmt: skip
+
+
+def _flags() -> list[inspect.Parameter]:
+    """One for each field of TrainConfig, a section's together under what it is about."""
+    groups = {name: Group(_about(section), sort_key=number) for number, section in enumerate(SECTIONS)
+              for name in section.__annotations__}  # fmt: skip
+    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    return [_parameter(fields[name], group) for name, group in groups.items()]
+
+
+def _about(section: type) -> str:
+    """A section's first line, up to its colon."""
+    return (section.__doc__ or "").splitlines()[0].partition(":")[0].rstrip(".")
 
 
 def with_fields(function: Any, name: str) -> Any:
     """A command with a keyword for each field of TrainConfig in its signature, where cyclopts looks for flags."""
     given = inspect.signature(function).parameters.values()
     own = [parameter for parameter in given if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
-    flags = [_parameter(field) for field in dataclasses.fields(TrainConfig)]
+    flags = _flags()
     function.__signature__ = inspect.Signature([*own, *flags], return_annotation=int)
     function.__annotations__ = {p.name: p.annotation for p in (*own, *flags)} | {"return": int}
     function.__name__ = name

@@ -9,8 +9,8 @@ from cyclopts import Parameter
 from rich.filesize import decimal
 
 from mconv.cli import options as o
-from mconv.cli.train import with_fields
-from mconv.train.config import make, read_yaml
+from mconv.cli.train import told, with_fields
+from mconv.train.config import make
 
 if TYPE_CHECKING:
     from mconv.train.estimate.plan import Plan
@@ -33,10 +33,7 @@ def _plan(
     json: o.Json = False,
     **flags: Any,
 ) -> int:
-    """What a run asks for: parameters and memory of each rank, steps, samples, operations, days.
-
-    CONFIG and the flags are those of `mconv train`. Nothing is started and no weights are read. What a plan does not
-    depend on (data, the learning rate) may be left out, and the length of the run, too.
+    """What a run asks for.
 
     Parameters
     ----------
@@ -48,8 +45,7 @@ def _plan(
         return 0
     from mconv.train.estimate.plan import plan
 
-    given = {name: value for name, value in flags.items() if value is not None}
-    values, known = _filled({**(read_yaml(config) if config else {}), **given})
+    values, known = _filled(told(config, flags))
     pace = {"tokens_per_second": tokens_per_second, "tflops": tflops}
     made = plan(make(values), world=world_size, endless=not known, **pace)
     if json:

@@ -185,13 +185,24 @@ def _join() -> None:
     rank, size = world()
     timeout = datetime.timedelta(minutes=_timeout_minutes())
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(_device())
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if size == 1 and "MASTER_PORT" not in os.environ:
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     else:
         torch.distributed.init_process_group(backend, rank=rank, world_size=size, timeout=timeout)
+
+
+def _device() -> int:
+    """This rank's GPU: the one of its number on this machine; under srun perhaps the only one that it sees.
+
+    Raises LayoutError where there are fewer than the ranks that torchrun started.
+    """
+    local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if (ranks := int(os.environ.get("LOCAL_WORLD_SIZE", "0"))) > count:
+        raise LayoutError(f"{ranks} ranks on this machine, which has {count} GPUs: start no more than one for each")
+    return local % count
 
 
 def shutdown() -> None:

@@ -142,7 +142,10 @@ def _saver(config: TrainConfig, begun: Beginning) -> Saver | None:
 
 
 def _check_folders(config: TrainConfig) -> None:
-    """Folders that cannot be made are refused before the first step, not after the last."""
+    """Folders that cannot be made are refused before the first step, not after the last; so is the model's own."""
+    published = config.load and (Path(config.load) / "config.json").is_file()
+    if published and config.save and not _is_elsewhere(Path(str(config.load)), Path(config.save)):
+        raise ConfigError(f"save is {config.save}, the Hugging Face folder that load names; give another folder")
     for name in ("save", "data_cache", "tensorboard_dir", "wandb_save_dir", "trigger_dir"):
         if wanted := getattr(config, name):
             try:

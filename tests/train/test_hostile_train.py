@@ -131,6 +131,8 @@ def test_values_that_cannot_work_are_refused(change):
 
 
 def test_a_save_folder_that_cannot_be(base, fields, tmp_path):
+    with pytest.raises(MconvError, match="the Hugging Face folder that load names"):
+        jobs.train(**{**fields, "save": fields["load"]})
     (tmp_path / "file").write_text("")
     with pytest.raises(MconvError):
         jobs.train(**fields, save=str(tmp_path / "file" / "run"))

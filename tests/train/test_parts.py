@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -56,15 +55,15 @@ def test_yaml_is_read_and_unknown_fields_are_named(tmp_path):
     (tmp_path / "c.yaml").write_text("load: x\nlearning_rate: 1\nmicro-batch-size: 4\n")
     with pytest.raises(ConfigError) as caught:
         configs.read_yaml(tmp_path / "c.yaml")
-    assert "unknown field 'learning_rate'" in str(caught.value)
+    assert "unknown field 'learning_rate'; here it is lr" in str(caught.value)
     assert "'micro-batch-size'; did you mean 'micro_batch_size'?" in str(caught.value)
 
 
 BAD = {
     "lr_warmup_iters": (10, "must be less than"), "lr": (0.0, "more than 0"), "min_lr": (2.0, "at least min_lr"),
-    "split": ("1,2", "three shares"), "eval_interval": (5, "no share for validation"), "tp": (True, "expected int"),
+    "split": ("1,2", "three shares"), "eval_interval": (5, "without split there is no validation"), "tp": (True, "a whole number"),
     "save_interval": (5, "needs save"), "data_weights": ([1.0, 2.0], "2 weights for 1 prefixes"), "data": ([], "prefix"),
-    "lr_decay_style": ("cos", "expected Literal"), "train_iters": (1.5, "expected int"), "bf16": (1, "expected bool"),
+    "lr_decay_style": ("cos", "one of cosine"), "train_iters": (1.5, "a whole number"), "bf16": (1, "true or false"),
     "micro_batch_size": (0, "at least 1"), "adam_beta2": (1.0, "less than 1"), "load": (None, "load is not set"),
 }  # fmt: skip
 
@@ -93,12 +92,6 @@ def test_flags_win_over_the_file(tmp_path, monkeypatch):
     assert (seen["lr"], seen["bf16"], seen["data"], seen["tp"], seen["nproc"]) == (0.5, False, ["r", "s"], 2, 2)
     assert seen["lr_decay_style"] == "linear" and seen["train_iters"] == 5
     assert not seen["stops_well"]  # there is no folder to save to
-
-
-def test_help_imports_neither_torch_nor_megatron():
-    code = "import sys; from mconv.cli.app import run; run(['train', '--help']); print('torch' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "--sequence-parallel" in out and out.strip().endswith("False")
 
 
 # ---------------------------------------------------------------- schedule
@@ -181,8 +174,8 @@ def test_ranks_are_started_and_answer(jobs, monkeypatch):
 
 
 def test_under_torchrun_the_call_joins(jobs, monkeypatch):
-    monkeypatch.setenv("RANK", "3")
-    monkeypatch.setenv("WORLD_SIZE", "8")
+    for name, value in {"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     assert ranks.run(jobs, {"x": 1}, nproc=2)["rank"] == 3
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Kernels."""
+    """Attention: which kernel."""
 
     attention_backend: Literal["auto", "sdpa", "transformer_engine"] = "auto"
     """What computes softmax(q k^T) v: torch's scaled_dot_product_attention (flash on a GPU), Transformer Engine's

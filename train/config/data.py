@@ -10,7 +10,7 @@ from mconv.train.config import rules
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Prefixes, shares, and the length of a sample."""
+    """Data: prefixes, shares, and the length of a sample."""
 
     data: list[str] | None = None
     """Prefixes of .bin/.idx files, as `mconv data tokenize` makes them, or folders to search for them; each may have

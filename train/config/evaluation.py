@@ -10,7 +10,7 @@ from mconv.train.config.data import shares
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Loss, perplexity and accuracy on the validation and test shares of the data."""
+    """Evaluation: loss, perplexity and accuracy on the validation and test shares of the data."""
 
     eval_interval: int = 0
     """Iterations between evaluations on the validation share of `split`, the end included; 0 never evaluates."""
@@ -25,7 +25,8 @@ class Evaluation:
         yield from rules.at_least_1(config, "eval_iters")
         yield from rules.not_negative(config, "eval_interval")
         valid, test = (sum(shares(config.split)[n : n + 1]) if config.data else 0.0 for n in (1, 2))
-        given = f"split {config.split!r} has no share for" if config.data else "there is no"
+        split = f"split {config.split!r} has no share for" if config.split else "without split there is no"
+        given = split if config.data else "there is no"
         if config.eval_interval and not (config.mock_data or valid or config.valid_data):
             yield f"eval_interval is {config.eval_interval}, but {given} validation data"
         if config.eval_only and not (config.mock_data or valid or test or config.valid_data or config.test_data):

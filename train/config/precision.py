@@ -9,7 +9,7 @@ from mconv.train.config import rules
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """fp32, bf16 or fp16, and fp16's loss scale."""
+    """Precision: fp32, bf16 or fp16, and fp16's loss scale."""
 
     bf16: bool = False
     """Train in bfloat16 with fp32 main weights and gradients; in fp32 otherwise."""

@@ -1,58 +1,54 @@
-"""A TrainConfig from a YAML file and flags: names, types and help, all read off the sections."""
+"""A TrainConfig from plain values: names, types and help, all read off the sections."""
 
 import ast
 import dataclasses
 import difflib
 import inspect
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from mconv.errors import ConfigError, refuse
-from mconv.train.config import SECTIONS, TrainConfig
+from mconv.train.config import SECTIONS, TrainConfig, theirs
 
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The fields that a YAML file sets. Raises ConfigError on a key that TrainConfig does not have, by name."""
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected `field: value` lines, found a {type(values).__name__}")
-    known = [field.name for field in dataclasses.fields(TrainConfig)]
-    bad = [f"{path}: unknown field {name!r}{_hint(str(name), known)}" for name in values if name not in known]
-    refuse(bad, doing=f"reading {path}", kind=ConfigError)
-    return values
-
-
-def _hint(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+WORDS = {
+    "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "list[str]": "a list of words",
+    "list[int]": "a list of whole numbers", "list[float]": "a list of numbers",
+}  # fmt: skip
 
 
 def make(values: Mapping[str, Any]) -> TrainConfig:
-    """A TrainConfig from a mapping. Raises ConfigError on a missing field or a value of the wrong type, by name."""
-    fields = dataclasses.fields(TrainConfig)
-    required = [f.name for f in fields if f.default is dataclasses.MISSING]
-    bad = [f"{name} is not set: {help_of()[name]}" for name in required if values.get(name) is None]
+    """A TrainConfig from a mapping. Raises ConfigError on an unknown field or a value of the wrong type, by name."""
+    refuse(unknown(values), doing="reading the training configuration", kind=ConfigError)
+    kinds = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
     values = {name: _plain(name, value) for name, value in values.items()}
-    kinds = {f.name: f.type for f in fields}
-    bad += [f"{name} is {value!r}; expected {_word(kinds[name])}" for name, value in values.items()
-            if value is not None and not _is(value, kinds[name])]  # fmt: skip
+    bad = [f"{name} is {value!r}; it must be {_expected(kinds[name])}: {help_of()[name]}"
+           for name, value in values.items() if value is not None and not _is(value, kinds[name])]  # fmt: skip
     refuse(bad, doing="reading the training configuration", kind=ConfigError)
     return TrainConfig(**values)
 
 
+def unknown(names: Iterable[Any]) -> list[str]:
+    """A problem for each name that is no field's, with what is likely meant."""
+    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    return [f"unknown field {name!r}{_hint(str(name), known)}" for name in names if name not in known]
+
+
+def _hint(name: str, known: list[str]) -> str:
+    if told := theirs.advice(name):
+        return f"; {told}"
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 def _plain(name: str, value: Any) -> Any:
-    """YAML's liberties: one prefix for a list of one, 3e-4 read as text, 1 for 1.0."""
+    """Liberties: one prefix for a list of one, 3e-4 read as text, 1 for 1.0, and a number where a word is wanted."""
     kind = {f.name: f.type for f in dataclasses.fields(TrainConfig)}[name]
     if is_list(kind) and value is not None:
         return [_item(kind, item) for item in (value if isinstance(value, list) else [value])]
+    if is_text(kind) and type(value) is int:
+        return str(value)
     if _word(kind).startswith("float") and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)
@@ -78,6 +74,17 @@ def _is(value: Any, kind: Any) -> bool:
         return isinstance(value, list) and all(isinstance(x, element) and not isinstance(x, bool) for x in value)
     plain = {"str": str, "int": int, "float": float, "bool": bool}[word.removesuffix(" | None")]
     return isinstance(value, plain) and (plain is bool or not isinstance(value, bool))
+
+
+def _expected(kind: Any) -> str:
+    """A field's type in words."""
+    word = _word(kind).removesuffix(" | None")
+    return f"one of {', '.join(kind.__args__)}" if word.startswith("Literal") else WORDS[word]
+
+
+def is_text(kind: Any) -> bool:
+    """Whether a field holds a word, whatever it looks like."""
+    return _word(kind).startswith(("str", "Literal"))
 
 
 def is_list(kind: Any) -> bool:

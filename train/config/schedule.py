@@ -10,7 +10,7 @@ from mconv.train.config import rules
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The learning rate, over iterations (with `train_iters`) or samples (with `train_samples`)."""
+    """The learning rate: over iterations (with `train_iters`) or samples (with `train_samples`)."""
 
     lr: float | None = None
     """Highest learning rate."""

@@ -19,6 +19,11 @@ from mconv.errors import MconvError
 from mconv.train.launch import stop
 
 Work = Callable[[dict[str, Any]], dict[str, Any]]
+HOW = (
+    "start ranks with torchrun, or give each of srun's tasks RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS "
+    "LOCAL_RANK=$SLURM_LOCALID MASTER_ADDR and MASTER_PORT; without them mconv starts its ranks itself"
+)
+"""What to do about an environment that is half a rank's."""
 
 
 def run(target: str, payload: dict[str, Any], *, nproc: int, stops_well: bool = False) -> dict[str, Any]:
@@ -31,6 +36,7 @@ def run(target: str, payload: dict[str, Any], *, nproc: int, stops_well: bool = 
     `stops_well`: the work looks for what `train.stop` notes; a stop signal then ends neither this process nor its ranks,
     but the second one of its kind does.
     """
+    check_environment()
     if nproc < 1:
         raise MconvError(f"{nproc} ranks were asked for; at least 1 is needed")
     if joined() or nproc == 1:
@@ -43,6 +49,25 @@ def run(target: str, payload: dict[str, Any], *, nproc: int, stops_well: bool = 
 def joined() -> bool:
     """True if torchrun (or the like) started this process as one rank of a world."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def check_environment() -> None:
+    """Refuse half of what makes a process a rank, and tasks of srun of which each would begin a run of its own."""
+    said = os.environ
+    if not joined():
+        if half := [name for name in ("RANK", "WORLD_SIZE") if name in said]:
+            other = "WORLD_SIZE" if half == ["RANK"] else "RANK"
+            raise MconvError(f"{half[0]} is {said[half[0]]}, but {other} is not set: a rank needs both; {HOW}")
+        if (tasks := said.get("SLURM_STEP_NUM_TASKS", "1")) != "1":
+            raise MconvError(f"srun started {tasks} tasks, each of which would begin a run of its own; {HOW}")
+        return
+    numbers = {name: said.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    told = ", ".join(f"{name} {value}" for name, value in numbers.items())
+    if not all(value.isdecimal() for value in numbers.values()) or int(numbers["RANK"]) >= int(numbers["WORLD_SIZE"]):
+        raise MconvError(f"{told}: they must be whole numbers, and RANK less than WORLD_SIZE")
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in said]
+    if missing and (numbers["WORLD_SIZE"] != "1" or len(missing) == 1):
+        raise MconvError(f"{told}, but {' and '.join(missing)} not set: ranks could not meet; {HOW}")
 
 
 def resolve(target: str) -> Work:

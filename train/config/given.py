@@ -1,0 +1,83 @@
+"""What a run is told: the lines of a YAML file, and variables of the environment."""
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mconv.errors import ConfigError, refuse
+from mconv.train.config import TrainConfig
+from mconv.train.config.read import is_list, is_text, unknown
+
+PREFIX = "MCONV_TRAIN_"
+"""Before a field's name in capitals: the variable that sets it."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The fields that a YAML file sets. Raises ConfigError on a key that TrainConfig does not have, by name."""
+    try:
+        with path.open("rb") as file:
+            values = yaml.load(file, _Loader) or {}  # a SafeLoader
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; the one word without a flag is CONFIG, a YAML file") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected `field: value` lines, found a {type(values).__name__}")
+    refuse([f"{path}: {problem}" for problem in unknown(values)], doing=f"reading {path}", kind=ConfigError)
+    return values
+
+
+def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The fields that variables set, each written as in YAML, lists with spaces; an empty one sets nothing.
+
+    Raises ConfigError on a variable that no field has, by name.
+    """
+    told = {name.removeprefix(PREFIX).lower(): text for name, text in environment.items() if name.startswith(PREFIX)}
+    bad = [f"environment: {PREFIX}{name.upper()}: {problem}" for name in told for problem in unknown([name])]
+    refuse(bad, doing="reading the environment", kind=ConfigError)
+    kinds = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
+    return {name: _value(text, kinds[name]) for name, text in told.items() if text}
+
+
+def _value(text: str, kind: Any) -> Any:
+    """A variable's text as the YAML of a field's kind."""
+    if is_list(kind):
+        return [word if "str" in str(kind) else _scalar(word) for word in shlex.split(text)]
+    return text if is_text(kind) else _scalar(text)
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people read it: a key once, 010 and 1:30 no numbers, 3e-4 one, a date a word."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (as yaml has it)
+        first: [(tag, form) for tag, form in forms if tag.rpartition(":")[2] not in ("int", "float", "timestamp")]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        before: list[Any] = []
+        for key, _ in node.value:
+            if key.value in before:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is set twice", key.start_mark)
+            before.append(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?((0|[1-9][0-9_]*)(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?$|[-+]?\.inf$|\.nan$"),
+    list("-+0123456789."),
+)
