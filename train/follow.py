@@ -14,11 +14,11 @@ from mconv.convert import iterations, plan
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import CheckFailed, MconvError
-from mconv.train.checkpoints.saving import folder_of
+from mconv.train import agree
+from mconv.train.checkpoints.folders import folder_of
 from mconv.train.config import TrainConfig
 from mconv.train.estimate.flops import per_token
 from mconv.train.logs import progress
-from mconv.train.parallel import from_rank_0
 from mconv.train.run import Run
 
 HF = "hf"
@@ -39,24 +39,31 @@ class Follow:
     """Floating-point operations of training on one sample."""
     tokens: int
     """In one sample."""
-    running: list[tuple[str, "subprocess.Popen[Any]"]] = field(default_factory=list)
-    """Commands in the background, each with the folder that it was given."""
+    running: list[tuple[int, "subprocess.Popen[Any]"]] = field(default_factory=list)
+    """Commands in the background, each with the iteration that it was given."""
 
     def checkpoint(self, iteration: int, consumed: int) -> None:
         """The checkpoint of `iteration` is whole. Every rank calls it. Raises CheckFailed as `after_checkpoint_failure`
         says, on every rank."""
-        self._heed(self._all(iteration, consumed) if self.progress else [])
+        self._heed(agree.on_rank_0(lambda: self._all(iteration, consumed)))
 
     def close(self) -> None:
         """Wait for commands that are still running. Every rank calls it; raises as `checkpoint` does."""
-        self._heed(self._ended(wait=True) if self.progress else [])
+        self._heed(agree.on_rank_0(lambda: self._ended(wait=True)))
+
+    def read(self) -> set[int]:
+        """Iterations that commands in the background may still be reading: rank 0's."""
+        return {iteration for iteration, process in self.running if process.poll() is None}
 
     def _all(self, iteration: int, consumed: int) -> list[str]:
         """Everything that is due, and what went wrong with it."""
         assert self.progress is not None
         folder = folder_of(Path(str(self.config.save)), iteration)
-        self.progress.saved(iteration=iteration, flops=consumed * self.per_sample, tokens=consumed * self.tokens)
         bad, exported = self._ended(wait=False), None
+        try:
+            self.progress.saved(iteration=iteration, flops=consumed * self.per_sample, tokens=consumed * self.tokens)
+        except (OSError, ValueError) as error:  # a full disk, or a line that another program has left: no reason to stop
+            self.say(f"warning: {self.progress.file} was not written: {error}")
         if self._exports(iteration):
             try:
                 exported = export(folder)
@@ -80,26 +87,23 @@ class Follow:
         started = subprocess.Popen(
             command, env=alone() | told, start_new_session=True, stdin=subprocess.DEVNULL, stdout=2,
         )  # fmt: skip
-        self.running.append((folder.name, started))
+        self.running.append((iteration, started))
         return [] if self.config.after_checkpoint_background else self._ended(wait=True)
 
     def _ended(self, *, wait: bool) -> list[str]:
         """What those commands that have ended have to say."""
         bad, going = [], []
-        for name, process in self.running:
+        for iteration, process in self.running:
             code = process.wait() if wait else process.poll()
             if code is None:
-                going.append((name, process))
+                going.append((iteration, process))
             elif code:
-                bad.append(f"after_checkpoint of {name}: exit code {code}")
+                bad.append(f"after_checkpoint of iter_{iteration:07d}: exit code {code}")
         self.running = going
         return bad
 
     def _heed(self, bad: list[str]) -> None:
-        """Tell all ranks what went wrong, and do as the policy says."""
-        if not (self.config.after_checkpoint or self.config.export_hf_every):
-            return
-        bad = from_rank_0(bad)
+        """Say what went wrong, and do as the policy says."""
         for line in bad:
             self.say(f"warning: {line}")
         if bad and self.config.after_checkpoint_failure == "stop":

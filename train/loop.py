@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mconv.train.checkpoints.saving import folder_of
+from mconv.train.checkpoints.folders import folder_of
 from mconv.train.config import TrainConfig
 from mconv.train.evaluation import evaluate
 from mconv.train.feed import Sets, feed, sets
@@ -37,37 +37,56 @@ def train(config: TrainConfig, *, say: logs.Say, show: logs.Show | None = None) 
     signals. Raises ConfigError or LayoutError before the first step on what cannot work, and CheckFailed at a step that
     a guard stops.
     """
-    began = time.time()
+    began = time.monotonic()
     say = say if _rank() == 0 else _silent
     run = start(config, say=say)
     data = sets(run, say)
     if config.eval_only:
         return _result(run, [], why=None) | _at_the_end(run, data, _plain(run, say))
+    with run.saver.at_work() if run.saver else contextlib.nullcontext():
+        return _steps(run, data, began=began, say=say, show=show)
+
+
+def _steps(run: Run, data: Sets, *, began: float, say: logs.Say, show: logs.Show | None) -> dict[str, Any]:
+    """The steps of a run whose folder is its own, and what is measured after the last."""
+    config = run.config
     log, after = _log(run, say, show), follow(run, say=say)
+    if run.saver:
+        run.saver.read = after.read
     halts = stop.stops(config, rank=_rank(), began=began)
     steps: list[logs.Step] = []
     batches = feed(run, data.train, consumed=run.consumed)
     word = halts.ask(run.iteration, first=True)
-    with run.saver.settled() if run.saver else contextlib.nullcontext():
-        while run.iteration < min(run.iterations, config.exit_after or run.iterations) and not word.stop:
-            steps.append(step(run, batches, again=lambda: feed(run, data.train, consumed=run.consumed)))
-            chain.stepped()
-            log.step(steps[-1])
-            if run.saver:
-                run.saver.poll()
-            if config.eval_interval and run.iteration % config.eval_interval == 0:
-                log.evaluation(run.iteration, evaluate(run, feed(run, data.valid, consumed=_validated(run, before=True))))
-            word = halts.ask(run.iteration)
-            if word.save or (config.save_interval and run.iteration % config.save_interval == 0):
-                _save(run, after)
-                halts.done(word)
-        if steps:
+    while run.iteration < min(run.iterations, config.exit_after or run.iterations) and not word.stop:
+        steps.append(step(run, batches, again=lambda: feed(run, data.train, consumed=run.consumed)))
+        chain.stepped()
+        log.step(steps[-1])
+        if run.saver:
+            run.saver.poll()
+        if config.eval_interval and run.iteration % config.eval_interval == 0:
+            log.evaluation(run.iteration, evaluate(run, feed(run, data.valid, consumed=_validated(run, before=True))))
+        word = halts.ask(run.iteration)
+        if word.save or _due(run):
             _save(run, after)
+            _done(halts, word, say)
+    if steps:
+        _save(run, after, last=True)
     measured = _at_the_end(run, data, log) if steps and run.iteration == run.iterations else {}
-    halts.done(word)
+    _done(halts, word, say)
     after.close()
     log.close()
     return _result(run, steps, why=word.why) | measured
+
+
+def _due(run: Run) -> bool:
+    """Whether a checkpoint is due by itself: by its interval, or in the place of one that was lost."""
+    interval = run.config.save_interval
+    return bool(interval and run.iteration % interval == 0) or bool(run.saver and run.saver.owed)
+
+
+def _done(halts: stop.Stops, word: stop.Word, say: logs.Say) -> None:
+    for line in halts.done(word):
+        say(line)
 
 
 def _result(run: Run, steps: list[logs.Step], *, why: str | None) -> dict[str, Any]:
@@ -95,11 +114,17 @@ def _at_the_end(run: Run, data: Sets, log: logs.Log) -> dict[str, dict[str, floa
     return measured
 
 
-def _save(run: Run, after: Follow) -> None:
-    """A checkpoint of the run as it stands, where it has a folder for that, and what follows one."""
-    if run.saver and run.iteration not in (run.saver.saved, run.saver.pending):
+def _save(run: Run, after: Follow, *, last: bool = False) -> None:
+    """A checkpoint of the run as it stands, where it has a folder for that, and what follows one.
+
+    The `last` one, after which no step comes, is waited for; and if one that was under way is lost, this stands for it.
+    """
+    if run.saver and last:
+        run.saver.settle()
+        run.saver.background = False
+    if run.saver and not run.saver.has(run.iteration):
         iteration, consumed = run.iteration, run.consumed
-        with stop.held_back():  # also from helpers that saving starts, which a signal to every process would end
+        with stop.held_back():  # also from the process that writes, which a signal to every process would end
             save(run, then=lambda: after.checkpoint(iteration, consumed))
 
 

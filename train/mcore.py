@@ -4,6 +4,7 @@ Import this module only from modules that are imported lazily: it costs about a 
 """
 
 import contextlib
+import queue
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -50,9 +51,13 @@ with _quiet_import():
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
     from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+    from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
     from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
     from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
-    from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+    from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
+    from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
     from megatron.core.dist_checkpointing.validation import StrictHandling
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.models.gpt import GPTModel
@@ -75,6 +80,8 @@ with _quiet_import():
     from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 cpu.install()
+# Else a save starts a manager process for it, which takes seconds, and which every later save depends on.
+filesystem_async._results_queue = queue.Queue()
 
 
 def transformer_engine_attention() -> type | None:
@@ -89,8 +96,8 @@ def transformer_engine_attention() -> type | None:
 
 
 __all__ = [
-    "AsyncCallsQueue",
     "BlendedMegatronDatasetBuilder",
+    "CheckpointingConfig",
     "ConstantNumMicroBatchesCalculator",
     "DistributedDataParallel",
     "DistributedDataParallelConfig",
@@ -112,6 +119,8 @@ __all__ = [
     "ShardedTensor",
     "ShardedTensorFactory",
     "StrictHandling",
+    "TorchCommonSaveStrategy",
+    "TorchDistSaveShardedStrategy",
     "TransformerBlockSubmodules",
     "TransformerConfig",
     "TransformerLayer",
@@ -127,6 +136,8 @@ __all__ = [
     "make_sharded_tensors_for_checkpoint",
     "parallel_state",
     "quiet",
+    "save_config",
+    "save_preprocess",
     "tensor_parallel",
     "transformer_engine_attention",
 ]

@@ -116,7 +116,7 @@ def init(parallel: Parallel, *, seed: int = 1234) -> None:
                 parallel.pp,
                 parallel.vpp if parallel.vpp > 1 else None,
                 create_gloo_process_groups=False,
-                distributed_timeout_minutes=_timeout_minutes(),
+                distributed_timeout_minutes=timeout_minutes(),
             )
     seed += 100 * parallel_state.get_pipeline_model_parallel_rank()  # as Megatron-LM: stages drop out other positions
     torch.manual_seed(seed)
@@ -173,7 +173,7 @@ def _one_group_a_set() -> Iterator[None]:
         torch.distributed.new_group = original
 
 
-def _timeout_minutes() -> int:
+def timeout_minutes() -> int:
     """How long a collective waits for a dead rank; `MCONV_TIMEOUT_MINUTES` shortens or stretches it."""
     return int(os.environ.get("MCONV_TIMEOUT_MINUTES", "30"))
 
@@ -183,7 +183,7 @@ def _join() -> None:
     # megatron-core's overlap of tensor-parallel communication relies on kernels being queued in one order.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     rank, size = world()
-    timeout = datetime.timedelta(minutes=_timeout_minutes())
+    timeout = datetime.timedelta(minutes=timeout_minutes())
     if torch.cuda.is_available():
         torch.cuda.set_device(_device())
     backend = "nccl" if torch.cuda.is_available() else "gloo"

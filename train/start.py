@@ -10,9 +10,9 @@ from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.optimizer import OptimizerState
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
-from mconv.train import layouts
-from mconv.train.checkpoints import adapt, checkpoint, saving, takeover
-from mconv.train.checkpoints.begin import Beginning, where
+from mconv.train import agree, layouts
+from mconv.train.checkpoints import adapt, checkpoint, takeover
+from mconv.train.checkpoints.begin import Beginning, confirm, where
 from mconv.train.checkpoints.saving import Keep, Saver
 from mconv.train.config import TrainConfig
 from mconv.train.length import batch_size, length
@@ -55,13 +55,12 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
         config=config, parallel=parallel, spec=spec, seq_length=seq_length, chunks=chunks, optimizer=optimizer,
         scheduler=make_scheduler(optimizer, config, scheduled=at.scheduled) if optimizer else None,
         iterations=length(config).iterations, iteration=at.iteration, consumed=at.consumed, memory=at.memory,
-        saver=None if config.eval_only else _saver(config, source.at), origin=source.opened, normalise=normalise, say=say,
+        saver=None if config.eval_only else _saver(config, source.at, say), origin=source.opened,
+        normalise=normalise, say=say,
     )  # fmt: skip
     if optimizer and config.fp16:
         tokens = seq_length / parallel.data_parallel(torch.distributed.get_world_size())
         scale_losses(chunks, optimizer, tokens=lambda: batch_size(config, run.consumed) * tokens)
-    if source.at.back and not config.eval_only and torch.distributed.get_rank() == 0:
-        saving.point(Path(str(config.save)), run.iteration)
     _tell(run, padded, say)
     return run
 
@@ -86,7 +85,7 @@ class _Source:
 
 def _source(config: TrainConfig) -> _Source:
     """Open what the run starts or goes on from. Raises ConfigError where that is another model's."""
-    at, adapted = where(config), adapt.wanted(config)
+    at, adapted = agree.on_rank_0(lambda: where(config)), adapt.wanted(config)
     own = at.own is not None and not adapted
     if own:
         opened = weights.open_weights(str(at.own), vocab_size=config.vocab_size)
@@ -132,13 +131,13 @@ def _reshared(config: TrainConfig, opened: Checkpoint, *, own: bool) -> bool:
     return own and checkpoint.distributed(opened) not in (None, config.distributed_optimizer)
 
 
-def _saver(config: TrainConfig, begun: Beginning) -> Saver | None:
+def _saver(config: TrainConfig, begun: Beginning, say: logs.Say) -> Saver | None:
     if config.save is None:
         return None
-    keep = Keep(last=config.keep_last, every=config.keep_every)
     return Saver(
-        root=Path(config.save), content=checkpoint.CONTENT, background=config.async_save, keep=keep, saved=begun.saved
-    )
+        root=Path(config.save), content=checkpoint.CONTENT, say=say, background=config.async_save, saved=begun.saved,
+        keep=Keep(last=config.keep_last, every=config.keep_every), confirm=lambda: confirm(config, begun),
+    )  # fmt: skip
 
 
 def _check_folders(config: TrainConfig) -> None:

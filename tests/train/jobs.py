@@ -347,7 +347,7 @@ def train_with_one_slow_writer(folder: str, **fields: Any) -> list[tuple[int, in
     from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
     from mconv.train import loop
-    from mconv.train.checkpoints import saving
+    from mconv.train.checkpoints import folders
 
     gate, rank = Path(folder) / "gate", torch.distributed.get_rank()
     write, step = FileSystemWriterAsync.write_preloaded_data, loop.step
@@ -359,7 +359,7 @@ def train_with_one_slow_writer(folder: str, **fields: Any) -> list[tuple[int, in
         write(*args, **options)
 
     def noted(run: Any, feed: Any, **options: Any) -> Any:
-        seen.append((run.iteration, saving.latest(run.saver.root)))
+        seen.append((run.iteration, folders.latest(run.saver.root)))
         made = step(run, feed, **options)
         if run.iteration == 4:  # the save at 4 waits for the one at 2
             gate.touch()
@@ -371,6 +371,46 @@ def train_with_one_slow_writer(folder: str, **fields: Any) -> list[tuple[int, in
     finally:
         FileSystemWriterAsync.write_preloaded_data, loop.step = staticmethod(write), step
     return seen
+
+
+def train_losing(*, rank: int, at: int, how: str, **fields: Any) -> tuple[Any, list[str]]:
+    """A run in which one rank fails at its part of a checkpoint: (losses or the error, what rank 0 said)."""
+    import errno
+    import os
+    import signal
+
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    from mconv.errors import MconvError
+    from mconv.train import loop
+    from mconv.train.checkpoints import checkpoint, claim
+    from mconv.train.config import make
+
+    original, finish, read = FileSystemWriterAsync.write_preloaded_data, checkpoint.finish, claim._read
+    here, said = torch.distributed.get_rank() == rank, []
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write(transforms: Any, number: int, bucket: Any, results: Any, *rest: Any, **options: Any) -> None:
+        if f"iter_{at:07d}" in str(bucket[0]) and here and how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if f"iter_{at:07d}" in str(bucket[0]) and here and how == "disk full":
+            bucket = (bucket[0], bucket[1], ([], [(None, type("full", (), {"is_cpu": property(lambda _: full())})())]))
+        original(transforms, number, bucket, results, *rest, **options)
+
+    FileSystemWriterAsync.write_preloaded_data = staticmethod(write)
+    if how == "disk full at the end" and here:
+        checkpoint.finish = lambda *_, **__: full()
+    if how == "another folder" and here:
+        claim._read = lambda root: {}
+    try:
+        return loop.train(make(fields), say=said.append)["losses"], said
+    except MconvError as error:
+        return f"{type(error).__name__}: {error}", said
+    finally:
+        FileSystemWriterAsync.write_preloaded_data = staticmethod(original)
+        checkpoint.finish, claim._read = finish, read
 
 
 def dropped(**_: Any) -> tuple[list[float], list[float]]:

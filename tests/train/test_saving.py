@@ -1,8 +1,13 @@
 """Checkpoints while training goes on, those that are kept, and going on from another than the last."""
 
+import ctypes
 import json
+import os
+import re
 import shutil
+import signal
 import time
+from pathlib import Path
 
 import jobs
 import pytest
@@ -23,7 +28,7 @@ def whole(run):
 
 
 def held(root):
-    from mconv.train.checkpoints.saving import iterations
+    from mconv.train.checkpoints.folders import iterations
 
     return iterations(root)
 
@@ -48,12 +53,12 @@ def slow_writer(monkeypatch, gate, *, dies=False):
 def test_training_goes_on_while_files_are_written(run, whole, tmp_path, monkeypatch):
     """The writer waits for a step that comes after its save; the tracker waits for the writer."""
     from mconv.train import loop
-    from mconv.train.checkpoints import saving
+    from mconv.train.checkpoints import folders
 
     gate, seen = tmp_path / "gate", []
 
     def step(run, feed, **more):
-        seen.append((run.iteration, run.saver.pending, saving.latest(tmp_path / "run")))
+        seen.append((run.iteration, run.saver.pending and run.saver.pending.iteration, folders.latest(tmp_path / "run")))
         if run.iteration == 3:
             gate.touch()
         return original(run, feed, **more)
@@ -64,7 +69,7 @@ def test_training_goes_on_while_files_are_written(run, whole, tmp_path, monkeypa
     result = jobs.train(**run, save=str(tmp_path / "run"), async_save=True, save_interval=2, exit_after=5)
     assert seen == [(0, None, None), (1, None, None), (2, 2, None), (3, 2, None), (4, 4, 2)]
     assert result["losses"] == whole["losses"][:5]
-    assert saving.latest(tmp_path / "run") == 5 and held(tmp_path / "run") == [2, 4, 5]
+    assert folders.latest(tmp_path / "run") == 5 and held(tmp_path / "run") == [2, 4, 5]
     assert not list((tmp_path / "run").glob(".*"))
     again = jobs.train(**run, save=str(tmp_path / "run"))
     assert again["losses"] == whole["losses"][5:]
@@ -90,18 +95,86 @@ def test_what_is_written_is_the_moment_of_the_save(run, whole, tmp_path, monkeyp
 
 
 def test_a_writers_error_is_raised_and_the_old_state_stays(run, whole, tmp_path, monkeypatch):
-    from mconv.train.checkpoints import saving
+    """At once; in the background it is tried again in the foreground, in vain."""
+    from mconv.train.checkpoints import folders
 
     save = {"save": str(tmp_path / "run")}
     jobs.train(**run, **save, exit_after=2)
     (tmp_path / "gate").touch()
     with monkeypatch.context() as patch:
         slow_writer(patch, tmp_path / "gate", dies=True)
-        for background in (True, False):
-            with pytest.raises(MconvError, match=r"iteration 4 was not saved: .*; the last checkpoint is 2"):
+        for background, lost in ((True, "[456]"), (False, "4")):
+            said = rf"iteration {lost} was not saved: rank 0 on .*__0_0.distcp: .*; the last checkpoint is 2"
+            with pytest.raises(MconvError, match=said):
                 jobs.train(**run, **save, async_save=background, save_interval=4)
-    assert saving.latest(tmp_path / "run") == 2 and held(tmp_path / "run") == [2]
+    assert folders.latest(tmp_path / "run") == 2 and held(tmp_path / "run") == [2]
+    assert not list((tmp_path / "run").glob(".*"))
     assert jobs.train(**run, **save)["losses"] == whole["losses"][2:]
+
+
+def killed_writer(monkeypatch, *, at):
+    """Whoever writes a file of iteration `at` is killed before its end, as when memory runs out."""
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    def write(transforms, number, bucket, *rest, **options):
+        if f"iter_{at:07d}" in str(bucket[0]):
+            Path(bucket[0]).write_bytes(b"a half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(transforms, number, bucket, *rest, **options)
+
+    original = FileSystemWriterAsync.write_preloaded_data
+    monkeypatch.setattr(FileSystemWriterAsync, "write_preloaded_data", staticmethod(write))
+
+
+def test_a_writer_that_is_killed_costs_its_checkpoint_alone(run, whole, tmp_path, monkeypatch):
+    """The step that notices saves anew and waits for it; nothing that is half a checkpoint is left."""
+    from mconv.train.config import make
+    from mconv.train.loop import train
+
+    killed_writer(monkeypatch, at=2)
+    said = []
+    result = train(make(run | {"save": str(tmp_path), "async_save": True, "save_interval": 2}), say=said.append)
+    assert result["losses"] == whole["losses"]
+    lost = "iteration 2 was not saved: rank 0 on .*: its writer was killed .*; there is no checkpoint yet"
+    assert [line for line in said if re.search(lost, line)]
+    assert held(tmp_path) in ([3, 4, 6], [4, 6])
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_writer_starts_no_process_and_does_not_outlive_its_rank(run, tmp_path, monkeypatch):
+    """There is nobody else to be killed: all that a save starts is the one child, and the kernel ends that with us."""
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    def write(transforms, number, bucket, *rest, **options):
+        status = Path("/proc/self/status").read_text()
+        asked = ctypes.c_int()
+        ctypes.CDLL(None).prctl(2, ctypes.byref(asked), 0, 0, 0)  # PR_GET_PDEATHSIG
+        (tmp_path / "seen").write_text(f"{os.getppid()} {asked.value} {Path('/proc/self/oom_score_adj').read_text()}")
+        original(transforms, number, bucket, *rest, **options)
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        assert not children and "Threads:\t1\n" in status
+
+    original = FileSystemWriterAsync.write_preloaded_data
+    before = children_of(os.getpid())
+    monkeypatch.setattr(FileSystemWriterAsync, "write_preloaded_data", staticmethod(write))
+    jobs.train(**run, save=str(tmp_path), async_save=True, exit_after=1)
+    assert (tmp_path / "seen").read_text().split() == [str(os.getpid()), str(int(signal.SIGKILL)), "1000"]
+    assert children_of(os.getpid()) == before
+
+
+def children_of(pid):
+    return {word for task in Path(f"/proc/{pid}/task").iterdir() for word in (task / "children").read_text().split()}
+
+
+def test_a_writer_that_stands_still_is_not_waited_for_for_ever(run, tmp_path, monkeypatch):
+    """It is a file that does not grow which is given up, not one that takes long."""
+    from mconv.train.checkpoints import writing
+
+    slow_writer(monkeypatch, tmp_path / "never")
+    monkeypatch.setattr(writing, "timeout_minutes", lambda: 1 / 600)
+    monkeypatch.setattr("mconv.train.agree.MOMENT", 0.02)
+    with pytest.raises(MconvError, match=r"iteration 1 was not saved: .*its writer has written nothing for"):
+        jobs.train(**run, save=str(tmp_path / "run"), exit_after=1)
 
 
 def test_all_ranks_must_have_written(run, world, tmp_path):
@@ -109,6 +182,30 @@ def test_all_ranks_must_have_written(run, world, tmp_path):
     seen = world.run(jobs.train_with_one_slow_writer, folder=str(tmp_path), **run, tp=2, save=str(tmp_path / "run"))
     assert all(ours == seen[0] for ours in seen)
     assert seen[0][:5] == [(0, None), (1, None), (2, None), (3, None), (4, 2)]
+
+
+LOSSES = {
+    "disk full": (1, {}, "iteration 2 was not saved: rank 1 on .*: No space left on device"),
+    "killed": (1, {"async_save": True}, None),
+    "disk full at the end": (0, {}, "iteration 2 was not saved: .*No space left on device; there is no checkpoint"),
+    "another folder": (3, {}, "save .* is to be one folder for all ranks: rank 3: .* does not see what rank 0 writes"),
+}
+"""What goes wrong -> on which rank, how the run saves, what all ranks raise; None: they all go on."""
+
+
+@pytest.mark.parametrize("how", LOSSES)
+def test_what_one_rank_cannot_save_all_ranks_learn(how, run, whole, world, tmp_path):
+    """At once: none of them is left in a collective, and nothing is left that looks whole."""
+    rank, more, message = LOSSES[how]
+    fields = run | {"tp": 2, "save": str(tmp_path / "run"), "save_interval": 2, "exit_after": 3, **more}
+    ended = world.run(jobs.train_losing, rank=rank, at=2, how=how, **fields, timeout=60)
+    if message:
+        assert all(re.search(message, str(text)) for text, _ in ended) and not held(tmp_path / "run")
+    else:
+        assert all(losses == pytest.approx(whole["losses"][:3], abs=1e-5) for losses, _ in ended)
+        assert re.search("iteration 2 was not saved: rank 1 on .*: its writer was killed", "\n".join(ended[0][1]))
+        assert held(tmp_path / "run") == [3]
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 # ---- which are kept --------------------------------------------------------------------------------------------------
@@ -132,13 +229,13 @@ def test_another_programs_checkpoint_is_not_replaced(run, tmp_path):
 def test_what_another_jobs_tracker_names_is_kept(run, tmp_path, monkeypatch):
     """Somebody points the tracker back while we train: that checkpoint is not ours to remove."""
     from mconv.train import loop
-    from mconv.train.checkpoints import saving
+    from mconv.train.checkpoints import folders
 
     original = loop.step
 
     def step(run, feed, **more):
         if run.iteration == 3:
-            saving.point(tmp_path, 2)
+            folders.point(tmp_path, 2)
         return original(run, feed, **more)
 
     monkeypatch.setattr(loop, "step", step)
@@ -147,13 +244,13 @@ def test_what_another_jobs_tracker_names_is_kept(run, tmp_path, monkeypatch):
 
 
 def test_nothing_is_removed_before_the_new_one_is_whole(run, tmp_path, monkeypatch):
-    from mconv.train.checkpoints import saving
+    from mconv.train.checkpoints import folders
 
     jobs.train(**run, save=str(tmp_path), exit_after=2)
-    monkeypatch.setattr(saving, "point", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(folders, "point", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         jobs.train(**run, save=str(tmp_path), exit_after=3, keep_last=1)
-    assert saving.latest(tmp_path) == 2 and 2 in held(tmp_path)
+    assert folders.latest(tmp_path) == 2 and 2 in held(tmp_path)
 
 
 # ---- another iteration -----------------------------------------------------------------------------------------------

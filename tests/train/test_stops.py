@@ -57,9 +57,9 @@ ASKS = {
 @pytest.mark.parametrize("name", ASKS)
 def test_it_saves_and_the_next_goes_on(name, run, whole, tmp_path, monkeypatch):
     what, fields, why = ASKS[name]
-    later = time.time() + 3601
+    later = time.monotonic() + 3601
     acts = {"exit": lambda: (tmp_path / "triggers" / "exit").touch(), None: lambda: None,
-            "an hour": lambda: monkeypatch.setattr(time, "time", lambda: later)}  # fmt: skip
+            "an hour": lambda: monkeypatch.setattr(stop.time, "monotonic", lambda: later)}  # fmt: skip
     act = acts.get(what, what)
     with stop.listening():
         first = train(at(3, act), **run, **fields, save=str(tmp_path))
@@ -78,6 +78,17 @@ def test_without_listening_a_signal_is_what_it_was(run, tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_second_sigterm_ends_the_command_but_not_a_rank():
+    """Slurm may send its ranks several."""
+    with stop.listening():
+        for _ in range(3):
+            kill(signal.SIGTERM)()
+    with pytest.raises(SystemExit) as ended, stop.listening(alone=True):
+        for _ in range(2):
+            kill(signal.SIGTERM)()
+    assert ended.value.code == 143
+
+
 def test_a_save_trigger_saves_and_goes_on(run, whole, tmp_path):
     (tmp_path / "asked").mkdir()
     (tmp_path / "asked" / "save").touch()  # set while the job was queued: there is nothing to save before the first step
@@ -94,6 +105,16 @@ def test_an_exit_trigger_of_the_queue_is_honoured_once(run, whole, tmp_path):
     first = train(**run, save=str(tmp_path))
     assert (first["iteration"], first["saved"], first["stopped"]) == (0, None, "the exit trigger, at iteration 0")
     assert train(**run, save=str(tmp_path))["losses"] == whole
+
+
+def test_a_trigger_that_cannot_be_removed_is_heeded_once(run, whole, tmp_path):
+    """A folder of that name, as a slip of the hand makes it: one save, a line, and the run goes on."""
+    (tmp_path / "triggers" / "save").mkdir(parents=True)
+    said = []
+    result = train(said.append, **run, save=str(tmp_path))
+    assert result["losses"] == whole
+    assert sum("triggers/save cannot be removed" in line for line in said) == 1
+    assert sorted(path.name for path in tmp_path.glob("iter_*")) == ["iter_0000001", "iter_0000006"]
 
 
 def test_a_trigger_that_comes_during_the_save_stays(run, tmp_path, monkeypatch):
@@ -135,16 +156,28 @@ def test_slurm_says_when_it_will_end_the_job(monkeypatch, tmp_path):
     assert stop.slurm_limit() == 1.8e9
 
 
-@pytest.mark.parametrize(("minutes", "before"), [(60, 5 * 60), (4, 2 * 60), (None, None)])
+@pytest.mark.parametrize(("minutes", "before"), [(60, 5), (4, 2), (None, None)])
 def test_how_long_before_the_limit(minutes, before, monkeypatch, tmp_path):
     """Five minutes before, but never more than half of the time that there is; not at all if told so."""
-    now = time.time()
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(now + 60 * (minutes or 60))))
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time() + 60 * (minutes or 60))))
     config = make({"load": "x", "data": ["p"], "train_iters": 1, "lr": 1.0, "save": str(tmp_path),
                    **({} if minutes else {"stop_before_limit": 0.0})})  # fmt: skip
+    now = time.monotonic()
     ends = stop.stops(config, rank=0, began=now).ends
-    assert (list(ends) == [5] and abs(ends[5] - (now + 60 * minutes - before)) < 2) if minutes else not ends
+    assert (list(ends) == [5] and abs(ends[5] - (now + 60 * (minutes - before))) < 2) if minutes else not ends
     assert not stop.stops(config, rank=1, began=now).ends
+
+
+def test_a_clock_that_is_set_back_moves_no_end(monkeypatch, tmp_path):
+    """An hour back, by NTP, in mid-run: the time that the job was given runs out all the same."""
+    config = make({"load": "x", "data": ["p"], "train_iters": 1, "lr": 1.0, "save": str(tmp_path),
+                   "exit_duration_in_mins": 10.0})  # fmt: skip
+    halts = stop.stops(config, rank=0, began=time.monotonic())
+    now, past = time.time(), time.monotonic() + 601
+    monkeypatch.setattr(stop.time, "time", lambda: now - 3600)
+    assert not list(halts._local(1, first=False))
+    monkeypatch.setattr(stop.time, "monotonic", lambda: past)
+    assert list(halts._local(1, first=False)) == [stop.NUMBERS["exit_duration_in_mins"]]
 
 
 @pytest.mark.parametrize(

@@ -183,17 +183,17 @@ def test_resumed_at_another_layout(run, alone, world, tmp_path):
 
 
 def test_a_killed_save_is_not_seen(run, tmp_path, monkeypatch):
-    from mconv.train.checkpoints import checkpoint, saving
+    from mconv.train.checkpoints import checkpoint, folders
 
     fields = run | {"save": str(tmp_path), "save_interval": 2}
     whole = jobs.train(**run)
     jobs.train(**fields, exit_after=2)
-    for module, dies_in in ((checkpoint, "finish"), (saving, "publish"), (saving, "point")):
+    for module, dies_in in ((checkpoint, "finish"), (folders, "publish"), (folders, "point")):
         with monkeypatch.context() as patch:
             patch.setattr(module, dies_in, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 jobs.train(**fields, exit_after=4)
-        assert saving.latest(tmp_path) == 2
+        assert folders.latest(tmp_path) == 2
     assert jobs.train(**fields)["losses"] == whole["losses"][2:]
     assert sorted(path.name for path in tmp_path.glob("iter_*")) == [f"iter_{i:07d}" for i in (2, 4, 6, 8, 10)]
     assert not list(tmp_path.glob(".*"))

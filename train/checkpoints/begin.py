@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mconv.errors import ConfigError, FormatError
-from mconv.train.checkpoints.saving import folder_of, iterations, latest, ours
+from mconv.train.checkpoints.folders import folder_of, iterations, latest, ours, point
 from mconv.train.config import TrainConfig
 
 
@@ -32,6 +32,17 @@ def where(config: TrainConfig) -> Beginning:
             "may come to replace; give another --save"
         )
     return found
+
+
+def confirm(config: TrainConfig, begun: Beginning) -> None:
+    """When nobody else can save there: the run begins where it has read, and the tracker is set back if that is wanted.
+
+    Raises ConfigError if another run has saved meanwhile.
+    """
+    if where(config) != begun:
+        raise ConfigError(f"{config.save}: another run has saved there since this one was started; start it again")
+    if begun.back and begun.saved is not None:
+        point(Path(str(config.save)), begun.saved)
 
 
 def _where(config: TrainConfig) -> Beginning:

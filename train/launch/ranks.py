@@ -40,7 +40,7 @@ def run(target: str, payload: dict[str, Any], *, nproc: int, stops_well: bool = 
     if nproc < 1:
         raise MconvError(f"{nproc} ranks were asked for; at least 1 is needed")
     if joined() or nproc == 1:
-        with stop.listening() if stops_well else contextlib.nullcontext():
+        with stop.listening(alone=not joined()) if stops_well else contextlib.nullcontext():
             return _here(target, payload)
     with tempfile.TemporaryDirectory(prefix="mconv-ranks-") as folder:
         return _launch(target, payload, nproc, Path(folder), stops_well=stops_well)
@@ -111,7 +111,7 @@ def _launch(target: str, payload: dict[str, Any], nproc: int, folder: Path, *, s
 
 @contextlib.contextmanager
 def _signals(folder: Path, *, passed_on: bool) -> Iterator[None]:
-    """What this process does at a signal while its ranks are there: `_end` them, or pass the first of a kind on."""
+    """What this process does at a signal while its ranks are there: end them, or pass the first of a kind on."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -119,24 +119,17 @@ def _signals(folder: Path, *, passed_on: bool) -> Iterator[None]:
 
     def heard(number: int, _: FrameType | None) -> None:
         if number in seen and number != signal.SIGUSR2:
-            _end(number)
+            stop.obey(number)
         seen.add(number)
         stop.pass_on(number, folder / "asked")
 
-    wanted = dict.fromkeys(stop.SIGNALS, heard) if passed_on else {signal.SIGTERM: lambda number, _: _end(number)}
+    wanted = dict.fromkeys(stop.SIGNALS, heard) if passed_on else {signal.SIGTERM: lambda number, _: stop.obey(number)}
     before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _end(number: int) -> None:
-    """SIGTERM (from `timeout`, a scheduler, a service manager) as an exception, as SIGINT is: ranks are ended first."""
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    sys.exit(128 + number)
 
 
 def _command(target: str, nproc: int, folder: Path) -> list[str]:

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mconv.errors import ConfigError
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 """What asks a run to save and stop."""
 ASKED = "MCONV_ASKED"
@@ -42,12 +44,22 @@ _heard: list[int] = []
 
 # ---- signals ---------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def listening() -> Iterator[None]:
-    """Stop signals are noted, not obeyed; a second SIGINT interrupts as ever. In threads but the main one: nothing."""
+def listening(*, alone: bool = False) -> Iterator[None]:
+    """Stop signals are noted, not obeyed; a second SIGINT interrupts as ever. In threads but the main one: nothing.
+
+    `alone`: this process is the command itself, which a second SIGTERM ends. A rank may get several from Slurm.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _note) for number in SIGNALS}
+    insist = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
+
+    def note(number: int, _: FrameType | None) -> None:
+        if number in _heard and number in insist:
+            obey(number)
+        _heard.append(number)
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
     masked = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # what came while this process was starting comes now
     try:
         yield
@@ -58,10 +70,11 @@ def listening() -> Iterator[None]:
         _heard.clear()
 
 
-def _note(number: int, _: FrameType | None) -> None:
-    if number == signal.SIGINT and number in _heard:
+def obey(number: int) -> None:
+    """End at once: SIGTERM (from `timeout`, a scheduler, a service manager) as an exception, as SIGINT is."""
+    if number == signal.SIGINT:
         raise KeyboardInterrupt
-    _heard.append(number)
+    sys.exit(128 + number)
 
 
 @contextlib.contextmanager
@@ -124,7 +137,9 @@ class Stops:
     seen: set[str] = field(default_factory=set)
     """Triggers that were found: one that is set while the answer to another is still being given stays."""
     ends: dict[int, float]
-    """When time is up, by the clock of `time.time`, for each number of WHY that is a time."""
+    """When time is up, by the clock of `time.monotonic`, for each number of WHY that is a time."""
+    deaf: set[str] = field(default_factory=set)
+    """Triggers that were heeded and could not be removed: they would ask again and again."""
 
     def ask(self, iteration: int, *, first: bool = False) -> Word:
         """What all ranks do after `iteration` steps: one small all-reduce. Every rank calls it.
@@ -134,10 +149,14 @@ class Stops:
         number = max(self._local(iteration, first=first), default=0)
         return Word(number=_largest(number), iteration=iteration)
 
-    def done(self, word: Word) -> None:
-        """What was asked for is done: triggers that asked for it go."""
-        for name in self.seen if self.triggers and word.save else ():
-            Path(self.triggers or "", name).unlink(missing_ok=True)
+    def done(self, word: Word) -> Iterator[str]:
+        """What was asked for is done: triggers that asked for it go; lines on those that cannot."""
+        for name in sorted(self.seen) if word.save else ():
+            try:
+                self._trigger(name).unlink(missing_ok=True)
+            except OSError as error:
+                self.deaf.add(name)
+                yield f"warning: {self._trigger(name)} cannot be removed ({error.strerror}): this run no longer heeds it"
         self.seen.clear()
 
     def _local(self, iteration: int, *, first: bool) -> Iterator[int]:
@@ -146,31 +165,49 @@ class Stops:
         if self.exit_interval and not first and iteration % self.exit_interval == 0:
             yield NUMBERS["exit_interval"]
         if self.rank == 0:
-            yield from (number for number, end in self.ends.items() if time.time() >= end)
+            yield from (number for number, end in self.ends.items() if time.monotonic() >= end)
             yield from self._files(first=first)
 
     def _files(self, *, first: bool) -> Iterator[int]:
         for name in ("exit",) if first else ("save", "exit"):
-            if self.triggers and (self.triggers / name).exists():
+            if self.triggers and name not in self.deaf and os.path.lexists(self._trigger(name)):
                 self.seen.add(name)
                 yield NUMBERS[f"the {name} trigger"]
         asked = os.environ.get(ASKED)
         if asked and Path(asked).is_file():
             yield NUMBERS[Path(asked).read_text()]
 
+    def _trigger(self, name: str) -> Path:
+        return Path(self.triggers or "", name)
+
 
 def stops(config: Any, *, rank: int, began: float) -> Stops:
-    """What may stop a run of `config` that began at `began` (`time.time`); makes the folder of the triggers."""
+    """What may stop a run of `config` that began at `began` (`time.monotonic`); makes the folder of the triggers.
+
+    Every rank calls it. Raises ConfigError where that folder cannot be made.
+    """
+    from mconv.train.agree import on_rank_0
+
     folder = config.trigger_dir or (Path(config.save) / "triggers" if config.save else None)
     ends: dict[int, float] = {}
+    if folder:
+        on_rank_0(lambda: _make(Path(folder)))
     if rank == 0 and folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
         if config.exit_duration_in_mins:
             ends[NUMBERS["exit_duration_in_mins"]] = began + 60 * config.exit_duration_in_mins
         if config.stop_before_limit and (limit := slurm_limit()):
-            now = time.time()
-            ends[NUMBERS["the end of the job's time"]] = limit - min(60 * config.stop_before_limit, (limit - now) / 2)
+            left = limit - time.time()  # by a clock that may be set while we run
+            ends[NUMBERS["the end of the job's time"]] = time.monotonic() + max(
+                left - 60 * config.stop_before_limit, left / 2
+            )
     return Stops(rank=rank, triggers=Path(folder) if folder else None, exit_interval=config.exit_interval, ends=ends)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the folder of the triggers, {folder}, cannot be made: {error.strerror}") from error
 
 
 def _largest(number: int) -> int:

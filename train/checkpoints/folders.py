@@ -1,0 +1,92 @@
+"""A save folder: its iterations, and the tracker that names one of them; each change is there whole or not at all."""
+
+import os
+import re
+import shutil
+import threading
+from pathlib import Path
+
+from mconv.convert import manifest
+from mconv.convert.checkpoint import TRACKER
+from mconv.errors import FormatError, MconvError
+
+
+def latest(root: Path) -> int | None:
+    """The iteration that a folder's tracker names, or None if there is none (or it is a converted `release`)."""
+    tracker = root / TRACKER
+    word = tracker.read_text(errors="replace").strip() if tracker.is_file() else "release"
+    if word != "release" and not re.fullmatch(r"\d{1,12}", word):
+        raise FormatError(f"{tracker} says {word[:40]!r}; it must be an iteration number or 'release'")
+    return None if word == "release" else int(word)
+
+
+def folder_of(root: Path, iteration: int) -> Path:
+    """Where an iteration's checkpoint lies."""
+    return root / f"iter_{iteration:07d}"
+
+
+def iterations(root: Path) -> list[int]:
+    """The iterations that a folder holds, in order."""
+    names = (path.name for path in root.glob("iter_*") if path.is_dir())
+    return sorted(int(name.removeprefix("iter_")) for name in names if re.fullmatch(r"iter_\d{7,12}", name))
+
+
+def ours(folder: Path) -> bool:
+    """Whether a run of mconv's wrote it."""
+    try:
+        steps = [step.get("step") for step in (manifest.read(folder) or {}).get("history", [])]
+    except (MconvError, AttributeError):
+        return False
+    return steps[-1:] == ["train"]
+
+
+# ---- changes ---------------------------------------------------------------------------------------------------------
+def publish(partial: Path, folder: Path) -> None:
+    """Flush the folder to disk and give it its name; an older one of that name goes only then."""
+    for path in (*partial.rglob("*"), partial):
+        _flush(path)
+    old = _hidden(folder)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    _flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def point(root: Path, iteration: int) -> None:
+    """Let the tracker name this iteration, in one step."""
+    beside = root / f".{TRACKER}.part"
+    beside.write_text(f"{iteration}\n")
+    _flush(beside)
+    beside.replace(root / TRACKER)
+    _flush(root)
+
+
+def remove(folder: Path) -> threading.Thread:
+    """Let a checkpoint go: hidden at once, so that a kill in the middle leaves no half of it in sight."""
+    old = _hidden(folder)
+    folder.rename(old)
+    going = threading.Thread(target=shutil.rmtree, args=(old,), kwargs={"ignore_errors": True})
+    going.start()
+    return going
+
+
+def clear(root: Path) -> None:
+    """Remove what saves and removals that were killed have left."""
+    for left in (*root.glob(".iter_*.partial"), *root.glob(".iter_*.old")):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _hidden(folder: Path) -> Path:
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    return old
+
+
+def _flush(path: Path) -> None:
+    """To the disk: a file's bytes, or a folder's names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,185 @@
+"""A checkpoint's files: planned by megatron-core on all ranks, one written by each, whole on all of them or on none.
+
+A rank's file is written by a forked process, whose memory is a picture of the moment, and which starts no others. Its
+rank holds one end of a pipe to it, so that whatever ends the process is noticed; megatron-core's own queue, its writers
+and their helpers wait for one another without looking who is still alive.
+"""
+
+import contextlib
+import gc
+import multiprocessing
+import queue
+import signal
+import socket
+import time
+import warnings
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mconv.errors import MconvError
+from mconv.train import agree
+from mconv.train.launch import stop
+from mconv.train.mcore import (
+    CheckpointingConfig,
+    TorchCommonSaveStrategy,
+    TorchDistSaveShardedStrategy,
+    save_config,
+    save_preprocess,
+)
+from mconv.train.parallel import from_all_ranks, timeout_minutes
+
+FORMAT = ("torch_dist", 1)
+
+
+class _Plan(TorchDistSaveShardedStrategy):
+    """megatron-core's saving as far as the plan."""
+
+    def _get_save_and_finalize_callbacks(self, writer: Any, planned: Any) -> tuple[Any, Any]:
+        return writer, planned[1]
+
+
+@dataclass(slots=True, kw_only=True)
+class Writing:
+    """A checkpoint that is being written, as one rank sees it. All ranks call `close` at the same time, once."""
+
+    folder: Path
+    writer: Any
+    """megatron-core's: what this rank has to write, and where."""
+    index: Any
+    """Of all files: rank 0's, to be filled in."""
+    file: Path | None = None
+    process: Any = None
+    pipe: Connection | None = None
+    """Where the process will say what it has written; None once it has, or where this rank has nothing to write."""
+    results: list[Any] = field(default_factory=list)
+    failure: str | None = None
+    """Why this rank's file will not be whole."""
+    size: int = -1
+    heard: float = field(default_factory=time.monotonic)
+    """When the file last grew."""
+
+    def start(self) -> None:
+        """Begin to write this rank's file; what prevents that is a `failure`, which `close` tells all ranks."""
+        try:
+            for bucket in self.writer.preload_tensors(self.writer.write_buckets or [], True):  # one, for one thread
+                self._fork(bucket)
+        except (OSError, RuntimeError, MemoryError) as error:  # no memory for the copies, or for a process
+            self.give_up()
+            self.failure = f"no writer could be started: {error}"
+        self.writer.write_buckets = None  # the process has them
+
+    def _fork(self, bucket: Any) -> None:
+        context = multiprocessing.get_context("fork")
+        self.file, (self.pipe, there) = Path(bucket[0]), context.Pipe(duplex=False)
+        self.process = context.Process(target=_write, args=(self.writer, bucket, there), daemon=True)
+        with (
+            warnings.catch_warnings()
+        ):  # of Python 3.12: forks of processes with threads; the child takes none of their locks
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.process.start()
+        there.close()  # the process alone holds it: when that is gone, the pipe is at its end
+
+    def done(self, seconds: float = 0.0) -> bool:
+        """Whether this rank's part has ended, well or not; waits so long for that at most."""
+        if self.pipe is None:
+            return True
+        if self.pipe.poll(seconds):
+            self._hear(self.pipe)
+        elif self._stuck():
+            self.give_up()
+            self.failure = f"its writer has written nothing for {timeout_minutes()} minutes"
+        return self.pipe is None
+
+    def _hear(self, pipe: Connection) -> None:
+        """The process has spoken, or is gone."""
+        try:
+            said = pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            said = f"its writer {_how(self.process.exitcode)}"
+        self.give_up()
+        if isinstance(said, str):
+            self.failure = said
+        else:
+            self.results = said
+
+    def _stuck(self) -> bool:
+        """Whether the file has not grown for as long as a collective would wait: a slow disk is not a dead one."""
+        with contextlib.suppress(OSError):
+            if self.file and (size := self.file.stat().st_size) != self.size:
+                self.size, self.heard = size, time.monotonic()
+        return time.monotonic() - self.heard > 60 * timeout_minutes()
+
+    def give_up(self) -> None:
+        """Nothing of this rank is written from here on."""
+        if self.pipe is not None:
+            if self.process.pid:
+                self.process.kill()
+                self.process.join()
+            self.pipe.close()
+            self.pipe = None
+
+    def close(self) -> None:
+        """When all are `done`: the index, by rank 0. Raises MconvError on all ranks if one of them could not write."""
+        failures = [(rank, why) for rank, why in enumerate(from_all_ranks(self._located(self.failure))) if why]
+        if failures:
+            more = f"; and {len(failures) - 3} ranks more" if len(failures) > 3 else ""
+            raise MconvError("; ".join(f"rank {rank} {why}" for rank, why in failures[:3]) + more)
+        gathered: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.gather_object(self.results, None if torch.distributed.get_rank() else gathered)
+        agree.on_rank_0(lambda: self._finish(gathered))
+
+    def _finish(self, results: list[Any]) -> None:
+        self.writer.finish(self.index, results)
+        save_config(CheckpointingConfig(*FORMAT), str(self.folder))
+
+    @staticmethod
+    def _located(failure: str | None) -> str | None:
+        return failure and f"on {socket.gethostname()}: {failure}"
+
+
+def begin(folder: Path, state: dict[str, Any], *, content: dict[str, Any]) -> Writing:
+    """Plan a checkpoint of `state` into an empty folder, and begin to write it. Every rank calls it."""
+    sharded, common = save_preprocess({**state, "content_metadata": dict(content)})
+    agree.on_rank_0(lambda: TorchCommonSaveStrategy("torch", 1).save_common(common, folder))
+    writer, index = _Plan(*FORMAT, thread_count=1).async_save(sharded, folder)
+    writing = Writing(folder=folder, writer=writer, index=index)
+    writing.start()
+    return writing
+
+
+def _how(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        return "was killed (out of memory?)"
+    return f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
+
+
+# ---- in the forked process -------------------------------------------------------------------------------------------
+def _write(writer: Any, bucket: Any, answer: Connection) -> None:
+    """Write one file and say what is where in it, or what is wrong."""
+    gc.disable()  # it would free the rank's tensors, on a device that a forked process cannot use
+    stop.end_with_parent(signal.SIGKILL)
+    _first_to_go()
+    said: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    transforms = [writer.transforms] if hasattr(writer, "transforms") else []
+    writer.write_preloaded_data(transforms, 0, bucket, said, _Uncounted(), use_fsync=True)
+    _, results = said.get()
+    answer.send(f"{bucket[0]}: {results}" if isinstance(results, Exception) else results)
+
+
+class _Uncounted:
+    """In the place of megatron-core's queue that counts its helpers."""
+
+    def get(self) -> None: ...
+
+    def task_done(self) -> None: ...
+
+
+def _first_to_go() -> None:
+    """If memory runs out, the kernel is to take this process, and not the rank: its checkpoint can be saved again."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
