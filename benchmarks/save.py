@@ -4,7 +4,7 @@
 
 A LLaMA in fp32 whose weights and Adam moments are that large takes steps and saves, by turns at once and in the
 background. What a save in the background costs is the call, and all that later steps spend on asking for it, naming it
-and pointing the tracker at it; the first save of each kind, which starts helpers, is not counted. Beside: how much
+and pointing the tracker at it; the first save of each kind is not counted. Beside: how much
 longer steps are while files are written.
 """
 
