@@ -22,7 +22,6 @@ import torch
 
 from mconv.errors import MconvError
 from mconv.train import agree
-from mconv.train.launch import stop
 from mconv.train.mcore import (
     CheckpointingConfig,
     TorchCommonSaveStrategy,
@@ -30,6 +29,7 @@ from mconv.train.mcore import (
     save_config,
     save_preprocess,
 )
+from mconv.train.orphan import end_with_parent
 from mconv.train.parallel import from_all_ranks, timeout_minutes
 
 FORMAT = ("torch_dist", 1)
@@ -162,7 +162,7 @@ def _how(code: int | None) -> str:
 def _write(writer: Any, bucket: Any, answer: Connection) -> None:
     """Write one file and say what is where in it, or what is wrong."""
     gc.disable()  # it would free the rank's tensors, on a device that a forked process cannot use
-    stop.end_with_parent(signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     _first_to_go()
     said: queue.SimpleQueue[Any] = queue.SimpleQueue()
     transforms = [writer.transforms] if hasattr(writer, "transforms") else []

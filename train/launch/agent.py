@@ -11,11 +11,12 @@ import threading
 from pathlib import Path
 
 from mconv.train.launch import stop
+from mconv.train.orphan import end_with_parent
 
 
 def main() -> None:
     """Be torch's agent, with its command line."""
-    stop.end_with_parent(signal.SIGHUP)  # torch's agent ends its ranks then
+    end_with_parent(signal.SIGHUP)  # torch's agent ends its ranks then
     if stop.ASKED in os.environ:
         threading.Thread(target=_pass_on, daemon=True).start()
     from torch.distributed.run import main as run

@@ -1,7 +1,6 @@
 """Stopping well: whatever asks any process of a run to stop or to save, all ranks agree on one step and do it there."""
 
 import contextlib
-import ctypes
 import os
 import re
 import shutil
@@ -23,7 +22,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 """What asks a run to save and stop."""
 ASKED = "MCONV_ASKED"
 """Names the file in which a launcher and its agent leave the name of a signal that they got."""
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SAVE = 1
 WHY = {
     SAVE: "the save trigger",
@@ -85,15 +83,6 @@ def held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-
-
-def end_with_parent(number: int) -> None:
-    """Ask the kernel for a signal when the parent is gone, killed without a chance to end us; on Linux alone.
-
-    Else ranks would train on, and save, beside those of the next job.
-    """
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def pass_on(number: int, file: Path) -> None:

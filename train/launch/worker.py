@@ -13,12 +13,13 @@ from typing import Any
 from mconv.errors import MconvError
 from mconv.train.launch import stop
 from mconv.train.launch.ranks import resolve
+from mconv.train.orphan import end_with_parent
 
 
 def main() -> None:
     """Read FOLDER/payload.json, do the work, write FOLDER/result.json (rank 0) or FOLDER/error.RANK.json."""
     target, folder, rank = sys.argv[1], Path(sys.argv[2]), os.environ["RANK"]
-    stop.end_with_parent(signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     try:
         with stop.listening() if stop.ASKED in os.environ else contextlib.nullcontext():
             answer = resolve(target)(json.loads((folder / "payload.json").read_text()))
