@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mconv.train.logs.series import Curve, Series
 
 WIDTH, HEIGHT = 720.0, 300.0
-LEFT, RIGHT, TOP, BOTTOM = 70.0, 706.0, 14.0, 252.0
+LEFT, RIGHT, TOP, BOTTOM = 70.0, 684.0, 14.0, 252.0
 MOST = 700
 """Points of a line: about one a pixel."""
 
@@ -24,6 +24,8 @@ class Axis:
     high: float
     start: float
     end: float
+    whole: bool = False
+    """Whether there is nothing between whole numbers."""
 
     def at(self, value: float) -> float:
         """Where a value lies."""
@@ -32,7 +34,7 @@ class Axis:
     @property
     def ticks(self) -> list[tuple[float, str]]:
         """Round values and where they lie."""
-        step = _round_step((self.high - self.low) / 5)
+        step = _round_step(max((self.high - self.low) / 6, float(self.whole)))
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [(self.at(n * step), _text(n * step, step)) for n in range(first, last + 1)]
 
@@ -51,7 +53,7 @@ def page(found: "list[Series]", *, smooth: int | None) -> str:
 
 def _panel(names: tuple[str, ...], found: "list[Series]", smooth: int | None) -> dict[str, Any]:
     """What the template draws of one pair of axes."""
-    from mconv.train.logs.series import CURVES, thin
+    from mconv.train.logs.series import CURVES, ends, thin
     from mconv.train.logs.series import smooth as smoothed
 
     every = [one.curves.get(name, []) for one in found for name in names]
@@ -61,16 +63,16 @@ def _panel(names: tuple[str, ...], found: "list[Series]", smooth: int | None) ->
         colour = COLOURS[number % len(COLOURS)]
         for name in names:
             curve = one.curves.get(name, [])
-            if name == "validation_loss":
+            if name == "validation_loss" or len(curve) == 1:
                 dots += [
                     (colour, x.at(float(a)), y.at(b), f"{one.name}, {CURVES[name]} at {a:,}: {b:.4g}") for a, b in curve
                 ]
             elif (over := width(name, curve, smooth)) > 1:
-                lines.append((colour, "faint", _points(thin(curve, most=MOST), x, y)))
+                lines.append((colour, "faint", _points(ends(curve, most=2 * MOST), x, y)))
                 lines.append((colour, "bold", _points(thin(smoothed(curve, over=over), most=MOST), x, y)))
             elif curve:
                 lines.append((colour, "bold", _points(thin(curve, most=MOST), x, y)))
-    title = CURVES[names[0]] if len(names) == 1 else "loss; dots are of validation" if dots else "loss"
+    title = CURVES[names[0]] if len(names) == 1 else "loss; dots are of validation" if any(every[1::2]) else "loss"
     return {"title": title, "lines": lines, "dots": dots, "x": x.ticks, "y": y.ticks}
 
 
@@ -81,7 +83,7 @@ def _axes(curves: "list[Curve]") -> tuple[Axis, Axis]:
     room = 0.05 * (high - low) or abs(high) * 0.05 or 1.0
     bottom = 0.0 if 0 <= low < 0.2 * high else low - room
     return (
-        Axis(low=min(xs), high=max(max(xs), min(xs) + 1), start=LEFT, end=RIGHT),
+        Axis(low=min(xs), high=max(max(xs), min(xs) + 1), start=LEFT, end=RIGHT, whole=True),
         Axis(low=bottom, high=high + room, start=BOTTOM, end=TOP),
     )
 

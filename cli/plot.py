@@ -110,31 +110,38 @@ def draw(found: "list[Series]", file: Path, *, smooth: int | None) -> None:
 
 def _panel(ax: Any, names: tuple[str, ...], found: "list[Series]", smooth: int | None) -> None:
     """One pair of axes: each run faint as it is and bold as its running mean; validation as dots."""
+    from matplotlib.ticker import MaxNLocator
+
     from mconv.train.logs.series import CURVES
     from mconv.train.logs.series import smooth as smoothed
 
     for number, one in enumerate(found):
-        colour = COLOURS[number % len(COLOURS)]
+        colour, label = COLOURS[number % len(COLOURS)], _label(one.name)
         for name in names:
             curve = one.curves.get(name, [])
             if name == "validation_loss" and curve:
-                ax.plot(
-                    *zip(*curve, strict=True),
-                    "o--",
-                    color=colour,
-                    ms=4,
-                    lw=1,
-                    mfc="white",
-                    label=f"{one.name}, validation",
-                )
+                look = {"color": colour, "ms": 4, "lw": 1, "mfc": "white", "label": f"{label}, validation"}
+                ax.plot(*zip(*curve, strict=True), "o--", **look)
                 continue
             if (over := width(name, curve, smooth)) > 1:
                 ax.plot(*zip(*curve, strict=True), color=colour, lw=0.6, alpha=0.3)
             if curve:
-                ax.plot(*zip(*smoothed(curve, over=over), strict=True), color=colour, lw=1.6, label=one.name)
+                ax.plot(
+                    *zip(*smoothed(curve, over=over), strict=True),
+                    color=colour,
+                    lw=1.6,
+                    label=label,
+                    marker="." * (len(curve) == 1),
+                )
     ax.set_title(CURVES[names[0]] if len(names) == 1 else "loss", loc="left", fontsize=10, fontweight="bold")
     ax.set_xlabel("iteration")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 5), useMathText=True)
     ax.grid(alpha=0.25, lw=0.6)
     ax.margins(x=0.02)
+
+
+def _label(name: str) -> str:
+    """A run's name as matplotlib shows it: no formula between dollars, and one that begins with _ is not left out."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")

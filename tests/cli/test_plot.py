@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mconv.cli import curves
 from mconv.cli.app import run
 from mconv.train.logs import series
 
@@ -62,10 +63,13 @@ def test_what_mconv_prints_is_read_too(tmp_path):
 def test_a_picture(kind, saved, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     file = tmp_path / "new" / f"x.{kind}"
-    assert run(["plot", str(saved), "--out", str(file)]) == 0
+    (other := tmp_path / "_$\\frac a$").mkdir()
+    (other / "train.jsonl").write_text('{"iteration": 1, "loss": 1.0, "validation_loss": 2.0}')
+    assert run(["plot", str(saved), str(other), "--out", str(file)]) == 0
     assert "loss 5.0000 at 1 to 0.0167 at 300, best validation loss 0.2500 at 200" in capsys.readouterr().out
     if kind == "svg":
         text = file.read_text()
+        assert text.count("_$\\frac a$") == 2  # neither a formula, nor left out of the legend
         assert all(title in text for title in ("learning rate", "gradient norm", "tokens per second", ", validation"))
         assert "samples per second" not in text
     else:
@@ -82,11 +86,25 @@ def test_a_page_has_every_point_in_its_place(saved, tmp_path):
     assert len(pictures) == 4 and [len(p.findall("circle")) for p in pictures] == [4, 0, 0, 0]
     line = pictures[0].findall("polyline")[0].get("points").split()
     points = [tuple(map(float, point.split(","))) for point in line]
-    assert len(points) == 299 and points[0][0] == 70.0 and points[-1][0] == 706.0
+    assert len(points) == 299 and points[0][0] == 70.0 and points[-1][0] == 684.0
     heights = [y for _, y in points]
     assert heights == sorted(heights) and heights[0] < 30 and 230 < heights[-1] < 252
     labels = [t.text for t in pictures[0].findall("text")]
     assert {"0", "2", "4", "100", "iteration"} <= set(labels)
+
+
+def test_one_step_of_many_is_still_seen(tmp_path):
+    """A spike is not averaged away where a page has fewer points than the run, and a run of one step is a dot."""
+    losses = [2.0 + 0.1 * (i % 2) + 6.0 * (i == 4_123) for i in range(10_000)]
+    for name, taken in {"long": losses, "one": [5.0]}.items():
+        (tmp_path / name).mkdir()
+        rows = (json.dumps({"iteration": i + 1, "loss": loss}) for i, loss in enumerate(taken))
+        (tmp_path / name / "train.jsonl").write_text("\n".join(rows))
+    page = curves.page(series.several([tmp_path / "long", tmp_path / "one"]), smooth=None)
+    heights = [float(y) for y in re.findall(r",([\d.]+)", re.search(r'"faint"[^>]*points="([^"]*)"', page)[1])]
+    assert min(heights) < 30 and len(heights) < 1500 and sum(y < 150 for y in heights) == 1
+    assert "one, training loss at 1: 5" in page and "dots are of validation" not in page
+    assert re.findall(r">([\d,.]+)</text>", page)[-5:] == ["2,000", "4,000", "6,000", "8,000", "10,000"]
 
 
 def test_means_do_not_move_a_curve():

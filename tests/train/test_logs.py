@@ -237,3 +237,13 @@ def test_git_is_told_where_there_is_any(tmp_path):
     assert record.git(tmp_path)["changed"] is False and re.fullmatch(r"[0-9a-f]{40}", record.git(tmp_path)["commit"])
     (tmp_path / "x").write_text("2")
     assert record.git(tmp_path)["changed"] is True
+
+
+def test_numbers_that_json_has_not_are_null(tmp_path):
+    log = logs.Log(say=lambda _: None, train_iters=3, global_batch_size=1, interval=9, file=tmp_path / logs.NAME)
+    for loss in (float("nan"), float("inf"), 1.5):
+        log.step(
+            logs.Step(iteration=1, consumed_samples=1, loss=loss, grad_norm=None, lr=0, seconds=1, tokens_per_second=1)
+        )
+    rows = [json.loads(row, parse_constant=pytest.fail) for row in (tmp_path / logs.NAME).read_text().splitlines()]
+    assert [row["loss"] for row in rows] == [None, None, 1.5]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -161,8 +162,13 @@ class Log:
     def _write(self, record: dict[str, Any]) -> None:
         if self.file:
             with self.file.open("a") as file:
-                known = {name: None if value != value else value for name, value in record.items()}  # JSON has no NaN
+                known = {name: value if _written(value) else None for name, value in record.items()}
                 file.write(json.dumps({**known, "time": round(time.time(), 3)}) + "\n")
+
+
+def _written(value: Any) -> bool:
+    """JSON has neither NaN nor infinity."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def forget_after(file: Path, iteration: int) -> None:

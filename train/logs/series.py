@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,13 @@ def thin(curve: Curve, *, most: int) -> Curve:
     width = math.ceil(len(curve) / most)
     runs = [curve[i : i + width] for i in range(0, len(curve), width)]
     return [(run[-1][0], sum(y for _, y in run) / len(run)) for run in runs]
+
+
+def ends(curve: Curve, *, most: int) -> Curve:
+    """About `most` points: the lowest and the highest of neighbours, so that a spike of one step is still seen."""
+    width = math.ceil(2 * len(curve) / most)
+    if width <= 2:
+        return curve
+    runs = [curve[i : i + width] for i in range(0, len(curve), width)]
+    value = operator.itemgetter(1)
+    return [point for run in runs for point in sorted({min(run, key=value), max(run, key=value)})]
