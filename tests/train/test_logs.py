@@ -243,7 +243,9 @@ def test_numbers_that_json_has_not_are_null(tmp_path):
     log = logs.Log(say=lambda _: None, train_iters=3, global_batch_size=1, interval=9, file=tmp_path / logs.NAME)
     for loss in (float("nan"), float("inf"), 1.5):
         log.step(
-            logs.Step(iteration=1, consumed_samples=1, loss=loss, grad_norm=None, lr=0, seconds=1, tokens_per_second=1)
+            logs.Step(
+                iteration=1, consumed_samples=1, loss=loss, grad_norm=None, lr=0.0, seconds=1.0, tokens_per_second=1.0
+            )
         )
     rows = [json.loads(row, parse_constant=pytest.fail) for row in (tmp_path / logs.NAME).read_text().splitlines()]
     assert [row["loss"] for row in rows] == [None, None, 1.5]
