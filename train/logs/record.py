@@ -1,5 +1,6 @@
 """What a run was started with: its arguments with where each comes from, and its surroundings, without secrets."""
 
+import functools
 import json
 import os
 import platform
@@ -89,11 +90,18 @@ def surroundings() -> dict[str, Any]:
         "mconv": {"version": mconv.__version__, **(git(Path(mconv.__file__).parent) or {})},
         "git": git(Path.cwd()),
         "python": platform.python_version(),
-        "packages": dict(sorted({d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}.items())),
+        "packages": packages(),
         "machine": {"host": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},
         "devices": devices(),
         "environment": {name: os.environ[name] for name in sorted(os.environ) if KEPT.fullmatch(name)},
     }
+
+
+@functools.cache
+def packages() -> dict[str, str]:
+    """Versions of all that is installed here, by name."""
+    found = (distribution.metadata for distribution in distributions())
+    return dict(sorted((each["Name"], each["Version"]) for each in found if each["Name"]))
 
 
 def devices() -> list[str]:
