@@ -1,4 +1,4 @@
-"""`mconv train` on a terminal: a bar with the steps, the loss, the rate and the time left. In a pipe: plain lines."""
+"""`mconv train` on a terminal: a bar with steps, loss, time left and speed. In a pipe: plain lines."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,40 +7,42 @@ from typing import Any
 
 Say = Callable[[str], None]
 Show = Callable[[dict[str, Any]], None]
+BAR = 8
+"""Columns that the bar has at least."""
 
 
 @contextmanager
 def view(train_iters: int) -> Iterator[tuple[Say, Show | None]]:
     """What a run says lines with, and what it shows its steps with (None: it is to print them)."""
-    if not sys.stdout.isatty():
-        yield lambda line: print(line, flush=True), None
-        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     console = Console(highlight=False)
-    columns = (
-        TextColumn("iteration"), MofNCompleteColumn(), BarColumn(bar_width=None), TextColumn("{task.description}"),
-    )  # fmt: skip
+    if not sys.stdout.isatty() or console.is_dumb_terminal:  # one that cannot go back on its line
+        yield lambda line: print(line, flush=True), None
+        return
+    taken = 2 * len(str(train_iters)) + BAR + 3
+    columns = (MofNCompleteColumn(), BarColumn(bar_width=None), TextColumn("{task.description}"))
     with Progress(*columns, console=console, expand=True) as bar:
         task = bar.add_task("", total=train_iters)
         yield (
             lambda line: console.print(line, markup=False, soft_wrap=True),
-            lambda record: bar.update(task, completed=record["iteration"], description=words(record)),
+            lambda record: bar.update(
+                task, completed=record["iteration"], description=words(record, room=console.width - taken)
+            ),
         )
 
 
-def words(record: dict[str, Any]) -> str:
-    """The numbers beside the bar."""
+def words(record: dict[str, Any], *, room: int) -> str:
+    """The numbers beside the bar, as many of the first as fit into `room` columns; the loss always."""
     from mconv.train.logs.meter import clock
 
-    shown = [
-        f"[bold]loss {record['loss']:.4f}[/]",
-        f"lr {record['lr']:.2e}",
-        f"{record['tokens_per_second']:,.0f} tokens/s",
-    ]
-    if record.get("mfu"):
-        shown.append(f"MFU {100 * record['mfu']:.0f} %")
+    shown = [f"loss {record['loss']:.4f}"]
     if "seconds_left" in record:
         shown.append(f"{clock(record['seconds_left'])} left")
-    return "  ".join(shown)
+    shown += [f"{record['tokens_per_second']:,.0f} tokens/s", f"lr {record['lr']:.2e}"]
+    if record.get("mfu"):
+        shown.append(f"MFU {100 * record['mfu']:.0f} %")
+    while len(shown) > 1 and len("  ".join(shown)) > room:
+        shown.pop()
+    return "  ".join([f"[bold]{shown[0]}[/]", *shown[1:]])

@@ -4,6 +4,7 @@ import json as jsonlib
 import math
 import os
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,43 @@ from mconv.errors import MconvError
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], Parameter(help="Where models run. Default: on a GPU where there is one.")
 ]
+SPREAD = "of the Megatron side. Default: those of an mp_rank checkpoint, 1 for torch_dist."
+LENGTH = (
+    "Positions in a row. Default: all that the model has, up to 2048, fewer for a large model; one row then leaps ahead "
+    "to the last position."
+)
+BATCH = "Rows. The last is real text where there is a tokenizer, the others are random ids. Default 3."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """How what models compute is compared: nothing that a comparison of tensors could use."""
+
+    tp: Annotated[int | None, Parameter(help=f"Tensor-parallel ranks {SPREAD}")] = None
+    pp: Annotated[int | None, Parameter(help=f"Pipeline stages {SPREAD}")] = None
+    sequence_parallel: Annotated[
+        bool, Parameter(help="Run the Megatron side with sequence parallelism.", negative=())
+    ] = False
+    length: Annotated[int | None, Parameter(help=LENGTH)] = None
+    batch: Annotated[int | None, Parameter(help=BATCH)] = None
+    seed: Annotated[
+        int | None, Parameter(help="Of the random ids; each row has its own, counted from this one. Default 1234.")
+    ] = None
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"] | None,
+        Parameter(help="Of the arithmetic, whatever the weights are. Default fp32, which sees most."),
+    ] = None
+    streamed: Annotated[
+        bool | None, Parameter(help="Hold one layer in memory at a time. Default: when a model does not fit.")
+    ] = None
+    generate: Annotated[int, Parameter(help="Compare this many greedy tokens after each of a few prompts.")] = 0
+
+    def given(self) -> dict[str, Any]:
+        """What was asked for, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+ASKED = Asked()
 
 
 def verify(
@@ -24,16 +62,8 @@ def verify(
     *,
     digests: o.Flag = False,
     logits: o.Flag = False,
-    tp: int | None = None,
-    pp: int | None = None,
-    sequence_parallel: o.Flag = False,
-    length: int | None = None,
-    batch: int | None = None,
-    seed: int | None = None,
-    dtype: Literal["fp32", "bf16", "fp16"] | None = None,
+    asked: Annotated[Asked, Parameter(name="*")] = ASKED,
     device: Device = "auto",
-    streamed: bool | None = None,
-    generate: int = 0,
     iteration: o.Iteration = None,
     vocab_size: o.VocabSize = None,
     dialect: o.Dialect = None,
@@ -46,10 +76,6 @@ def verify(
 ) -> int:
     """Decide whether two checkpoints are the same model: exit 0 if they are, 1 if not, 2 if it cannot be judged.
 
-    Two proofs, one after the other: the same tensors, bit for bit; and the same function. For that a Hugging Face folder
-    runs in transformers, a Megatron checkpoint in megatron-core's own GPTModel on tp x pp real ranks, which mconv starts
-    itself (under torchrun it joins the ranks that are there). If they differ, it says in which layer and module, and why.
-
     Parameters
     ----------
     a
@@ -60,25 +86,6 @@ def verify(
         Only compare the tensors themselves, in one pass and without a model.
     logits
         Only compare what the models compute.
-    tp
-        Tensor-parallel ranks of the Megatron side. Default: those of an mp_rank checkpoint, 1 for torch_dist.
-    pp
-        Pipeline stages of the Megatron side. Default: likewise.
-    sequence_parallel
-        Run the Megatron side with sequence parallelism.
-    length
-        Positions in a row. Default: all that the model has, up to 2048, fewer for a large model; one row then leaps
-        ahead to the last position.
-    batch
-        Rows. The last is real text where there is a tokenizer, the others are random ids. Default 3.
-    seed
-        Of the random ids; each row has its own, counted from this one. Default 1234.
-    dtype
-        Of the arithmetic, whatever the weights are. Default fp32, which sees most.
-    streamed
-        Hold one layer in memory at a time. Default: when a model does not fit.
-    generate
-        Compare this many greedy tokens after each of a few prompts.
     record
         Keep the verdict in the manifest of B, from where it goes into the model card.
     report_only
@@ -92,52 +99,41 @@ def verify(
     from mconv.verify.judge import Options, judge
 
     _check_page(html, overwrite=overwrite)
-
-    asked: dict[str, Any] = {
-        "tp": tp,
-        "pp": pp,
-        "length": length,
-        "batch": batch,
-        "seed": seed,
-        "dtype": dtype,
-        "streamed": streamed,
-    }
     if digests:
-        _only_digests(asked, sequence_parallel=sequence_parallel, record=record, generate=generate, logits=logits)
+        _only_digests(asked.given() | {"record": record, "logits": logits})
     _choose(device)
     said: dict[str, Any] = {"iteration": iteration, "vocab_size": vocab_size, "dialect": dialect}
     said["config"] = str(config.resolve()) if config else None
     reference, candidate = o.local(a), o.local(b)
     kept = reports.check_recordable(candidate, iteration) if record else None
-    alone = os.environ.get("RANK", "0") == "0"
-    if html and alone:
+    html = html if os.environ.get("RANK", "0") == "0" else None
+    if html:
         html.unlink(missing_ok=True)  # whatever happens now, no old verdict is taken for this one
-    options = Options(
-        proofs="digests" if digests else "logits" if logits else "both", sequence_parallel=sequence_parallel,
-        generate=generate, opening=said, **{name: value for name, value in asked.items() if value is not None},
-    )  # fmt: skip
-    report = judge(reference, candidate, options, show=progress)
+    proofs: Any = "digests" if digests else "logits" if logits else "both"
+    report = judge(reference, candidate, Options(proofs=proofs, opening=said, **asked.given()), show=progress)
     if not report:  # a rank other than 0 of somebody's torchrun
         return 0
-    for warning in (report["digests"] or {}).get("warnings", ()):
-        print(f"warning: {warning}", file=sys.stderr)
-    print(
-        jsonlib.dumps(_finite(reports.as_json(report)), indent=1, allow_nan=False)
-        if json
-        else "\n".join(reports.lines(report))
-    )
-    if html and alone:
+    _tell(report, json=json)
+    if html:
         _write_page(html, report)
     if kept:
         reports.record(kept, report, against=report.get("reference", {}).get("name", reference.name))
     return 0 if report["passed"] or report_only else 1
 
 
-def _only_digests(asked: dict[str, Any], **flags: Any) -> None:
+def _tell(report: dict[str, Any], *, json: bool) -> None:
+    """The report, for people or programs; warnings beside it."""
+    from mconv.verify import report as reports
+
+    for warning in (report["digests"] or {}).get("warnings", ()):
+        print(f"warning: {warning}", file=sys.stderr)
+    whole = jsonlib.dumps(_finite(reports.as_json(report)), indent=1, allow_nan=False) if json else None
+    print(whole or "\n".join(reports.lines(report)))
+
+
+def _only_digests(given: dict[str, Any]) -> None:
     """Refuse what is of the other proof."""
-    if mixed := [
-        f"--{name.replace('_', '-')}" for name, value in (asked | flags).items() if value not in (None, False, 0)
-    ]:
+    if mixed := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
         raise MconvError(f"{', '.join(mixed)}: of a comparison of logits; --digests compares the tensors themselves")
 
 

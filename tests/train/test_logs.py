@@ -207,24 +207,42 @@ def test_the_time_left_is_that_of_the_steps_to_come():
     ]
 
 
-def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(monkeypatch, capsys):
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_pipe_and_a_terminal_that_cannot_go_back_get_lines(monkeypatch, capsys):
     with live.view(10) as (say, show):
         say("a line")
     assert show is None and capsys.readouterr().out == "a line\n"
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("TERM", "dumb")
+    with live.view(10) as (say, show):
+        assert show is None
 
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
 
+WIDTHS = {
+    110: "loss 1.2500  1 day, 1:01:01 left  12,346 tokens/s  lr 1.00e-04  MFU 41 %",
+    80: "loss 1.2500  1 day, 1:01:01 left  12,346 tokens/s",
+    50: "loss 1.2500",
+    34: "loss 1.2500",
+}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_terminal_gets_a_bar_with_what_there_is_room_for(width, monkeypatch):
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "110")
-    with live.view(10) as (say, show):
+    monkeypatch.setenv("COLUMNS", str(width))
+    record = {"iteration": 444, "loss": 1.25, "lr": 1e-4, "tokens_per_second": 12345.6, "seconds_left": 90061.0}
+    with live.view(1000) as (say, show):
         say("saved [1] there")
-        show({"iteration": 4, "loss": 1.25, "lr": 1e-4, "tokens_per_second": 12345.6, "seconds_left": 65.0, "mfu": 0.41})
+        show({**record, "mfu": 0.41})
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
-    assert "saved [1] there" in shown and " 4/10" in shown
-    assert "loss 1.2500  lr 1.00e-04  12,346 tokens/s  MFU 41 %  1:05 left" in shown
+    assert "saved [1] there" in shown
+    [last] = [line.strip() for line in re.split(r"[\r\n]+", shown) if "loss" in line][-1:]
+    assert re.fullmatch(rf" *444/1000 [━╸╺ ]+{re.escape(WIDTHS[width])}", last), last
 
 
 def test_git_is_told_where_there_is_any(tmp_path):
