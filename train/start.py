@@ -11,7 +11,7 @@ from mconv.convert.optimizer import OptimizerState
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 from mconv.train import agree, layouts
-from mconv.train.checkpoints import adapt, checkpoint, takeover
+from mconv.train.checkpoints import adapt, checkpoint, settings, takeover
 from mconv.train.checkpoints.begin import Beginning, confirm, where
 from mconv.train.checkpoints.saving import Keep, Saver
 from mconv.train.config import TrainConfig
@@ -62,6 +62,9 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
         tokens = seq_length / parallel.data_parallel(torch.distributed.get_world_size())
         scale_losses(chunks, optimizer, tokens=lambda: batch_size(config, run.consumed) * tokens)
     _tell(run, padded, say)
+    for line in settings.changes(config, run.memory.get("settings"), iteration=run.iteration):
+        say(line)
+    run.memory["settings"] = settings.deciding(config)
     return run
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mconv.convert import buffers
 from mconv.convert import optimizer as states
 from mconv.convert.formats import torch_dist
 from mconv.convert.opening import open_checkpoint
@@ -55,7 +56,7 @@ def test_every_format_gives_the_live_optimizers_state(case):
 
 def test_an_order_that_is_not_the_models_is_refused(monkeypatch):
     """The same flat buffers, read with the order in which another layer makes its parameters."""
-    monkeypatch.setitem(states.EARLIER, "local", ())
+    monkeypatch.setitem(buffers.EARLIER, "local", ())
     with pytest.raises(FormatError, match="parameters were in another order"):
         states.open_state(open_checkpoint(GOLDEN / "td-dp2-distopt" / "ckpt"))
 

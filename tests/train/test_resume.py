@@ -127,6 +127,47 @@ def test_the_optimizer_may_be_shared_among_replicas_or_not(half, tmp_path):
     assert jobs.train(**other, save=str(tmp_path))["losses"] == pytest.approx(whole[2:], abs=1e-6)
 
 
+CHANGES = {
+    "train_iters 5 -> 8": ({"train_iters": 8}, True),
+    "lr 0.01 -> 0.005, clip_grad 1.0 -> 0.5": ({"lr": 5e-3, "clip_grad": 0.5}, False),
+    "global_batch_size 4 -> 8": ({"global_batch_size": 8}, True),
+    "": ({"micro_batch_size": 2, "async_save": True, "log_interval": 2}, False),
+}
+"""What is said -> the change, and whether samples may come otherwise."""
+
+
+@pytest.mark.parametrize("text", CHANGES)
+def test_settings_that_are_others_than_those_of_the_checkpoint(text, run):
+    from mconv.train.checkpoints import settings
+    from mconv.train.config import make
+
+    change, order = CHANGES[text]
+    said = list(settings.changes(make(run | change), settings.deciding(make(run)), iteration=2))
+    lines = [f"warning: iteration 2 was saved under other settings: {text}"] if text else []
+    assert (
+        said == lines + ["warning: samples may come in another order from here on: some again, some not at all"] * order
+    )
+
+
+def test_a_resume_under_other_settings_says_so_once(run, tmp_path):
+    """The next checkpoint remembers the new ones."""
+    from mconv.train.config import make
+    from mconv.train.loop import train
+
+    said = []
+    for last, iterations in ((1, 5), (2, 8), (3, 8)):
+        train(make(run | {"save": str(tmp_path), "exit_after": last, "train_iters": iterations}), say=said.append)
+    assert sum("other settings" in line for line in said) == 1
+
+
+def test_a_run_that_has_skipped_every_step_goes_on_shared_otherwise(run, tmp_path):
+    """In fp16, whose first loss scales overflow: megatron-core leaves Adam's counter out of such a checkpoint."""
+    fields = run | {"fp16": True, "initial_loss_scale": 2.0**28, "hidden_dropout": 0.0}
+    whole = jobs.train(**fields)
+    assert jobs.train(**fields, save=str(tmp_path), exit_after=2)["grad_norms"] == [None, None]
+    assert jobs.train(**fields, save=str(tmp_path), distributed_optimizer=True)["losses"] == whole["losses"][2:]
+
+
 # ---- Megatron-LM's formats, at layouts of several ranks ---------------------------------------------------------------
 FORMATS = {
     "dp_reshardable": ({"tp": 2, "distributed_optimizer": True}, {}),

@@ -286,6 +286,16 @@ def test_an_earlier_iteration_in_place_replaces_the_later_ones(run, whole, saved
     assert losses[:3] == whole["losses"][:3] and losses[3] != whole["losses"][3]  # the new rate counts, from there on
 
 
+def test_a_lost_tracker_does_not_begin_the_run_anew(run, whole, saved, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(saved, root)
+    (root / "latest_checkpointed_iteration.txt").unlink()
+    with pytest.raises(ConfigError, match="holds iterations 2, 4, 6, but its tracker names none"):
+        jobs.train(**run, save=str(root))
+    shutil.rmtree(root / "iter_0000006")
+    assert jobs.train(**run, save=str(root), iteration=4)["losses"] == whole["losses"][4:]
+
+
 def test_an_iteration_that_is_not_there_is_refused(run, saved):
     with pytest.raises(FormatError, match="has no iteration 3; it has 2, 4, 6"):
         jobs.train(**run, save=str(saved), iteration=3)

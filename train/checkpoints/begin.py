@@ -59,6 +59,11 @@ def _where(config: TrainConfig) -> Beginning:
         return _back(root, have, named, asked, overwrite=config.overwrite)
     if named is not None:
         return Beginning(own=folder_of(root, named), saved=named, iteration=asked)
+    if mine := [i for i in have if ours(folder_of(root, i))]:
+        raise ConfigError(
+            f"{root} holds iterations {', '.join(map(str, mine))}, but its tracker names none, and a run that begins "
+            f"anew would replace them: go on from one (--iteration {mine[-1]}), or give another --save"
+        )
     if asked is not None and config.load is None:
         raise FormatError(f"there is no iteration {asked}: {config.save or 'the run'} has no checkpoints yet")
     return Beginning(iteration=asked)

@@ -1,0 +1,44 @@
+"""What a run's next steps depend on: a run that goes on under other settings than it was saved with says so."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from mconv.train.config import TrainConfig
+from mconv.train.config.boundaries import Boundaries
+from mconv.train.config.data import Data
+from mconv.train.config.instruction import Instruction
+from mconv.train.config.length import Length
+from mconv.train.config.optimizer import Optimizer
+from mconv.train.config.precision import Precision
+from mconv.train.config.schedule import Schedule
+from mconv.train.config.trained import Trained
+
+ORDER = (Data, Instruction, Length)
+"""Sections that say which samples come, and when."""
+STEP = (Boundaries, Schedule, Optimizer, Precision, Trained)
+ASIDE = {"micro_batch_size", "valid_data", "test_data", "data_cache", "num_workers", "allow_other_tokenizer"}
+"""Fields of those that change no step."""
+
+
+def deciding(config: TrainConfig) -> dict[str, Any]:
+    """What a checkpoint remembers of a configuration."""
+    return {name: getattr(config, name) for name in (*_fields(*ORDER), *_fields(*STEP))}
+
+
+def changes(config: TrainConfig, then: dict[str, Any] | None, *, iteration: int) -> Iterator[str]:
+    """Lines on what is another than in the checkpoint of `iteration`; none where that remembers nothing."""
+    now = deciding(config)
+    other = {
+        name: f"{name} {then[name]} -> {now[name]}" for name in now if then and name in then and then[name] != now[name]
+    }
+    if other:
+        yield f"warning: iteration {iteration} was saved under other settings: {', '.join(other.values())}"
+    if other.keys() & set(_fields(*ORDER)):
+        yield "warning: samples may come in another order from here on: some again, some not at all"
+
+
+def _fields(*sections: type) -> list[str]:
+    """Names of fields, and the seed."""
+    names = [field.name for section in sections for field in dataclasses.fields(section)]
+    return ["seed", *(name for name in names if name not in ASIDE)]
