@@ -147,16 +147,21 @@ def test_a_failing_command_warns_or_stops(background, run, tmp_path):
 
 
 def test_a_command_in_the_background_does_not_hold_up_training(run, tmp_path):
-    """It waits for a file that only a later step makes: were it waited for, neither would go on."""
-    command = f"while [ ! -f {tmp_path}/later ]; do sleep 0.02; done; touch {tmp_path}/done"
+    """It waits for a file that only a later step makes: were it waited for, neither would go on.
+
+    Nor is what it has been given taken from it, though another checkpoint is the newest one by then.
+    """
+    command = f'while [ ! -f {tmp_path}/later ]; do sleep 0.02; done; test -d "$1" && touch {tmp_path}/done'
     show = lambda record: (tmp_path / "later").touch() if record["iteration"] == 3 else None  # noqa: E731
     train(
         show=show,
         **run,
         save=str(tmp_path / "run"),
-        save_interval=2,
+        save_interval=1,
+        keep_last=1,
         after_checkpoint=command,
         after_checkpoint_background=True,
+        after_checkpoint_failure="stop",
     )
     assert (tmp_path / "done").is_file()
 

@@ -131,7 +131,7 @@ CHANGES = {
     "train_iters 5 -> 8": ({"train_iters": 8}, True),
     "lr 0.01 -> 0.005, clip_grad 1.0 -> 0.5": ({"lr": 5e-3, "clip_grad": 0.5}, False),
     "global_batch_size 4 -> 8": ({"global_batch_size": 8}, True),
-    "": ({"micro_batch_size": 2, "async_save": True, "log_interval": 2}, False),
+    "": ({"micro_batch_size": 2, "num_workers": 0, "log_interval": 2}, False),
 }
 """What is said -> the change, and whether samples may come otherwise."""
 

@@ -1,6 +1,9 @@
 """Checkpoints while training goes on, those that are kept, and going on from another than the last."""
 
 import ctypes
+import dataclasses
+import errno
+import fcntl
 import json
 import os
 import re
@@ -206,6 +209,57 @@ def test_what_one_rank_cannot_save_all_ranks_learn(how, run, whole, world, tmp_p
         assert re.search("iteration 2 was not saved: rank 1 on .*: its writer was killed", "\n".join(ended[0][1]))
         assert held(tmp_path / "run") == [3]
     assert not list((tmp_path / "run").glob(".*"))
+
+
+# ---- whose folder it is ----------------------------------------------------------------------------------------------
+def test_a_folder_is_one_runs_at_a_time(run, tmp_path):
+    """Refused before anything is written to it, with who holds it."""
+    jobs.train(**run, save=str(tmp_path), exit_after=1)
+    log = (tmp_path / "train.jsonl").read_text()
+    with (tmp_path / "run.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match=rf"another run is at work there \(on .*, process {os.getpid()}, since"):
+            jobs.train(**run, save=str(tmp_path))
+    assert (tmp_path / "train.jsonl").read_text() == log
+    assert jobs.train(**run, save=str(tmp_path), exit_after=2)["iteration"] == 2
+
+
+def test_without_locks_the_run_that_began_last_has_the_folder(run, tmp_path, monkeypatch):
+    """The other one finds that out before it gives a checkpoint its name."""
+    from mconv.train import loop
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def step(run, feed, **more):
+        if run.iteration == 3:
+            (tmp_path / "run.lock").write_text('{"run": "another", "host": "node7", "pid": 1, "since": "now"}')
+        return original(run, feed, **more)
+
+    original = loop.step
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(loop, "step", step)
+    with pytest.raises(MconvError, match=r"iteration 4 was not saved: .*taken over by another run \(on node7, process 1"):
+        jobs.train(**run, save=str(tmp_path), save_interval=2)
+    assert held(tmp_path) == [2]
+
+
+def test_what_another_run_has_saved_since_the_start_is_not_replaced(run, saved):
+    from mconv.train.checkpoints import begin
+    from mconv.train.config import make
+
+    config = make(run | {"save": str(saved)})
+    begun = begin.where(config)
+    begin.confirm(config, begun)
+    with pytest.raises(ConfigError, match="another run has saved there since"):
+        begin.confirm(config, dataclasses.replace(begun, saved=4))
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_first_step(run, tmp_path):
+    (tmp_path / "run.lock").mkdir()  # root may write everywhere, but not this
+    with pytest.raises(ConfigError, match="cannot be written to: Is a directory"):
+        jobs.train(**run, save=str(tmp_path))
+    assert not (tmp_path / "train.jsonl").exists()
 
 
 # ---- which are kept --------------------------------------------------------------------------------------------------

@@ -17,7 +17,10 @@ from mconv.train.config.trained import Trained
 ORDER = (Data, Instruction, Length)
 """Sections that say which samples come, and when."""
 STEP = (Boundaries, Schedule, Optimizer, Precision, Trained)
-ASIDE = {"micro_batch_size", "valid_data", "test_data", "data_cache", "num_workers", "allow_other_tokenizer"}
+ASIDE = {
+    "micro_batch_size", "valid_data", "test_data", "data_cache", "num_workers", "no_mmap_bin_files",
+    "allow_other_tokenizer",
+}  # fmt: skip
 """Fields of those that change no step."""
 
 
@@ -28,10 +31,8 @@ def deciding(config: TrainConfig) -> dict[str, Any]:
 
 def changes(config: TrainConfig, then: dict[str, Any] | None, *, iteration: int) -> Iterator[str]:
     """Lines on what is another than in the checkpoint of `iteration`; none where that remembers nothing."""
-    now = deciding(config)
-    other = {
-        name: f"{name} {then[name]} -> {now[name]}" for name in now if then and name in then and then[name] != now[name]
-    }
+    known = {name: (then[name], value) for name, value in deciding(config).items() if then and name in then}
+    other = {name: f"{name} {before} -> {now}" for name, (before, now) in known.items() if before != now}
     if other:
         yield f"warning: iteration {iteration} was saved under other settings: {', '.join(other.values())}"
     if other.keys() & set(_fields(*ORDER)):
