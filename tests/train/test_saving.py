@@ -201,7 +201,7 @@ def test_what_one_rank_cannot_save_all_ranks_learn(how, run, whole, world, tmp_p
     """At once: none of them is left in a collective, and nothing is left that looks whole."""
     rank, more, message = LOSSES[how]
     fields = run | {"tp": 2, "save": str(tmp_path / "run"), "save_interval": 2, "exit_after": 3, **more}
-    ended = world.run(jobs.train_losing, rank=rank, at=2, how=how, **fields, timeout=60)
+    ended = world.run(jobs.train_losing, rank=rank, at=2, how=how, **fields, timeout=200)
     if message:
         assert all(re.search(message, str(text)) for text, _ in ended) and not held(tmp_path / "run")
     else:
