@@ -13,6 +13,7 @@ main weights is there. Losses of both are printed: they must be the same run. Wi
 import argparse
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -30,7 +31,7 @@ SHAPES = {
     "20m": (256, 704, 4, 4, 4, 32000, 256, 2, 2),
     "60m": (512, 1408, 8, 8, 8, 32000, 512, 2, 2),
     "125m": (768, 2048, 12, 12, 12, 32000, 1024, 2, 2),
-    "1b": (2048, 5632, 22, 32, 4, 32000, 4096, 4, 4),
+    "1b": (2048, 5632, 22, 32, 4, 32000, 4096, 2, 8),  # both sides lie in 80 GB together
 }
 
 
@@ -44,6 +45,8 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="the ten most expensive operations of mconv's step")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
+    # The two sides' blocks are of other sizes: of one kind of segments, each could not use what the other gave back.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     found = []
     with tempfile.TemporaryDirectory() as folder:
         source, data = Path(folder) / "hf", Path(folder) / "data"
@@ -237,7 +240,7 @@ def mfu(ours: Ours, rates: dict[str, float], *, dtype: str) -> dict[str, float] 
     if not torch.cuda.is_available():
         return None
     peak = flops.peak(torch.cuda.get_device_name(), dtype)
-    each = flops.per_token(ours.run.spec, ours.run.seq_length)
+    each = ours.run.flops_per_token
     return None if peak is None else {name: rate * each / peak for name, rate in rates.items()}
 
 

@@ -19,6 +19,9 @@ World = Annotated[int | None, Parameter(help="Ranks over all machines; nproc_per
 Tokens = Annotated[float | None, Parameter(help="Tokens a second over all ranks, to tell the days by.")]
 Tflops = Annotated[float | None, Parameter(help="TFLOP/s of each rank, to tell the days by.")]
 Presets = Annotated[bool, Parameter(help="List the models that `preset` names, and nothing else.", negative=())]
+Cpu = Annotated[
+    bool, Parameter(help="For ranks without a GPU, whose kernels keep more of what is dropped out.", negative=())
+]
 COLUMNS = ("weights", "gradients", "optimizer", "activations", "total")
 
 
@@ -29,6 +32,7 @@ def _plan(
     world_size: World = None,
     tokens_per_second: Tokens = None,
     tflops: Tflops = None,
+    cpu: Cpu = False,
     presets: Presets = False,
     json: o.Json = False,
     **flags: Any,
@@ -47,7 +51,7 @@ def _plan(
 
     values, known = _filled(told(config, flags))
     pace = {"tokens_per_second": tokens_per_second, "tflops": tflops}
-    made = plan(make(values), world=world_size, endless=not known, **pace)
+    made = plan(make(values), world=world_size, endless=not known, cpu=cpu, **pace)
     if json:
         print(json_.dumps(as_json(made), indent=1))
     else:
@@ -95,11 +99,13 @@ def show(plan: "Plan") -> None:
 
     table = Table(box=None, header_style="", pad_edge=False)
     table.add_column("stage")
-    for name in ("layers", "parameters", *COLUMNS):
+    partly = any(rank.trained < rank.parameters for rank in plan.ranks)
+    counts = ("layers", "parameters", *(["trained"] if partly else []))
+    for name in (*counts, *COLUMNS):
         table.add_column(name, justify="right")
     for rank in plan.ranks:
-        sizes = (decimal(getattr(rank, name)) for name in COLUMNS)
-        table.add_row(str(rank.stage), str(rank.layers), f"{rank.parameters:,}", *sizes)
+        numbers = (f"{getattr(rank, name):,}" for name in counts)
+        table.add_row(str(rank.stage), *numbers, *(decimal(getattr(rank, name)) for name in COLUMNS))
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, 100)  # in a narrow pipe rich would cut numbers short
     console.print("\n".join(f"{name:<11} {text}" for name, text in _head(plan)), markup=False)

@@ -84,6 +84,22 @@ class Linear:
         inputs = self.row.axes_of("weight").shape(sizes)[1]
         return (rank, inputs) if factor == "A" else (prod(self.dims(sizes)), rank)
 
+    def even(self, sizes: Mapping[str, int], tp: int) -> bool:
+        """Whether each of `tp` ranks has whole slices of the axis that is cut; else ranks share a query group."""
+        return sizes[self.row.cut] % tp == 0
+
+    def cut_axis(self, factor: str, sizes: Mapping[str, int], tp: int) -> int | None:
+        """The axis of a factor that tensor parallelism cuts, or None: every rank has it whole."""
+        if self.column:
+            return 0 if factor == "B" and self.even(sizes, tp) else None
+        return 1 if factor == "A" else None
+
+    def share(self, factor: str, *, rank: int, sizes: dict[str, int], tp: int) -> tuple[int, int]:
+        """The shape of what each of `tp` ranks has of a factor."""
+        rows, columns = self.shape(factor, rank=rank, sizes=sizes)
+        axis = self.cut_axis(factor, sizes, tp)
+        return (rows // tp if axis == 0 else rows, columns // tp if axis == 1 else columns)
+
     def key(self, layer: int, factor: str) -> str:
         """What PEFT calls a factor of layer number `layer`."""
         return f"{PREFIX}{self.module.format(i=layer)}.lora_{factor}.weight"

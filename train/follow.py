@@ -17,7 +17,6 @@ from mconv.errors import CheckFailed, MconvError
 from mconv.train import agree
 from mconv.train.checkpoints.folders import folder_of
 from mconv.train.config import TrainConfig
-from mconv.train.estimate.flops import per_token
 from mconv.train.logs import progress
 from mconv.train.run import Run
 
@@ -115,7 +114,7 @@ class Follow:
 def follow(run: Run, *, say: Callable[[str], None]) -> Follow:
     """For a run at its start."""
     config, tokens = run.config, run.seq_length
-    per_sample = per_token(run.spec, tokens) * tokens
+    per_sample = run.flops_per_token * tokens
     kept = None
     if config.save and torch.distributed.get_rank() == 0:
         kept = progress.Progress(

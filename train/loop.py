@@ -142,7 +142,7 @@ def _log(run: Run, say: logs.Say, show: logs.Show | None) -> logs.Log:
     for line in record.arguments(config, run.spec, inherited=run.inherited, source=run.origin.name):
         say(line)
     dtype = str(unwrap(run.chunks[0]).config.params_dtype).removeprefix("torch.")
-    speed = meter(run.spec, seq_length=run.seq_length, train_iters=run.iterations, ranks=world, dtype=dtype)
+    speed = meter(per_token=run.flops_per_token, train_iters=run.iterations, ranks=world, dtype=dtype)
     described = {"model": run.spec.to_dict(), **vars(config)}
     return dataclasses.replace(
         log, show=show, file=file, boards=boards(config, described=described), meter=speed,

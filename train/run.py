@@ -7,12 +7,13 @@ import torch
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.spec import ModelSpec
-from mconv.train.checkpoints import checkpoint
+from mconv.train.checkpoints import adapt, checkpoint
 from mconv.train.checkpoints.saving import Saver, Then, nothing
 from mconv.train.config import TrainConfig
 from mconv.train.estimate.flops import per_token
 from mconv.train.logs import log as logs
 from mconv.train.model.engine import unwrap
+from mconv.train.model.trains import Trains
 from mconv.train.optim.normalise import Normalise
 from mconv.train.optim.replicas import gathered
 from mconv.train.parallel import Parallel
@@ -54,6 +55,13 @@ class Run:
         return self.saver.saved if self.saver else None
 
     @property
+    def flops_per_token(self) -> float:
+        """Operations of a step for each token, of what this run trains."""
+        adapted = adapt.adapted(unwrap(self.chunks[0]))
+        trains = Trains(freeze=tuple(self.config.freeze or ()), adapter=adapted.settings if adapted else None)
+        return per_token(self.spec, self.seq_length, trains)
+
+    @property
     def inherited(self) -> dict[str, tuple[Any, str]]:
         """Values that the configuration does not say, each with where it comes from."""
         world, padded = torch.distributed.get_world_size(), unwrap(self.chunks[0]).vocab_size
@@ -70,7 +78,7 @@ def save(run: Run, *, then: Then = nothing) -> None:
     assert run.saver is not None
     spec, origin = run.spec, run.origin
     gathered(run.chunks)
-    flops = per_token(spec, run.seq_length) * run.seq_length * run.consumed
+    flops = run.flops_per_token * run.seq_length * run.consumed
     state = checkpoint.state(
         iteration=run.iteration, consumed=run.consumed, chunks=run.chunks, optimizer=run.optimizer,
         scheduler=run.scheduler, spec=spec, parallel=run.parallel, memory=run.memory,

@@ -17,7 +17,7 @@ from mconv.train.checkpoints.saving import Keep, Saver
 from mconv.train.config import TrainConfig
 from mconv.train.length import batch_size, length
 from mconv.train.logs import log as logs
-from mconv.train.model import architecture, backend, recompute, weights
+from mconv.train.model import adapter, architecture, backend, recompute, weights
 from mconv.train.model.checks import check_known
 from mconv.train.model.engine import build_chunks, init, unwrap
 from mconv.train.model.freeze import count, freeze
@@ -88,7 +88,7 @@ class _Source:
 
 def _source(config: TrainConfig) -> _Source:
     """Open what the run starts or goes on from. Raises ConfigError where that is another model's."""
-    at, adapted = agree.on_rank_0(lambda: where(config)), adapt.wanted(config)
+    at, adapted = agree.on_rank_0(lambda: where(config)), adapter.wanted(config)
     own = at.own is not None and not adapted
     if own:
         opened = weights.open_weights(str(at.own), vocab_size=config.vocab_size)
@@ -192,6 +192,6 @@ def _tell(run: Run, padded: int, say: logs.Say) -> None:
         f"{world} ranks: {layouts.described(run.parallel, run.spec, world=world)}; "
         f"seq_length {run.seq_length}{inherited}; iteration {run.iteration} of {run.iterations}"
     )
-    if run.config.freeze or adapt.wanted(run.config):
+    if run.config.freeze or adapter.wanted(run.config):
         trained, whole = count([unwrap(chunk) for chunk in run.chunks])
         say(f"training {trained} of {whole} parameters ({100 * trained / whole:.4g} %)")

@@ -1,25 +1,31 @@
 """The count of operations, against torch's own counter on models that transformers made; and the devices' peaks."""
 
 import dataclasses
+import re
 
 import pytest
 import tiny
 import torch
+from lora_jobs import adapter_folder, by_hand
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mconv.convert import peft
+from mconv.convert.families import FAMILIES
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError
 from mconv.train.estimate import flops
+from mconv.train.model.trains import Trains
 
 BATCH, LENGTH = 2, 24
 
 
-def counted(folder) -> int:
+def counted(folder, change=lambda model: None) -> int:
     """What torch counts of one training step: a forward and a backward through the scores of all positions."""
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    change(model)
     tokens = torch.randint(0, 151, (BATCH, LENGTH))
     # Only of the plain kernel does the counter know forward and backward as the products that they are.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -27,7 +33,10 @@ def counted(folder) -> int:
     return counter.get_total_flops()
 
 
-MODELS = ("llama-gqa", "llama-mha", "llama-free-head-dim", "llama-tied", "falcon-7b-untied", "falcon-40b")
+MODELS = (
+    "llama-gqa", "llama-mha", "llama-free-head-dim", "llama-tied", "falcon-7b-untied", "falcon-40b", "gpt2-tied",
+    "gpt2-untied",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +52,46 @@ def test_as_torch_counts(name, made):
     folder, spec = made[name]
     ours, theirs = flops.per_token(spec, LENGTH) * BATCH * LENGTH, counted(folder)
     assert ours == pytest.approx(theirs, rel=0.002)
+
+
+HF = {  # the words of `freeze`, as parts of transformers' names
+    "embedding": "embed", "attention": ".self_attention.", "mlp": ".mlp.", "layers.0-1": "(h|layers)[.][01][.]",
+    "layers.2": "layers[.]2[.]", "norms": "norm|ln_", "output": "lm_head",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("llama-gqa", ["embedding", "layers.0-1"]), ("falcon-40b", ["attention"]),
+        ("falcon-7b-untied", ["mlp", "embedding"]), ("llama-mha", ["output", "layers.2"]),
+        ("llama-gqa", ["embedding", "norms", "layers.0-1", "layers.2"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_frozen_is_not_counted(name, words, made):
+    folder, spec = made[name]
+
+    def freeze(model):
+        for weight, parameter in model.named_parameters():
+            parameter.requires_grad_(not any(re.search(HF[word], weight) for word in words))
+
+    ours = flops.per_token(spec, LENGTH, Trains(freeze=tuple(words))) * BATCH * LENGTH
+    assert ours == pytest.approx(counted(folder, freeze), rel=0.002)
+
+
+@pytest.mark.parametrize(
+    "name, targets",
+    [("llama-gqa", None), ("falcon-40b", ["dense", "dense_4h_to_h"]), ("llama-mha", ["up_proj"])],
+    ids=str,
+)
+def test_adapters_are_counted_and_what_they_are_on_is_half(name, targets, made, tmp_path):
+    folder, spec = made[name]
+    adapter = adapter_folder(tmp_path, folder, targets=targets)
+    settings = peft.read(adapter, family=FAMILIES[spec.family], spec=spec).settings
+    ours = flops.per_token(spec, LENGTH, Trains(adapter=settings)) * BATCH * LENGTH
+    assert ours == pytest.approx(counted(folder, lambda model: by_hand(model, adapter)), rel=0.002)
+    assert ours < 0.9 * flops.per_token(spec, LENGTH) * BATCH * LENGTH
 
 
 @pytest.mark.parametrize(

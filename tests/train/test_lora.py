@@ -197,12 +197,12 @@ def test_resumed_at_another_layout(run, alone, world, tmp_path):
     assert max(float((ours[key] - theirs[key]).abs().max()) for key in theirs) < 1e-4
 
 
-def test_a_plan_does_not_count_it_as_the_whole_model(run):
+def test_a_plan_counts_the_adapter_alone(run):
     from mconv.train.config import make
     from mconv.train.estimate.plan import plan
 
-    with pytest.raises(ConfigError, match="lora_load: `mconv plan` counts the memory"):
-        plan(make(run))
+    (rank,) = plan(make(run)).ranks
+    assert rank.trained == sum(tensor.numel() for tensor in tiny.tensors(Path(run["lora_load"])).values())
 
 
 def test_a_checkpoint_holds_the_adapter_alone(saved):

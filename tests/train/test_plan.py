@@ -72,8 +72,9 @@ def test_steps_are_counted_as_megatron_core_counts_them(fields):
         ({"pp": 5}, None, "36 layers cannot be shared evenly by pp 5"),
         ({"tp": 8}, 12, "tp 8 x pp 1 does not divide 12 ranks"),
         ({"tp": 8}, 40, "global_batch_size 288 is not a multiple of micro_batch_size 1 x 5 replicas"),
-        ({"freeze": ["norms"]}, None, "freeze: `mconv plan` counts the memory of runs that train the whole model"),
-        ({"attention_dropout": 0.1}, None, "attention_dropout: it keeps every score"),
+        ({"freeze": ["norms", "layers.36"]}, None, "freeze: 'layers.36' names no weight of this model"),
+        ({"freeze": ["embedding", "layers.0-35", "norms"]}, None, "leaves nothing to train"),
+        ({"lora_rank": 4}, None, "no LoRA for GPT2LMHeadModel"),
         ({"seq_length": 4096}, None, "seq_length 4096 is more than the model's 2048 positions"),
     ],
 )
@@ -116,12 +117,37 @@ def check(measured: dict[str, int], planned: memory.Rank, *, sharing: bool = Fal
         ("llama-mlp-bias", {"bf16": True, "distributed_optimizer": True}), ("mistral-window", {"fp16": True}),
         ("falcon-7b", {"bf16": True}), ("falcon-40b-biases", {}), ("gpt2-tied", {"bf16": True}),
         ("gpt2-untied", {}), ("llama-mha", {"optimizer": "sgd"}),
+        # parts of it: below the first that is trained nothing is kept, and of a frozen linear no input
+        ("llama-gqa", {"freeze": ["embedding", "layers.0-1", "norms"], "bf16": True}),
+        ("gpt2-tied", {"freeze": ["mlp", "biases"], "attention_dropout": 0.1, "hidden_dropout": 0.1}),
+        ("falcon-40b-biases", {"freeze": ["embedding", "layers.0-3"], "distributed_optimizer": True}),
+        ("falcon-7b", {"lora_rank": 4, "bf16": True}),
+        ("llama-all-biases", {"lora_rank": 4, "lora_targets": ["v_proj", "down_proj"], "lora_dropout": 0.1}),
+        ("mistral-window", {"attention_dropout": 0.1, "bf16": True}),
     ],
     ids=str,
 )  # fmt: skip
 def test_memory_of_one_rank(model, more, folder):
     fields = fields_of(folder, model, **more)
-    check(jobs.memory(**fields), plan(make(fields)).ranks[0])
+    measured, planned = jobs.memory(**fields), plan(make(fields), cpu=True).ranks[0]
+    check(measured, planned)
+    whole = plan(make(fields_of(folder, model)), cpu=True).ranks[0]
+    if more.keys() & {"freeze", "lora_rank"}:  # what is left out is beyond the tolerance
+        assert planned.trained < whole.trained and planned.gradients < 0.9 * whole.gradients
+
+
+def test_a_gpu_keeps_nothing_of_dropped_attention(folder):
+    kept = [
+        plan(make(fields_of(folder, "llama-gqa", attention_dropout=share)), cpu=cpu).ranks[0].activations
+        for share, cpu in ((0.0, False), (0.1, False), (0.1, True))
+    ]
+    assert kept[0] == kept[1] < kept[2] / 2
+
+
+def test_computing_attention_again_drops_its_scores(folder):
+    more = {"attention_dropout": 0.1, "recompute_granularity": "selective"}
+    dry, wet = (plan(make(fields_of(folder, "llama-gqa", **x)), cpu=True).ranks[0] for x in ({}, more))
+    assert wet.activations - wet.again == dry.activations and wet.again > 0
 
 
 def test_dropout_keeps_a_mask_each_time(folder):
@@ -136,13 +162,17 @@ def test_dropout_keeps_a_mask_each_time(folder):
 
 @pytest.mark.parametrize(
     "more",
-    [{"sequence_parallel": True, "distributed_optimizer": True, "bf16": True}, {"distributed_optimizer": False}],
-    ids=["sp, distributed", "neither"],
-)
+    [
+        {"sequence_parallel": True, "distributed_optimizer": True, "bf16": True}, {"distributed_optimizer": False},
+        {"model": "llama-gqa", "lora_rank": 4, "sequence_parallel": True, "distributed_optimizer": True},
+        {"model": "llama-mqa", "lora_rank": 4, "lora_dropout": 0.1},  # more ranks than query groups
+    ],
+    ids=["sp, distributed", "neither", "adapters, sp, distributed", "adapters"],
+)  # fmt: skip
 def test_memory_of_ranks_that_share(more, folder, world):
-    fields = fields_of(folder, "gpt2-tied", tp=2, **more)
-    check(world.run(jobs.memory, **fields)[0], plan(make(fields), world=4).ranks[0],
-          sharing=bool(fields["distributed_optimizer"]))  # fmt: skip
+    fields = fields_of(folder, **{"model": "gpt2-tied", "tp": 2, **more})
+    check(world.run(jobs.memory, **fields)[0], plan(make(fields), world=4, cpu=True).ranks[0],
+          sharing=bool(fields.get("distributed_optimizer")))  # fmt: skip
 
 
 def test_earlier_stages_keep_more_micro_batches():
@@ -163,6 +193,8 @@ def test_the_command_says_it_to_people_and_to_programs(capsys):
     assert told["ranks"][0]["parameters"] == 941594624 and told["iterations"] == 508626 and told["pace"] is None
     assert mconv(["plan", "--preset", "llama2-7b", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["iterations"] is None
+    assert mconv(["plan", "--preset", "llama2-7b", "--lora-rank", "8", "--lora-targets", "q_proj", "v_proj"]) == 0
+    assert "trained" in (text := capsys.readouterr().out) and "4,194,304" in text  # PEFT's figure for this model
 
 
 def test_presets_are_listed(capsys):

@@ -4,7 +4,6 @@ They hold the adapter alone, and a digest of the base: not of files but of every
 format or layout is the same, and another one is refused when the run goes on.
 """
 
-import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,14 @@ from typing import Any
 
 import torch
 
-from mconv.convert import peft
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.digests import combined
-from mconv.convert.lora import Adapter, Settings, chosen, linears
+from mconv.convert.lora import Settings
 from mconv.convert.source import Source, digests
-from mconv.errors import ConfigError, FormatError
+from mconv.errors import ConfigError
 from mconv.train.config import TrainConfig
 from mconv.train.model import lora
+from mconv.train.model.adapter import asked
 from mconv.train.parallel import from_all_ranks
 
 
@@ -36,11 +35,6 @@ class Adapted:
         return {**self.settings.to_dict(), "base": self.base}
 
 
-def wanted(config: TrainConfig) -> bool:
-    """Whether a run trains adapters alone."""
-    return config.lora_rank is not None or config.lora_load is not None
-
-
 def adapt(models: list[Any], config: TrainConfig, base: Checkpoint, *, resumed: dict[str, Any] | None) -> str:
     """Give this rank's filled parts of the model their adapters; returns a line for people.
 
@@ -48,8 +42,7 @@ def adapt(models: list[Any], config: TrainConfig, base: Checkpoint, *, resumed: 
 
     Every rank calls it. Raises ConfigError where a resumed run's adapter or base was another one.
     """
-    given = _given(config, base)
-    settings = given.settings if given else _settings(config, base)
+    settings, given = asked(config, base)
     adapted = Adapted(settings, _described(config, base))
     if resumed is not None:
         _check_same(config, adapted.to_dict(), resumed)
@@ -63,32 +56,6 @@ def adapt(models: list[Any], config: TrainConfig, base: Checkpoint, *, resumed: 
         lora.attach(model, settings, family=base.family, spec=base.spec, start=begin)
         model.adapted = adapted
     return f"LoRA: {settings}"
-
-
-def _given(config: TrainConfig, base: Checkpoint) -> Adapter | None:
-    """The adapter of `lora_load`, if what else the configuration says of it is true."""
-    if config.lora_load is None:
-        return None
-    if not peft.is_adapter(Path(config.lora_load)):
-        raise FormatError(f"lora_load {config.lora_load} has no {peft.CONFIG}; give the folder of a PEFT adapter")
-    adapter = peft.read(Path(config.lora_load), family=base.family, spec=base.spec)
-    known = linears(base.family, base.spec)
-    own: dict[str, Any] = {"lora_rank": adapter.settings.rank, "lora_alpha": adapter.settings.alpha}
-    asked: dict[str, Any] = {name: getattr(config, name) for name in own}
-    if config.lora_targets is not None:
-        own["lora_targets"], asked["lora_targets"] = adapter.settings.targets, chosen(config.lora_targets, known)
-    for name, value in own.items():
-        if asked[name] is not None and asked[name] != value:
-            raise ConfigError(f"{name} is {asked[name]}, but the adapter {config.lora_load} has {value}; leave it out")
-    settings = dataclasses.replace(adapter.settings, dropout=config.lora_dropout)
-    return dataclasses.replace(adapter, settings=settings)
-
-
-def _settings(config: TrainConfig, base: Checkpoint) -> Settings:
-    rank = config.lora_rank or 0
-    targets = chosen(config.lora_targets, linears(base.family, base.spec))
-    alpha = float(rank) if config.lora_alpha is None else config.lora_alpha
-    return Settings(rank=rank, alpha=alpha, targets=targets, dropout=config.lora_dropout)
 
 
 def _described(config: TrainConfig, base: Checkpoint) -> dict[str, str]:

@@ -7,9 +7,13 @@ computed again (recompute) are not. Norms, softmax and rotary embedding are left
 import os
 import re
 from dataclasses import dataclass
+from math import prod
 
+from mconv.convert.lora import FACTORS, Linear
+from mconv.convert.table import Logical
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
+from mconv.train.model.trains import ALL, Flow, Trains, flows
 
 PASSES = 3
 """Forward, and in backward twice as much: one product for a matrix's input, one for the matrix."""
@@ -75,13 +79,47 @@ def forward(spec: ModelSpec, seq_length: int) -> Forward:
     )
 
 
-def per_token(spec: ModelSpec, seq_length: int) -> float:
-    """Operations of training, forward and backward, for each token of a sample of `seq_length`."""
-    return PASSES * forward(spec, seq_length).total
+def per_token(spec: ModelSpec, seq_length: int, trains: Trains = ALL) -> float:
+    """Operations of training, forward and backward, for each token of a sample of `seq_length`.
+
+    Where a part is trained only, what is left out is left out: gradients of frozen matrices, and of whatever lies before
+    the first thing that is trained.
+    """
+    if trains == ALL:
+        return PASSES * forward(spec, seq_length).total
+    return forward(spec, seq_length).total + _backward(spec, seq_length, trains)
+
+
+def _backward(spec: ModelSpec, seq_length: int, trains: Trains) -> float:
+    """Operations of the gradients alone, and of adapters both ways."""
+    once, n = forward(spec, seq_length), spec.num_layers
+    embeds = trains.has(Logical("embed")) or (spec.position == "learned" and trains.has(Logical("positions")))
+    kv, width = 2 * spec.num_query_groups * spec.kv_channels, spec.num_attention_heads * spec.kv_channels
+    ingoing = (width + kv) / (2 * width + kv)  # query, key and value, of all projections
+    found, leaves = 0.0, embeds
+    for at in flows(spec, trains, range(n), enters=embeds):
+        own, matrices = at.weights, 3 if spec.activation == "swiglu" else 2
+        found += once.projections / n * ingoing * (at.normed + ("layer.qkv" in own))
+        found += once.projections / n * (1 - ingoing) * (at.attention + ("layer.attn_out" in own))
+        found += once.scores / n * 2 * at.attention
+        found += once.mlp / n * (matrices - 1) / matrices * (at.normed_again + ("layer.mlp_in" in own))
+        found += once.mlp / n / matrices * (at.mlp + ("layer.mlp_out" in own))
+        found += sum(_adapter(spec, trains, linear, at) for linear in trains.adapters(spec))
+        leaves = at.leaves
+    head = trains.has(Logical("embed" if spec.tied_embeddings else "head"))
+    return found + once.head * ((leaves or trains.has(Logical("final_norm"))) + head)
+
+
+def _adapter(spec: ModelSpec, trains: Trains, linear: Linear, at: Flow) -> float:
+    """Of one adapter in one layer: both factors forward and their gradients, and its input's where that asks for one."""
+    assert trains.adapter is not None
+    a, b = (2.0 * prod(linear.shape(factor, rank=trains.adapter.rank, sizes=spec.sizes)) for factor in FACTORS)
+    places = {"layer.qkv": at.normed, "layer.attn_out": at.attention, "layer.mlp_in": at.normed_again}
+    return (2 + places.get(linear.row.name, at.mlp)) * a + PASSES * b
 
 
 def per_iteration(spec: ModelSpec, *, seq_length: int, global_batch_size: int) -> float:
-    """Operations of one optimizer step, over all ranks."""
+    """Operations of one optimizer step of the whole model, over all ranks."""
     return per_token(spec, seq_length) * seq_length * global_batch_size
 
 

@@ -10,6 +10,8 @@ from mconv.train.config import TrainConfig
 from mconv.train.config.length import unshared
 from mconv.train.estimate import flops, memory
 from mconv.train.model import architecture
+from mconv.train.model.adapter import asked, wanted
+from mconv.train.model.trains import Trains, check
 from mconv.train.parallel import uneven_of
 
 
@@ -74,21 +76,22 @@ def plan(
     tokens_per_second: float | None = None,
     tflops: float | None = None,
     endless: bool = False,
+    cpu: bool = False,
 ) -> Plan:
     """Everything that follows from a configuration on `world` ranks (tp x pp, or `nproc_per_node`, if not given).
 
     `tokens_per_second`: over all ranks; or `tflops`: of each rank. `endless`: nobody knows how long the run is,
-    whatever the configuration says. Raises ConfigError or LayoutError, as the run would.
+    whatever the configuration says. `cpu`: for ranks without a GPU. Raises ConfigError or LayoutError, as the run would.
     """
-    _check_whole(config)
     opened = architecture.origin(config)
+    trains = trains_of(config, opened)
     layout, world = layout_of(config, opened), world or config.nproc_per_node or config.tp * config.pp
     length = config.seq_length or opened.spec.max_position_embeddings
     refuse(list(_problems(config, opened, length, world)), doing="planning the run", kind=ConfigError)
     replicas = world // (layout.tp * layout.pp)
     micro_batches = config.global_batch_size // (config.micro_batch_size * replicas)
-    setting = setting_of(config, seq_length=length, micro_batches=micro_batches, replicas=replicas)
-    steps, per_token = None if endless else iterations(config), flops.per_token(opened.spec, length)
+    setting = setting_of(config, trains, seq_length=length, micro_batches=micro_batches, replicas=replicas, cpu=cpu)
+    steps, per_token = None if endless else iterations(config), flops.per_token(opened.spec, length, trains)
     samples = samples_of(config, steps) if steps else None
     return Plan(
         origin=opened, layout=layout, world=world, seq_length=length, micro_batches=micro_batches,
@@ -98,11 +101,13 @@ def plan(
     )  # fmt: skip
 
 
-def _check_whole(config: TrainConfig) -> None:
-    """Refuse what is counted as if the whole model were trained: gradients, optimizer and activations would be wrong."""
-    partly = [name for name in ("lora_rank", "lora_load", "freeze") if getattr(config, name)]
-    bad = [f"{name}: `mconv plan` counts the memory of runs that train the whole model; leave it out" for name in partly]
-    refuse(bad, doing="planning a run", kind=ConfigError)
+def trains_of(config: TrainConfig, opened: Checkpoint) -> Trains:
+    """What a configuration trains. Raises ConfigError, as the run would, on words and linears that the model has not."""
+    if wanted(config):
+        return Trains(adapter=asked(config, opened)[0])
+    trains = Trains(freeze=tuple(config.freeze or ()))
+    check(trains, opened.spec)
+    return trains
 
 
 def _problems(config: TrainConfig, opened: Checkpoint, length: int, world: int) -> Iterator[str]:
@@ -115,8 +120,6 @@ def _problems(config: TrainConfig, opened: Checkpoint, length: int, world: int) 
         yield from unshared(config, replicas=replicas)
     if length > most:
         yield f"seq_length {length} is more than the model's {most} positions"
-    if config.attention_dropout:
-        yield "attention_dropout: it keeps every score, which `mconv plan` does not count; leave it out"
 
 
 def layout_of(config: TrainConfig, opened: Checkpoint) -> Layout:
@@ -131,7 +134,9 @@ def layout_of(config: TrainConfig, opened: Checkpoint) -> Layout:
     return Layout(tp=wanted.tp, pp=wanted.pp, vpp=wanted.vpp, uneven=wanted.uneven, padded_vocab=rows)
 
 
-def setting_of(config: TrainConfig, *, seq_length: int, micro_batches: int, replicas: int) -> memory.Setting:
+def setting_of(
+    config: TrainConfig, trains: Trains, *, seq_length: int, micro_batches: int, replicas: int, cpu: bool
+) -> memory.Setting:
     """What memory depends on, of a configuration."""
     return memory.Setting(
         seq_length=seq_length,
@@ -143,6 +148,10 @@ def setting_of(config: TrainConfig, *, seq_length: int, micro_batches: int, repl
         distributed_optimizer=config.distributed_optimizer,
         moments=2 if config.optimizer == "adam" else int(config.sgd_momentum > 0),
         hidden_dropout=config.hidden_dropout > 0,
+        attention_dropout=config.attention_dropout > 0,
+        own_masks=config.reset_attention_mask or config.packing,
+        cpu=cpu,
+        trains=trains,
         recompute=config.recompute_granularity,
         recompute_modules=tuple(config.recompute_modules or ["core_attn"]),
         recompute_layers=config.recompute_num_layers,

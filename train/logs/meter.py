@@ -3,7 +3,6 @@
 from collections import deque
 from dataclasses import dataclass, field
 
-from mconv.spec import ModelSpec
 from mconv.train.estimate import flops
 
 RECENT = 50
@@ -35,13 +34,10 @@ class Meter:
         return found | ({"mfu": each * self.per_token / self.peak} if self.peak else {})
 
 
-def meter(spec: ModelSpec, *, seq_length: int, train_iters: int, ranks: int, dtype: str) -> Meter:
+def meter(*, per_token: float, train_iters: int, ranks: int, dtype: str) -> Meter:
     """A meter for this machine's devices; `dtype` as torch spells it."""
     short = {"bfloat16": "bf16", "float16": "fp16"}.get(dtype, "fp32")
-    return Meter(
-        ranks=ranks, train_iters=train_iters, per_token=flops.per_token(spec, seq_length),
-        peak=flops.peak(device_name(), short),
-    )  # fmt: skip
+    return Meter(ranks=ranks, train_iters=train_iters, per_token=per_token, peak=flops.peak(device_name(), short))
 
 
 def device_name() -> str:

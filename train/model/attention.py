@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mconv.train.mcore import MegatronModule, TransformerConfig, tensor_parallel
+from mconv.train.model.elementwise import rms_norm
 
 
 @lru_cache(maxsize=1)
@@ -49,6 +50,9 @@ class CoreAttention(MegatronModule):
         if self.window is not None and self.window < length:
             near = window_mask(length, self.window, q.device)
             seen = near if seen is None else seen & near
+        if seen is not None and q.shape[1] != k.shape[1]:
+            # On a GPU no kernel but the plain one, which keeps every score, takes a mask *and* shared keys.
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         dropout = self.config.attention_dropout if self.training else 0.0
         # Under sequence parallelism the whole block draws from that generator, and it must not be forked twice.
         forked = dropout and not self.config.sequence_parallel
@@ -67,7 +71,7 @@ class CoreAttention(MegatronModule):
 
 
 class RMSNorm(torch.nn.Module):
-    """x / rms(x) in fp32, cast back, times weight: the order of roundings of transformers' LlamaRMSNorm.
+    """`elementwise.rms_norm` with a weight.
 
     The weight is whole on every tensor-parallel rank; under sequence parallelism each rank sees only its share of
     the positions, and the mark `sequence_parallel` makes megatron-core add up its gradient over the ranks.
@@ -80,9 +84,7 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """Normalise the last axis."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class LayerNorm(torch.nn.Module):

@@ -1,48 +1,35 @@
 """Weights that a run leaves as they are: no gradient, no optimizer state, no memory for either."""
 
-import fnmatch
 import re
 from collections.abc import Iterator
 
 import torch
 
 from mconv.errors import ConfigError
+from mconv.train.config.trained import means
 from mconv.train.mcore import GPTModel, parallel_state
+from mconv.train.model.trains import refuse_unknown
 from mconv.train.parallel import from_all_ranks
-
-PARTS = {
-    "embedding": "embedding.*",
-    "output": "output_layer.*",
-    "norms": "*norm.*",
-    "biases": "*.bias",
-    "attention": "*.self_attention.*",
-    "mlp": "*.mlp.*",
-}
-"""Words for what people freeze, as patterns of `names`."""
-LAYERS = re.compile(r"layers\.(\d+)(?:-(\d+))?$")
 
 
 def freeze(models: list[GPTModel], wanted: list[str]) -> None:
     """Freeze every weight that one of `wanted` names; all ranks call it, before the data-parallel wrapper.
 
-    Each is a word of `PARTS`, `layers.3`, `layers.0-7`, or a pattern of megatron-core's names with the layers of the
-    whole model counted from 0. Raises ConfigError on one that names no weight of any rank, and if nothing is left.
+    Each is a word of `config.trained.PARTS`, `layers.3`, `layers.0-7`, or a pattern of megatron-core's names with the
+    layers of the whole model counted from 0. Raises ConfigError on one that names no weight of any rank, and if nothing
+    is left.
     """
     own = [pair for model in models for pair in names(model)]
-    here = [word for word in wanted if any(_is(name, word) for name, _ in own)]
+    here = [word for word in wanted if any(means(word, name) for name, _ in own)]
     for name, parameter in own:
-        if any(_is(name, word) for word in wanted):
+        if any(means(word, name) for word in wanted):
             parameter.requires_grad_(False)
     for model in models:
         if model.pre_process and model.config.recompute_granularity == "full":
             # megatron-core gives no gradients to layers that it computes again, unless their input asks for one
             model.embedding.register_forward_hook(lambda _, __, out: out.requires_grad_(True) if out.is_leaf else out)
     found = {word for rank in from_all_ranks(here) for word in rank}
-    if unknown := [word for word in wanted if word not in found]:
-        raise ConfigError(
-            f"freeze: {', '.join(map(repr, unknown))} names no weight of this model; there are {', '.join(PARTS)}, "
-            f"layers.N, layers.N-M, and patterns of names such as {from_all_ranks(own[0][0])[0]!r}"
-        )
+    refuse_unknown(wanted, found, from_all_ranks(own[0][0]))
     if not count(models)[0]:
         raise ConfigError(f"freeze: {', '.join(wanted)} leaves nothing to train")
 
@@ -88,11 +75,3 @@ def count(models: list[GPTModel]) -> tuple[int, int]:
 def _is_copy(model: GPTModel, name: str) -> bool:
     """Whether a parameter is the last stage's copy of tied embeddings."""
     return name == "output_layer.weight" and bool(model.share_embeddings_and_output_weights)
-
-
-def _is(name: str, word: str) -> bool:
-    """Whether a parameter's name is one that `word` means."""
-    if layers := LAYERS.match(word):
-        number = re.match(r"decoder\.layers\.(\d+)\.", name)
-        return number is not None and int(layers[1]) <= int(number[1]) <= int(layers[2] or layers[1])
-    return fnmatch.fnmatchcase(name, PARTS.get(word, word))

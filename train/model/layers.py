@@ -14,6 +14,7 @@ from mconv.train.mcore import (
     quiet,
 )
 from mconv.train.model.attention import CoreAttention, LayerNorm, RMSNorm
+from mconv.train.model.elementwise import swiglu
 from mconv.train.model.falcon import ParallelLayer
 from mconv.train.parallel import Parallel
 
@@ -43,6 +44,7 @@ def transformer_config(spec: ModelSpec, parallel: Parallel, *, dtype: torch.dtyp
         "normalization": NORMS[spec.norm].__name__,
         "gated_linear_unit": spec.activation == "swiglu",
         "activation_func": ACTIVATIONS[spec.activation],
+        "use_te_activation_func": spec.activation == "swiglu",  # megatron-core's word for one of the layer's own: ours
         "window_size": (spec.sliding_window - 1, 0) if spec.sliding_window else None,
         "add_bias_linear": spec.proj_bias or spec.mlp_bias,
         "add_qkv_bias": spec.qkv_bias,
@@ -78,6 +80,7 @@ def layer_spec(config: TransformerConfig, spec: ModelSpec, core_attention: type 
     """megatron-core's local layer, or Falcon's in its place, with our norm and a core attention in it."""
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
     layer.submodules.mlp.params["ffn_hidden_size"] = config.ffn_hidden_size  # else each layer warns that it guessed it
+    layer.submodules.mlp.submodules.activation_func = swiglu
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = NORMS[spec.norm]
     layer.submodules.self_attention.submodules.core_attention = core_attention
     if spec.parallel_attention:

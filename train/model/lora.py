@@ -87,8 +87,8 @@ class Adapters(torch.nn.ModuleDict):
         """What the adapters of a fused linear's parts add to its output, which `like` is."""
         if parts[0].row.cat is None:
             delta: Tensor = self[parts[0].name](x)
-            return self._share(delta) if parts[0].column and not even(parts[0], self.sizes, self.tp) else delta
-        cut_evenly = even(parts[0], self.sizes, self.tp)
+            return self._share(delta) if parts[0].column and not parts[0].even(self.sizes, self.tp) else delta
+        cut_evenly = parts[0].even(self.sizes, self.tp)
         sizes = local(parts[0], self.sizes, self.tp) if cut_evenly else self.sizes
         axis = parts[0].row.axes_of("weight").groups[0].index(parts[0].row.cat)
         pieces = []
@@ -111,7 +111,7 @@ class Adapters(torch.nn.ModuleDict):
         for name, linear in self.linears.items():
             for factor in FACTORS:
                 mine = getattr(self[name], factor)
-                axis = cut_axis(linear, factor, self.sizes, self.tp)
+                axis = linear.cut_axis(factor, self.sizes, self.tp)
                 whole = start(linear, layer, factor)
                 rank = parallel_state.get_tensor_model_parallel_rank()
                 mine.copy_(whole if axis is None else whole.chunk(self.tp, axis)[rank])
@@ -120,7 +120,7 @@ class Adapters(torch.nn.ModuleDict):
         self, prefix: str = "", sharded_offsets: Any = (), metadata: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """In the form that megatron-core asks of a module."""
-        axes = {f"{name}.{factor}": cut_axis(linear, factor, self.sizes, self.tp)
+        axes = {f"{name}.{factor}": linear.cut_axis(factor, self.sizes, self.tp)
                 for name, linear in self.linears.items() for factor in FACTORS}  # fmt: skip
         groups = {
             "tp_group": parallel_state.get_tensor_model_parallel_group(),
@@ -142,7 +142,7 @@ class Factors(torch.nn.Module):
         super().__init__()
         self.column, self.scale, self.dropout = linear.column, settings.scale, settings.dropout
         self.sequence_parallel = config.sequence_parallel
-        self.whole = self.column and not even(linear, sizes, config.tensor_model_parallel_size)
+        self.whole = self.column and not linear.even(sizes, config.tensor_model_parallel_size)
         for factor in FACTORS:
             setattr(self, factor, _parameter(config, linear, factor, settings.rank, sizes))
 
@@ -190,26 +190,12 @@ def local(linear: Linear, sizes: dict[str, int], tp: int) -> dict[str, int]:
     return {**sizes, linear.row.cut: sizes[linear.row.cut] // tp}
 
 
-def even(linear: Linear, sizes: dict[str, int], tp: int) -> bool:
-    """Whether each rank has whole slices of the axis that is cut; else ranks share a query group."""
-    return sizes[linear.row.cut] % tp == 0
-
-
-def cut_axis(linear: Linear, factor: str, sizes: dict[str, int], tp: int) -> int | None:
-    """The axis of a factor that tensor parallelism cuts, or None: every rank has it whole."""
-    if linear.column:
-        return 0 if factor == "B" and even(linear, sizes, tp) else None
-    return 1 if factor == "A" else None
-
-
 def _parameter(
     config: TransformerConfig, linear: Linear, factor: str, rank: int, sizes: dict[str, int]
 ) -> torch.nn.Parameter:
     """This rank's share of a factor, marked for megatron-core: for the gradient's norm, and for its sum over ranks."""
     tp = config.tensor_model_parallel_size
-    shape, axis = list(linear.shape(factor, rank=rank, sizes=sizes)), cut_axis(linear, factor, sizes, tp)
-    if axis is not None:
-        shape[axis] //= tp
+    shape, axis = linear.share(factor, rank=rank, sizes=sizes, tp=tp), linear.cut_axis(factor, sizes, tp)
     made = torch.nn.Parameter(torch.empty(shape, dtype=config.params_dtype, device=torch.cuda.current_device()))
     if axis is not None:
         tensor_parallel.set_tensor_model_parallel_attributes(made, True, axis, 1)

@@ -41,7 +41,8 @@ def likeliest(logits: Float[Tensor, "s b cut_vocab"], first: int, columns: int) 
     """
     group = parallel_state.get_tensor_model_parallel_group()
     none = torch.full(logits.shape[:-1], float("-inf"), device=logits.device), torch.zeros_like(logits[..., 0]).long()
-    largest, token = logits[..., :columns].float().max(-1) if columns else none
+    largest, token = logits[..., :columns].max(-1) if columns else none
+    largest = largest.float()
     most = largest.clone()
     torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX, group=group)
     token = torch.where(largest < most, torch.iinfo(token.dtype).max, token + first)

@@ -1,0 +1,224 @@
+"""Bytes that the backward pass needs of the forward pass: what autograd keeps of a micro batch, module by module.
+
+The modules are those that `model/engine.py` builds. What an operation needs only while it runs is on top. Nothing here
+imports megatron-core.
+"""
+
+from dataclasses import dataclass
+
+from mconv.convert.lora import Linear
+from mconv.convert.table import Logical
+from mconv.shard.layout import Layout
+from mconv.shard.stages import stage_layers
+from mconv.spec import ModelSpec
+from mconv.train.model.trains import ALL, Flow, Trains, flows
+
+FP32 = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What memory depends on beside the model and its layout."""
+
+    seq_length: int
+    micro_batch_size: int
+    micro_batches: int
+    """Of one step, on one replica."""
+    replicas: int = 1
+    itemsize: int = FP32
+    """Bytes of a weight in forward and backward."""
+    sequence_parallel: bool = False
+    distributed_optimizer: bool = False
+    moments: int = 2
+    """fp32 numbers that the optimizer keeps for each parameter: two for Adam, one for sgd with momentum."""
+    hidden_dropout: bool = False
+    attention_dropout: bool = False
+    own_masks: bool = False
+    """Whether each sample has a mask of its own: documents in it do not see each other."""
+    cpu: bool = False
+    """Kernels of a CPU, which keep more of what was dropped out."""
+    trains: Trains = ALL
+    recompute: str = "none"
+    """`none`, `selective` or `full`."""
+    recompute_modules: tuple[str, ...] = ("core_attn",)
+    recompute_layers: int = 1
+    """With `full`: layers in a unit, or, `by_block`, layers of each chunk that are computed again."""
+    by_block: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """Bytes that one layer keeps for each token of a micro batch, by place."""
+
+    entry: float
+    """Its input alone: all that is kept of a layer that is computed again."""
+    norms: float
+    """The norms, and the inputs of the linears behind them."""
+    attention: float
+    """Fused QKV and, after rotary embedding, queries and keys; what attention gives; and what its adapters keep."""
+    scores: float
+    """Of attention, where a CPU drops some out."""
+    mlp: float
+    """Between the two linears of the MLP, and what adapters keep of the MLP."""
+    dropout: float
+
+    @property
+    def total(self) -> float:
+        """All of them but `entry`, which the norms keep."""
+        return self.norms + self.attention + self.scores + self.mlp + self.dropout
+
+
+def layer(spec: ModelSpec, setting: Setting, at: Flow, *, tp: int) -> Layer:
+    """What one layer keeps on each of `tp` ranks, gradients flowing as `at` says."""
+    e, h, outer = setting.itemsize, spec.hidden_size, tp if setting.sequence_parallel else 1
+    read = {row: _read(spec, setting, at, row) for row in ("layer.qkv", "layer.mlp_in", "layer.mlp_out")}
+    together = spec.parallel_attention  # two branches beside each other read the same hidden states, once kept
+    inputs = (at.normed or at.normed_again) if together else at.normed + at.normed_again
+    norms = at.normed if spec.shared_norm else at.normed + at.normed_again
+    normed = read["layer.qkv"], read["layer.mlp_in"]
+    gates = 2 if spec.activation == "swiglu" else 1  # both halves, or what the activation reads
+    masks = at.leaves if together else at.attention + at.leaves
+    return Layer(
+        entry=e * h / outer,
+        norms=(
+            h * e * inputs + norms * _statistics(spec, e) + h * e * (any(normed) if spec.shared_norm else sum(normed))
+        ) / outer,
+        attention=at.attention * _attention(spec, setting) / tp
+        + _adapters(spec, setting, ("layer.qkv", "layer.attn_out"), tp=tp),
+        scores=at.attention * _scores(spec, setting) / tp,
+        mlp=e * spec.ffn_hidden_size * (gates * at.mlp + read["layer.mlp_out"]) / tp
+        + _adapters(spec, setting, ("layer.mlp_in", "layer.mlp_out"), tp=tp),
+        dropout=masks * h * setting.hidden_dropout * _mask(setting) / outer,
+    )  # fmt: skip
+
+
+def _read(spec: ModelSpec, setting: Setting, at: Flow, row: str) -> bool:
+    """Whether a linear's input is kept: for its weight's gradient or its adapters', which keep it dropped instead."""
+    adapter = setting.trains.adapter
+    return row in at.weights or (adapter is not None and not adapter.dropout and bool(setting.trains.adapters(spec, row)))
+
+
+def _adapters(spec: ModelSpec, setting: Setting, rows: tuple[str, ...], *, tp: int) -> float:
+    """What adapters of some rows keep beside their input: what passes between their factors, and dropped inputs."""
+    found = [linear for row in rows for linear in setting.trains.adapters(spec, row)]
+    return sum((_adapter(spec, setting, linear, tp=tp) for linear in found), 0.0)
+
+
+def _adapter(spec: ModelSpec, setting: Setting, linear: Linear, *, tp: int) -> float:
+    adapter, outer = setting.trains.adapter, tp if setting.sequence_parallel else 1
+    assert adapter is not None
+    narrow = adapter.rank * setting.itemsize / (1 if linear.column else outer)
+    inputs = linear.shape("A", rank=1, sizes=spec.sizes)[1] / (outer if linear.column else tp)
+    return narrow + bool(adapter.dropout) * inputs * (setting.itemsize + _mask(setting))
+
+
+def _mask(setting: Setting) -> int:
+    """Bytes of each element of a dropout's mask."""
+    return setting.itemsize if setting.cpu else 1
+
+
+def _statistics(spec: ModelSpec, e: int) -> int:
+    """A norm's own: one number in fp32, or mean and deviation."""
+    return FP32 if spec.norm == "rms" else 2 * e
+
+
+def _attention(spec: ModelSpec, setting: Setting) -> float:
+    """Of all heads. The fused QKV stays because values are a view of it; rotary embedding makes new queries and keys."""
+    e, width, kv = setting.itemsize, spec.num_attention_heads * spec.kv_channels, spec.num_query_groups * spec.kv_channels
+    windowed = spec.sliding_window is not None and spec.sliding_window < setting.seq_length
+    statistics = FP32 * spec.num_attention_heads
+    if not (windowed or setting.own_masks):
+        turned = width + kv if spec.position == "rope" else 0
+        return float(e * (width + 2 * kv + turned + width) + statistics)
+    # one mask for the micro batch, or for each sample, widened to numbers; keys and values of each head for itself
+    mask = setting.seq_length * e / (1 if setting.own_masks else setting.micro_batch_size)
+    turned = width if spec.position == "rope" else 0
+    fused = 0 if spec.num_query_groups < spec.num_attention_heads and turned else width + 2 * kv
+    own = 2 * width if spec.num_query_groups < spec.num_attention_heads else kv * bool(turned)
+    return e * (fused + turned + own + width) + statistics + mask
+
+
+def _scores(spec: ModelSpec, setting: Setting) -> float:
+    """Softmax, mask and what is left, where a CPU drops attention out; a GPU's kernel draws its mask again."""
+    if not (setting.cpu and setting.attention_dropout):
+        return 0.0
+    return 3.0 * FP32 * spec.num_attention_heads * setting.seq_length
+
+
+def activations(spec: ModelSpec, layout: Layout, setting: Setting, stage: int) -> tuple[float, float]:
+    """Of all micro batches that are between their forward and their backward, at most; and what backward makes anew."""
+    tokens = setting.seq_length * setting.micro_batch_size
+    chunks = [_flows(spec, layout, setting, stage, chunk) for chunk in range(layout.vpp)]
+    layers = [[layer(spec, setting, at, tp=layout.tp) for at in chunk] for chunk in chunks]
+    passes = _in_flight(layout, setting, stage)
+    kept = sum(_kept(chunk, setting) for chunk in layers) / len(chunks)
+    again = max(_again(chunk, setting) for chunk in layers)
+    ends = _ends(spec, layout, setting, stage, asks=chunks[-1][-1].leaves if chunks[-1] else True)
+    return tokens * (passes * kept + ends * max(1, passes / len(chunks))), tokens * again
+
+
+def _flows(spec: ModelSpec, layout: Layout, setting: Setting, stage: int, chunk: int) -> list[Flow]:
+    """Of each layer of a chunk. What comes from another stage asks for a gradient, needed or not.
+
+    So does what an embedding gives to adapters, and to layers that are computed again.
+    """
+    runs = stage_layers(spec.num_layers, pp=layout.pp, vpp=layout.vpp, uneven=layout.uneven)
+    first = stage == chunk == 0 and setting.recompute == "none" and setting.trains.adapter is None
+    return flows(spec, setting.trains, runs[stage, chunk], enters=not first or _embeds(spec, setting.trains))
+
+
+def _embeds(spec: ModelSpec, trains: Trains) -> bool:
+    """Whether an embedding is trained: of tokens or of positions."""
+    return trains.has(Logical("embed")) or (spec.position == "learned" and trains.has(Logical("positions")))
+
+
+def _in_flight(layout: Layout, setting: Setting, stage: int) -> int:
+    """Passes through a chunk whose backward is still to come, at most: megatron-core's warmup, and the next one."""
+    behind = layout.pp - stage - 1
+    if layout.vpp == 1:
+        return min(setting.micro_batches, behind + 1)
+    return min(setting.micro_batches * layout.vpp, 2 * behind + (layout.vpp - 1) * layout.pp + 1)
+
+
+def _kept(layers: list[Layer], setting: Setting) -> float:
+    """What a chunk keeps for each token until its backward begins."""
+    if setting.recompute == "full":
+        if setting.by_block:
+            again, whole = layers[: setting.recompute_layers], layers[setting.recompute_layers :]
+            return sum((one.entry for one in again), 0.0) + sum(one.total for one in whole)
+        return sum((one.entry for one in layers[:: setting.recompute_layers]), 0.0)
+    return sum((one.total - _dropped(one, setting) for one in layers), 0.0)
+
+
+def _dropped(one: Layer, setting: Setting) -> float:
+    """What selective recompute does not keep of a layer. Attention's inputs and output stay: it is little."""
+    if setting.recompute != "selective":
+        return 0.0
+    parts = {"mlp": one.mlp, "core_attn": one.scores}
+    return sum((parts[module] for module in setting.recompute_modules), 0.0)
+
+
+def _again(layers: list[Layer], setting: Setting) -> float:
+    """What backward makes anew at one time."""
+    if setting.recompute == "full":
+        size = 1 if setting.by_block else setting.recompute_layers
+        units = (layers[start : start + size] for start in range(0, len(layers), size))
+        return max((sum(one.total for one in unit) for unit in units), default=0.0)
+    return max((_dropped(one, setting) for one in layers), default=0.0)
+
+
+def _ends(spec: ModelSpec, layout: Layout, setting: Setting, stage: int, *, asks: bool) -> float:
+    """Of the embedding, and of the last norm, the head's input and the logits, in whose place their gradient comes.
+
+    `asks`: whether what the last layer gives asks for a gradient.
+    """
+    e, h, outer = setting.itemsize, spec.hidden_size, layout.tp if setting.sequence_parallel else 1
+    kept, trains = 0.0, setting.trains
+    if stage == 0 and _embeds(spec, trains):
+        kept += 16 + h * setting.hidden_dropout * _mask(setting) / outer  # ids and positions
+    if stage == layout.pp - 1:
+        norm = asks or trains.has(Logical("final_norm"))
+        head = trains.has(Logical("embed" if spec.tied_embeddings else "head"))
+        kept += (norm * (h * e + _statistics(spec, e)) + head * e * h) / outer
+        kept += (norm or head) * e * layout.padded_vocab / layout.tp
+    return kept

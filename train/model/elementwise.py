@@ -1,0 +1,73 @@
+"""SwiGLU and RMSNorm that keep for their backward pass what they read, and nothing that they make on the way.
+
+Written with autograd's own operations they keep three and four tensors as large as their result: of a LLaMA's layer, a
+third of what it keeps. Both compute what those operations do, in their order of roundings.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def swiglu(halves: Float[Tensor, "*rows gate_up"]) -> Float[Tensor, "*rows f"]:
+    """silu(gate) * up of a gated MLP's first linear, whose output has the one behind the other."""
+    made: Tensor = _SwiGLU.apply(halves)
+    return made
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, halves: Float[Tensor, "*rows gate_up"]) -> Float[Tensor, "*rows f"]:
+        ctx.save_for_backward(halves)
+        gate, up = halves.chunk(2, -1)
+        return torch.nn.functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Float[Tensor, "*rows f"]) -> Float[Tensor, "*rows gate_up"]:
+        (halves,), (gradient,) = ctx.saved_tensors, gradients
+        made = torch.empty_like(halves)
+        (gate, up), (for_gate, for_up) = halves.chunk(2, -1), made.chunk(2, -1)
+        open_ = torch.nn.functional.silu(gate)
+        torch.mul(gradient, open_, out=for_up)
+        torch.mul(gradient, up, out=open_)
+        torch.ops.aten.silu_backward.grad_input(open_, gate, grad_input=for_gate)
+        return made
+
+
+def rms_norm(x: Float[Tensor, "*rows d"], weight: Float[Tensor, "d"], eps: float) -> Float[Tensor, "*rows d"]:
+    """x / rms(x) in fp32, cast back, times weight: the order of roundings of transformers' LlamaRMSNorm.
+
+    On a GPU it is torch's one kernel (from torch 2.9 on), which rounds once, behind the weight.
+    """
+    if x.is_cuda:
+        return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
+    made: Tensor = _RMSNorm.apply(x, weight, eps)
+    return made
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Float[Tensor, "*rows d"], weight: Float[Tensor, "d"], eps: float
+    ) -> Float[Tensor, "*rows d"]:
+        wide = x.float()
+        inverse = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, inverse)
+        return weight * (wide * inverse).to(x.dtype)
+
+    @staticmethod
+    def backward(
+        ctx: Any, *gradients: Float[Tensor, "*rows d"]
+    ) -> tuple[Float[Tensor, "*rows d"] | None, Float[Tensor, "d"] | None, None]:
+        x, weight, inverse = ctx.saved_tensors
+        gradient, normed = gradients[0].float(), x.float() * inverse
+        for_x = for_weight = None
+        if ctx.needs_input_grad[1]:
+            for_weight = (gradient * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        if ctx.needs_input_grad[0]:
+            gradient = gradient * weight.float()
+            along = (gradient * normed).mean(-1, keepdim=True)
+            for_x = ((gradient - normed * along) * inverse).to(x.dtype)
+        return for_x, for_weight, None
