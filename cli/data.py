@@ -131,6 +131,10 @@ def _tell(record: "Tokenized", prefix: Path, what: str, *, json: bool) -> int:
         return 0
     answers = "" if record.answer_tokens is None else f", {record.answer_tokens} of answers"
     left = f"; {record.empty} empty {what} left out" if record.empty else ""
+    if record.unended:
+        left += (
+            f"; no special token ends the last answer of {record.unended}: who learns from them does not learn to stop"
+        )
     counts = f"{record.documents} {what}, {record.tokens} tokens of {record.vocab_size}{answers}"
     print(f"{prefix}: {counts}, {record.dtype}{left}")
     return 0

@@ -25,8 +25,16 @@ def evaluate(run: Run, feed: Feeds) -> dict[str, float]:
             sums = [a + b for a, b in zip(sums, total.tolist(), strict=True)]
     loss, weight, right, tokens, right_answers, answers = sums
     loss = loss / weight if weight else float("nan")
-    measured = {"loss": loss, "perplexity": math.exp(min(20, loss)), "accuracy": right / max(tokens, 1)}
+    measured = {"loss": loss, "perplexity": perplexity(loss), "accuracy": right / max(tokens, 1)}
     return measured | ({"answer_accuracy": right_answers / max(answers, 1)} if 0 < answers < tokens else {})
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), which Megatron-LM ends at exp(20), also for a loss that is none."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """What a run reads: its datasets, and the micro batches that each rank draws from them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, pairwise
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 
 from mconv.train.config.boundaries import RESETS
 from mconv.train.config.data import shares
@@ -59,6 +60,23 @@ def feed(run: Run, data: Any, *, consumed: int) -> Feeds:
     apart = config.reset_position_ids or config.reset_attention_mask or config.packing
     fed = [apart or (stage, chunk) in run.parallel.ends for chunk in range(run.parallel.vpp)]
     return [_feed(run, data, consumed=consumed) if here else None for here in fed]
+
+
+def last_drawn(run: Run, data: Any) -> str | None:
+    """A digest of the last sample up to here: a checkpoint remembers it, and a resumed run knows its data again by it."""
+    if not run.consumed:
+        return None
+    return xxhash.xxh3_128_hexdigest(data[(run.consumed - 1) % len(data)]["tokens"].numpy())
+
+
+def other_data(run: Run, data: Any) -> Iterator[str]:
+    """A line where the data is not what it was when the checkpoint was saved, or comes in another order."""
+    then = run.memory.get("sample")
+    if then and then != last_drawn(run, data):
+        yield (
+            f"warning: the last sample of iteration {run.iteration} is another than it was: the data has changed, or its "
+            "order; some samples may come again, some not at all"
+        )
 
 
 def _feed(run: Run, data: Any, *, consumed: int) -> Batches:

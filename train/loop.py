@@ -12,7 +12,7 @@ import torch
 from mconv.train.checkpoints.folders import folder_of
 from mconv.train.config import TrainConfig
 from mconv.train.evaluation import evaluate
-from mconv.train.feed import Sets, feed, sets
+from mconv.train.feed import Sets, feed, last_drawn, other_data, sets
 from mconv.train.follow import Follow, follow
 from mconv.train.launch import chain, stop
 from mconv.train.logs import log as logs
@@ -55,6 +55,8 @@ def _steps(run: Run, data: Sets, *, began: float, say: logs.Say, show: logs.Show
         run.saver.read = after.read
     halts = stop.stops(config, rank=_rank(), began=began)
     steps: list[logs.Step] = []
+    for line in other_data(run, data.train):
+        say(line)
     batches = feed(run, data.train, consumed=run.consumed)
     word = halts.ask(run.iteration, first=True)
     while run.iteration < min(run.iterations, config.exit_after or run.iterations) and not word.stop:
@@ -67,10 +69,10 @@ def _steps(run: Run, data: Sets, *, began: float, say: logs.Say, show: logs.Show
             log.evaluation(run.iteration, evaluate(run, feed(run, data.valid, consumed=_validated(run, before=True))))
         word = halts.ask(run.iteration)
         if word.save or _due(run):
-            _save(run, after)
+            _save(run, data, after)
             _done(halts, word, say)
     if steps:
-        _save(run, after, last=True)
+        _save(run, data, after, last=True)
     measured = _at_the_end(run, data, log) if steps and run.iteration == run.iterations else {}
     _done(halts, word, say)
     after.close()
@@ -114,7 +116,7 @@ def _at_the_end(run: Run, data: Sets, log: logs.Log) -> dict[str, dict[str, floa
     return measured
 
 
-def _save(run: Run, after: Follow, *, last: bool = False) -> None:
+def _save(run: Run, data: Sets, after: Follow, *, last: bool = False) -> None:
     """A checkpoint of the run as it stands, where it has a folder for that, and what follows one.
 
     The `last` one, after which no step comes, is waited for; and if one that was under way is lost, this stands for it.
@@ -124,6 +126,7 @@ def _save(run: Run, after: Follow, *, last: bool = False) -> None:
         run.saver.background = False
     if run.saver and not run.saver.has(run.iteration):
         iteration, consumed = run.iteration, run.consumed
+        run.memory["sample"] = last_drawn(run, data.train)
         with stop.held_back():  # also from the process that writes, which a signal to every process would end
             save(run, then=lambda: after.checkpoint(iteration, consumed))
 

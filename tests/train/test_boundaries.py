@@ -1,5 +1,6 @@
 """Documents that share a sample: apart at every layout, as transformers has it for each of them alone."""
 
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -174,3 +175,27 @@ def test_data_tokenized_without_eod_is_refused(run, tmp_path):
         jobs.train(**fields)
     with pytest.raises(ConfigError, match="none of reset_position_ids"):
         jobs.train(**run)
+    record = tmp_path / "d.mconv.json"
+    record.write_text(record.read_text().replace('"append_eod": null', '"append_eod": 2'))  # as it is not
+    with pytest.raises(ConfigError, match=r"/d: document 0 ends in token \d+, not in token 2"):
+        jobs.train(**fields)
+
+
+def test_a_resumed_run_tells_that_its_data_is_other_data(run, tmp_path):
+    from mconv.train.config import make
+    from mconv.train.loop import train
+
+    for suffix in (".bin", ".idx"):
+        shutil.copy(f"{run['data'][0]}{suffix}", tmp_path / f"d{suffix}")
+    fields = run | {"data": [str(tmp_path / "d")], "eod_token": None, "train_iters": 9, "save": str(tmp_path / "run")}
+
+    def warned(until):
+        said = []
+        train(make(fields | {"exit_after": until}), say=said.append)
+        return [line for line in said if "another than it was" in line]
+
+    assert warned(1) == warned(2) == []
+    ids = np.fromfile(tmp_path / "d.bin", np.uint16)
+    np.where(ids > EOD, ids ^ 1, ids).tofile(tmp_path / "d.bin")
+    assert [line.partition(":")[0] for line in warned(3)] == ["warning"]
+    assert warned(4) == []

@@ -28,6 +28,13 @@ INST = (  # one that opens with BOS, joins the system's words to the first quest
     "{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
 )
 FORGETFUL = CHATML.replace("{{ m['content'] }}", "{{ m['content'] if loop.last else '...' }}")
+SAID = "{{ m['content'] }}<|im_end|>"
+MARKED = CHATML.replace(f"{SAID}\n", f"{{% generation %}}{SAID}{{% endgeneration %}}{{{{ '\n' }}}}")
+LATE = (  # one that ends an answer where the next question begins, and the last one nowhere
+    "{% for m in messages %}{% if m['role'] == 'user' %}{% if not loop.first %}</s>{% endif %}Q{{ m['content'] }}A"
+    "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+)
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 TALK = [("system", "be kind"), ("user", "who is it"), ("assistant", "a friend"), ("user", "why"), ("assistant", "so")]
 
 
@@ -97,9 +104,10 @@ def test_the_ancestors_files_byte_for_byte(case, system, tmp_path):
     assert made.documents == len(open_conversations(GOLDEN / case)) == 60
 
 
-def test_a_template_of_the_tokenizers_own(folder, tmp_path):
+@pytest.mark.parametrize("template", [CHATML, MARKED], ids=["plain", "with marks around what is generated"])
+def test_a_template_of_the_tokenizers_own(template, folder, tmp_path):
     """ChatML as the tokenizer spells it is ChatML by name: ids and roles; and the answers are what was said."""
-    own = with_template(folder, CHATML, tmp_path / "own")
+    own = with_template(folder, template, tmp_path / "own")
     source = write(tmp_path / "s.jsonl", [messages(TALK), messages(TALK[1:3]), {"messages": []}])
     record = instruct([source], tmp_path / "a", tokenizer=own)
     instruct([source], tmp_path / "b", tokenizer=folder, template="chatml")
@@ -107,7 +115,7 @@ def test_a_template_of_the_tokenizers_own(folder, tmp_path):
     assert [text.strip() for text in answers(tmp_path / "a", own)] == ["a friend<|im_end|>", "so<|im_end|>"]
     roles = said(tmp_path / "a")[1]
     assert sorted(set(roles)) == [0, 1, 2] and roles[0] == Role.SYSTEM and record.template == "tokenizer"
-    assert (record.documents, record.empty) == (2, 1)
+    assert (record.documents, record.empty, record.unended) == (2, 1, 0)
     assert record.answer_tokens == sum(said(tmp_path / "a", n)[1].count(2) for n in range(2))
 
 
@@ -118,6 +126,25 @@ def test_a_template_that_joins_turns(folder, tmp_path):
     assert [text.strip() for text in answers(tmp_path / "a", own)] == ["a friend</s>", "so</s>"]
     ids, roles = said(tmp_path / "a")
     assert ids[0] == made.prepend_bos != ids[1] and roles[0] == Role.PROMPTER and roles[-1] == Role.ASSISTANT
+
+
+def test_answers_that_nothing_ends_are_told(folder, tmp_path, capsys):
+    from mconv.cli.app import run
+
+    own = with_template(folder, LATE, tmp_path / "own")
+    source = write(tmp_path / "s.jsonl", [messages(TALK[1:]), messages(TALK[1:3])])
+    words = ["data", "instruct", str(source), "--tokenizer", str(own), "--prefix", str(tmp_path / "d")]
+    assert run(words) == 0 and "no special token ends the last answer of 2" in capsys.readouterr().out
+    assert run([*words, "--append-eod", "--overwrite"]) == 0 and "no special token" not in capsys.readouterr().out
+
+
+def test_a_tokenizer_that_does_not_tell_where_its_tokens_come_from_is_refused():
+    from mconv.train.data.instruct import _roles
+
+    spoken = [(Role.PROMPTER, "why"), (Role.ASSISTANT, "so")]
+    assert _roles([(0, 3), (3, 5)], spoken, "s.jsonl:1") == [1, 2]
+    with pytest.raises(FormatError, match=r"s.jsonl:1: .* which tokens are those of the answer 'so'"):
+        _roles([(0, 0), (0, 0)], spoken, "s.jsonl:1")
 
 
 def test_every_way_to_write_a_conversation(folder, tmp_path):
@@ -151,6 +178,15 @@ BAD = {
     "turns are no list": ({"messages": "hello"}, "s.jsonl:2: the turns are str"),
     "a turn without a text": ({"messages": [{"role": "user"}]}, "s.jsonl:2: turn 0: needs a role and a text"),
     "a role of its own": ({"messages": [{"role": "narrator", "content": "x"}]}, "turn 0: role 'narrator' is none of"),
+    "a call of a tool": (
+        {"messages": [{"role": "gpt", "content": "x", "tool_calls": [{}]}]},
+        "turn 0: has tool_calls, which",
+    ),
+    "a turn not to learn from": (
+        {"messages": [{"role": "gpt", "content": "x", "weight": 0}]},
+        "turn 0: has weight, which",
+    ),
+    "tools": ({"messages": [], "tools": [{"name": "f"}]}, "s.jsonl:2: has tools, which is not looked at"),
     "half a character": ({"question": "\ud800", "answer": "x"}, "s.jsonl:2: the text is not Unicode"),
 }
 
@@ -164,13 +200,18 @@ def test_bad_records_are_refused_with_their_line_and_leave_nothing(name, folder,
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_other_refusals(folder, tmp_path):
+def test_other_refusals(folder, tmp_path, monkeypatch):
+    from mconv.train.data import templates
+
+    monkeypatch.setattr(templates, "SECONDS", 0.3)
     source = write(tmp_path / "s.jsonl", [messages(TALK)])
     cases = [
         ({"tokenizer": folder}, "no chat template; give --template, one of chatml"),
         ({"tokenizer": folder, "template": "alpaca"}, "'alpaca'; it must be tokenizer or one of"),
         ({"tokenizer": with_template(folder, FORGETFUL, tmp_path / "f")}, "s.jsonl:1: .*writes turn 2 otherwise when"),
         ({"tokenizer": with_template(folder, INST, tmp_path / "i"), "talk": TALK[:1]}, "refuses it .a question is miss"),
+        ({"tokenizer": with_template(folder, ENDLESS, tmp_path / "e")}, "s.jsonl:1: .* ran longer than 0.3 s"),
+        ({"tokenizer": with_template(folder, "{{ ''.__class__.__mro__ }}", tmp_path / "u")}, "refuses it .* is unsafe"),
         ({"tokenizer": folder, "template": "chatml", "talk": TALK[:2]}, "no conversation with an answer"),
         ({"tokenizer": folder, "template": "chatml", "workers": 0}, "--workers is 0"),
     ]

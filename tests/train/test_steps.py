@@ -1,5 +1,6 @@
 """What a step does: optimizers, precision, dropout, frozen weights, guards, and what is measured of it."""
 
+import math
 import re
 from pathlib import Path
 
@@ -274,6 +275,13 @@ def test_evaluating_alone_measures_what_the_end_of_the_run_did(run, tmp_path):
     again = jobs.train(**fields | {"load": str(tmp_path / "run")}, eval_interval=1, eval_only=True)
     assert again["test"] == trained["test"] and again["losses"] == []
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_perplexity_is_that_of_any_loss():
+    from mconv.train.evaluation import perplexity
+
+    assert perplexity(25.0) == pytest.approx(7.2e10, rel=1e-2) and perplexity(1e4) == math.inf
+    assert math.isnan(perplexity(math.nan)), "and not exp(20)"
 
 
 def test_answers_are_told_from_what_counts_for_less():

@@ -27,6 +27,12 @@ KNOWN = {
 NAMES = (("role", "content"), ("from", "value"))
 """Under which two keys a turn has its role and its text."""
 
+UNREAD = ("tool_calls", "function_call", "weight", "train")
+"""Fields of a turn, and `TOOLS` of a record, that change what is said or trained. Nothing here reads them."""
+TOOLS = ("tools", "functions")
+PLAIN: tuple[Any, ...] = (None, True, "", [], {}, "[]")
+"""Values with which they change nothing."""
+
 Turn = tuple[Role, str]
 
 
@@ -64,6 +70,7 @@ def turns(record: Any, keys: Keys, where: str) -> list[Turn]:
     """The turns of a record; none for an empty list. Raises FormatError, with `where`, on a record that has none."""
     if not isinstance(record, dict):
         raise FormatError(f"{where}: a record is {type(record).__name__}; it must be an object with fields")
+    _check_read(record, TOOLS, where)
     names = [keys.messages] if keys.messages else ["messages", "conversations"]
     listed = [record[name] for name in names if name in record]
     if listed:
@@ -88,9 +95,17 @@ def _turn(turn: Any, where: str) -> Turn:
     for role, text in NAMES:
         if isinstance(turn, dict) and isinstance(turn.get(role), str) and isinstance(turn.get(text), str):
             if turn[role] not in KNOWN:
-                raise FormatError(f"{where}: role {turn[role]!r} is none of {', '.join(KNOWN)}")
+                raise FormatError(f"{where}: role {turn[role][:80]!r} is none of {', '.join(KNOWN)}")
+            _check_read(turn, UNREAD, where)
             return KNOWN[turn[role]], _unicode(turn[text], where)
     raise FormatError(f"{where}: needs a role and a text, under role and content, or from and value")
+
+
+def _check_read(fields: dict[str, Any], names: Sequence[str], where: str) -> None:
+    """Refuse what would be left out in silence."""
+    for name in names:
+        if fields.get(name) not in PLAIN:
+            raise FormatError(f"{where}: has {name}, which is not looked at; take it out, or drop that record")
 
 
 def _unicode(text: str, where: str) -> str:
@@ -109,59 +124,6 @@ def spelled(conversation: Sequence[Turn], template: Template) -> list[Turn]:
         parts.append((Role.PROMPTER if asked else role, f"<|im_start|>{template.words[role]}\n"))
         parts.append((role, f"{text}<|im_end|>\n"))
     return parts
-
-
-def rendered(conversation: Sequence[Turn], tokenizer: Any, where: str) -> list[Turn]:
-    """The same by the tokenizer's own chat template.
-
-    A template does not say who says what, so it is asked for the text up to each answer and for the text with it: what
-    the answer adds, the assistant says. Raises FormatError where a template writes earlier turns otherwise later.
-    """
-    whole = _render(tokenizer, conversation, where)
-    parts: list[Turn] = []
-    at = 0
-    for number, (role, _) in enumerate(conversation):
-        if role is Role.ASSISTANT:
-            start, end = _answer(conversation[: number + 1], whole, tokenizer, where)
-            parts += [*_asked(conversation[:number], whole[at:start], at, tokenizer, where), (role, whole[start:end])]
-            at = end
-    return [*parts, *_asked(conversation, whole[at:], at, tokenizer, where)]
-
-
-def _answer(upto: Sequence[Turn], whole: str, tokenizer: Any, where: str) -> tuple[int, int]:
-    """Where the last turn's text begins and ends in the whole; with its header only where that cannot be told."""
-    answered = _render(tokenizer, upto, where)
-    for header in (True, False):
-        asked = _render(tokenizer, upto[:-1], where, header=header) if len(upto) > 1 else ""
-        if answered.startswith(asked) and whole.startswith(answered):
-            return len(asked), len(answered)
-    raise FormatError(
-        f"{where}: the tokenizer's chat template writes turn {len(upto) - 1} otherwise when more turns follow, so its "
-        "answers cannot be told apart; give --template chatml, or one answer a record"
-    )
-
-
-def _asked(conversation: Sequence[Turn], text: str, at: int, tokenizer: Any, where: str) -> list[Turn]:
-    """A text that is no answer: the system's, where the template can write that by itself, and the prompter's."""
-    if not text:
-        return []
-    if at or not conversation or conversation[0][0] is not Role.SYSTEM:
-        return [(Role.PROMPTER, text)]
-    try:
-        head = _render(tokenizer, conversation[:1], where)
-    except FormatError:
-        head = ""
-    share = len(head) if text.startswith(head) else 0
-    return [part for part in ((Role.SYSTEM, text[:share]), (Role.PROMPTER, text[share:])) if part[1]]
-
-
-def _render(tokenizer: Any, conversation: Sequence[Turn], where: str, *, header: bool = False) -> str:
-    """A conversation by the tokenizer's template, with the header of the next answer if asked."""
-    messages = [{"role": WORDS[role], "content": text} for role, text in conversation]
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=header))
-    except Exception as error:  # jinja's, or what the template raises itself
-        raise FormatError(f"{where}: the tokenizer's chat template refuses it ({error})") from error
 
 
 def check_template(name: str, tokenizer: Any) -> None:

@@ -2,24 +2,35 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from mconv.errors import FormatError, MconvError
-from mconv.train.data.chat import OWN, TEMPLATES, Keys, Role, Turn, check_template, rendered, spelled, turns
+from mconv.train.data.chat import OWN, TEMPLATES, Keys, Role, Turn, check_template, spelled, turns
 from mconv.train.data.pool import BATCH, in_batches
 from mconv.train.data.record import Tokenized, appearing, beside, facts, load_tokenizer
 from mconv.train.data.sources import ROLE, TEXT
+from mconv.train.data.templates import rendered
 from mconv.train.data.text import lines, parsed
 
-Said = tuple[list[int], list[int]]
-"""Ids of a conversation, and the role of each."""
+END = 3
+"""Tokens at the end of an answer among which the one that ends it is looked for: a template may add a line's end."""
+
+
+class Said(NamedTuple):
+    """A conversation as tokens."""
+
+    ids: list[int]
+    roles: list[int]
+    """Of each token."""
+    ended: bool
+    """Whether the last answer has a special token at its end, by which a model learns to stop; true without an answer."""
 
 
 def instruct(
@@ -80,20 +91,32 @@ def _said(
     ]
     texts = ["".join(text for _, text in spoken) for spoken in parts]
     coded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return [
-        _marked(ids, _roles(offsets, spoken), bos, eos)
-        for ids, offsets, spoken in zip(coded["input_ids"], coded["offset_mapping"], parts, strict=True)
-    ]
+    special = {*tokenizer.all_special_ids, *(n for n, token in tokenizer.added_tokens_decoder.items() if token.special)}
+    made = []
+    for ids, offsets, spoken, (_, where) in zip(coded["input_ids"], coded["offset_mapping"], parts, batch, strict=True):
+        marked = _marked(ids, _roles(offsets, spoken, where), bos, eos)
+        made.append(Said(*marked, ends(*marked, special)))
+    return made
 
 
-def _roles(offsets: Sequence[tuple[int, int]], spoken: Sequence[Turn]) -> list[int]:
-    """The role of each token: that of the part in which it begins."""
+def _roles(offsets: Sequence[tuple[int, int]], spoken: Sequence[Turn], where: str) -> list[int]:
+    """The role of each token: that of the part in which it begins. Raises FormatError if an answer has none."""
     ends = np.cumsum([len(text) for _, text in spoken])
     parts = np.searchsorted(ends, [start for start, _ in offsets], side="right")
+    whose = {min(int(part), len(spoken) - 1) for part in parts}
+    for part, (role, text) in enumerate(spoken):
+        if role is Role.ASSISTANT and text.strip() and part not in whose:
+            raise FormatError(f"{where}: the tokenizer does not tell which tokens are those of the answer {text[:80]!r}")
     return [int(spoken[min(part, len(spoken) - 1)][0]) for part in parts]
 
 
-def _marked(ids: list[int], roles: list[int], bos: int | None, eos: int | None) -> Said:
+def ends(ids: Sequence[int], roles: Sequence[int], special: Set[int]) -> bool:
+    """Whether the last answer has a token at its end that says so; true too where there is no answer."""
+    said = [token for token, role in zip(ids, roles, strict=True) if role == Role.ASSISTANT]
+    return not said or not special.isdisjoint(said[-END:])
+
+
+def _marked(ids: list[int], roles: list[int], bos: int | None, eos: int | None) -> tuple[list[int], list[int]]:
     """With BOS, which nobody answers, and EOS, which the last to speak says."""
     if not ids:
         return [], []
@@ -120,8 +143,8 @@ def _add(
     texts: Any, roles: Any, said: Iterable[Said], known: dict[str, Any], progress: Callable[[int], None]
 ) -> dict[str, int]:
     """Add every conversation that is not empty. Raises FormatError if there is none, or none has an answer."""
-    counts = {"documents": 0, "empty": 0, "tokens": 0, "max_id": -1, "answer_tokens": 0}
-    for ids, whose in said:
+    counts = {"documents": 0, "empty": 0, "tokens": 0, "max_id": -1, "answer_tokens": 0, "unended": 0}
+    for ids, whose, ended in said:
         if not ids:
             counts["empty"] += 1
             continue
@@ -134,6 +157,7 @@ def _add(
         counts["tokens"] += len(ids)
         counts["max_id"] = max(counts["max_id"], highest)
         counts["answer_tokens"] += whose.count(Role.ASSISTANT)
+        counts["unended"] += not ended
         if counts["documents"] % BATCH == 0:
             progress(counts["documents"])
     if not counts["answer_tokens"]:

@@ -43,6 +43,8 @@ class Tokenized:
     """Of instruction data: the chat template, by name, or the tokenizer's own."""
     answer_tokens: int | None = None
     """Of instruction data: tokens that the assistant says."""
+    unended: int | None = None
+    """Of instruction data: conversations in which no special token ends the last answer."""
 
 
 def read_record(prefix: Path) -> Tokenized | None:
