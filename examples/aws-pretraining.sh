@@ -16,7 +16,8 @@ mconv data tokenize "$out/text.jsonl" --prefix "$out/text" --tokenizer "$out/tok
 
 common="--init random --data $out/text --tp 2 --pp 2 --seq-length 64 --micro-batch-size 2 --global-batch-size 8 \
   --log-interval 5 --max-position-embeddings 128 --vocab-size 2000"
-mconv train --preset gpt3-7.5b --num-layers 4 --hidden-size 128 --num-attention-heads 4 $common --save "$out/gpt3" \
+MCONV_TRAIN_NUM_LAYERS=4 MCONV_TRAIN_HIDDEN_SIZE=128 MCONV_TRAIN_NUM_ATTENTION_HEADS=4 \
+  mconv train --preset gpt3-7.5b $common --save "$out/gpt3" `# sizes by environment, as its job script takes them` \
   --train-samples 160 --lr-decay-samples 120 --lr-warmup-samples 16 --lr 1e-3 --min-lr 1e-4 --recompute-granularity selective
 mconv train --preset llama2-7b --num-layers 4 --hidden-size 128 --ffn-hidden-size 344 --num-attention-heads 4 \
   --num-query-groups 4 $common --save "$out/llama2" --sequence-parallel --distributed-optimizer --bf16 \

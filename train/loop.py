@@ -141,7 +141,8 @@ def _log(run: Run, say: logs.Say, show: logs.Show | None) -> logs.Log:
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         logs.forget_after(file, run.iteration)
-        record.write(file.parent, config, run.spec, ranks=world, iteration=run.iteration)
+        for note in record.write(file.parent, config, run.spec, ranks=world, iteration=run.iteration):
+            say(note)
     for line in record.arguments(config, run.spec, inherited=run.inherited, source=run.origin.name):
         say(line)
     dtype = str(unwrap(run.chunks[0]).config.params_dtype).removeprefix("torch.")

@@ -250,16 +250,53 @@ def test_a_terminal_gets_a_bar_with_what_there_is_room_for(width, monkeypatch):
     assert re.fullmatch(rf" *444/1000 [━╸╺ ]+{re.escape(WIDTHS[width])}", last), last
 
 
-def test_git_is_told_where_there_is_any(tmp_path):
+@pytest.fixture
+def repository(tmp_path):
+    """A folder under git with one file, and what runs git there."""
+    (folder := tmp_path / "code").mkdir()
+
+    def git(*words):
+        env = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null"}
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=folder, check=True, env=env)
+
+    (folder / "x").write_text("1\n")
+    for words in (["init", "-q"], ["add", "x"], ["commit", "-qm", "x"]):
+        git(*words)
+    return folder, git
+
+
+def test_git_is_told_where_there_is_any(tmp_path, repository):
     assert record.git(tmp_path) is None
-    quiet = {"cwd": tmp_path, "check": True, "env": {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null"}}
-    subprocess.run(["git", "init", "-q"], **quiet)
-    (tmp_path / "x").write_text("1")
-    subprocess.run(["git", "add", "x"], **quiet)
-    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"], **quiet)
-    assert record.git(tmp_path)["changed"] is False and re.fullmatch(r"[0-9a-f]{40}", record.git(tmp_path)["commit"])
-    (tmp_path / "x").write_text("2")
-    assert record.git(tmp_path)["changed"] is True
+    folder, _ = repository
+    assert record.git(folder)["changed"] is False and re.fullmatch(r"[0-9a-f]{40}", record.git(folder)["commit"])
+    (folder / "x").write_text("2")
+    assert record.git(folder)["changed"] is True
+
+
+def test_changed_code_is_kept_once_and_told_of_where_a_run_goes_on(tmp_path, repository, monkeypatch):
+    folder, git = repository
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    (save := tmp_path / "save").mkdir()
+    config = make({"load": "x", "data": ["p"], "train_iters": 1, "lr": 1.0})
+
+    def start(text, iteration=3):
+        (folder / "x").write_text(text)
+        return [note for note in record.write(save, config, jobs.SPEC, ranks=1, iteration=iteration) if "folder" in note]
+
+    assert start("1\n", 0) == start("1\n") == start(f"1\n{KEY}\n\n", 0) == []
+    [note] = start("2\n")
+    starts = json.loads((save / record.NAME).read_text())["starts"]
+    diffs = [one["git"].get("diff") for one in starts]
+    assert diffs[:2] == [None, None] and diffs[2][:12] in note and diffs[3][:12] in note and start("2\n") == []
+    assert {file.name for file in (save / record.CODE).iterdir()} >= set(diffs[2:]) and diffs[2] != diffs[3]
+    assert KEY not in (save / record.CODE / diffs[2]).read_text()
+    git("checkout", "-q", "x")
+    git("apply", str(save / record.CODE / diffs[3]))
+    assert (folder / "x").read_text() == "2\n"
+    assert record.differences({"packages": {"torch": "1"}}, {"packages": {"torch": "2"}}) == [
+        "note: torch was 1 at the run's last start and is 2 now"
+    ]
 
 
 def test_numbers_that_json_has_not_are_null(tmp_path):

@@ -1,6 +1,7 @@
 """What a run was started with: its arguments with where each comes from, and its surroundings, without secrets."""
 
 import functools
+import hashlib
 import json
 import os
 import platform
@@ -21,6 +22,10 @@ from mconv.train.config import TrainConfig
 
 NAME = "run.json"
 """In the save folder: a record of each start of the run, the last one last."""
+CODE = "code"
+"""In the save folder: what was changed in code since its commit, as git tells it."""
+COMPUTES = ("torch", "megatron-core", "transformer-engine", "flash-attn")
+"""Packages that decide what a step computes."""
 KEPT = re.compile(
     r"(CUDA|NCCL|GLOO|SLURM|OMP|MKL|TORCH|PYTORCH|TRITON|FI|UCX|WANDB|HF|MCONV|MASTER|NVTE|NVIDIA|XLA)_\w+"
     r"|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|HOSTNAME|LD_LIBRARY_PATH|PYTHONPATH|VIRTUAL_ENV"
@@ -62,32 +67,65 @@ def _dotted(name: str, value: Any, origin: str) -> str:
 
 
 # ---- surroundings ----------------------------------------------------------------------------------------------------
-def write(folder: Path, config: TrainConfig, spec: ModelSpec, *, ranks: int, iteration: int) -> None:
-    """Add this start to the run's record."""
-    file = folder / NAME
+def write(folder: Path, config: TrainConfig, spec: ModelSpec, *, ranks: int, iteration: int) -> list[str]:
+    """Add this start to the run's record. Returns what a run that is gone on with no longer has as it was, in lines."""
+    file, known = folder / NAME, secrets(os.environ)
     before = _starts(file)
     start = {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"), "iteration": iteration, "ranks": ranks,
         "config": vars(config), "model": spec.to_dict(), **surroundings(),
     }  # fmt: skip
+    for name, place in {"mconv": Path(mconv.__file__).parent, "git": Path.cwd()}.items():
+        if (start[name] or {}).get("changed"):
+            start[name]["diff"] = keep_diff(folder / CODE, _hidden_lines(_git(place, "diff", "HEAD"), known))
     beside = file.with_name(f".{NAME}.part")
-    beside.write_text(json.dumps({"starts": [*before, hidden(start, secrets(os.environ))]}, indent=1, default=str) + "\n")
+    beside.write_text(json.dumps({"starts": [*before, hidden(start, known)]}, indent=1, default=str) + "\n")
     beside.replace(file)
+    return differences(before[-1], start) if before and iteration else []
+
+
+def keep_diff(folder: Path, diff: str) -> str:
+    """The name of a file that holds what was changed in code since its commit: one for all starts that had the same."""
+    name = f"{hashlib.sha256(diff.encode()).hexdigest()[:16]}.diff"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(diff)
+    return name
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Code and packages that compute, where two starts differ in them."""
+    was, is_now = (_computing(start) for start in (before, now))
+    return [f"note: {name} was {was[name]} at the run's last start and is {is_now[name]} now"
+            for name in was if was[name] != is_now[name]]  # fmt: skip
+
+
+def _computing(start: dict[str, Any]) -> dict[str, Any]:
+    packages = start.get("packages") or {}
+    code = {"mconv": _code(start.get("mconv")), "the code of the folder it is started in": _code(start.get("git"))}
+    return code | {name: packages.get(name) for name in COMPUTES}
+
+
+def _code(where: dict[str, Any] | None) -> str:
+    """Version, commit and changes in a few words."""
+    words = [str((where or {}).get(name, ""))[:12] for name in ("version", "commit", "diff")]
+    return " ".join(filter(None, words)) or "outside of git"
 
 
 def _starts(file: Path) -> list[Any]:
     try:
-        return list(json.loads(file.read_text())["starts"])
+        return [start for start in json.loads(file.read_text())["starts"] if isinstance(start, dict)]
     except (OSError, ValueError, KeyError, TypeError):
         return []  # none yet, or a file that somebody else has been at: a record must not stop a run
 
 
 def surroundings() -> dict[str, Any]:
     """Command, code, packages, machine and the variables that matter, secrets included: see `hidden`."""
+    home = Path(mconv.__file__).parent
+    own = git(home) if _git(home, "ls-files", "__init__.py") else None  # else another's repository lies around it
     return {
         "command": sys.argv,
         "folder": str(Path.cwd()),
-        "mconv": {"version": mconv.__version__, **(git(Path(mconv.__file__).parent) or {})},
+        "mconv": {"version": mconv.__version__, **(own or {})},
         "git": git(Path.cwd()),
         "python": platform.python_version(),
         "packages": packages(),
@@ -114,7 +152,7 @@ def devices() -> list[str]:
 def git(folder: Path) -> dict[str, Any] | None:
     """The commit that `folder` is at, and whether it was changed since; None outside of git."""
     commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "changed": bool(changes)} if commit else None
+    return {"commit": commit.strip(), "changed": bool(changes)} if commit else None
 
 
 def _git(folder: Path, *words: str) -> str:
@@ -122,7 +160,7 @@ def _git(folder: Path, *words: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return done.stdout if done.returncode == 0 else ""
 
 
 # ---- secrets ---------------------------------------------------------------------------------------------------------
@@ -148,6 +186,10 @@ def hidden(value: Any, known: set[str], *, name: str = "") -> Any:
     if given and _is_secret(flag):
         return f"{flag}={HIDDEN}"
     return IN_ADDRESS.sub(HIDDEN, value)
+
+
+def _hidden_lines(text: str, known: set[str]) -> str:
+    return "".join(hidden(line, known) for line in text.splitlines(keepends=True))
 
 
 def _is_secret(name: str) -> bool:
