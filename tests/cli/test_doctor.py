@@ -27,6 +27,11 @@ def test_it_says_what_there_is_and_exits_0(capsys, monkeypatch, tmp_path):
     assert told["cores"] >= 1 and told["disk"]["free"] > 0 and told["dataset_helpers"] is True
 
 
+def test_a_file_is_no_folder_to_save_in(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert [machine.writable(tmp_path / name) for name in (".", "new/er", "file", "file/x")] == [True, True, False, False]
+
+
 def test_no_device_is_said_in_words(capsys, monkeypatch):
     monkeypatch.setattr(machine, "devices", list)
     assert run(["doctor"]) == 0
@@ -42,11 +47,14 @@ def test_no_device_is_said_in_words(capsys, monkeypatch):
         ({"open_files": 1024}, "no more than 1024 files"),
         ({"devices": [{}, {}], "shm": {"size": 64 << 20, "free": 0}, "backends": {"nccl": "2"}}, "less than 1 GiB"),
         ({"devices": [{}], "backends": {"nccl": None}}, "no NCCL"),
+        ({"nvidia_driver": True, "backends": {"cuda": None}}, "torch sees no device; it is built without CUDA"),
+        ({"nvidia_driver": True, "backends": {"cuda": "13.0"}}, "is built for CUDA 13.0"),
+        ({"disk": {"folder": "/x", "writable": False}}, "/x cannot be written to"),
     ],
     ids=str,
 )
 def test_what_will_go_wrong_is_said_before(change, says, facts):
-    fine = {**facts, "open_files": None, "devices": [], "dataset_helpers": True}
+    fine = {**facts, "open_files": None, "devices": [], "dataset_helpers": True, "nvidia_driver": False}
     assert list(machine.advice(fine)) == []
     [note] = machine.advice({**fine, **change})
     assert says in note

@@ -18,6 +18,7 @@ EXTRAS = {
 """Packages that a run can do without, and the modules that they bring."""
 MEGATRON_CORE = "0.16"
 """The megatron-core that training is made for."""
+DRIVER = "/proc/driver/nvidia/version"
 SHM, FILES = 1 << 30, 4096
 """Shared memory and open files below which runs of many ranks have been seen to die."""
 
@@ -26,13 +27,14 @@ def machine(folder: Path) -> dict[str, Any]:
     """Everything that `mconv doctor` says, as plain values; `folder`: where a run would save. Tokens are not read."""
     return {
         "devices": devices(),
+        "nvidia_driver": Path(DRIVER).exists() or shutil.which("nvidia-smi") is not None,
         "backends": backends(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "extras": {name: version(name) or "yes" if found(module) else None for name, module in EXTRAS.items()},
         "dataset_helpers": dataset_helpers(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory": memory(),
-        "disk": {"folder": str(folder), "free": shutil.disk_usage(existing(folder)).free},
+        "disk": {"folder": str(folder), "free": shutil.disk_usage(existing(folder)).free, "writable": writable(folder)},
         "shm": shm(),
         "open_files": open_files(),
         "hub_token": hub_token(),
@@ -45,6 +47,13 @@ def advice(facts: dict[str, Any]) -> Iterator[str]:
     if not core or not core.startswith(MEGATRON_CORE + "."):
         wanted = f"training is made for {MEGATRON_CORE}: pip install 'megatron-core=={MEGATRON_CORE}.*'"
         yield f"megatron-core is {core or 'not installed'}; {wanted}"
+    if facts["nvidia_driver"] and not facts["devices"]:
+        built = facts["backends"]["cuda"]
+        how = f"is built for CUDA {built}: is the driver too old for it, or CUDA_VISIBLE_DEVICES empty?" if built else (
+            "is built without CUDA: install one that is built with it")  # fmt: skip
+        yield f"there is an NVIDIA driver, but torch sees no device; it {how}"
+    if not facts["disk"]["writable"]:
+        yield f"{facts['disk']['folder']} cannot be written to, or made: a run could not save there"
     if facts["dataset_helpers"] is False:
         yield "megatron-core's dataset helpers are not built: install its wheel, which brings them"
     if len(facts["devices"]) > 1 and facts["shm"] and facts["shm"]["size"] < SHM:
@@ -110,6 +119,11 @@ def memory() -> dict[str, int] | None:
 def existing(folder: Path) -> Path:
     """The folder, or the first above it that is there."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def writable(folder: Path) -> bool:
+    """Whether files can be made in the folder, or the folder itself where it is not there yet."""
+    return existing(folder).is_dir() and os.access(existing(folder), os.W_OK | os.X_OK)
 
 
 def shm() -> dict[str, int] | None:
