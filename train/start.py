@@ -188,9 +188,10 @@ def _tell(run: Run, padded: int, say: logs.Say) -> None:
         f"hidden {run.spec.hidden_size}, vocabulary {run.spec.vocab_size} padded to {padded}"
     )
     inherited = "" if run.config.seq_length else " (the model's max_position_embeddings)"
+    where = "" if run.config.eval_only else f"; iteration {run.iteration} of {run.iterations}"
     say(
-        f"{world} ranks: {layouts.described(run.parallel, run.spec, world=world)}; "
-        f"seq_length {run.seq_length}{inherited}; iteration {run.iteration} of {run.iterations}"
+        f"{world} rank{'s' * (world > 1)}: {layouts.described(run.parallel, run.spec, world=world)}; "
+        f"seq_length {run.seq_length}{inherited}{where}"
     )
     if run.config.freeze or adapter.wanted(run.config):
         trained, whole = count([unwrap(chunk) for chunk in run.chunks])

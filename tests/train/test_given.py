@@ -9,6 +9,7 @@ from mconv.cli import app
 from mconv.errors import ConfigError, LayoutError, MconvError
 from mconv.train import parallel
 from mconv.train.config import TrainConfig, make, read_environment, read_yaml, theirs
+from mconv.train.data import index
 from mconv.train.launch import ranks
 
 LINES = """\
@@ -73,6 +74,12 @@ def test_other_programs_names_lead_to_fields(capsys):
     assert "--use-distributed-optimizer: here it is --distributed-optimizer" in capsys.readouterr().err
     assert app.run(["merge", "x", "--out", "y", "--data-path", "z"]) == 2
     assert "here it is" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, how", [("x.bin", "a prefix has neither .bin nor .idx"), ("x", "tokenize ... --prefix")])
+def test_a_prefix_that_is_none_is_answered_with_what_to_do(name, how, tmp_path):
+    with pytest.raises(MconvError, match=f"{name}.bin: no such file; .*{how}"):
+        index.open_index(tmp_path / name)
 
 
 # ---- the environment -------------------------------------------------------------------------------------------------

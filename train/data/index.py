@@ -86,7 +86,9 @@ def open_index(prefix: Path) -> Indexed:
     data, index = (prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx"))
     for path in (data, index):
         if not path.is_file():
-            raise FormatError(f"{path}: no such file; make it with: mconv data tokenize ... --prefix {prefix}")
+            named = prefix.suffix in (".bin", ".idx")
+            how = "a prefix has neither .bin nor .idx" if named else f"mconv data tokenize ... --prefix {prefix} makes it"
+            raise FormatError(f"{path}: no such file; {how}")
     dtype, sequences, documents = _header(index)
     sizes = [4 * sequences, 8 * sequences, 8 * documents]
     if not sequences or index.stat().st_size != HEADER + sum(sizes):
