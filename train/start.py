@@ -11,7 +11,7 @@ from mconv.convert.optimizer import OptimizerState
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 from mconv.train import agree, layouts
-from mconv.train.checkpoints import adapt, checkpoint, settings, takeover
+from mconv.train.checkpoints import adapt, checkpoint, intact, settings, takeover
 from mconv.train.checkpoints.begin import Beginning, confirm, where
 from mconv.train.checkpoints.saving import Keep, Saver
 from mconv.train.config import TrainConfig
@@ -122,6 +122,8 @@ def _models(config: TrainConfig, parallel: Parallel, source: _Source, padded: in
 
 def _loaded(source: _Source, parallel: Parallel, *, chunks: list[Any], optimizer: Any) -> checkpoint.Loaded:
     """Fill model and optimizer with what the run goes on from, if it does; returns where that stands."""
+    if source.own:
+        intact.check(source.own)
     if source.others:
         return takeover.take_over(source.opened, source.others, chunks=chunks, optimizer=optimizer, parallel=parallel)
     if source.own:

@@ -14,11 +14,15 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from isal import isal_zlib
+
 from mconv.convert.formats.tensors import Located
 from mconv.convert.formats.unpickle import Pending, loads
 from mconv.errors import FormatError
 
 PICKLE_LIMIT = 1 << 30
+BLOCK = 8 << 20
+"""Bytes that are looked at together."""
 SMALL = 1024
 """Bytes of a pickle below which it holds one tensor: thousands of chunks of one shape have the same."""
 
@@ -98,6 +102,32 @@ def read(path: Path, *, start: int = 0, length: int | None = None) -> Any:
             return _locate(tree, lambda pending, name: _place(path, file, start, size, records, pending, name), {})
         except RecursionError as error:
             raise FormatError(f"{path}: its pickle nests too deep to be a checkpoint") from error
+
+
+def check(path: Path, *, start: int = 0, length: int | None = None) -> None:
+    """Compare every record of an archive with its checksum, which torch writes and does not look at when it loads.
+
+    Raises FormatError where a byte is another one than was written.
+    """
+    with path.open("rb") as file:
+        window = Window(file, start, path.stat().st_size - start if length is None else length)
+        try:
+            for info in zipfile.ZipFile(window).infolist():
+                if _crc(file, _data_offset(file, start, info), info.file_size) != info.CRC:
+                    raise FormatError(f"{path}: {info.filename} is not what was written: the file is damaged")
+        except FormatError:
+            raise
+        except Exception as error:
+            raise FormatError(f"{path}: no archive of torch.save at {start}: the file is damaged ({error})") from error
+
+
+def _crc(file: BinaryIO, offset: int, size: int) -> int:
+    """The crc32 of a record's bytes."""
+    file.seek(offset)
+    crc = 0
+    while size and (data := file.read(min(size, BLOCK))):
+        crc, size = isal_zlib.crc32(data, crc), size - len(data)
+    return crc
 
 
 @lru_cache(maxsize=256)

@@ -350,6 +350,25 @@ def test_a_lost_tracker_does_not_begin_the_run_anew(run, whole, saved, tmp_path)
     assert jobs.train(**run, save=str(root), iteration=4)["losses"] == whole["losses"][4:]
 
 
+@pytest.mark.parametrize(
+    "part", ["decoder.layers.mlp.linear_fc1.weight", "optimizer.state.exp_avg_sq.output_layer.weight"]
+)
+def test_a_byte_that_has_changed_is_seen(part, run, saved, tmp_path):
+    """Of weights or of the optimizer: torch's loader would take it, and the run would go on from another state."""
+    from mconv.convert.formats import torch_dist
+
+    root = tmp_path / "copy"
+    shutil.copytree(saved, root)
+    folder = root / "iter_0000006"
+    tensors = torch_dist.open_folder(folder)[0] | torch_dist.open_training(folder)[0]
+    place = tensors[part].chunks[0].locate(part, tensors[part].dtype)
+    with place.path.open("r+b") as file:
+        file.seek(place.offset + 8)
+        file.write(bytes(8))
+    with pytest.raises(FormatError, match=rf"{place.path}: .* is not what was written: .*--iteration N"):
+        jobs.train(**run | {"train_iters": 8}, save=str(root))
+
+
 def test_an_iteration_that_is_not_there_is_refused(run, saved):
     with pytest.raises(FormatError, match="has no iteration 3; it has 2, 4, 6"):
         jobs.train(**run, save=str(saved), iteration=3)
