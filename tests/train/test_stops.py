@@ -107,6 +107,12 @@ def test_an_exit_trigger_of_the_queue_is_honoured_once(run, whole, tmp_path):
     assert train(**run, save=str(tmp_path))["losses"] == whole
 
 
+def test_a_run_whose_time_is_over_before_its_first_step_fails(run, tmp_path):
+    """It would stop in order, and so would each job of the queue after it."""
+    with pytest.raises(ConfigError, match="exit_duration_in_mins was over before the first step"):
+        train(**run, save=str(tmp_path), exit_duration_in_mins=1e-4)
+
+
 def test_a_trigger_that_cannot_be_removed_is_heeded_once(run, whole, tmp_path):
     """A folder of that name, as a slip of the hand makes it: one save, a line, and the run goes on."""
     (tmp_path / "triggers" / "save").mkdir(parents=True)

@@ -133,10 +133,15 @@ class Stops:
     def ask(self, iteration: int, *, first: bool = False) -> Word:
         """What all ranks do after `iteration` steps: one small all-reduce. Every rank calls it.
 
-        `first`: before a run's first step, where there is nothing new to save: only an end counts then.
+        `first`: before a run's first step, where there is nothing new to save: only an end counts then. Raises ConfigError
+        where the time that the run was given is over by then: a queue of such jobs would not get on.
         """
-        number = max(self._local(iteration, first=first), default=0)
-        return Word(number=_largest(number), iteration=iteration)
+        number = _largest(max(self._local(iteration, first=first), default=0))
+        if first and number == NUMBERS["exit_duration_in_mins"]:
+            raise ConfigError(
+                "exit_duration_in_mins was over before the first step; give the run more than it takes to load"
+            )
+        return Word(number=number, iteration=iteration)
 
     def done(self, word: Word) -> Iterator[str]:
         """What was asked for is done: triggers that asked for it go; lines on those that cannot."""
