@@ -133,8 +133,8 @@ class Stops:
     def ask(self, iteration: int, *, first: bool = False) -> Word:
         """What all ranks do after `iteration` steps: one small all-reduce. Every rank calls it.
 
-        `first`: before a run's first step, where there is nothing new to save: only an end counts then. Raises ConfigError
-        where the time that the run was given is over by then: a queue of such jobs would not get on.
+        `first`: before a run's first step, where there is nothing new to save: only an end counts then. Raises
+        ConfigError where the time that the run was given is over by then: a queue of such jobs would not get on.
         """
         number = _largest(max(self._local(iteration, first=first), default=0))
         if first and number == NUMBERS["exit_duration_in_mins"]:
