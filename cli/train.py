@@ -69,9 +69,17 @@ def told(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
     """What a run is told: lines of the file, over them variables of the environment, which are said, over them flags."""
     file, environment = read_yaml(config) if config else {}, read_environment(os.environ)
     given = {name: value for name, value in flags.items() if value is not None}
-    for name in sorted(environment.keys() - given.keys()) if os.environ.get("RANK", "0") == "0" else ():
-        print(f"{name} {environment[name]} from {PREFIX}{name.upper()}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":
+        _say({name: value for name, value in sorted(environment.items()) if name not in given})
     return {**file, **environment, **given}
+
+
+def _say(environment: dict[str, Any]) -> None:
+    """What variables set, without secrets."""
+    from mconv.train.logs.record import hidden, secrets
+
+    for name, value in environment.items():
+        print(f"{name} {hidden(value, secrets(os.environ))} from {PREFIX}{name.upper()}", file=sys.stderr)
 
 
 def _end(result: dict[str, Any]) -> None:

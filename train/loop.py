@@ -147,9 +147,9 @@ def _log(run: Run, say: logs.Say, show: logs.Show | None) -> logs.Log:
         say(line)
     dtype = str(unwrap(run.chunks[0]).config.params_dtype).removeprefix("torch.")
     speed = meter(per_token=run.flops_per_token, train_iters=run.iterations, ranks=world, dtype=dtype)
-    described = {"model": run.spec.to_dict(), **vars(config)}
+    described = record.hidden({"model": run.spec.to_dict(), **vars(config)}, record.secrets(os.environ))
     return dataclasses.replace(
-        log, show=show, file=file, boards=boards(config, described=described), meter=speed,
+        log, show=show, file=file, boards=boards(config, described=described, iteration=run.iteration), meter=speed,
         throughput=config.log_throughput,
     )  # fmt: skip
 

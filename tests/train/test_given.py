@@ -85,7 +85,18 @@ def test_a_prefix_that_is_none_is_answered_with_what_to_do(name, how, tmp_path):
 # ---- the environment -------------------------------------------------------------------------------------------------
 def test_variables_lie_between_the_file_and_the_flags(tmp_path, monkeypatch, capsys, started):
     (tmp_path / "c.yaml").write_text(LINES + "tp: 2\npp: 2\nbf16: true\n")
-    told = {"TP": "4", "PP": "8", "DATA": "'my data/a' b", "RAMPUP_BATCH_SIZE": "", "CANCEL_JOB": "12", "BF16": "off"}
+    monkeypatch.setenv("MY_API_KEY", "sesame-open")
+    told = {
+        "ON_FIRST_FAILURE": "tell sesame-open",
+        "EOD_TOKEN": "128001",
+        "EOD_MASK_LOSS": "true",
+        "TP": "4",
+        "PP": "8",
+        "DATA": "'my data/a' b",
+        "RAMPUP_BATCH_SIZE": "",
+        "CANCEL_JOB": "12",
+        "BF16": "off",
+    }
     for name, value in told.items():
         monkeypatch.setenv(f"MCONV_TRAIN_{name}", value)
     assert app.run(["train", str(tmp_path / "c.yaml"), "--pp", "1"]) == 0
@@ -93,7 +104,9 @@ def test_variables_lie_between_the_file_and_the_flags(tmp_path, monkeypatch, cap
     assert (started["bf16"], started["cancel_job"], started["rampup_batch_size"]) == (False, "12", None)
     assert capsys.readouterr().err.splitlines() == [
         "bf16 False from MCONV_TRAIN_BF16", "cancel_job 12 from MCONV_TRAIN_CANCEL_JOB",
-        "data ['my data/a', 'b'] from MCONV_TRAIN_DATA", "tp 4 from MCONV_TRAIN_TP",
+        "data ['my data/a', 'b'] from MCONV_TRAIN_DATA", "eod_mask_loss True from MCONV_TRAIN_EOD_MASK_LOSS",
+        "eod_token 128001 from MCONV_TRAIN_EOD_TOKEN",
+        "on_first_failure tell [redacted] from MCONV_TRAIN_ON_FIRST_FAILURE", "tp 4 from MCONV_TRAIN_TP",
     ]  # fmt: skip
 
 

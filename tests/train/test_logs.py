@@ -59,13 +59,15 @@ def test_what_a_run_says_and_leaves(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("NCCL_DEBUG_FILE", f"/logs/{KEY}/x")
-    monkeypatch.setattr(sys, "argv", ["mconv", "train", "--token", "abc", f"--x={KEY}", "http://me:pw@host/data"])
+    monkeypatch.setattr(
+        sys, "argv", ["mconv", "train", "--token", "abc", "--eod-token", "7", f"--x={KEY}", "http://me:pw@host/data"]
+    )
     monkeypatch.setenv("MCONV_PEAK_TFLOPS", "2")
     save = tmp_path / "run"
     fields = {
         **run, "save": str(save), "wandb_project": "p", "wandb_exp_name": "n", "log_throughput": True,
         "split": "90,10,0", "eval_interval": 2, "eval_iters": 1, "export_hf_every": 1, "save_interval": 2,
-        "after_checkpoint": f'echo "$1" "$MCONV_ITERATION" "$MCONV_HF_FOLDER" "$WORLD_SIZE" >> {tmp_path}/hook',
+        "after_checkpoint": f'echo "$1" "$MCONV_ITERATION" "$MCONV_HF_FOLDER" "$WORLD_SIZE" >> {tmp_path}/hook; : {KEY}',
     }  # fmt: skip
     train(said, **fields, exit_after=2)
     train(None, shown.append, **fields)
@@ -112,6 +114,8 @@ def test_what_a_run_says_and_leaves(run, tmp_path, monkeypatch):
         "train",
         "--token",
         "[redacted]",
+        "--eod-token",
+        "7",
         "--x=[redacted]",
         "http://[redacted]@host/data",
     ]

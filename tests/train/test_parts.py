@@ -33,8 +33,11 @@ def test_tensorboard_gets_every_step(tmp_path):
     for number in (1, 2, 3):
         log.step(step_of(number))
     log.close()
+    again = boards.TensorBoard(str(tmp_path / "board"), iteration=1)
+    again.log({"loss": 9.0}, 2)
+    again.close()
     found = accumulator.EventAccumulator(str(tmp_path / "board")).Reload()
-    assert [event.step for event in found.Scalars("loss")] == [1, 2, 3]
+    assert [(event.step, event.value) for event in found.Scalars("loss")] == [(1, 1.0), (2, 9.0)]
 
 
 def test_tensorboard_that_is_not_installed_is_asked_for(tmp_path, monkeypatch):

@@ -24,19 +24,20 @@ class Board(Protocol):
         """Everything is sent or written when this returns."""
 
 
-def boards(config: TrainConfig, *, described: dict[str, Any]) -> tuple[Board, ...]:
-    """The boards that `config` asks for; `described` is what they are told of the run. Raises MconvError with what to
-    install where one is wanted and not there."""
-    wanted = [TensorBoard(config.tensorboard_dir)] if config.tensorboard_dir else []
+def boards(config: TrainConfig, *, described: dict[str, Any], iteration: int = 0) -> tuple[Board, ...]:
+    """The boards that `config` asks for, of a run that begins after `iteration` steps; `described` is what they are told
+    of it. Raises MconvError with what to install where one is wanted and not there."""
+    wanted = [TensorBoard(config.tensorboard_dir, iteration=iteration)] if config.tensorboard_dir else []
     return (*wanted, *([WandB(config, described)] if config.wandb_project else []))
 
 
 class TensorBoard:
-    """Event files."""
+    """Event files. Steps after `iteration`, which another job had taken before it was killed, are taken back."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, iteration: int = 0) -> None:
         try:
-            self.writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(folder)
+            writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+            self.writer = writer(folder, purge_step=iteration + 1 if iteration else None)
         except ImportError as error:
             raise MconvError("tensorboard_dir needs the package tensorboard: pip install 'mconv[log]'") from error
 

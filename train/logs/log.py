@@ -175,7 +175,9 @@ def forget_after(file: Path, iteration: int) -> None:
     """Drop the lines of steps that a resumed run will take again."""
     if file.is_file():
         lines = [text for text in file.read_text().splitlines() if _iteration(text) <= iteration]
-        file.write_text("".join(text + "\n" for text in lines))
+        beside = file.with_name(f".{file.name}.part")
+        beside.write_text("".join(text + "\n" for text in lines))
+        beside.replace(file)
 
 
 def _iteration(text: str) -> float:

@@ -1,5 +1,6 @@
 """What a run was started with: its arguments with where each comes from, and its surroundings, without secrets."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -18,7 +19,7 @@ import mconv
 from mconv.convert.dialects.mcore import args_of
 from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec
-from mconv.train.config import TrainConfig
+from mconv.train.config import PREFIX, TrainConfig
 
 NAME = "run.json"
 """In the save folder: a record of each start of the run, the last one last."""
@@ -58,7 +59,8 @@ def arguments(config: TrainConfig, spec: ModelSpec, *, inherited: dict[str, tupl
     rows = {name: (value, "") for name, value in vars(config).items()}
     rows |= {name: (told[name], f"from {source}") for name in ARCHITECTURE if rows.get(name, (None,))[0] is None}
     rows |= inherited
-    lines = [_dotted(name, value, origin) for name, (value, origin) in sorted(rows.items())]
+    known = secrets(os.environ)
+    lines = [_dotted(name, hidden(value, known), origin) for name, (value, origin) in sorted(rows.items())]
     return [f"{' arguments ':-^59}", *lines, f"{' end of arguments ':-^59}"]
 
 
@@ -166,7 +168,7 @@ def _git(folder: Path, *words: str) -> str:
 # ---- secrets ---------------------------------------------------------------------------------------------------------
 def secrets(environment: Any) -> set[str]:
     """Values of variables whose names say that they are secret."""
-    return {value for name, value in environment.items() if SECRET.search(name) and len(value) >= 6}
+    return {value for name, value in environment.items() if _is_secret(name.upper()) and len(value) >= 6}
 
 
 def hidden(value: Any, known: set[str], *, name: str = "") -> Any:
@@ -193,5 +195,7 @@ def _hidden_lines(text: str, known: set[str]) -> str:
 
 
 def _is_secret(name: str) -> bool:
-    """Whether a variable (in capitals) or a flag is called like a secret."""
-    return (name.isupper() or name.startswith("--")) and bool(SECRET.search(name))
+    """Whether a variable (in capitals) or a flag is called like a secret, and is no field of a run (eod_token)."""
+    field = name.lstrip("-").replace("-", "_").lower().removeprefix(PREFIX.lower())
+    known = field in {each.name for each in dataclasses.fields(TrainConfig)}
+    return not known and (name.isupper() or name.startswith("--")) and bool(SECRET.search(name))
