@@ -50,16 +50,18 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
         A YAML file with `field: value` lines, the fields being the flags below with underscores.
     """
     from mconv.cli import gate
-    from mconv.train.launch.chain import guarded
+    from mconv.train.launch.chain import guarded, queue_of
     from mconv.train.launch.ranks import check_environment, run
 
     check_environment()
-    made = make(told(config, flags))
-    with gate.one_world(made), guarded(made):
-        if made.verify_first and not gate.before_training(made):
-            raise CheckFailed  # the verdict is said
+    values = told(config, flags)
+    with guarded(queue_of(values)):
+        made = make(values)
         nproc, well = made.nproc_per_node or made.tp * made.pp, made.save is not None
-        result = run("mconv.cli.train:work", dataclasses.asdict(made), nproc=nproc, stops_well=well)
+        with gate.one_world(made):
+            if made.verify_first and not gate.before_training(made):
+                raise CheckFailed  # the verdict is said
+            result = run("mconv.cli.train:work", dataclasses.asdict(made), nproc=nproc, stops_well=well)
     if os.environ.get("RANK", "0") == "0":
         _end(result)
     return 0

@@ -208,6 +208,9 @@ def test_a_failing_first_step_cancels_the_chain_once(run, tmp_path, monkeypatch,
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     fields = {**run, "cancel_job": "78,79_1", "on_first_failure": f'echo "$MCONV_ERROR" > {tmp_path}/told'}
     (tmp_path / "run.json").write_text(json.dumps(fields))
+    assert app.run(["train", str(tmp_path / "run.json"), "--keep-every", "3"]) == 2  # no configuration at all
+    assert "keep_last" in (tmp_path / "told").read_text() and (tmp_path / "cancelled").read_text() == "78 79_1\n"
+    (tmp_path / "cancelled").unlink()
     assert app.run(["train", str(tmp_path / "run.json"), "--seq-length", "4096"]) == 2
     assert (tmp_path / "cancelled").read_text() == "78 79_1\n"
     assert "positions" in (tmp_path / "told").read_text() and "cancel_job 78,79_1: done" in capsys.readouterr().err
@@ -216,14 +219,13 @@ def test_a_failing_first_step_cancels_the_chain_once(run, tmp_path, monkeypatch,
 
 
 def test_of_ranks_that_fail_together_one_tells(tmp_path, monkeypatch):
-    config = make({"load": "x", "data": ["p"], "train_iters": 1, "lr": 1.0, "save": str(tmp_path / "run"),
-                   "on_first_failure": f"echo told >> {tmp_path}/told; false"})  # fmt: skip
+    queue = chain.queue_of({"save": str(tmp_path / "run"), "on_first_failure": f"echo told >> {tmp_path}/told; false"})
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     said = []
     for rank in "2013":
         monkeypatch.setenv("RANK", rank)
-        with pytest.raises(MconvError) as caught, chain.guarded(config):
+        with pytest.raises(MconvError) as caught, chain.guarded(queue):
             raise MconvError("no data")
         said.append(str(caught.value))
     assert (tmp_path / "told").read_text() == "told\n"

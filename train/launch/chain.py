@@ -4,11 +4,13 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mconv.errors import MconvError
-from mconv.train.config import TrainConfig
+from mconv.train.config.stops import JOBS
 from mconv.train.launch.ranks import joined
 
 STEPPED = "MCONV_STEPPED"
@@ -23,17 +25,34 @@ def stepped() -> None:
         Path(file).touch()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """Who is told of a run that fails at its start, and where it would save."""
+
+    on_first_failure: str | None = None
+    cancel_job: str | None = None
+    save: str | None = None
+
+
+def queue_of(values: Mapping[str, Any]) -> Queue:
+    """As far as a configuration says it, whatever else is wrong there: it would be wrong in the next job too."""
+    said = {name: str(values[name]) for name in ("on_first_failure", "cancel_job", "save") if values.get(name)}
+    if not JOBS.fullmatch(said.get("cancel_job", "0")):
+        del said["cancel_job"]
+    return Queue(**said)
+
+
 @contextlib.contextmanager
-def guarded(config: TrainConfig) -> Iterator[None]:
+def guarded(queue: Queue) -> Iterator[None]:
     """If what is done inside fails before a step is taken, run `on_first_failure` and cancel `cancel_job`, once."""
     with tempfile.TemporaryDirectory(prefix="mconv-chain-") as folder:
         file = os.environ[STEPPED] = str(Path(folder) / "stepped")
         try:
             yield
         except Exception as error:
-            wanted = config.on_first_failure or config.cancel_job
-            if wanted and not Path(file).exists() and _ours(config):
-                told = _tell(config, str(error))
+            wanted = queue.on_first_failure or queue.cancel_job
+            if wanted and not Path(file).exists() and _ours(queue):
+                told = _tell(queue, str(error))
                 if told and isinstance(error, MconvError):
                     raise type(error)("\n".join([*filter(None, [str(error)]), *told])) from error
             raise
@@ -41,14 +60,14 @@ def guarded(config: TrainConfig) -> Iterator[None]:
             os.environ.pop(STEPPED, None)
 
 
-def _ours(config: TrainConfig) -> bool:
+def _ours(queue: Queue) -> bool:
     """Whether it is this process that tells: of ranks that fail together, the first one to leave its mark."""
     if not joined():
         return True
     job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
-    if config.save is None or job is None:
+    if queue.save is None or job is None:
         return os.environ["RANK"] == "0"
-    mark = Path(config.save) / f".first-failure.{job}.{os.environ.get('SLURM_RESTART_COUNT', 0)}"
+    mark = Path(queue.save) / f".first-failure.{job}.{os.environ.get('SLURM_RESTART_COUNT', 0)}"
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch(exist_ok=False)
@@ -59,13 +78,13 @@ def _ours(config: TrainConfig) -> bool:
     return True
 
 
-def _tell(config: TrainConfig, message: str) -> list[str]:
+def _tell(queue: Queue, message: str) -> list[str]:
     """Run the commands; what to say of it."""
     commands: list[tuple[str, str | list[str]]] = []
-    if config.on_first_failure:
-        commands.append(("on_first_failure", config.on_first_failure))
-    if config.cancel_job:
-        commands.append((f"cancel_job {config.cancel_job}", ["scancel", *config.cancel_job.split(",")]))
+    if queue.on_first_failure:
+        commands.append(("on_first_failure", queue.on_first_failure))
+    if queue.cancel_job:
+        commands.append((f"cancel_job {queue.cancel_job}", ["scancel", *queue.cancel_job.split(",")]))
     return [f"no step was taken; {name}: {_run(command, message)}" for name, command in commands]
 
 
