@@ -122,6 +122,8 @@ def test_a_variable_changes_a_preset_and_is_checked_before_anything_starts(monke
 def test_an_unknown_variable_is_refused():
     with pytest.raises(ConfigError, match="MCONV_TRAIN_NUM_LAYER: unknown field 'num_layer'; did you mean 'num_layers'"):
         read_environment({"MCONV_TRAIN_NUM_LAYER": "2", "MCONV_TIMEOUT_MINUTES": "1"})
+    with pytest.raises(ConfigError, match='MCONV_TRAIN_DATA is "it\'s": No closing quotation'):
+        read_environment({"MCONV_TRAIN_DATA": "it's"})
 
 
 # ---- ranks -----------------------------------------------------------------------------------------------------------

@@ -41,14 +41,18 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     bad = [f"environment: {PREFIX}{name.upper()}: {problem}" for name in told for problem in unknown([name])]
     refuse(bad, doing="reading the environment", kind=ConfigError)
     kinds = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
-    return {name: _value(text, kinds[name]) for name, text in told.items() if text}
+    return {name: _value(name, text, kinds[name]) for name, text in told.items() if text}
 
 
-def _value(text: str, kind: Any) -> Any:
+def _value(name: str, text: str, kind: Any) -> Any:
     """A variable's text as the YAML of a field's kind."""
-    if is_list(kind):
-        return [word if "str" in str(kind) else _scalar(word) for word in shlex.split(text)]
-    return text if is_text(kind) else _scalar(text)
+    if not is_list(kind):
+        return text if is_text(kind) else _scalar(text)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"environment: {PREFIX}{name.upper()} is {text!r}: {error}") from error
+    return words if "str" in str(kind) else [_scalar(word) for word in words]
 
 
 def _scalar(text: str) -> Any:
