@@ -78,7 +78,7 @@ def told(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
 
 def _say(environment: dict[str, Any]) -> None:
     """What variables set, without secrets."""
-    from mconv.train.logs.record import hidden, secrets
+    from mconv.train.logs.redact import hidden, secrets
 
     for name, value in environment.items():
         print(f"{name} {hidden(value, secrets(os.environ))} from {PREFIX}{name.upper()}", file=sys.stderr)

@@ -16,7 +16,7 @@ from mconv.train.feed import Sets, feed, last_drawn, other_data, sets
 from mconv.train.follow import Follow, follow
 from mconv.train.launch import chain, stop
 from mconv.train.logs import log as logs
-from mconv.train.logs import record
+from mconv.train.logs import record, redact
 from mconv.train.logs.boards import boards
 from mconv.train.logs.meter import meter
 from mconv.train.mcore import quiet
@@ -147,7 +147,7 @@ def _log(run: Run, say: logs.Say, show: logs.Show | None) -> logs.Log:
         say(line)
     dtype = str(unwrap(run.chunks[0]).config.params_dtype).removeprefix("torch.")
     speed = meter(per_token=run.flops_per_token, train_iters=run.iterations, ranks=world, dtype=dtype)
-    described = record.hidden({"model": run.spec.to_dict(), **vars(config)}, record.secrets(os.environ))
+    described = redact.hidden({"model": run.spec.to_dict(), **vars(config)}, redact.secrets(os.environ))
     return dataclasses.replace(
         log, show=show, file=file, boards=boards(config, described=described, iteration=run.iteration), meter=speed,
         throughput=config.log_throughput,

@@ -1,6 +1,5 @@
 """What a run was started with: its arguments with where each comes from, and its surroundings, without secrets."""
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -19,7 +18,8 @@ import mconv
 from mconv.convert.dialects.mcore import args_of
 from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec
-from mconv.train.config import PREFIX, TrainConfig
+from mconv.train.config import TrainConfig
+from mconv.train.logs.redact import hidden, secrets
 
 NAME = "run.json"
 """In the save folder: a record of each start of the run, the last one last."""
@@ -32,12 +32,6 @@ KEPT = re.compile(
     r"|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|HOSTNAME|LD_LIBRARY_PATH|PYTHONPATH|VIRTUAL_ENV"
 )
 """Variables that can change what a run does. Others are nobody's business."""
-SECRET = re.compile(
-    r"(^|[_-])(\w*KEY|TOKENS?|SECRET\w*|PASS\w*|CREDENTIALS?|AUTH\w*|COOKIE\w*|PRIVATE\w*|SIGNATURE)($|[_-])",
-    re.IGNORECASE,
-)
-IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-HIDDEN = "[redacted]"
 ARCHITECTURE = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
     "vocab_size", "max_position_embeddings", "norm_epsilon", "position_embedding_type", "rotary_base",
@@ -121,7 +115,7 @@ def _starts(file: Path) -> list[Any]:
 
 
 def surroundings() -> dict[str, Any]:
-    """Command, code, packages, machine and the variables that matter, secrets included: see `hidden`."""
+    """Command, code, packages, machine and the variables that matter, secrets included: see `redact`."""
     home = Path(mconv.__file__).parent
     own = git(home) if _git(home, "ls-files", "__init__.py") else None  # else another's repository lies around it
     return {
@@ -165,37 +159,5 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-# ---- secrets ---------------------------------------------------------------------------------------------------------
-def secrets(environment: Any) -> set[str]:
-    """Values of variables whose names say that they are secret."""
-    return {value for name, value in environment.items() if _is_secret(name.upper()) and len(value) >= 6}
-
-
-def hidden(value: Any, known: set[str], *, name: str = "") -> Any:
-    """`value` without what a secret name stands for, what a secret is elsewhere, and passwords in addresses."""
-    if isinstance(value, dict):
-        return {key: hidden(inner, known, name=str(key)) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        flags = ["", *map(str, value)]
-        return [hidden(inner, known, name="" if "=" in flag else flag) for flag, inner in zip(flags, value, strict=False)]
-    if not isinstance(value, str):
-        return value
-    if _is_secret(name) and not value.startswith("-"):
-        return HIDDEN
-    for one in known:
-        value = value.replace(one, HIDDEN)
-    flag, given, _ = value.partition("=")
-    if given and _is_secret(flag):
-        return f"{flag}={HIDDEN}"
-    return IN_ADDRESS.sub(HIDDEN, value)
-
-
 def _hidden_lines(text: str, known: set[str]) -> str:
     return "".join(hidden(line, known) for line in text.splitlines(keepends=True))
-
-
-def _is_secret(name: str) -> bool:
-    """Whether a variable (in capitals) or a flag is called like a secret, and is no field of a run (eod_token)."""
-    field = name.lstrip("-").replace("-", "_").lower().removeprefix(PREFIX.lower())
-    known = field in {each.name for each in dataclasses.fields(TrainConfig)}
-    return not known and (name.isupper() or name.startswith("--")) and bool(SECRET.search(name))

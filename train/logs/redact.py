@@ -1,0 +1,45 @@
+"""Secrets, which nothing that a run prints, writes or sends may hold."""
+
+import dataclasses
+import re
+from typing import Any
+
+from mconv.train.config import PREFIX, TrainConfig
+
+SECRET = re.compile(
+    r"(^|[_-])(\w*KEY|TOKENS?|SECRET\w*|PASS\w*|CREDENTIALS?|AUTH\w*|COOKIE\w*|PRIVATE\w*|SIGNATURE)($|[_-])",
+    re.IGNORECASE,
+)
+IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+HIDDEN = "[redacted]"
+
+
+def secrets(environment: Any) -> set[str]:
+    """Values of variables whose names say that they are secret."""
+    return {value for name, value in environment.items() if _is_secret(name.upper()) and len(value) >= 6}
+
+
+def hidden(value: Any, known: set[str], *, name: str = "") -> Any:
+    """`value` without what a secret name stands for, what a secret is elsewhere, and passwords in addresses."""
+    if isinstance(value, dict):
+        return {key: hidden(inner, known, name=str(key)) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        flags = ["", *map(str, value)]
+        return [hidden(inner, known, name="" if "=" in flag else flag) for flag, inner in zip(flags, value, strict=False)]
+    if not isinstance(value, str):
+        return value
+    if _is_secret(name) and not value.startswith("-"):
+        return HIDDEN
+    for one in sorted(known, key=len, reverse=True):  # one may lie in another
+        value = value.replace(one, HIDDEN)
+    flag, given, _ = value.partition("=")
+    if given and _is_secret(flag):
+        return f"{flag}={HIDDEN}"
+    return IN_ADDRESS.sub(HIDDEN, value)
+
+
+def _is_secret(name: str) -> bool:
+    """Whether a variable (in capitals) or a flag is called like a secret, and is no field of a run (eod_token)."""
+    field = name.lstrip("-").replace("-", "_").lower().removeprefix(PREFIX.lower())
+    known = field in {each.name for each in dataclasses.fields(TrainConfig)}
+    return not known and (name.isupper() or name.startswith("--")) and bool(SECRET.search(name))
