@@ -157,7 +157,10 @@ def test_masks_by_hand(tmp_path):
     assert row["documents"].tolist() == [0, 0, 0, 0, 1] and row["loss_mask"].tolist() == [0, 0, 1, 1, 1]
 
 
-def test_what_is_cut_and_left_out_is_counted_and_said(tmp_path, run):
+def test_what_is_cut_and_left_out_is_counted_and_said(tmp_path, run, monkeypatch):
+    from mconv.train.data import instruction
+
+    monkeypatch.setattr(instruction, "CHUNK", 7)  # roles are read in pieces, which end anywhere in a conversation
     lines = []
     late = ([7] * 70, [1] * 60 + [2] * 10)  # its answer is beyond the row
     write(tmp_path / "d", [*talks(6), ([7] * 70, [1] * 10 + [2] * 60), late, ([3, 4], [1, 1])])

@@ -213,15 +213,22 @@ def test_nobody_sees_a_part_of_the_cache(tmp_path, group, monkeypatch):
     whole, *_ = drawn(Blend([prefix], None), tmp_path / "other")
     save = np.save
 
-    def killed(path, array, **options):
-        save(path, array, **options)
-        if "shuffle" in str(path):
-            os.truncate(path, 140)
-            raise KeyboardInterrupt
+    def ends_with(error):
+        def cut(path, array, **options):
+            save(path, array, **options)
+            if "shuffle" in str(path):
+                os.truncate(path, 140)
+                raise error
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(np, "save", killed)
-        drawn(Blend([prefix], None), cache)
+        with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, ConfigError)) as raised:
+            patch.setattr(np, "save", cut)
+            if isinstance(error, KeyboardInterrupt):  # as if nobody could clean up
+                patch.setattr(shutil, "rmtree", lambda *args, **options: None)
+            drawn(Blend([prefix], None), cache)
+        return str(raised.value)
+
+    assert "data_cache" in ends_with(OSError(28, "No space left on device")) and list(cache.iterdir()) == []
+    assert ends_with(KeyboardInterrupt()) == "" and len(list(cache.iterdir())) == 1
     again, *_ = drawn(Blend([prefix], None), cache)
     assert all(torch.equal(whole[i]["tokens"], again[i]["tokens"]) for i in range(9))
     file = next(cache.glob("[!.]*/*shuffle*"))

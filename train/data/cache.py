@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,18 +33,23 @@ def cached(make: Callable[[Path], Any], *, cache: Path, prefixes: Sequence[Path]
         raise problem
     try:
         made = make(at)
-    except FileNotFoundError as error:
-        if _rank() == 0:
-            raise
-        raise ConfigError(
-            f"data_cache {cache}: rank {_rank()} does not find there what rank 0 has written; name a folder that all "
-            "nodes share"
-        ) from error
+    except BaseException as error:
+        if _rank() == 0 and at != whole:
+            shutil.rmtree(at, ignore_errors=True)
+        if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
+            raise ConfigError(f"data_cache {cache}: {_trouble(error)}") from error
+        raise
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     if _rank() == 0 and at != whole:
         _settle(at, whole)
     return made
+
+
+def _trouble(error: BaseException) -> str:
+    if _rank() == 0:
+        return f"index files cannot be written or read there ({error.__cause__ or error}); name another folder"
+    return f"rank {_rank()} does not find there what rank 0 has written; name a folder that all nodes share"
 
 
 def _begin(cache: Path, prefixes: Sequence[Path], told: Any) -> tuple[Path, Path, MconvError | None]:

@@ -14,8 +14,8 @@ from mconv.train.data.sources import ROLE, TEXT
 LOOKED_AT = 1000
 """Documents whose last token is looked at."""
 SCANNED = 1 << 28
-"""Ids that are looked at, spread over a file, where no record says how large they are: each rank reads them. All of them
-are looked at once more when they are drawn."""
+"""Ids that are looked at, spread over the files, where no record says how large they are: each rank reads them. All of
+them are looked at once more when they are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ def check(used: Sequence[Part], *, vocab_size: int, seq_length: int) -> None:
     Each part of each prefix must have a sample: megatron-core counts for ever in an empty one.
     """
     prefixes = list(dict.fromkeys(prefix for part in used for prefix in part.prefixes))
-    each(prefixes, lambda prefix: _text(prefix, vocab_size))
+    each(prefixes, lambda prefix: _text(prefix, vocab_size, most=SCANNED // len(prefixes)))
     each(
         [(part, prefix) for part in used for prefix in part.prefixes],
         lambda one: _long_enough(open_index(one[1]), one[0], seq_length),
@@ -42,7 +42,8 @@ def check(used: Sequence[Part], *, vocab_size: int, seq_length: int) -> None:
 
 def check_conversations(prefixes: Sequence[Path], *, vocab_size: int) -> None:
     """Refuse instruction data that is missing, damaged, does not match, or holds ids that the model does not have."""
-    each(prefixes, lambda prefix: unknown_ids(open_conversations(prefix).text, vocab_size))
+    most = SCANNED // len(prefixes)
+    each(prefixes, lambda prefix: unknown_ids(open_conversations(prefix).text, vocab_size, most=most))
 
 
 def each(things: Sequence[Any], problems: Callable[[Any], Iterator[str]]) -> None:
@@ -58,7 +59,7 @@ def each(things: Sequence[Any], problems: Callable[[Any], Iterator[str]]) -> Non
     refuse(found, doing="opening the data", kind=kind)
 
 
-def _text(prefix: Path, vocab_size: int) -> Iterator[str]:
+def _text(prefix: Path, vocab_size: int, *, most: int) -> Iterator[str]:
     """Problems of a prefix as plain text."""
     data = open_index(prefix)
     twin = prefix.with_name(prefix.name.removesuffix(ROLE) + TEXT + ".bin")
@@ -66,13 +67,13 @@ def _text(prefix: Path, vocab_size: int) -> Iterator[str]:
         yield f"{prefix} holds the roles of instruction data, not text; set data_type: instruction and leave {ROLE} out"
     if not len(data.ends):
         yield f"{prefix} marks no documents, and megatron-core refuses it as running text; tokenize it again"
-    yield from unknown_ids(data, vocab_size)
+    yield from unknown_ids(data, vocab_size, most=most)
 
 
-def unknown_ids(data: Indexed, vocab_size: int) -> Iterator[str]:
-    """A problem if there is an id that the model has no row for."""
+def unknown_ids(data: Indexed, vocab_size: int, *, most: int) -> Iterator[str]:
+    """A problem if there is an id that the model has no row for, `most` of them looked at."""
     record = read_record(data.prefix)
-    lowest, highest = (0, record.max_id) if record else data.extremes(most=SCANNED)
+    lowest, highest = (0, record.max_id) if record else data.extremes(most=most)
     if highest >= vocab_size:
         yield (
             f"{data.prefix} holds token id {highest}, but the model's vocabulary ends at {vocab_size - 1}; "

@@ -19,7 +19,7 @@ DTYPES: dict[int, type[np.generic]] = {
     1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16,
 }  # fmt: skip
 """Integer types by their code in the file; 6 and 7 are floats, of which no program makes tokens."""
-CHUNK = 1 << 24
+CHUNK = 1 << 20
 """Tokens looked at together."""
 
 
@@ -77,8 +77,9 @@ class Indexed:
         """The smallest and the largest id: of all, or of parts spread over the file that have `most` ids or so."""
         starts = range(0, len(self.tokens), CHUNK)
         step = max(1, len(starts) * CHUNK // most) if most else 1
-        parts = [self.tokens[start : start + CHUNK] for start in starts[::step]]
-        return min((int(part.min()) for part in parts), default=0), max((int(part.max()) for part in parts), default=-1)
+        parts = (self.tokens[start : start + CHUNK] for start in starts[::step])
+        ends = [(int(part.min()), int(part.max())) for part in parts]
+        return min((low for low, _ in ends), default=0), max((high for _, high in ends), default=-1)
 
 
 def open_index(prefix: Path) -> Indexed:

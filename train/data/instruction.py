@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.train.data.chat import Role
-from mconv.train.data.index import Indexed, open_index
+from mconv.train.data.index import CHUNK, Indexed, open_index
 from mconv.train.data.loader import Shuffled
 from mconv.train.data.packing import pack
 from mconv.train.data.sources import ROLE, TEXT, Blend
@@ -71,22 +71,20 @@ class Rows:
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         """tokens, labels, loss_mask and position_ids, each [s]; `documents` too where rows are shared."""
-        parts = [self._one(conversation) for conversation in self.rows[number]]
-        sample = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        if self.packing:
-            lengths = torch.tensor([len(part["tokens"]) for part in parts])
-            sample["documents"] = torch.repeat_interleave(torch.arange(len(parts)), lengths)
-        return sample
-
-    def _one(self, conversation: int) -> dict[str, Tensor]:
-        """One conversation: what it says, what comes next, and how much the loss of that counts."""
-        ids, roles = (_ids(half[conversation][: self.seq_length + 1]) for half in (self.data.text, self.data.role))
-        return {
-            "tokens": ids[:-1],
-            "labels": ids[1:],
-            "loss_mask": weights(roles[1:], self.scalar_loss_mask),
-            "position_ids": torch.arange(len(ids) - 1),
+        said = [self._one(conversation) for conversation in self.rows[number]]
+        lengths = np.array([len(ids) - 1 for ids, _ in said])
+        sample = {
+            "tokens": _joined([ids[:-1] for ids, _ in said]),
+            "labels": _joined([ids[1:] for ids, _ in said]),
+            "loss_mask": weights(_joined([roles[1:] for _, roles in said]), self.scalar_loss_mask),
+            "position_ids": _joined([np.arange(length) for length in lengths]),
         }
+        documents = {"documents": torch.from_numpy(np.repeat(np.arange(len(said)), lengths))} if self.packing else {}
+        return sample | documents
+
+    def _one(self, conversation: int) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
+        """What one conversation says, as much of it as fits, and who says each token."""
+        return self.data.text[conversation][: self.seq_length + 1], self.data.role[conversation][: self.seq_length + 1]
 
 
 def weights(roles: Int[Tensor, "s"], scalar: float) -> Float[Tensor, "s"]:
@@ -94,8 +92,8 @@ def weights(roles: Int[Tensor, "s"], scalar: float) -> Float[Tensor, "s"]:
     return torch.where(roles == Role.ASSISTANT, 1.0, scalar)
 
 
-def _ids(stored: npt.NDArray[np.integer]) -> Int[Tensor, "s"]:
-    return torch.from_numpy(stored.astype(np.int64))
+def _joined(parts: Sequence[npt.NDArray[np.integer]]) -> Int[Tensor, "s"]:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
 
 def rows(
@@ -103,31 +101,48 @@ def rows(
 ) -> Rows:
     """The rows of a share of the conversations (between two edges), without those that have nothing to train on."""
     first, last = (round(len(data) * edge) for edge in edges)
-    kept = [n for n in range(first, last) if _trained(data, n, seq_length, scalar_loss_mask)]
-    lengths = np.minimum(data.text.lengths[kept].astype(np.int64) - 1, seq_length) if kept else np.zeros(0, np.int64)
-    shared = pack(lengths.tolist(), room=seq_length) if packing else [[n] for n in range(len(kept))]
+    kept = first + np.flatnonzero(_trained(data, first, last, seq_length, scalar_loss_mask))
+    shared = (
+        pack(_labels(data, kept, seq_length).tolist(), room=seq_length) if packing else [[n] for n in range(len(kept))]
+    )
     return Rows(
-        data=data, rows=[[kept[n] for n in row] for row in shared], seq_length=seq_length, packing=packing,
+        data=data, rows=[kept[row].tolist() for row in shared], seq_length=seq_length, packing=packing,
         scalar_loss_mask=scalar_loss_mask, dropped=last - first - len(kept),
         cut=int((data.text.lengths[first:last] > seq_length + 1).sum()),
     )  # fmt: skip
 
 
-def _trained(data: Conversations, number: int, seq_length: int, scalar: float) -> bool:
-    """Whether any label within the row counts."""
-    labels = data.role[number][1 : seq_length + 1]
-    return bool(len(labels)) and (scalar > 0 or bool((labels == Role.ASSISTANT).any()))
+def _trained(data: Conversations, first: int, last: int, seq_length: int, scalar: float) -> npt.NDArray[np.bool_]:
+    """Of each conversation from `first` up to `last`, whether any label within the row counts."""
+    lengths = data.role.lengths[first:last]
+    if scalar > 0 or first == last:
+        return np.asarray(lengths > 1)
+    ids = data.role.tokens
+    begins = data.role.starts[first:last] // ids.dtype.itemsize
+    stop = int(begins[-1] + lengths[-1])
+    found = np.zeros(last - first, np.bool_)
+    for at in range(int(begins[0]), stop, CHUNK):
+        said = at + np.flatnonzero(ids[at : min(at + CHUNK, stop)] == Role.ASSISTANT)
+        whose = np.searchsorted(begins, said, side="right") - 1
+        place = said - begins[whose]  # the first token is no label
+        found[whose[(place > 0) & (place <= seq_length)]] = True
+    return found
+
+
+def _labels(data: Conversations, numbers: npt.NDArray[np.int64], seq_length: int) -> npt.NDArray[np.int64]:
+    """Labels of each of some conversations within a row."""
+    return np.minimum(data.text.lengths[numbers].astype(np.int64) - 1, seq_length)
 
 
 def told(made: Rows, name: str) -> str:
     """A line for people: how many conversations, in how many rows, and what was cut."""
-    used = sum(len(row) for row in made.rows)
-    tokens = sum(int(min(made.data.text.lengths[n] - 1, made.seq_length)) for row in made.rows for n in row)
+    used = np.fromiter(chain.from_iterable(made.rows), np.int64)
+    tokens = int(_labels(made.data, used, made.seq_length).sum())
     filled = f", {tokens / max(1, len(made.rows) * made.seq_length):.0%} full" if made.packing else ""
     cut = f"; {made.cut} longer than that were cut" if made.cut else ""
     left = f"; {made.dropped} left out, with no answer within it" if made.dropped else ""
     return (
-        f"{made.data.prefix}: {used} conversations for {name} in {len(made.rows)} rows of {made.seq_length} tokens"
+        f"{made.data.prefix}: {len(used)} conversations for {name} in {len(made.rows)} rows of {made.seq_length} tokens"
         f"{filled}{cut}{left}"
     )
 
