@@ -74,7 +74,7 @@ def alone(run, samples):
 
 
 LAYOUTS = {
-    "pp4": {"pp": 4},
+    "pp2 vpp2 dp2": {"pp": 2, "vpp": 2},
     "tp2 pp2 sp": {"tp": 2, "pp": 2, "sequence_parallel": True},
     "tp2 dp2": {"tp": 2, "micro_batch_size": 2},
 }

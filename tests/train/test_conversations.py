@@ -163,17 +163,18 @@ def test_what_is_cut_and_left_out_is_counted_and_said(tmp_path, run, monkeypatch
     monkeypatch.setattr(instruction, "CHUNK", 7)  # roles are read in pieces, which end anywhere in a conversation
     lines = []
     late = ([7] * 70, [1] * 60 + [2] * 10)  # its answer is beyond the row
-    write(tmp_path / "d", [*talks(6), ([7] * 70, [1] * 10 + [2] * 60), late, ([3, 4], [1, 1])])
+    first = ([3, 4], [2, 1])  # its answer is no label
+    write(tmp_path / "d", [*talks(6), ([7] * 70, [1] * 10 + [2] * 60), late, ([3, 4], [1, 1]), first])
     made = of(tmp_path / "d", packing=False)
-    assert (len(made), made.cut, made.dropped) == (7, 2, 2)
+    assert (len(made), made.cut, made.dropped) == (7, 2, 3)
     assert [len(made[n]["tokens"]) for n in (6,)] == [LENGTH]
-    assert len(of(tmp_path / "d", packing=False, scalar_loss_mask=0.5)) == 9
+    assert len(of(tmp_path / "d", packing=False, scalar_loss_mask=0.5)) == 10
     from mconv.train.config import make
     from mconv.train.loop import train
 
     fields = run | {"data": [str(tmp_path / "d")], "global_batch_size": 1, "scalar_loss_mask": 0.0}
     train(make(fields), say=lines.append)
-    assert any("7 conversations for training in 7 rows of 48 tokens; 2 longer than that were cut; 2 left out" in line
+    assert any("7 conversations for training in 7 rows of 48 tokens; 2 longer than that were cut; 3 left out" in line
                for line in lines)  # fmt: skip
 
 

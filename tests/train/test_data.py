@@ -83,7 +83,7 @@ def test_workers_keep_the_order_and_batches_are_bounded(tokenizer, monkeypatch):
     from mconv.train.data import pool
     from mconv.train.data.tokenize import _encode
 
-    monkeypatch.setattr(pool, "BATCH", 3)
+    monkeypatch.setattr(pool, "BATCH", 30)
     monkeypatch.setattr(pool, "FULL", 100)
     items = [[n] * (1 + 60 * (n % 5 == 0)) for n in range(40)]
     # what a process that has not imported us can do, since starting it is to be quick

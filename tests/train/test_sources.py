@@ -188,8 +188,8 @@ def test_what_is_not_drawn_from_may_be_too_small(tree, tmp_path, group):
 def test_a_blend_of_many_and_few_samples_has_them(tmp_path, group):
     """megatron-core rounds shares up: of these it would draw more from the first prefix than it has made."""
     names = [write(tmp_path / f"p{n}", [[n + 1] * 20] * 4) for n in range(12)]
-    train, *_ = drawn(Blend(names, [1.0, *[1e-6] * 11]), tmp_path / "c", samples=(9, 0, 0))
-    assert [int(train[n]["tokens"][0]) for n in range(9)].count(1) >= 8
+    train, *_ = drawn(Blend(names, [1.0, *[1e-6] * 11]), tmp_path / "c", samples=(8, 0, 0))
+    assert [int(train[n]["tokens"][0]) for n in range(8)].count(1) == 7
 
 
 def test_the_second_start_finds_the_cache_unless_the_data_changed(tree, tmp_path, group, monkeypatch):

@@ -16,6 +16,9 @@ from mconv.errors import ConfigError, FormatError, MconvError
 DECIDING = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 """Files that decide which ids a text gets; the others of a tokenizer hold templates and hints."""
 
+OWN = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template")
+"""How the names of a tokenizer's files begin."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokenized:
@@ -24,7 +27,7 @@ class Tokenized:
     tokenizer: str
     """Folder that the tokenizer was read from."""
     tokenizer_sha256: str
-    """Digest over the tokenizer's files."""
+    """Digest over the tokenizer's files, its chat template among them."""
     tokenizer_files: dict[str, str] = field(default_factory=dict)
     """Digest of each file that decides on ids, to compare with those of the checkpoint that is trained."""
     vocab_size: int
@@ -102,7 +105,7 @@ def facts(folder: Path, *, append_eod: bool, prepend_bos: bool) -> dict[str, Any
 def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*")):
-        if path.name.startswith(("tokenizer", "special_tokens", "added_tokens", "vocab", "merges")):
+        if path.is_file() and path.name.startswith(OWN):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
