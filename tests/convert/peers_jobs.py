@@ -73,7 +73,7 @@ def chunks(spec: ModelSpec, *, tp: int, pp: int, vpp: int = 1, dtype: Any = torc
         models = []
         for i in range(vpp):
             parallel_state.set_virtual_pipeline_model_parallel_rank(i)
-            layers = TransformerBlockSubmodules(
+            block = TransformerBlockSubmodules(
                 layer_specs=[layers.layer_spec(config, spec)] * get_num_layers_to_build(config, vp_stage=i),
                 layer_norm=RMSNorm,
             )
@@ -81,7 +81,7 @@ def chunks(spec: ModelSpec, *, tp: int, pp: int, vpp: int = 1, dtype: Any = torc
             models.append(
                 GPTModel(
                     config,
-                    layers,
+                    block,
                     PADDED,
                     spec.max_position_embeddings,
                     pre_process=parallel_state.is_pipeline_first_stage(**where),

@@ -79,8 +79,8 @@ class Fault:
     """What that folder's config says otherwise."""
     spot: Spot | None = None
     """Done to the bytes of the converted checkpoint."""
-    function: Callable[[Any], tuple[str, object]] | None = None
-    """What Megatron's side computes otherwise: an attribute of the engine and its value."""
+    function: Callable[[Any], tuple[dict[str, Any], dict[str, Any]]] | None = None
+    """What Megatron's side computes otherwise: a table of its layers, and what it holds then."""
     layout: Mapping[str, object] = field(default_factory=dict)
     """How the candidate is converted; a torch_dist of one rank if nothing is said."""
 
@@ -235,9 +235,9 @@ def plant(fault: Fault, root: Path, dtype: str) -> tuple[Path, Path]:
 @contextmanager
 def acting(fault: Fault) -> Iterator[None]:
     """Within it, a fault of the function is there; the others are in their files anyway."""
-    from mconv.train.model import engine
+    from mconv.train.model import layers
 
-    with patch.object(engine, *fault.function(engine)) if fault.function else nullcontext():
+    with patch.dict(*fault.function(layers)) if fault.function else nullcontext():
         yield
 
 

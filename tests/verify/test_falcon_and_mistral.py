@@ -115,34 +115,34 @@ def test_a_fault_in_the_config_fails(tmp_path, fault):
     assert not found["passed"] and found["relative_max"] > 1e-4
 
 
-def tanh_gelu(engine):
-    return "ACTIVATIONS", layers.ACTIVATIONS | {"gelu": partial(torch.nn.functional.gelu, approximate="tanh")}
+def tanh_gelu(patch, layers):
+    patch.setitem(layers.ACTIVATIONS, "gelu", partial(torch.nn.functional.gelu, approximate="tanh"))
 
 
-def one_after_the_other(engine):
+def one_after_the_other(patch, layers):
     from mconv.train.mcore import TransformerLayer
 
-    return "ParallelLayer", TransformerLayer
+    patch.setattr(layers, "ParallelLayer", TransformerLayer)
 
 
-def rms_for_layer_norm(engine):
-    class Centred(attention.LayerNorm):
+def rms_for_layer_norm(patch, layers):
+    class LayerNorm(layers.LayerNorm):
         def forward(self, x):
             return torch.nn.functional.rms_norm(x, x.shape[-1:], self.weight, self.eps) + self.bias
 
-    return "NORMS", layers.NORMS | {"layer": Centred}
+    patch.setitem(layers.NORMS, "layer", LayerNorm)
 
 
 @pytest.mark.parametrize("model", ["7b", "40b"])
 @pytest.mark.parametrize("fault", [tanh_gelu, one_after_the_other, rms_for_layer_norm], ids=lambda f: f.__name__)
 def test_a_falcon_that_is_built_wrong_fails(tmp_path, monkeypatch, model, fault):
     """Faults that no file shows: they are in the function that Megatron's side computes."""
-    from mconv.train.model import engine
+    from mconv.train.model import layers
 
     hf = make_model(f"falcon-{model}", tmp_path / "hf", initializer_range=0.1)
     megatron = convert(hf, tmp_path / "m")
     assert report(hf, megatron)["passed"]
-    monkeypatch.setattr(engine, *fault(engine))
+    fault(monkeypatch, layers)
     found = report(hf, megatron)
     assert not found["passed"] and found["relative_max"] > 1e-4
 

@@ -115,5 +115,5 @@ def flip_an_exponent_bit(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def tanh_gelu(engine: Any) -> tuple[str, object]:
-    return "ACTIVATIONS", layers.ACTIVATIONS | {"gelu": partial(torch.nn.functional.gelu, approximate="tanh")}
+def tanh_gelu(layers: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    return layers.ACTIVATIONS, {"gelu": partial(torch.nn.functional.gelu, approximate="tanh")}
