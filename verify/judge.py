@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mconv.convert.checkpoint import Checkpoint
-from mconv.errors import CheckFailed, FormatError, LayoutError, MconvError
+from mconv.errors import CheckFailed, FormatError, LayoutError, MconvError, refuse
+from mconv.shard.layout import padded_vocab
 from mconv.shard.stages import EVEN, Uneven
 from mconv.train.launch import ranks
-from mconv.train.parallel import world
+from mconv.train.model.checks import problems
+from mconv.train.parallel import Parallel, world
 from mconv.verify import digests, environment, steps
 from mconv.verify import report as reports
 from mconv.verify.guesses.explain import explain
@@ -144,6 +146,10 @@ def _logits(
     own = next((c.layout for c in (a, b) if c.format == "mp_rank" and c.layout), None)
     even = own is not None and all(c.spec.num_layers % own.pp == 0 for c in (a, b))
     tp, pp = options.tp or (own.tp if own else 1), options.pp or (own.pp if own and even else 1)
+    parallel = Parallel(tp=tp, pp=pp, uneven=options.uneven, sequence_parallel=options.sequence_parallel)
+    for spec in (c.spec for c in (a, b) if c.format != "hf"):  # before ranks are started
+        bad = problems(spec, padded_vocab_size=padded_vocab(spec.vocab_size, tp=tp), parallel=parallel)
+        refuse(bad, doing="sharing the model among ranks", kind=LayoutError)
     payload = {
         "a": str(a.path.resolve()), "a_options": sides[0].said,
         "b": str(b.path.resolve()), "b_options": sides[1].said,

@@ -235,6 +235,15 @@ def train(**fields: Any) -> dict[str, Any]:
     return run(make(fields), say=lambda line: None)
 
 
+def work(target: str, payload: dict[str, Any]) -> Any:
+    """What a rank does that `mconv.train.launch` has started."""
+    import json
+
+    from mconv.train.launch.ranks import resolve
+
+    return resolve(target)(json.loads(json.dumps(payload)))
+
+
 def plain_loop(case: Path, *, steps: int, seed: int, lr: float, min_lr: float, train_iters: int) -> dict[str, Any]:
     """The next steps of a golden fp32 run by transformers and torch alone: losses and gradient norms.
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from tiny import edit_json, make_llama, tensors
 
 from mconv.cli.app import run
+from mconv.train.launch import ranks
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +60,20 @@ def test_what_is_proven_is_trained_and_a_fault_is_not(place, capfd):
     assert "PASS: megatron/release" in capfd.readouterr().out
 
 
-def test_it_is_judged_at_the_layout_of_the_run(place, capfd):
-    layout = ["--tp", "2", "--sequence-parallel"]
-    done = subprocess.run([sys.executable, "-m", "mconv", *words(place, *layout, load="megatron")],
-                          capture_output=True, text=True)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "tp 2 x pp 1 with sequence parallelism" in done.stdout.splitlines()[0], done.stdout
+def test_it_is_judged_at_the_layout_of_the_run(place, capfd, world, monkeypatch):
+    """The ranks that it would start for each of the two are those of `world`."""
+    begun = []
+
+    def started(target, payload, *, nproc, **_):
+        begun.append((target, nproc))
+        return world.run(jobs.work, target=target, payload=payload)[0]
+
+    monkeypatch.setattr(ranks, "run", started)
+    layout = ["--tp", "2", "--pp", "2", "--sequence-parallel"]
+    assert run(words(place, *layout, load="megatron")) == 0
+    assert begun == [("mconv.verify.logits:work", 4), ("mconv.cli.train:work", 4)]
+    out = capfd.readouterr().out
+    assert "tp 2 x pp 2 with sequence parallelism" in out.splitlines()[0], out
 
 
 @pytest.mark.parametrize("wrong", [False, True])
