@@ -8,8 +8,11 @@ from collections.abc import Iterator
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import typed
 from hypothesis import settings
 from world import World
+
+typed.lighten()
 
 settings.register_profile("mconv", deadline=None)  # a busy machine is no fault of an example's
 settings.load_profile("mconv")

@@ -28,7 +28,7 @@ class World:
         self.pipes: list[Connection] = []
         self.folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def run(self, target: Callable[..., Any], *, timeout: float = 400, **kwargs: Any) -> list[Any]:
+    def run(self, target: Callable[..., Any], /, *, timeout: float = 400, **kwargs: Any) -> list[Any]:
         """Results of all ranks, in order. A failing rank raises here with its traceback; a stuck one is killed."""
         if self.mother is None:
             self._start()
@@ -92,8 +92,10 @@ def _bear(pipes: Sequence[Connection], folder: str) -> None:
     """Import what ranks need, with the same type checks as in pytest, then be forked for each rank."""
     os.setsid()
     os.environ.update(OMP_NUM_THREADS="1", CUDA_DEVICE_MAX_CONNECTIONS="1", GLOO_SOCKET_IFNAME="lo")
+    import typed
     from jaxtyping import install_import_hook
 
+    typed.lighten()
     install_import_hook("mconv", "beartype.beartype")
     for module in WARM:
         importlib.import_module(module)
