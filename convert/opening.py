@@ -34,7 +34,8 @@ def open_checkpoint(
     """
     path = Path(path)
     if not path.is_dir():
-        raise FormatError(f"{path} is not a folder; give a Hugging Face folder or a Megatron checkpoint")
+        pull = f" (mconv pull {path} fetches one of the Hub's)" if len(path.parts) == 2 and not path.is_absolute() else ""
+        raise FormatError(f"{path} is not a folder; give a Hugging Face folder or a Megatron checkpoint{pull}")
     _fitting(
         path,
         megatron={"iteration": iteration, "vocab_size": vocab_size, "dialect": dialect},

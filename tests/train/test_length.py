@@ -147,7 +147,7 @@ BAD = {
     "no spike": ({"train_iters": 5, "on_spike": "stop"}, "without spike_factor"),
     "factor": ({"train_iters": 5, "spike_factor": 1.0}, "more than 1"),
     "all dropped": ({"train_iters": 5, "hidden_dropout": 1.0}, "less than 1"),
-    "nothing to measure": ({"eval_only": True}, "no share for either"),
+    "nothing to measure": ({"eval_only": True}, "there is neither"),
 }  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def test_yaml_is_read_and_unknown_fields_are_named(tmp_path):
 
 BAD = {
     "lr_warmup_iters": (10, "must be less than"), "lr": (0.0, "more than 0"), "min_lr": (2.0, "at least min_lr"),
-    "split": ("1,2", "three shares"), "eval_interval": (5, "without split there"), "tp": (True, "a whole number"),
+    "split": ("1,2", "three shares"), "eval_interval": (5, "split is not set"), "tp": (True, "a whole number"),
     "save_interval": (5, "needs save"), "data_weights": ([1.0, 2.0], "2 weights for 1 prefixes"), "data": ([], "prefix"),
     "lr_decay_style": ("cos", "one of cosine"), "train_iters": (1.5, "a whole number"), "bf16": (1, "true or false"),
     "micro_batch_size": (0, "at least 1"), "adam_beta2": (1.0, "less than 1"), "load": (None, "load is not set"),

@@ -25,11 +25,11 @@ class Evaluation:
         yield from rules.at_least_1(config, "eval_iters")
         yield from rules.not_negative(config, "eval_interval")
         valid, test = (sum(shares(config.split)[n : n + 1]) if config.data else 0.0 for n in (1, 2))
-        split = f"split {config.split!r} has no share for" if config.split else "without split there is no"
+        split = f"split {config.split!r} has no share for" if config.split else "split is not set, which leaves no"
         given = split if config.data else "there is no"
         if config.eval_interval and not (config.mock_data or valid or config.valid_data):
             yield f"eval_interval is {config.eval_interval}, but {given} validation data"
         if config.eval_only and not (config.mock_data or valid or test or config.valid_data or config.test_data):
-            yield f"eval_only measures on validation and test data, and {given} either"
+            yield "eval_only measures on validation and test data, and there is neither; see split, valid_data, test_data"
         if config.valid_data and not (config.eval_interval or config.eval_only):
             yield "valid_data is set, but neither eval_interval nor eval_only ever evaluates on it"
