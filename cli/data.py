@@ -131,6 +131,8 @@ def _tell(record: "Tokenized", prefix: Path, what: str, *, json: bool) -> int:
         return 0
     answers = "" if record.answer_tokens is None else f", {record.answer_tokens} of answers"
     left = f"; {record.empty} empty {what} left out" if record.empty else ""
+    if record.spelled:
+        left += f"; the text of {record.spelled} spells the token that ends a document, and is taken for several there"
     if record.unended:
         left += (
             f"; no special token ends the last answer of {record.unended}: who learns from them does not learn to stop"

@@ -37,6 +37,8 @@ class Tokenized:
     documents: int
     empty: int
     """Documents without text, left out."""
+    spelled: int | None = None
+    """Documents whose text spells the token that ends them: they are taken for several there."""
     tokens: int
     max_id: int
     dtype: str

@@ -78,7 +78,7 @@ def _add(
     builder: Any, encoded: Iterable[list[int]], known: dict[str, Any], progress: Callable[[int], None]
 ) -> dict[str, int]:
     """Add every document that is not empty. Raises FormatError if there is none, or an id is out of range."""
-    counts = {"documents": 0, "empty": 0, "tokens": 0, "max_id": -1}
+    counts = {"documents": 0, "empty": 0, "spelled": 0, "tokens": 0, "max_id": -1}
     for ids in encoded:
         if not ids:
             counts["empty"] += 1
@@ -88,6 +88,7 @@ def _add(
             raise FormatError(f"the tokenizer gave id {highest}, beyond its own vocabulary of {known['vocab_size']}")
         builder.add_document(ids, [len(ids)])
         counts["documents"] += 1
+        counts["spelled"] += known["append_eod"] in ids[:-1]
         counts["tokens"] += len(ids)
         counts["max_id"] = max(counts["max_id"], highest)
         if counts["documents"] % BATCH == 0:
