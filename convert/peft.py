@@ -1,6 +1,7 @@
 """PEFT's adapter folders: `adapter_config.json` and `adapter_model.safetensors`, read and written."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,9 @@ def _problems(config: dict[str, Any]) -> list[str]:
         bad.append(f"peft_type is {config.get('peft_type')!r}; mconv reads LORA")
     if type(config.get("r")) is not int or config["r"] < 1:
         bad.append(f"r is {config.get('r')!r}; it must be a positive integer")
-    if not isinstance(config.get("lora_alpha", 8), int | float):
-        bad.append(f"lora_alpha is {config['lora_alpha']!r}; it must be a number")
+    alpha = config.get("lora_alpha", 8)
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        bad.append(f"lora_alpha is {alpha!r}; it must be a finite number")
     if config.get("bias", "none") != "none":
         bad.append(f"bias is {config['bias']!r}: it trains biases too, which mconv does not")
     if config.get("init_lora_weights", True) not in (True, False, "gaussian"):

@@ -40,6 +40,20 @@ def may_go_on(run: Run, loss: float, norm: float, *, size: int, again: Callable[
             run.say(_at(run, found, size))
         _remember(run, loss)
         return True
+    return _leave_out(run, found, size=size, again=again)
+
+
+def overflowed(run: Run, *, size: int, again: Callable[[], Any]) -> bool:
+    """Leave out a step whose gradients overflow in fp16: its loss scale's business, until that can fall no lower."""
+    scale, config = float(run.optimizer.get_loss_scale()), run.config
+    if config.loss_scale is None and scale > config.min_loss_scale:
+        return False
+    found = Trouble(f"gradients overflow at a loss scale of {scale:g}, which falls no lower", "skip", finite=False)
+    return _leave_out(run, found, size=size, again=again)
+
+
+def _leave_out(run: Run, found: Trouble, *, size: int, again: Callable[[], Any]) -> bool:
+    """Say what is wrong and where. Raises CheckFailed where that is to stop the run, or did so too often in a row."""
     where = "" if found.finite else _where(run, again)
     text = _at(run, found, size) + where
     run.memory["skips"] = skips = run.memory.get("skips", 0) + 1
@@ -53,6 +67,8 @@ def may_go_on(run: Run, loss: float, norm: float, *, size: int, again: Callable[
 
 def _trouble(run: Run, loss: float, norm: float) -> Trouble | None:
     config = run.config
+    if not run.normalise.weight:
+        return Trouble("no token counts in the loss", "skip", finite=True)
     if not math.isfinite(loss):
         return Trouble(f"loss is {loss}", config.on_nan, finite=False)
     if not math.isfinite(norm):

@@ -61,10 +61,10 @@ def _update(run: Run, loss: float, size: int, again: Callable[[], Feeds]) -> tup
     """(whether the weights were changed, the gradient norm if so): not on an overflow of fp16, nor against a guard."""
     overflow = run.optimizer.prepare_grads()
     norm = 0.0 if overflow else float(run.optimizer.get_grad_norm())
+    rerun = partial(_rerun, run, again, size)
     # An overflow is the loss scale's business, but a loss is looked at unscaled.
     if overflow and math.isfinite(loss):
-        return False, None
-    rerun = partial(_rerun, run, again, size)
+        return guard.overflowed(run, size=size, again=rerun), None
     if not guard.may_go_on(run, loss, norm, size=size, again=rerun):
         return False, None
     clip_and_step(run.optimizer, norm)

@@ -220,6 +220,7 @@ def test_another_run_is_refused(fresh, saved, tmp_path):
     refused = {
         "lora_rank is 2, but the run in": {"lora_rank": 2},
         r"lora_targets is \['q_proj'\], but": {"lora_targets": ["q_proj"]},
+        "distributed_optimizer is True, but the run in .* has False": {"distributed_optimizer": True},
         "has not the weights that the adapter in": {"load": str(tmp_path / "other")},
         "holds the adapter of a LoRA run": {
             "lora_rank": None,
@@ -299,6 +300,8 @@ def test_refusals(name, run):
 
 BAD_ADAPTERS = {
     "dora": ({"use_dora": True}, "use_dora is True, which mconv does not know"),
+    "rslora": ({"use_rslora": True}, "use_rslora is True, which mconv does not know"),
+    "no number": ({"lora_alpha": float("nan")}, "lora_alpha is nan; it must be a finite number"),
     "patterns": ({"rank_pattern": {"q_proj": 2}}, "rank_pattern is"),
     "bias": ({"bias": "all"}, "trains biases too"),
     "another rank": ({"r": 8}, "a rank of 8 make it"),

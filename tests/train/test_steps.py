@@ -76,6 +76,16 @@ def test_three_overflows_with_a_hysteresis_of_two(run):
     assert shown(lines, "lm loss") == shown(lines, "grad norm") == [None] * 3
 
 
+def test_overflows_that_no_lower_scale_can_end_stop_the_run(run):
+    """Else a run would print skipped steps for days: the model's own gradients are too large."""
+    fixed, falling = {"loss_scale": 2.0**40}, {"initial_loss_scale": 2.0**31, "min_loss_scale": 2.0**30, "hysteresis": 1}
+    for more, iteration in ((fixed, 3), (falling, 3)):
+        with pytest.raises(
+            CheckFailed, match=rf"which falls no lower at iteration {iteration} .*3 in a row; max_skips is 2"
+        ):
+            jobs.train(**run, **more, fp16=True, max_skips=2)
+
+
 def test_a_static_loss_scale_changes_nothing_but_rounding(run, alone):
     scaled = jobs.train(**run, fp16=True, loss_scale=1024.0)
     assert scaled["losses"] == pytest.approx(alone["losses"], abs=0.02)
@@ -212,6 +222,23 @@ def test_a_loss_that_is_not_finite_is_left_out(run, alone, poisoned, tmp_path):
     assert second["losses"] == whole["losses"][3:] and first["grad_norms"] == whole["grad_norms"][:3]
     with pytest.raises(CheckFailed, match=r"11 in a row; max_skips is 10"):
         jobs.train(**run | {"train_iters": 20, "lr": 1e30, "clip_grad": 0.0, "on_nan": "skip"})
+
+
+def test_a_batch_without_a_token_that_counts_changes_nothing(run, alone, monkeypatch):
+    """A loss of 0 over 0 is no fault of the model: prompts without an answer, cut off."""
+    from mconv.train import feed
+
+    whole = feed.batches
+
+    def emptied(*args, **options):
+        for number, batch in enumerate(whole(*args, **options)):
+            yield batch | ({"loss_mask": batch["loss_mask"] * 0} if 8 <= number < 16 else {})
+
+    monkeypatch.setattr(feed, "batches", emptied)
+    found, lines = said(**run | {"train_iters": 3})
+    assert any("no token counts in the loss at iteration 2 (samples 8 to 15); the step is left out" in x for x in lines)
+    assert shown(lines, "number of skipped iterations") == [0, 1, 0]
+    assert found["losses"][0] == alone["losses"][0] and found["losses"][2] != alone["losses"][2]
 
 
 def test_a_spike_is_told_or_stops(run):

@@ -80,6 +80,12 @@ def _check_same(config: TrainConfig, now: dict[str, Any], then: dict[str, Any]) 
     for key, field in names.items():
         if now[key] != then.get(key):
             raise ConfigError(f"{field} is {now[key]}, but the run in {config.save} has {then.get(key)}")
+    shared = then.get("distributed_optimizer")
+    if shared not in (None, config.distributed_optimizer) and not config.eval_only:
+        raise ConfigError(
+            f"distributed_optimizer is {config.distributed_optimizer}, but the run in {config.save} has {shared}, and an "
+            "adapter's optimizer is not shared otherwise on the way; leave it as it was"
+        )
     if now["base"]["digest"] != (then.get("base") or {}).get("digest"):
         named = config.load or config.preset or config.model
         raise ConfigError(

@@ -146,10 +146,11 @@ def _settings(optimizer: Any) -> list[dict[str, Any]]:
 
 def lora_of(folder: Path) -> dict[str, Any]:
     """What a checkpoint says of the adapter that it holds. Raises FormatError if it is of a run that trained a model."""
-    found = lora.of_args(torch_dist.open_folder(folder)[1])
+    common = torch_dist.open_folder(folder)[1]
+    found = lora.of_args(common)
     if found is None:
         raise FormatError(f"{folder} is of a run without LoRA; go on without lora_rank, or give another --save")
-    return found
+    return {**found, "distributed_optimizer": getattr(common["args"], "use_distributed_optimizer", None)}
 
 
 def _sharded(chunks: list[Any], optimizer: Any, *, loading: bool) -> dict[str, Any]:

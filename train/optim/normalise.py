@@ -20,6 +20,8 @@ class Normalise:
         self.counts: list[Tensor] = []
         self.positions = 0
         """Tokens of the last step's global batch, padding included, on every rank."""
+        self.weight = 0.0
+        """What those of them that count in the loss weigh together."""
 
     def begin(self) -> None:
         """Forget the step before, or an evaluation."""
@@ -38,7 +40,7 @@ class Normalise:
         last = parallel_state.get_pipeline_model_parallel_last_rank()
         torch.distributed.broadcast(total, src=last, group=parallel_state.get_pipeline_model_parallel_group())
         torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
-        weight, self.positions = total[0], int(total[1])
-        share = torch.where(weight > 0, 1 / weight, torch.zeros_like(weight)).float()
+        self.weight, positions = total.tolist()
+        self.positions = int(positions)
         for chunk in model:
-            chunk.scale_gradients(share)
+            chunk.scale_gradients(1 / self.weight if self.weight else 0.0)
