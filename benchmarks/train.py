@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--dtypes", default="fp32,bf16")
     parser.add_argument("--layouts", action="store_true", help="also tp 2 and pp 2, beside one rank")
     parser.add_argument("--profile", action="store_true", help="the ten most expensive operations of mconv's step")
+    parser.add_argument("--attention-backend", default="auto", help="mconv's, as `mconv train` has it")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     # The two sides' blocks are of other sizes: of one kind of segments, each could not use what the other gave back.
@@ -91,7 +92,7 @@ def compare(source: Path, data: Path, asked: argparse.Namespace, *, dtype: str) 
     """Median seconds of a step of both, and what else one wants to know of them."""
     shape = SHAPES[asked.model]
     length, micro, count = shape[6:]
-    ours = Ours(source, data, shape, dtype=dtype, steps=asked.steps + 2)
+    ours = Ours(source, data, shape, dtype=dtype, steps=asked.steps + 2, attention=asked.attention_backend)
     theirs = Theirs(source, asked.device, dtype=dtype)
     seconds: dict[str, list[float]] = {"mconv": [], "transformers": []}
     losses: dict[str, list[float]] = {"mconv": [], "transformers": []}
@@ -164,7 +165,9 @@ def layouts(source: Path, data: Path, asked: argparse.Namespace, *, dtype: str) 
 class Ours:
     """mconv's own run at one rank: the steps of `mconv train`, without its log."""
 
-    def __init__(self, source: Path, data: Path, shape: tuple[int, ...], *, dtype: str, steps: int) -> None:
+    def __init__(
+        self, source: Path, data: Path, shape: tuple[int, ...], *, dtype: str, steps: int, attention: str = "auto"
+    ) -> None:
         from mconv.train import feed
         from mconv.train.config import make
         from mconv.train.start import start
@@ -173,7 +176,7 @@ class Ours:
         self.run = start(
             make({"load": str(source), "data": [str(data)], "train_iters": steps + 8, "lr": 1e-4, "seq_length": length,
                   "lr_decay_style": "constant", "micro_batch_size": micro, "global_batch_size": micro * count,
-                  "weight_decay": 0.1, "bf16": dtype == "bf16"}),
+                  "weight_decay": 0.1, "bf16": dtype == "bf16", "attention_backend": attention}),
             say=lambda line: None,
         )  # fmt: skip
         self.data = feed.sets(self.run, lambda line: None).train

@@ -60,6 +60,7 @@ with _quiet_import():
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
     from megatron.core.dist_checkpointing.validation import StrictHandling
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+    from megatron.core.models.common.embeddings import rope_utils
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.num_microbatches_calculator import (
@@ -136,6 +137,7 @@ __all__ = [
     "make_sharded_tensors_for_checkpoint",
     "parallel_state",
     "quiet",
+    "rope_utils",
     "save_config",
     "save_preprocess",
     "tensor_parallel",

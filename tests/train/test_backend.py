@@ -89,6 +89,21 @@ def test_it_is_taken_where_it_is_installed_and_can_do_it(monkeypatch):
         assert chosen(monkeypatch, **without) is CoreAttention
 
 
+def test_cudnn_is_asked_for(monkeypatch):
+    """First of torch's kernels, and what it cannot do another does: here, where there is none, the same numbers."""
+    from mconv.train.model import attention, engine, layers
+
+    assert chosen(monkeypatch, backend="cudnn") is attention.CudnnAttention
+    with pytest.raises(ConfigError, match="cudnn: there is no CUDA device"):
+        chosen(monkeypatch, backend="cudnn", cuda=False)
+    monkeypatch.undo()
+    engine.init(engine.Parallel())
+    config = layers.transformer_config(jobs.SPEC, engine.Parallel(), dtype=torch.float32)
+    given = [torch.randn(9, 1, heads, 8) for heads in (4, 2, 2)]
+    first = attention.CudnnAttention(config)(*given, None)
+    assert torch.equal(first, attention.CoreAttention(config)(*given, None))
+
+
 REASONS = {
     "is not installed here": {"installed": False},
     "there is no CUDA device": {"cuda": False},

@@ -103,3 +103,44 @@ def test_adams_counters_are_where_its_parameters_are():
     assert adam.state[parameter]["step"].device.type == "cpu"
     _set_fused(adam, True)
     assert adam.state[parameter]["step"].device.type == "meta" and adam.param_groups[0]["fused"]
+
+
+# ---------------------------------------------------------------- what is compiled on a GPU
+@pytest.fixture
+def gpu(monkeypatch):
+    """Tensors of this machine are taken for a GPU's."""
+    from mconv.train.model import compiled
+
+    monkeypatch.setattr(compiled, "_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(compiled, "can_compile", lambda: True)
+
+
+def test_a_function_is_compiled_once_and_only_on_a_gpu(gpu, monkeypatch):
+    from mconv.train.model import compiled
+
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda function: made.append(function) or (lambda x: function(x) + 1))
+    double = compiled.one_kernel(lambda x: 2 * x)
+    assert [double(torch.ones(1)).item() for _ in range(2)] == [3, 3] and len(made) == 1
+    monkeypatch.setattr(compiled, "_on_gpu", lambda tensor: False)
+    assert double(torch.ones(1)).item() == 2
+
+
+def test_a_compiler_that_fails_costs_time_and_not_the_run(gpu, monkeypatch):
+    from mconv.train.model import compiled
+
+    def compiler(function):
+        return lambda x: (_ for _ in ()).throw(RuntimeError("no compiler here\nand much more"))
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    double = compiled.one_kernel(lambda x: 2 * x)
+    with pytest.warns(RuntimeWarning, match="runs uncompiled, and slower: no compiler here$"):
+        assert double(torch.ones(1)).item() == 2
+    assert double(torch.ones(1)).item() == 2
+
+
+def test_one_formula_and_four_operations_have_the_same_gradient():
+    from mconv.train.model.elementwise import _gate_back, _gate_back_in_place
+
+    gradient, halves = torch.randn(5, 8), torch.randn(5, 16)
+    torch.testing.assert_close(_gate_back(gradient, halves), _gate_back_in_place(gradient, halves))

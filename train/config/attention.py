@@ -9,9 +9,9 @@ from typing import Any, Literal
 class Attention:
     """Attention: which kernel."""
 
-    attention_backend: Literal["auto", "sdpa", "transformer_engine"] = "auto"
-    """What computes softmax(q k^T) v: torch's scaled_dot_product_attention (flash on a GPU), Transformer Engine's
-    DotProductAttention, or the latter where it is installed and can do it."""
+    attention_backend: Literal["auto", "sdpa", "cudnn", "transformer_engine"] = "auto"
+    """What computes softmax(q k^T) v: torch's scaled_dot_product_attention (flash on a GPU), the same with cuDNN's kernel
+    before others, Transformer Engine's DotProductAttention, or the last where it is installed and can do it."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:

@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mconv.train.mcore import MegatronModule, TransformerConfig, tensor_parallel
 from mconv.train.model.elementwise import rms_norm
+
+CUDNN_FIRST = [
+    SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH,
+]  # fmt: skip
 
 
 @lru_cache(maxsize=1)
@@ -68,6 +73,15 @@ class CoreAttention(MegatronModule):
                 enable_gqa=q.shape[1] != k.shape[1],
             )
         return out.permute(2, 0, 1, 3).reshape(length, batch, -1)
+
+
+class CudnnAttention(CoreAttention):
+    """The same, by cuDNN's kernel where it can: on Hopper GPUs it is made for them, and torch's flash kernel is not."""
+
+    def forward(self, *args: Any, **options: Any) -> Float[Tensor, "s b nh"]:
+        """Attend."""
+        with sdpa_kernel(CUDNN_FIRST, set_priority=True):
+            return super().forward(*args, **options)
 
 
 class RMSNorm(torch.nn.Module):

@@ -12,7 +12,7 @@ import torch
 from mconv.errors import ConfigError, refuse
 from mconv.train.config import TrainConfig
 from mconv.train.mcore import transformer_engine_attention
-from mconv.train.model.attention import CoreAttention
+from mconv.train.model.attention import CoreAttention, CudnnAttention
 
 MASKS = ("reset_attention_mask", "packing")
 """Fields with which positions are hidden beside those that come later."""
@@ -22,6 +22,10 @@ def core_attention(config: TrainConfig, *, dtype: torch.dtype) -> type:
     """The class that megatron-core's layer builds. Raises ConfigError if Transformer Engine's is asked for in vain."""
     if config.attention_backend == "sdpa":
         return CoreAttention
+    if config.attention_backend == "cudnn":
+        if not torch.cuda.is_available():
+            raise ConfigError("attention_backend cudnn: there is no CUDA device")
+        return CudnnAttention
     theirs = transformer_engine_attention()
     against = [] if theirs else ["it is not installed here, or cannot be loaded: pip install transformer-engine[pytorch]"]
     if not torch.cuda.is_available():

@@ -12,8 +12,10 @@ from mconv.train.mcore import (
     TransformerConfig,
     get_gpt_layer_local_spec,
     quiet,
+    rope_utils,
 )
 from mconv.train.model.attention import CoreAttention, LayerNorm, RMSNorm
+from mconv.train.model.compiled import one_kernel
 from mconv.train.model.elementwise import swiglu
 from mconv.train.model.falcon import ParallelLayer
 from mconv.train.parallel import Parallel
@@ -24,6 +26,9 @@ ACTIVATIONS = {
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
 }
+
+# Of megatron-core's own operations it is ten, which pass over queries and keys one by one.
+rope_utils._apply_rotary_pos_emb_bshd = one_kernel(rope_utils._apply_rotary_pos_emb_bshd)
 
 
 def transformer_config(spec: ModelSpec, parallel: Parallel, *, dtype: torch.dtype, **more: Any) -> TransformerConfig:
