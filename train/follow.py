@@ -83,9 +83,12 @@ class Follow:
         told |= {"MCONV_HF_FOLDER": str(exported.resolve())} if exported else {}
         command = ["sh", "-c", str(self.config.after_checkpoint), "after_checkpoint", told["MCONV_CHECKPOINT"]]
         # A session of its own: what asks the run to stop is not for it. Its words go where the other ranks' do.
-        started = subprocess.Popen(
-            command, env=alone() | told, start_new_session=True, stdin=subprocess.DEVNULL, stdout=2,
-        )  # fmt: skip
+        try:
+            started = subprocess.Popen(
+                command, env=alone() | told, start_new_session=True, stdin=subprocess.DEVNULL, stdout=2,
+            )  # fmt: skip
+        except OSError as error:  # no memory for another process
+            return [f"after_checkpoint of {folder.name} was not started: {error}"]
         self.running.append((iteration, started))
         return [] if self.config.after_checkpoint_background else self._ended(wait=True)
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -76,12 +77,8 @@ class Writing:
         context = multiprocessing.get_context("fork")
         self.file, (self.pipe, there) = Path(bucket[0]), context.Pipe(duplex=False)
         self.process = context.Process(target=_write, args=(self.writer, bucket, there), daemon=True)
-        with (
-            warnings.catch_warnings()
-        ):  # of Python 3.12: forks of processes with threads; the child takes none of their locks
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with _forking(), there:  # after that the process alone holds it: when that is gone, the pipe is at its end
             self.process.start()
-        there.close()  # the process alone holds it: when that is gone, the pipe is at its end
 
     def done(self, seconds: float = 0.0) -> bool:
         """Whether this rank's part has ended, well or not; waits so long for that at most."""
@@ -161,7 +158,6 @@ def _how(code: int | None) -> str:
 # ---- in the forked process -------------------------------------------------------------------------------------------
 def _write(writer: Any, bucket: Any, answer: Connection) -> None:
     """Write one file and say what is where in it, or what is wrong."""
-    gc.disable()  # it would free the rank's tensors, on a device that a forked process cannot use
     end_with_parent(signal.SIGKILL)
     _first_to_go()
     said: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -169,6 +165,20 @@ def _write(writer: Any, bucket: Any, answer: Connection) -> None:
     writer.write_preloaded_data(transforms, 0, bucket, said, _Uncounted(), use_fsync=True)
     _, results = said.get()
     answer.send(f"{bucket[0]}: {results}" if isinstance(results, Exception) else results)
+
+
+@contextlib.contextmanager
+def _forking() -> Iterator[None]:
+    """A process that is forked within collects no garbage: it would free the rank's tensors, on a device not its own."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with warnings.catch_warnings():  # of Python 3.12, on threads: the process takes none of their locks
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class _Uncounted:
