@@ -9,6 +9,7 @@ PACKAGES := shard convert train verify hub cli
 demo: .venv/base  ## the whole path once, offline, on a small model
 	$(BIN)/mconv demo --out mconv-demo --overwrite
 
+test: export PYTHONDONTWRITEBYTECODE :=  # the many interpreters that tests start compile once
 test: .venv/test  ## all tests that need no GPU and no big machine
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not big"
 
