@@ -67,7 +67,15 @@ def test_unfilled_weights_are_seen():
     assert forward.logits(model, jobs.tokens(), parallel=Parallel()).isnan().all()
 
 
-@pytest.mark.parametrize("name", ["gqa", "mha-tied", "wide-head", "all-biases"])
+WIDEST, BOTH = (4, 1, True), (2, 2, True)
+SPREAD = {
+    "gqa": [WIDEST, BOTH, (1, 4, False), (2, 1, False)], "mha-tied": [BOTH, (1, 2, False)], "wide-head": [WIDEST],
+    "all-biases": [BOTH],
+}  # fmt: skip
+"""(tp, pp, sequence parallel) of each: all of them for one model, and for others where they differ from it."""
+
+
+@pytest.mark.parametrize("name", SPREAD)
 def test_logits_equal_at_every_layout(name, world, tmp_path):
     from mconv.train.model import forward
 
@@ -75,7 +83,7 @@ def test_logits_equal_at_every_layout(name, world, tmp_path):
     model, _ = jobs.whole_model(spec)
     jobs.save_weights(model, tmp_path / "ckpt")
     whole = forward.logits(model, jobs.tokens(), parallel=Parallel())
-    for tp, pp, sp in [(1, 1, False), (2, 1, False), (1, 2, False), (2, 2, True), (4, 1, True), (1, 4, False)]:
+    for tp, pp, sp in SPREAD[name]:
         results = world.run(jobs.logits_of, folder=str(tmp_path / "ckpt"), spec=spec.to_dict(), tp=tp, pp=pp, sp=sp)
         assert [r is None for r in results] == [False, True, True, True]
         torch.testing.assert_close(results[0], whole, rtol=1e-5, atol=2e-5)

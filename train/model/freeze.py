@@ -24,10 +24,6 @@ def freeze(models: list[GPTModel], wanted: list[str]) -> None:
     for name, parameter in own:
         if any(means(word, name) for word in wanted):
             parameter.requires_grad_(False)
-    for model in models:
-        if model.pre_process and model.config.recompute_granularity == "full":
-            # megatron-core gives no gradients to layers that it computes again, unless their input asks for one
-            model.embedding.register_forward_hook(lambda _, __, out: out.requires_grad_(True) if out.is_leaf else out)
     found = {word for rank in from_all_ranks(here) for word in rank}
     refuse_unknown(wanted, found, from_all_ranks(own[0][0]))
     if not count(models)[0]:
