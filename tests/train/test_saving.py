@@ -330,7 +330,7 @@ def test_an_earlier_iteration_in_place_replaces_the_later_ones(run, whole, saved
     root = tmp_path / "copy"
     shutil.copytree(saved, root)
     lower = run | {"lr": 5e-3, "save": str(root), "save_interval": 2}
-    jobs.train(**lower, iteration=2, overwrite=True, exit_after=3)
+    jobs.train(**lower, iteration=2, overwrite=True, exit_after=3, keep_last=2)  # the newest of its own past: 2 and 3
     again = jobs.train(**lower)  # without the flags: the run from 2, not the old one
     assert again["iteration"] == 6 and len(again["losses"]) == 3
     assert held(root) == [2, 3, 4, 6]
