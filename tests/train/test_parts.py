@@ -147,6 +147,26 @@ def test_a_printed_line_is_the_mean_since_the_last(tmp_path):
     assert [json.loads(text)["iteration"] for text in (tmp_path / logs.NAME).read_text().splitlines()] == [1, 2, 3]
 
 
+def test_a_log_that_cannot_be_written_is_said_once_and_costs_no_step(tmp_path):
+    class Offline:
+        def log(self, values, iteration):
+            raise ConnectionError("no network")
+
+        def close(self):
+            raise ConnectionError("no network")
+
+    full = tmp_path / logs.NAME
+    full.symlink_to("/dev/full")
+    said = []
+    log = logs.Log(say=said.append, train_iters=3, global_batch_size=1, interval=9, file=full, boards=(Offline(),))
+    for n in (1, 2):
+        log.step(step_of(n))
+    log.evaluation(2, {"loss": 1.0, "perplexity": 2.7})
+    log.close()
+    warned = [text for text in said if text.startswith("warning")]
+    assert len(warned) == 2 and "No space left" in warned[0] and "Offline: no network" in warned[1]
+
+
 # ---------------------------------------------------------------- launcher
 @pytest.fixture
 def jobs(tmp_path, monkeypatch):

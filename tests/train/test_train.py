@@ -128,7 +128,7 @@ def test_bf16_does_not_depend_on_the_layout_but_for_rounding(run, world):
     fields = run | {"bf16": True}
     whole = jobs.train(**fields)
     shared = world.run(jobs.train, **fields, **LAYOUTS["tp2 pp2 vpp3 sp counted, distopt, full"])[0]
-    for name, limit in {"losses": BF16, "grad_norms": 10 * BF16}.items():
+    for name, limit in {"losses": BF16, "grad_norms": 20 * BF16}.items():
         assert max(abs(a - b) for a, b in zip(shared[name], whole[name], strict=True)) < limit, name
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,8 @@ class Log:
     """Gets each step's record for a live view, which then stands for the printed lines."""
     window: list[Step] = field(default_factory=list)
     """Steps since the last printed line."""
+    failed: set[str] = field(default_factory=set)
+    """What could not be written to, and was said to be so."""
 
     def step(self, step: Step) -> None:
         """Record a step, and print the line that is due: means over the steps since the last one."""
@@ -128,7 +131,7 @@ class Log:
 
     def close(self) -> None:
         for board in self.boards:
-            board.close()
+            self._try(_name(board), board.close)
 
     def _measure(self, step: Step) -> dict[str, float]:
         if self.meter is None:
@@ -157,13 +160,31 @@ class Log:
     def _board(self, values: dict[str, Any], iteration: int) -> None:
         known = {name: float(value) for name, value in values.items() if value is not None}
         for board in self.boards:
-            board.log(known, iteration)
+            self._try(_name(board), partial(board.log, known, iteration))
 
     def _write(self, record: dict[str, Any]) -> None:
         if self.file:
-            with self.file.open("a") as file:
-                known = {name: value if _written(value) else None for name, value in record.items()}
-                file.write(json.dumps({**known, "time": round(time.time(), 3)}) + "\n")
+            known = {name: value if _written(value) else None for name, value in record.items()}
+            text = json.dumps({**known, "time": round(time.time(), 3)})
+            self._try(str(self.file), partial(_append, self.file, text))
+
+    def _try(self, name: str, write: Callable[[], None]) -> None:
+        """Write to a log. One that fails (a full disk, a lost network) costs no step: all other ranks wait for it."""
+        try:
+            write()
+        except Exception as error:  # boards have kinds of their own
+            if name not in self.failed:
+                self.failed.add(name)
+                self.say(f"warning: {name}: {error}; the run goes on, and what it cannot take is missing there")
+
+
+def _append(file: Path, line: str) -> None:
+    with file.open("a") as opened:
+        opened.write(line + "\n")
+
+
+def _name(board: Board) -> str:
+    return type(board).__name__
 
 
 def _written(value: Any) -> bool:
