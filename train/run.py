@@ -7,7 +7,7 @@ import torch
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.spec import ModelSpec
-from mconv.train.checkpoints import adapt, checkpoint
+from mconv.train.checkpoints import adapt, beside, checkpoint
 from mconv.train.checkpoints.saving import Saver, Then, nothing
 from mconv.train.config import TrainConfig
 from mconv.train.estimate.flops import per_token
@@ -82,9 +82,9 @@ def save(run: Run, *, then: Then = nothing) -> None:
     state = checkpoint.state(
         iteration=run.iteration, consumed=run.consumed, chunks=run.chunks, optimizer=run.optimizer,
         scheduler=run.scheduler, spec=spec, parallel=run.parallel, memory=run.memory,
-        settings=checkpoint.settings_of(run.config), flops=flops,
+        settings=beside.settings_of(run.config), flops=flops,
     )  # fmt: skip
     args = state["args"]
     run.saver.save(
-        run.iteration, state, finish=lambda folder: checkpoint.finish(folder, spec, args, origin=origin), then=then
+        run.iteration, state, finish=lambda folder: beside.finish(folder, spec, args, origin=origin), then=then
     )

@@ -11,7 +11,7 @@ from mconv.convert.optimizer import OptimizerState
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 from mconv.train import agree, layouts
-from mconv.train.checkpoints import adapt, checkpoint, intact, settings, takeover
+from mconv.train.checkpoints import adapt, beside, checkpoint, intact, settings, takeover
 from mconv.train.checkpoints.begin import Beginning, confirm, where
 from mconv.train.checkpoints.saving import Keep, Saver
 from mconv.train.config import TrainConfig
@@ -133,7 +133,7 @@ def _loaded(source: _Source, parallel: Parallel, *, chunks: list[Any], optimizer
 
 def _reshared(config: TrainConfig, opened: Checkpoint, *, own: bool) -> bool:
     """Whether the run's own optimizer is to be shared among replicas and was not, or was and is not to be."""
-    return own and checkpoint.distributed(opened) not in (None, config.distributed_optimizer)
+    return own and beside.distributed(opened) not in (None, config.distributed_optimizer)
 
 
 def _saver(config: TrainConfig, begun: Beginning, say: logs.Say) -> Saver | None:

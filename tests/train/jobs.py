@@ -302,7 +302,7 @@ def plain_loop(case: Path, *, steps: int, seed: int, lr: float, min_lr: float, t
 def save_like_megatron(form: str, root: str, **fields: Any) -> None:
     """A run that leaves its last step as Megatron-LM does: flat buckets in torch_dist, or a file for each rank."""
     from mconv.train import loop
-    from mconv.train.checkpoints import checkpoint
+    from mconv.train.checkpoints import beside, checkpoint
     from mconv.train.mcore import parallel_state as ps
     from mconv.train.optim.optimizer import parts
 
@@ -328,7 +328,7 @@ def save_like_megatron(form: str, root: str, **fields: Any) -> None:
     folder = Path(root) / f"iter_{run.iteration:07d}" / _rank_folder(ps, run.parallel.pp)
     state = checkpoint.state(
         iteration=run.iteration, consumed=run.consumed, chunks=run.chunks, optimizer=run.optimizer,
-        scheduler=run.scheduler, spec=run.spec, parallel=run.parallel, settings=checkpoint.settings_of(run.config),
+        scheduler=run.scheduler, spec=run.spec, parallel=run.parallel, settings=beside.settings_of(run.config),
     )  # fmt: skip
     if ps.get_data_parallel_rank() == 0:
         folder.mkdir(parents=True)
@@ -392,10 +392,10 @@ def train_losing(*, rank: int, at: int, how: str, **fields: Any) -> tuple[Any, l
 
     from mconv.errors import MconvError
     from mconv.train import loop
-    from mconv.train.checkpoints import checkpoint, claim
+    from mconv.train.checkpoints import beside, claim
     from mconv.train.config import make
 
-    original, finish, read = FileSystemWriterAsync.write_preloaded_data, checkpoint.finish, claim._read
+    original, finish, read = FileSystemWriterAsync.write_preloaded_data, beside.finish, claim._read
     here, said = torch.distributed.get_rank() == rank, []
 
     def full() -> None:
@@ -410,7 +410,7 @@ def train_losing(*, rank: int, at: int, how: str, **fields: Any) -> tuple[Any, l
 
     FileSystemWriterAsync.write_preloaded_data = staticmethod(write)
     if how == "disk full at the end" and here:
-        checkpoint.finish = lambda *_, **__: full()
+        beside.finish = lambda *_, **__: full()
     if how == "another folder" and here:
         claim._read = lambda root: {}
     try:
@@ -419,7 +419,7 @@ def train_losing(*, rank: int, at: int, how: str, **fields: Any) -> tuple[Any, l
         return f"{type(error).__name__}: {error}", said
     finally:
         FileSystemWriterAsync.write_preloaded_data = staticmethod(original)
-        checkpoint.finish, claim._read = finish, read
+        beside.finish, claim._read = finish, read
 
 
 def dropped(**_: Any) -> tuple[list[float], list[float]]:

@@ -1,0 +1,76 @@
+"""What stands beside the tensors of a training checkpoint: Megatron-LM's args, the manifest, the side files."""
+
+import shutil
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mconv.convert import manifest
+from mconv.convert.checkpoint import SIDE_FOLDER, Checkpoint
+from mconv.convert.dialects.mcore import args_of, layout_of
+from mconv.spec import ModelSpec
+from mconv.train.checkpoints import adapt
+from mconv.train.config import TrainConfig
+from mconv.train.model.engine import unwrap
+from mconv.train.parallel import Parallel
+
+SETTINGS = (
+    "micro_batch_size", "global_batch_size", "train_iters", "lr", "min_lr", "lr_decay_style", "lr_decay_iters",
+    "lr_warmup_iters", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "sgd_momentum", "clip_grad", "optimizer",
+    "seed", "split", "mock_data", "make_vocab_size_divisible_by", "save_interval", "eval_interval", "eval_iters",
+    "log_interval", "async_save",
+)  # fmt: skip
+"""Fields of the configuration that are args of Megatron-LM's, by the same names and with the same meaning."""
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """What of a configuration Megatron-LM knows as its args."""
+    told = {name: getattr(config, name) for name in SETTINGS}
+    return {**told, "use_distributed_optimizer": config.distributed_optimizer, "transformer_impl": "local"}
+
+
+def distributed(checkpoint: Checkpoint) -> bool | None:
+    """Whether a checkpoint's optimizer was shared among replicas; None if it does not say."""
+    said = getattr(checkpoint.common.get("args"), "use_distributed_optimizer", None)
+    return None if said is None else bool(said)
+
+
+def args_now(spec: ModelSpec, parallel: Parallel, chunks: list[Any], settings: Mapping[str, Any]) -> Namespace:
+    """Megatron-LM's args of this checkpoint: plain values only, since it loads with torch's weights_only."""
+    whole = unwrap(chunks[0])
+    layout = parallel.layout(padded_vocab=whole.vocab_size)
+    dtype = str(whole.config.params_dtype).removeprefix("torch.")
+    args = args_of(spec, layout, dtype=dtype)
+    world = torch.distributed.get_world_size()
+    vars(args).update(
+        no_save_optim=False, no_save_rng=False, world_size=world, data_parallel_size=parallel.data_parallel(world),
+        sequence_parallel=parallel.sequence_parallel, **settings,
+    )  # fmt: skip
+    if found := adapt.adapted(whole):
+        args.lora = found.to_dict()
+    return args
+
+
+def finish(folder: Path, spec: ModelSpec, args: Namespace, *, origin: Checkpoint | None) -> None:
+    """Add what conversion wants beside a checkpoint: the manifest, and the side files of the one it came from."""
+    before = (origin.manifest or {}) if origin else {}
+    named = {"name": origin.name, "format": origin.format} if origin else {}
+    detail = {"from": named.get("name"), "iteration": args.iteration, "samples": args.consumed_train_samples}
+    made = manifest.make(
+        spec,
+        format="torch_dist",
+        dialect="mcore",
+        layout=layout_of(args),
+        dtype=str(args.params_dtype).removeprefix("torch."),
+        source=before.get("source") or named,
+        digests={},  # of weights that change with every save; `verify` reads the tensors themselves
+        copies=before.get("copies", []),
+        history=[*before.get("history", []), {"step": "train", "detail": detail}],
+    )
+    manifest.write(folder, made)
+    for path in origin.side_files if origin else []:
+        (folder / SIDE_FOLDER).mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / SIDE_FOLDER / path.name)
