@@ -130,30 +130,14 @@ def layouts(source: Path, data: Path, asked: argparse.Namespace, *, dtype: str) 
     found: list[dict[str, Any]] = []
     for name, options in LAYOUTS.items():
         with tempfile.TemporaryDirectory() as folder:
-            argv = [
-                "train",
-                "--load",
-                source,
-                "--data",
-                data,
-                "--save",
-                folder,
-                "--train-iters",
-                asked.steps + 2,
-                "--lr",
-                1e-4,
-                "--seq-length",
-                length,
-                "--micro-batch-size",
-                micro,
-                "--global-batch-size",
-                micro * count,
-                "--data-cache",
-                f"{data}.cache",
-                *options,
-                *(["--bf16"] if dtype == "bf16" else []),
-            ]
-            command = [sys.executable, "-m", "mconv", *map(str, argv)]
+            argv = {
+                "load": source, "data": data, "save": folder, "train-iters": asked.steps + 2, "lr": 1e-4,
+                "seq-length": length, "micro-batch-size": micro, "global-batch-size": micro * count,
+                "data-cache": f"{data}.cache",
+            }  # fmt: skip
+            flags = [word for name, value in argv.items() for word in (f"--{name}", str(value))]
+            flags += [*options, *(["--bf16"] if dtype == "bf16" else [])]
+            command = [sys.executable, "-m", "mconv", "train", *flags]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             lines = [json.loads(line) for line in (Path(folder) / "train.jsonl").read_text().splitlines()]
         rate = statistics.median([line["tokens_per_second"] for line in lines if "loss" in line][2:])
