@@ -19,11 +19,16 @@ MOMENT = 1.0
 """Seconds that a rank waits by itself: far less than any collective does."""
 
 
+def largest(number: int) -> int:
+    """The largest of all ranks' numbers: one small all-reduce."""
+    told = torch.tensor([number], device=torch.cuda.current_device())
+    torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+    return int(told.item())
+
+
 def everywhere(fine: bool) -> bool:
-    """Whether it is so on every rank: one small all-reduce."""
-    told = torch.tensor([int(fine)], device=torch.cuda.current_device())
-    torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MIN)
-    return bool(told.item())
+    """Whether it is so on every rank."""
+    return not largest(int(not fine))
 
 
 def wait(here: Callable[[float], bool]) -> None:

@@ -14,6 +14,7 @@ import xxhash
 from mconv.train.config.boundaries import RESETS
 from mconv.train.config.data import shares
 from mconv.train.data import checks, dataset, instruction, mock
+from mconv.train.data.index import beside
 from mconv.train.data.loader import Shuffled, batches, sample_numbers
 from mconv.train.data.sources import TEXT, Blend, blend
 from mconv.train.length import length
@@ -50,7 +51,7 @@ def sets(run: Run, say: Say) -> Sets:
     made = _conversations(run, blends, say) if talks else _text(run, blends, prefixes)
     if not config.allow_other_tokenizer:
         ends = TEXT if talks else ""
-        checks.same_tokenizer([prefix.with_name(prefix.name + ends) for prefix in prefixes], run.origin.side_files)
+        checks.same_tokenizer([beside(prefix, ends) for prefix in prefixes], run.origin.side_files)
     return _cyclic(made, config.seed) if config.dataloader_type == "cyclic" else made
 
 
@@ -117,10 +118,10 @@ def _text(run: Run, blends: list[Blend | None], prefixes: list[Path]) -> Sets:
     checks.check(parts, vocab_size=run.spec.vocab_size, seq_length=run.seq_length)
     given = config.eod_token
     apart = _apart(run, eod=lambda wanted_by: checks.end_of_document(prefixes, given=given, wanted_by=wanted_by))
-    beside = Path(config.save) / "data-cache" if config.save else prefixes[0].with_name(prefixes[0].name + ".cache")
+    near = Path(config.save) / "data-cache" if config.save else beside(prefixes[0], ".cache")
     built = dataset.datasets(
         blends[0] if config.data and blends[0] else blends, split=config.split, seq_length=run.seq_length,
-        seed=config.seed, samples=wanted, cache=Path(config.data_cache) if config.data_cache else beside,
+        seed=config.seed, samples=wanted, cache=Path(config.data_cache) if config.data_cache else near,
         mmap=not config.no_mmap_bin_files,
     )  # fmt: skip
     return Sets(*(None if data is None else apart(data) for data in built))
@@ -130,10 +131,11 @@ def _conversations(run: Run, blends: list[Blend | None], say: Say) -> Sets:
     """Instruction data, through our own."""
     config, uses = run.config, _uses(run, blends, _samples(run, weighed=True))
     prefixes = dict.fromkeys(prefix for use in uses for prefix in use.mix.prefixes)
-    checks.check_conversations(list(prefixes), vocab_size=run.spec.vocab_size)
+    opened = checks.conversations(list(prefixes), vocab_size=run.spec.vocab_size)
     made = {
         use.name: instruction.endless(
-            use.mix, use.edges, use.name, samples=use.samples or 1, seed=config.seed, say=say,
+            [opened[prefix] for prefix in use.mix.prefixes], use.mix.weights, use.edges, use.name,
+            samples=use.samples or 1, seed=config.seed, say=say,
             seq_length=run.seq_length, scalar_loss_mask=config.scalar_loss_mask, packing=config.packing,
         )
         for use in uses

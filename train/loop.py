@@ -21,6 +21,7 @@ from mconv.train.logs.boards import boards
 from mconv.train.logs.meter import meter
 from mconv.train.mcore import quiet
 from mconv.train.model.engine import unwrap
+from mconv.train.parallel import rank
 from mconv.train.run import Run, save
 from mconv.train.start import start
 from mconv.train.steps import step
@@ -38,7 +39,7 @@ def train(config: TrainConfig, *, say: logs.Say, show: logs.Show | None = None) 
     a guard stops.
     """
     began = time.monotonic()
-    say = say if _rank() == 0 else _silent
+    say = say if rank() == 0 else _silent
     run = start(config, say=say)
     data = sets(run, say)
     if config.eval_only:
@@ -53,7 +54,7 @@ def _steps(run: Run, data: Sets, *, began: float, say: logs.Say, show: logs.Show
     log, after = _log(run, say, show), follow(run, say=say)
     if run.saver:
         run.saver.read = after.read
-    halts = stop.stops(config, rank=_rank(), began=began)
+    halts = stop.stops(config, rank=rank(), began=began)
     steps: list[logs.Step] = []
     for line in other_data(run, data.train):
         say(line)
@@ -135,7 +136,7 @@ def _log(run: Run, say: logs.Say, show: logs.Show | None) -> logs.Log:
     """Rank 0's log, with its boards; what the run is started with is said and recorded here."""
     config, world = run.config, torch.distributed.get_world_size()
     log = _plain(run, say)
-    if _rank() != 0:
+    if rank() != 0:
         return log
     file = Path(config.save) / logs.NAME if config.save else None
     if file:
@@ -167,10 +168,6 @@ def _validated(run: Run, *, before: bool = False) -> int:
     config = run.config
     done = run.iteration // config.eval_interval - before if config.eval_interval else 0
     return done * config.eval_iters * config.global_batch_size
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0")) if not torch.distributed.is_initialized() else torch.distributed.get_rank()
 
 
 def _silent(_: str) -> None: ...

@@ -68,7 +68,6 @@ with _quiet_import():
         RampupBatchsizeNumMicroBatchesCalculator,
     )
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, get_canonical_lr_for_logging
     from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -125,7 +124,6 @@ __all__ = [
     "TransformerBlockSubmodules",
     "TransformerConfig",
     "TransformerLayer",
-    "clip_grad_by_total_norm_fp32",
     "dict_list_map_inplace",
     "dist_checkpointing",
     "finalize_model_grads",

@@ -79,6 +79,11 @@ def world() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """This process's rank of the world that was joined, else what torchrun says."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else world()[0]
+
+
 def from_rank_0(value: Any) -> Any:
     """Rank 0's value, on every rank of the world that was joined; the value itself outside of one."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:

@@ -489,20 +489,21 @@ def what_is_asked(*, rank: int, alone: bool) -> int:
     import signal
 
     import mconv.train.mcore  # noqa: F401 (its devices are the CPU here)
+    from mconv.train import agree
     from mconv.train.launch import stop
 
     asked, together = (
         stop.Stops(rank=torch.distributed.get_rank(), triggers=None, exit_interval=None, ends={}),
-        stop._largest,
+        agree.largest,
     )
-    stop._largest = (lambda number: number) if alone else together
+    agree.largest = (lambda number: number) if alone else together
     try:
         with stop.listening():
             if torch.distributed.get_rank() == rank:
                 os.kill(os.getpid(), signal.SIGUSR2)
             return asked.ask(1).number
     finally:
-        stop._largest = together
+        agree.largest = together
 
 
 def memory(**fields: Any) -> dict[str, int]:

@@ -188,17 +188,22 @@ def test_packing_holds_every_sample_once_and_wastes_little(lengths):
 
 
 def test_a_blend_of_conversations_has_its_shares(tmp_path, run):
-    from mconv.train.data.instruction import endless
+    from mconv.train.data.instruction import endless, open_conversations
     from mconv.train.data.sources import blend
 
     for name, token in (("a", 11), ("b", 22)):
         write(tmp_path / name, [([token, token, EOS], [1, 2, 2])] * 10)
+
+    def opened(mix):
+        return [open_conversations(prefix) for prefix in mix.prefixes]
+
     mix = blend([f"0.3 {tmp_path / 'a'}", f"0.7 {tmp_path / 'b'}"], instruction=True)
     options = {"seq_length": 8, "scalar_loss_mask": 0.0, "packing": False, "seed": 1, "say": lambda line: None}
-    mixed = endless(mix, (0.0, 1.0), "training", samples=200, **options)
+    mixed = endless(opened(mix), mix.weights, (0.0, 1.0), "training", samples=200, **options)
     first = [int(mixed[n]["tokens"][0]) for n in range(200)]
     assert first.count(11) == 60
-    whole = endless(blend([str(tmp_path)], instruction=True), (0.0, 0.5), "training", samples=1, **options)
+    both = opened(blend([str(tmp_path)], instruction=True))
+    whole = endless(both, None, (0.0, 0.5), "training", samples=1, **options)
     assert sorted(int(whole[n]["tokens"][0]) for n in range(10)) == [11] * 5 + [22] * 5  # half of each, once
 
 

@@ -92,7 +92,7 @@ def test_what_a_frozen_embedding_would_lose(monkeypatch):
     """The planted fault: without a gradient to ask for, recomputed layers never run backward."""
     from mconv.train.model import recompute
 
-    monkeypatch.setattr(recompute, "_let_gradients_through", lambda embedding: None)
+    monkeypatch.setattr(recompute, "let_gradients_through", lambda embedding: None)
     _, gradients, _, _ = step(jobs.SPEC, FULL, frozen=True)
     assert gradients["decoder.layers.0.mlp.linear_fc1.weight"] is None
 

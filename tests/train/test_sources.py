@@ -245,8 +245,8 @@ def test_a_cache_that_cannot_be_is_refused(tree, tmp_path, group, monkeypatch):
     with pytest.raises(ConfigError, match="a folder that all nodes share"):
         from mconv.train.data import cache
 
-        monkeypatch.setattr(cache, "_rank", lambda: 1)
-        monkeypatch.setattr(cache, "from_rank_0", lambda _: (tmp_path / "far", tmp_path / "far", None))
+        monkeypatch.setattr(cache, "rank", lambda: 1)
+        monkeypatch.setattr(cache, "on_rank_0", lambda _: (tmp_path / "far", tmp_path / "far"))
         cache.cached(lambda at: (at / "x").open(), cache=tmp_path, prefixes=[], told=[])
 
 

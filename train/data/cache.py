@@ -14,8 +14,10 @@ import torch
 import xxhash
 
 from mconv.convert.place import sync
-from mconv.errors import ConfigError, FormatError, MconvError
-from mconv.train.parallel import from_rank_0
+from mconv.errors import ConfigError, FormatError
+from mconv.train.agree import on_rank_0
+from mconv.train.data.index import beside
+from mconv.train.parallel import rank
 
 PIECE = 1 << 24
 """Bytes of an index that are read together."""
@@ -28,41 +30,42 @@ def cached(make: Callable[[Path], Any], *, cache: Path, prefixes: Sequence[Path]
     and the same `told` (plain values) finds them there, unless the data was written anew. Raises ConfigError where the
     folder cannot be used.
     """
-    at, whole, problem = from_rank_0(_begin(cache, prefixes, told) if _rank() == 0 else None)
-    if problem:
-        raise problem
+    at, whole = on_rank_0(lambda: _begin(cache, prefixes, told))
     try:
         made = make(at)
     except BaseException as error:
-        if _rank() == 0 and at != whole:
+        if rank() == 0 and at != whole:
             shutil.rmtree(at, ignore_errors=True)
         if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
             raise ConfigError(f"data_cache {cache}: {_trouble(error)}") from error
         raise
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-    if _rank() == 0 and at != whole:
+    if rank() == 0 and at != whole:
         _settle(at, whole)
     return made
 
 
 def _trouble(error: BaseException) -> str:
-    if _rank() == 0:
+    if rank() == 0:
         return f"index files cannot be written or read there ({error.__cause__ or error}); name another folder"
-    return f"rank {_rank()} does not find there what rank 0 has written; name a folder that all nodes share"
+    return f"rank {rank()} does not find there what rank 0 has written; name a folder that all nodes share"
 
 
-def _begin(cache: Path, prefixes: Sequence[Path], told: Any) -> tuple[Path, Path, MconvError | None]:
-    """(folder to use, folder where it belongs, what is wrong): the same one where an earlier start has filled it."""
+def _begin(cache: Path, prefixes: Sequence[Path], told: Any) -> tuple[Path, Path]:
+    """(folder to use, folder where it belongs): the same one where an earlier start has filled it.
+
+    Raises ConfigError where neither can be written, FormatError where the earlier start's files are damaged.
+    """
     whole = cache / _key(prefixes, told)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         if whole.is_dir():
-            return whole, whole, _unsound(whole)
-        return Path(tempfile.mkdtemp(prefix=f".{whole.name}.", dir=cache)), whole, None
+            _check(whole)
+            return whole, whole
+        return Path(tempfile.mkdtemp(prefix=f".{whole.name}.", dir=cache)), whole
     except OSError as error:
-        problem = ConfigError(f"data_cache {cache} cannot be written to: {error.strerror}; name another folder")
-        return whole, whole, problem
+        raise ConfigError(f"data_cache {cache} cannot be written to: {error.strerror}; name another folder") from error
 
 
 def _key(prefixes: Sequence[Path], told: Any) -> str:
@@ -70,21 +73,20 @@ def _key(prefixes: Sequence[Path], told: Any) -> str:
     digest = hashlib.sha256(json.dumps([*map(str, prefixes), told]).encode())
     for prefix in prefixes:
         file = xxhash.xxh3_128()
-        with prefix.with_name(prefix.name + ".idx").open("rb") as index:
+        with beside(prefix, ".idx").open("rb") as index:
             while piece := index.read(PIECE):
                 file.update(piece)
         digest.update(file.digest())
     return digest.hexdigest()[:32]
 
 
-def _unsound(folder: Path) -> MconvError | None:
-    """What is wrong with index files that are there; what is none, megatron-core would take for a pickle."""
+def _check(folder: Path) -> None:
+    """Raises FormatError at an index file that is damaged: megatron-core would take it for a pickle."""
     for path in sorted(folder.glob("*.npy")):
         try:
             np.lib.format.open_memmap(path, mode="r")
         except (ValueError, OSError) as error:
-            return FormatError(f"{path} is damaged ({error}); remove {folder}, and it is made anew")
-    return None
+            raise FormatError(f"{path} is damaged ({error}); remove {folder}, and it is made anew") from error
 
 
 def _settle(at: Path, whole: Path) -> None:
@@ -94,7 +96,3 @@ def _settle(at: Path, whole: Path) -> None:
         sync(path)
     with contextlib.suppress(OSError):
         at.rename(whole)
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

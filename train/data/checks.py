@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mconv.errors import ConfigError, FormatError, MconvError, refuse
 from mconv.train.data.index import Indexed, open_index
-from mconv.train.data.instruction import open_conversations
+from mconv.train.data.instruction import Conversations, open_conversations
 from mconv.train.data.record import Tokenized, file_digest, read_record
 from mconv.train.data.sources import ROLE, TEXT
 
+Data = TypeVar("Data", Indexed, Conversations)
 LOOKED_AT = 1000
 """Documents whose last token is looked at."""
 SCANNED = 1 << 28
@@ -33,17 +34,31 @@ def check(used: Sequence[Part], *, vocab_size: int, seq_length: int) -> None:
     Each part of each prefix must have a sample: megatron-core counts for ever in an empty one.
     """
     prefixes = list(dict.fromkeys(prefix for part in used for prefix in part.prefixes))
-    each(prefixes, lambda prefix: _text(prefix, vocab_size, most=SCANNED // len(prefixes)))
+    opened = _opened(prefixes, open_index, lambda data: _text(data, vocab_size, most=SCANNED // len(prefixes)))
     each(
-        [(part, prefix) for part in used for prefix in part.prefixes],
-        lambda one: _long_enough(open_index(one[1]), one[0], seq_length),
+        [(part, opened[prefix]) for part in used for prefix in part.prefixes],
+        lambda one: _long_enough(one[1], one[0], seq_length),
     )
 
 
-def check_conversations(prefixes: Sequence[Path], *, vocab_size: int) -> None:
-    """Refuse instruction data that is missing, damaged, does not match, or holds ids that the model does not have."""
+def conversations(prefixes: Sequence[Path], *, vocab_size: int) -> dict[Path, Conversations]:
+    """Open instruction data; refuse what is missing, damaged, does not match, or holds ids that the model has not."""
     most = SCANNED // len(prefixes)
-    each(prefixes, lambda prefix: unknown_ids(open_conversations(prefix).text, vocab_size, most=most))
+    return _opened(prefixes, open_conversations, lambda data: unknown_ids(data.text, vocab_size, most=most))
+
+
+def _opened(
+    prefixes: Sequence[Path], how: Callable[[Path], Data], problems: Callable[[Data], Iterator[str]]
+) -> dict[Path, Data]:
+    """Each prefix opened once: its files are looked at whole. Raises all problems together, as `each`."""
+    found: dict[Path, Data] = {}
+
+    def open_one(prefix: Path) -> Iterator[str]:
+        found[prefix] = how(prefix)
+        yield from problems(found[prefix])
+
+    each(prefixes, open_one)
+    return found
 
 
 def each(things: Sequence[Any], problems: Callable[[Any], Iterator[str]]) -> None:
@@ -59,9 +74,9 @@ def each(things: Sequence[Any], problems: Callable[[Any], Iterator[str]]) -> Non
     refuse(found, doing="opening the data", kind=kind)
 
 
-def _text(prefix: Path, vocab_size: int, *, most: int) -> Iterator[str]:
+def _text(data: Indexed, vocab_size: int, *, most: int) -> Iterator[str]:
     """Problems of a prefix as plain text."""
-    data = open_index(prefix)
+    prefix = data.prefix
     twin = prefix.with_name(prefix.name.removesuffix(ROLE) + TEXT + ".bin")
     if prefix.name.endswith(ROLE) and twin.is_file():
         yield f"{prefix} holds the roles of instruction data, not text; set data_type: instruction and leave {ROLE} out"

@@ -82,9 +82,14 @@ class Indexed:
         return min((low for low, _ in ends), default=0), max((high for _, high in ends), default=-1)
 
 
+def beside(prefix: Path, suffix: str) -> Path:
+    """PREFIX with a suffix; `with_suffix` would cut a prefix that has a dot in its name."""
+    return prefix.with_name(prefix.name + suffix)
+
+
 def open_index(prefix: Path) -> Indexed:
     """Open PREFIX.bin and PREFIX.idx. Raises FormatError, with the file's name, on what is missing or damaged."""
-    data, index = (prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx"))
+    data, index = beside(prefix, ".bin"), beside(prefix, ".idx")
     for path in (data, index):
         if not path.is_file():
             named = prefix.suffix in (".bin", ".idx")

@@ -13,11 +13,13 @@ import torch
 
 from mconv.errors import FormatError, MconvError
 from mconv.train.data.chat import OWN, TEMPLATES, Keys, Role, Turn, check_template, spelled, turns
+from mconv.train.data.index import beside
 from mconv.train.data.pool import BATCH, in_batches
-from mconv.train.data.record import Tokenized, appearing, beside, facts, load_tokenizer
+from mconv.train.data.record import Tokenized, appearing, facts, load_tokenizer
 from mconv.train.data.sources import ROLE, TEXT
 from mconv.train.data.templates import rendered
 from mconv.train.data.text import lines, parsed
+from mconv.train.data.tokenize import highest, marks
 
 END = 3
 """Tokens at the end of an answer among which the one that ends it is looked for: a template may add a line's end."""
@@ -120,8 +122,7 @@ def _marked(ids: list[int], roles: list[int], bos: int | None, eos: int | None) 
     """With BOS, which nobody answers, and EOS, which the last to speak says."""
     if not ids:
         return [], []
-    head = [] if bos is None or ids[0] == bos else [bos]
-    tail = [] if eos is None or ids[-1] == eos else [eos]
+    head, tail = marks(ids, bos, eos)
     return [*head, *ids, *tail], [*[min(roles[0], Role.PROMPTER)] * len(head), *roles, *[roles[-1]] * len(tail)]
 
 
@@ -148,14 +149,12 @@ def _add(
         if not ids:
             counts["empty"] += 1
             continue
-        highest = max(ids)
-        if highest >= known["vocab_size"]:  # the builder's cast would wrap it round in silence
-            raise FormatError(f"the tokenizer gave id {highest}, beyond its own vocabulary of {known['vocab_size']}")
+        largest = highest(ids, known["vocab_size"])
         texts.add_item(torch.tensor(ids))
         roles.add_item(torch.tensor(whose))
         counts["documents"] += 1
         counts["tokens"] += len(ids)
-        counts["max_id"] = max(counts["max_id"], highest)
+        counts["max_id"] = max(counts["max_id"], largest)
         counts["answer_tokens"] += whose.count(Role.ASSISTANT)
         counts["unended"] += not ended
         if counts["documents"] % BATCH == 0:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.train.data.chat import Role
-from mconv.train.data.index import CHUNK, Indexed, open_index
+from mconv.train.data.index import CHUNK, Indexed, beside, open_index
 from mconv.train.data.loader import Shuffled
 from mconv.train.data.packing import pack
-from mconv.train.data.sources import ROLE, TEXT, Blend
+from mconv.train.data.sources import ROLE, TEXT
 from mconv.train.logs.log import Say
 
 
@@ -35,7 +35,7 @@ class Conversations:
 
 def open_conversations(prefix: Path) -> Conversations:
     """Open PREFIX-text and PREFIX-role, this program's or the ancestor's. Raises FormatError if they do not match."""
-    text, role = (open_index(prefix.with_name(prefix.name + kind)) for kind in (TEXT, ROLE))
+    text, role = (open_index(beside(prefix, kind)) for kind in (TEXT, ROLE))
     if len(text) != len(role):
         raise FormatError(f"{role.prefix}: {len(role)} conversations, {text.prefix} has {len(text)}; make both again")
     if (other := np.flatnonzero(text.lengths != role.lengths)).size:
@@ -189,17 +189,25 @@ def mixed(parts: Sequence[Any], shares: Sequence[float], *, samples: int) -> Mix
 
 
 def endless(
-    mix: Blend, edges: tuple[float, float], name: str, *, samples: int, seed: int, say: Say, **options: Any
+    talks: Sequence[Conversations],
+    shares: Sequence[float] | None,
+    edges: tuple[float, float],
+    name: str,
+    *,
+    samples: int,
+    seed: int,
+    say: Say,
+    **options: Any,
 ) -> Shuffled | Mixed:
     """The rows of a blend for one use, `name`, shuffled epoch by epoch; `options` are those of `rows`.
 
-    Without weights every row comes once an epoch. Raises ConfigError where a prefix leaves no row.
+    Without `shares` every row comes once an epoch. Raises ConfigError where a prefix leaves no row.
     """
-    made = [rows(open_conversations(prefix), edges, **options) for prefix in mix.prefixes]
+    made = [rows(data, edges, **options) for data in talks]
     empty = [f"{part.data.prefix}: no conversation with an answer for {name}" for part in made if not part.rows]
     refuse(empty, doing="opening the data", kind=ConfigError)
     for part in made:
         say(told(part, name))
-    if mix.weights is None or len(made) == 1:
+    if shares is None or len(made) == 1:
         return Shuffled(Joined(made), seed)
-    return mixed([Shuffled(part, seed + number) for number, part in enumerate(made)], mix.weights, samples=samples)
+    return mixed([Shuffled(part, seed + number) for number, part in enumerate(made)], shares, samples=samples)

@@ -12,6 +12,7 @@ from typing import Any
 
 from mconv.convert.place import sync
 from mconv.errors import ConfigError, FormatError, MconvError
+from mconv.train.data.index import beside
 
 DECIDING = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 """Files that decide which ids a text gets; the others of a tokenizer hold templates and hints."""
@@ -66,11 +67,6 @@ def read_record(prefix: Path) -> Tokenized | None:
     except (ValueError, TypeError, AttributeError) as error:
         raise FormatError(f"{path} is damaged ({error}); remove it, or tokenize again") from error
     return record if record.bin_bytes == beside(prefix, ".bin").stat().st_size else None
-
-
-def beside(prefix: Path, suffix: str) -> Path:
-    """PREFIX with a suffix; `with_suffix` would cut a prefix that has a dot in its name."""
-    return prefix.with_name(prefix.name + suffix)
 
 
 @functools.lru_cache(maxsize=1)

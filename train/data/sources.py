@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mconv.errors import ConfigError, FormatError, refuse
-from mconv.train.data.index import open_index
+from mconv.train.data.index import beside, open_index
 
 TEXT, ROLE = "-text", "-role"
 """What the two prefixes of instruction data end in."""
@@ -119,5 +119,5 @@ def _shared(prefixes: list[Path], weight: float, instruction: bool) -> list[floa
     if len(prefixes) == 1:
         return [weight]
     ends = TEXT if instruction else ""
-    tokens = [len(open_index(prefix.with_name(prefix.name + ends)).tokens) for prefix in prefixes]
+    tokens = [len(open_index(beside(prefix, ends)).tokens) for prefix in prefixes]
     return [weight * count / sum(tokens) for count in tokens]

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from mconv.errors import FormatError, MconvError
+from mconv.train.data.index import beside
 from mconv.train.data.pool import BATCH, in_batches
-from mconv.train.data.record import Tokenized, appearing, beside, facts, load_tokenizer
+from mconv.train.data.record import Tokenized, appearing, facts, load_tokenizer
 from mconv.train.data.text import documents
 
 
@@ -54,11 +55,22 @@ def _encode(batch: list[str], *, folder: Path, bos: int | None, eos: int | None)
     return [marked(ids, bos, eos) if ids else [] for ids in coded]
 
 
+def marks(ids: list[int], bos: int | None, eos: int | None) -> tuple[list[int], list[int]]:
+    """What goes before and behind the ids of a document: BOS and EOS, neither of them twice."""
+    return [] if bos is None or ids[0] == bos else [bos], [] if eos is None or ids[-1] == eos else [eos]
+
+
 def marked(ids: list[int], bos: int | None, eos: int | None) -> list[int]:
-    """With BOS before them and EOS behind, which are not doubled."""
-    head = [] if bos in (None, ids[0]) else [bos]
-    tail = [] if eos in (None, ids[-1]) else [eos]
+    """Ids with BOS before them and EOS behind."""
+    head, tail = marks(ids, bos, eos)
     return [*head, *ids, *tail]
+
+
+def highest(ids: list[int], vocab_size: int) -> int:
+    """The largest id. Raises FormatError where it is none of the tokenizer's: a builder's cast would wrap it round."""
+    if (found := max(ids)) >= vocab_size:
+        raise FormatError(f"the tokenizer gave id {found}, beyond its own vocabulary of {vocab_size}")
+    return found
 
 
 def _write(
@@ -83,14 +95,12 @@ def _add(
         if not ids:
             counts["empty"] += 1
             continue
-        highest = max(ids)
-        if highest >= known["vocab_size"]:  # the builder's cast would wrap it round in silence
-            raise FormatError(f"the tokenizer gave id {highest}, beyond its own vocabulary of {known['vocab_size']}")
+        largest = highest(ids, known["vocab_size"])
         builder.add_document(ids, [len(ids)])
         counts["documents"] += 1
         counts["spelled"] += known["append_eod"] in ids[:-1]
         counts["tokens"] += len(ids)
-        counts["max_id"] = max(counts["max_id"], highest)
+        counts["max_id"] = max(counts["max_id"], largest)
         if counts["documents"] % BATCH == 0:
             progress(counts["documents"])
     if not counts["documents"]:

@@ -164,12 +164,7 @@ def _flows(spec: ModelSpec, layout: Layout, setting: Setting, stage: int, chunk:
     """
     runs = stage_layers(spec.num_layers, pp=layout.pp, vpp=layout.vpp, uneven=layout.uneven)
     first = stage == chunk == 0 and setting.recompute == "none" and setting.trains.adapter is None
-    return flows(spec, setting.trains, runs[stage, chunk], enters=not first or _embeds(spec, setting.trains))
-
-
-def _embeds(spec: ModelSpec, trains: Trains) -> bool:
-    """Whether an embedding is trained: of tokens or of positions."""
-    return trains.has(Logical("embed")) or (spec.position == "learned" and trains.has(Logical("positions")))
+    return flows(spec, setting.trains, runs[stage, chunk], enters=not first or setting.trains.embeds(spec))
 
 
 def _in_flight(layout: Layout, setting: Setting, stage: int) -> int:
@@ -214,7 +209,7 @@ def _ends(spec: ModelSpec, layout: Layout, setting: Setting, stage: int, *, asks
     """
     e, h, outer = setting.itemsize, spec.hidden_size, layout.tp if setting.sequence_parallel else 1
     kept, trains = 0.0, setting.trains
-    if stage == 0 and _embeds(spec, trains):
+    if stage == 0 and trains.embeds(spec):
         kept += 16 + h * setting.hidden_dropout * _mask(setting) / outer  # ids and positions
     if stage == layout.pp - 1:
         norm = asks or trains.has(Logical("final_norm"))

@@ -93,11 +93,10 @@ def per_token(spec: ModelSpec, seq_length: int, trains: Trains = ALL) -> float:
 def _backward(spec: ModelSpec, seq_length: int, trains: Trains) -> float:
     """Operations of the gradients alone, and of adapters both ways."""
     once, n = forward(spec, seq_length), spec.num_layers
-    embeds = trains.has(Logical("embed")) or (spec.position == "learned" and trains.has(Logical("positions")))
     kv, width = 2 * spec.num_query_groups * spec.kv_channels, spec.num_attention_heads * spec.kv_channels
     ingoing = (width + kv) / (2 * width + kv)  # query, key and value, of all projections
-    found, leaves = 0.0, embeds
-    for at in flows(spec, trains, range(n), enters=embeds):
+    found, leaves = 0.0, trains.embeds(spec)
+    for at in flows(spec, trains, range(n), enters=leaves):
         own, matrices = at.weights, 3 if spec.activation == "swiglu" else 2
         found += once.projections / n * ingoing * (at.normed + ("layer.qkv" in own))
         found += once.projections / n * (1 - ingoing) * (at.attention + ("layer.attn_out" in own))

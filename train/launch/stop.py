@@ -136,7 +136,9 @@ class Stops:
         `first`: before a run's first step, where there is nothing new to save: only an end counts then. Raises
         ConfigError where the time that the run was given is over by then: a queue of such jobs would not get on.
         """
-        number = _largest(max(self._local(iteration, first=first), default=0))
+        from mconv.train import agree
+
+        number = agree.largest(max(self._local(iteration, first=first), default=0))
         if first and number == NUMBERS["exit_duration_in_mins"]:
             raise ConfigError(
                 "exit_duration_in_mins was over before the first step; give the run more than it takes to load"
@@ -202,15 +204,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"the folder of the triggers, {folder}, cannot be made: {error.strerror}") from error
-
-
-def _largest(number: int) -> int:
-    """The largest of all ranks' numbers."""
-    import torch
-
-    told = torch.tensor([number], device=torch.cuda.current_device())
-    torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
-    return int(told.item())
 
 
 # ---- Slurm -----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ SECRET = re.compile(
 )
 IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 HIDDEN = "[redacted]"
+FIELDS = frozenset(field.name for field in dataclasses.fields(TrainConfig))
 
 
 def secrets(environment: Any) -> set[str]:
@@ -41,5 +42,4 @@ def hidden(value: Any, known: set[str], *, name: str = "") -> Any:
 def _is_secret(name: str) -> bool:
     """Whether a variable (in capitals) or a flag is called like a secret, and is no field of a run (eod_token)."""
     field = name.lstrip("-").replace("-", "_").lower().removeprefix(PREFIX.lower())
-    known = field in {each.name for each in dataclasses.fields(TrainConfig)}
-    return not known and (name.isupper() or name.startswith("--")) and bool(SECRET.search(name))
+    return field not in FIELDS and (name.isupper() or name.startswith("--")) and bool(SECRET.search(name))

@@ -18,10 +18,11 @@ def attention_mask(documents: Int[Tensor, "b s"] | None) -> Bool[Tensor, "b 1 s 
 
 
 @contextlib.contextmanager
-def rope_at(model: Any, positions: Int[Tensor, "b s"] | None) -> Iterator[None]:
+def rope_at(model: Any, positions: Int[Tensor, "b s"] | None, *, reach: int | None = None) -> Iterator[None]:
     """For a while, the angles of a GPTModel's rope are those of `positions`, which it otherwise counts from 0.
 
-    No position may be beyond the row's length. Nothing happens where `positions` is None or the model has no rope.
+    No position may be as large as `reach`, which is the row's length if not given. Nothing happens where
+    `positions` is None or the model has no rope.
     """
     rotary = getattr(model, "rotary_pos_emb", None)
     if positions is None or rotary is None:
@@ -30,7 +31,7 @@ def rope_at(model: Any, positions: Int[Tensor, "b s"] | None) -> Iterator[None]:
     counted = rotary.forward
 
     def forward(length: int, *args: Any, **options: Any) -> Float[Tensor, "s b 1 h"]:
-        return counted(length, *args, **options)[:, 0, 0][positions.t()][:, :, None]
+        return counted(reach or length, *args, **options)[:, 0, 0][positions.t()][:, :, None]
 
     rotary.forward = forward
     try:

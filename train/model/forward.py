@@ -1,7 +1,6 @@
 """Logits of a model that is cut in any way, on global rank 0."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,12 +8,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mconv.train.mcore import (
-    GPTModel,
     get_forward_backward_func,
     parallel_state,
     quiet,
     tensor_parallel,
 )
+from mconv.train.model.boundaries import rope_at
 from mconv.train.model.engine import unwrap
 from mconv.train.parallel import Parallel
 
@@ -40,7 +39,7 @@ def logits(
     training = model.training
     model.eval()
     at = None if positions is None else torch.nn.functional.pad(positions, (0, spare)).to(torch.cuda.current_device())
-    with _at(unwrap(model), at):
+    with rope_at(unwrap(model), at, reach=None if at is None else int(at.max()) + 1):
         outputs = get_forward_backward_func()(
             forward_step_func=_forward,
             data_iterator=iter([(padded, at)]),
@@ -54,36 +53,6 @@ def logits(
     model.train(training)
     scores = _on_rank_0(outputs[0].float() if outputs else None, (*padded.shape, unwrap(model).vocab_size))
     return None if scores is None else scores[:, :length]
-
-
-@contextlib.contextmanager
-def _at(model: GPTModel, positions: Int[Tensor, "b s"] | None) -> Iterator[None]:
-    """For a while, rope's angles are those of `positions`, which megatron-core otherwise counts from 0."""
-    rotary = getattr(model, "rotary_pos_emb", None)
-    if (
-        rotary is None
-        or positions is None
-        or torch.equal(positions, torch.arange(positions.shape[1]).to(positions).expand_as(positions))
-    ):
-        yield
-        return
-    counted = rotary.forward
-
-    def forward(_: int, *args: Any, **options: Any) -> Float[Tensor, "s b 1 h"]:
-        return angles(counted, positions, *args, **options)
-
-    rotary.forward = forward
-    try:
-        yield
-    finally:
-        del rotary.forward
-
-
-def angles(
-    counted: Callable[..., Tensor], positions: Int[Tensor, "b s"], *args: Any, **options: Any
-) -> Float[Tensor, "s b 1 h"]:
-    """What megatron-core's rotary embedding `counted` says at `positions`, for each row."""
-    return counted(int(positions.max()) + 1, *args, **options)[:, 0, 0][positions.t()][:, :, None]
 
 
 def _forward(

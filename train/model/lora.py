@@ -27,6 +27,7 @@ from mconv.train.mcore import (
     parallel_state,
     tensor_parallel,
 )
+from mconv.train.model.recompute import let_gradients_through
 
 Start = Callable[[Linear, int, str], Tensor]
 """The whole of a linear's factor ("A" or "B") in a layer, at the start of a run."""
@@ -45,8 +46,7 @@ def attach(model: Any, settings: Settings, *, family: Family, spec: ModelSpec, s
             parts = [linear for linear in known.values() if linear.row.name == row]
             module.register_forward_hook(functools.partial(_add, adapters, parts))
     if model.pre_process:
-        # Recomputed layers, and those of the first stage, have gradients only if what enters them has.
-        model.embedding.register_forward_hook(lambda module, _, out: out.requires_grad_(module.training))
+        let_gradients_through(model.embedding)
 
 
 def fresh(settings: Settings, sizes: dict[str, int], seed: int) -> Start:

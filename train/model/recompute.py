@@ -49,14 +49,14 @@ def mend(model: Any) -> None:
     if not model.config.recompute_granularity:
         return
     if model.pre_process:
-        _let_gradients_through(model.embedding)
+        let_gradients_through(model.embedding)
     for layer in model.decoder.layers:
         if layer.recompute_mlp:
             layer.recompute_mlp = False
             layer.mlp.forward = partial(_again, layer.mlp.forward)
 
 
-def _let_gradients_through(embedding: torch.nn.Module) -> None:
+def let_gradients_through(embedding: torch.nn.Module) -> None:
     """Let what the embedding hands on ask for a gradient even where the embedding itself is frozen.
 
     What is recomputed runs backward only if its *input* asks for one: else every weight in it would silently get none.

@@ -23,6 +23,10 @@ class Trains:
         """Whether a tensor of the model itself is trained."""
         return self.adapter is None and not any(means(word, name_of(logical)) for word in self.freeze)
 
+    def embeds(self, spec: ModelSpec) -> bool:
+        """Whether an embedding is trained: of tokens or of positions."""
+        return self.has(Logical("embed")) or (spec.position == "learned" and self.has(Logical("positions")))
+
     def adapters(self, spec: ModelSpec, row: str | None = None) -> list[Linear]:
         """The linears of a layer, or of one of its rows, that have an adapter."""
         if self.adapter is None:

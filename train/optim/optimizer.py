@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from mconv.train.agree import largest
 from mconv.train.config import TrainConfig
 from mconv.train.mcore import DistributedOptimizer, OptimizerConfig, get_megatron_optimizer
 
@@ -58,9 +59,7 @@ def clip_and_step(optimizer: Any, norm: float) -> None:
 def steps_taken(optimizer: Any) -> int:
     """Adam's counter, of the rank that has one; 0 for other optimizers. All ranks call it."""
     counts = [int(state["step"]) for inner in _inner(optimizer) for state in inner.state.values() if "step" in state]
-    most = torch.tensor(max(counts, default=0), device=torch.cuda.current_device())
-    torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
-    return int(most)
+    return largest(max(counts, default=0))
 
 
 def set_step(optimizer: Any, step: int) -> None:
