@@ -65,6 +65,7 @@ HF = {  # the words of `freeze`, as parts of transformers' names
     [
         ("llama-gqa", ["embedding", "layers.0-1"]), ("falcon-40b", ["attention"]),
         ("falcon-7b-untied", ["mlp", "embedding"]), ("llama-mha", ["output", "layers.2"]),
+        ("llama-gqa", ["layers.0-1"]),
         ("llama-gqa", ["embedding", "norms", "layers.0-1", "layers.2"]),
     ],
     ids=str,
