@@ -48,6 +48,7 @@ def hf2meg(
     config: o.Config = None,
     max_position_embeddings: int | None = None,
     rope_factor: float | None = None,
+    ignoring: o.Ignores = o.IGNORING,
 ) -> None:
     """Convert a Hugging Face checkpoint, or one in Meta's own files, to Megatron.
 
@@ -85,7 +86,7 @@ def hf2meg(
 
     name, folder, origin = _find(model, source, size=size, cache_dir=cache_dir, offline=offline)
     said = {"config": config, "max_position_embeddings": max_position_embeddings, "rope_factor": rope_factor}
-    checkpoint = _expect(open_checkpoint(folder, **said), hf=True)  # type: ignore[arg-type]
+    checkpoint = _expect(open_checkpoint(folder, ignore=ignoring.names, **said), hf=True)  # type: ignore[arg-type]
     if size is not None:
         family = None if model is None or Path(model).expanduser().is_dir() else model
         fetch.check_size(checkpoint.parameters, size=size, family=family)
@@ -121,6 +122,7 @@ def reshard(
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
     allow_nonfinite: o.AllowNonfinite = False,
+    ignoring: o.Ignores = o.IGNORING,
     show: o.Shown = o.SHOW,
 ) -> None:
     """Rewrite a Megatron checkpoint for another layout or in another format. Optimizer state is not carried over.
@@ -138,7 +140,7 @@ def reshard(
     """
     from mconv.shard.stages import EVEN
 
-    found = _open(checkpoint, iteration, vocab_size, dialect, config)
+    found = _open(checkpoint, iteration, vocab_size, dialect, config, ignoring)
     layout = found.layout
     assert layout is not None
     settings: dict[str, Any] = {"tp": layout.tp if tp is None else tp, "pp": layout.pp if pp is None else pp, "vpp": vpp}
@@ -165,6 +167,7 @@ def merge(
     config: o.Config = None,
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
+    ignoring: o.Ignores = o.IGNORING,
     show: o.Shown = o.SHOW,
 ) -> None:
     """Merge all ranks of a Megatron checkpoint into one: `reshard --tp 1 --pp 1`.
@@ -174,7 +177,7 @@ def merge(
     format
         Default: the format that it has.
     """
-    found = _open(checkpoint, iteration, vocab_size, dialect, config)
+    found = _open(checkpoint, iteration, vocab_size, dialect, config, ignoring)
     kind = format or found.format
     names = found.dialect if kind == "mp_rank" else "mcore"
     options = {"dialect": names, "dtype": None, "overwrite": overwrite, "resume": resume}
@@ -198,6 +201,7 @@ def meg2hf(
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
     allow_nonfinite: o.AllowNonfinite = False,
+    ignoring: o.Ignores = o.IGNORING,
     show: o.Shown = o.SHOW,
 ) -> None:
     """Convert a Megatron checkpoint, at whatever layout, to a Hugging Face folder.
@@ -214,7 +218,7 @@ def meg2hf(
     if not 0 < max_shard_size < float("inf"):
         raise MconvError(f"--max-shard-size is {max_shard_size}; it must be a positive number of GB")
     settings = {"shard_bytes": max(1, int(max_shard_size * 1e9)), "side_folder": tokenizer}
-    said = {"vocab_size": vocab_size, "dialect": dialect, "config": config}
+    said = {"vocab_size": vocab_size, "dialect": dialect, "config": config, "ignoring": ignoring}
 
     def export(iteration: int | None, where: Path, fingerprint: str | None = None) -> None:
         found = _open(checkpoint, iteration, **said)  # type: ignore[arg-type]
@@ -267,13 +271,19 @@ def _find(
 
 
 def _open(
-    path: Path, iteration: int | None, vocab_size: int | None, dialect: str | None, config: Path | None
+    path: Path,
+    iteration: int | None,
+    vocab_size: int | None,
+    dialect: str | None,
+    config: Path | None,
+    ignoring: o.Ignoring,
 ) -> "Checkpoint":
     """A Megatron checkpoint, with what the user says of it."""
     from mconv.convert.opening import open_checkpoint
 
     said = {"iteration": iteration, "vocab_size": vocab_size, "dialect": dialect, "config": config}
-    return _expect(open_checkpoint(path, **({} if (path / "config.json").is_file() else said)), hf=False)  # type: ignore[arg-type]
+    fitting: dict[str, Any] = {} if (path / "config.json").is_file() else said
+    return _expect(open_checkpoint(path, ignore=ignoring.names, **fitting), hf=False)
 
 
 def _expect(checkpoint: "Checkpoint", *, hf: bool) -> "Checkpoint":

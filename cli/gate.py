@@ -24,13 +24,14 @@ def before_training(config: "TrainConfig") -> bool:
     """
     from mconv.convert.checkpoint import TRACKER
     from mconv.convert.opening import open_checkpoint
+    from mconv.train.model.architecture import passes
     from mconv.train.parallel import from_rank_0
 
     load = Path(str(config.load))
     if not load.is_dir() and config.save and (Path(config.save) / TRACKER).is_file():
         _say(f"not verified: {load} is gone, and the run goes on from its own checkpoint in {config.save}")
         return True
-    found = open_checkpoint(load, vocab_size=config.vocab_size)
+    found = open_checkpoint(load, vocab_size=config.vocab_size, ignore=passes(config))
     if config.verify_against is None and found.importable and found.manifest is None:
         _say(f"nothing to verify: {load} is a model as it was published, not a conversion")
         return True
@@ -61,9 +62,11 @@ def one_world(config: "TrainConfig") -> Iterator[None]:
 
 def _layout(config: "TrainConfig", reference: Path, found: "Checkpoint") -> dict[str, Any]:
     """Judge at the layout of the run, without turns; two Hugging Face folders have none."""
+    from mconv.train.model.architecture import passes
     from mconv.train.parallel import parallel_of
 
-    opening = {} if config.vocab_size is None else {"vocab_size": config.vocab_size}
+    opening: dict[str, Any] = {} if config.vocab_size is None else {"vocab_size": config.vocab_size}
+    opening["ignore"] = passes(config).to_dict()
     if found.format == "hf" and (reference / "config.json").is_file():
         return {"opening": opening}
     sizes = {name: getattr(config, name) for name in ("tp", "pp", "sequence_parallel")}

@@ -28,6 +28,7 @@ def inspect(
     pp: int | None = None,
     vpp: int | None = None,
     plot: Path | None = None,
+    ignoring: o.Ignores = o.IGNORING,
 ) -> None:
     """Say what a checkpoint is: format, dialect, layout, architecture, parameters, bytes, dtype.
 
@@ -53,7 +54,9 @@ def inspect(
         facts = _facts_of_run(adapted.open_run(path, iteration))
         print(jsonlib.dumps(facts, indent=1) if json else "\n".join(f"{k:<24} {v}" for k, v in facts.items()))
         return
-    found = open_checkpoint(path, iteration=iteration, vocab_size=vocab_size, dialect=dialect, config=config)
+    found = open_checkpoint(
+        path, iteration=iteration, vocab_size=vocab_size, dialect=dialect, config=config, ignore=ignoring.names
+    )
     facts = facts_of(found)
     if tensors:
         facts["tensors"] = [

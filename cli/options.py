@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from mconv.convert.ignored import Ignored
 
 Flag = Annotated[bool, Parameter(negative=())]
 Checkpoint = Annotated[Path, Parameter(help="A Megatron root, or the folder of one iteration.")]
@@ -57,6 +60,29 @@ class Show:
     json: Json = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ignoring:
+    """Names that no table claims and that the user lets pass; the manifest keeps them."""
+
+    ignore_arg: Annotated[
+        list[str] | None,
+        Parameter(help="Pass over this arg of a Megatron checkpoint, which no table claims. Repeatable.", negative=()),
+    ] = None
+    ignore_config_key: Annotated[
+        list[str] | None,
+        Parameter(help="Pass over this key of a config.json, which no table claims. Repeatable.", negative=()),
+    ] = None
+
+    @property
+    def names(self) -> "Ignored":
+        """The names, as `open_checkpoint` takes them."""
+        from mconv.convert.ignored import ignored
+
+        return ignored(args=self.ignore_arg or (), config_keys=self.ignore_config_key or ())
+
+
+Ignores = Annotated[Ignoring, Parameter(name="*")]
+IGNORING = Ignoring()
 Shown = Annotated[Show, Parameter(name="*")]
 SHOW = Show()
 

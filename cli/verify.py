@@ -73,6 +73,7 @@ def verify(
     json: o.Json = False,
     html: Path | None = None,
     overwrite: o.Flag = False,
+    ignoring: o.Ignores = o.IGNORING,
 ) -> int:
     """Decide whether two checkpoints are the same model: exit 0 if they are, 1 if not, 2 if it cannot be judged.
 
@@ -104,6 +105,7 @@ def verify(
     _choose(device)
     said: dict[str, Any] = {"iteration": iteration, "vocab_size": vocab_size, "dialect": dialect}
     said["config"] = str(config.resolve()) if config else None
+    said["ignore"] = ignoring.names.to_dict()
     reference, candidate = o.local(a), o.local(b)
     kept = reports.check_recordable(candidate, iteration) if record else None
     html = html if os.environ.get("RANK", "0") == "0" else None

@@ -9,6 +9,7 @@ import torch
 from mconv.convert import bridge, tokens
 from mconv.convert.dialects import DIALECTS
 from mconv.convert.formats.tensors import Located
+from mconv.convert.ignored import Passed
 from mconv.convert.lora import Adapter
 from mconv.convert.table import Family, Logical, Stored
 from mconv.errors import LayoutError, refuse
@@ -47,6 +48,8 @@ class Checkpoint:
     common: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What had to be assumed when it was opened: for the user to know."""
+    ignored: Passed = field(default_factory=dict)
+    """What no table claims and the user lets pass, now or when it was made."""
     adapter: Adapter | None = None
     """A LoRA adapter that is merged into each tensor as it is read."""
     by_logical: dict[Logical, list[Stored]] = field(init=False)

@@ -3,7 +3,7 @@
 import dataclasses
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from mconv.convert.dialects import DIALECTS, Dialect
 from mconv.convert.families import FAMILIES, family_of
 from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.tensors import Located
+from mconv.convert.ignored import NOTHING, Ignored, Passed, joined
 from mconv.convert.table import Family
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.shard.layout import Layout
@@ -26,6 +27,8 @@ class Said:
     dialect: str | None = None
     config: Path | None = None
     """A Hugging Face `config.json`."""
+    ignore: Ignored = NOTHING
+    """Names that no table claims and that may pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,8 @@ class Identity:
     layout: Layout
     notes: tuple[str, ...] = ()
     """What had to be assumed."""
+    ignored: Passed = field(default_factory=dict)
+    """What no table claims and was let pass."""
 
 
 def identify(
@@ -58,7 +63,7 @@ def identify(
     told = _told(folder, made) if made else None
     if told and said.vocab_size not in (None, told.vocab_size):
         raise ConfigError(f"{folder / manifest.NAME} says a vocabulary of {told.vocab_size}, not {said.vocab_size}")
-    settled = _config(said.config) if said.config else None
+    settled = _config(said.config, said.ignore) if said.config else None
     knows = told or (settled if said.vocab_size is None else None)
     vocab = knows.vocab_size if knows else said.vocab_size
     spec = dialect.spec_of(args, tensors=tensors, vocab_size=vocab, settled=bool(told or settled))
@@ -81,14 +86,17 @@ def _identity(
             f"{folder}: the true vocabulary {spec.vocab_size} is larger than the padded one, {layout.padded_vocab}"
         )
     family = FAMILIES[spec.family]
-    return Identity(manifest=made, dialect=dialect, family=family, spec=spec, layout=layout, notes=notes)
+    return Identity(
+        manifest=made, dialect=dialect, family=family, spec=spec, layout=layout, notes=notes,
+        ignored=joined((made or {}).get("ignored", {})),
+    )  # fmt: skip
 
 
 def _of_bridge(folder: Path, made: dict[str, Any] | None, said: Said) -> Identity:
     """A checkpoint of Megatron-Bridge, which has no args: from its run_config.yaml."""
     if said.dialect not in (None, "mcore"):
         raise ConfigError(f"{folder} is of the dialect mcore, not {said.dialect}")
-    settled = _config(said.config) if said.config else _told(folder, made) if made else None
+    settled = _config(said.config, said.ignore) if said.config else _told(folder, made) if made else None
     found = bridge.read(folder, vocab_size=said.vocab_size, settled=settled)
     spec = found.spec
     if settled and said.config:
@@ -164,9 +172,9 @@ def _check_version(folder: Path, dialect: Dialect, common: dict[str, Any]) -> No
 
 
 # ---- config.json of the user -----------------------------------------------------------------------------------------
-def _config(path: Path) -> ModelSpec:
+def _config(path: Path, ignore: Ignored) -> ModelSpec:
     values = read_json(path / "config.json" if path.is_dir() else path)
-    return family_of(values).read_config(values)
+    return family_of(values).read_config(values, ignore.config_keys)
 
 
 FREE = ("family", "vocab_size", "max_position_embeddings")

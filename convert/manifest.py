@@ -12,6 +12,7 @@ from typing import Any
 import mconv
 from mconv.convert.digests import described
 from mconv.convert.formats.hf import read_json
+from mconv.convert.ignored import Passed
 from mconv.convert.place import MANIFEST
 from mconv.errors import FormatError, refuse
 from mconv.shard.layout import Layout
@@ -36,6 +37,7 @@ def make(
     digests: dict[str, str],
     history: list[dict[str, Any]],
     copies: Sequence[str] = (),
+    ignored: Passed | None = None,
     made_from: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The manifest as JSON values. `source` and `history` name folders, never whole paths: manifests are published.
@@ -58,7 +60,13 @@ def make(
         "digest": described(),
         "digests": digests,
         "copies": list(copies),
+        "ignored": _plain(ignored or {}),
     }
+
+
+def _plain(ignored: Passed) -> dict[str, Any]:
+    """Return what was passed over with values that JSON has; a text stands for any other."""
+    return json.loads(json.dumps(ignored, default=repr, sort_keys=True))
 
 
 def origins(folder: Path, source: Path, before: dict[str, Any] | None) -> list[str]:
@@ -81,15 +89,22 @@ def read(folder: Path) -> dict[str, Any] | None:
         return None
     found = read_json(folder / NAME)
     lists = ("history", "verified", "copies", "made_from")
-    kinds: dict[str, type] = {"spec": dict, "digests": dict, "source": dict, **dict.fromkeys(lists, list)}
+    kinds: dict[str, type] = {
+        "spec": dict,
+        "digests": dict,
+        "source": dict,
+        "ignored": dict,
+        **dict.fromkeys(lists, list),
+    }
     wrong = [
         f"{k} is {type(found[k]).__name__}" for k, kind in kinds.items() if not isinstance(found.get(k, kind()), kind)
     ]
     if not wrong:
         wrong += [f"the digest of {k} is {v!r}" for k, v in found.get("digests", {}).items() if not isinstance(v, str)]
-        texts, objects = [(n, v) for n in ("copies", "made_from") for v in found.get(n, [])], found.get("verified", [])
+        texts, verdicts = [(n, v) for n in ("copies", "made_from") for v in found.get(n, [])], found.get("verified", [])
         wrong += [f"{name} holds {value!r}" for name, value in texts if not isinstance(value, str)]
-        wrong += [f"verified holds {value!r}" for value in objects if not isinstance(value, dict)]
+        wrong += [f"ignored holds {k!r}: {v!r}" for k, v in found.get("ignored", {}).items() if not isinstance(v, dict)]
+        wrong += [f"verified holds {value!r}" for value in verdicts if not isinstance(value, dict)]
     refuse(wrong, doing=f"reading {folder / NAME}", kind=FormatError)
     return found
 

@@ -11,6 +11,7 @@ from mconv.convert.families import FAMILIES, family_of
 from mconv.convert.formats import hf, mp_rank, torch_dist
 from mconv.convert.formats import meta as meta_files
 from mconv.convert.identify import Said, identify
+from mconv.convert.ignored import NOTHING, Ignored, joined, recorded
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.spec import ModelSpec
 
@@ -24,13 +25,15 @@ def open_checkpoint(
     config: Path | str | None = None,
     max_position_embeddings: int | None = None,
     rope_factor: float | None = None,
+    ignore: Ignored = NOTHING,
 ) -> Checkpoint:
     """Open a Hugging Face folder, one of Meta's, a Megatron root (by its tracker, or `iteration`) or one iteration's.
 
     What a checkpoint may not know of itself: `vocab_size`, the true vocabulary; `dialect`, where names leave it open;
     `config`, a Hugging Face `config.json` that settles what its args cannot be trusted for; `max_position_embeddings`
-    and `rope_factor`, which Meta's `params.json` leaves open. Raises a MconvError that
-    names what is missing, unknown, damaged or unsafe. Reads indices and headers only.
+    and `rope_factor`, which Meta's `params.json` leaves open. `ignore` names args and config keys that no table claims
+    and that may pass; those that its manifest records may, too. Raises a MconvError that names what is missing, unknown,
+    damaged or unsafe. Reads indices and headers only.
     """
     path = Path(path)
     if not path.is_dir():
@@ -43,7 +46,7 @@ def open_checkpoint(
         meta={"max_position_embeddings": max_position_embeddings, "rope_factor": rope_factor},
     )
     if hf.is_hf(path):
-        found = _open_hf(path)
+        found = _open_hf(path, ignore)
     elif meta_files.is_meta(path):
         told = meta.Told(
             max_position_embeddings=max_position_embeddings,
@@ -53,7 +56,10 @@ def open_checkpoint(
         found = _open_meta(path, told)
     else:
         folder = iteration_folder(path, iteration)
-        said = Said(vocab_size=vocab_size, dialect=dialect, config=Path(config) if config else None)
+        said = Said(
+            vocab_size=vocab_size, dialect=dialect, config=Path(config) if config else None,
+            ignore=ignore | recorded(manifest.read(folder)),
+        )  # fmt: skip
         if torch_dist.is_torch_dist(folder):
             found = _open_torch_dist(folder, said)
         elif mp_rank.is_mp_rank(folder):
@@ -107,10 +113,17 @@ def iteration_folder(root: Path, iteration: int | None = None) -> Path:
     return folder
 
 
-def _open_hf(path: Path) -> Checkpoint:
-    config = hf.read_json(path / "config.json")
+def _open_hf(path: Path, ignore: Ignored) -> Checkpoint:
+    config, made = hf.read_json(path / "config.json"), manifest.read(path)
     family = family_of(config)
-    spec = family.read_config(config)
+    harmless = (ignore | recorded(made)).config_keys
+    spec = family.read_config(config, harmless)
+    passed = family.passed_over(config, harmless)
+    if claimed := sorted((ignore.config_keys & set(config)) - set(passed)):
+        raise ConfigError(
+            f"{path / 'config.json'}: --ignore-config-key {claimed[0]}, but the {family.name} table claims that key: "
+            "it is read, not passed over; leave the flag away"
+        )
     found = hf.open_folder(path)
     base = family.base if family.base and not any(name.startswith(family.base) for name in found) else ""
     # `str.endswith` takes no prefix of an ending for the ending: the dot in front counts
@@ -118,7 +131,8 @@ def _open_hf(path: Path) -> Checkpoint:
     _check_depth(path, spec, len(located))
     return Checkpoint(
         path=path, format="hf", dialect=None, family=family, spec=spec, layout=None, iteration=None,
-        stored=spell.hf(family, spec, located), located=located, manifest=manifest.read(path),
+        stored=spell.hf(family, spec, located), located=located, manifest=made,
+        ignored=joined((made or {}).get("ignored", {}), {"config_keys": passed}),
     )  # fmt: skip
 
 
@@ -146,7 +160,7 @@ def _open_torch_dist(folder: Path, said: Said) -> Checkpoint:
     return Checkpoint(
         path=folder, format="torch_dist", dialect="mcore", family=what.family, spec=what.spec, layout=what.layout,
         iteration=_iteration(folder), stored=stored, located=located, manifest=what.manifest, common=common,
-        notes=what.notes,
+        notes=what.notes, ignored=what.ignored,
     )  # fmt: skip
 
 
@@ -172,7 +186,7 @@ def _open_mp_rank(folder: Path, said: Said) -> Checkpoint:
     return Checkpoint(
         path=folder, format="mp_rank", dialect=what.dialect, family=what.family, spec=spec, layout=layout,
         iteration=_iteration(folder), stored=stored, located=located, manifest=what.manifest, common=common,
-        notes=what.notes,
+        notes=what.notes, ignored=what.ignored,
     )  # fmt: skip
 
 

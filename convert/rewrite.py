@@ -213,7 +213,7 @@ def _emit(plan: Plan, folder: Path, layout: Layout) -> None:
 def _still_true(plan: Plan, config: dict[str, Any]) -> bool:
     family = plan.source.family
     told = config.get("dtype") or config.get("torch_dtype")
-    same = family.read_config(config) == family.expressible(plan.source.spec)
+    same = family.read_config(config, plan.source.ignored.get("config_keys", ())) == family.expressible(plan.source.spec)
     return same and (plan.dtype is None or told == _name(plan.dtype))
 
 
@@ -245,6 +245,7 @@ def _manifest(plan: Plan, step: str, found: dict[str, str], read: dict[str, str]
         source=origin,
         digests=found,
         copies=plan.source.copies,
+        ignored=plan.source.ignored,
         history=[*before.get("history", []), {"step": step, "detail": detail}],
         # what is merged with an adapter is the same model as nothing before it
         made_from=[] if plan.source.adapter else manifest.origins(plan.folder, plan.source.path, before),

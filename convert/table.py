@@ -1,7 +1,7 @@
 """What a family's table is made of: rows, each one logical tensor and what Hugging Face stores of it."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,20 +137,32 @@ class Family:
         added: dict[str, Any] = {name: True for group in groups if any(getattr(spec, n) for n in group) for name in group}
         return dataclasses.replace(spec, family=self.name, **added)
 
-    def read_config(self, config: Config) -> ModelSpec:
-        """The spec that `config.json` describes. Raises ConfigError on every key that no row of the table claims."""
+    def read_config(self, config: Config, ignore: Collection[str] = ()) -> ModelSpec:
+        """Return the spec that `config.json` describes.
+
+        Raises ConfigError on every key that no row of the table claims and that is not in `ignore`.
+        """
+        fields, left = self._claim(config)
+        if unknown := {name: value for name, value in left.items() if name not in ignore}:
+            unclaimed = ", ".join(f"{name}={repr(value)[:60]}" for name, value in unknown.items())
+            flags = " ".join(f"--ignore-config-key {name}" for name in unknown)
+            raise ConfigError(
+                f"config.json: no row of the {self.name} table claims {unclaimed}; mconv cannot tell whether that "
+                f"changes what the model computes. If it does not: {flags}"
+            )
+        return ModelSpec(**fields)
+
+    def passed_over(self, config: Config, ignore: Collection[str]) -> Config:
+        """Return the keys of `config.json` that `ignore` names and no row claims, with their values."""
+        return {name: value for name, value in self._claim(config)[1].items() if name in ignore}
+
+    def _claim(self, config: Config) -> tuple[dict[str, Any], Config]:
+        """Return the fields of the spec, and the keys that no row claims. A null says nothing and is not among them."""
         left = dict(config)
         fields: dict[str, Any] = {"family": self.name}
         for key in self.config:
             fields.update(key.read(left))
-        left = {name: value for name, value in left.items() if value is not None}  # null says nothing
-        if left:
-            unclaimed = ", ".join(f"{name}={value!r}" for name, value in left.items())
-            raise ConfigError(
-                f"config.json: no row of the {self.name} table claims {unclaimed}; mconv cannot "
-                "tell whether they change what the model computes"
-            )
-        return ModelSpec(**fields)
+        return fields, {name: value for name, value in left.items() if value is not None}
 
     def write_config(self, spec: ModelSpec) -> Config:
         """The `config.json` of a spec: the same table, read backwards. Raises ConfigError on what it cannot say."""

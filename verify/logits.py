@@ -16,7 +16,6 @@ from torch import Tensor
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.formats.tensors import forget
-from mconv.convert.opening import open_checkpoint
 from mconv.convert.source import Source, check_copies, slab_boxes
 from mconv.convert.table import Logical
 from mconv.errors import CheckFailed, FormatError
@@ -28,6 +27,7 @@ from mconv.verify.guesses.explain import explain
 from mconv.verify.models import How, Model, Scores, model_of, rounded
 from mconv.verify.noise import OtherOrder
 from mconv.verify.probes import Probe
+from mconv.verify.sides import opened
 
 DEFAULTS = {"streamed": False, "generate": 0, "digests": None}
 """What a payload need not say."""
@@ -132,7 +132,7 @@ def logits_of(
 
 
 def _open(payload: dict[str, Any], side: str) -> Checkpoint:
-    found = open_checkpoint(Path(payload[side]), **payload.get(f"{side}_options", {}))
+    found = opened(Path(payload[side]), payload.get(f"{side}_options", {}))
     if found.format != "hf":
         from mconv.train.model.checks import check_known
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.ignored import ignored
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import Unsaid
 
 Said = dict[str, Any]
-"""Options of `open_checkpoint`."""
+"""Options of `open_checkpoint`; of `ignore`, the lists of names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +46,16 @@ def open_both(a: Path, b: Path, said: Said) -> tuple[Side, Side]:
 
 
 def _open(path: Path, said: Said) -> Side:
-    own = {} if (path / "config.json").is_file() else {k: v for k, v in said.items() if v is not None}
-    checkpoint = open_checkpoint(path, **own)
+    hugging = (path / "config.json").is_file()
+    own = {k: v for k, v in said.items() if v is not None and (k == "ignore" or not hugging)}
+    checkpoint = opened(path, own)
     own.pop("iteration", None)  # the folder that was found is the iteration's
     return Side(checkpoint=checkpoint, said=own)
+
+
+def opened(path: Path, said: Said) -> Checkpoint:
+    """Return the checkpoint, opened with plain values as a rank's payload has them."""
+    return open_checkpoint(path, **{**said, "ignore": ignored(**said.get("ignore", {}))})
 
 
 def _open_by(path: Path, said: Said, other: Checkpoint, error: Unsaid) -> Side:

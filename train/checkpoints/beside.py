@@ -68,6 +68,7 @@ def finish(folder: Path, spec: ModelSpec, args: Namespace, *, origin: Checkpoint
         source=before.get("source") or named,
         digests={},  # of weights that change with every save; `verify` reads the tensors themselves
         copies=before.get("copies", []),
+        ignored=origin.ignored if origin else None,
         history=[*before.get("history", []), {"step": "train", "detail": detail}],
     )
     manifest.write(folder, made)

@@ -17,6 +17,10 @@ class Start:
     """The vocabulary is padded to a multiple of this times tp, unless the checkpoint is padded already."""
     vocab_size: int | None = None
     """The true vocabulary size: for checkpoints that do not know it, and of a model from scratch."""
+    ignore_arg: list[str] | None = None
+    """Args of the checkpoint at `load` that no table claims and that may be passed over."""
+    ignore_config_key: list[str] | None = None
+    """Keys of a config.json at `load` that no table claims and that may be passed over."""
     seed: int = 1234
     """Seed of the data order, of random weights and of every random generator."""
 

@@ -12,6 +12,7 @@ from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.dialects.mcore import family_named
 from mconv.convert.families import family_of
 from mconv.convert.formats.hf import read_json
+from mconv.convert.ignored import Ignored, ignored
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError, refuse
 from mconv.spec import ModelSpec
@@ -31,9 +32,16 @@ def origin(config: TrainConfig, *, iteration: int | None = None) -> Checkpoint:
     Raises ConfigError on an architecture that cannot be, FormatError on a checkpoint that is none.
     """
     if config.init == "checkpoint":
-        return open_checkpoint(Path(str(config.load)), vocab_size=config.vocab_size, iteration=iteration)
+        return open_checkpoint(
+            Path(str(config.load)), vocab_size=config.vocab_size, iteration=iteration, ignore=passes(config)
+        )
     spec, std, path = _base(config)
     return initial.blueprint(changed(spec, config), std=config.init_method_std or std, seed=config.seed, path=path)
+
+
+def passes(config: TrainConfig) -> Ignored:
+    """Return the names that no table claims and that the configuration lets pass."""
+    return ignored(args=config.ignore_arg or (), config_keys=config.ignore_config_key or ())
 
 
 def _base(config: TrainConfig) -> tuple[ModelSpec, float, Path]:

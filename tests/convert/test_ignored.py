@@ -1,0 +1,57 @@
+"""Config keys that no table claims stop, and pass where the user says that they are harmless."""
+
+import json
+
+import pytest
+from tiny import edit_json, make_llama
+
+from mconv.cli.app import run
+from mconv.convert import manifest
+from mconv.convert.ignored import ignored, joined, recorded
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A LLaMA whose config.json has a key that nobody has heard of."""
+    made = make_llama(tmp_path / "hf")
+    edit_json(made / "config.json", novelty=3)
+    return made
+
+
+def test_an_unknown_key_stops_and_passes_by_name(folder, tmp_path, capsys):
+    out = tmp_path / "meg"
+    assert run(["hf2meg", str(folder), "--out", str(out)]) == 2
+    assert "--ignore-config-key novelty" in capsys.readouterr().err
+    assert not out.exists()
+    assert run(["hf2meg", str(folder), "--out", str(out), "--ignore-config-key", "novelty"]) == 0
+    assert manifest.read(out / "release")["ignored"] == {"config_keys": {"novelty": 3}}
+
+
+def test_what_was_ignored_once_is_kept_along_the_way(folder, tmp_path):
+    steps = [
+        ["hf2meg", str(folder), "--out", str(tmp_path / "meg"), "--ignore-config-key", "novelty"],
+        ["reshard", str(tmp_path / "meg"), "--out", str(tmp_path / "tp2"), "--tp", "2"],
+        ["meg2hf", str(tmp_path / "tp2"), "--out", str(tmp_path / "back")],
+        ["hf2meg", str(tmp_path / "back"), "--out", str(tmp_path / "again")],
+        ["verify", str(folder), str(tmp_path / "again"), "--digests", "--ignore-config-key", "novelty"],
+    ]
+    assert [run(step) for step in steps] == [0] * len(steps)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["novelty"] == 3
+    assert manifest.read(tmp_path / "again" / "release")["ignored"] == {"config_keys": {"novelty": 3}}
+
+
+def test_a_claimed_key_cannot_be_ignored(folder, tmp_path, capsys):
+    edit_json(folder / "config.json", hidden_act="gelu", novelty=None)
+    asked = ["hf2meg", str(folder), "--out", str(tmp_path / "meg"), "--ignore-config-key"]
+    assert run([*asked, "hidden_act"]) == 2
+    edit_json(folder / "config.json", hidden_act="silu")
+    assert run([*asked, "hidden_act"]) == 2
+    assert "table claims that key" in capsys.readouterr().err
+
+
+def test_names_are_values():
+    names = ignored(args=["--moe-x", "y_z"], config_keys=["a"])
+    assert names.to_dict() == {"args": ["moe_x", "y_z"], "config_keys": ["a"]}
+    assert names | names == names
+    assert recorded({"ignored": {"args": {"b": 1}}}) == ignored(args=["b"])
+    assert joined({"args": {"a": 1}}, {"args": {"a": 2, "b": 3}}, {"config_keys": {}}) == {"args": {"a": 2, "b": 3}}
