@@ -73,7 +73,7 @@ def with_base(path: Path, base: Path | None, *, iteration: int | None = None, pr
     """
     if peft.is_adapter(path):
         beneath = opening.open_checkpoint(base or _named(path))
-        return merged(beneath, peft.read(path, family=beneath.family, spec=beneath.spec))
+        return merged(beneath, peft.read(path, family=beneath.family, spec=beneath.spec), lies=path)
     run = open_run(path, iteration)
     where = base or (run.folder.parent / run.base["path"])
     if not where.is_dir():
@@ -84,7 +84,7 @@ def with_base(path: Path, base: Path | None, *, iteration: int | None = None, pr
     found = digests(Source.of(beneath), allow_nonfinite=True, progress=progress).stored
     if combined(found) != run.base["digest"]:
         raise FormatError(f"{where} has not the weights that {path} was trained on ({run.base['name']})")
-    return merged(beneath, run.adapter)
+    return merged(beneath, run.adapter, lies=run.folder)
 
 
 def _named(folder: Path) -> Path:
@@ -96,7 +96,15 @@ def _named(folder: Path) -> Path:
     raise FormatError(f"{folder} names {name!r} as its base, which is no folder here; give it with --base")
 
 
-def merged(base: Checkpoint, adapter: Adapter) -> Checkpoint:
-    """The base, each of whose tensors is read as W + scale * B A. A model of its own: nothing vouches for it yet."""
-    history = [*(base.manifest or {}).get("history", []), {"step": "lora", "detail": adapter.settings.to_dict()}]
-    return dataclasses.replace(base, adapter=adapter, manifest={"history": history, "copies": base.copies})
+def merged(base: Checkpoint, adapter: Adapter, *, lies: Path | None = None) -> Checkpoint:
+    """Return the base, each of whose tensors is read as W + scale * B A; `lies`: the adapter's own folder.
+
+    It is a model of its own: nothing vouches for it but the two that it is made of, if it is known where they lie.
+    """
+    before = base.manifest or {}
+    history = [*before.get("history", []), {"step": "lora", "detail": adapter.settings.to_dict()}]
+    made: dict[str, Any] = {"history": history, "copies": base.copies}
+    if lies is not None:
+        made["merged_from"] = {"base": str(base.path.resolve()), "adapter": str(lies.resolve())}
+        made["ancestors"] = [*before.get("ancestors", before.get("made_from", [])), str(lies.resolve())]
+    return dataclasses.replace(base, adapter=adapter, manifest=made)

@@ -11,6 +11,7 @@ from mconv.convert.dialects import DIALECTS
 from mconv.convert.formats.tensors import Located
 from mconv.convert.ignored import Passed
 from mconv.convert.lora import Adapter
+from mconv.convert.place import TRACKER as TRACKER
 from mconv.convert.table import Family, Logical, Stored
 from mconv.errors import LayoutError, refuse
 from mconv.shard.axes import volume
@@ -20,7 +21,6 @@ from mconv.spec import ModelSpec
 
 HUGGING = ("hf", "meta")
 """Formats of models as they are published."""
-TRACKER = "latest_checkpointed_iteration.txt"
 SIDE_FOLDER = "hf"
 """Beside a Megatron checkpoint: the config and tokenizer files that an export gives back."""
 SIDE_FILES = (

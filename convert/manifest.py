@@ -4,21 +4,35 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mconv
-from mconv.convert.digests import described
-from mconv.convert.formats.hf import read_json
 from mconv.convert.ignored import Passed
+from mconv.convert.jsonfile import read_json
 from mconv.convert.place import MANIFEST
 from mconv.errors import FormatError, refuse
-from mconv.shard.layout import Layout
-from mconv.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from mconv.shard.layout import Layout
+    from mconv.spec import ModelSpec
 
 NAME = MANIFEST
+LOCAL = ("made_from", "ancestors", "merged_from")
+"""Keys that say where other checkpoints lie on this machine: never published."""
+
+
+def now() -> str:
+    """Return the time in UTC, to the second, as manifests have it: 2026-11-30T19:23:11Z.
+
+    SOURCE_DATE_EPOCH, by which builds are made the same to the byte, takes its place.
+    """
+    said = os.environ.get("SOURCE_DATE_EPOCH", "")
+    at = datetime.fromtimestamp(int(said), timezone.utc) if said.isdecimal() else datetime.now(timezone.utc)
+    return f"{at:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def versions() -> dict[str, str]:
@@ -27,11 +41,11 @@ def versions() -> dict[str, str]:
 
 
 def make(
-    spec: ModelSpec,
+    spec: "ModelSpec",
     *,
     format: str,
     dialect: str | None,
-    layout: Layout | None,
+    layout: "Layout | None",
     dtype: str,
     source: dict[str, Any],
     digests: dict[str, str],
@@ -39,13 +53,20 @@ def make(
     copies: Sequence[str] = (),
     ignored: Passed | None = None,
     made_from: Sequence[str] = (),
+    ancestors: Sequence[str] = (),
+    merged_from: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The manifest as JSON values. `source` and `history` name folders, never whole paths: manifests are published.
+    """Return the manifest as JSON values. `source` and `history` name folders, never whole paths: it is published.
 
-    Only `made_from` has paths, as seen from the checkpoint's own folder, and `mconv push` leaves it out.
+    Paths, as seen from the checkpoint's own folder, are in the keys of `LOCAL` alone, which `mconv push` leaves out:
+    `made_from` are the checkpoints that this one must equal, `ancestors` all that it comes from (what a training started
+    with too), `merged_from` the base and the adapter whose merge it is; each with the earliest first.
     """
+    from mconv.convert.digests import described
+
     return {
         "mconv": mconv.__version__,
+        "made": now(),
         "family": spec.family,
         "spec": spec.to_dict(),
         "format": format,
@@ -55,6 +76,8 @@ def make(
         "dtype": dtype,
         "source": source,
         "made_from": list(made_from),
+        "ancestors": list(ancestors),
+        **({"merged_from": dict(merged_from)} if merged_from else {}),
         "history": history,
         "versions": versions(),
         "digest": described(),
@@ -79,6 +102,18 @@ def origins(folder: Path, source: Path, before: dict[str, Any] | None) -> list[s
     return [os.path.relpath(path, here) for path in (*known, there)]
 
 
+def descent(folder: Path, source: Path, before: dict[str, Any] | None) -> list[str]:
+    """Return `ancestors` of what is made in `folder` from `source`, whose manifest is `before`; `source` is the last."""
+    here, there = folder.resolve(), source.resolve()
+    known = [*(before or {}).get("ancestors", (before or {}).get("made_from", [])), "."]
+    return [os.path.relpath(there / path, here) for path in known]
+
+
+def moved(folder: Path, source: Path, paths: Mapping[str, str]) -> dict[str, str]:
+    """Return `paths`, which are as seen from `source`, as seen from `folder`."""
+    return {name: os.path.relpath(source.resolve() / path, folder.resolve()) for name, path in paths.items()}
+
+
 def write(folder: Path, manifest: dict[str, Any]) -> None:
     (folder / NAME).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
@@ -88,24 +123,21 @@ def read(folder: Path) -> dict[str, Any] | None:
     if not (folder / NAME).is_file():
         return None
     found = read_json(folder / NAME)
-    lists = ("history", "verified", "copies", "made_from")
-    kinds: dict[str, type] = {
-        "spec": dict,
-        "digests": dict,
-        "source": dict,
-        "ignored": dict,
-        **dict.fromkeys(lists, list),
-    }
+    lists = ("history", "verified", "copies", "made_from", "ancestors")
+    objects_of = ("spec", "digests", "source", "ignored", "merged_from")
+    kinds: dict[str, type] = {**dict.fromkeys(objects_of, dict), **dict.fromkeys(lists, list), "made": str}
     wrong = [
         f"{k} is {type(found[k]).__name__}" for k, kind in kinds.items() if not isinstance(found.get(k, kind()), kind)
     ]
     if not wrong:
         wrong += [f"the digest of {k} is {v!r}" for k, v in found.get("digests", {}).items() if not isinstance(v, str)]
-        texts, verdicts = [(n, v) for n in ("copies", "made_from") for v in found.get(n, [])], found.get("verified", [])
+        texts = [(n, v) for n in ("copies", "made_from", "ancestors") for v in found.get(n, [])]
+        texts += [("merged_from", v) for v in found.get("merged_from", {}).values()]
+        verdicts = found.get("verified", [])
         wrong += [f"{name} holds {value!r}" for name, value in texts if not isinstance(value, str)]
         wrong += [f"ignored holds {k!r}: {v!r}" for k, v in found.get("ignored", {}).items() if not isinstance(v, dict)]
         wrong += [f"verified holds {value!r}" for value in verdicts if not isinstance(value, dict)]
-    refuse(wrong, doing=f"reading {folder / NAME}", kind=FormatError)
+    refuse([f"{folder / NAME}: {what}" for what in wrong], doing=f"reading {folder / NAME}", kind=FormatError)
     return found
 
 

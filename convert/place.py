@@ -15,6 +15,7 @@ PARTIAL = ".mconv-partial-"
 PLAN = "plan.json"
 """In the journal: what is converted to what."""
 MANIFEST = "mconv.json"
+TRACKER = "latest_checkpointed_iteration.txt"
 
 
 @dataclass(frozen=True, slots=True)

@@ -249,4 +249,6 @@ def _manifest(plan: Plan, step: str, found: dict[str, str], read: dict[str, str]
         history=[*before.get("history", []), {"step": step, "detail": detail}],
         # what is merged with an adapter is the same model as nothing before it
         made_from=[] if plan.source.adapter else manifest.origins(plan.folder, plan.source.path, before),
+        ancestors=manifest.descent(plan.folder, plan.source.path, before),
+        merged_from=manifest.moved(plan.folder, plan.source.path, before.get("merged_from", {})),
     )

@@ -21,8 +21,10 @@ STEPS = {
 _KINDS: dict[str, type] = {
     "mconv": str, "family": str, "spec": dict, "format": str, "dialect": str, "layout": dict, "vocab": dict,
     "dtype": str, "source": dict, "digests": dict, "versions": dict, "history": list, "verified": list,
-    "made_from": list,
+    "made_from": list, "ancestors": list, "merged_from": dict, "made": str,
 }  # fmt: skip
+_LOCAL = ("made_from", "ancestors", "merged_from")
+"""Keys that say where other checkpoints lie on this machine."""
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 # A path with a root, or a relative one: all but its last name is nobody's business.
@@ -71,7 +73,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def published(manifest: Mapping[str, Any], *, verified: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """What the world gets of a manifest: nothing of this machine. `verified` stands in for the verdicts that it holds."""
-    facts = {key: value for key, value in manifest.items() if key != "made_from"}
+    facts = {key: value for key, value in manifest.items() if key not in _LOCAL}
     if verified is not None and (verified or "verified" in facts):
         facts["verified"] = [dict(verdict) for verdict in verified]
     return {key: public(value) for key, value in facts.items()}

@@ -18,6 +18,7 @@ import torch
 from mconv.convert.formats import bin
 from mconv.convert.formats.laid import Laid, Spot
 from mconv.convert.formats.tensors import Located, Target
+from mconv.convert.jsonfile import read_json as read_json
 from mconv.errors import FormatError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -34,19 +35,6 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 def is_hf(folder: Path) -> bool:
     """Whether a folder looks like a Hugging Face checkpoint (complete or not)."""
     return (folder / "config.json").is_file()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises FormatError with the file's name if it is missing, damaged or not an object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FormatError(f"{path} is missing") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{path}: a JSON object was expected, not {type(value).__name__}")
-    return value
 
 
 def open_folder(folder: Path) -> dict[str, Located]:

@@ -54,6 +54,14 @@ def args_now(spec: ModelSpec, parallel: Parallel, chunks: list[Any], settings: M
     return args
 
 
+def _ancestors(folder: Path, origin: Checkpoint | None) -> list[str]:
+    """Return what a run's checkpoint comes from; an earlier one of the same run is not named beside it."""
+    if origin is None or not origin.path.is_dir():  # random weights
+        return []
+    found = manifest.descent(folder, origin.path, origin.manifest)
+    return found[:-1] if origin.path.resolve().parent == folder.resolve().parent else found
+
+
 def finish(folder: Path, spec: ModelSpec, args: Namespace, *, origin: Checkpoint | None) -> None:
     """Add what conversion wants beside a checkpoint: the manifest, and the side files of the one it came from."""
     before = (origin.manifest or {}) if origin else {}
@@ -70,7 +78,10 @@ def finish(folder: Path, spec: ModelSpec, args: Namespace, *, origin: Checkpoint
         copies=before.get("copies", []),
         ignored=origin.ignored if origin else None,
         history=[*before.get("history", []), {"step": "train", "detail": detail}],
+        ancestors=_ancestors(folder, origin),
     )
+    if lora := getattr(args, "lora", None):
+        made["adapter"] = {name: lora[name] for name in ("rank", "alpha") if name in lora}
     manifest.write(folder, made)
     for path in origin.side_files if origin else []:
         (folder / SIDE_FOLDER).mkdir(exist_ok=True)
