@@ -12,6 +12,7 @@ from mconv.convert.formats import hf, mp_rank, torch_dist
 from mconv.convert.formats import meta as meta_files
 from mconv.convert.identify import Said, identify
 from mconv.convert.ignored import NOTHING, Ignored, joined, recorded
+from mconv.convert.recognize import explain, what_is
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.spec import ModelSpec
 
@@ -37,8 +38,7 @@ def open_checkpoint(
     """
     path = Path(path)
     if not path.is_dir():
-        pull = f" (mconv pull {path} fetches one of the Hub's)" if len(path.parts) == 2 and not path.is_absolute() else ""
-        raise FormatError(f"{path} is not a folder; give a Hugging Face folder or a Megatron checkpoint{pull}")
+        raise FormatError(explain(path))
     _fitting(
         path,
         megatron={"iteration": iteration, "vocab_size": vocab_size, "dialect": dialect},
@@ -46,6 +46,8 @@ def open_checkpoint(
         meta={"max_position_embeddings": max_position_embeddings, "rope_factor": rope_factor},
     )
     if hf.is_hf(path):
+        if not (what := what_is(path)).readable and what.kind != "hf-odd":  # a config, but no weights that mconv reads
+            raise FormatError(explain(path))
         found = _open_hf(path, ignore)
     elif meta_files.is_meta(path):
         told = meta.Told(
@@ -62,13 +64,8 @@ def open_checkpoint(
         )  # fmt: skip
         if torch_dist.is_torch_dist(folder):
             found = _open_torch_dist(folder, said)
-        elif mp_rank.is_mp_rank(folder):
-            found = _open_mp_rank(folder, said)
         else:
-            raise FormatError(
-                f"{folder} is no checkpoint that mconv knows: it has no config.json, no consolidated.*.pth, "
-                "no metadata.json, no mp_rank_*"
-            )
+            found = _open_mp_rank(folder, said)
     check_complete(found)
     return found
 
@@ -96,20 +93,23 @@ def iteration_folder(root: Path, iteration: int | None = None) -> Path:
         if not folder.is_dir():
             have = sorted(p.name for p in root.glob("iter_*"))
             raise FormatError(f"{folder} does not exist; {root} has {have or 'no iterations'}")
-        return folder
+        return _known(folder)
     tracker = root / TRACKER
     if not tracker.is_file():
-        if torch_dist.is_torch_dist(root) or mp_rank.is_mp_rank(root):
-            return root
-        raise FormatError(
-            f"{root} has no config.json and no {TRACKER}: neither a Hugging Face folder nor a Megatron checkpoint"
-        )
+        return _known(root)
     word = tracker.read_text(encoding="utf-8", errors="replace").strip()
     if word != "release" and not re.fullmatch(r"\d{1,12}", word):
         raise FormatError(f"{tracker} says {word[:40]!r}; it must be an iteration number or 'release'")
     folder = root / ("release" if word == "release" else f"iter_{int(word):07d}")
     if not folder.is_dir():
         raise FormatError(f"{tracker} says {word!r}, but {folder} does not exist")
+    return _known(folder)
+
+
+def _known(folder: Path) -> Path:
+    """The folder, if by its names it is one iteration of a Megatron's; else say what it is."""
+    if what_is(folder).kind not in ("torch_dist", "mp_rank"):
+        raise FormatError(explain(folder))
     return folder
 
 

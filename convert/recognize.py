@@ -1,0 +1,173 @@
+"""What a path is, by the names in it: for messages, and for commands that take several kinds. Nothing is opened.
+
+The table is in `kinds.py`: the names that give a kind away, what it is, and what to do with it.
+"""
+
+import difflib
+import fnmatch
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mconv.convert.kinds import AROUND, FILES, FOLDERS, PLAIN, READABLE, WANTED, Row
+
+MOST = 5000
+"""Names of a folder that are looked at."""
+BELOW = 50
+"""Folders below it that are looked into."""
+SHOWN = 6
+"""Names that a message shows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class What:
+    """What a path is."""
+
+    kind: str
+    """A short name: "hf", "meta", "mistral", "adapter", "megatron", ...; "unknown", "empty", "absent"."""
+    text: str
+    """The kind in words: a noun phrase with an article."""
+    advice: str
+    """What to do with it; "" where mconv opens it as it is."""
+    readable: bool
+    """Whether `open_checkpoint` takes it, if nothing in it is damaged."""
+
+
+def what_is(path: Path | str) -> What:
+    """Return what a path is, by names alone. Never raises: an unreadable folder is "unknown"."""
+    path = Path(path)
+    try:
+        return _folder(path) if path.is_dir() else _file(path) if path.exists() else _absent(path)
+    except OSError as error:
+        return What(kind="unknown", text=f"not readable ({error.strerror or error})", advice="", readable=False)
+
+
+def explain(path: Path | str) -> str:
+    """Return the whole message about a path that mconv does not open: what it is and what to do."""
+    path, found = Path(path), what_is(path)
+    seen = shown(names_in(path)) if path.is_dir() and found.kind not in PLAIN else ""
+    parts = [f"{path} is {found.text}" + (f" (it holds {seen})" if seen else ""), found.advice]
+    return "; ".join(part for part in parts if part)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the sorted names in a folder, those of folders with a slash at the end; at most `MOST`."""
+    with os.scandir(folder) as entries:
+        found = [entry.name + "/" * entry.is_dir() for entry, _ in zip(entries, range(MOST), strict=False)]
+    return sorted(found)
+
+
+def _folder(path: Path) -> What:
+    names = names_in(path)
+    if not names:
+        return What(kind="empty", text="an empty folder", advice="give the folder of a model", readable=False)
+    row = next((row for row in FOLDERS if _fits(row, names)), None)
+    inside = _inside(path, names) if row is None or row.kind not in READABLE else []
+    if beside := _beside(path, row):
+        return beside
+    if inside and (row is None or row.kind in AROUND or (row.kind == "root" and inside[0][2] in ("hf", "adapter"))):
+        (folder, text, _), *others = inside
+        also = f" (or {shown([below.name for below, _, _ in others], most=3)} beside it)" if others else ""
+        return What(kind="parent", text=f"not a model itself: {folder} is {text}", advice=f"give {folder}{also}",
+                    readable=False)  # fmt: skip
+    if row is None:
+        return _unknown([name for name in names if not name.startswith(".cache")])
+    return _what(row, path, iterations=_iterations(path, names))
+
+
+def _unknown(names: Sequence[str]) -> What:
+    wanted = "; ".join(f"{name}: {files}" for name, files in WANTED)
+    return What(kind="unknown", text=f"no checkpoint that mconv knows: it holds {shown(names)}",
+                advice=f"what each format would need: {wanted}", readable=False)  # fmt: skip
+
+
+def _beside(path: Path, row: Row | None) -> What | None:
+    """A folder that belongs to the checkpoint one folder up: its config and tokenizer."""
+    if row is None or row.kind not in ("config-only", "tokenizer") or path.name not in ("hf", "tokenizer"):
+        return None
+    above = path.resolve().parent
+    outer = next((r for r in FOLDERS if _fits(r, names_in(above))), None)
+    if outer is None or outer.kind not in READABLE:
+        return None
+    return What(kind="side", text=f"the config and tokenizer that travel with the checkpoint {path.parent}",
+                advice=f"give {path.parent}", readable=False)  # fmt: skip
+
+
+def _inside(path: Path, names: Sequence[str]) -> list[tuple[Path, str, str]]:
+    """The folders below that mconv opens (or adapters), what each is, and its kind; of numbered ones the last first."""
+    found = []
+    for name in [name for name in names if name.endswith("/") and not name.startswith(".")][:BELOW]:
+        try:
+            below = names_in(path / name)
+        except OSError:
+            continue
+        row = next((row for row in FOLDERS if _fits(row, below)), None)
+        if row and row.kind in (*READABLE, "adapter", "root"):
+            found.append((path / name.rstrip("/"), row.text.partition(":")[0], row.kind))
+    return sorted(found, key=lambda one: [-int(n) for n in re.findall(r"\d{1,18}", one[0].name)])
+
+
+def _iterations(path: Path, names: Sequence[str]) -> str:
+    """What to type for a root without a tracker."""
+    numbers = sorted(int(n[5:-1]) for n in names if re.fullmatch(r"iter_\d{1,12}/", n))
+    told = []
+    if numbers:
+        have = ", ".join(map(str, numbers[-SHOWN:]))
+        more = f" (and {len(numbers) - SHOWN} earlier)" if len(numbers) > SHOWN else ""
+        told.append(f"it has the iterations {have}{more}: say which with --iteration {numbers[-1]}")
+    if "release/" in names:
+        told.append(f"{'or ' if told else ''}give {path / 'release'}")
+    return ", ".join(told)
+
+
+def _file(path: Path) -> What:
+    row = next((row for row in FILES if _fits(row, [path.name])), None)
+    if row is None:
+        return What(kind="file", text="a file", advice="give the folder of a model", readable=False)
+    return _what(row, path)
+
+
+def _absent(path: Path) -> What:
+    """A path that is not there: a prefix of data, a misspelt neighbour, or a repository."""
+    above = path.parent
+    near: list[str] = []
+    if above.is_dir():
+        if (above / f"{path.name}.bin").is_file() and (above / f"{path.name}.idx").is_file():
+            return What(kind="data", text="a prefix of token data, not a model",
+                        advice=f"it is for `mconv train --data {path}`", readable=False)  # fmt: skip
+        there = [name.rstrip("/") for name in names_in(above) if name.endswith("/") and not name.startswith(".")]
+        near = difflib.get_close_matches(path.name, there, n=2, cutoff=0.75)
+    advice = "give a Hugging Face folder or a Megatron checkpoint"
+    if near:
+        advice = f"did you mean {' or '.join(str(above / name) for name in near)}?"
+    elif len(path.parts) == 2 and not path.is_absolute():
+        advice += f" (mconv pull {path} fetches one of the Hub's)"
+    return What(kind="absent", text="not a folder", advice=advice, readable=False)
+
+
+def _what(row: Row, path: Path, **more: str) -> What:
+    # one dot is no name of a folder: a bare file name has it for its parent
+    places = {"path": str(path), "parent": str(path.parent), "grandparent": str(path.parent.parent), **more}
+    advice = re.sub(r"\{(\w+)\}", lambda m: places.get(m[1], ""), row.advice)
+    return What(kind=row.kind, text=row.text, advice=advice, readable=row.kind in READABLE)
+
+
+def _fits(row: Row, names: Sequence[str]) -> bool:
+    return all(_any(sign, names) for sign in row.signs) and not (row.but and _any(row.but, names))
+
+
+def _any(sign: str, names: Sequence[str]) -> bool:
+    """Whether a name fits one of the alternatives; folders have a slash at the end, and only then."""
+    return any(fnmatch.fnmatchcase(name, one) for one in sign.split("|") for name in _of(one, names))
+
+
+def _of(pattern: str, names: Sequence[str]) -> Iterator[str]:
+    return (name for name in names if name.endswith("/") == pattern.endswith("/"))
+
+
+def shown(names: Sequence[str], *, most: int = SHOWN) -> str:
+    """Return the first of some names, safe to print, and how many more there are."""
+    told = ", ".join(name if name.isprintable() else ascii(name) for name in names[:most])
+    return told + (f" and {len(names) - most} more" if len(names) > most else "")
