@@ -1,12 +1,12 @@
 """Claims on `config.json`, each read both ways: a field, a constant, a key that changes nothing."""
 
-import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from mconv.errors import ConfigError
-from mconv.spec import ModelSpec, Rope
+from mconv.spec import ModelSpec
 
 Config = dict[str, Any]
 
@@ -48,12 +48,8 @@ class Field:
     spec: str
     type: type
     default: Any = REQUIRED
-    null: bool = False
-    """Whether null is a value of its own; else it says no more than an absent key."""
 
     def read(self, left: Config) -> Config:
-        if self.null and left.get(self.hf, self) is None:
-            return {self.spec: left.pop(self.hf)}
         return {self.spec: take(left, self.hf, self.type, self.default)}
 
     def write(self, spec: ModelSpec, out: Config) -> None:
@@ -173,92 +169,65 @@ class Kept:
         out.update(self.emit)
 
 
-ROPE_FIELDS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """Another name of a key, as transformers reads it; the two must not differ. Its row stands before that of the key."""
+
+    hf: str
+    of: str
+
+    def read(self, left: Config) -> Config:
+        value = left.pop(self.hf, None)
+        if value is None:
+            return {}
+        if left.get(self.of) is None:
+            left[self.of] = value
+        elif left[self.of] != value:
+            raise ConfigError(f"config.json: {self.hf} is {value!r} but {self.of}, the same thing, is {left[self.of]!r}")
+        return {}
+
+    def write(self, spec: ModelSpec, out: Config) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class RopeKeys:
-    """Rotary settings: `rope_parameters` as transformers 5 writes them, or `rope_theta` and `rope_scaling` as 4 did.
+class Neutral:
+    """Keys of other families with the values that say nothing; with any other value, no row claims them."""
 
-    Written in both spellings, because a transformers 4 reader of the new one silently falls back to base 10000.
-    """
-
-    base: float = 10000.0
+    values: Mapping[str, tuple[Any, ...]]
 
     def read(self, left: Config) -> Config:
-        theta = left.pop("rope_theta", None)
-        old, new = left.pop("rope_scaling", None), left.pop("rope_parameters", None)
-        ropes = []
-        if new is not None:
-            ropes.append(self._rope(new, theta, "rope_parameters"))
-        if new is None or old is not None:
-            ropes.append(self._rope(old or {}, theta, "rope_scaling"))
-        if len(set(ropes)) > 1:
-            raise ConfigError(f"config.json: rope_scaling says {ropes[1]} but rope_parameters says {ropes[0]}")
-        return {"rope": ropes[0]}
+        for name in left.keys() & self.values.keys():
+            if any(equal(left[name], value) for value in self.values[name]):
+                del left[name]
+        return {}
 
-    def _rope(self, values: Any, theta: Any, where: str) -> Rope:
-        if not isinstance(values, dict):
-            raise ConfigError(f"config.json: {where} is {values!r}, not an object")
-        values = {k: v for k, v in values.items() if v is not None}
-        inner = values.pop("rope_theta", None)
-        if inner is not None and theta is not None and inner != theta:
-            raise ConfigError(f"config.json: rope_theta is {theta} but {where}.rope_theta is {inner}")
-        named = {n: typed(f"{where}.{n}", values.pop(n), str) for n in ("rope_type", "type") if n in values}
-        kinds = set(named.values()) or {"default"}
-        if len(kinds) > 1 or (kind := kinds.pop()) not in ROPE_FIELDS:
-            raise ConfigError(
-                f"config.json: {where} has type {sorted(map(str, kinds)) or kind!r}; mconv supports {list(ROPE_FIELDS)}"
-            )
-        if values.get("partial_rotary_factor") == 1:
-            del values["partial_rotary_factor"]  # transformers 5 moves it here
-        wanted = ROPE_FIELDS[kind]
-        if missing := [name for name in wanted if name not in values]:
-            raise ConfigError(f"config.json: {where} of type {kind!r} lacks {missing}")
-        if unknown := sorted(set(values) - set(wanted)):
-            raise ConfigError(f"config.json: {where} of type {kind!r} has keys that no rule claims: {unknown}")
-        types = {f.name: int if f.type is int else float for f in dataclasses.fields(Rope)}
-        base = next((x for x in (inner, theta) if x is not None), self.base)
-        fields = {name: typed(f"{where}.{name}", values[name], types[name]) for name in wanted}
-        return Rope(kind=kind, base=typed("rope_theta", base, float), **fields)
-
-    def write(self, spec: ModelSpec, out: Config) -> None:
-        rope = spec.rope
-        scaling = {"rope_type": rope.kind, **{name: getattr(rope, name) for name in ROPE_FIELDS[rope.kind]}}
-        out["rope_theta"] = rope.base
-        # transformers before 4.43 takes `type` and `factor` and nothing else; later ones read that, too.
-        out["rope_scaling"] = {"default": None, "linear": {"type": "linear", "factor": rope.factor}}.get(
-            rope.kind, scaling
-        )
-        out["rope_parameters"] = {"rope_theta": rope.base, **scaling}
+    def write(self, spec: ModelSpec, out: Config) -> None: ...
 
 
-BASE_KEYS = Kept((
-    "_name_or_path", "_attn_implementation_autoset", "architectures", "model_type", "transformers_version",
-    "torch_dtype", "dtype", "use_cache", "initializer_range", "attention_dropout", "pretraining_tp",
-    "max_sequence_length", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id",
-    "decoder_start_token_id", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
-    "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "id2label", "label2id", "problem_type",
-    "tokenizer_class", "prefix", "begin_suppress_tokens", "suppress_tokens", "finetuning_task", "task_specific_params",
-    "use_bfloat16", "pruned_heads", "do_sample", "temperature", "top_p", "top_k", "is_llama_config", "unsloth_fixed",
-    "unsloth_version", "transformers.js_config", "_attn_implementation", "attn_implementation", "tf_legacy_loss",
-    "tie_encoder_decoder", "cross_attention_hidden_size", "remove_invalid_values", "return_dict_in_generate",
-    "output_scores", "num_return_sequences", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
-    "early_stopping", "bad_words_ids", "typical_p", "num_beam_groups", "diversity_penalty", "forced_bos_token_id",
-    "forced_eos_token_id", "exponential_decay_length_penalty", "max_length", "min_length", "num_beams",
-    "repetition_penalty", "max_new_tokens", "generation_config", "_flash_attn_2_enabled", "gradient_checkpointing",
-    "num_labels", "model_max_length", "keys_to_ignore_at_inference", "embd_pdrop", "resid_pdrop", "min_p",
-    "renormalize_logits",
-), emit={"attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True})  # fmt: skip
-"""Keys of any Hugging Face config that say how it was made, trained or sampled from, not what it computes."""
+@dataclass(frozen=True, slots=True)
+class SaysNothing:
+    """Any key whose value is false, zero or empty, but those `but` names or whose zero would mean something.
 
-NO = ("rope_interleaved", "add_cross_attention", "use_sliding_window", "load_in_8bit", "load_in_4bit")
-"""Keys of other families and of loaders that some configs carry: harmless as long as they say no."""
-ABSENT = (
-    *(Constant(name, False, emit=False) for name in NO),
-    *(Constant(name, None, also=({},), emit=False) for name in ("auto_map", "quantization_config")),
-)
+    Its row stands last: what is left then, transformers' code of the family does not read.
+    """
+
+    but: Collection[str]
+    zero_means: re.Pattern[str]
+    """Names (a part of one) of factors and sizes, of which zero is a value like any other."""
+
+    def read(self, left: Config) -> Config:
+        for name in [name for name, value in left.items() if self._nothing(name, value)]:
+            del left[name]
+        return {}
+
+    def _nothing(self, name: str, value: Any) -> bool:
+        if name in self.but or (type(value) in (int, float) and self.zero_means.search(name)):
+            return False
+        return value in (0, "", [], {})
+
+    def write(self, spec: ModelSpec, out: Config) -> None: ...
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Return whether two JSON values are equal; true is not one, and false not zero."""
+    return (type(a) is bool) == (type(b) is bool) and a == b

@@ -21,7 +21,7 @@ STEPS = {
 _KINDS: dict[str, type] = {
     "mconv": str, "family": str, "spec": dict, "format": str, "dialect": str, "layout": dict, "vocab": dict,
     "dtype": str, "source": dict, "digests": dict, "versions": dict, "history": list, "verified": list,
-    "made_from": list, "ancestors": list, "merged_from": dict, "made": str,
+    "made_from": list, "ancestors": list, "merged_from": dict, "made": str, "ignored": dict,
 }  # fmt: skip
 _LOCAL = ("made_from", "ancestors", "merged_from")
 """Keys that say where other checkpoints lie on this machine."""
@@ -146,6 +146,7 @@ def _body(facts: dict[str, Any], *, repo: str) -> str:
         summary=Plain(_summary(facts)),
         steps=[_step(item) for item in facts.get("history", [])],
         facts=_facts(facts),
+        ignored=_ignored(facts.get("ignored", {})),
         versions=sorted(facts.get("versions", {}).items()),
         checks=[_check(item) for item in facts.get("verified", [])],
         fingerprint=Plain(_fingerprint(digests)) if digests else "",
@@ -176,6 +177,13 @@ def _facts(facts: dict[str, Any]) -> list[tuple[str, object]]:
     rows += [(f"vocabulary ({k})", v) for k, v in facts.get("vocab", {}).items()]
     rows += [(k, facts[k]) for k in ("dtype", "dialect") if k in facts]
     return rows[:40]
+
+
+def _ignored(passed: dict[str, Any]) -> list[str]:
+    """Return `name = value` of each arg and config key that no table claimed and that the user let pass."""
+    named = {"config_keys": "config.json", "args": "Megatron's args"}
+    items = [(kind, name, value) for kind, v in passed.items() if isinstance(v, dict) for name, value in v.items()]
+    return [f"{name} = {_short(value)} ({named.get(kind, kind)})" for kind, name, value in items]
 
 
 def _check(item: dict[str, Any]) -> dict[str, Any]:

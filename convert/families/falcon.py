@@ -7,8 +7,11 @@ group, as the logical tensor is. Axes as in `llama.py`. Source: transformers' `m
 
 from dataclasses import dataclass
 
-from mconv.convert.keys import ABSENT, BASE_KEYS, Always, Biases, Choice, Config, Constant, Field, Kept, RopeKeys, take
+from mconv.convert.keys import Alias, Always, Biases, Choice, Config, Constant, Field, Kept, take
+from mconv.convert.known import COMMON
+from mconv.convert.rope import RopeKeys
 from mconv.convert.table import Family, Row
+from mconv.convert.window import Window
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec, Rope
 
@@ -109,6 +112,10 @@ FALCON = Family(
         Row("head",            "v d",       "v", {"lm_head": 1}, unless="tied_embeddings"),
     ),
     config=(
+        Window("num_hidden_layers", "max_position_embeddings"),
+        Alias("n_embed", "hidden_size"),
+        Positions(),
+        Constant("partial_rotary_factor", 1.0, also=(None,), emit=False),
         #     config.json                spec
         Field("num_hidden_layers",       "num_layers", int),
         Field("vocab_size",              "vocab_size", int),
@@ -116,14 +123,12 @@ FALCON = Family(
         Field("layer_norm_epsilon",      "norm_epsilon", float, 1e-5),
         Field("tie_word_embeddings",     "tied_embeddings", bool, True),
         Heads(),
-        Positions(),
         Biases("bias",                   ("qkv_bias", "proj_bias", "mlp_bias")),
         Choice("activation",             "activation", {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}, "gelu"),
         Constant("apply_residual_connection_post_layernorm", False, emit=False),
         Always({"norm": "layer"}),
         Kept(("hidden_dropout", "ff_factor", "auto_map"), emit={"hidden_dropout": 0.0}),
-        *ABSENT,
-        BASE_KEYS,
+        *COMMON,
     ),
     ignored_weights=(".rotary_emb.inv_freq", ".maybe_rotary.inv_freq"),
     hub_code=r"([\w.-]+/[\w.-]+--)?(configuration|modeling)_falcon\.Falcon\w+",

@@ -6,8 +6,10 @@ head, but all queries, all keys, all values. Axes as in `llama.py`; m positions.
 
 from dataclasses import dataclass
 
-from mconv.convert.keys import ABSENT, BASE_KEYS, Always, Choice, Config, Constant, Field, Kept, take
+from mconv.convert.keys import Alias, Always, Choice, Config, Constant, Field, Kept, take
+from mconv.convert.known import COMMON
 from mconv.convert.table import Family, Row
+from mconv.convert.window import Window
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 
@@ -55,6 +57,11 @@ GPT2 = Family(
         Row("head",            "v d",       "v", {"lm_head": 1}, unless="tied_embeddings"),
     ),
     config=(
+        Alias("hidden_size", "n_embd"),
+        Alias("max_position_embeddings", "n_positions"),
+        Alias("num_attention_heads", "n_head"),
+        Alias("num_hidden_layers", "n_layer"),
+        Window("n_layer", "n_positions"),
         #     config.json              spec
         Field("n_layer",               "num_layers", int),
         Field("vocab_size",            "vocab_size", int),
@@ -71,8 +78,7 @@ GPT2 = Family(
         Kept(("n_ctx", "attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_type", "summary_use_proj",
               "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
              emit={"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}),
-        *ABSENT,
-        BASE_KEYS,
+        *COMMON,
     ),
     ignored_weights=(".attn.bias", ".attn.masked_bias"),
     base="transformer.",

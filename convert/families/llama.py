@@ -4,8 +4,11 @@ Axes: v vocabulary, d hidden, g query groups, q queries of a group, s its slots 
 h head width, p the halves of the gated MLP (gate, up), f its width. Source: transformers' `modeling_llama.py`.
 """
 
-from mconv.convert.keys import ABSENT, BASE_KEYS, Biases, Constant, Field, Heads, Key, RopeKeys
+from mconv.convert.keys import Biases, Constant, Field, Heads, Key
+from mconv.convert.known import COMMON
+from mconv.convert.rope import RopeKeys
 from mconv.convert.table import Family, Row
+from mconv.convert.window import Window
 
 L = "model.layers.{i}."
 A, M = L + "self_attn.", L + "mlp."
@@ -20,8 +23,6 @@ SHARED: tuple[Key, ...] = (
     RopeKeys(),
     Constant("hidden_act",      "silu", also=("swish",)),
     Constant("partial_rotary_factor", 1.0, also=(None,), emit=False),
-    *ABSENT,
-    BASE_KEYS,
 )  # fmt: skip
 """The keys that LLaMA's descendants read just as it does."""
 
@@ -42,12 +43,14 @@ LLAMA = Family(
         Row("head",            "v d",       "v", {"lm_head": 1}, unless="tied_embeddings"),
     ),
     config=(
+        Window("num_hidden_layers", "max_position_embeddings"),
         *SHARED,
         #     config.json                spec
         Field("max_position_embeddings", "max_position_embeddings", int, 2048),
         Heads(),
         Biases("attention_bias",         ("qkv_bias", "proj_bias")),
         Biases("mlp_bias",               ("mlp_bias",)),
+        *COMMON,
     ),
     ignored_weights=(".rotary_emb.inv_freq",),
 )  # fmt: skip

@@ -5,7 +5,9 @@ Source: transformers' `configuration_mistral.py`, whose defaults for absent keys
 
 from mconv.convert.families.llama import LLAMA, SHARED
 from mconv.convert.keys import Field, Heads
+from mconv.convert.known import COMMON
 from mconv.convert.table import Family
+from mconv.convert.window import Window
 
 MISTRAL = Family(
     name="mistral",
@@ -13,11 +15,12 @@ MISTRAL = Family(
     architecture="MistralForCausalLM",
     rows=LLAMA.rows,
     config=(
+        Window("num_hidden_layers", "max_position_embeddings", default=4096, known=True),
         *SHARED,
         #     config.json                spec
         Field("max_position_embeddings", "max_position_embeddings", int, 4096 * 32),
-        Field("sliding_window",          "sliding_window", int, 4096, null=True),
         Heads(groups=8),
+        *COMMON,
     ),
     ignored_weights=LLAMA.ignored_weights,
 )  # fmt: skip

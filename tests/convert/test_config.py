@@ -101,7 +101,7 @@ def test_llama2_as_the_hub_has_it():
 @pytest.mark.parametrize(
     "change, says",
     [
-        ({"sliding_window": 512}, r"no row of the llama table claims sliding_window=512"),
+        ({"sliding_window": 512}, r"sliding_window is 512, below max_position_embeddings \(4096\)"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"num_attention_heads": None}, "has no 'num_attention_heads'"),
         ({"hidden_size": "4096"}, "hidden_size is '4096', not int"),
@@ -120,6 +120,17 @@ def test_llama2_as_the_hub_has_it():
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": 1e4}, "rope_theta"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}}, "says"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta": 1}}, "--ignore-config-key rope_scaling.beta"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "of their own for .'full_attention'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}, "factor is 0.5"),
+        ({"rope_scaling": LLAMA3, "original_max_position_embeddings": 32}, "is 32 but rope_scaling.*is 64"),
+        ({"rope_scaling": "linear"}, "not an object"),
+        ({"layer_types": ["full_attention"] * 31}, "layer_types has 31 entries, but num_hidden_layers is 32"),
+        ({"layer_types": ["sliding_attention"] * 32}, "supports only 'full_attention'"),
+        ({"layer_types": "full_attention"}, "layer_types is 'full_attention'"),
+        ({"use_sliding_window": True}, "claims use_sliding_window=True"),
+        ({"hidden_size": 4096.0}, "hidden_size is 4096.0, not int"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True, not int"),
     ],
 )
 def test_what_no_row_claims_is_refused_by_name(change, says):
@@ -137,3 +148,42 @@ def test_old_config_and_new_config_of_llama3(tmp_path):
               rope_scaling={k: v for k, v in rope.items() if k != "rope_theta"})  # fmt: skip
     assert LLAMA.read_config(json.loads((folder / "config.json").read_text())) == new
     assert new.rope == Rope(kind="llama3", base=5e5, factor=8.0, original_max_position_embeddings=64)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layer_types": ["full_attention"] * 32},
+        {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28},
+        {"rope_scaling": {}},
+        {"rope_scaling": {"type": "default", "factor": 8.0}},
+        {"rope_scaling": {}, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "attention_factor": 1.0}},
+        {"head_dim": None, "num_key_value_heads": None, "torch_dtype": None, "dtype": "torch.bfloat16"},
+        {"architectures": None},
+        {"architectures": []},
+        {"rope_theta": 10000, "original_max_position_embeddings": 77},
+    ],
+)
+def test_what_transformers_ignores_changes_nothing(change):
+    config = {**LLAMA2, **change}
+    assert family_of(config).read_config(config) == LLAMA.read_config(dict(LLAMA2))
+
+
+def test_a_setting_of_rope_that_other_kinds_have():
+    linear = {"type": "linear", "factor": 2.0, "original_max_position_embeddings": 64, "beta_fast": 32}
+    assert LLAMA.read_config({**LLAMA2, "rope_scaling": linear}).rope == Rope(kind="linear", factor=2.0)
+    ignored = {**LLAMA2, "rope_scaling": {**linear, "novelty": 1}}
+    assert LLAMA.read_config(ignored, {"rope_scaling.novelty"}).rope == Rope(kind="linear", factor=2.0)
+    assert LLAMA.passed_over(ignored, {"rope_scaling.novelty"}) == {"rope_scaling.novelty": 1}
+
+
+def test_llama3_looks_for_the_trained_length_in_three_places():
+    """As transformers does: in its settings, beside them, and at last the context length."""
+    bare = {name: value for name, value in LLAMA3.items() if name != "original_max_position_embeddings"}
+
+    def found(**change):
+        return LLAMA.read_config({**LLAMA2, **change}).rope.original_max_position_embeddings
+
+    assert found(rope_scaling=LLAMA3) == 64
+    assert found(rope_scaling=bare, original_max_position_embeddings=32) == 32
+    assert found(rope_scaling=bare) == 4096

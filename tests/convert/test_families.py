@@ -255,7 +255,7 @@ def test_falcons_that_are_refused_by_name(size, change, says):
         ({"sliding_window": 0}, "sliding_window is 0"),
         ({"sliding_window": "4096"}, "sliding_window is '4096', not int"),
         ({"attention_bias": True}, "claims attention_bias=True"),
-        ({"layer_types": ["full_attention"]}, "claims layer_types"),
+        ({"layer_types": ["full_attention"] * 32}, "layer_types is .*'sliding_attention' for every layer"),
         ({"architectures": ["MistralForSequenceClassification"]}, "MistralForSequenceClassification"),
         ({"auto_map": {"AutoModel": "modeling_mistral.MistralModel"}}, "auto_map"),
     ],
@@ -263,6 +263,29 @@ def test_falcons_that_are_refused_by_name(size, change, says):
 def test_mistrals_that_are_refused_by_name(change, says):
     with pytest.raises(ConfigError, match=says):
         read({**HUB["mistral", "7"], **change})
+
+
+def test_layer_types_of_a_mistral_say_what_its_window_says():
+    sliding, full = (["sliding_attention"] * 32, ["full_attention"] * 32)
+    assert spec_of_mistral(layer_types=sliding, use_sliding_window=True, max_window_layers=0) == spec_of_mistral()
+    none = {"sliding_window": None, "max_window_layers": 21}
+    assert spec_of_mistral(layer_types=full, **none) == spec_of_mistral(sliding_window=None)
+    for change, says in (
+        ({"layer_types": sliding, "sliding_window": None}, "with sliding_window None.*'full_attention'"),
+        ({"layer_types": [*sliding[1:], "full_attention"]}, "'sliding_attention' for every layer"),
+        ({"max_window_layers": 21}, "claims max_window_layers=21"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            spec_of_mistral(**change)
+
+
+def test_other_names_of_a_key_must_agree_with_it():
+    falcon, gpt2 = HUB["falcon", "7"], {"model_type": "gpt2", "vocab_size": 9, "n_head": 2, "n_layer": 1}
+    assert read({**falcon, "n_embed": 4544}) == read(dict(falcon))
+    assert read({**gpt2, "hidden_size": 8}) == read({**gpt2, "n_embd": 8})
+    assert read({**gpt2, "hidden_size": 8, "max_position_embeddings": 77}).max_position_embeddings == 77
+    with pytest.raises(ConfigError, match="n_embed is 8 but hidden_size, the same thing, is 4544"):
+        read({**falcon, "n_embed": 8})
 
 
 @pytest.mark.parametrize(

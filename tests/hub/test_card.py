@@ -23,6 +23,7 @@ FULL = {
     "digests": {"embed": "ab", "head": "cd"},
     "versions": {"torch": "2.9.1", "transformers": "5.23.0"},
     "history": [{"step": "hf2meg", "detail": {"tp": 2, "pp": 1}}, {"step": "train", "detail": {"steps": 100}}],
+    "ignored": {"config_keys": {"novelty": 3, "rope_scaling.beta": [1, 2]}, "args": {"moe": "x"}},
     "verified": [
         {
             "against": "transformers",
@@ -58,6 +59,7 @@ def test_full_card():
         "2. Trained: steps 100.",
         "| num layers | 2 |",
         "torch 2.9.1, transformers 5.23.0",
+        "novelty = 3 (config.json); rope_scaling.beta = 1, 2 (config.json); moe = x (Megatron&#x27;s args).",
         'model="acme/tiny"',
         "| transformers | pass |  |  | 1.5e-05 |  | 1e-09 | 1 | 0.1.0 | passed |",
         "| golden |  |  |  | 3 |  |  |  |  | **failed** |",
