@@ -124,14 +124,16 @@ def _shortened(files: "Files", *, root: str) -> "Files":
 
 
 def _flags(plan: "Plan") -> tuple[str, list[str]]:
-    """Megatron's flags for the result in one line, and where no flag is right."""
+    """Return the program's flags for the result in one line, and a warning where no flag is right."""
     from mconv.convert.dialects import DIALECTS
+    from mconv.convert.dialects.flags import Case
 
     if plan.layout is None:
         return "", []
     dialect = DIALECTS[plan.dialect]
-    flags, warnings = dialect.flags(plan.source.spec, plan.layout, load=str(plan.out))
-    if plan.iteration is not None:  # with a number in the tracker Megatron looks for optimizer and random state
-        flags = [*flags, "--finetune"]
-    wrong = [f"no flag of {dialect.program} is right for this model: {warning}" for warning in warnings]
-    return f"{dialect.program}: {' '.join(flags)}", wrong
+    case = Case(
+        spec=plan.source.spec, layout=plan.layout, load=str(plan.out), dtype=dtype_name(plan.final_dtype),
+        format=plan.format, numbered=plan.iteration is not None,
+    )  # fmt: skip
+    flags, warnings = dialect.flags(case)
+    return f"{dialect.program}: {' '.join(flags)}", warnings

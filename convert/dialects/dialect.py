@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from mconv.convert.dialects.flags import Case
 from mconv.convert.formats.tensors import Located
 from mconv.shard.axes import Axes
 from mconv.shard.cut import Piece
@@ -39,11 +40,8 @@ class ArgsOf(Protocol):
     def __call__(self, spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) -> Namespace: ...
 
 
-@runtime_checkable
-class Flags(Protocol):
-    """The flags to load a checkpoint with, ready to paste, and warnings where no flag is right."""
-
-    def __call__(self, spec: ModelSpec, layout: Layout, *, load: str) -> tuple[list[str], list[str]]: ...
+Flags = Callable[[Case], tuple[list[str], list[str]]]
+"""The flags to load a checkpoint with, ready to paste, and warnings where no flag is right."""
 
 
 def as_it_is(row: str, axes: Axes, spec: ModelSpec, piece: Piece) -> Piece:

@@ -5,14 +5,15 @@ Megatron-LM core_v0.16.1 `checkpointing.py` (`load_args_from_checkpoint`).
 """
 
 import dataclasses
-import shlex
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from mconv.convert.dialects import flags_megatron
 from mconv.convert.dialects.dialect import Dialect
+from mconv.convert.dialects.flags import whole
 from mconv.convert.formats.tensors import Located
 from mconv.errors import ConfigError, Unsaid, refuse
 from mconv.shard.layout import Layout
@@ -126,8 +127,8 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
         "encoder_seq_length": spec.max_position_embeddings,
         **dict.fromkeys(EPSILON, spec.norm_epsilon),
         "use_rotary_position_embeddings": spec.position != "learned",
-        "rotary_base": int(rope.base) if rope.base == int(rope.base) else rope.base,
-        "rotary_seq_len_interpolation_factor": _int(rope.factor) if rope.kind == "linear" else None,
+        "rotary_base": whole(rope.base),
+        "rotary_seq_len_interpolation_factor": whole(rope.factor) if rope.kind == "linear" else None,
         "use_rope_scaling": rope.kind == "llama3",
         "rope_scaling_factor": rope.factor if rope.kind == "llama3" else 8.0,
         # Megatron-LM knows no args for these:
@@ -322,10 +323,6 @@ def _true_vocab(values: dict[str, Any], *, given: int | None) -> int:
     return given or size + null
 
 
-def _int(value: float) -> float | int:
-    return int(value) if value == int(value) else value
-
-
 def refusals(spec: ModelSpec, layout: Layout) -> list[str]:
     """What Megatron-LM has not."""
     if spec.activation == "gelu_tanh" and not bias_spec(spec).mlp_bias:
@@ -333,48 +330,10 @@ def refusals(spec: ModelSpec, layout: Layout) -> list[str]:
     return []
 
 
-def flags(spec: ModelSpec, layout: Layout, *, load: str) -> tuple[list[str], list[str]]:
-    """Megatron-LM's flags for this checkpoint, and warnings where no flag is right.
-
-    With `--use-checkpoint-args` it restores most of them, but not norm epsilon, rope scaling and interpolation: a run
-    without those flags trains another model and does not say so.
-    """
-    rope = spec.rope
-    out = [
-        f"--load {shlex.quote(load)}", "--use-checkpoint-args",
-        f"--tensor-model-parallel-size {layout.tp}", f"--pipeline-model-parallel-size {layout.pp}",
-        f"--norm-epsilon {spec.norm_epsilon}", "--attention-dropout 0.0", "--hidden-dropout 0.0",
-    ]  # fmt: skip
-    named = {"first": "--decoder-first-pipeline-num-layers", "last": "--decoder-last-pipeline-num-layers"}
-    out += [f"{flag} {n}" for name, flag in named.items() if (n := getattr(layout.uneven, name)) is not None]
-    warnings = []
-    if spec.sliding_window:
-        out.append(f"--window-size {spec.sliding_window - 1},0")
-    if spec.activation == "gelu":
-        out.append("--no-bias-gelu-fusion")
-    if spec.parallel_attention:
-        warnings.append("attention and MLP side by side: only mconv's own layer computes it; Megatron-LM has none")
-    if spec.position == "alibi":
-        warnings.append("ALiBi: megatron-core has none")
-    if rope.kind == "linear":
-        out.append(f"--rotary-seq-len-interpolation-factor {_int(rope.factor)}")
-    if rope.kind == "llama3":
-        out.append("--use-rope-scaling")
-        if rope.factor != 8.0:
-            warnings.append(
-                f"rope factor {rope.factor:g}: Megatron-LM parses --rope-scaling-factor but never uses it (8)"
-            )
-        if (rope.low_freq_factor, rope.high_freq_factor, rope.original_max_position_embeddings) != (1.0, 4.0, 8192):
-            warnings.append("rope low/high/original differ from the 1/4/8192 that megatron-core has built in")
-    if rope.base != int(rope.base):
-        warnings.append(f"rope base {rope.base}: Megatron-LM's --rotary-base takes whole numbers only")
-    return out, warnings
-
-
 DIALECT = Dialect(
     name="mcore",
-    program="Megatron-LM",
-    flags=flags,
+    program=flags_megatron.PROGRAM,
+    flags=flags_megatron.mcore,
     names=lambda spec: NAMES,
     spec_of=spec_of,
     args_of=args_of,

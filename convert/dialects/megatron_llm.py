@@ -8,13 +8,13 @@ What its args say cannot be taken on trust. The importer's own files state the m
 trained holds the flags of that process, whatever the model is: resharding resets epsilon, rope base and rope factor.
 """
 
-import shlex
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from mconv.convert.dialects import flags_megatron_llm
 from mconv.convert.dialects.dialect import Dialect
 from mconv.convert.dialects.nvidia_legacy import ATTENTION, LAYER, MLP, MODEL, spelled
 from mconv.convert.formats.tensors import Located
@@ -100,6 +100,7 @@ def _only(box: tuple[tuple[int, int], ...], axis: int, index: int) -> tuple[tupl
 def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) -> Namespace:
     """The args that the importer writes, and those that a resharded file adds."""
     gated = spec.activation == "swiglu"
+    virtual = spec.num_layers // (layout.pp * layout.vpp) if layout.vpp > 1 else None
     values = {
         "num_layers": spec.num_layers, "encoder_num_layers": spec.num_layers, "hidden_size": spec.hidden_size,
         "ffn_hidden_size": spec.ffn_hidden_size, "num_attention_heads": spec.num_attention_heads,
@@ -114,6 +115,7 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
         "make_vocab_size_divisible_by": 128, "tensor_model_parallel_size": layout.tp,
         "pipeline_model_parallel_size": layout.pp,
         "virtual_pipeline_model_parallel_size": layout.vpp if layout.vpp > 1 else None,
+        "num_layers_per_virtual_pipeline_stage": virtual,
         "hidden_dropout": 0.0, "attention_dropout": 0.0, "lima_dropout": False, "use_post_ln": False,
         "use_flash_attn": True, "bias_gelu_fusion": False, "bias_dropout_fusion": False,
         "tokenizer_type": "SentencePieceTokenizer" if gated else "FalconTokenizer",
@@ -267,30 +269,10 @@ def refusals(spec: ModelSpec, layout: Layout) -> list[str]:
     return [f"Megatron-LLM has no {name}" for name, there in has.items() if there]
 
 
-def flags(spec: ModelSpec, layout: Layout, *, load: str) -> tuple[list[str], list[str]]:
-    """Megatron-LLM's flags, with those that `--use_checkpoint_args` does not restore; and warnings."""
-    out = [
-        f"--load {shlex.quote(load)}", "--use_checkpoint_args", f"--tensor_model_parallel_size {layout.tp}",
-        f"--pipeline_model_parallel_size {layout.pp}", f"--layernorm_epsilon {spec.norm_epsilon}",
-        f"--rope_theta {spec.rope.base}", f"--rope_scaling_factor {spec.rope.factor}",
-        "--hidden_dropout 0.0", "--attention_dropout 0.0", "--use_flash_attn", "--no_bias_gelu_fusion",
-    ]  # fmt: skip
-    warnings = []
-    if spec.mlp_bias:
-        out.append("--use_bias")
-    if spec.sliding_window:
-        out.append(f"--sliding_window_size {spec.sliding_window - 1}")
-        warnings.append(
-            f"its attention sees one key more than --sliding_window_size says, so {spec.sliding_window - 1} is right for "
-            f"{spec.sliding_window} visible keys; its own Mistral class insists on 4096, which is one too many"
-        )
-    return out, warnings
-
-
 DIALECT = Dialect(
     name="megatron-llm",
-    program="Megatron-LLM",
-    flags=flags,
+    program=flags_megatron_llm.PROGRAM,
+    flags=flags_megatron_llm.flags,
     names=lambda spec: PARALLEL if spec.parallel_attention else NAMES,
     spec_of=spec_of,
     args_of=args_of,

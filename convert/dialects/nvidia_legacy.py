@@ -7,7 +7,7 @@ Checkpoint versions below 2 have other QKV rows and are refused.
 
 from argparse import Namespace
 
-from mconv.convert.dialects import mcore
+from mconv.convert.dialects import flags_megatron, mcore
 from mconv.convert.dialects.dialect import Dialect
 from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec
@@ -65,16 +65,10 @@ def refusals(spec: ModelSpec, layout: Layout) -> list[str]:
     return lacks + mcore.refusals(spec, layout)
 
 
-def flags(spec: ModelSpec, layout: Layout, *, load: str) -> tuple[list[str], list[str]]:
-    """megatron-core's flags, and the one that asks for the older model."""
-    out, warnings = mcore.flags(spec, layout, load=load)
-    return [*out, "--use-legacy-models"], warnings
-
-
 DIALECT = Dialect(
     name="nvidia-legacy",
-    program="Megatron-LM",
-    flags=flags,
+    program=flags_megatron.PROGRAM,
+    flags=flags_megatron.legacy,
     names=lambda spec: NAMES,
     spec_of=mcore.spec_of,
     args_of=args_of,
