@@ -12,6 +12,7 @@ from tiny import VARIANTS, make_llama, same, tensors
 
 from mconv.convert import plan
 from mconv.convert.dialects import DIALECTS, mcore
+from mconv.convert.dialects.flags import Case
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError, FormatError, LayoutError, MconvError
@@ -160,8 +161,9 @@ def test_an_epsilon_that_is_not_one_number_is_refused(tmp_path, values):
 
 def test_flags_have_every_digit(tmp_path):
     spec = dataclasses.replace(open_checkpoint(make_llama(tmp_path / "hf")).spec, norm_epsilon=1.2345678e-6)
+    case = Case(spec=spec, layout=Layout(padded_vocab=256), load="x")
     for name, flag in (("mcore", "--norm-epsilon"), ("megatron-llm", "--layernorm_epsilon")):
-        assert f"{flag} 1.2345678e-06" in DIALECTS[name].flags(spec, Layout(padded_vocab=256), load="x")[0]
+        assert f"{flag} 1.2345678e-06" in DIALECTS[name].flags(case)[0]
 
 
 def test_a_rank_with_two_files_of_weights_is_not_guessed(tmp_path):

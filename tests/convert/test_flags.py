@@ -24,7 +24,7 @@ from mconv.shard.stages import EVEN, Uneven, stage_layers
 FACTS = json.loads(Path(__file__).with_name("megatron_facts.json").read_text())
 PROGRAMS = {
     **{("mcore", name): facts for name, facts in FACTS.items() if name.startswith("core_")},
-    **{("nvidia-legacy", name): facts for name, facts in FACTS.items() if "older_model" in facts},
+    **{("nvidia-legacy", name): facts for name, facts in FACTS.items() if "older_model" in list(facts)},
     ("megatron-llm", "Megatron-LLM"): FACTS["Megatron-LLM"],
 }
 ROWS = {
@@ -61,13 +61,13 @@ def specs():
         kind = names[make.__name__]
         config = getattr(transformers, f"{kind}Config")(**{**base[kind], **variant})
         values = json.loads(config.to_json_string(use_diff=False)) | {"architectures": None}
-        found[name] = family_of(values).spec_of(values)
+        found[name] = family_of(values).read_config(values)
     return found
 
 
 def ended_with(dialect, facts, case):
     """The args with which a program builds the model: defaults, flags, the checkpoint's, and less what is never read."""
-    args = {dest: default for dest, default in facts["options"].values()}
+    args = dict(facts["options"].values())
     words = shlex.split(" ".join(DIALECTS[dialect].flags(case)[0]))
     while words:
         dest, default = facts["options"][words.pop(0)]
@@ -94,7 +94,10 @@ def number(word):
 
 def chunked(args, spec):
     """What `validate_args` makes of the two flags for virtual stages."""
-    per_chunk, chunks = args.get("num_layers_per_virtual_pipeline_stage"), args.get("num_virtual_stages_per_pipeline_rank")
+    per_chunk, chunks = (
+        args.get("num_layers_per_virtual_pipeline_stage"),
+        args.get("num_virtual_stages_per_pipeline_rank"),
+    )
     if per_chunk:
         chunks = spec.num_layers // args["pipeline_model_parallel_size"] // per_chunk
     return {**args, "virtual_pipeline_model_parallel_size": chunks}
@@ -118,11 +121,16 @@ def test_the_printed_line_leaves_no_gap(specs, program, layout):
             wanted = dialect.stored_spec(spec).to_dict()
             same = {**ended, "family": None} == {**wanted, "family": None}
             placed = dialect.layout_of(Namespace(**args), {})
-            same = same and (placed.tp, placed.pp, placed.vpp, placed.uneven) == (asked.tp, asked.pp, asked.vpp, asked.uneven)
+            same = same and (placed.tp, placed.pp, placed.vpp, placed.uneven) == (
+                asked.tp,
+                asked.pp,
+                asked.vpp,
+                asked.uneven,
+            )
             same = same and args["load"] == "some where" and args["bf16"] == (dtype == "bfloat16")
             same = same and args["seq_length"] == spec.max_position_embeddings
             unknown = spec.parallel_attention or spec.position == "alibi"  # no arg of theirs says it
-            assert same != bool(warnings) or unknown and warnings and program[0] != "megatron-llm", (name, warnings)
+            assert same != bool(warnings) or (unknown and warnings and program[0] != "megatron-llm"), (name, warnings)
             warned |= {name} if warnings else set()
     assert warned or program[0] == "megatron-llm"
 
@@ -131,7 +139,7 @@ def test_the_printed_line_leaves_no_gap(specs, program, layout):
 def test_the_table_is_what_the_source_says(program):
     """Flags exist under the args named, and args are restored as the table has it."""
     facts = PROGRAMS[program]
-    defaults = {dest: default for dest, default in facts["options"].values()}
+    defaults = dict(facts["options"].values())
     for row in ROWS[program[0]]:
         assert not row.flag or not row.args or facts["options"][row.flag][0] in row.args, row.flag
         for name in row.args:
