@@ -39,9 +39,10 @@ def merge(
     dtype: o.Cast = None,
     iteration: o.Iteration = None,
     overwrite: o.Overwrite = False,
+    ignoring: o.Ignores = o.IGNORING,
     show: o.Shown = o.SHOW,
 ) -> None:
-    """Merge an adapter into its base: W + alpha/r B A, tensor by tensor, in fp64 and rounded once.
+    """Merge an adapter into its base: W + scale B A, tensor by tensor, in fp64 and rounded once.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ def merge(
     from mconv.convert import adapted, plan
 
     with progress(0, f"reading the base of {adapter}") as advance:
-        found = adapted.with_base(adapter, base, iteration=iteration, progress=advance)
+        found = adapted.with_base(adapter, base, iteration=iteration, ignore=ignoring.names, progress=advance)
     made = plan.make(
         found, out, format=format, tp=tp, pp=pp, vocab_multiple=make_vocab_size_divisible_by, dtype=dtype,
         overwrite=overwrite, origin=f"{found.name} with {adapter.name}", check_room=not show.dry_run,

@@ -14,6 +14,7 @@ from mconv.convert.digests import combined
 from mconv.convert.formats import torch_dist
 from mconv.convert.formats.hf import read_json
 from mconv.convert.identify import Said, identify
+from mconv.convert.ignored import NOTHING, Ignored, joined
 from mconv.convert.lora import Adapter, Settings
 from mconv.convert.source import Progress, Source, digests, quiet
 from mconv.errors import FormatError, refuse
@@ -31,7 +32,7 @@ class Run:
 
 def is_run(path: Path, iteration: int | None = None) -> bool:
     """Whether a Megatron root, or one iteration's folder, is of a run that trained an adapter."""
-    if not path.is_dir() or (path / "config.json").is_file() or peft.is_adapter(path):
+    if not path.is_dir() or (path / "config.json").is_file() or peft.has_adapter(path):
         return False
     folder = opening.iteration_folder(path, iteration)
     return torch_dist.is_torch_dist(folder) and lora.of_args(torch_dist.open_folder(folder)[1]) is not None
@@ -47,12 +48,12 @@ def open_run(path: Path, iteration: int | None = None) -> Run:
     settings = Settings.from_dict(said)
     what = identify(folder, common, Said(), tensors={}, only="mcore")
     known = lora.linears(what.family, what.spec)
-    keys = [lora.stacked_key(name, factor) for name in settings.targets for factor in lora.FACTORS]
+    keys = [lora.stacked_key(known[name], factor) for name in settings.targets for factor in lora.FACTORS]
     bad = [f"{key} is missing" for key in keys if key not in tensors]
     bad += [f"{key}: not of the adapter that its args describe" for key in tensors if key not in keys]
     refuse(bad, doing=f"{folder}", kind=FormatError)
     stacks = {key: _whole(key, tensors[key]) for key in keys}
-    factors = lora.unstacked(settings, known, stacks)
+    factors = lora.unstacked(settings, what.family, what.spec, stacks)
     adapter = Adapter(settings=settings, family=what.family, spec=what.spec, factors=factors)
     return Run(folder=folder, adapter=adapter, base=dict(said["base"]))
 
@@ -66,19 +67,22 @@ def _whole(key: str, stored: torch_dist.Global) -> Tensor:
     return out
 
 
-def with_base(path: Path, base: Path | None, *, iteration: int | None = None, progress: Progress = quiet) -> Checkpoint:
-    """The model that an adapter (a LoRA run's checkpoint, or a PEFT folder) makes of its base, which `base` may name.
+def with_base(
+    path: Path, base: Path | None, *, iteration: int | None = None, ignore: Ignored = NOTHING, progress: Progress = quiet
+) -> Checkpoint:
+    """Return the model that an adapter (a LoRA run's checkpoint, or a PEFT folder) makes of its base, or of `base`.
 
     A run's checkpoint knows its base's weights by their digest: another base is refused. Raises FormatError.
     """
-    if peft.is_adapter(path):
-        beneath = opening.open_checkpoint(base or _named(path))
-        return merged(beneath, peft.read(path, family=beneath.family, spec=beneath.spec), lies=path)
+    if peft.has_adapter(path):
+        beneath = opening.open_checkpoint(base or _named(path), ignore=ignore)
+        adapter = peft.read(path, family=beneath.family, spec=beneath.spec, ignore=ignore.config_keys)
+        return merged(beneath, adapter, lies=path)
     run = open_run(path, iteration)
     where = base or (run.folder.parent / run.base["path"])
     if not where.is_dir():
         raise FormatError(f"{where}, the base of {path}, is not there; say with --base where it is now")
-    beneath = opening.open_checkpoint(where)
+    beneath = opening.open_checkpoint(where, ignore=ignore)
     if beneath.spec != run.adapter.spec:
         raise FormatError(f"{where} is not the base of {path}: it is another architecture than {run.base['name']}")
     found = digests(Source.of(beneath), allow_nonfinite=True, progress=progress).stored
@@ -88,7 +92,12 @@ def with_base(path: Path, base: Path | None, *, iteration: int | None = None, pr
 
 
 def _named(folder: Path) -> Path:
-    """The base that a PEFT folder names, if it is a folder: as named, or seen from the adapter or from beside it."""
+    """Return the base of a PEFT folder: the model that it lies beside, or what it names if that is a folder.
+
+    A relative name is looked for from here, from within the folder and from beside it.
+    """
+    if not peft.is_adapter(folder):
+        return folder
     name = str(read_json(folder / peft.CONFIG).get("base_model_name_or_path"))
     places = [place / name for place in (Path(), folder, folder.parent)]
     if found := next((place for place in places if place.is_dir()), None):
@@ -107,4 +116,6 @@ def merged(base: Checkpoint, adapter: Adapter, *, lies: Path | None = None) -> C
     if lies is not None:
         made["merged_from"] = {"base": str(base.path.resolve()), "adapter": str(lies.resolve())}
         made["ancestors"] = [*before.get("ancestors", before.get("made_from", [])), str(lies.resolve())]
-    return dataclasses.replace(base, adapter=adapter, manifest=made)
+    passed = joined(base.ignored, {"config_keys": adapter.ignored})
+    notes = (*base.notes, *adapter.notes)
+    return dataclasses.replace(base, adapter=adapter, manifest=made, notes=notes, ignored=passed)

@@ -4,8 +4,9 @@ An adapter adds scale * B A x to what a linear of Hugging Face's model makes of 
 (query, key and value; gate and up); an adapter stays with the part that it is of, as PEFT has it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -13,45 +14,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mconv.convert.lora_settings import Settings
 from mconv.convert.table import Family, Logical, Row
 from mconv.errors import ConfigError, FormatError, refuse
-from mconv.shard.axes import Box, intersect, lengths, whole, within
+from mconv.shard.axes import Box, intersect, lengths, parse, whole, within
 from mconv.spec import ModelSpec
 
 ROWS = ("layer.qkv", "layer.attn_out", "layer.mlp_in", "layer.mlp_out")
-"""The linears of a layer. Embedding and head have none: PEFT's "all-linear" leaves them out too."""
+"""The linears of a layer. PEFT's "all-linear" means these, and neither embedding nor head."""
+OUTSIDE = ("embed", "positions", "head")
+"""What else an adapter may lie on. It can be merged; mconv does not train it."""
 ALL = "all-linear"
 FACTORS = ("A", "B")
 PREFIX = "base_model.model."
 """PEFT's, before the name of a module."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What makes an adapter, beside its factors."""
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
-    """Names of linears, as `linears` has them and in its order."""
-    dropout: float = 0.0
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values; `from_dict` reads them back."""
-        return {"rank": self.rank, "alpha": self.alpha, "targets": list(self.targets), "dropout": self.dropout}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
-        return cls(
-            rank=values["rank"], alpha=values["alpha"], targets=tuple(values["targets"]), dropout=values["dropout"]
-        )
-
-    def __str__(self) -> str:
-        return f"rank {self.rank}, alpha {self.alpha:g}, on {', '.join(self.targets)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +39,13 @@ class Linear:
     row: Row
     start: int
     stop: int
+    name: str
+    """What `lora_targets` calls it: the last part of the module's name, or the last two where two linears share one."""
 
     @property
-    def name(self) -> str:
-        """What `lora_targets` calls it: the last part of the module's name."""
-        return self.module.rpartition(".")[2]
+    def slot(self) -> str:
+        """Its name where a dot would be read as a child: in a model, and in the keys of a run's checkpoint."""
+        return self.name.replace(".", "_")
 
     @property
     def column(self) -> bool:
@@ -100,19 +78,50 @@ class Linear:
         axis = self.cut_axis(factor, sizes, tp)
         return (rows // tp if axis == 0 else rows, columns // tp if axis == 1 else columns)
 
-    def key(self, layer: int, factor: str) -> str:
-        """What PEFT calls a factor of layer number `layer`."""
-        return f"{PREFIX}{self.module.format(i=layer)}.lora_{factor}.weight"
+    def key(self, layer: int | None, factor: str) -> str:
+        """Return what PEFT calls a factor of layer number `layer`."""
+        return f"{PREFIX}{self.at(layer)}.lora_{factor}.weight"
+
+    def at(self, layer: int | None) -> str:
+        """Return the full name of the module in layer number `layer`."""
+        return self.module.format(i=layer)
+
+    def layers(self, spec: ModelSpec) -> Sequence[int | None]:
+        """Return the layers that have this linear: None alone if it lies outside them."""
+        return range(spec.num_layers) if self.row.per_layer else [None]
+
+    def reordered(self, factor: str, stored: Tensor, sizes: dict[str, int], *, back: bool = False) -> Tensor:
+        """Return a factor of Hugging Face's module with its outer axis in the logical tensor's order, or `back`.
+
+        GPT-2's c_attn: stored rows of B are (s g h), all queries first; the logical tensor's are (g s h).
+        """
+        if self.row.hf_axes is None:
+            return stored
+        ours = self.row.axes_of("weight").groups[0 if factor == "B" else 1]
+        theirs = next(group for group in parse(self.row.hf_axes).groups if set(group) == set(ours))
+        old, new = (ours, theirs) if back else (theirs, ours)
+        rows = stored if factor == "B" else stored.t()
+        fine = rows.reshape(*(sizes[axis] for axis in old), -1)
+        moved = fine.permute(*(old.index(axis) for axis in new), len(old)).reshape(rows.shape)
+        return (moved if factor == "B" else moved.t()).contiguous()
 
 
 def linears(family: Family, spec: ModelSpec) -> dict[str, Linear]:
-    """Every linear of a family's layer by its name, in the order of the table."""
-    rows = [row for row in family.rows if row.name in ROWS and row.leaves(spec)]
-    if any(row.hf_axes for row in rows):
-        raise ConfigError(
-            f"mconv has no LoRA for {family.architecture}, whose linears are transposed and of which two share a name"
-        )
-    found = [Linear(module, row, start, stop) for row in rows for module, start, stop in row.parts(spec.sizes)]
+    """Return every linear of a family's layer by its name, in the order of the table."""
+    return _named(family, spec, ROWS)
+
+
+def places(family: Family, spec: ModelSpec) -> dict[str, Linear]:
+    """Return every module that an adapter may lie on: the linears of a layer, then embeddings and head."""
+    return linears(family, spec) | _named(family, spec, OUTSIDE)
+
+
+def _named(family: Family, spec: ModelSpec, names: tuple[str, ...]) -> dict[str, Linear]:
+    rows = [row for row in family.rows if row.name in names and row.leaves(spec)]
+    parts = [(module, row, start, stop) for row in rows for module, start, stop in row.parts(spec.sizes)]
+    last = Counter(module.rpartition(".")[2] for module, *_ in parts)
+    found = [Linear(*one, name=".".join(one[0].split(".")[-1 if last[one[0].rpartition(".")[2]] == 1 else -2 :]))
+             for one in parts]  # fmt: skip
     return {linear.name: linear for linear in found}
 
 
@@ -120,50 +129,83 @@ def chosen(targets: Sequence[str] | None, known: Mapping[str, Linear]) -> tuple[
     """The names that `targets` mean, in the order of the table. Raises ConfigError on one that the model has not."""
     if targets is None or ALL in targets:
         return tuple(known)
+    meant = {name: [one for one in known if one == name or one.endswith(f".{name}")] for name in targets}
     wrong = [f"lora_targets: the model has no {name!r}; it has {', '.join(known)}, or {ALL!r} for them all"
-             for name in targets if name not in known]  # fmt: skip
+             for name, found in meant.items() if not found]  # fmt: skip
     refuse(wrong, doing="choosing the linears that get an adapter", kind=ConfigError)
-    return tuple(name for name in known if name in targets)
+    return tuple(name for name in known if any(name in found for found in meant.values()))
+
+
+def modules(settings: Settings, family: Family, spec: ModelSpec) -> Iterator[tuple[Linear, int | None, int]]:
+    """Yield every module that has an adapter: its linear, its layer, and its adapter's rank."""
+    known = places(family, spec)
+    for name in settings.targets:
+        for layer in known[name].layers(spec):
+            if rank := settings.rank_of(known[name].at(layer)):
+                yield known[name], layer, rank
 
 
 def shapes(settings: Settings, family: Family, spec: ModelSpec) -> dict[str, tuple[int, int]]:
-    """The shape of every factor of an adapter, under PEFT's names."""
-    known = linears(family, spec)
-    return {known[name].key(layer, factor): known[name].shape(factor, rank=settings.rank, sizes=spec.sizes)
-            for layer in range(spec.num_layers) for name in settings.targets for factor in FACTORS}  # fmt: skip
+    """Return the shape of every factor of an adapter, under PEFT's names."""
+    return {linear.key(layer, factor): linear.shape(factor, rank=rank, sizes=spec.sizes)
+            for linear, layer, rank in modules(settings, family, spec) for factor in FACTORS}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A part of a logical tensor that an adapter folder holds whole: a module of `modules_to_save`, or a bias."""
+
+    key: str
+    logical: Logical
+    box: Box
+    value: Tensor
+    """One dimension for each elementary axis."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """A whole adapter, unsharded: both factors of each target in each layer, under PEFT's names."""
+    """A whole adapter, unsharded: both factors of each module that has one, under PEFT's names."""
 
     settings: Settings
     family: Family
     spec: ModelSpec
     factors: Mapping[str, Tensor]
+    """Rows and columns in the order of the logical tensors."""
+    replaced: tuple[Replaced, ...] = ()
+    """What takes the place of the base's tensors."""
+    ignored: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of its config, and their values, that no rule claims and the user lets pass."""
+    notes: tuple[str, ...] = ()
+    """What had to be assumed when it was read: for the user to know."""
 
     def __post_init__(self) -> None:
         """Refuse, all at once, factors that are missing, too many, or of another shape."""
         wanted = shapes(self.settings, self.family, self.spec)
         bad = [f"{key} is missing" for key in wanted if key not in self.factors]
         bad += [f"{key}: no linear of this model has it" for key in self.factors if key not in wanted]
-        bad += [f"{key} is {tuple(have.shape)}; the model and a rank of {self.settings.rank} make it {wanted[key]}"
+        bad += [f"{key} is {tuple(have.shape)}; the model and the adapter's rank make it {wanted[key]}"
                 for key, have in self.factors.items() if key in wanted and tuple(have.shape) != wanted[key]]  # fmt: skip
-        bad += [f"{key} holds NaN or infinity" for key, have in self.factors.items() if not bool(have.isfinite().all())]
+        every = {**self.factors, **{one.key: one.value for one in self.replaced}}
+        bad += [f"{key} holds NaN or infinity" for key, have in every.items() if not bool(have.isfinite().all())]
         refuse(bad, doing="the adapter does not fit the model", kind=FormatError)
 
     def merged(self, logical: Logical, box: Box, base: Tensor) -> Tensor:
-        """A box of W + scale * B A, one dimension for each elementary axis: in fp64, rounded once to the base's dtype."""
-        known = linears(self.family, self.spec)
+        """Return a box of W + scale * B A, a dimension for each elementary axis: in fp64, rounded once to W's dtype."""
+        replaced = [one for one in self.replaced if one.logical == logical]
+        known = places(self.family, self.spec)
         mine = [known[name] for name in self.settings.targets if known[name].row.name == logical.row]
-        if logical.layer is None or logical.leaf != "weight" or not mine:
+        mine = [linear for linear in mine if logical.leaf == "weight" and self.settings.rank_of(linear.at(logical.layer))]
+        if not (mine or replaced):
             return base
         wide = base.to(torch.float64, copy=True)
+        for one in replaced:
+            if both := intersect(one.box, box):
+                wide[within(both, box)] = one.value[within(both, one.box)].double()
         for linear in mine:
             self._add(wide, linear, logical.layer, box)
         return wide.to(base.dtype)
 
-    def _add(self, wide: Tensor, linear: Linear, layer: int, box: Box) -> None:
+    def _add(self, wide: Tensor, linear: Linear, layer: int | None, box: Box) -> None:
         """Add what one linear's adapter adds to a box of the tensor, where they meet."""
         axes = linear.row.axes_of("weight")
         mine = tuple((linear.start, linear.stop) if axis == linear.row.cat else span
@@ -174,7 +216,7 @@ class Adapter:
         split = len(axes.groups[0])
         b = _cut(self.factors[linear.key(layer, "B")], mine[:split], both[:split])
         a = _cut(self.factors[linear.key(layer, "A")].t(), mine[split:], both[split:])
-        wide[within(both, box)] += self.settings.scale * (b @ a.t()).view(lengths(both))
+        wide[within(both, box)] += self.settings.scale_of(linear.at(layer)) * (b @ a.t()).view(lengths(both))
 
 
 def _cut(factor: Float[Tensor, "fused r"], mine: Box, both: Box) -> Float[Tensor, "rows r"]:
@@ -188,16 +230,29 @@ def of_args(common: Mapping[str, Any]) -> dict[str, Any] | None:
     return found
 
 
-def stacked_key(name: str, factor: str) -> str:
-    """What a run's checkpoint calls a factor of all layers, stacked on axis 0 as megatron-core has it."""
-    return f"decoder.layers.lora.{name}.{factor}"
+def stacked_key(linear: Linear, factor: str) -> str:
+    """Return what a run's checkpoint calls a factor of all layers, stacked on axis 0 as megatron-core has it."""
+    return f"decoder.layers.lora.{linear.slot}.{factor}"
 
 
-def unstacked(settings: Settings, known: Mapping[str, Linear], stacks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The factors of a checkpoint, layer by layer under PEFT's names."""
-    return {
-        known[name].key(layer, factor): each
-        for name in settings.targets
-        for factor in FACTORS
-        for layer, each in enumerate(torch.unbind(stacks[stacked_key(name, factor)]))
-    }
+def padded(factor: str, tensor: Tensor, width: int) -> Tensor:
+    """Return a factor with zero rows of A, or columns of B, up to the rank `width`.
+
+    They stay zero in training: each one's gradient is a product with the other's zeros.
+    """
+    more = width - tensor.shape[0 if factor == "A" else 1]
+    return torch.nn.functional.pad(tensor, (0, 0, 0, more) if factor == "A" else (0, more))
+
+
+def unstacked(settings: Settings, family: Family, spec: ModelSpec, stacks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the factors of a checkpoint, layer by layer under PEFT's names, without what fills them up to `width`."""
+    known, found, bad = linears(family, spec), {}, []
+    for name in settings.targets:
+        for factor in FACTORS:
+            for layer, each in enumerate(torch.unbind(stacks[stacked_key(known[name], factor)])):
+                rank, key = settings.rank_of(known[name].at(layer)), known[name].key(layer, factor)
+                kept, rest = (each[:rank], each[rank:]) if factor == "A" else (each[:, :rank], each[:, rank:])
+                bad += [f"{key}: past its rank of {rank} it is not zero"] if bool(rest.count_nonzero()) else []
+                found.update({key: kept} if rank else {})
+    refuse(bad, doing="the checkpoint is not of the adapter that its args describe", kind=FormatError)
+    return found

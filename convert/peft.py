@@ -1,77 +1,262 @@
-"""PEFT's adapter folders: `adapter_config.json` and `adapter_model.safetensors`, read and written."""
+"""PEFT's adapter folders: `adapter_config.json` and `adapter_model.safetensors` (or `.bin`), read and written.
+
+The tensors decide what an adapter is; a config that says otherwise stops.
+"""
 
 import json
-import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.formats.hf import read_header, read_json
-from mconv.convert.lora import PREFIX, Adapter, Settings, linears
-from mconv.convert.table import Family
+import torch
+from torch import Tensor
+
+from mconv.convert import peft_keys
+from mconv.convert.formats import bin
+from mconv.convert.formats.hf import INDEX, SINGLE, read_header, read_json
+from mconv.convert.formats.tensors import Located
+from mconv.convert.lora import FACTORS, Adapter, Linear, Replaced, Settings, linears, modules, places
+from mconv.convert.peft_modules import rank_and_alpha, saved, targeted
+from mconv.convert.peft_names import Named, read_names
+from mconv.convert.source import seen
+from mconv.convert.table import Family, Stored
 from mconv.errors import FormatError, refuse
+from mconv.shard.patch import patch_of
 from mconv.spec import ModelSpec
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "bias", "init_lora_weights")
-FREE = (
-    "target_modules", "task_type", "inference_mode", "revision", "peft_version", "base_model_name_or_path",
-    "auto_mapping", "exclude_modules", "megatron_core", "megatron_config", "qalora_group_size", "runtime_config",
-    "ensure_weight_tying", "low_cpu_mem_usage",
-)  # fmt: skip
-"""Keys that do not change what an adapter computes once it is trained: which linears it is on, its tensors say."""
+CONFIG, WEIGHTS, OLD_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+MODELS = (SINGLE, INDEX, bin.SINGLE, bin.INDEX)
+"""Files that make a folder a whole model."""
+ENDS = ("embed", "head")
+"""Rows that are one tensor in a tied model."""
 
 
-def is_adapter(folder: Path) -> bool:
+def has_adapter(folder: Path) -> bool:
+    """Return whether a PEFT adapter lies in a folder, alone or beside a whole model."""
     return (folder / CONFIG).is_file()
 
 
-def read(folder: Path, *, family: Family, spec: ModelSpec) -> Adapter:
-    """A PEFT adapter of a model. Raises FormatError, all problems at once, on what mconv does not train or merge."""
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder is a PEFT adapter and no model: a config.json may lie there, weights may not."""
+    return has_adapter(folder) and not any((folder / name).is_file() for name in MODELS)
+
+
+def tensors(folder: Path) -> dict[str, Located]:
+    """Return the tensors of an adapter's file; like PEFT, safetensors where there are both. Raises FormatError."""
+    for name, read_file in ((WEIGHTS, read_header), (OLD_WEIGHTS, bin.read)):
+        if (folder / name).is_file():
+            if found := read_file(folder / name):
+                return found
+            raise FormatError(f"{folder / name} holds no tensors")
+    raise FormatError(f"{folder} has {CONFIG}, but neither {WEIGHTS} nor {OLD_WEIGHTS}")
+
+
+def config_of(folder: Path, *, ignore: Collection[str] = ()) -> dict[str, Any]:
+    """Return an adapter's config. Raises FormatError, all problems at once, on what mconv does not do or know."""
     config = read_json(folder / CONFIG)
-    refuse(list(_problems(config)), doing=f"{folder / CONFIG}", kind=FormatError)
-    located = read_header(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else {}
-    if not located:
-        raise FormatError(f"{folder / WEIGHTS} is missing, or empty")
-    known = linears(family, spec)
-    used = {part for key in located for part in key.removeprefix(PREFIX).split(".")}
-    settings = Settings(
-        rank=config["r"], alpha=float(config.get("lora_alpha", 8)), dropout=float(config.get("lora_dropout") or 0.0),
-        targets=tuple(name for name in known if name in used),
+    refuse(peft_keys.problems(config, ignore=ignore), doing=f"{folder / CONFIG}", kind=FormatError)
+    return config
+
+
+def read(folder: Path, *, family: Family, spec: ModelSpec, ignore: Collection[str] = ()) -> Adapter:
+    """Return a PEFT adapter of a model. `ignore`: keys of its config that the user lets pass though no rule claims them.
+
+    Raises FormatError, all problems at once, where it is more than factors and whole modules, or contradicts itself.
+    """
+    config, located = config_of(folder, ignore=ignore), tensors(folder)
+    known, stored = places(family, spec), {one.key: one for one in family.stored(spec)}
+    at = {linear.at(layer): (linear, layer) for linear in known.values() for layer in linear.layers(spec)}
+    heads = [module for row in family.rows if row.name in ENDS for module in row.hf]
+    names, notes = read_names(located, {*at, *(key.rpartition(".")[0] for key in stored), *heads})
+    files = {key: _floating(key, where) for key, where in located.items()}
+    factors = {key: named for key, named in names.items() if named.part in FACTORS}
+    wholes = {key: named for key, named in names.items() if named.part not in FACTORS}
+    bad = [f"{key}: {named.module} is no linear or embedding that can have an adapter here"
+           for key, named in factors.items() if named.module not in at and named.module not in heads]  # fmt: skip
+    bad += _tied(config, names, files, heads=heads) if spec.tied_embeddings else []
+    refuse(bad, doing=f"{folder}", kind=FormatError)
+    made, ranks = _factors(factors, files, at, spec)
+    placed = {module: linear.name in linears(family, spec) for module, (linear, _) in at.items()}
+    bad = [*_contradictions(config, ranks, placed), *_unexplained(config, wholes, stored, ranks, heads=heads)]
+    replaced, misfits = _replaced(wholes, files, stored, heads=heads)
+    refuse([*bad, *misfits], doing=f"{folder}", kind=FormatError)
+    return Adapter(
+        settings=_settings(config, ranks, at), family=family, spec=spec, factors=made, replaced=replaced,
+        ignored=peft_keys.passed(config, ignore), notes=notes,
     )  # fmt: skip
-    factors = {key: where.load() for key, where in located.items()}
-    return Adapter(settings=settings, family=family, spec=spec, factors=factors)
 
 
-def _problems(config: dict[str, Any]) -> list[str]:
-    """What the file says that is more than W + alpha/r B A, or that no rule here claims."""
+def _floating(key: str, where: Located) -> Tensor:
+    if not where.dtype.is_floating_point:
+        raise FormatError(f"{key} is of {where.dtype}; the tensors of an adapter are floating-point numbers")
+    return where.load()
+
+
+# ---- factors ---------------------------------------------------------------------------------------------------------
+Places = Mapping[str, tuple[Linear, int | None]]
+
+
+def _factors(
+    factors: Mapping[str, Named], files: Mapping[str, Tensor], at: Places, spec: ModelSpec
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Return factors under PEFT's names, in the logical tensors' order, and the rank of each module."""
+    made: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    bad: list[str] = []
+    for key, named in factors.items():
+        linear, layer = at[named.module]
+        # An embedding's delta is the transpose of B A: its A is (rank, rows), which is our B transposed.
+        factor = {"A": "B", "B": "A"}[named.part] if named.embedded else named.part
+        tensor = files[key].t() if named.embedded else files[key]
+        if tensor.ndim != 2:
+            bad.append(f"{key} has {tensor.ndim} dimensions; a factor has two")
+            continue
+        if named.embedded != (linear.row.name in ("embed", "positions")):
+            bad.append(f"{key}: {named.module} is {'no' if named.embedded else 'an'} embedding")
+        rank = tensor.shape[0 if factor == "A" else 1]
+        if ranks.setdefault(named.module, rank) != rank:
+            bad.append(f"{key} is of rank {rank}, the other factor of rank {ranks[named.module]}")
+        wanted = linear.shape(factor, rank=rank, sizes=spec.sizes)
+        if tuple(tensor.shape) != wanted:
+            shown = tuple(files[key].shape)
+            bad.append(f"{key} is {shown}; {named.module} has {wanted[1 if factor == 'A' else 0]} "
+                       f"{'inputs' if factor == 'A' else 'outputs'}")  # fmt: skip
+            continue
+        made[linear.key(layer, factor)] = linear.reordered(factor, tensor, spec.sizes)
+    refuse(bad, doing="the adapter does not fit the model", kind=FormatError)
+    return made, ranks
+
+
+def _settings(config: Mapping[str, Any], ranks: Mapping[str, int], at: Places) -> Settings:
+    """Return ranks and scales as most modules have them, and the modules that differ."""
+    pairs = {module: (rank, rank_and_alpha(config, module)[1]) for module, rank in ranks.items()}
+    usual = (config.get("r", 8), float(config.get("lora_alpha", 8)))
+    rank, alpha = Counter(pairs.values()).most_common(1)[0][0] if pairs else usual
+    targets = list(dict.fromkeys(at[module][0].name for module in at if module in ranks))
+    mine = [module for module, (linear, _) in at.items() if linear.name in targets]
+    own = {module: pairs.get(module, (0, alpha)) for module in mine}
+    return Settings(
+        rank=rank, alpha=alpha, targets=tuple(targets), dropout=float(config.get("lora_dropout") or 0.0),
+        rslora=bool(config.get("use_rslora")), own={m: pair for m, pair in own.items() if pair != (rank, alpha)},
+    )  # fmt: skip
+
+
+def _contradictions(config: Mapping[str, Any], ranks: Mapping[str, int], at: Mapping[str, bool]) -> list[str]:
+    """Return where the config and the tensors differ. `at`: modules, and whether each is a linear of a layer."""
     bad = []
-    if config.get("peft_type") != "LORA":
-        bad.append(f"peft_type is {config.get('peft_type')!r}; mconv reads LORA")
-    if type(config.get("r")) is not int or config["r"] < 1:
-        bad.append(f"r is {config.get('r')!r}; it must be a positive integer")
-    alpha = config.get("lora_alpha", 8)
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        bad.append(f"lora_alpha is {alpha!r}; it must be a finite number")
-    if config.get("bias", "none") != "none":
-        bad.append(f"bias is {config['bias']!r}: it trains biases too, which mconv does not")
-    if config.get("init_lora_weights", True) not in (True, False, "gaussian"):
-        bad.append(f"init_lora_weights is {config['init_lora_weights']!r}, which changes the base too")
-    said = {name: value for name, value in config.items() if name not in (*READ, *FREE) and value}
-    return [*bad, *(f"{name} is {value!r}, which mconv does not know" for name, value in said.items())]
+    says = {module: targeted(config, module, inner=inner) for module, inner in at.items()}
+    if absent := [module for module, meant in says.items() if meant and module not in ranks]:
+        bad.append(f"{CONFIG} puts an adapter on {_few(absent)}, but the file has no tensors of it")
+    if extra := [module for module in ranks if says[module] is False]:
+        bad.append(f"the file has an adapter of {_few(extra)}, where {CONFIG} puts none (target_modules, "
+                   "exclude_modules, layers_to_transform, modules_to_save)")  # fmt: skip
+    told = {module: rank_and_alpha(config, module)[0] for module in ranks}
+    bad += [f"{module}: the file's factors are of rank {rank}, {CONFIG} says {told[module]} (r, rank_pattern)"
+            for module, rank in ranks.items() if rank != told[module]]  # fmt: skip
+    return bad
 
 
+def _few(names: Collection[str]) -> str:
+    shown = ", ".join(list(names)[:3])
+    return f"{shown} and {len(names) - 3} more modules" if len(names) > 3 else shown
+
+
+# ---- whole modules ---------------------------------------------------------------------------------------------------
+def _unexplained(
+    config: Mapping[str, Any], wholes: Mapping[str, Named], stored: Mapping[str, Stored], ranks: Mapping[str, int], *,
+    heads: Collection[str],
+) -> list[str]:  # fmt: skip
+    """Return whole tensors that the config does not explain, and those that it promises and that are not there.
+
+    PEFT saves embeddings and head unasked where the vocabulary has grown or an adapter lies on them.
+    """
+    biases = {key for key in stored if key.endswith(".bias")}
+    own = {"all": biases, "lora_only": {key for key in biases if key.rpartition(".")[0] in ranks}}
+    promised = own.get(str(config.get("bias")), set())
+    here = {f"{named.module}.{named.part}" for named in wholes.values()}
+    bad = [
+        f"{key}: bias is {config.get('bias')!r} in {CONFIG}, but the file has no such tensor" for key in promised - here
+    ]
+    for name in config.get("modules_to_save") or []:
+        if not any(saved({"modules_to_save": [name]}, named.module) for named in wholes.values()):
+            bad.append(f"modules_to_save has {name!r}, but the file has no tensor of it")
+    for key, named in wholes.items():
+        explained = saved(config, named.module) or f"{named.module}.{named.part}" in promised or named.module in heads
+        bad += [] if explained else [f"{key}: neither modules_to_save nor bias in {CONFIG} says that it is replaced"]
+    return bad
+
+
+def _replaced(
+    wholes: Mapping[str, Named], files: Mapping[str, Tensor], stored: Mapping[str, Stored], *, heads: Collection[str]
+) -> tuple[tuple[Replaced, ...], list[str]]:
+    """Return what takes the place of the base's tensors, and what does not fit there."""
+    found, bad = [], []
+    for key, named in wholes.items():
+        mine, tensor = stored.get(f"{named.module}.{named.part}"), files[key]
+        if mine is None:
+            tied = named.module in heads  # _tied has seen that it is the embedding
+            bad += [] if tied else [f"{key}: the base has no {named.module}.{named.part}"]
+        elif tuple(tensor.shape) != mine.piece.shape:
+            grown = "; a vocabulary that grew needs a base that has grown too" * (mine.logical.row in ENDS)
+            bad.append(f"{key} is {tuple(tensor.shape)}, the base's {mine.piece.shape}{grown}")
+        else:
+            (block,) = mine.piece.blocks
+            value = seen(tensor.reshape(-1), patch_of(mine.piece.shape, block), block.box)
+            found.append(Replaced(key, mine.logical, block.box, value))
+    return tuple(found), bad
+
+
+def _tied(
+    config: Mapping[str, Any], names: Mapping[str, Named], files: Mapping[str, Tensor], *, heads: Collection[str]
+) -> list[str]:
+    """Return why an adapter that changes the embedding or the head of a tied model cannot be merged: it unties them."""
+    mine = {key: named for key, named in names.items() if named.module in heads}
+    wholes = [files[key] for key, named in mine.items() if named.part == "weight"]
+    same = len(wholes) == 2 and wholes[0].shape == wholes[1].shape and torch.equal(*wholes)
+    if not mine or (same and len(mine) == 2):
+        return []
+    return [
+        f"{next(iter(mine))}: the base has one tensor for embedding and head (tie_word_embeddings), and the adapter "
+        "changes one of the two; merge it into a base that has both: lm_head.weight stored, tie_word_embeddings false"
+    ]
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
 def write(adapter: Adapter, folder: Path, *, base: str) -> None:
-    """The folder that PEFT loads: `base` is what it is to call the model beneath."""
+    """Write the folder that PEFT loads: `base` is what it is to call the model beneath."""
     from safetensors.torch import save_file
 
-    settings = adapter.settings
+    settings, spec = adapter.settings, adapter.spec
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in adapter.factors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+    mine = list(modules(settings, adapter.family, spec))
+    factors = {
+        linear.key(layer, factor): linear.reordered(
+            factor, adapter.factors[linear.key(layer, factor)], spec.sizes, back=True
+        ).contiguous()
+        for linear, layer, _ in mine
+        for factor in FACTORS
+    }
+    save_file(factors, folder / WEIGHTS, metadata={"format": "pt"})
+    some = any(rank == 0 for rank, _ in settings.own.values())
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": settings.rank,
-        "lora_alpha": int(settings.alpha) if settings.alpha == int(settings.alpha) else settings.alpha,
-        "lora_dropout": settings.dropout, "target_modules": list(settings.targets), "bias": "none",
-        "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True, "use_rslora": False,
-        "use_dora": False, "modules_to_save": None,
+        "lora_alpha": _plain(settings.alpha), "lora_dropout": settings.dropout,
+        "target_modules": [linear.at(layer) for linear, layer, _ in mine] if some else list(settings.targets),
+        "rank_pattern": {name: rank for name, (rank, _) in settings.own.items() if rank not in (0, settings.rank)},
+        "alpha_pattern": {name: _plain(a) for name, (rank, a) in settings.own.items() if rank and a != settings.alpha},
+        "bias": "none", "fan_in_fan_out": any(linear.row.hf_axes for linear, _, _ in mine), "inference_mode": True,
+        "init_lora_weights": True, "use_rslora": settings.rslora, "use_dora": False, "modules_to_save": None,
     }  # fmt: skip
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _plain(number: float) -> int | float:
+    return int(number) if number == int(number) else number
+
+
+def described(folder: Path) -> Iterable[tuple[str, Any]]:
+    """Yield what an adapter's folder says of itself without its base: for people, so nothing is refused."""
+    config = read_json(folder / CONFIG)
+    for name in ("base_model_name_or_path", "peft_type", "r", "lora_alpha", "target_modules", "modules_to_save"):
+        yield name, config.get(name)

@@ -26,7 +26,47 @@ def adapter_folder(folder: Path, model: Path, *, rank: int = 4, targets: tuple[s
     return folder
 
 
-def by_hand(model: Any, adapter: Path) -> list[torch.nn.Parameter]:
+UNEVEN = {
+    "model.layers.{}.self_attn.q_proj": [(4, 8), (2, 8), (4, 8), (4, 3)],
+    "model.layers.{}.self_attn.v_proj": [(1, 5), None, (6, 8), None],
+    "model.layers.{}.mlp.down_proj": [None, (4, 8), (4, 8), None],
+}
+"""Rank and alpha on each layer, of an adapter that is on some modules only and no two alike."""
+
+
+def uneven_folder(folder: Path, model: Path) -> Path:
+    """A PEFT adapter as `UNEVEN` has it, rank-stabilized, written by hand."""
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    weights, random, made = load_file(model / "model.safetensors"), torch.Generator().manual_seed(5), {}
+    modules = {name.format(i): pair for name, pairs in UNEVEN.items() for i, pair in enumerate(pairs) if pair}
+    for module, (rank, _) in modules.items():
+        rows, columns = weights[f"{module}.weight"].shape
+        made[f"base_model.model.{module}.lora_A.weight"] = 0.1 * torch.randn(rank, columns, generator=random)
+        made[f"base_model.model.{module}.lora_B.weight"] = 0.1 * torch.randn(rows, rank, generator=random)
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(model), "r": 4, "lora_alpha": 8,
+        "target_modules": list(modules), "use_rslora": True,
+        "rank_pattern": {name: rank for name, (rank, _) in modules.items() if rank != 4},
+        "alpha_pattern": {name: alpha for name, (_, alpha) in modules.items() if alpha != 8},
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    save_file(made, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def uneven_scale(module: str, rank: int) -> float:
+    """What its B A is multiplied by."""
+    layer = int(module.split(".")[2])
+    pair = UNEVEN[module.replace(f"layers.{layer}.", "layers.{}.")][layer]
+    assert pair is not None and pair[0] == rank
+    return pair[1] / rank**0.5
+
+
+def by_hand(model: Any, adapter: Path, *, scale: Any = lambda module, rank: SCALE) -> list[torch.nn.Parameter]:
     """Put an adapter on a transformers model: a hook on each linear, and nothing of mconv's. Returns its factors."""
     from safetensors.torch import load_file
 
@@ -34,11 +74,12 @@ def by_hand(model: Any, adapter: Path) -> list[torch.nn.Parameter]:
     factors = {k: torch.nn.Parameter(v.float()) for k, v in load_file(adapter / "adapter_model.safetensors").items()}
     for key in [key for key in factors if ".lora_A." in key]:
         a, b = factors[key], factors[key.replace(".lora_A.", ".lora_B.")]
-
-        def add(_: Any, inputs: Any, output: Any, a: Any = a, b: Any = b) -> Any:
-            return output + SCALE * (inputs[0] @ a.t()) @ b.t()
-
         name = key.removeprefix("base_model.model.").partition(".lora_A")[0]
+        by = scale(name, a.shape[0])
+
+        def add(_: Any, inputs: Any, output: Any, a: Any = a, b: Any = b, by: Any = by) -> Any:
+            return output + by * (inputs[0] @ a.t()) @ b.t()
+
         model.get_submodule(name).register_forward_hook(add)
     return list(factors.values())
 
@@ -86,7 +127,7 @@ def planted(fault: str) -> Any:
 
             patch.setattr(lora.Adapters, "forward", moved)
         elif fault == "alpha/r forgotten":
-            patch.setattr(Settings, "scale", 1.0)
+            patch.setattr(Settings, "scale_of", lambda self, module: 1.0)
         elif fault == "gradients of A not summed":
             patch.setattr(lora.tensor_parallel, "copy_to_tensor_model_parallel_region", lambda x: x)
         elif fault == "no marks":

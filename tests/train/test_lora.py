@@ -74,7 +74,7 @@ def with_peft(model, adapter):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft's, about transformers
-@pytest.mark.parametrize("family", ["llama", "falcon"])
+@pytest.mark.parametrize("family", ["llama", "falcon", "gpt2", "uneven"])
 @pytest.mark.parametrize("judge", ["by hand", "peft"])
 def test_losses_are_those_of_a_model_with_the_adapter_on_it(judge, family, run, alone, tmp_path, monkeypatch):
     """Three steps from the same adapter on the same batches: outputs, gradients and updates are PEFT's."""
@@ -82,16 +82,18 @@ def test_losses_are_those_of_a_model_with_the_adapter_on_it(judge, family, run, 
 
     seen, batches = [], feed.batches
     monkeypatch.setattr(feed, "batches", lambda *a, **k: (seen.append(b) or b for b in batches(*a, **k)))
-    if family == "falcon":
-        tiny.make_falcon(tmp_path / "hf", **tiny.FALCONS["40b-biases"])
+    if family in ("falcon", "gpt2"):
+        tiny.make_model({"falcon": "falcon-40b-biases", "gpt2": "gpt2-untied"}[family], tmp_path / "hf")
         run = run | {"load": str(tmp_path / "hf")}
         run["lora_load"] = str(lora_jobs.adapter_folder(tmp_path / "adapter", tmp_path / "hf"))
+    elif family == "uneven":
+        run = run | {"lora_load": str(lora_jobs.uneven_folder(tmp_path / "adapter", Path(run["load"])))}
     ours = jobs.train(**run)["losses"]
     model, adapter = transformers_model(run["load"]), Path(run["lora_load"])
     if judge == "peft":
         model, factors = with_peft(model, adapter)
     else:
-        factors = lora_jobs.by_hand(model, adapter)
+        factors = lora_jobs.by_hand(model, adapter, **({"scale": lora_jobs.uneven_scale} if family == "uneven" else {}))
     theirs = lora_jobs.losses_of(model, factors, seen, lr=run["lr"], each=run["global_batch_size"])
     assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-4
     assert abs(theirs[0] - theirs[-1]) > 1e-3  # there is something to agree on
@@ -261,6 +263,64 @@ def test_exported_and_merged(saved, run, tmp_path, capsys):
     assert (merged - before).abs().max() > 1e-3
 
 
+def test_an_adapter_that_is_uneven_through_a_run(run, world, tmp_path, capsys):
+    """Ranks, alphas and modules of its own: the same at another layout, and what comes out is on what went in."""
+    from safetensors.torch import load_file
+
+    from mconv.convert import adapted
+
+    folder = lora_jobs.uneven_folder(tmp_path / "adapter", Path(run["load"]))
+    fields = run | {"lora_load": str(folder), "train_iters": 2}
+    alone = jobs.train(**fields)
+    cut = world.run(jobs.train, **fields, tp=2, pp=2, save=str(tmp_path / "run"))[0]
+    assert far(cut, alone) < 1e-4
+    assert app.run(["lora", "export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    assert app.run(["lora", "merge", str(tmp_path / "run"), "--out", str(tmp_path / "one")]) == 0
+    assert app.run(["lora", "merge", str(tmp_path / "out"), "--out", str(tmp_path / "two")]) == 0
+    before, after = (load_file(f / "adapter_model.safetensors") for f in (folder, tmp_path / "out"))
+    assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}
+    assert all(float((before[key] - after[key]).abs().max()) > 1e-4 for key in before)
+    assert tiny.same(tiny.tensors(tmp_path / "one"), tiny.tensors(tmp_path / "two"))
+    assert "ranks 1 to 6, alpha 8, on q_proj, v_proj, down_proj, rank-stabilized" in capsys.readouterr().out
+    settings = adapted.open_run(tmp_path / "run").adapter.settings
+    with pytest.raises(ConfigError, match="ranks and alphas of single modules"):
+        tiny.edit_json(folder / "adapter_config.json", alpha_pattern={})
+        jobs.train(**fields | {"save": str(tmp_path / "run"), "train_iters": 3})
+    assert settings.own["model.layers.1.self_attn.v_proj"][0] == 0
+
+
+def test_what_is_not_zero_past_a_rank_is_seen(run):
+    """The zeros that fill a lower rank up are part of a checkpoint: others are of another adapter."""
+    from mconv.convert import lora
+    from mconv.convert.load import open_checkpoint
+
+    base = open_checkpoint(run["load"])
+    known, settings = (
+        lora.linears(base.family, base.spec),
+        lora.Settings(rank=2, alpha=2.0, targets=("q_proj",), own={"model.layers.0.self_attn.q_proj": (1, 2.0)}),
+    )
+    full = {
+        lora.stacked_key(known["q_proj"], factor): torch.ones(
+            base.spec.num_layers, *known["q_proj"].shape(factor, rank=2, sizes=base.spec.sizes)
+        )
+        for factor in "AB"
+    }
+    with pytest.raises(FormatError, match="past its rank of 1 it is not zero"):
+        lora.unstacked(settings, base.family, base.spec, full)
+
+
+def test_more_than_a_run_trains_is_refused(run, tmp_path):
+    """Whole modules and adapters outside the layers can be merged, and not trained."""
+    from safetensors.torch import load_file, save_file
+
+    folder = lora_jobs.uneven_folder(tmp_path / "adapter", Path(run["load"]))
+    head = load_file(Path(run["load"]) / "model.safetensors")["lm_head.weight"]
+    made = load_file(folder / "adapter_model.safetensors")
+    save_file(made | {"base_model.model.lm_head.weight": head}, folder / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match=r"holds all of head\.weight, and a run trains adapters of the layers' linears"):
+        jobs.train(**run | {"lora_load": str(folder)})
+
+
 def test_what_the_commands_say(saved, run, tmp_path, capsys):
     folder, _ = saved
     assert app.run(["inspect", str(folder), "--json"]) == 0
@@ -296,27 +356,3 @@ def test_refusals(name, run):
     change = {k: run["lora_load"] if v == "ADAPTER" else v for k, v in change.items()}
     with pytest.raises((ConfigError, FormatError), match=message):
         jobs.train(**{k: v for k, v in run.items() if k != "lora_load"} | change)
-
-
-BAD_ADAPTERS = {
-    "dora": ({"use_dora": True}, "use_dora is True, which mconv does not know"),
-    "rslora": ({"use_rslora": True}, "use_rslora is True, which mconv does not know"),
-    "no number": ({"lora_alpha": float("nan")}, "lora_alpha is nan; it must be a finite number"),
-    "patterns": ({"rank_pattern": {"q_proj": 2}}, "rank_pattern is"),
-    "bias": ({"bias": "all"}, "trains biases too"),
-    "another rank": ({"r": 8}, "a rank of 8 make it"),
-    "pissa": ({"init_lora_weights": "pissa"}, "changes the base too"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_ADAPTERS)
-def test_adapters_that_are_more_are_refused(name, run, tmp_path):
-    from mconv.convert import peft
-    from mconv.convert.load import open_checkpoint
-
-    change, message = BAD_ADAPTERS[name]
-    base = open_checkpoint(run["load"])
-    folder = lora_jobs.adapter_folder(tmp_path, Path(run["load"]))
-    tiny.edit_json(folder / "adapter_config.json", **change)
-    with pytest.raises(FormatError, match=message):
-        peft.read(folder, family=base.family, spec=base.spec)

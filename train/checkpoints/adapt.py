@@ -55,7 +55,7 @@ def adapt(models: list[Any], config: TrainConfig, base: Checkpoint, *, resumed: 
     for model in models:
         lora.attach(model, settings, family=base.family, spec=base.spec, start=begin)
         model.adapted = adapted
-    return f"LoRA: {settings}"
+    return "\n".join([f"LoRA: {settings}", *(f"note: {note}" for note in (given.notes if given else ()))])
 
 
 def _described(config: TrainConfig, base: Checkpoint) -> dict[str, str]:
@@ -80,6 +80,9 @@ def _check_same(config: TrainConfig, now: dict[str, Any], then: dict[str, Any]) 
     for key, field in names.items():
         if now[key] != then.get(key):
             raise ConfigError(f"{field} is {now[key]}, but the run in {config.save} has {then.get(key)}")
+    for key, what in {"rslora": "the scale by the root of the rank", "own": "ranks and alphas of single modules"}.items():
+        if now.get(key) != then.get(key):
+            raise ConfigError(f"lora_load says other than the run in {config.save} of {what}; give another --save")
     shared = then.get("distributed_optimizer")
     if shared not in (None, config.distributed_optimizer) and not config.eval_only:
         raise ConfigError(

@@ -107,7 +107,7 @@ def _adapters(spec: ModelSpec, setting: Setting, rows: tuple[str, ...], *, tp: i
 def _adapter(spec: ModelSpec, setting: Setting, linear: Linear, *, tp: int) -> float:
     adapter, outer = setting.trains.adapter, tp if setting.sequence_parallel else 1
     assert adapter is not None
-    narrow = adapter.rank * setting.itemsize / (1 if linear.column else outer)
+    narrow = adapter.width * setting.itemsize / (1 if linear.column else outer)
     inputs = linear.shape("A", rank=1, sizes=spec.sizes)[1] / (outer if linear.column else tp)
     return narrow + bool(adapter.dropout) * inputs * (setting.itemsize + _mask(setting))
 

@@ -112,7 +112,7 @@ def _backward(spec: ModelSpec, seq_length: int, trains: Trains) -> float:
 def _adapter(spec: ModelSpec, trains: Trains, linear: Linear, at: Flow) -> float:
     """Of one adapter in one layer: both factors forward and their gradients, and its input's where that asks for one."""
     assert trains.adapter is not None
-    a, b = (2.0 * prod(linear.shape(factor, rank=trains.adapter.rank, sizes=spec.sizes)) for factor in FACTORS)
+    a, b = (2.0 * prod(linear.shape(factor, rank=trains.adapter.width, sizes=spec.sizes)) for factor in FACTORS)
     places = {"layer.qkv": at.normed, "layer.attn_out": at.attention, "layer.mlp_in": at.normed_again}
     return (2 + places.get(linear.row.name, at.mlp)) * a + PASSES * b
 

@@ -75,7 +75,7 @@ def _held(spec: ModelSpec, layout: Layout, trains: Trains) -> list[list[Held]]:
 
 def _factors(spec: ModelSpec, layout: Layout, trains: Trains) -> list[int]:
     """Elements of the factors of a layer's adapters, on one rank."""
-    rank = trains.adapter.rank if trains.adapter else 0
+    rank = trains.adapter.width if trains.adapter else 0
     return [
         prod(linear.share(factor, rank=rank, sizes=spec.sizes, tp=layout.tp))
         for linear in trains.adapters(spec)

@@ -4,12 +4,13 @@ Nothing of megatron-core is needed, so that `mconv plan` answers at once.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mconv.convert import peft
 from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.lora import Adapter, Settings, chosen, linears
+from mconv.convert.lora import Adapter, Linear, Settings, chosen, linears
 from mconv.errors import ConfigError, FormatError
 from mconv.train.config import TrainConfig
 
@@ -29,10 +30,12 @@ def _given(config: TrainConfig, base: Checkpoint) -> Adapter | None:
     """The adapter of `lora_load`, if what else the configuration says of it is true."""
     if config.lora_load is None:
         return None
-    if not peft.is_adapter(Path(config.lora_load)):
+    if not peft.has_adapter(Path(config.lora_load)):
         raise FormatError(f"lora_load {config.lora_load} has no {peft.CONFIG}; give the folder of a PEFT adapter")
-    adapter = peft.read(Path(config.lora_load), family=base.family, spec=base.spec)
+    ignore = config.ignore_config_key or ()
+    adapter = peft.read(Path(config.lora_load), family=base.family, spec=base.spec, ignore=ignore)
     known = linears(base.family, base.spec)
+    _check_trainable(config.lora_load, adapter, known)
     own: dict[str, Any] = {"lora_rank": adapter.settings.rank, "lora_alpha": adapter.settings.alpha}
     asked: dict[str, Any] = {name: getattr(config, name) for name in own}
     if config.lora_targets is not None:
@@ -42,6 +45,17 @@ def _given(config: TrainConfig, base: Checkpoint) -> Adapter | None:
             raise ConfigError(f"{name} is {asked[name]}, but the adapter {config.lora_load} has {value}; leave it out")
     settings = dataclasses.replace(adapter.settings, dropout=config.lora_dropout)
     return dataclasses.replace(adapter, settings=settings)
+
+
+def _check_trainable(folder: str, adapter: Adapter, known: Mapping[str, Linear]) -> None:
+    """Refuse what a merge can do and a run does not train: whole modules, and adapters outside the layers."""
+    outside = [name for name in adapter.settings.targets if name not in known]
+    more = [f"an adapter of {name}" for name in outside] + [f"all of {one.logical}" for one in adapter.replaced[:3]]
+    if more:
+        raise ConfigError(
+            f"lora_load {folder} holds {', '.join(more)}, and a run trains adapters of the layers' linears alone; "
+            "`mconv lora merge` merges it, and a run can begin from the result"
+        )
 
 
 def _settings(config: TrainConfig, base: Checkpoint) -> Settings:

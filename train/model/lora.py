@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mconv.convert.dialects import mcore as names
-from mconv.convert.lora import FACTORS, Linear, Settings, linears
+from mconv.convert.lora import FACTORS, Linear, Settings, linears, padded
 from mconv.convert.table import Family
 from mconv.spec import ModelSpec
 from mconv.train.mcore import (
@@ -30,7 +30,10 @@ from mconv.train.mcore import (
 from mconv.train.model.recompute import let_gradients_through
 
 Start = Callable[[Linear, int, str], Tensor]
-"""The whole of a linear's factor ("A" or "B") in a layer, at the start of a run."""
+"""The whole of a linear's factor ("A" or "B") in a layer, at the start of a run, of that module's own rank.
+
+It is asked for where a module has an adapter. One without stays at zero, as does what fills a lower rank up.
+"""
 
 
 def attach(model: Any, settings: Settings, *, family: Family, spec: ModelSpec, start: Start) -> None:
@@ -38,10 +41,11 @@ def attach(model: Any, settings: Settings, *, family: Family, spec: ModelSpec, s
     model.requires_grad_(False)
     known = linears(family, spec)
     for layer in model.decoder.layers:
-        adapters = Adapters(layer.config, [known[name] for name in settings.targets], settings, spec.sizes)
-        adapters.fill(start, layer.layer_number - 1)
+        number = layer.layer_number - 1
+        adapters = Adapters(layer.config, [known[name] for name in settings.targets], settings, spec.sizes, number)
+        adapters.fill(start, number)
         layer.add_module("lora", adapters)
-        for row in dict.fromkeys(adapters.linears[name].row.name for name in settings.targets):
+        for row in dict.fromkeys(linear.row.name for linear in adapters.linears.values()):
             module = layer.get_submodule(names.NAMES[row][0].removeprefix(names.LAYER).removesuffix(".{leaf}"))
             parts = [linear for linear in known.values() if linear.row.name == row]
             module.register_forward_hook(functools.partial(_add, adapters, parts))
@@ -72,21 +76,27 @@ def _add(
 
 
 class Adapters(torch.nn.ModuleDict):
-    """The adapters of one layer, by the name of their linear."""
+    """The adapters of one layer, by the name of their linear.
+
+    megatron-core saves the tensors of all layers as one, so every layer has factors of the same shape: of the largest
+    rank. What a layer has less of is zero, and stays zero.
+    """
 
     def __init__(
-        self, config: TransformerConfig, targets: list[Linear], settings: Settings, sizes: dict[str, int]
+        self, config: TransformerConfig, targets: list[Linear], settings: Settings, sizes: dict[str, int], layer: int
     ) -> None:
-        self.linears = {linear.name: linear for linear in targets}
+        self.linears = {linear.slot: linear for linear in targets}
+        self.ranks = {name: settings.rank_of(linear.at(layer)) for name, linear in self.linears.items()}
+        self.width = settings.width
         self.sizes, self.tp = sizes, config.tensor_model_parallel_size
-        super().__init__({name: Factors(config, linear, settings, sizes) for name, linear in self.linears.items()})
+        super().__init__({name: Factors(config, linear, settings, sizes, layer) for name, linear in self.linears.items()})
 
     def forward(
         self, x: Float[Tensor, "s b inputs"], parts: list[Linear], like: Float[Tensor, "t b rows"]
     ) -> Float[Tensor, "t b rows"]:
         """What the adapters of a fused linear's parts add to its output, which `like` is."""
         if parts[0].row.cat is None:
-            delta: Tensor = self[parts[0].name](x)
+            delta: Tensor = self[parts[0].slot](x)
             return self._share(delta) if parts[0].column and not parts[0].even(self.sizes, self.tp) else delta
         cut_evenly = parts[0].even(self.sizes, self.tp)
         sizes = local(parts[0], self.sizes, self.tp) if cut_evenly else self.sizes
@@ -94,7 +104,7 @@ class Adapters(torch.nn.ModuleDict):
         pieces = []
         for part in parts:
             dims = part.dims(sizes)
-            flat = self[part.name](x) if part.name in self else like.new_zeros(1).expand(*like.shape[:2], math.prod(dims))
+            flat = self[part.slot](x) if part.slot in self else like.new_zeros(1).expand(*like.shape[:2], math.prod(dims))
             pieces.append(flat.unflatten(-1, dims))
         delta = torch.cat(pieces, dim=2 + axis).flatten(2)
         return delta if cut_evenly else self._share(delta)
@@ -111,8 +121,11 @@ class Adapters(torch.nn.ModuleDict):
         for name, linear in self.linears.items():
             for factor in FACTORS:
                 mine = getattr(self[name], factor)
+                if not self.ranks[name]:
+                    mine.zero_()
+                    continue
                 axis = linear.cut_axis(factor, self.sizes, self.tp)
-                whole = start(linear, layer, factor)
+                whole = padded(factor, start(linear, layer, factor), self.width)
                 rank = parallel_state.get_tensor_model_parallel_rank()
                 mine.copy_(whole if axis is None else whole.chunk(self.tp, axis)[rank])
 
@@ -138,13 +151,15 @@ class Factors(torch.nn.Module):
     A: Tensor
     B: Tensor
 
-    def __init__(self, config: TransformerConfig, linear: Linear, settings: Settings, sizes: dict[str, int]) -> None:
+    def __init__(
+        self, config: TransformerConfig, linear: Linear, settings: Settings, sizes: dict[str, int], layer: int
+    ) -> None:
         super().__init__()
-        self.column, self.scale, self.dropout = linear.column, settings.scale, settings.dropout
+        self.column, self.scale, self.dropout = linear.column, settings.scale_of(linear.at(layer)), settings.dropout
         self.sequence_parallel = config.sequence_parallel
         self.whole = self.column and not linear.even(sizes, config.tensor_model_parallel_size)
         for factor in FACTORS:
-            setattr(self, factor, _parameter(config, linear, factor, settings.rank, sizes))
+            setattr(self, factor, _parameter(config, linear, factor, settings.width, sizes))
 
     def forward(self, x: Float[Tensor, "s b inputs"]) -> Float[Tensor, "t b outputs"]:
         """What it adds. Under sequence parallelism either `x` or the result has this rank's positions only."""

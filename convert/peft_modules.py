@@ -1,0 +1,108 @@
+"""Which modules PEFT's `adapter_config.json` means, and rank and alpha of each, by PEFT's own rules of matching.
+
+The tensors decide what an adapter is; this says what the config claims, so that the two can be held against each other.
+Patterns come from a stranger's file: one that could run for ages is refused before it is tried.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from mconv.errors import FormatError
+
+LONGEST_PATTERN, MOST_REPEATS = 4000, 12
+ALL = "all-linear"
+
+
+def targeted(config: Mapping[str, Any], module: str, *, inner: bool) -> bool | None:
+    """Return whether the config puts an adapter on a module; None if it does not say which it means.
+
+    `inner`: whether the module is a linear of a layer, which is what "all-linear" means.
+    """
+    targets = config.get("target_modules")
+    if targets is None:
+        return None
+    if _excluded(config, module):
+        return False
+    if isinstance(targets, str):
+        return inner if targets.lower() == ALL else bool(compiled(targets).fullmatch(module))
+    return _ends(module, targets) and _in_layers(config, module)
+
+
+def saved(config: Mapping[str, Any], module: str) -> bool:
+    """Return whether PEFT saves a copy of a whole module: it looks at the ends of names, dots or not."""
+    return any(module.endswith(name) for name in config.get("modules_to_save") or [])
+
+
+def _excluded(config: Mapping[str, Any], module: str) -> bool:
+    """Return whether `exclude_modules` leaves a module out, or `modules_to_save` has it whole."""
+    excluded = config.get("exclude_modules") or []
+    if isinstance(excluded, str):
+        if compiled(excluded).fullmatch(module):
+            return True
+    elif _ends(module, excluded):
+        return True
+    names = config.get("modules_to_save") or []  # no adapter lies on or in what is saved whole
+    return any(compiled(rf"(^|.*\.){name}($|\..*)").match(module) for name in names)
+
+
+def _ends(module: str, names: Iterable[str]) -> bool:
+    """Return whether a module has one of these names, or ends in it."""
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _in_layers(config: Mapping[str, Any], module: str) -> bool:
+    """Return whether a module lies in `layers_to_transform`, if that says anything."""
+    wanted = config.get("layers_to_transform")
+    if wanted is None or wanted == []:
+        return True
+    lists = config.get("layers_pattern") or []
+    starts = [rf"(?:^|.*?\.){name}" for name in ([lists] if isinstance(lists, str) else lists)] or [r".*?\.[^.]*"]
+    found = next((match for start in starts if (match := compiled(rf"{start}\.(\d+)\.").match(module))), None)
+    return found is not None and int(found[found.re.groups]) in (wanted if isinstance(wanted, list) else [wanted])
+
+
+def rank_and_alpha(config: Mapping[str, Any], module: str) -> tuple[int, float]:
+    """Return a module's rank and alpha: the first pattern that fits the end of its name, else `r` and `lora_alpha`."""
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    rank, alpha = ranks.get(_first(ranks, module)), alphas.get(_first(alphas, module))
+    return (config.get("r", 8) if rank is None else rank), float(config.get("lora_alpha", 8) if alpha is None else alpha)
+
+
+def _first(patterns: Iterable[str], module: str) -> str | None:
+    return next((key for key in patterns if compiled(rf"(.*\.)?({key})$").match(module)), None)
+
+
+@lru_cache(maxsize=256)
+def compiled(pattern: str) -> re.Pattern[str]:
+    """Return a stranger's pattern, compiled. Raises FormatError where it is none, or could run for ages."""
+    try:
+        found = re.compile(pattern) if len(pattern) <= LONGEST_PATTERN else None
+    except (re.error, RecursionError, OverflowError) as error:
+        raise FormatError(f"adapter_config.json: {pattern[:80]!r} is no pattern of names ({error})") from error
+    if found is None or _runs_wild(pattern):
+        raise FormatError(
+            f"adapter_config.json: the pattern {pattern[:80]!r} repeats what repeats, and could be tried for ages; name "
+            "the modules in a list"
+        )
+    return found
+
+
+def _runs_wild(pattern: str) -> bool:
+    """Return whether a repetition holds another one or a choice, or there are too many of them."""
+    plain = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "x", pattern)
+    repeats = len(re.findall(r"[*+]|\{\d*,\d*\}", plain))
+    depth: list[bool] = []
+    for at, char in enumerate(plain):
+        if char == "(":
+            depth.append(False)
+        elif char == ")" and depth:
+            loose = depth.pop()
+            if loose and re.match(r"[*+]|\{\d*,\d*\}", plain[at + 1 :]):
+                return True
+            if depth and loose:
+                depth[-1] = True
+        elif char in "*+|" or (char == "{" and re.match(r"\{\d*,\d*\}", plain[at:])):
+            depth[:] = [*depth[:-1], True] if depth else depth
+    return repeats > MOST_REPEATS
