@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from itertools import takewhile
+from pathlib import Path
 
 from mconv.convert.checkpoint import Checkpoint, primary
 from mconv.convert.table import Logical, Stored
-from mconv.errors import FormatError, refuse
+from mconv.errors import ConfigError, FormatError, refuse
 from mconv.shard.axes import Box, intersect, volume
+from mconv.spec import ModelSpec
 
 
 def check_complete(checkpoint: Checkpoint) -> None:
@@ -52,3 +54,9 @@ def _covered(c: Checkpoint, logical: Logical, group: list[Stored]) -> list[str]:
 def _until_past(boxes: list[Box], box: Box) -> Iterator[Box]:
     """Of boxes sorted by where they start, those that start before `box` ends on the first axis."""
     return takewhile(lambda other: other[0][0] < box[0][1], boxes)
+
+
+def check_depth(folder: Path, spec: ModelSpec, tensors: int) -> None:
+    """Refuse a number of layers that the tensors at hand cannot make up: it could take minutes to spell out."""
+    if spec.num_layers > tensors:
+        raise ConfigError(f"{folder}: num_layers is {spec.num_layers} by its config, but it has {tensors} tensors in all")

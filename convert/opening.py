@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from mconv.convert import lora, manifest, meta, spell
+from mconv.convert import hugging, lora, manifest, meta, spell
 from mconv.convert.checkpoint import TRACKER, Checkpoint
-from mconv.convert.complete import check_complete
+from mconv.convert.complete import check_complete, check_depth
 from mconv.convert.dialects import DIALECTS, mcore
 from mconv.convert.families import FAMILIES, family_of
 from mconv.convert.formats import hf, mp_rank, torch_dist
@@ -14,7 +14,6 @@ from mconv.convert.identify import Said, identify
 from mconv.convert.ignored import NOTHING, Ignored, joined, recorded
 from mconv.convert.recognize import explain, what_is
 from mconv.errors import ConfigError, FormatError, refuse
-from mconv.spec import ModelSpec
 
 
 def open_checkpoint(
@@ -124,14 +123,10 @@ def _open_hf(path: Path, ignore: Ignored) -> Checkpoint:
             f"{path / 'config.json'}: --ignore-config-key {claimed[0]}, but the {family.name} table claims that key: "
             "it is read, not passed over; leave the flag away"
         )
-    found = hf.open_folder(path)
-    base = family.base if family.base and not any(name.startswith(family.base) for name in found) else ""
-    # `str.endswith` takes no prefix of an ending for the ending: the dot in front counts
-    located = {base + k: v for k, v in found.items() if not f".{k}".endswith(family.ignored_weights)}
-    _check_depth(path, spec, len(located))
+    located, notes = hugging.weights(path, family, spec)
     return Checkpoint(
         path=path, format="hf", dialect=None, family=family, spec=spec, layout=None, iteration=None,
-        stored=spell.hf(family, spec, located), located=located, manifest=made,
+        stored=spell.hf_sources(family, spec, located), located=located, manifest=made, notes=notes,
         ignored=joined((made or {}).get("ignored", {}), {"config_keys": passed}),
     )  # fmt: skip
 
@@ -140,7 +135,7 @@ def _open_meta(path: Path, told: meta.Told) -> Checkpoint:
     found, ranks = meta_files.open_folder(path)
     located = {k: v for k, v in found.items() if k.partition("/")[2] not in meta.BUFFERS}
     spec, embed_cut, notes = meta.spec_of(path, found, ranks=ranks, told=told)
-    _check_depth(path, spec, len(located))
+    check_depth(path, spec, len(located))
     return Checkpoint(
         path=path, format="meta", dialect=None, family=FAMILIES["llama"], spec=spec, layout=None, iteration=None,
         stored=list(meta.stored(spec, ranks=ranks, embed_cut=embed_cut)), located=located, manifest=None, notes=notes,
@@ -155,7 +150,7 @@ def _open_torch_dist(folder: Path, said: Said) -> Checkpoint:
             "`mconv lora merge` makes one model of both, `mconv lora export` a PEFT adapter"
         )
     what = identify(folder, common, said, tensors={}, only="mcore")
-    _check_depth(folder, what.spec, sum(min((*c.shape, 1)[0], c.length) for t in tensors.values() for c in t.chunks))
+    check_depth(folder, what.spec, sum(min((*c.shape, 1)[0], c.length) for t in tensors.values() for c in t.chunks))
     stored, located = spell.torch_dist_sources(what.family, what.spec, what.layout, tensors)
     return Checkpoint(
         path=folder, format="torch_dist", dialect="mcore", family=what.family, spec=what.spec, layout=what.layout,
@@ -171,7 +166,7 @@ def _open_mp_rank(folder: Path, said: Said) -> Checkpoint:
     what = identify(folder, common, said, tensors=located)
     spec, layout = what.spec, what.layout
     mcore.check_stages(common["args"])
-    _check_depth(folder, spec, len(located))
+    check_depth(folder, spec, len(located))
     wanted = {mp_rank.rank_folder(rank, stage, pp=layout.pp) for rank, stage in layout.ranks[: len(ranks) + 1]}
     if wanted != set(ranks):
         differ = sorted(wanted ^ set(ranks))[:6]
@@ -193,9 +188,3 @@ def _open_mp_rank(folder: Path, said: Said) -> Checkpoint:
 def _iteration(folder: Path) -> int | None:
     found = re.fullmatch(r"iter_(\d+)", folder.name)
     return int(found[1]) if found else None
-
-
-def _check_depth(folder: Path, spec: ModelSpec, tensors: int) -> None:
-    """A number of layers that the tensors at hand cannot make up would cost minutes to spell out."""
-    if spec.num_layers > tensors:
-        raise ConfigError(f"{folder}: num_layers is {spec.num_layers} by its config, but it has {tensors} tensors in all")

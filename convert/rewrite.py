@@ -214,7 +214,9 @@ def _still_true(plan: Plan, config: dict[str, Any]) -> bool:
     family = plan.source.family
     told = config.get("dtype") or config.get("torch_dtype")
     same = family.read_config(config, plan.source.ignored.get("config_keys", ())) == family.expressible(plan.source.spec)
-    return same and (plan.dtype is None or told == _name(plan.dtype))
+    named = [str(name).lower() for name in config.get("architectures") or [family.architecture]]
+    whole = named == [family.architecture.lower()]  # what is written has its head, whatever the source had
+    return same and whole and (plan.dtype is None or told == _name(plan.dtype))
 
 
 def _config(plan: Plan, old: dict[str, Any]) -> dict[str, Any]:

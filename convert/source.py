@@ -171,9 +171,14 @@ def check_copies_of(source: Source, logical: Logical, slab: Slab) -> None:
         for block in stored.piece.blocks if stored is not kept else ():
             both = intersect(block.box, slab.box)
             if both and not _same_bits(source.view(stored, block, both), source.view(kept, block, both)):
+                way = "the checkpoint is inconsistent"
+                if source.checkpoint.format == "hf":  # a tied head: the only copy that a folder of transformers holds
+                    way = (
+                        "config.json ties the two, and transformers does not tie what differs. To keep both, say there "
+                        '"tie_word_embeddings": false'
+                    )
                 raise FormatError(
-                    f"{source.checkpoint.path}: {stored.key} and {kept.key} are copies of {logical} but differ; "
-                    "the checkpoint is inconsistent"
+                    f"{source.checkpoint.path}: {stored.key} and {kept.key} are copies of {logical} but differ; {way}"
                 )
 
 

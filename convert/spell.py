@@ -23,10 +23,18 @@ FIRST = ("embed", "positions")
 def hf(family: Family, spec: ModelSpec, tensors: Collection[str]) -> list[Stored]:
     """The tensors of a Hugging Face folder. A tied head that is stored all the same is a copy of the embedding."""
     stored = family.stored(spec)
-    if spec.tied_embeddings and (head := f"{next(iter(family.row('head').hf))}.weight") in tensors:
+    if spec.tied_embeddings and family.head_key in tensors:
         embed = next(s for s in stored if s.logical.row == "embed")
-        stored.append(dataclasses.replace(embed, key=head))
+        stored.append(dataclasses.replace(embed, key=family.head_key))
     return stored
+
+
+def hf_sources(family: Family, spec: ModelSpec, tensors: Collection[str]) -> list[Stored]:
+    """The tensors of a folder that was found: of a tied model, it may hold the one table as its head only."""
+    stored = hf(family, spec, tensors)
+    embed = next(s for s in stored if s.logical.row == "embed")
+    head_alone = spec.tied_embeddings and family.head_key in tensors and embed.key not in tensors
+    return [s for s in stored if not (head_alone and s is embed)]
 
 
 # ---- mp_rank ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mconv.convert.derived import MASKS, Buffer
 from mconv.convert.keys import Biases, Config, Key
 from mconv.errors import ConfigError, refuse
 from mconv.shard.axes import Axes, parse
@@ -97,10 +98,12 @@ class Family:
     architecture: str
     rows: tuple[Row, ...]
     config: tuple[Key, ...]
-    ignored_weights: tuple[str, ...] = ()
-    """Suffixes of buffers that old files hold and that follow from the config."""
-    base: str | None = None
-    """A prefix of names that files saved without a head leave out."""
+    base: str
+    """A prefix of names that files of the model without its head leave out."""
+    headless: str
+    """What transformers calls the model without its head."""
+    buffers: tuple[Buffer, ...] = MASKS
+    """What old files hold besides weights and that follows from the config."""
     hub_code: str | None = None
     """`auto_map` entries (a regex) that name a copy of transformers' own code, as the Hub has them. Never run."""
 
@@ -127,6 +130,11 @@ class Family:
             for row, logical in self._walk(spec)
             for module, piece in row.pieces(self.axes(logical), spec.sizes)
         ]
+
+    @property
+    def head_key(self) -> str:
+        """What Hugging Face calls the head's weight."""
+        return f"{next(iter(self.row('head').hf))}.weight"
 
     def axes(self, logical: Logical) -> Axes:
         return self.row(logical.row).axes_of(logical.leaf)

@@ -33,9 +33,18 @@ def family_of(config: dict[str, Any]) -> Family:
     named = config.get("architectures") or [found.architecture]
     if not isinstance(named, list):
         raise ConfigError(f"config.json: architectures is {named!r}, not a list of names")
-    if [str(name).lower() for name in named] != [found.architecture.lower()]:  # LLaMA-1 spelt it LLaMA
-        raise ConfigError(f"config.json: architectures is {named}; mconv supports {found.architecture}")
+    if odd := [name for name in named if not is_named(name, found)]:
+        raise ConfigError(
+            f"config.json: architectures is {named}; mconv converts {found.architecture} (or {found.headless}, the same "
+            f"without a head), not {', '.join(map(str, odd))}"
+        )
     return found
+
+
+def is_named(name: Any, family: Family) -> bool:
+    """Return whether a name in `architectures` is of the family's model, with or without its head."""
+    known = {family.architecture.lower(), family.headless.lower()}
+    return str(name).lower().removeprefix("fsdp") in known  # LLaMA-1 spelt it LLaMA; FSDP puts its own name in front
 
 
 def _is_hub_code(code: Any, family: Family) -> bool:

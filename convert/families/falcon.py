@@ -7,6 +7,7 @@ group, as the logical tensor is. Axes as in `llama.py`. Source: transformers' `m
 
 from dataclasses import dataclass
 
+from mconv.convert.derived import MASKS, ROTARY_BUFFERS
 from mconv.convert.keys import Alias, Always, Biases, Choice, Config, Constant, Field, Kept, take
 from mconv.convert.known import COMMON
 from mconv.convert.rope import RopeKeys
@@ -130,6 +131,8 @@ FALCON = Family(
         Kept(("hidden_dropout", "ff_factor", "auto_map"), emit={"hidden_dropout": 0.0}),
         *COMMON,
     ),
-    ignored_weights=(".rotary_emb.inv_freq", ".maybe_rotary.inv_freq"),
+    base="transformer.",
+    headless="FalconModel",
+    buffers=(*ROTARY_BUFFERS, *MASKS),
     hub_code=r"([\w.-]+/[\w.-]+--)?(configuration|modeling)_falcon\.Falcon\w+",
 )  # fmt: skip

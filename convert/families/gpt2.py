@@ -80,6 +80,6 @@ GPT2 = Family(
              emit={"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}),
         *COMMON,
     ),
-    ignored_weights=(".attn.bias", ".attn.masked_bias"),
     base="transformer.",
+    headless="GPT2Model",
 )  # fmt: skip

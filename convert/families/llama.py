@@ -4,6 +4,7 @@ Axes: v vocabulary, d hidden, g query groups, q queries of a group, s its slots 
 h head width, p the halves of the gated MLP (gate, up), f its width. Source: transformers' `modeling_llama.py`.
 """
 
+from mconv.convert.derived import MASKS, ROTARY_BUFFERS
 from mconv.convert.keys import Biases, Constant, Field, Heads, Key
 from mconv.convert.known import COMMON
 from mconv.convert.rope import RopeKeys
@@ -52,5 +53,7 @@ LLAMA = Family(
         Biases("mlp_bias",               ("mlp_bias",)),
         *COMMON,
     ),
-    ignored_weights=(".rotary_emb.inv_freq",),
+    base="model.",
+    headless="LlamaModel",
+    buffers=(*ROTARY_BUFFERS, *MASKS),
 )  # fmt: skip

@@ -22,5 +22,7 @@ MISTRAL = Family(
         Heads(groups=8),
         *COMMON,
     ),
-    ignored_weights=LLAMA.ignored_weights,
+    base=LLAMA.base,
+    headless="MistralModel",
+    buffers=LLAMA.buffers,
 )  # fmt: skip

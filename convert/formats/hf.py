@@ -7,6 +7,7 @@ Source: the safetensors repository's format section.
 """
 
 import json
+import re
 import struct
 from collections.abc import Callable, Mapping
 from math import prod
@@ -22,6 +23,8 @@ from mconv.convert.jsonfile import read_json as read_json
 from mconv.errors import FormatError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+VARIANT = re.compile(r"(model|pytorch_model)\.[\w-]+(-\d+-of-\d+)?\.(safetensors|bin)")
+"""Weights that transformers loads only where its caller names the variant, such as `model.fp16.safetensors`."""
 HEADER_LIMIT = 100_000_000
 """The limit of the safetensors library."""
 DTYPES = {
@@ -47,9 +50,15 @@ def open_folder(folder: Path) -> dict[str, Located]:
             return tensors
         if (folder / single).is_file():
             return read(folder / single)
+    raise FormatError(f"{folder} has neither {SINGLE} nor {INDEX} (nor {bin.SINGLE} nor its index){_instead(folder)}")
+
+
+def _instead(folder: Path) -> str:
+    """What weights a folder has under other names, and what to do with them."""
     other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.safetensors"))
-    found = f"; it has {other[:4]}" if other else ""
-    raise FormatError(f"{folder} has neither {SINGLE} nor {INDEX} (nor {bin.SINGLE} nor its index){found}")
+    variants = [name for name in other if VARIANT.fullmatch(name)]
+    advice = f"; {variants[0]} is a variant of them: if it is meant, give it that name" if variants else ""
+    return f"; it has {other[:4]}{advice}" if other else ""
 
 
 Reader = Callable[[Path], dict[str, Located]]

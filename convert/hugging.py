@@ -1,0 +1,61 @@
+"""The weights of a Hugging Face folder under the names of its family's table."""
+
+from pathlib import Path
+
+from mconv.convert import complete, foreign
+from mconv.convert.derived import Buffer, buffer_of, notes_on
+from mconv.convert.formats import hf
+from mconv.convert.formats.tensors import Located
+from mconv.convert.table import Family
+from mconv.convert.wrappers import Known, plain_names
+from mconv.errors import FormatError, refuse
+from mconv.spec import ModelSpec
+
+
+def weights(folder: Path, family: Family, spec: ModelSpec) -> tuple[dict[str, Located], tuple[str, ...]]:
+    """Return every weight by the name that the table has for it, and what the user should know.
+
+    Buffers that follow from the config are left out. Raises FormatError with the cause where transformers would draw
+    weights at random, or leave weights out, with no more than a warning.
+    """
+    found = hf.open_folder(folder)
+    buffers: dict[str, tuple[Buffer, Located]] = {}
+    for name, where in found.items():
+        if row := buffer_of(name, where, family.buffers):
+            buffers[name] = (row, where)
+    left = {name: where for name, where in found.items() if name not in buffers}
+    complete.check_depth(folder, spec, len(left))
+    try:
+        names = plain_names(left, known_by(family, spec))
+    except FormatError as error:
+        raise FormatError(f"{folder}: {error}") from error
+    located = {names.of[name]: where for name, where in left.items()}
+    _check_kind(folder, family, spec, located)
+    notes = (*names.notes, *notes_on(spec, buffers))
+    return located, tuple(f"{folder}: {note}" for note in notes)
+
+
+def known_by(family: Family, spec: ModelSpec) -> Known:
+    """Return a function: a stored name -> what the table calls it, or None. The base model's prefix may be absent."""
+    names = {stored.key for stored in family.stored(spec)} | {family.head_key}
+
+    def known(name: str) -> str | None:
+        return next((full for full in (name, family.base + name) if full in names), None)
+
+    return known
+
+
+def _check_kind(folder: Path, family: Family, spec: ModelSpec, located: dict[str, Located]) -> None:
+    """Refuse weights of another kind of model by what they are, and a model without its head."""
+    wanted = {stored.key for stored in family.stored(spec)}
+    refuse(
+        [f"{folder}: {line}" for line in foreign.named(sorted(located.keys() - wanted - {family.head_key}))],
+        doing=f"{folder}: its tensors are not those of a {family.architecture}",
+        kind=FormatError,
+    )
+    if wanted - located.keys() == {family.head_key}:
+        raise FormatError(
+            f"{folder}: {family.head_key} is missing, so this is the model without its head (a {family.headless}); "
+            "transformers would draw the head at random. If the head is the embedding, say so in config.json: "
+            '"tie_word_embeddings": true; else take the whole model'
+        )

@@ -1,0 +1,140 @@
+"""Names of a Hugging Face folder's tensors with a prefix too many or too few, brought to those of the family's table.
+
+A program that wraps a model (torch.compile, FSDP, PEFT) and saves it as it is leaves its own names within those of the
+weights. transformers then finds no weight and draws them all at random. Where every name has the wrapper that could have
+it, mconv reads the names without it and says so; where only some have, it stops.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from mconv.errors import FormatError
+
+WRAPPERS = {
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FSDP",
+    "_fpw_module": "FSDP",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+    "module": "DistributedDataParallel or DeepSpeed",
+}
+"""Modules that hold another one, wherever in a model, and what puts them there."""
+PREFIXES = {"base_model.model": "PEFT", "model": "a module that holds the model"}
+"""Prefixes of all names, and what puts them there; any other is read without, too."""
+DEEPEST = 6
+"""How many parts of a name are tried as a prefix that all names have."""
+Known = Callable[[str], str | None]
+"""What a stored name is called in the family's table (itself, or with the base model's prefix), or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Stored name -> the name that it is read under, and what the user should know of it."""
+
+    of: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Plain:
+    """A name without wrappers, and where in it which of them stood: (path of the module, wrapper)."""
+
+    name: str
+    held: list[tuple[str, str]] = field(default_factory=list)
+
+
+def plain_names(stored: Collection[str], known: Known) -> Names:
+    """Return what each stored name is read under. Raises FormatError where some names have a wrapper and others not."""
+    if all(known(name) for name in stored):
+        return Names(_distinct({name: known(name) or name for name in stored}))
+    plain = {name: _without_wrappers(name) for name in stored}
+    short, prefix = _without_prefix({name: one.name for name, one in plain.items()}, known)
+    if not any(known(name) for name in short.values()):  # another model altogether: leave its names as they are
+        return Names({name: name for name in stored})
+    notes = _consistent(plain) + ([_said(prefix, "", len(stored))] if prefix else [])
+    return Names(_distinct({name: known(one) or one for name, one in short.items()}), tuple(notes))
+
+
+def _without_wrappers(name: str) -> _Plain:
+    found = _Plain("")
+    parts: list[str] = []
+    for part in name.split("."):
+        if part in WRAPPERS:
+            found.held.append((re.sub(r"(^|\.)\d+(?=\.|$)", r"\1#", ".".join(parts)), part))
+        else:
+            parts.append(part)
+    found.name = ".".join(parts)
+    return found
+
+
+def _consistent(plain: Mapping[str, _Plain]) -> list[str]:
+    """Return a note for each wrapper. Raises FormatError on a module that is wrapped in some names and not in others."""
+    notes = []
+    bare = {name: re.sub(r"(^|\.)\d+(?=\.|$)", r"\1#", one.name) for name, one in plain.items()}
+    for place, wrapper in dict.fromkeys(pair for one in plain.values() for pair in one.held):
+        below = [name for name in plain if not place or bare[name].startswith(f"{place}.")]
+        without = [name for name in below if (place, wrapper) not in plain[name].held]
+        if without:
+            having = next(name for name in below if name not in without)
+            raise FormatError(_some(len(below) - len(without), len(below), wrapper, having, without[0]))
+        notes.append(_said(wrapper, place, len(below)))
+    return notes
+
+
+def _without_prefix(names: Mapping[str, str], known: Known) -> tuple[dict[str, str], str]:
+    """Return the names without the prefix that all of them have and that makes most of them known, and that prefix."""
+    best, prefix = dict(names), ""
+    if any(known(name) for name in best.values()):
+        _check_partial(names, known)
+        return best, prefix
+    first = next(iter(names.values())).split(".")
+    for depth in range(1, min(DEEPEST, len(first))):
+        shared = ".".join(first[:depth]) + "."
+        if not all(name.startswith(shared) for name in names.values()):
+            break
+        short = {name: one.removeprefix(shared) for name, one in names.items()}
+        if any(known(one) for one in short.values()):
+            return short, shared.rstrip(".")
+    _check_partial(names, known)
+    return best, prefix
+
+
+def _check_partial(names: Mapping[str, str], known: Known) -> None:
+    """Refuse names of which some would be known without a prefix that others do not have."""
+    unknown = [one for one in names.values() if not known(one)]
+    heads: Counter[str] = Counter()
+    for one in unknown:
+        parts = one.split(".")
+        heads.update(".".join(parts[:n]) for n in range(1, min(DEEPEST, len(parts))) if known(".".join(parts[n:])))
+    if not heads:
+        return
+    prefix, count = heads.most_common(1)[0]
+    having = next(one for one in unknown if one.startswith(f"{prefix}."))
+    without = next((one for one in names.values() if not one.startswith(f"{prefix}.")), None)
+    if without is not None and count > 1:
+        raise FormatError(_some(count, len(names), prefix, having, without))
+
+
+def _distinct(names: dict[str, str]) -> dict[str, str]:
+    """The names, if no two tensors are read under one."""
+    seen: dict[str, str] = {}
+    for stored, name in names.items():
+        if name in seen:
+            raise FormatError(f"{seen[name]!r} and {stored!r} both are {name}: keep the one that is meant")
+        seen[name] = stored
+    return names
+
+
+def _said(wrapper: str, place: str, count: int) -> str:
+    origin = (WRAPPERS if place else WRAPPERS | PREFIXES).get(wrapper)
+    by = f" ({origin} puts it there)" if origin else ""
+    where = f"after {place.replace('#', 'N')!r}" if place else "at the start"
+    return f"all {count} names have {wrapper + '.'!r} {where}{by}; they are read without it"
+
+
+def _some(count: int, total: int, wrapper: str, having: str, without: str) -> str:
+    return (
+        f"{count} of {total} names have {wrapper + '.'!r} ({having!r}) and others do not ({without!r}): of a model saved "
+        "whole, all have it or none; save the state_dict of the model within"
+    )
