@@ -219,11 +219,11 @@ def _same_digests(run: Demo) -> str:
 
 def _same_files(run: Demo, a: str, b: str, *, exact: bool = False) -> str:
     """Every weight, config and tokenizer file of `a` is in `b`, byte for byte."""
-    from mconv.convert.checkpoint import SIDE_FILES
+    from mconv.convert.sidecar import look
 
     first = run.folder / a
     names, others = (
-        sorted(p.name for p in folder.iterdir() if p.suffix == ".safetensors" or p.name in SIDE_FILES)
+        sorted([*(p.name for p in folder.glob("*.safetensors")), *look(folder).files])
         for folder in (first, run.folder / b)
     )
     if names != others:

@@ -160,14 +160,20 @@ def pull(
     json
         Print one JSON object.
     """
+    from mconv.convert.sidecar import LeftOut, note
     from mconv.hub.fetch import pull as fetch
+    from mconv.hub.folder import survey
     from mconv.hub.push import progress
 
+    left: list[LeftOut] = []
     with progress(shown=not json and sys.stderr.isatty()):
         folder = fetch(
-            repo, out, size=size, revision=revision, overwrite=overwrite, endpoint=os.environ.get("HF_ENDPOINT")
-        )
-    files = sorted(p.name for p in folder.iterdir() if p.is_file())
+            repo, out, size=size, revision=revision, overwrite=overwrite, endpoint=os.environ.get("HF_ENDPOINT"),
+            tell=left.extend,
+        )  # fmt: skip
+    if behind := note(left):
+        print(f"note: {behind}", file=sys.stderr)
+    files = survey(folder)[0]
     _show({"folder": str(folder), "files": files}) if json else print(f"{folder}: {len(files)} files, whole")
 
 

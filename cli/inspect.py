@@ -122,7 +122,8 @@ def facts_of(c: "Checkpoint") -> dict[str, Any]:
         "bytes": sum(w.nbytes for w in c.located.values()),
         "dtype": dtype_name(c.dtype) if len(c.dtypes) == 1 else sorted(map(dtype_name, c.dtypes)),
         "stored_tensors": len(c.stored),
-        "side_files": [p.name for p in c.side_files],
+        "side_files": list(c.side_files),
+        "left_out": [f"{item.name} ({item.why})" for item in c.beside.left_out],
         "manifest": c.manifest is not None,
         "history": (c.manifest or {}).get("history", []),
     }

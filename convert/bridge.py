@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from mconv.convert import tokens
+from mconv.convert import sidecar, tokens
 from mconv.convert.dialects import bridge
 from mconv.convert.dialects.bridge import Values
 from mconv.convert.dialects.mcore import bias_spec
@@ -191,14 +191,11 @@ def write_train_state(path: Path, *, step: int) -> None:
     pack.save(path, tree, values)
 
 
-def emit(folder: Path, spec: ModelSpec, layout: Layout, *, dtype: str, step: int, files: list[Path]) -> None:
+def emit(folder: Path, spec: ModelSpec, layout: Layout, *, dtype: str, step: int, files: tokens.Files) -> None:
     """Write what Bridge wants beside the tensors: its config, the state of a run, the tokenizer."""
     (folder / RUN_CONFIG).write_text(run_config(spec, layout, dtype=dtype), encoding="utf-8")
     write_train_state(folder / TRAIN_STATE, step=step)
-    if wanted := [file for file in files if file.name in tokens.FILES]:
-        (folder / TOKENIZER).mkdir()
-        for file in wanted:
-            shutil.copyfile(file, folder / TOKENIZER / file.name)
+    sidecar.copy({name: path for name, path in files.items() if tokens.is_tokenizer(name)}, folder / TOKENIZER)
 
 
 def point(root: Path, folder: Path, *, link: bool) -> None:

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
-from mconv.convert import bridge, tokens
+from mconv.convert import bridge, sidecar, tokens
 from mconv.convert.dialects import DIALECTS
+from mconv.convert.formats import bin, hf, meta
 from mconv.convert.formats.tensors import Located
 from mconv.convert.ignored import Passed
 from mconv.convert.lora import Adapter
 from mconv.convert.place import TRACKER as TRACKER
+from mconv.convert.sidecar import Beside
 from mconv.convert.table import Family, Logical, Stored
 from mconv.errors import LayoutError, refuse
 from mconv.shard.axes import volume
@@ -22,12 +24,9 @@ from mconv.spec import ModelSpec
 HUGGING = ("hf", "meta")
 """Formats of models as they are published."""
 SIDE_FOLDER = "hf"
-"""Beside a Megatron checkpoint: the config and tokenizer files that an export gives back."""
-SIDE_FILES = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
-    "chat_template.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md",
-)  # fmt: skip
+"""Beside a Megatron checkpoint: the config, tokenizer and other files that an export gives back."""
+INDICES = {".safetensors": hf.INDEX, ".bin": bin.INDEX}
+CONFIGS = ("config.json", "generation_config.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,14 +102,26 @@ class Checkpoint:
         return [stored.key for stored in self.stored if id(stored) not in kept]
 
     @property
-    def side_files(self) -> list[Path]:
-        """Config and tokenizer files: its own, else those that the program which made it leaves beside it."""
-        if self.format in HUGGING:
-            folders = [self.path]
-        else:
-            folders = [self.path / SIDE_FOLDER, self.path / bridge.TOKENIZER]
-        places = [[folder / name for name in SIDE_FILES if (folder / name).is_file()] for folder in folders]
-        return tokens.gather(*places, [] if self.format == "hf" else self.loose_files)
+    def beside(self) -> Beside:
+        """What stands beside the weights, and what of it does not travel with them."""
+        if not self.importable:
+            return sidecar.look(self.path / SIDE_FOLDER)
+        own = {where.path.name for where in self.located.values() if isinstance(where, Located)}
+        own |= {INDICES[suffix] for suffix in {Path(name).suffix for name in own} if suffix in INDICES}
+        return sidecar.look(self.path, weights=own if self.format == "hf" else own | {meta.PARAMS})
+
+    @property
+    def side_files(self) -> dict[str, Path]:
+        """The files that travel with the model, by name: its own, else those that the program which made it leaves."""
+        theirs: dict[str, Path] = {}
+        if not self.importable:
+            found = sidecar.look(self.path / bridge.TOKENIZER).files
+            theirs = {name: path for name, path in found.items() if tokens.is_tokenizer(name) or name in CONFIGS}
+        own = self.beside.files
+        if not any(isinstance(where, Located) for where in self.located.values()):  # weights of its own: drawn at random
+            kinds = (tokens.is_tokenizer, CONFIGS.__contains__, sidecar.is_legal)
+            own = {name: path for name, path in own.items() if any(of(name) for of in kinds)}
+        return tokens.gather(own, theirs, {path.name: path for path in self.loose_files})
 
     @property
     def loose_files(self) -> list[Path]:

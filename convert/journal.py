@@ -26,7 +26,9 @@ from mconv.errors import MconvError
 def fingerprint(plan: Plan, laid: Laid, *, step: str, allow_nonfinite: bool) -> dict[str, Any]:
     """All that decides the bytes of the result. An unfinished conversion can only be continued by its equal."""
     source = plan.source
-    files = {where.path for where in source.located.values()} | set(plan.side_files) | {source.path / manifest.NAME}
+    files = (
+        {where.path for where in source.located.values()} | set(plan.side_files.values()) | {source.path / manifest.NAME}
+    )
     located = sorted((k, _name(w.path), w.offset, str(w.dtype), w.shape) for k, w in source.located.items())
     targets = [(t.key, t.shape, str(t.dtype), asdict(laid.spots[t.key])) for t in plan.targets]
     options = {

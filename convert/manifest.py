@@ -124,7 +124,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         return None
     found = read_json(folder / NAME)
     lists = ("history", "verified", "copies", "made_from", "ancestors")
-    objects_of = ("spec", "digests", "source", "ignored", "merged_from")
+    objects_of = ("spec", "digests", "source", "ignored", "merged_from", "side_files")
     kinds: dict[str, type] = {**dict.fromkeys(objects_of, dict), **dict.fromkeys(lists, list), "made": str}
     wrong = [
         f"{k} is {type(found[k]).__name__}" for k, kind in kinds.items() if not isinstance(found.get(k, kind()), kind)
@@ -132,7 +132,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     if not wrong:
         wrong += [f"the digest of {k} is {v!r}" for k, v in found.get("digests", {}).items() if not isinstance(v, str)]
         texts = [(n, v) for n in ("copies", "made_from", "ancestors") for v in found.get(n, [])]
-        texts += [("merged_from", v) for v in found.get("merged_from", {}).values()]
+        texts += [(name, v) for name in ("merged_from", "side_files") for v in found.get(name, {}).values()]
         verdicts = found.get("verified", [])
         wrong += [f"{name} holds {value!r}" for name, value in texts if not isinstance(value, str)]
         wrong += [f"ignored holds {k!r}: {v!r}" for k, v in found.get("ignored", {}).items() if not isinstance(v, dict)]

@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
-from mconv.convert import pool, spell, tokens
-from mconv.convert.checkpoint import SIDE_FILES, TRACKER, Checkpoint, target_layout
+from mconv.convert import manifest, pool, sidecar, spell, tokens
+from mconv.convert.checkpoint import TRACKER, Checkpoint, target_layout
 from mconv.convert.dialects import DIALECTS
 from mconv.convert.dialects.bridge import refusals
 from mconv.convert.formats.hf import read_json
@@ -29,6 +29,7 @@ Padding = Literal["zeros", "last-row"]
 """What rows past the true vocabulary hold. Megatron-LLM and Megatron-LM's own tools repeat the last row."""
 SHARD_BYTES = 5_000_000_000
 """Largest safetensors file, if nothing else is asked for."""
+GENERATION = "generation_config.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -74,27 +75,37 @@ class Plan:
         return self.out / ("release" if i is None else f"iter_{i:07d}")
 
     @property
-    def side_files(self) -> list[Path]:
-        """Config, tokenizer and generation files that go with the result."""
-        given = self._given
-        found = tokens.gather(given, self.source.side_files)
-        return [path for path in found if path not in self.source.loose_files or not self._incomplete(found)]
+    def side_files(self) -> dict[str, Path]:
+        """Config, tokenizer and all other files that travel with the model, by their names below its folder."""
+        found = self._gathered
+        loose = self.source.loose_files if self._incomplete(found) else []
+        return {name: path for name, path in found.items() if path not in loose}
 
     @property
-    def _given(self) -> list[Path]:
-        folder = self.side_folder
-        return [folder / n for n in SIDE_FILES if n != "config.json" and (folder / n).is_file()] if folder else []
+    def _gathered(self) -> dict[str, Path]:
+        """The given tokenizer whole and the given generation config first, then all that the source has."""
+        legal = {name: path for name, path in self._given.items() if sidecar.is_legal(name)}
+        first = {name: path for name, path in self._given.items() if name not in legal}
+        return tokens.gather(first, self.source.side_files, legal)
 
-    def _incomplete(self, files: list[Path]) -> str | None:
+    @property
+    def _given(self) -> dict[str, Path]:
+        """What of the folder that the user gave goes with the model: tokenizer, generation config, license."""
+        found = sidecar.look(self.side_folder).files if self.side_folder else {}
+        return {name: path for name, path in found.items()
+                if tokens.is_tokenizer(name) or name == GENERATION or sidecar.is_legal(name)}  # fmt: skip
+
+    def _incomplete(self, files: tokens.Files) -> str | None:
         return tokens.too_few(files, rows=self.source.spec.vocab_size)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What had to be assumed, or left out."""
-        found = tokens.gather(self._given, self.source.side_files)
-        why = self._incomplete(found) if set(found) & set(self.source.loose_files) else None
+        found = self._gathered
+        why = self._incomplete(found) if set(found.values()) & set(self.source.loose_files) else None
         left_out = f"{why}; it is left out: give --tokenizer DIR with a tokenizer that has them, or --vocab-size"
-        return (*self.source.notes, *([left_out] if why else []))
+        behind = sidecar.note(self.source.beside.left_out)
+        return (*self.source.notes, *([left_out] if why else []), *([behind] if behind else []))
 
     @property
     def nbytes(self) -> int:
@@ -208,6 +219,10 @@ def _problems(plan: Plan, *, check_room: bool) -> list[str]:
         problems.append(f"{out} is where you stand; a model takes its folder's place whole, so name another one")
     if plan.side_folder is not None and not plan.side_folder.is_dir():
         problems.append(f"{plan.side_folder} is not a folder; --tokenizer takes a folder with tokenizer files")
+    elif plan.side_folder is not None and not tokens.makes_tokenizer(plan._given):
+        problems.append(
+            f"{plan.side_folder} has no tokenizer ({', '.join(tokens.VOCABULARY[:2])}): --tokenizer takes a whole one"
+        )
     else:
         problems += _side_problems(plan)
     parent = plan.standing
@@ -250,5 +265,8 @@ def _ours_to_replace(plan: Plan) -> bool:
         return False
     if plan.format != "hf":
         return (plan.out / TRACKER).is_file() or any((plan.out / name).is_dir() for name in ("release", plan.folder.name))
-    folders = [path for path in plan.out.iterdir() if path.is_dir()]
-    return not folders and (plan.out / "config.json").is_file() and "model_type" in read_json(plan.out / "config.json")
+    if not (plan.out / "config.json").is_file() or "model_type" not in read_json(plan.out / "config.json"):
+        return False
+    known = (manifest.read(plan.out) or {}).get("side_files", {})
+    below = [p.relative_to(plan.out).as_posix() for p in plan.out.rglob("*") if p.parent != plan.out and not p.is_dir()]
+    return all(name in known or tokens.is_tokenizer(name) for name in below)

@@ -15,14 +15,14 @@ INDICES = {"torch_dist": (torch_dist.INDEX, torch_dist.COMMON, torch_dist.VERSIO
 def files(plan: Plan) -> Files:
     """The files of the target: what points to it first, then those with tensors, then the small ones."""
     heavy: Files = dict(lay_out(plan).sizes)
-    side = sorted({"config.json", *(path.name for path in plan.side_files)})
+    side = sorted({"config.json", *plan.side_files})
     if plan.format == "hf":
         return heavy | dict.fromkeys([*([hf.INDEX] if len(heavy) > 1 else []), *side, NAME])
     small = [*INDICES[plan.format], *(f"{SIDE_FOLDER}/{name}" for name in side), NAME]
     points = [TRACKER]
     if plan.emit:
         small += [bridge.RUN_CONFIG, bridge.TRAIN_STATE]
-        small += [f"{bridge.TOKENIZER}/{name}" for name in side if name in tokens.FILES]
+        small += [f"{bridge.TOKENIZER}/{name}" for name in side if tokens.is_tokenizer(name)]
         points.append(bridge.LATEST)
     inside = heavy | dict.fromkeys(small)
     return dict.fromkeys(points) | {f"{plan.folder.name}/{name}": size for name, size in inside.items()}

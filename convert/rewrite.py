@@ -6,14 +6,13 @@ at once: written beside the target, flushed, renamed into place, the tracker las
 """
 
 import json
-import shutil
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from mconv.convert import bridge, journal, manifest, pool, spell, tokens
+from mconv.convert import bridge, journal, manifest, pool, sidecar, spell, tokens
 from mconv.convert.carry import Done, Goal, Terms, Unit, carry
 from mconv.convert.checkpoint import SIDE_FOLDER
 from mconv.convert.dialects import DIALECTS, mcore
@@ -166,7 +165,7 @@ def _finish(
     if not place.published:
         with explained(f"could not write {plan.folder}", "what was there before is unchanged"):
             laid.finish(place.partial, {key: crc for one in done.values() for key, crc in one.crcs.items()})
-            _write_side_files(plan, place.partial)
+            made["side_files"] = _write_side_files(plan, place.partial)
             if plan.emit and plan.layout is not None:
                 _emit(plan, place.partial, plan.layout)
             manifest.write(place.partial, made)
@@ -192,16 +191,16 @@ def _name(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _write_side_files(plan: Plan, folder: Path) -> None:
-    """Config and tokenizer files: bytes as they were, but for a config that is no longer true."""
+def _write_side_files(plan: Plan, folder: Path) -> dict[str, str]:
+    """Write what travels with the model, bytes as they were but for a config that is no longer true; return digests."""
     into = folder if plan.format == "hf" else folder / SIDE_FOLDER
     into.mkdir(exist_ok=True)
-    for file in plan.side_files:
-        shutil.copyfile(file, into / file.name)
+    digests = sidecar.copy(plan.side_files, into)
     config = into / "config.json"
     if not config.is_file() or not _still_true(plan, read_json(config)):
         old = read_json(config) if config.is_file() else {}
         config.write_text(json.dumps(_config(plan, old), indent=2) + "\n", encoding="utf-8")
+    return {name: digest for name, digest in digests.items() if name != config.name}
 
 
 def _emit(plan: Plan, folder: Path, layout: Layout) -> None:

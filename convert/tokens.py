@@ -3,8 +3,9 @@
 Only their plain files are read; no tokenizer is built and no code of theirs runs.
 """
 
+import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,51 @@ from mconv.convert.formats.hf import read_json
 from mconv.errors import FormatError
 
 JSON, MODEL, ADDED, CONFIG = "tokenizer.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json"
-FILES = (
-    JSON, MODEL, CONFIG, ADDED, "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja",
-    "chat_template.json",
+VOCABULARY = (
+    JSON, MODEL, "tokenizer.model.v*", "tekken.json", "*.tiktoken", "vocab.*", "*.model", "*.spm", "*.bpe",
+    "tokenizer.*.json",
+)  # fmt: skip
+"""Files any of which makes a tokenizer."""
+TOKENIZER = (
+    *VOCABULARY, "tokenizer*", "tokenization_*.py", "merges.*", ADDED, "special_tokens*", "chat_template*",
+    "additional_chat_templates/*", "chat_templates/*",
 )  # fmt: skip
 """All that is one tokenizer: never mixed from two places."""
+DECIDING = (
+    JSON,
+    MODEL,
+    "vocab.*",
+    "merges.*",
+    ADDED,
+    "tokenizer.model.v*",
+    "tekken.json",
+    "*.tiktoken",
+    "*.model",
+    "*.spm",
+)
+"""Files that decide which ids a text gets; the others of a tokenizer hold templates and hints."""
+Files = Mapping[str, Path]
+"""Name below the model's folder -> the file."""
+
+
+def is_tokenizer(name: str) -> bool:
+    """Return whether a file of a model folder is part of its tokenizer."""
+    return _fits(name, TOKENIZER)
+
+
+def makes_tokenizer(names: Iterable[str]) -> bool:
+    """Return whether these files have a tokenizer among them, and not just hints for one."""
+    return any(_fits(name, VOCABULARY) for name in names)
+
+
+def decides(name: str) -> bool:
+    """Return whether a file decides which ids a text gets."""
+    return _fits(name, DECIDING)
+
+
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a pattern fits; `*` stays within one folder."""
+    return any(name.count("/") == p.count("/") and fnmatch.fnmatchcase(name.lower(), p) for p in patterns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,28 +72,27 @@ class Count:
     """A SentencePiece model alone, which cannot hold tokens that a program added to it."""
 
 
-def gather(*places: Iterable[Path]) -> list[Path]:
-    """Files by name, the first place wins; the tokenizer whole from the first place that has any of it."""
-    found: dict[str, Path] = {}
+def gather(*places: Files) -> dict[str, Path]:
+    """Return files by name, the first place wins; the tokenizer whole from the first place that has one."""
+    whole = next((place for place in places if makes_tokenizer(place)), None)
+    if whole is None:  # no more than hints
+        whole = next((place for place in places if any(map(is_tokenizer, place))), {})
+    found = {name: path for name, path in whole.items() if is_tokenizer(name)}
     for place in places:
-        files = {path.name: path for path in place}
-        if found.keys() & set(FILES):
-            files = {name: path for name, path in files.items() if name not in FILES}
-        found = files | found
-    return list(found.values())
+        found |= {name: path for name, path in place.items() if name not in found and not is_tokenizer(name)}
+    return dict(sorted(found.items()))
 
 
-def count(files: Iterable[Path]) -> Count | None:
+def count(files: Files) -> Count | None:
     """The ids of the tokenizer in `files`, added tokens among them; None where they tell of none."""
-    by_name = {path.name: path for path in files}
     readers = {JSON: _json, MODEL: _pieces, ADDED: _added, CONFIG: _decoder, "vocab.json": _added}
-    counts = [(read(by_name[name]), by_name[name]) for name, read in readers.items() if name in by_name]
+    counts = [(read(files[name]), files[name]) for name, read in readers.items() if name in files]
     ids, file = max(counts, key=lambda pair: pair[0], default=(0, Path()))
-    bare = JSON not in by_name and MODEL in by_name and _is_pieces(by_name[MODEL])
+    bare = JSON not in files and MODEL in files and _is_pieces(files[MODEL])
     return Count(ids, file, bare) if ids else None
 
 
-def too_many(files: Iterable[Path], *, rows: int) -> list[str]:
+def too_many(files: Files, *, rows: int) -> list[str]:
     """What is wrong with a tokenizer that knows ids which the embedding has no row for.
 
     Fewer ids than rows are normal: tables are rounded up, and rows are kept in reserve.
@@ -67,7 +107,7 @@ def too_many(files: Iterable[Path], *, rows: int) -> list[str]:
     ]
 
 
-def too_few(files: Iterable[Path], *, rows: int) -> str | None:
+def too_few(files: Files, *, rows: int) -> str | None:
     """Why a SentencePiece model alone is not the tokenizer of a larger embedding."""
     found = count(files)
     if found is None or not found.bare or found.ids >= rows:
@@ -78,16 +118,15 @@ def too_few(files: Iterable[Path], *, rows: int) -> str | None:
     )
 
 
-def special_ids(files: Iterable[Path]) -> dict[str, int]:
+def special_ids(files: Files) -> dict[str, int]:
     """`bos_token_id` and `eos_token_id`, where the tokenizer's files name those tokens."""
-    by_name = {path.name: path for path in files}
-    if CONFIG in by_name and JSON in by_name:
-        config, known = read_json(by_name[CONFIG]), _known(by_name[JSON])
+    if CONFIG in files and JSON in files:
+        config, known = read_json(files[CONFIG]), _known(files[JSON])
         named = {key: config.get(key) for key in ("bos_token", "eos_token")}
         words = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
         return {f"{key}_id": known[word] for key, word in words.items() if isinstance(word, str) and word in known}
-    if MODEL in by_name and _is_pieces(by_name[MODEL]):
-        pieces = _sentencepiece(by_name[MODEL])
+    if MODEL in files and _is_pieces(files[MODEL]):
+        pieces = _sentencepiece(files[MODEL])
         ids = {"bos_token_id": pieces.bos_id(), "eos_token_id": pieces.eos_id()}
         return {key: value for key, value in ids.items() if value >= 0}
     return {}

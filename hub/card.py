@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mconv.convert.sidecar import judge, sha256
 from mconv.errors import ConfigError, FormatError
 from mconv.hub.folder import MANIFEST, read_object
 
@@ -22,6 +23,7 @@ _KINDS: dict[str, type] = {
     "mconv": str, "family": str, "spec": dict, "format": str, "dialect": str, "layout": dict, "vocab": dict,
     "dtype": str, "source": dict, "digests": dict, "versions": dict, "history": list, "verified": list,
     "made_from": list, "ancestors": list, "merged_from": dict, "made": str, "ignored": dict,
+    "side_files": dict,
 }  # fmt: skip
 _LOCAL = ("made_from", "ancestors", "merged_from")
 """Keys that say where other checkpoints lie on this machine."""
@@ -30,6 +32,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCI
 # A path with a root, or a relative one: all but its last name is nobody's business.
 _PATH = re.compile(r"(?<![\w:/.])(?:file:/+|~|\.{1,2}(?=[/\\])|/|[A-Za-z]:[/\\]|\\\\)[^\s'\",;|<>()]*")
 _DEEP = re.compile(r"(?!\w+://)[^\s]+[/\\][^\s]+[/\\][^\s]*")
+_HEX = re.compile(r"[0-9a-f]{64}")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]#!|~$:@]|(?<=www)\.)", re.IGNORECASE)
 _SEAL = "<!-- mconv card {} -->"
 _SEALED = re.compile(r"\n<!-- mconv card ([0-9a-f]{64}) -->\n?\Z")
@@ -42,17 +45,18 @@ class Plain(str):
     __slots__ = ()
 
 
-def render(manifest: Mapping[str, Any], *, repo: str, license: str | None = None) -> str:
+def render(manifest: Mapping[str, Any], *, repo: str, license: str | None = None, source: str | None = None) -> str:
     """The whole README.md of `repo`.
 
     `manifest` is what `mconv.json` holds, or {} without one. `license` is an identifier of the Hub, such as `llama2`;
-    without one the card names none. Raises FormatError if a key of the manifest is of the wrong kind.
+    without one the card names none. `source` is the file that has the source's card. Raises FormatError if a key of the
+    manifest is of the wrong kind.
     """
     import yaml
 
     facts = {key: public(value) for key, value in check_manifest(manifest).items() if value is not None}
     metadata = yaml.safe_dump(_metadata(facts, license=license), sort_keys=False, allow_unicode=False)
-    return seal(f"---\n{metadata}---\n\n{_body(facts, repo=repo)}")
+    return seal(f"---\n{metadata}---\n\n{_body(facts, repo=repo, source=source)}")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -76,7 +80,15 @@ def published(manifest: Mapping[str, Any], *, verified: Sequence[Mapping[str, An
     facts = {key: value for key, value in manifest.items() if key not in _LOCAL}
     if verified is not None and (verified or "verified" in facts):
         facts["verified"] = [dict(verdict) for verdict in verified]
-    return {key: public(value) for key, value in facts.items()}
+    sides = {
+        n: v for n, v in (facts.pop("side_files", None) or {}).items() if _HEX.fullmatch(str(v)) and judge({n: None})[0]
+    }
+    return {key: public(value) for key, value in facts.items()} | ({"side_files": sides} if sides else {})
+
+
+def is_the_sources(manifest: Mapping[str, Any], card: Path) -> bool:
+    """Return whether a card came along from the source, unchanged: it speaks of that model, not of this one."""
+    return bool(card.is_file() and (manifest.get("side_files") or {}).get(card.name) == sha256(card))
 
 
 def public(value: Any) -> Any:
@@ -134,7 +146,7 @@ def _metadata(facts: dict[str, Any], *, license: str | None) -> dict[str, Any]:
     return {key: value for key, value in known.items() if value}
 
 
-def _body(facts: dict[str, Any], *, repo: str) -> str:
+def _body(facts: dict[str, Any], *, repo: str, source: str | None) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, finalize=escape, autoescape=False)
@@ -144,6 +156,7 @@ def _body(facts: dict[str, Any], *, repo: str) -> str:
         name=repo.rpartition("/")[2],
         repo=Plain(json.dumps(repo)),
         summary=Plain(_summary(facts)),
+        source=Plain(source or ""),
         steps=[_step(item) for item in facts.get("history", [])],
         facts=_facts(facts),
         ignored=_ignored(facts.get("ignored", {})),

@@ -2,18 +2,27 @@
 
 import difflib
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
+from mconv.convert.recognize import shown
+from mconv.convert.sidecar import LeftOut, judge
 from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.hub.faults import check_repo_id, one_line
-from mconv.hub.folder import check_weights, missing
+from mconv.hub.folder import MANIFEST, check_weights, missing
 
-WANTED = ("*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja", "LICENSE*", "USE_POLICY*")
-PICKLED = (*WANTED, "pytorch_model*.bin")
-"""Where a repository has no safetensors."""
-UNWANTED = ("original/*", "consolidated*", "onnx/*", "*.msgpack", ".*")
+KINDS = (
+    ("*.safetensors", "*.safetensors.index.json"),
+    ("pytorch_model*.bin", "pytorch_model*.bin.index.json"),
+)
+"""The model's own weights: the first kind that a repository has. It often has them twice."""
+NOT_IT = ("consolidated*", "adapter_*", "*.fp16*", "*.bf16*", "*.fp32*", "*.int8*", "*.non_ema*")
+"""Copies of the weights in another format or precision, and what is no model, under names that fit those."""
+Tell = Callable[[Sequence[LeftOut]], None]
+"""Is told what of a repository was not fetched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +78,10 @@ def expected_parameters(family: str, size: str) -> float:
     return _pick(family, size).billions
 
 
+def silent(left_out: Sequence[LeftOut]) -> None:
+    """Tell nobody."""
+
+
 def resolve(
     source: str,
     *,
@@ -77,12 +90,13 @@ def resolve(
     offline: bool = False,
     revision: str | None = None,
     endpoint: str | None = None,
+    tell: Tell = silent,
 ) -> Path:
     """The folder of `source`: a local folder wins, then the local cache of the Hub, then a download.
 
-    `source` is a folder, `ORG/NAME`, or a family (with `size`). Only weights (safetensors, or `.bin` where there are
-    none), configs and tokenizer files are fetched, and no code is ever run. Raises ConfigError on an unknown name,
-    MconvError if it cannot be had.
+    `source` is a folder, `ORG/NAME`, or a family (with `size`). Fetched are weights (safetensors, or `.bin` where there
+    are none) and what stands beside them by the rule of `convert/sidecar.py`; no code is ever run. `tell` hears what was
+    left there. Raises ConfigError on an unknown name, MconvError if it cannot be had.
     """
     if (folder := Path(source).expanduser()).is_dir():
         return folder
@@ -94,7 +108,7 @@ def resolve(
             f"{repo} is not, or not wholly, in the local cache and --offline forbids a download; on a machine with "
             f"network run `hf download {repo}`, or give a folder with --from DIR"
         )
-    return _download(repo, cache_dir=cache_dir, local_dir=None, revision=revision, endpoint=endpoint)
+    return _download(repo, cache_dir=cache_dir, local_dir=None, revision=revision, endpoint=endpoint, tell=tell)
 
 
 def pull(
@@ -105,8 +119,11 @@ def pull(
     revision: str | None = None,
     overwrite: bool = False,
     endpoint: str | None = None,
+    tell: Tell = silent,
 ) -> Path:
     """Download `source` into the folder `out` and check that the model is whole; an interrupted pull is resumed.
+
+    `tell` hears what of the repository was left there, and why.
 
     Raises FormatError if `out` holds other files (unless `overwrite`) or if what arrived is damaged.
     """
@@ -114,7 +131,7 @@ def pull(
     resumable = (out / ".cache" / "huggingface").is_dir()
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not resumable and not overwrite)):
         raise FormatError(f"{out}: not an empty folder; give another one, or --overwrite")
-    folder = _download(repo, cache_dir=None, local_dir=out, revision=revision, endpoint=endpoint)
+    folder = _download(repo, cache_dir=None, local_dir=out, revision=revision, endpoint=endpoint, tell=tell)
     check_weights(folder)
     return folder
 
@@ -179,55 +196,72 @@ def check_size(parameters: int, *, size: str, family: str | None = None) -> None
         raise ConfigError(f"--size {size}{of}, but its config says {parameters / 1e9:.3g} billion parameters{expected}")
 
 
+def wanted(sizes: Mapping[str, int | None]) -> tuple[list[str], list[LeftOut]]:
+    """Return which files of a repository are fetched, and what is not and why. `sizes`: name -> bytes, None if unknown.
+
+    What stands beside the weights is chosen by the rule that every command goes by; of the weights one kind is taken.
+    """
+    beside, left_out = judge(sizes)
+    own: list[str] = []
+    for kind in KINDS:
+        own = own or [name for name in sizes if "/" not in name and _fits(name, kind) and not _fits(name, NOT_IT)]
+    mine = [name for name in (MANIFEST,) if name in sizes]
+    return sorted({*beside, *own, *mine}), [item for item in left_out if item.name not in own]
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def _cached(repo: str, *, cache_dir: Path | None, revision: str | None, essential: bool) -> Path | None:
     """The snapshot in the local cache if all of it is there, or with `essential` all that a model cannot do without."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    def look(patterns: tuple[str, ...]) -> Path | None:
-        try:
-            found: str | None = snapshot_download(
-                repo,
-                cache_dir=cache_dir,
-                revision=revision,
-                local_files_only=True,
-                allow_patterns=list(patterns),
-                ignore_patterns=list(UNWANTED),
-            )
-        except LocalEntryNotFoundError as error:
-            found = getattr(error, "snapshot_path", None) if essential else None
-        return Path(found) if found and not missing(Path(found)) else None
+    where: dict[str, Any] = {"cache_dir": cache_dir, "revision": revision}
+    try:
+        chosen = _chosen(_known_tree(repo, **where))
+        found: str | None = snapshot_download(repo, **where, local_files_only=True, allow_patterns=chosen)
+    except LocalEntryNotFoundError as error:
+        found = getattr(error, "snapshot_path", None) if essential else None
+    return Path(found) if found and not missing(Path(found)) else None
 
-    return look(WANTED) or look(PICKLED)
+
+def _known_tree(repo: str, **where: Any) -> dict[str, int | None] | None:
+    """The files of a repository as the client has noted them, or None if it has not (before its version 2)."""
+    try:
+        from huggingface_hub import get_cached_repo_tree
+        from huggingface_hub.errors import CachedRepoTreeNotFoundError
+    except ImportError:
+        return None
+    try:
+        return {file.path: file.size for file in get_cached_repo_tree(repo, **where)}
+    except CachedRepoTreeNotFoundError:
+        return None
+
+
+def _chosen(sizes: Mapping[str, int | None] | None) -> list[str] | None:
+    """What the client is asked for: these files by name, or all where nobody knows which there are."""
+    return None if sizes is None else [re.sub(r"([*?[])", r"[\1]", name) for name in wanted(sizes)[0]]
 
 
 def _download(
-    repo: str, *, cache_dir: Path | None, local_dir: Path | None, revision: str | None, endpoint: str | None
+    repo: str, *, cache_dir: Path | None, local_dir: Path | None, revision: str | None, endpoint: str | None, tell: Tell
 ) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     with one_line(repo, doing="cannot download"):
+        listed = HfApi(endpoint=endpoint).list_repo_tree(repo, revision=revision, recursive=True)
+        sizes = {entry.path: entry.size for entry in listed if hasattr(entry, "size")}
         found = snapshot_download(
-            repo,
-            cache_dir=cache_dir,
-            local_dir=local_dir,
-            revision=revision,
-            endpoint=endpoint,
-            allow_patterns=list(_wanted(repo, revision=revision, endpoint=endpoint)),
-            ignore_patterns=list(UNWANTED),
-        )
+            repo, cache_dir=cache_dir, local_dir=local_dir, revision=revision, endpoint=endpoint,
+            allow_patterns=_chosen(sizes),
+        )  # fmt: skip
     folder = Path(found)
     if absent := missing(folder):
         raise FormatError(
             f"{repo}: has no {absent[0]}; mconv reads models with config.json and weights in safetensors or "
-            "pytorch_model.bin"
+            f"pytorch_model.bin (it has {shown(sorted(sizes))})"
         )
+    tell(wanted(sizes)[1])
     return folder
-
-
-def _wanted(repo: str, *, revision: str | None, endpoint: str | None) -> tuple[str, ...]:
-    """Safetensors, or pickles where there are none: never both, for a repository often has its weights twice."""
-    from huggingface_hub import HfApi
-
-    names = HfApi(endpoint=endpoint).list_repo_files(repo, revision=revision)
-    return WANTED if any(fnmatch(name, "*.safetensors") and "/" not in name for name in names) else PICKLED

@@ -3,38 +3,30 @@
 import fnmatch
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mconv.convert.sidecar import LeftOut, look
 from mconv.errors import FormatError, MconvError, refuse
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PUBLISHED = (WEIGHTS, "model-*-of-*.safetensors", INDEX)
+"""Weights that are published. What stands beside them is chosen by the rule of `convert/sidecar.py`."""
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 """The older weights: read where there are no safetensors, never published."""
 CARD = "README.md"
+SOURCE_CARD = "SOURCE_README.md"
+"""What the card of the model that a folder was made from is called where it is published."""
 MANIFEST = "mconv.json"
-PUBLISHED = (
-    WEIGHTS, "model-*-of-*.safetensors", INDEX, "config.json", "generation_config.json",
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "additional_chat_templates/*.jinja",
-    CARD, MANIFEST, "LICENSE*", "NOTICE*", "USE_POLICY*",
-)  # fmt: skip
-"""All that is ever published. A list of what may go, so that nothing goes by accident."""
 STALE = ("*.safetensors", INDEX, "pytorch_model*.bin", "pytorch_model.bin.index.json")
 """Weights that transformers might load instead of, or beside, the new ones."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_UNFINISHED = (".tmp", ".part", ".partial", ".incomplete", ".lock", "~")
-_TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOut:
-    """A file or folder that is not published."""
-
-    name: str
-    why: str
+_SECRET = re.compile(
+    rb"hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,}|\bAKIA[0-9A-Z]{16}\b|\bsk-[A-Za-z0-9_-]{40,}"
+    rb"|-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----\s"
+)
+"""Tokens of the Hub, of GitHub, of cloud and model services; private keys."""
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -43,24 +35,12 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def survey(folder: Path) -> tuple[list[str], list[LeftOut]]:
-    """Names of the files that belong to the model, and what is left out."""
+    """Return the names of the files that belong to the model, and what is left out."""
     if not folder.is_dir():
         raise FormatError(f"{folder}: no such folder; give a folder with config.json and model.safetensors")
-    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
-    names += sorted(f"additional_chat_templates/{p.name}" for p in folder.glob("additional_chat_templates/*"))
-    reasons = {name: _left_out(folder, name) for name in names if name != "additional_chat_templates/"}
-    left_out = [LeftOut(name=name, why=why) for name, why in reasons.items() if why]
-    return [name for name, why in reasons.items() if not why], left_out
-
-
-def _left_out(folder: Path, name: str) -> str | None:
-    if name.rpartition("/")[2].startswith(".") or name.startswith("."):
-        return "hidden"
-    if name.endswith(_UNFINISHED):
-        return "unfinished"
-    if not matches(name, PUBLISHED):
-        return "not a model file"
-    return None if (folder / name).is_file() else "not a regular file"
+    weights = {p.name for p in folder.iterdir() if p.is_file() and matches(p.name, (*PUBLISHED, MANIFEST))}
+    found = look(folder, weights=weights)
+    return sorted({*found.files, *weights}), list(found.left_out)
 
 
 def check_weights(folder: Path) -> None:
@@ -79,7 +59,7 @@ def check_weights(folder: Path) -> None:
 def check(folder: Path) -> None:
     """Raise FormatError with every reason why transformers could not load `folder`, or why it must not be shared."""
     names, left_out = survey(folder)
-    pickled = [item.name for item in left_out if item.name.endswith(PICKLES)]
+    pickled = [item.name for item in left_out if item.name.endswith(PICKLES) and "/" not in item.name]
     problems = [f"{folder / name}: a pickle, which runs code when loaded; remove it" for name in pickled]
     problems += _config_problems(folder) + _weight_problems(folder, names) + _secrets(folder, names)
     refuse(problems, doing=f"{folder} is not a complete model folder", kind=FormatError)
@@ -163,7 +143,14 @@ def _header_problem(path: Path, *, wanted: set[str] | None) -> str | None:
 
 
 def _secrets(folder: Path, names: list[str]) -> list[str]:
-    """Tokens of the Hub in files that are about to be published."""
+    """Tokens and keys in files that are about to be published."""
     texts = [name for name in names if not name.endswith((".safetensors", ".model"))]
-    found = [name for name in texts if _TOKEN.search((folder / name).read_bytes())]
-    return [f"{folder / name}: holds a Hugging Face token; remove it, and revoke it" for name in found]
+    found = {name: hit[0] for name in texts if (hit := _SECRET.search((folder / name).read_bytes()))}
+    return [f"{folder / name}: holds {_kind(secret)}; remove it, and revoke it" for name, secret in found.items()]
+
+
+def _kind(secret: bytes) -> str:
+    """What a secret is, without a letter of it."""
+    if secret.startswith(b"hf_"):
+        return "a Hugging Face token"
+    return "a private key" if secret.startswith(b"-----") else "what looks like an access token"

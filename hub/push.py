@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mconv.convert.sidecar import LeftOut
+from mconv.convert.tokens import is_tokenizer
 from mconv.errors import MconvError
 from mconv.hub import card as cards
 from mconv.hub.faults import LOGIN, check_repo_id, one_line
-from mconv.hub.folder import CARD, MANIFEST, STALE, LeftOut, check, matches, survey
+from mconv.hub.folder import CARD, MANIFEST, SOURCE_CARD, STALE, check, matches, survey
 
 _MESSAGE = "Upload model with mconv"
 
@@ -67,8 +69,9 @@ def plan(
     """Check `folder` and list what a push to `repo` would send. Contacts nobody.
 
     A README.md that a person wrote or edited is kept unless `overwrite_card`; otherwise the card is made from
-    `mconv.json`. `verified` are the verdicts to publish, instead of those that `mconv.json` holds. Raises FormatError
-    with every fault of the folder, ConfigError for a bad `repo` or `license`.
+    `mconv.json`, and one that came along from the source is sent as SOURCE_README.md. `verified` are the verdicts to
+    publish, instead of those that `mconv.json` holds. Raises FormatError with every fault of the folder, ConfigError for
+    a bad `repo` or `license`.
     """
     check_repo_id(repo)
     check(folder)
@@ -76,9 +79,16 @@ def plan(
     manifest = cards.read_manifest(folder)
     facts = cards.published(manifest, verified=verified)
     written = _text(folder / CARD) if CARD in names else None
-    ours = overwrite_card or written is None or cards.is_ours(written)
-    card = cards.render(facts, repo=repo, license=license) if ours or written is None else written
+    sealed = written is not None and cards.is_ours(written)
+    sources = not sealed and cards.is_the_sources(manifest, folder / CARD)
+    ours = overwrite_card or written is None or sources or sealed
+    beside = SOURCE_CARD if sources or SOURCE_CARD in names else None
+    card = cards.render(facts, repo=repo, license=license, source=beside) if ours or written is None else written
     made = {CARD: card.encode()} if ours else {}
+    if sources and SOURCE_CARD not in names:
+        made[SOURCE_CARD] = (folder / CARD).read_bytes()
+    elif sources:
+        left_out.append(LeftOut(name=CARD, why=f"it is the source's card, and there is a {SOURCE_CARD} already"))
     if manifest and facts != manifest:
         made[MANIFEST] = (json.dumps(facts, indent=2) + "\n").encode()
     files = tuple(_file(folder, name, content=made.get(name)) for name in sorted({*names, *made}))
@@ -171,13 +181,13 @@ def _make(api: Any, repo: str, *, branch: str, private: bool) -> str:
 
 
 def _stale(planned: PushPlan, remote: frozenset[str], *, repo: str, overwrite: bool) -> tuple[str, ...]:
-    """Weights of the repository that the push does not replace; raises MconvError unless they may be deleted."""
+    """Weights and tokenizer files that the push does not replace; raises MconvError unless they may be deleted."""
     new = {file.name for file in planned.files}
-    stale = tuple(sorted(name for name in remote - new if matches(name, STALE)))
+    stale = tuple(sorted(name for name in remote - new if matches(name, STALE) or is_tokenizer(name)))
     if stale and not overwrite:
         shown = ", ".join(stale[:3]) + (f" and {len(stale) - 3} more" if len(stale) > 3 else "")
         raise MconvError(
-            f"{repo} holds weights that would be left beside the new ones: {shown}; "
+            f"{repo} holds weights or tokenizer files that would be left beside the new ones: {shown}; "
             "delete them in the same commit with --overwrite, or push to another repository"
         )
     return stale

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mconv.convert import sidecar
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.optimizer import OptimizerState
 from mconv.errors import ConfigError
@@ -189,6 +190,8 @@ def _tell(run: Run, padded: int, say: logs.Say) -> None:
         f"{run.spec.family}, {run.spec.num_layers} layers, "
         f"hidden {run.spec.hidden_size}, vocabulary {run.spec.vocab_size} padded to {padded}"
     )
+    if run.saver and (behind := sidecar.note(run.origin.beside.left_out)):
+        say(behind)
     inherited = "" if run.config.seq_length else " (the model's max_position_embeddings)"
     where = "" if run.config.eval_only else f"; iteration {run.iteration} of {run.iterations}"
     say(

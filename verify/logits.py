@@ -185,7 +185,7 @@ def narrower(a: Checkpoint, b: Checkpoint) -> tuple[torch.dtype, ...]:
 
 def tokenizer_of(*checkpoints: Checkpoint) -> Path | None:
     """The first folder that has a tokenizer."""
-    found = [file.parent for c in checkpoints for file in c.side_files if file.name.startswith("tokenizer.")]
+    found = [path.parent for c in checkpoints for name, path in c.side_files.items() if name.startswith("tokenizer.")]
     return found[0] if found else None
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tiny import MODELS, VARIANTS, make_llama, make_model, same, tensors
 
 from mconv.convert import plan
-from mconv.convert.checkpoint import SIDE_FILES
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
+from mconv.convert.sidecar import look
 from mconv.errors import LayoutError
 
 FORMATS = (("torch_dist", "mp_rank"), ("mp_rank", "torch_dist"))
@@ -43,7 +43,7 @@ def test_there_resharded_merged_and_back(tmp_path, model, formats, dtype):
     out = to(merged, tmp_path / "out", format="hf")
     assert same(tensors(hf), tensors(out))
     assert (out / "config.json").read_bytes() == (hf / "config.json").read_bytes()
-    for file in (name for name in SIDE_FILES if (hf / name).exists()):
+    for file in look(hf).files:
         assert (out / file).read_bytes() == (hf / file).read_bytes(), file
 
 

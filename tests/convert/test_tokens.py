@@ -132,7 +132,7 @@ class TestMegatronLlm:
 
     def test_found_and_whole(self, root):
         made = self.plan(root, 384)
-        assert "tokenizer.model" in {p.name for p in made.side_files} and not made.notes
+        assert "tokenizer.model" in made.side_files and not made.notes
         rewrite(made, step="test")
         config = json.loads((root.parent / "hf/config.json").read_text())
         assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)

@@ -21,10 +21,10 @@ def app():
 def test_dry_run_shows_all_and_contacts_nobody(app, hub, make_model, capsys, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     folder = make_model()
-    (folder / "notes.txt").write_text("private")
+    (folder / "notes.log").write_text("private")
     app(["push", str(folder), "acme/tiny", "--dry-run", "--unverified"])
     out = capsys.readouterr().out
-    for said in ("model.safetensors", "would go to acme/tiny", "left out: notes.txt", "library_name: transformers"):
+    for said in ("model.safetensors", "would go to acme/tiny", "left out: notes.log", "library_name: transformers"):
         assert said in out
     assert hub.log == []
 

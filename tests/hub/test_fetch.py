@@ -116,7 +116,7 @@ def test_pickles_are_not_fetched(hub, published, tmp_path):
     got = resolve("acme/tiny", cache_dir=tmp_path / "c", endpoint=hub.url)
     shards = {f"model-0000{i}-of-00002.safetensors" for i in (1, 2)}
     assert {p.name for p in got.iterdir()} == {
-        "config.json", "tokenizer.json", "model.safetensors.index.json", *shards,
+        "README.md", "config.json", "tokenizer.json", "model.safetensors.index.json", "modeling_evil.py", *shards,
     }  # fmt: skip
 
 

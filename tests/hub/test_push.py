@@ -103,15 +103,14 @@ def test_only_model_files_go(hub, make_model):
     assert left_out == {
         ".env": "hidden",
         ".git/": "hidden",
-        "notes.txt": "not a model file",
-        "logs/": "not a model file",
+        "logs/": "a log",
         "model.safetensors.tmp": "unfinished",
-        "optimizer.npz": "not a model file",
+        "optimizer.npz": "other weights, or their config",
         "tokenizer_config.json": "not a regular file",
     }
     push(folder, "tiny", endpoint=hub.url)
     sent = set(HfApi(endpoint=hub.url).list_repo_files("tester/tiny"))
-    assert sent == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+    assert sent == {"README.md", "config.json", "model.safetensors", "notes.txt", "tokenizer.json"}
 
 
 def truncate(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """What stands beside the tensors of a training checkpoint: Megatron-LM's args, the manifest, the side files."""
 
-import shutil
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,11 +7,11 @@ from typing import Any
 
 import torch
 
-from mconv.convert import manifest
+from mconv.convert import manifest, sidecar
 from mconv.convert.checkpoint import SIDE_FOLDER, Checkpoint
 from mconv.convert.dialects.mcore import args_of, layout_of
 from mconv.spec import ModelSpec
-from mconv.train.checkpoints import adapt
+from mconv.train.checkpoints import adapt, folders
 from mconv.train.config import TrainConfig
 from mconv.train.model.engine import unwrap
 from mconv.train.parallel import Parallel
@@ -82,7 +81,16 @@ def finish(folder: Path, spec: ModelSpec, args: Namespace, *, origin: Checkpoint
     )
     if lora := getattr(args, "lora", None):
         made["adapter"] = {name: lora[name] for name in ("rank", "alpha") if name in lora}
+    made["side_files"] = sidecar.copy(_side_files(folder.parent, origin), folder / SIDE_FOLDER)
+    made["side_files"].pop(sidecar.CONFIG, None)  # it is the config of what is there, not of what was
     manifest.write(folder, made)
-    for path in origin.side_files if origin else []:
-        (folder / SIDE_FOLDER).mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / SIDE_FOLDER / path.name)
+
+
+def _side_files(root: Path, origin: Checkpoint | None) -> dict[str, Path]:
+    """Return the files that travel with the model: those of the origin, or of the last save where that is gone.
+
+    A run that goes on from its own checkpoint lets that one go in time.
+    """
+    places = [folders.folder_of(root, number) / SIDE_FOLDER for number in reversed(folders.iterations(root))]
+    others = (found for place in places if (found := sidecar.look(place).files))
+    return (origin.side_files if origin else {}) or next(others, {})

@@ -148,10 +148,9 @@ def _other_ends(data: Indexed, wanted: int | None) -> Iterator[str]:
             return
 
 
-def same_tokenizer(prefixes: Sequence[Path], files: Sequence[Path]) -> None:
+def same_tokenizer(prefixes: Sequence[Path], files: Mapping[str, Path]) -> None:
     """Refuse data whose tokenizer has a file that differs from the checkpoint's `files` of that name."""
-    own = {path.name: path for path in files}
-    each(prefixes, lambda prefix: _other_files(prefix, own))
+    each(prefixes, lambda prefix: _other_files(prefix, files))
 
 
 def _other_files(prefix: Path, own: Mapping[str, Path]) -> Iterator[str]:

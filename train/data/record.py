@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mconv.convert.place import sync
+from mconv.convert.tokens import decides
 from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.train.data.index import beside
-
-DECIDING = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
-"""Files that decide which ids a text gets; the others of a tokenizer hold templates and hints."""
 
 OWN = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template")
 """How the names of a tokenizer's files begin."""
@@ -93,7 +91,9 @@ def facts(folder: Path, *, append_eod: bool, prepend_bos: bool) -> dict[str, Any
     return {
         "tokenizer": str(folder),
         "tokenizer_sha256": _digest(folder),
-        "tokenizer_files": {name: file_digest(folder / name) for name in DECIDING if (folder / name).is_file()},
+        "tokenizer_files": {
+            path.name: file_digest(path) for path in sorted(folder.iterdir()) if decides(path.name) and path.is_file()
+        },
         "vocab_size": len(tokenizer),
         **{name: None if mark is False else mark for name, mark in marks.items()},
         "dtype": "uint16" if len(tokenizer) < 65500 else "int32",  # megatron-core's rule, IndexedDataset.optimal_dtype
