@@ -42,7 +42,7 @@ def root(tmp_path_factory):
 
 
 def files(folder):
-    return sorted(folder.iterdir())
+    return {path.name: path for path in sorted(folder.iterdir())}
 
 
 @pytest.mark.parametrize("kind", ["BPE", "Unigram"])
