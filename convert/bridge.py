@@ -38,32 +38,45 @@ class Found:
     spec: ModelSpec
     layout: Layout
     notes: tuple[str, ...]
+    passed: Values
+    """Keys that no row claims and that were let pass, with their values."""
 
 
 def is_bridge(folder: Path) -> bool:
     return (folder / RUN_CONFIG).is_file()
 
 
-def read(folder: Path, *, vocab_size: int | None = None, settled: ModelSpec | None = None) -> Found:
+def read(
+    folder: Path,
+    *,
+    vocab_size: int | None = None,
+    settled: ModelSpec | None = None,
+    ignore: frozenset[str] = frozenset(),
+    told: frozenset[str] = frozenset(),
+) -> Found:
     """What the folder of one iteration is. `settled`: a Hugging Face config that decides where the file leaves it open.
 
+    `ignore`, `told`: keys that no row claims and that may pass, as the user says and as a manifest records.
     Raises FormatError on a damaged file, ConfigError on a key that no row claims; both name the file.
     """
     path = folder / RUN_CONFIG
-    model = _model(path)
+    config = _config(path)
+    model = config["model"]
     try:
-        family, fields = bridge.family_of(model), bridge.read(model)
+        family, sections = bridge.family_of(model), bridge.check_sections(config, ignore=ignore, told=told)
+        fields, passed = bridge.read(model, ignore=ignore, told=told)
         vocab, layout = _vocabulary(model, given=vocab_size)
         window, notes = _window(folder, model, fields["sliding_window"], family, settled)
         fields |= {"sliding_window": window, "vocab_size": vocab}
         spec = ModelSpec(family=family or ("mistral" if window else "llama"), **fields)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    return Found(spec=_scaled(spec, settled), layout=layout, notes=(*notes, *_about_scaling(path, spec, settled)))
+    return Found(spec=_scaled(spec, settled), layout=layout, notes=(*notes, *_about_scaling(path, spec, settled)),
+                 passed=sections | passed)  # fmt: skip
 
 
-def _model(path: Path) -> Values:
-    """The model's section: plain values only."""
+def _config(path: Path) -> Values:
+    """Return the file's sections, of which `model` is one of names and values: plain values only."""
     if path.stat().st_size > LIMIT:
         raise FormatError(f"{path} has {path.stat().st_size} bytes; no run_config.yaml of Megatron-Bridge is that large")
     try:
@@ -73,7 +86,7 @@ def _model(path: Path) -> Values:
     model = config.get("model") if isinstance(config, dict) else None
     if not isinstance(model, dict) or not all(isinstance(name, str) for name in model):
         raise FormatError(f"{path} has no 'model' section of names and values; it is not one of Megatron-Bridge's")
-    return model
+    return config
 
 
 def _vocabulary(model: Values, *, given: int | None) -> tuple[int, Layout]:

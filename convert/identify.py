@@ -9,10 +9,11 @@ from typing import Any
 
 from mconv.convert import bridge, manifest
 from mconv.convert.dialects import DIALECTS, Dialect
+from mconv.convert.dialects.arguments import check
 from mconv.convert.families import FAMILIES, family_of
 from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.tensors import Located
-from mconv.convert.ignored import NOTHING, Ignored, Passed, joined
+from mconv.convert.ignored import NOTHING, Ignored, Passed, joined, recorded
 from mconv.convert.table import Family
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.shard.layout import Layout
@@ -60,6 +61,7 @@ def identify(
         return _of_bridge(folder, made, said)
     dialect = DIALECTS[_dialect(folder, made, said, args, tensors, only=only)]
     _check_version(folder, dialect, common)
+    passed = _passed(folder, made, said, args, dialect)
     told = _told(folder, made) if made else None
     if told and said.vocab_size not in (None, told.vocab_size):
         raise ConfigError(f"{folder / manifest.NAME} says a vocabulary of {told.vocab_size}, not {said.vocab_size}")
@@ -73,11 +75,27 @@ def identify(
     if told:
         _agree(folder, dialect.stored_spec(told), spec)
         spec = told
-    return _identity(folder, made, dialect.name, spec, layout, () if told or settled else dialect.doubts(args, tensors))
+    notes = () if told or settled else dialect.doubts(args, tensors)
+    return _identity(folder, made, dialect.name, spec, layout, notes, passed)
+
+
+def _passed(folder: Path, made: dict[str, Any] | None, said: Said, args: Namespace, dialect: Dialect) -> dict[str, Any]:
+    """Return the args that no row claims and that were let pass, now or when the checkpoint was made."""
+    kept = recorded(made).args
+    try:
+        return check(vars(args), dialect.arguments, ignore=said.ignore.args - kept, told=kept)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from error
 
 
 def _identity(
-    folder: Path, made: dict[str, Any] | None, dialect: str, spec: ModelSpec, layout: Layout, notes: tuple[str, ...] = ()
+    folder: Path,
+    made: dict[str, Any] | None,
+    dialect: str,
+    spec: ModelSpec,
+    layout: Layout,
+    notes: tuple[str, ...],
+    passed: dict[str, Any],
 ) -> Identity:
     if spec.family not in FAMILIES:
         raise ConfigError(f"{folder}: family {spec.family!r} is not one of {sorted(FAMILIES)}")
@@ -88,7 +106,7 @@ def _identity(
     family = FAMILIES[spec.family]
     return Identity(
         manifest=made, dialect=dialect, family=family, spec=spec, layout=layout, notes=notes,
-        ignored=joined((made or {}).get("ignored", {})),
+        ignored=joined((made or {}).get("ignored", {}), {"args": passed}),
     )  # fmt: skip
 
 
@@ -97,7 +115,8 @@ def _of_bridge(folder: Path, made: dict[str, Any] | None, said: Said) -> Identit
     if said.dialect not in (None, "mcore"):
         raise ConfigError(f"{folder} is of the dialect mcore, not {said.dialect}")
     settled = _config(said.config, said.ignore) if said.config else _told(folder, made) if made else None
-    found = bridge.read(folder, vocab_size=said.vocab_size, settled=settled)
+    kept = recorded(made).args
+    found = bridge.read(folder, vocab_size=said.vocab_size, settled=settled, ignore=said.ignore.args - kept, told=kept)
     spec = found.spec
     if settled and said.config:
         spec = _settle(said.config, DIALECTS["mcore"], settled, spec)
@@ -105,7 +124,7 @@ def _of_bridge(folder: Path, made: dict[str, Any] | None, said: Said) -> Identit
         told = _told(folder, made)
         _agree(folder, DIALECTS["mcore"].stored_spec(told), spec)
         spec = told
-    return _identity(folder, made, "mcore", spec, found.layout, found.notes)
+    return _identity(folder, made, "mcore", spec, found.layout, found.notes, found.passed)
 
 
 # ---- dialect ---------------------------------------------------------------------------------------------------------

@@ -4,9 +4,12 @@ The tensors are megatron-core's own (`mcore.py`). Values of `_target_` are names
 Sources: Megatron-Bridge 0.3.1 and 0.6.2, `gpt_provider.py` and `mistral_bridge.py`.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from mconv.convert.dialects import arguments
+from mconv.convert.dialects.arguments import shown
 from mconv.convert.dialects.mcore import bias_spec
 from mconv.errors import ConfigError, refuse
 from mconv.spec import ModelSpec, Rope
@@ -38,7 +41,7 @@ def typed(name: str, value: Any, kind: type) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise ConfigError(f"model.{name} is {repr(value)[:60]}; {kind.__name__} was expected")
+        raise ConfigError(f"model.{name} is {shown(name, value)}; {kind.__name__} was expected")
     return value
 
 
@@ -121,7 +124,7 @@ class Window:
         if pair in (None, [-1, 0], [-1, -1]):
             return {"sliding_window": None}
         if not (isinstance(pair, (list, tuple)) and [type(n) for n in pair] == [int, int] and pair[0] >= 0 == pair[1]):
-            raise ConfigError(f"model.window_size is {repr(pair)[:60]}; [keys before, 0] was expected")
+            raise ConfigError(f"model.window_size is {shown('window_size', pair)}; [keys before, 0] was expected")
         return {"sliding_window": pair[0] + 1}
 
     def write(self, spec: ModelSpec, out: Values) -> None:
@@ -138,8 +141,8 @@ class Constant:
 
     def read(self, left: Values) -> Values:
         value = left.pop(self.key, self.values[0])
-        if value not in self.values:
-            raise ConfigError(f"model.{self.key} is {repr(value)[:80]}; mconv supports only {self.values[0]!r}")
+        if not arguments.one_of(value, self.values):
+            raise ConfigError(f"model.{self.key} is {shown(self.key, value)}; mconv supports only {self.values[0]!r}")
         return {}
 
     def write(self, spec: ModelSpec, out: Values) -> None:
@@ -187,39 +190,37 @@ TABLE: tuple[Key, ...] = (
     *(Constant(name, (None,)) for name in NULL),
 )  # fmt: skip
 
-INERT_PREFIXES = (
-    "moe_", "mamba_", "linear_", "dsa_", "fp8", "fp4", "tp_comm_", "cuda_graph_", "cpu_offloading", "recompute_",
-    "inference_", "mtp_", "yarn_", "mup_", "kitchen_", "use_kitchen", "fine_grained_", "num_layers_", "hf_model_", "gtp_",
-    "expert_", "grad_", "init_", "embedding_init_", "use_te_", "overlap_", "bias_", "batch_", "pipeline_", "tensor_",
-    "delay_", "delta_", "qk_clip_", "cross_entropy_", "account_for_", "persist_", "first_last_layers_", "hidden_dropout",
-    "attention_dropout", "attention_backend", "attention_softmax_", "apply_rope_fusion", "_",
-)  # fmt: skip
-"""How model keys begin that say how to run, train or initialise, or are of a kind of layer that the table rules out."""
-INERT = (
-    OLD_MARK, "activation_offload_fraction", "activation_func_fp8_input_store", "autocast_dtype", "barrier_with_L1_time",
-    "bf16", "fp16", "clone_scatter_output_in_embedding", "config_logger_dir", "context_parallel_size", "cp_comm_type",
-    "deallocate_pipeline_outputs", "flash_attention_version", "fp32_residual_connection", "gradient_accumulation_fusion",
-    "high_priority_a2a_comm_stream", "make_vocab_size_divisible_by", "masked_softmax_fusion",
-    "memory_efficient_layer_norm",
-    "microbatch_group_size_per_vp_stage", "min_offloaded_tensor_size", "mlp_chunks_for_prefill",
-    "mlp_chunks_for_training", "output_layer_init_method", "parallel_output", "params_dtype", "perform_initialization",
-    "scatter_embedding_sequence_parallel", "sequence_parallel", "should_pad_vocab", "transformer_impl",
-    "use_arbitrary_attention_mask", "use_cpu_initialization", "use_mamba_mem_eff_path", "variable_seq_lengths",
-    "virtual_pipeline_model_parallel_size", "vocab_size", "deterministic_mode", "calculate_per_token_loss",
-    "hierarchical_context_parallel_sizes", "max_seqlen_per_dp_cp_rank", "symmetric_ar_type", "generation_config",
-    "use_transformer_engine_full_layer_spec", "use_transformer_engine_op_fuser", "fused_single_qkv_rope",
-)  # fmt: skip
-
 
 # ---- the section as a whole ------------------------------------------------------------------------------------------
-def read(model: Values) -> Values:
-    """The fields of the spec. Raises ConfigError, by name, on a key that changes the function and that no row claims."""
+def read(
+    model: Values, *, ignore: frozenset[str] = frozenset(), told: frozenset[str] = frozenset()
+) -> tuple[Values, Values]:
+    """Return the fields of the spec, and the keys that no row claims and that pass because `ignore` or `told` names them.
+
+    Raises ConfigError, by name, on a key that changes the function and on one that no row claims.
+    """
     fields: Values = {}
-    left = dict(model)
+    left, wrong = dict(model), []
     for key in TABLE:
-        fields |= key.read(left)
-    check_left(left)
-    return fields
+        try:
+            fields |= key.read(left)
+        except ConfigError as error:
+            wrong.append(str(error))
+    refuse(wrong, doing="a model that mconv does not support", kind=ConfigError)
+    claimed = arguments.BRIDGE.fields.union(model.keys() - left.keys())
+    table = dataclasses.replace(arguments.BRIDGE, fields=claimed)
+    return fields, arguments.check(model, table, ignore=ignore, told=told)
+
+
+def check_sections(config: Values, *, ignore: frozenset[str], told: frozenset[str]) -> Values:
+    """Return the sections beside the model's that nobody knows and that may pass. Raises ConfigError on any other."""
+    if (peft := config.get("peft")) is not None:
+        kind = peft.get("_target_") if isinstance(peft, dict) else peft
+        raise ConfigError(
+            f"peft is {shown('peft', kind)}: the checkpoint is of a run that trained an adapter, and its tensors "
+            "are the adapter's or have it beside them; merge it with Megatron-Bridge and convert what that makes"
+        )
+    return arguments.check(config, arguments.BRIDGE_SECTIONS, ignore=ignore, told=told)
 
 
 def write(spec: ModelSpec) -> Values:
@@ -235,17 +236,9 @@ def family_of(model: Values) -> str:
     for prefix, family in PROVIDERS.items():
         if isinstance(target, str) and target.startswith(prefix):
             return family
-    raise ConfigError(f"model._target_ is {target!r}; mconv knows the providers of {', '.join(PROVIDERS)}")
-
-
-def check_left(left: Values) -> None:
-    """What no row claims must be of a kind that changes nothing, or say nothing."""
-    unclaimed = [
-        f"model.{name} is {repr(value)[:80]}: no row claims it; it may change what the model computes"
-        for name, value in left.items()
-        if name not in INERT and not name.startswith(INERT_PREFIXES) and value not in (None, False, "", [], {})
-    ]
-    refuse(unclaimed, doing="a model that mconv does not know", kind=ConfigError)
+    raise ConfigError(
+        f"model._target_ is {shown('_target_', target)}; mconv knows the providers of {', '.join(PROVIDERS)}"
+    )
 
 
 def provider(spec: ModelSpec) -> str:

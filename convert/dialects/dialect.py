@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from mconv.convert.dialects.arguments import Arguments
 from mconv.convert.dialects.flags import Case
 from mconv.convert.formats.tensors import Located
 from mconv.shard.axes import Axes
@@ -71,6 +72,8 @@ class Dialect:
     name: str
     program: str
     """Whose it is."""
+    arguments: Arguments
+    """Every arg that its checkpoints may have, and what it decides."""
     names: Callable[[ModelSpec], Names]
     spec_of: SpecOf
     args_of: ArgsOf

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from mconv.convert.dialects import flags_megatron
+from mconv.convert.dialects.arguments import MEGATRON_LM, shown
+from mconv.convert.dialects.arguments.function import WRITTEN
 from mconv.convert.dialects.dialect import Dialect
 from mconv.convert.dialects.flags import whole
 from mconv.convert.formats.tensors import Located
@@ -45,22 +47,6 @@ SAME = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels", "max_position_embeddings",
 )  # fmt: skip
 """Args that are fields of the spec, by the same name."""
-
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "rotary_percent": (1.0,), "openai_gelu": (False,),
-    "rotary_interleaved": (False,), "apply_layernorm_1p": (False,), "qk_layernorm": (False,), "squared_relu": (False,),
-    "apply_residual_connection_post_layernorm": (False,), "multi_latent_attention": (False,), "num_experts": (None, 0),
-    "mtp_num_layers": (None, 0), "use_mup": (False,),
-    "heterogeneous_layers_config_path": (None,), "add_position_embedding": (True, False), "softmax_type": ("vanilla",),
-    "qk_clip": (False,), "attention_output_gate": (False,), "linear_attention_type": (None,),
-    "glu_linear_offset": (0.0,), "softmax_scale": (None,),
-    "activation_func_clamp_value": (None,), "quick_geglu": (False,), "experimental_attention_variant": (None,),
-    "no_rope_freq": (None,), "qk_l2_norm": (False,), "layernorm_zero_centered_gamma": (False,),
-    "rope_type": (None, "rope"), "mrope_section": (None,), "is_hybrid_model": (False,),
-    "hybrid_override_pattern": (None,), "window_attn_skip_freq": (None,),
-}  # fmt: skip
-"""Args that change the function, and the values with which they do not. Anything else is refused by name."""
-
 
 LLAMA3: dict[str, type] = {
     "low_freq_factor": float, "high_freq_factor": float, "original_max_position_embeddings": int,
@@ -113,7 +99,7 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
     # Megatron derives one of these from the other, but where stages are uneven only the second makes sense.
     chunk_layers = spec.num_layers // (layout.pp * layout.vpp) if layout.vpp > 1 and layout.uneven == EVEN else None
     values: dict[str, Any] = {name: getattr(spec, name) for name in SAME}
-    values |= {name: allowed[0] for name, allowed in NEUTRAL.items()}
+    values |= {name: allowed[0] for name, allowed in WRITTEN.items()}
     values |= {
         "group_query_attention": spec.num_query_groups != spec.num_attention_heads,
         "num_query_groups": spec.num_query_groups,
@@ -169,12 +155,9 @@ def spec_of(
 ) -> ModelSpec:
     """The architecture that a checkpoint's args describe. `vocab_size` is the true one where the args do not know it.
 
-    Raises ConfigError, by name, for an arg that changes the function in a way that no row here claims.
+    Reads the fields alone: `arguments.check` has looked at every other arg before.
     """
     values = vars(args)
-    wrong = [f"{n} is {values[n]!r}" for n, ok in NEUTRAL.items() if n in values and values[n] not in ok]
-    if wrong:
-        raise ConfigError(f"the checkpoint's args describe a model that mconv does not support: {'; '.join(wrong)}")
     biased = bool(values.get("add_bias_linear", False))
     grouped = values.get("group_query_attention", False)
     function = _function(values, biased=biased)
@@ -221,16 +204,16 @@ def family_named(function: Mapping[str, Any]) -> str:
 def _function(values: dict[str, Any], *, biased: bool) -> dict[str, Any]:
     """The fields of the spec that tell one kind of layer from another."""
     norm = {name: ours for ours, name in NORMS.items()}.get(values.get("normalization", "LayerNorm"))
-    said = values.get("position_embedding_type", "rope")
+    said = _position(values)
     position = {name: ours for ours, name in POSITIONS.items()}.get(said)
-    swiglu = bool(values.get("swiglu", False))
+    swiglu, fused = bool(values.get("swiglu", False)), values.get("bias_gelu_fusion")
     wrong = [
-        f"{name} is {values.get(name)!r}"
-        for name, fine in {
-            "normalization": norm is not None,
-            "position_embedding_type": position is not None,
-            "bias_gelu_fusion": swiglu or not biased or type(values.get("bias_gelu_fusion")) is bool,
-        }.items()
+        f"{name} is {shown(name, value)}"
+        for name, value, fine in (
+            ("normalization", values.get("normalization"), norm is not None),
+            ("position_embedding_type", said, position is not None),
+            ("bias_gelu_fusion", fused, swiglu or not biased or type(fused) is bool),
+        )
         if not fine
     ]
     refuse(wrong, doing="the checkpoint's args describe a model that mconv does not support", kind=ConfigError)
@@ -245,13 +228,24 @@ def _function(values: dict[str, Any], *, biased: bool) -> dict[str, Any]:
     }
 
 
+def _position(values: dict[str, Any]) -> str | None:
+    """Return the kind of positions; Megatron-LM of 23.04 and 23.06 says it by two switches."""
+    if "position_embedding_type" in values:
+        return values["position_embedding_type"]  # type: ignore[no-any-return]
+    if values.get("use_rotary_position_embeddings", True):
+        return "rope"
+    return "learned_absolute" if values.get("add_position_embedding", True) else None
+
+
 def _window(value: Any) -> int | None:
     """megatron-core's (keys before, keys after) as the number of keys that a query sees, itself included."""
     pair = tuple(value) if isinstance(value, (tuple, list)) else value
     if pair in (None, (-1, 0), (-1, -1)):
         return None
     if not (isinstance(pair, tuple) and len(pair) == 2 and type(pair[0]) is int and pair[0] >= 0 and pair[1] == 0):
-        raise ConfigError(f"the checkpoint's args have window_size = {value!r}; (keys before, 0) was expected")
+        raise ConfigError(
+            f"the checkpoint's args have window_size = {shown('window_size', value)}; (keys before, 0) was expected"
+        )
     return int(pair[0]) + 1
 
 
@@ -280,7 +274,7 @@ def _arg(values: dict[str, Any], name: str, kind: type, default: Any = None) -> 
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise ConfigError(f"the checkpoint's args have {name} = {repr(value)[:60]}; {kind.__name__} was expected")
+        raise ConfigError(f"the checkpoint's args have {name} = {shown(name, value)}; {kind.__name__} was expected")
     return value
 
 
@@ -334,6 +328,7 @@ DIALECT = Dialect(
     name="mcore",
     program=flags_megatron.PROGRAM,
     flags=flags_megatron.mcore,
+    arguments=MEGATRON_LM,
     names=lambda spec: NAMES,
     spec_of=spec_of,
     args_of=args_of,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from mconv.convert.dialects import flags_megatron_llm
+from mconv.convert.dialects.arguments import MEGATRON_LLM, shown
 from mconv.convert.dialects.dialect import Dialect
 from mconv.convert.dialects.nvidia_legacy import ATTENTION, LAYER, MLP, MODEL, spelled
 from mconv.convert.formats.tensors import Located
@@ -50,11 +51,6 @@ TRUE_OF: dict[str, dict[str, float]] = {
 """What the models of each `model_name` have: args that say otherwise are flags that somebody forgot."""
 ROTARY = ("rotary", 1)
 """The position embedding, as the importer spells it and as the value of its enum."""
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "use_post_ln": (False,), "apply_residual_connection_post_layernorm": (False,), "lima_dropout": (False,),
-    "onnx_safe": (None, False), "num_experts": (None,), "decoder_num_layers": (None,),
-}  # fmt: skip
-"""Args that change the function, and the values with which they do not."""
 
 
 def arrange(row: str, axes: Axes, spec: ModelSpec, piece: Piece) -> Piece:
@@ -136,14 +132,14 @@ def spec_of(
     """The architecture. Raises ConfigError where args contradict each other or cannot be trusted."""
     tensors = tensors or {}
     values, imported = vars(args), any(IMPORTED in key for key in tensors)
-    _check_neutral(values)
+    _check_function(values)
     if not imported and not settled:
         _check_trusted(values)
     heads, hidden = _int(values, "num_attention_heads"), _int(values, "hidden_size")
     gated, rms = values.get("glu_activation"), bool(values.get("use_rms_norm", False))
     parallel = bool(values.get("parallel_attn", False))
     biased = bool(values.get("use_bias", False))
-    factor = float(values.get("rope_scaling_factor") or 1.0)
+    factor = _float(values, "rope_scaling_factor", 1.0)
     window = _window(values, imported=imported)
     return ModelSpec(
         family="falcon" if not rms else "mistral" if window else "llama",
@@ -153,8 +149,8 @@ def spec_of(
         kv_channels=hidden // heads if heads > 0 else 0,
         max_position_embeddings=_int(values, "max_position_embeddings"),
         vocab_size=_true_vocab(values, tensors, imported=imported, given=vocab_size),
-        norm_epsilon=float(values.get("layernorm_epsilon") or 1e-5),
-        rope=Rope(kind="linear" if factor != 1 else "default", base=float(values.get("rope_theta") or 1e4),
+        norm_epsilon=_float(values, "layernorm_epsilon", 1e-5),
+        rope=Rope(kind="linear" if factor != 1 else "default", base=_float(values, "rope_theta", 1e4),
                   factor=factor),
         sliding_window=window, norm="rms" if rms else "layer", activation="swiglu" if gated else "gelu",
         parallel_attention=parallel, shared_norm=parallel and not values.get("parallel_layernorm", False),
@@ -163,16 +159,19 @@ def spec_of(
     )  # fmt: skip
 
 
-def _check_neutral(values: dict[str, Any]) -> None:
+def _check_function(values: dict[str, Any]) -> None:
+    """Raise ConfigError where args together describe a function that no family has."""
     position = values.get("position_embedding_type")
     named = getattr(position, "args", (position,))  # an enum of theirs is a stand-in that kept its value
-    wrong = [f"{n} is {values[n]!r}" for n, fine in NEUTRAL.items() if n in values and values[n] not in fine]
+    wrong = []
     if not named or named[0] not in ROTARY:
-        wrong.append(f"position_embedding_type is {named[0] if named else None!r}")
+        wrong.append(f"position_embedding_type is {shown('', named[0] if named else None)}")
     if values.get("glu_activation") not in (None, "swiglu"):
-        wrong.append(f"glu_activation is {values['glu_activation']!r}")
+        wrong.append(f"glu_activation is {shown('', values['glu_activation'])}")
     if bool(values.get("use_rms_norm")) != bool(values.get("glu_activation")):
         wrong.append("use_rms_norm and glu_activation do not go together in any family that mconv supports")
+    if values.get("bias_gelu_fusion") and values.get("use_bias") and not values.get("glu_activation"):
+        wrong.append("bias_gelu_fusion is True, and its fused GELU is the tanh form, which no family has there")
     if wrong:
         raise ConfigError(f"the checkpoint's args describe a model that mconv does not support: {'; '.join(wrong)}")
 
@@ -250,8 +249,14 @@ def _int(values: dict[str, Any], name: str, default: int | None = None) -> int:
     value = values.get(name)
     value = default if value is None else value
     if type(value) is not int:
-        raise ConfigError(f"the checkpoint's args have {name} = {repr(value)[:60]}; a whole number was expected")
+        raise ConfigError(f"the checkpoint's args have {name} = {shown(name, value)}; a whole number was expected")
     return value
+
+
+def _float(values: dict[str, Any], name: str, default: float) -> float:
+    """Return one of the args that are numbers; only one that is not there has its default."""
+    value = values.get(name)
+    return float(default if value is None else value)
 
 
 def refusals(spec: ModelSpec, layout: Layout) -> list[str]:
@@ -273,6 +278,7 @@ DIALECT = Dialect(
     name="megatron-llm",
     program=flags_megatron_llm.PROGRAM,
     flags=flags_megatron_llm.flags,
+    arguments=MEGATRON_LLM,
     names=lambda spec: PARALLEL if spec.parallel_attention else NAMES,
     spec_of=spec_of,
     args_of=args_of,

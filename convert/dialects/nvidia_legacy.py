@@ -8,6 +8,7 @@ Checkpoint versions below 2 have other QKV rows and are refused.
 from argparse import Namespace
 
 from mconv.convert.dialects import flags_megatron, mcore
+from mconv.convert.dialects.arguments import MEGATRON_LM
 from mconv.convert.dialects.dialect import Dialect
 from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec
@@ -69,6 +70,7 @@ DIALECT = Dialect(
     name="nvidia-legacy",
     program=flags_megatron.PROGRAM,
     flags=flags_megatron.legacy,
+    arguments=MEGATRON_LM,
     names=lambda spec: NAMES,
     spec_of=mcore.spec_of,
     args_of=args_of,

@@ -109,7 +109,7 @@ def edit(file, **changes):
 
 
 REFUSED = {
-    "unknown": ({"brand_new_attention": "spiral"}, "brand_new_attention is 'spiral': no row claims it"),
+    "unknown": ({"brand_new_attention": "spiral"}, "brand_new_attention is 'spiral': no row of"),
     "experts": ({"num_moe_experts": 8}, "num_moe_experts is 8"),
     "norms on q and k": ({"qk_layernorm": True}, "qk_layernorm is True"),
     "softmax": ({"softmax_scale": 0.1}, "softmax_scale is 0.1"),

@@ -1,0 +1,50 @@
+"""Fields of megatron-core's TransformerConfig that never change the function: precision, fusions, parallelism, memory.
+
+They are args of Megatron-LM and keys of Megatron-Bridge's model section alike. Sources: `transformer_config.py` and
+`model_parallel_config.py` of megatron-core 0.16.1, 0.17.1, 0.18.1, 0.19.1 and of Megatron-LM's main of 2026-08-22.
+"""
+
+from mconv.convert.dialects.arguments.text import names
+
+CONFIG = names("""
+    _cpu_offloading_context activation_func_fp8_input_store activation_offload_fraction
+    apply_query_key_layer_scaling apply_rope_fusion async_tensor_model_parallel_allreduce attention_backend
+    attention_dropout attention_softmax_in_fp32 autocast_dtype barrier_with_L1_time batch_invariant_backend
+    batch_invariant_mode batch_p2p_comm batch_p2p_sync bf16 bias_activation_fusion bias_dropout_fusion
+    calculate_per_token_loss clone_scatter_output_in_embedding config_logger_dir context_parallel_size cp_comm_type
+    cpu_offloading cpu_offloading_activations cpu_offloading_double_buffering cpu_offloading_num_layers
+    cpu_offloading_retain_pinned_cpu_buffers cpu_offloading_weights cross_entropy_fusion_impl
+    cross_entropy_loss_fusion cuda_graph_impl cuda_graph_modules cuda_graph_retain_backward_graph cuda_graph_scope
+    cuda_graph_use_single_mempool cuda_graph_warmup_steps deallocate_pipeline_outputs defer_embedding_wgrad_compute
+    delay_offload_until_cuda_graph delay_wgrad_compute delta_offload_bytes_across_pp_ranks deterministic_mode
+    disable_bf16_reduced_precision_matmul disable_parameter_transpose_cache distribute_saved_activations
+    embedding_init_method embedding_init_method_std embedding_weights_in_fp32 enable_autocast enable_cuda_graph
+    ep_overlap_early_attn_memory_release expert_gtp_weight_remat_size expert_model_parallel_size
+    expert_tensor_parallel_num_weight_shards expert_tensor_parallel_size external_cuda_graph
+    finalize_model_grads_func fine_grained_activation_offloading fine_grained_offloading_max_inflight_offloads
+    first_last_layers_bf16 flash_attention_version flash_decode fp16 fp32_residual_connection fp4 fp4_param
+    fp4_quantizer_factory fp4_recipe fp8 fp8_amax_compute_algo fp8_amax_history_len fp8_dot_product_attention
+    fp8_interval fp8_margin fp8_multi_head_attention fp8_output_proj fp8_param fp8_quantizer_factory fp8_recipe
+    fp8_wgrad fused_residual_rmsnorm fused_single_qkv_rope grad_scale_func grad_sync_func
+    gradient_accumulation_fusion gtp_remat_opt_in_modules gtp_weight_remat_size hetereogenous_dist_checkpoint
+    hidden_dropout hierarchical_context_parallel_sizes high_priority_a2a_comm_stream hybrid_context_parallel
+    inference_cuda_graph_scope inference_disable_triton_nvls_kernels inference_fuse_tp_communication
+    inference_grouped_gemm_backend inference_moe_disable_fused_quant_kernels inference_moe_token_dispatcher_type
+    inference_rng_tracker inference_sampling_seed init_method init_method_std init_model_with_meta_device
+    kitchen_attention_backend log_max_attention_logit masked_softmax_fusion max_seqlen_per_dp_cp_rank
+    memory_efficient_layer_norm microbatch_group_size_per_vp_stage min_offloaded_tensor_size mlp_chunks_for_prefill
+    mlp_chunks_for_training nccl_all_reduce_for_prefill no_sync_func num_layers_at_end_in_bf16
+    num_layers_at_start_in_bf16 num_layers_in_first_pipeline_stage num_layers_in_last_pipeline_stage
+    num_microbatches_with_partial_activation_checkpoints offload_modules output_layer_init_method
+    overlap_dispatch_backward_with_experts_wgrad overlap_moe_expert_parallel_comm overlap_p2p_comm
+    overlap_p2p_comm_warmup_flush param_sync_func params_dtype perform_initialization persist_layer_norm
+    pipeline_dtype pipeline_model_parallel_comm_backend qk_clip_alpha qk_clip_threshold recompute_granularity
+    recompute_method recompute_modules recompute_num_layers sequence_parallel symmetric_ar_type
+    tensor_parallel_num_weight_shards test_mode timers tp_comm_atomic_ag tp_comm_atomic_rs tp_comm_bootstrap_backend
+    tp_comm_bulk_dgrad tp_comm_bulk_wgrad tp_comm_overlap tp_comm_overlap_ag tp_comm_overlap_disable_fc1
+    tp_comm_overlap_disable_qkv tp_comm_overlap_rs tp_comm_overlap_rs_dgrad tp_comm_split_ag tp_comm_split_rs
+    tp_only_amax_red transformer_impl use_cpu_initialization use_inference_optimized_layers use_kitchen
+    use_kitchen_attention use_ring_exchange_p2p use_te_activation_func use_te_rng_tracker
+    use_transformer_engine_op_fuser variable_seq_lengths wgrad_deferral_limit
+""")
+"""Fields that say how to run or train the model, or how it is initialised."""

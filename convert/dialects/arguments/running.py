@@ -1,0 +1,120 @@
+"""Args of Megatron-LM that never change the function: ranks, logs, inference, models of another kind.
+
+Sources: the argument parsers of Megatron-LM, tags v2.0 to v2.6, 23.04, 23.06, core_v0.4.0 to core_v0.15.3
+(`megatron/arguments.py`, later `megatron/training/arguments.py`, `megatron/post_training/arguments.py`), core_v0.16.1,
+0.17.1, 0.18.2, 0.19.0 and main of 2026-08-22 (there also the dataclasses of `megatron/training/config`, of which
+`ArgumentGroupFactory` makes args).
+"""
+
+from mconv.convert.dialects.arguments.text import names
+
+RANKS = names("""
+    DDP_impl adlr_autoresume adlr_autoresume_interval align_grad_reduce align_param_gather calc_ft_timeouts
+    check_for_nan_in_loss create_all_gather_group data_parallel_sharding_strategy ddp_average_in_collective
+    ddp_bucket_size ddp_num_buckets ddp_pad_buckets_for_high_nccl_busbw
+    ddp_param_name_patterns_for_fp32_local_accumulation ddp_reduce_scatter_with_fp32_accumulation delay_grad_reduce
+    delay_param_gather disable_straggler_on_startup disable_symmetric_registration distributed_backend
+    distributed_timeout_minutes distributed_timeout_seconds_after_init enable_ft_package
+    enable_full_sharding_in_hsdp encoder_pipeline_model_parallel_size encoder_tensor_model_parallel_size
+    error_injection_rate error_injection_type fake_process_group flight_recorder_dump_on_timeout
+    flight_recorder_dump_path flight_recorder_extra_dump_on_exec flight_recorder_include_only_active
+    flight_recorder_include_stack_trace flight_recorder_trace_buffer_size fsdp_double_buffer
+    fsdp_manual_registration ft_num_warmup_iters gradient_reduce_div_fusion gtp_expert_remat_nccl_ub
+    gtp_remat_nccl_ub gtp_remat_reduce_scatter_with_fp32_accumulation inprocess_active_world_size
+    inprocess_barrier_timeout inprocess_completion_timeout inprocess_empty_cuda_cache inprocess_granularity
+    inprocess_hard_timeout inprocess_heartbeat_interval inprocess_heartbeat_timeout inprocess_last_call_wait
+    inprocess_max_iterations inprocess_monitor_process_interval inprocess_monitor_thread_interval
+    inprocess_progress_watchdog_interval inprocess_restart inprocess_soft_timeout inprocess_termination_grace_time
+    keep_fp8_transpose_cache keep_fp8_transpose_cache_when_using_custom_fsdp lazy_mpu_init local_rank log_straggler
+    megatron_fsdp_version model_parallel_size nccl_communicator_config_path nccl_ub
+    num_distributed_optimizer_instances num_layers_per_virtual_pipeline_stage num_virtual_stages_per_pipeline_rank
+    outer_dp_sharding_strategy overlap_grad_reduce overlap_param_gather overlap_param_gather_with_optimizer_step
+    pipeline_model_parallel_split_rank rerun_mode run_workload_inspector_server scatter_gather_tensors_in_pipeline
+    sharp_enabled_group standalone_embedding_stage straggler_ctrlr_port straggler_minmax_count
+    suggested_communication_unit_size torch_fsdp2_reshard_after_forward use_contiguous_buffers_in_ddp
+    use_contiguous_buffers_in_local_ddp use_custom_fsdp use_distributed_optimizer use_gloo_process_groups
+    use_layer_wise_param_layout use_megatron_fsdp use_sharp use_torch_fsdp2 use_tp_pp_dp_mapping
+""")
+"""How ranks share the work, and what happens when one fails."""
+LOGS = names("""
+    app_tag_run_name app_tag_run_version enable_one_logger filter_warnings log_batch_size_to_tensorboard
+    log_device_memory_used log_energy log_l2_norm_grad_to_tensorboard log_learning_rate_to_tensorboard
+    log_loss_scale_to_tensorboard log_memory_interval log_memory_to_tensorboard log_num_zeros_in_grad
+    log_params_norm log_progress log_runtime_to_tensorboard log_throughput log_throughput_to_tensorboard
+    log_timers_to_tensorboard log_validation_ppl_to_tensorboard log_world_size_to_tensorboard logging_level
+    memory_keys modules_to_filter moe_routing_trace_capture_hidden_states moe_routing_trace_capture_logits
+    moe_routing_trace_dump_weights moe_routing_trace_max_training_iters moe_routing_trace_path nvtx_ranges
+    one_logger_async one_logger_entity one_logger_project one_logger_run_name otel_enabled otel_service_name
+    otel_span_groups pytorch_profiler_collect_callstack pytorch_profiler_collect_chakra
+    pytorch_profiler_collect_shapes record_shapes runtime_time_unit save_config_filepath set_level_for_all_loggers
+    tensorboard_log_interval tensorboard_queue_size throughput_window_size timing_log_level timing_log_option
+    use_nsys_profiler wandb_entity wandb_exp_name wandb_project wandb_save_dir
+""")
+"""Logs, profiles, dumps."""
+ANSWERS = names("""
+    ammo_convert_te_to_local_spec ammo_load_classic_megatron_to_mcore bert_embedder_type cuda_graph_scope_deprecated
+    decode_only_cuda_graphs disable_chunked_prefill enable_chunked_prefill export_default_te_spec
+    export_draft_vocab_size export_eagle_algorithm export_force_local_attention export_freeze_mtp export_kd_cfg
+    export_kd_finalize export_kd_teacher_ckpt_format export_kd_teacher_load export_kd_teacher_model_config
+    export_kv_cache_quant export_legacy_megatron export_te_mcore_model finetune_data_files finetune_data_split
+    finetune_hf_dataset freeze_base_for_mtp grpo_clamp_eps_lower grpo_clamp_eps_upper grpo_default_temperature
+    grpo_default_top_p grpo_entropy_term_weight grpo_filter_groups_with_same_reward grpo_group_size grpo_iterations
+    grpo_kl_beta grpo_prompts_per_step inference_batch_times_seqlen_threshold inference_coordinator_port
+    inference_cuda_graph_all_prefills inference_cuda_graph_max_tokens inference_disable_ep_consensus
+    inference_dynamic_batching inference_dynamic_batching_async_sched_mode inference_dynamic_batching_block_size
+    inference_dynamic_batching_buffer_guaranteed_fraction inference_dynamic_batching_buffer_overflow_factor
+    inference_dynamic_batching_buffer_size_gb inference_dynamic_batching_chunk_size
+    inference_dynamic_batching_cuda_graph_max_tokens inference_dynamic_batching_cuda_graph_mixed_prefill_count
+    inference_dynamic_batching_cuda_graph_sizing_distribution inference_dynamic_batching_enable_prefix_caching
+    inference_dynamic_batching_logprobs_mode inference_dynamic_batching_mamba_memory_ratio
+    inference_dynamic_batching_max_requests inference_dynamic_batching_max_requests_override
+    inference_dynamic_batching_max_tokens inference_dynamic_batching_max_tokens_override
+    inference_dynamic_batching_num_cuda_graphs inference_dynamic_batching_paused_buffer_size_gb
+    inference_dynamic_batching_prefix_caching_coordinator_policy
+    inference_dynamic_batching_prefix_caching_eviction_policy inference_dynamic_batching_prefix_caching_mamba_gb
+    inference_dynamic_batching_prefix_caching_routing_alpha inference_dynamic_batching_sampling_backend
+    inference_dynamic_batching_track_generated_token_events inference_dynamic_batching_track_paused_request_events
+    inference_dynamic_batching_unified_memory_level inference_logging_step_interval inference_max_batch_size
+    inference_max_requests inference_max_seq_length inference_shards inference_text_gen_server_logging
+    inference_use_synchronous_zmq_collectives inference_wandb_logging langrl_env_config langrl_external_server
+    langrl_inference_server_conversation_template langrl_inference_server_type logits_load_decode_threads
+    logits_load_dir logits_load_ignore_errors logits_load_kd_loss_alpha logits_load_msc_prefetch_depth
+    logits_load_prefetch_factor logits_save_dir logits_save_dtype logits_save_top_k logits_save_top_p
+    logits_save_top_p_min_k max_tokens_to_oom num_speculative_tokens offset_sampling_seed_by_dp_rank
+    output_bert_embeddings perform_rl_step qad_train_target refit_method rl_calculate_intra_group_similarity
+    rl_consumption_granularity rl_default_temperature rl_default_top_k rl_default_top_p rl_durable_rollout_bank
+    rl_generation_batch_size rl_generation_lag rl_importance_sampling_truncation_coef
+    rl_inference_expert_model_parallel_size rl_inference_expert_tensor_model_parallel_size
+    rl_inference_logprobs_is_correction rl_inference_model_unified_memory_level rl_inference_parsers
+    rl_inference_pipeline_model_parallel_size rl_inference_tensor_model_parallel_size rl_kv_cache_management_mode
+    rl_max_inflight_requests rl_num_parallel_generation_batches rl_num_parallel_generations
+    rl_offload_inference_model_weights_when_idle rl_offload_kv_cache_during_training
+    rl_offload_optimizer_during_inference rl_parallel_generation_tasks rl_partial_rollouts rl_persist_cuda_graphs
+    rl_profile rl_profile_dir rl_prompts_per_eval rl_remove_kv_cache_during_training rl_reset_cuda_graphs
+    rl_rollout_bank_dir rl_rollout_bank_max_bytes rl_sequence_packing_algo rl_sequence_packing_bin_size
+    rl_sequence_packing_max_sequences_per_bin rl_skip_bos_token rl_submission_granularity rl_training_cuda_graphs
+    rl_use_sequence_packing rl_verify_model_weights_swap teacher_model_config use_legacy_static_engine
+""")
+"""Inference while training, reinforcement learning, distillation, export."""
+OTHERS = names("""
+    bert_binary_head bert_load biencoder_projection_dim biencoder_shared_query_context_model block_data_path
+    classes_fraction data_per_class_fraction data_sharding dino_bottleneck_size dino_freeze_last_layer
+    dino_head_hidden_size dino_local_crops_number dino_local_img_size dino_norm_last_layer dino_teacher_temp
+    dino_warmup_teacher_temp dino_warmup_teacher_temp_epochs embedding_path encoder_num_layers evidence_data_path
+    faiss_use_gpu head_lr_mult ict_head_size ict_load img_dim img_h img_w indexer_batch_size indexer_log_interval
+    iter_per_epoch mask_factor mask_type num_channels num_classes patch_dim query_in_block_prob
+    report_topk_accuracies retriever_report_topk_accuracies retriever_score_scaling swin_backbone_type
+    titles_data_path use_one_sent_docs vision_backbone_type vision_pretraining vision_pretraining_type
+""")
+"""Models of another kind (BERT, retrieval, vision), which have other tensors."""
+SET_IN_CODE = names("""
+    _is_global_batch_size_explicitly_specified _latest_batch_num_sequences _sequences_this_iteration_on_rank
+    allow_transformer_engine class_token_present consumed_train_bins consumed_train_samples consumed_valid_samples
+    curr_iteration data_parallel_size do_test do_train do_valid eos_id fault_injector_delay_start_iteration
+    fault_injector_fault_delay fault_injector_fault_probabilities fault_injector_fault_types
+    fault_injector_mtti_seconds fault_injector_num_ranks fault_injector_offset_seconds fault_injector_ranks
+    fault_injector_seed grpo_samples_per_iteration iteration model_type num_floating_point_operations_so_far
+    out_seq_length rank return_log_probs rl_enforce_generation_order skip_prompt_log_probs skipped_train_samples
+    to_test transformer_pipeline_model_parallel_size use_layer_wise_distributed_optimizer world_size
+""")
+"""Args that no parser has: `megatron/training` sets them on its way."""
