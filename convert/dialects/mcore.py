@@ -205,7 +205,7 @@ def _function(values: dict[str, Any], *, biased: bool) -> dict[str, Any]:
     """The fields of the spec that tell one kind of layer from another."""
     norm = {name: ours for ours, name in NORMS.items()}.get(values.get("normalization", "LayerNorm"))
     said = _position(values)
-    position = {name: ours for ours, name in POSITIONS.items()}.get(said)
+    position = {name: ours for ours, name in POSITIONS.items()}.get(said or "")
     swiglu, fused = bool(values.get("swiglu", False)), values.get("bias_gelu_fusion")
     wrong = [
         f"{name} is {shown(name, value)}"
@@ -231,7 +231,7 @@ def _function(values: dict[str, Any], *, biased: bool) -> dict[str, Any]:
 def _position(values: dict[str, Any]) -> str | None:
     """Return the kind of positions; Megatron-LM of 23.04 and 23.06 says it by two switches."""
     if "position_embedding_type" in values:
-        return values["position_embedding_type"]  # type: ignore[no-any-return]
+        return values["position_embedding_type"]
     if values.get("use_rotary_position_embeddings", True):
         return "rope"
     return "learned_absolute" if values.get("add_position_embedding", True) else None
