@@ -82,7 +82,7 @@ def save(run: Run, *, then: Then = nothing) -> None:
     state = checkpoint.state(
         iteration=run.iteration, consumed=run.consumed, chunks=run.chunks, optimizer=run.optimizer,
         scheduler=run.scheduler, spec=spec, parallel=run.parallel, memory=run.memory,
-        settings=beside.settings_of(run.config), flops=flops,
+        settings=beside.settings_of(run.config, seq_length=run.seq_length), flops=flops,
     )  # fmt: skip
     args = state["args"]
     run.saver.save(

@@ -8,7 +8,7 @@ import torch
 
 from mconv.convert import sidecar
 from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.optimizer import OptimizerState
+from mconv.convert.optimizer import OptimizerState, with_padding
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 from mconv.train import agree, layouts
@@ -115,10 +115,15 @@ def _models(config: TrainConfig, parallel: Parallel, source: _Source, padded: in
         if config.padded_vocab_in_loss:
             unwrap(model).compute_language_model_loss = TrueVocabLoss(padded)
         if source.adapted or not (source.own or source.others):
-            weights.fill(model, source.opened, parallel, padded_vocab_size=padded, chunk=number)
+            weights.fill(model, _filling(config, source.opened), parallel, padded_vocab_size=padded, chunk=number)
     if config.freeze:
         freeze(models, config.freeze)
     return models
+
+
+def _filling(config: TrainConfig, opened: Checkpoint) -> Checkpoint:
+    """Return what fills the model: with the rows of vocabulary padding, where the loss counts them and there are some."""
+    return with_padding(opened) if config.padded_vocab_in_loss and opened.layout is not None else opened
 
 
 def _loaded(source: _Source, parallel: Parallel, *, chunks: list[Any], optimizer: Any) -> checkpoint.Loaded:
@@ -198,6 +203,9 @@ def _tell(run: Run, padded: int, say: logs.Say) -> None:
         f"{world} rank{'s' * (world > 1)}: {layouts.described(run.parallel, run.spec, world=world)}; "
         f"seq_length {run.seq_length}{inherited}{where}"
     )
+    if run.config.padded_vocab_in_loss and padded != run.spec.vocab_size and not run.iteration:
+        rows = "are those of its checkpoint" if run.origin.layout is not None else "begin as zeros: it has none"
+        say(f"{padded - run.spec.vocab_size} rows of vocabulary padding count in the loss and {rows}")
     if run.config.freeze or adapter.wanted(run.config):
         trained, whole = count([unwrap(chunk) for chunk in run.chunks])
         say(f"training {trained} of {whole} parameters ({100 * trained / whole:.4g} %)")

@@ -328,7 +328,8 @@ def save_like_megatron(form: str, root: str, **fields: Any) -> None:
     folder = Path(root) / f"iter_{run.iteration:07d}" / _rank_folder(ps, run.parallel.pp)
     state = checkpoint.state(
         iteration=run.iteration, consumed=run.consumed, chunks=run.chunks, optimizer=run.optimizer,
-        scheduler=run.scheduler, spec=run.spec, parallel=run.parallel, settings=beside.settings_of(run.config),
+        scheduler=run.scheduler, spec=run.spec, parallel=run.parallel,
+        settings=beside.settings_of(run.config, seq_length=run.seq_length),
     )  # fmt: skip
     if ps.get_data_parallel_rank() == 0:
         folder.mkdir(parents=True)

@@ -17,6 +17,8 @@ from mconv.convert.formats import torch_dist
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.source import Source, assemble
 from mconv.errors import CheckFailed, FormatError
+from mconv.train.checkpoints.beside import settings_of
+from mconv.train.config import TrainConfig, make
 from mconv.train.logs import megatron_log
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-lm"
@@ -104,20 +106,24 @@ def test_all_formats_of_one_run_go_on_alike():
 
 @pytest.mark.parametrize("case", ["legacy-tp1-adam", "td-dp2-distopt"])
 def test_the_validation_loss_is_the_one_that_megatron_printed(case):
-    """Of the weights that the checkpoint holds, padded vocabulary included, on Megatron-LM's validation samples."""
+    """Of the weights that the checkpoint holds, padded vocabulary included, on Megatron-LM's validation samples.
+
+    Of one of them as a run goes on with it, of the other as a new run begins with it.
+    """
     from mconv.train import feed
-    from mconv.train.config import make
     from mconv.train.evaluation import evaluate
     from mconv.train.mcore import quiet
     from mconv.train.start import start
 
     log = (GOLDEN / case / "train.log").read_text()
     printed = float(re.search(r"at iteration 3 on validation set \| lm loss value: (\S+)", log)[1])
-    config = make(go_on(case, eval_interval=3, eval_iters=1))
+    config = make(go_on(case, eval_interval=3, eval_iters=1, resume=case != "legacy-tp1-adam"))
     with quiet():
-        run = start(config, say=lambda line: None)
+        said: list[str] = []
+        run = start(config, say=said.append)
         valid = feed.sets(run, lambda line: None).valid
         loss = evaluate(run, feed.feed(run, valid, consumed=0))["loss"]
+    assert config.resume or any("padding count in the loss and are those of its checkpoint" in line for line in said)
     # bf16: our attention rounds elsewhere than Megatron-LM's unfused one; measured 3.2e-4
     assert loss == pytest.approx(printed, abs=1e-3 if config.bf16 else 1e-6)
 
@@ -137,15 +143,51 @@ def test_what_a_run_saves_has_megatrons_keys_and_args(tmp_path):
     differ = {name for name in set(ours["args"]) & set(theirs["args"]) if ours["args"][name] != theirs["args"][name]}
     assert differ <= DIFFERENT
     assert set(theirs["args"]) & set(READ_AT_LOAD) <= set(ours["args"])
+    reach = open_checkpoint(case / "hf").spec.max_position_embeddings
+    assert ours["args"]["seq_length"] == 64 < reach == open_checkpoint(tmp_path).spec.max_position_embeddings
 
 
 DIFFERENT = {
-    "seq_length", "encoder_seq_length",  # the model's length, as for all that mconv writes
     "vocab_size",  # NullTokenizer counts one less
     "use_rotary_position_embeddings", "no_persist_layer_norm", "no_save_optim", "no_save_rng",  # other words for the same
     "data_parallel_size", "world_size", "iteration", "lr_decay_iters", "params_dtype",
+    "calculate_per_token_loss",  # a mean over tokens, as theirs is where all of them count
     "split", "save_interval", "eval_interval", "eval_iters",  # of this run
 }  # fmt: skip
+OF_THE_MODEL = {
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
+    "max_position_embeddings", "rotary_base", "position_embedding_type", "vocab_size",
+}  # fmt: skip
+"""Fields of a run whose args are those of the model that it ends up with."""
+OF_THE_LAYOUT = {
+    "sequence_parallel", "decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers",
+    "account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split",
+}  # fmt: skip
+OF_THE_MACHINE = {
+    "load", "save", "attention_backend", "log_throughput", "tensorboard_dir", "wandb_project", "wandb_entity",
+    "wandb_exp_name", "wandb_save_dir", "exit_interval", "exit_duration_in_mins",
+}  # fmt: skip
+"""Fields that change no step: folders, logs, and when to stop."""
+
+
+def test_every_setting_that_megatron_knows_is_written_as_the_run_has_it():
+    """Fields of ours that are args of Megatron-LM's, by its own parser: none is left to a default in a checkpoint."""
+    theirs = json.loads((Path(__file__).parents[1] / "convert" / "megatron_facts.json").read_text())["core_v0.16.1"][
+        "names"
+    ]
+    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    config = make({"load": "x", "data": ["x"], "lr": 1e-3, "train_iters": 4, "hidden_dropout": 0.25, "seq_length": 16})
+    written = settings_of(config, seq_length=16)
+    assert set(fields) & set(theirs) - OF_THE_MODEL - OF_THE_LAYOUT - OF_THE_MACHINE == set(written) & set(fields)
+    assert not (OF_THE_MODEL | OF_THE_LAYOUT | OF_THE_MACHINE) & set(written)
+    changed = {"split", "seq_length", "init_method_std", "start_weight_decay", "end_weight_decay"}
+    recompute = {name for name in written if name.startswith("recompute_")}
+    for name in set(written) & set(fields) - changed - recompute:
+        assert written[name] == getattr(config, name), name
+    assert written["hidden_dropout"] == 0.25 and written["seq_length"] == 16 and written["split"] == "100,0,0"
+    assert written["start_weight_decay"] == written["end_weight_decay"] == config.weight_decay
+
+
 READ_AT_LOAD = (
     "tensor_model_parallel_size", "pipeline_model_parallel_size", "world_size", "data_parallel_size", "no_save_rng",
     "no_save_optim", "consumed_train_samples", "skipped_train_samples", "consumed_valid_samples", "num_layers",
@@ -198,7 +240,6 @@ def test_a_run_from_random_weights_prints_megatrons_lines(random, tmp_path):
 
 def test_fp16_overflows_where_megatron_lm_does(random, monkeypatch):
     """`train-logs/fp16-skips`, by nature and not by planting: every skip, scale and rate, and what is learned between."""
-    from mconv.train.config import make
     from mconv.train.loop import train
     from mconv.train.optim import replicas
 

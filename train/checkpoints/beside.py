@@ -13,22 +13,55 @@ from mconv.convert.dialects.mcore import args_of, layout_of
 from mconv.spec import ModelSpec
 from mconv.train.checkpoints import adapt, folders
 from mconv.train.config import TrainConfig
+from mconv.train.model.architecture import DEFAULT_STD
 from mconv.train.model.engine import unwrap
+from mconv.train.model.presets import PRESETS
 from mconv.train.parallel import Parallel
 
 SETTINGS = (
-    "micro_batch_size", "global_batch_size", "train_iters", "lr", "min_lr", "lr_decay_style", "lr_decay_iters",
-    "lr_warmup_iters", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "sgd_momentum", "clip_grad", "optimizer",
-    "seed", "split", "mock_data", "make_vocab_size_divisible_by", "save_interval", "eval_interval", "eval_iters",
-    "log_interval", "async_save",
+    "micro_batch_size", "global_batch_size", "rampup_batch_size", "train_iters", "train_samples", "lr", "min_lr",
+    "lr_decay_style", "lr_decay_iters", "lr_decay_samples", "lr_warmup_iters", "lr_warmup_samples", "lr_warmup_fraction",
+    "lr_warmup_init", "lr_wsd_decay_style", "lr_wsd_decay_iters", "lr_wsd_decay_samples", "weight_decay",
+    "weight_decay_incr_style", "adam_beta1", "adam_beta2", "adam_eps", "sgd_momentum", "clip_grad", "optimizer", "seed",
+    "hidden_dropout", "attention_dropout", "bf16", "fp16", "loss_scale", "initial_loss_scale", "min_loss_scale",
+    "loss_scale_window", "hysteresis", "mock_data", "dataloader_type", "num_workers", "reset_position_ids",
+    "reset_attention_mask", "eod_mask_loss", "make_vocab_size_divisible_by", "save_interval", "eval_interval",
+    "eval_iters", "log_interval", "async_save", "overlap_grad_reduce", "overlap_param_gather",
 )  # fmt: skip
 """Fields of the configuration that are args of Megatron-LM's, by the same names and with the same meaning."""
+RECOMPUTE = ("recompute_granularity", "recompute_method", "recompute_num_layers", "recompute_modules")
+FIXED = {
+    "transformer_impl": "local", "calculate_per_token_loss": True, "accumulate_allreduce_grads_in_fp32": True,
+}  # fmt: skip
+"""Args of Megatron-LM's that a run of ours has no choice in."""
 
 
-def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """What of a configuration Megatron-LM knows as its args."""
-    told = {name: getattr(config, name) for name in SETTINGS}
-    return {**told, "use_distributed_optimizer": config.distributed_optimizer, "transformer_impl": "local"}
+def settings_of(config: TrainConfig, *, seq_length: int) -> dict[str, Any]:
+    """Return what of a run Megatron-LM knows as its args: a run that it goes on with takes some of them over.
+
+    `seq_length`: the tokens of a sample, which may be fewer than the model has positions.
+    """
+    recompute = {name: getattr(config, name) for name in RECOMPUTE}
+    std = PRESETS[config.preset].init_method_std if config.preset else DEFAULT_STD
+    first, last = config.start_weight_decay, config.end_weight_decay
+    return {
+        **FIXED,
+        **{name: getattr(config, name) for name in SETTINGS},
+        **(recompute if config.recompute_granularity != "none" else dict.fromkeys(RECOMPUTE)),
+        "seq_length": seq_length, "encoder_seq_length": seq_length,
+        "split": _split(config),
+        "start_weight_decay": config.weight_decay if first is None else first,
+        "end_weight_decay": config.weight_decay if last is None else last,
+        "init_method_std": config.init_method_std or std,
+        "use_distributed_optimizer": config.distributed_optimizer,
+    }  # fmt: skip
+
+
+def _split(config: TrainConfig) -> str | None:
+    """Return the shares of the data as used, where Megatron-LM would take shares of its own."""
+    if config.mock_data:
+        return "1,1,1"
+    return config.split or ("100,0,0" if config.data else None)
 
 
 def distributed(checkpoint: Checkpoint) -> bool | None:
