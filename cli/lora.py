@@ -35,7 +35,7 @@ def merge(
     format: Literal["hf", "torch_dist", "mp_rank"] = "hf",
     tp: int = 1,
     pp: int = 1,
-    make_vocab_size_divisible_by: o.Multiple = 128,
+    make_vocab_size_divisible_by: o.Multiple = None,
     dtype: o.Cast = None,
     iteration: o.Iteration = None,
     overwrite: o.Overwrite = False,

@@ -28,7 +28,13 @@ Padding = Annotated[
     Literal["zeros", "last-row"],
     Parameter(help="What rows past the true vocabulary hold; the ancestors repeated the last row."),
 ]
-Multiple = Annotated[int, Parameter(help="The vocabulary is padded with zero rows to a multiple of this times tp.")]
+Multiple = Annotated[
+    int | None,
+    Parameter(
+        help="The vocabulary is padded with zero rows to a multiple of this times tp. Default: 128; 1 with --emit "
+        "megatron-bridge."
+    ),
+]
 Chunks = Annotated[int, Parameter(help="Model chunks on each pipeline stage; mp_rank numbers layers by it.")]
 FirstStage = Annotated[
     int | None, Parameter(help="Layers of the first pipeline stage, where it is not to have as many as the others.")

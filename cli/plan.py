@@ -125,6 +125,7 @@ def _shortened(files: "Files", *, root: str) -> "Files":
 
 def _flags(plan: "Plan") -> tuple[str, list[str]]:
     """Return the program's flags for the result in one line, and a warning where no flag is right."""
+    from mconv.convert import bridge
     from mconv.convert.dialects import DIALECTS
     from mconv.convert.dialects.flags import Case
 
@@ -136,4 +137,6 @@ def _flags(plan: "Plan") -> tuple[str, list[str]]:
         format=plan.format, numbered=plan.iteration is not None,
     )  # fmt: skip
     flags, warnings = dialect.flags(case)
+    if plan.emit:
+        warnings += bridge.warnings(plan.source.spec, plan.layout)
     return f"{dialect.program}: {' '.join(flags)}", warnings

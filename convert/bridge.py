@@ -158,16 +158,29 @@ def _about_scaling(path: Path, spec: ModelSpec, settled: ModelSpec | None) -> tu
     )
 
 
+def warnings(spec: ModelSpec, layout: Layout) -> list[str]:
+    """Return what Megatron-Bridge would do otherwise than meant with a checkpoint of this layout."""
+    if layout.padded_vocab == spec.vocab_size:
+        return []
+    ways = [f"a tp that divides {spec.vocab_size}"] if spec.vocab_size % layout.tp else []
+    ways += ["no --make-vocab-size-divisible-by"] if layout.padded_vocab - spec.vocab_size >= layout.tp else []
+    return [
+        f"the vocabulary of {spec.vocab_size} is padded to {layout.padded_vocab} rows, and Megatron-Bridge exports all of "
+        f"them to Hugging Face; take {' and '.join(ways)} (a torch_dist checkpoint can be loaded at any tp)"
+    ]
+
+
 # ---- writing ---------------------------------------------------------------------------------------------------------
 def run_config(spec: ModelSpec, layout: Layout, *, dtype: str) -> str:
     """The `run_config.yaml` of a converted checkpoint: what Bridge needs to build the model and to load the weights."""
     model = bridge.write(spec)
     padded = layout.padded_vocab != spec.vocab_size
     fits = padded_vocab(spec.vocab_size, tp=layout.tp) == layout.padded_vocab
+    plain = math.gcd(spec.vocab_size, 128)  # what Bridge writes beside a vocabulary that it does not pad
     half = {"bfloat16": "bf16", "float16": "fp16"}.get(dtype)
     model |= {
         "vocab_size": spec.vocab_size, "should_pad_vocab": padded,
-        "make_vocab_size_divisible_by": (128 if fits else layout.padded_vocab // layout.tp) if padded else 1,
+        "make_vocab_size_divisible_by": (128 if fits else layout.padded_vocab // layout.tp) if padded else plain,
         "tensor_model_parallel_size": layout.tp, "pipeline_model_parallel_size": layout.pp,
         "virtual_pipeline_model_parallel_size": layout.vpp if layout.vpp > 1 else None,
         "num_layers_in_first_pipeline_stage": layout.uneven.first,

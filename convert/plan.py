@@ -135,7 +135,8 @@ class Plan:
 
 
 def make(
-    source: Checkpoint, out: Path, *, format: Format, tp: int = 1, pp: int = 1, vpp: int = 1, vocab_multiple: int = 128,
+    source: Checkpoint, out: Path, *, format: Format, tp: int = 1, pp: int = 1, vpp: int = 1,
+    vocab_multiple: int | None = None,
     dtype: str | None = None, shard_bytes: int = SHARD_BYTES, overwrite: bool = False,
     side_folder: Path | None = None, origin: str | None = None, dialect: str = "mcore",
     vocab_padding: Padding = "zeros", uneven: Uneven = EVEN, iteration: int | None = None, resume: bool = False,
@@ -143,6 +144,7 @@ def make(
 ) -> Plan:  # fmt: skip
     """Plan a conversion of `source` to `format` at `out`. Raises a MconvError that lists all that stands against it.
 
+    `vocab_multiple`: 128 if not given, as Megatron-LM has it; 1 for Megatron-Bridge, which pads no vocabulary that it knows.
     `check_room=False` plans for a disk that is elsewhere: `shortage` then says whether this one would do.
     """
     if dtype is not None and dtype not in DTYPES:
@@ -159,7 +161,7 @@ def make(
         )
     spec, family = source.spec, source.family
     family.write_config(family.expressible(spec))  # every target has one
-    sizes = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": vocab_multiple}
+    sizes = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": vocab_multiple or (1 if emit else 128)}
     layout = None if format == "hf" else target_layout(spec, family, dialect=dialect, uneven=uneven, **sizes)
     if layout is None:
         stored = spell.hf(family, family.expressible(spec), source.copies)

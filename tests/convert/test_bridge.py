@@ -216,7 +216,9 @@ def test_our_run_config_says_what_theirs_says(root, tmp_path):
     ours = convert(root.parent / "hf", tmp_path / "m", format="torch_dist", tp=tp, pp=pp, emit="megatron-bridge")
     made = run_config(ours)["model"]
     assert not set(made) - set(model), "0.3.1 builds a dataclass of these: a key of no field would stop it"
-    differ = {key for key in made if made[key] != model[key] and key not in PADDING | HOW}
+    # its import pads nothing; the one padded case was asked to be
+    apart = HOW | (PADDING if model["should_pad_vocab"] else set())
+    differ = {key for key in made if made[key] != model[key] and key not in apart}
     assert differ == ({"window_size"} if "mistral" in root.parent.name else set())
     assert made["window_size"] in (None, [15, 0]) and made["vocab_size"] == model["vocab_size"]
     assert set(made) >= RUN | {key.key for key in table.TABLE if isinstance(key, table.Field)}
@@ -255,6 +257,24 @@ def test_an_emitted_root_is_one_of_both_programs(model, tmp_path):
     (root / "kept").rename(root / "iter_0000000/common.pt")
     convert(model, root, format="torch_dist", emit="megatron-bridge", overwrite=True)
     assert open_checkpoint(root).layout.tp == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "ways"),
+    [
+        ({}, 151, None),
+        ({"tp": 2}, 152, "take a tp that divides 151 (a"),
+        ({"vocab_multiple": 128}, 256, "take no --make-vocab-size-divisible-by (a"),
+        ({"tp": 2, "vocab_multiple": 64}, 256, "take a tp that divides 151 and no --make-vocab-size-divisible-by (a"),
+    ],
+)  # fmt: skip
+def test_the_vocabulary_is_padded_only_where_tp_asks_for_it_and_said(model, tmp_path, options, rows, ways):
+    """Bridge exports every row that there is."""
+    source = open_checkpoint(model)
+    made = plan.make(source, tmp_path / "m", format="torch_dist", emit="megatron-bridge", **options)
+    assert made.layout.padded_vocab == rows
+    said = bridge.warnings(source.spec, made.layout)
+    assert [ways in text and f"to {rows} rows" in text for text in said] == [True] * bool(ways)
 
 
 def test_without_args_the_emitted_config_is_enough(model, tmp_path):
