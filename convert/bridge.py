@@ -165,8 +165,8 @@ def warnings(spec: ModelSpec, layout: Layout) -> list[str]:
     ways = [f"a tp that divides {spec.vocab_size}"] if spec.vocab_size % layout.tp else []
     ways += ["no --make-vocab-size-divisible-by"] if layout.padded_vocab - spec.vocab_size >= layout.tp else []
     return [
-        f"the vocabulary of {spec.vocab_size} is padded to {layout.padded_vocab} rows, and Megatron-Bridge exports all of "
-        f"them to Hugging Face; take {' and '.join(ways)} (a torch_dist checkpoint can be loaded at any tp)"
+        f"the vocabulary of {spec.vocab_size} is padded to {layout.padded_vocab} rows, and Megatron-Bridge exports all "
+        f"of them to Hugging Face; take {' and '.join(ways)} (a torch_dist checkpoint can be loaded at any tp)"
     ]
 
 

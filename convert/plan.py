@@ -144,7 +144,7 @@ def make(
 ) -> Plan:  # fmt: skip
     """Plan a conversion of `source` to `format` at `out`. Raises a MconvError that lists all that stands against it.
 
-    `vocab_multiple`: 128 if not given, as Megatron-LM has it; 1 for Megatron-Bridge, which pads no vocabulary that it knows.
+    `vocab_multiple`: 128 if not given, as Megatron-LM has it; 1 for Megatron-Bridge, which does not pad on import.
     `check_room=False` plans for a disk that is elsewhere: `shortage` then says whether this one would do.
     """
     if dtype is not None and dtype not in DTYPES:
