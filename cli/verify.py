@@ -19,7 +19,7 @@ Device = Annotated[
 ]
 SPREAD = "of the Megatron side. Default: those of an mp_rank checkpoint, 1 for torch_dist."
 LENGTH = (
-    "Positions in a row. Default: all that the model has, up to 2048, fewer for a large model; one row then leaps ahead "
+    "Positions in a row. Default: all that the model has, up to 1024, fewer for a large model; one row then leaps ahead "
     "to the last position."
 )
 BATCH = "Rows. The last is real text where there is a tokenizer, the others are random ids. Default 3."

@@ -1,14 +1,16 @@
 """Two sets of logits: how far apart, where, and whether that is close enough."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 CHUNK = 64
-"""Positions compared at once: a vocabulary of 128k in double precision is large."""
+"""Positions whose logits are made at once."""
+BLOCK = 1 << 18
+"""Logits that are compared at once: in double precision they stay in the processor's cache, and fill no new memory."""
 Pair = tuple[Float[Tensor, "b c v"], Float[Tensor, "b c v"]]
 
 
@@ -34,8 +36,8 @@ LIMITS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """Logits of a candidate against a reference, over all positions and the true vocabulary."""
+class Errors:
+    """How far one set of logits is from another, over all positions and the true vocabulary."""
 
     max_abs_error: float
     mean_abs_error: float
@@ -46,6 +48,12 @@ class Comparison:
     """max_abs_error / scale."""
     relative_rms: float
     """rms_error / scale."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison(Errors):
+    """Logits of a candidate against a reference, and what both say of the next token."""
+
     kl: float
     """Mean over positions of KL(reference || candidate), in nats."""
     kl_max: float
@@ -60,75 +68,96 @@ class Comparison:
     finite: bool
 
 
-@dataclass(slots=True)
-class Tally:
-    """A comparison under way: chunks of positions are added in order."""
-
-    tokens: Int[Tensor, "b s"]
-    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("error", "error2", "scale2", "kl"), 0.0))
-    losses: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    count: int = 0
-    agree: int = 0
-    kl_max: float = 0.0
-    finite: bool = True
-    peaks: list[Tensor] = field(default_factory=list)
-    where: list[Tensor] = field(default_factory=list)
-
-    def add(self, reference: Float[Tensor, "b c v"], candidate: Float[Tensor, "b c v"], *, at: int) -> None:
-        """The logits of positions `at` and the following, of both, in double precision."""
-        a, b = reference.double(), candidate.double()
-        error = (a - b).abs()
-        peaks, where = error.max(dim=-1)
-        self.peaks.append(peaks)
-        self.where.append(where)
-        self.count += a.numel()
-        self.finite = self.finite and bool(torch.isfinite(a).all() and torch.isfinite(b).all())
-        self.agree += int((a.argmax(dim=-1) == b.argmax(dim=-1)).sum())
-        p, q = a.log_softmax(dim=-1), b.log_softmax(dim=-1)
-        kl = (p.exp() * (p - q)).sum(dim=-1).clamp(min=0.0)
-        self.kl_max = float(kl.max().clamp(min=self.kl_max))  # a NaN stays one
-        found = (error.sum(), error.square().sum(), a.square().sum(), kl.sum())
-        for name, value in zip(self.sums, found, strict=True):
-            self.sums[name] += float(value)
-        labels = self.tokens[:, at + 1 : at + 1 + a.shape[1], None].to(a.device)
-        for side, scores in enumerate((p, q)):
-            self.losses[side] -= float(scores[:, : labels.shape[1]].gather(-1, labels).sum())
-
-    def close(self) -> Comparison:
-        """The comparison of all that was added."""
-        peaks, where = torch.cat(self.peaks, dim=1), torch.cat(self.where, dim=1)
-        row, position = divmod(int(peaks.nan_to_num(nan=torch.inf).argmax()), peaks.shape[1])
-        worst = float(peaks[row, position])
-        scale, rms = (self.sums["scale2"] / self.count) ** 0.5, (self.sums["error2"] / self.count) ** 0.5
-        predicted = max(1, peaks.shape[0] * (peaks.shape[1] - 1))
-        loss = dict(zip(("reference", "candidate"), (total / predicted for total in self.losses), strict=True))
-        return Comparison(
-            max_abs_error=worst,
-            mean_abs_error=self.sums["error"] / self.count,
-            rms_error=rms,
-            scale=scale,
-            relative_max=worst / max(scale, 1e-30),
-            relative_rms=rms / max(scale, 1e-30),
-            kl=self.sums["kl"] / peaks.numel(),
-            kl_max=self.kl_max,
-            argmax_agreement=self.agree / peaks.numel(),
-            worst={"row": row, "position": position, "token": int(where[row, position])},
-            error_by_position=[float(part.max()) for part in peaks.max(dim=0).values.chunk(16)],
-            loss={**loss, "difference": loss["candidate"] - loss["reference"]},
-            finite=self.finite,
-        )
+def _errors(a: Float[Tensor, "r v"], b: Float[Tensor, "r v"]) -> tuple[Float[Tensor, "r 5"], Float[Tensor, "r v"]]:
+    """Largest error, its token, and sums of |error|, error^2 and a^2, of each row in fp64; and a - b."""
+    apart = a - b
+    far = apart.abs()
+    peak, where = far.max(dim=-1)
+    sums = (far.sum(dim=-1), torch.linalg.vecdot(apart, apart), torch.linalg.vecdot(a, a))
+    return torch.stack([peak, where.double(), *sums], dim=-1), apart
 
 
-def compare(pairs: Iterator[Pair], *, tokens: Int[Tensor, "b s"]) -> Comparison:
+def _tokens(
+    a: Float[Tensor, "r v"], b: Float[Tensor, "r v"], apart: Float[Tensor, "r v"], labels: Int[Tensor, "r"]
+) -> Float[Tensor, "r 4"]:
+    """KL(a || b), whether both rank the same token first, and the loss of `labels` under each. Writes over a and b."""
+    scores = [side.gather(-1, labels[:, None])[:, 0] for side in (a, b)]
+    (top, first), (other, second) = a.max(dim=-1), b.max(dim=-1)
+    p, q = a.sub_(top[:, None]).exp_(), b.sub_(other[:, None]).exp_()
+    mass = p.sum(dim=-1)
+    whole = [top + mass.log(), other + q.sum(dim=-1).log()]  # log of the sum of exponentials
+    kl = torch.linalg.vecdot(p, apart) / mass - (whole[0] - whole[1])
+    losses = [total - score for total, score in zip(whole, scores, strict=True)]
+    return torch.stack([kl.clamp(min=0.0), (first == second).double(), *losses], dim=-1)
+
+
+def _blocks(pair: Pair) -> Iterator[Pair]:
+    """The positions of a chunk, some at a time: double precision in the processor's cache, and in memory used before."""
+    a, b = (side.flatten(0, 1) for side in pair)
+    rows = max(1, BLOCK // a.shape[-1])
+    yield from zip(a.split(rows), b.split(rows), strict=True)
+
+
+def _figures(pair: Pair, labels: Int[Tensor, "b c"] | None) -> Float[Tensor, "b c n"]:
+    """What is known of each position of a chunk: `_errors`, and with labels `_tokens`."""
+    out, at = [], 0
+    for one, two in _blocks(pair):
+        a, b = one.double(), two.double()
+        errors, apart = _errors(a, b)
+        if labels is None:
+            out.append(errors)
+        else:
+            out.append(torch.cat([errors, _tokens(a, b, apart, labels.flatten()[at : at + len(a)])], dim=-1))
+        at += len(a)
+    return torch.cat(out).unflatten(0, pair[0].shape[:2])
+
+
+def _summed(of: Float[Tensor, "b s n"], vocabulary: int) -> dict[str, float]:
+    """The fields of `Errors`."""
+    count = of.shape[0] * of.shape[1] * vocabulary
+    absolute, squares, scales = (float(x) / count for x in of[..., 2:5].sum(dim=(0, 1)))
+    worst, rms, scale = float(of[..., 0].max()), squares**0.5, scales**0.5
+    return {
+        "max_abs_error": worst, "mean_abs_error": absolute, "rms_error": rms, "scale": scale,
+        "relative_max": worst / max(scale, 1e-30), "relative_rms": rms / max(scale, 1e-30),
+    }  # fmt: skip
+
+
+def distance(pairs: Iterable[Pair]) -> Errors:
+    """Return how far apart (reference, candidate) logits [b c v] are, given chunk after chunk of positions."""
+    found, vocabulary = [], 0
+    for pair in pairs:
+        found.append(_figures(pair, None))
+        vocabulary = pair[0].shape[-1]
+    return Errors(**_summed(torch.cat(found, dim=1), vocabulary))
+
+
+def compare(pairs: Iterable[Pair], *, tokens: Int[Tensor, "b s"]) -> Comparison:
     """Compare (reference, candidate) logits [b c v] of the same tokens, given chunk after chunk of positions."""
-    tally, at = Tally(tokens), 0
-    for reference, candidate in pairs:
-        tally.add(reference, candidate, at=at)
-        at += reference.shape[1]
-    return tally.close()
+    found, at, vocabulary = [], 0, 0
+    following = torch.nn.functional.pad(tokens[:, 1:], (0, 1))  # the last position predicts nothing: left out below
+    for pair in pairs:
+        labels = following[:, at : at + pair[0].shape[1]].to(pair[0].device)
+        found.append(_figures(pair, labels))
+        vocabulary, at = pair[0].shape[-1], at + labels.shape[1]
+    of = torch.cat(found, dim=1)
+    peaks, kl = of[..., 0], of[..., 5]
+    row, position = divmod(int(peaks.nan_to_num(nan=torch.inf).argmax()), peaks.shape[1])
+    losses = of[:, :-1, 7:9].sum(dim=(0, 1)) / max(1, of[:, :-1, 7].numel())
+    loss = dict(zip(("reference", "candidate"), losses.tolist(), strict=True))
+    return Comparison(
+        **_summed(of, vocabulary),
+        kl=float(kl.mean()),
+        kl_max=float(kl.max()),
+        argmax_agreement=float(of[..., 6].mean()),
+        worst={"row": row, "position": position, "token": int(of[row, position, 1])},
+        error_by_position=[float(part.max()) for part in peaks.max(dim=0).values.chunk(16)],
+        loss={**loss, "difference": loss["candidate"] - loss["reference"]},
+        finite=bool(of[..., 2].isfinite().all()),
+    )
 
 
-def failures(found: Comparison, limits: Limits, *, noise: Comparison) -> list[str]:
+def failures(found: Comparison, limits: Limits, *, noise: Errors) -> list[str]:
     """Why the comparison does not pass; empty if it does. A NaN passes nothing."""
     out = []
     if not found.finite:
@@ -144,6 +173,6 @@ def failures(found: Comparison, limits: Limits, *, noise: Comparison) -> list[st
     return out
 
 
-def allowed(name: str, limits: Limits, *, noise: Comparison) -> float:
+def allowed(name: str, limits: Limits, *, noise: Errors) -> float:
     """How large `relative_max`, `relative_rms` or `mean_abs_error` may be for a model whose noise floor is known."""
     return max(getattr(limits, name), limits.times_noise * getattr(noise, name))

@@ -155,7 +155,7 @@ def _logits(
         "b": str(b.path.resolve()), "b_options": sides[1].said,
         "tp": tp, "pp": pp, "uneven": asdict(options.uneven), "sequence_parallel": options.sequence_parallel,
         "length": options.length, "batch": options.batch, "seed": options.seed, "dtype": options.dtype,
-        "generate": options.generate, "digests": tensors,
+        "generate": options.generate, "digests": tensors, "threads": environment.spare_threads(),
     }  # fmt: skip
     nproc = 1 if hugging else tp * pp
     payload["streamed"] = _streamed(a, b, payload) if options.streamed is None else options.streamed

@@ -22,14 +22,15 @@ from mconv.errors import CheckFailed, FormatError
 from mconv.shard.stages import Uneven
 from mconv.train.parallel import Parallel, from_rank_0, world
 from mconv.verify import bisect, digests, generate, probes, shards
-from mconv.verify.compare import CHUNK, LIMITS, Comparison, Pair, allowed, compare, failures
+from mconv.verify.compare import CHUNK, LIMITS, Errors, Pair, allowed, compare, distance, failures
+from mconv.verify.environment import all_cores, reuse_memory
 from mconv.verify.guesses.explain import explain
 from mconv.verify.models import How, Model, Scores, model_of, rounded
 from mconv.verify.noise import OtherOrder
 from mconv.verify.probes import Probe
 from mconv.verify.sides import opened
 
-DEFAULTS = {"streamed": False, "generate": 0, "digests": None}
+DEFAULTS = {"streamed": False, "generate": 0, "digests": None, "threads": None}
 """What a payload need not say."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NOISE_LENGTH = 256
@@ -42,27 +43,32 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
     os.environ.setdefault("MCONV_TIMEOUT_MINUTES", "720")
     payload = {**DEFAULTS, **payload}
     a, b = (_open(payload, side) for side in ("a", "b"))
-    asked = probe_for(payload, a, b)
     how = how_for(payload, a, b)
     limits = LIMITS[payload["dtype"]]
-    if payload["generate"] and world()[1] > 1:
+    if not how.streamed:
+        reuse_memory()
+    if world()[1] > 1:
         from mconv.train.model import engine
 
-        engine.init(how.parallel)  # each token of the reference goes to all ranks
+        engine.init(how.parallel)  # what rank 0 makes goes to all ranks: the tokens, and each one that it generates
+    asked = from_rank_0(probe_for(payload, a, b) if world()[0] == 0 else None)
     reference = model_of(a, how)
-    scores = reference.run(asked.tokens, asked.positions)
-    noise = _noise(reference, scores, asked, streamed=how.streamed)
-    said = generate.reference(reference, a, tokenizer_folder=tokenizer_of(a, b), new=payload["generate"])
+    with all_cores(payload["threads"] if a.format == "hf" else None):  # the other ranks wait
+        scores = reference.run(asked.tokens, asked.positions)
+        noise = _noise(reference, scores, asked, streamed=how.streamed)
+        said = generate.reference(reference, a, tokenizer_folder=tokenizer_of(a, b), new=payload["generate"])
     reference.rest()
     candidate = model_of(b, how)
     own = candidate.run(asked.tokens, asked.positions)
     followed = generate.follow(candidate, said)
-    found = None if scores is None or own is None else compare(_pairs(scores, own), tokens=asked.tokens)
+    with all_cores(payload["threads"]):
+        found = None if scores is None or own is None else compare(_pairs(scores, own), tokens=asked.tokens)
     wrong = [] if found is None or noise is None else failures(found, limits, noise=noise)
     wrong += shards.wrong(candidate, b, how, failed=bool(wrong))
     candidate.rest()
     tensors = payload["digests"]
-    diagnosis = _diagnosis(a, b, asked, how, tensors, failed=bool(wrong) or bool(tensors and not tensors["same"]))
+    with all_cores(payload["threads"]):
+        diagnosis = _diagnosis(a, b, asked, how, tensors, failed=bool(wrong) or bool(tensors and not tensors["same"]))
     if scores is None or own is None or found is None or noise is None:
         return {}
     if rows := embedding_rows(a, b, narrow=how.narrow):
@@ -189,7 +195,7 @@ def tokenizer_of(*checkpoints: Checkpoint) -> Path | None:
     return found[0] if found else None
 
 
-def _noise(model: Model, scores: Scores | None, asked: Probe, *, streamed: bool) -> Comparison | None:
+def _noise(model: Model, scores: Scores | None, asked: Probe, *, streamed: bool) -> Errors | None:
     """How far the reference is from itself when its sums are taken in another order."""
     length = min(NOISE_LENGTH, asked.tokens.shape[1]) if streamed else asked.tokens.shape[1]
     tokens = asked.tokens[:, :length]
@@ -197,7 +203,7 @@ def _noise(model: Model, scores: Scores | None, asked: Probe, *, streamed: bool)
         again = model.run(tokens, asked.positions[:, :length])
         if scores is None or again is None:
             return None
-        return compare(_pairs(scores, again), tokens=tokens)
+        return distance(_pairs(scores, again))
 
 
 def _pairs(a: Scores, b: Scores) -> Iterator[Pair]:

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import Any, no_type_check
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 F = torch.nn.functional
+BLOCK = 1 << 21
+"""Attention scores that are in memory at once."""
 PRODUCTS: tuple[Callable[..., Any], ...] = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
@@ -30,8 +32,8 @@ class OtherOrder(TorchFunctionMode):
         if func in PRODUCTS and not kwargs and args[1].dim() == 2 and args[0].dim() > 1:
             return _parts(args[0], args[1])
         if func is F.scaled_dot_product_attention:
-            with sdpa_kernel(SDPBackend.MATH):
-                return func(*args, **kwargs)
+            with torch._C.DisableTorchFunction():
+                return _attention(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -46,4 +48,34 @@ def _parts(x: Tensor, weight: Tensor) -> Tensor:
     if not cut:
         return torch.matmul(x, weight)
     with torch._C.DisableTorchFunction():
-        return torch.matmul(x[..., cut:], weight[cut:]) + torch.matmul(x[..., :cut], weight[:cut])
+        return torch.matmul(x[..., cut:], weight[cut:]).add_(torch.matmul(x[..., :cut], weight[:cut]))
+
+
+def _attention(
+    query: Float[Tensor, "b h s d"],
+    key: Float[Tensor, "b g t d"],
+    value: Float[Tensor, "b g t e"],
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Float[Tensor, "b h s e"]:
+    """Return scaled dot product attention, step by step in fp32, some queries at a time; causal: without later keys."""
+    heads = query.shape[1]
+    key, value = (x.float().repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
+    factor, step = scale or query.shape[-1] ** -0.5, max(1, BLOCK // (query[..., 0, 0].numel() * key.shape[2]))
+    out = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device=query.device)
+    for start in range(0, query.shape[2], step):
+        asked = query[:, :, start : start + step].float() * factor
+        seen = min(start + step, key.shape[2]) if is_causal else key.shape[2]
+        scores = asked @ key[:, :, :seen].transpose(-2, -1)
+        if is_causal:
+            after = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).triu(start + 1)
+            scores.masked_fill_(after, -torch.inf)
+        if attn_mask is not None:
+            part = attn_mask[..., start : start + step, :] if attn_mask.shape[-2] > 1 else attn_mask
+            scores = scores.masked_fill_(~part, -torch.inf) if part.dtype == torch.bool else scores.add_(part)
+        out[:, :, start : start + step] = scores.softmax(dim=-1) @ value[:, :, :seen]
+    return out

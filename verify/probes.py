@@ -14,7 +14,7 @@ from torch import Tensor
 from mconv.errors import FormatError
 from mconv.spec import ModelSpec
 
-LENGTH = 2048
+LENGTH = 1024
 """Positions in a row unless told otherwise."""
 WORK = 1.6e13
 """Multiply-adds that a probe of default length may cost a model: some six minutes of two cores."""

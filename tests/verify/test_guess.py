@@ -92,6 +92,16 @@ def each(change, name, *layers):
     return plant
 
 
+def clear(where):
+    """Zero in some elements."""
+
+    def change(x):
+        x[where] = 0
+        return x
+
+    return change
+
+
 def exchanged(one, two):
     def plant(held):
         held[one], held[two] = held[two], held[one]
@@ -166,6 +176,7 @@ def glu_by_rank(held):
 
 Q, K, V, QK = slice(0, 2), slice(2, 3), slice(3, 4), slice(0, 3)
 ATTN, MLP = L + "input_layernorm.weight", L + "post_attention_layernorm.weight"
+FINAL = "model.norm.weight"
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 GATE, UP, OUT = "mlp.gate_proj.weight", "mlp.up_proj.weight", "self_attn.o_proj.weight"
 DOWN = "mlp.down_proj.weight"
@@ -214,6 +225,15 @@ FAULTS = {
                    "layer 1: attn_out.weight is that of layer 2"),
     "norms": (exchanged(ATTN.format(2), MLP.format(2)), "norms-exchanged", (2,), "it is a's"),
     "norm-copied": (lambda h: h.update({MLP.format(2): h[ATTN.format(2)]}), "norm-copied", (2,), "mlp_norm.weight: it"),
+    "norms-of-two-layers": (exchanged(ATTN.format(1), MLP.format(3)), "norms-exchanged", (1, 3),
+                            "a's mlp_norm of layer 3, and"),
+    "norm-of-another-row-and-layer": (lambda h: h.update({MLP.format(0): h[ATTN.format(3)]}), "norm-copied", (0,),
+                                      "layer 0 mlp_norm.weight: it is a's attn_norm of layer 3"),
+    "final-norm-of-a-layer": (lambda h: h.update({FINAL: h[MLP.format(3)]}), "norm-copied", (),
+                              "final_norm.weight: it is a's mlp_norm of layer 3"),
+    "final-norm-in-a-layer": (lambda h: h.update({ATTN.format(2): h[FINAL]}), "norm-copied", (2,), "it is a's final"),
+    "final-norm-exchanged": (exchanged(FINAL, ATTN.format(0)), "norms-exchanged", (0,), "it is a's"),
+    "norm-of-ones": (each(torch.ones_like, "model.norm.weight", None), "", (), "other bits"),
     "embed-head": (exchanged(EMBED, HEAD), "embed-head-exchanged", (), "a's"),
     "head-is-embed": (lambda h: h.update({HEAD: h[EMBED]}), "head-is-embed", (), "it is a's embed"),
     "exponent": (each(lambda x: flip_bit(x, (5, 7), 27), OUT, 1), "bit-flipped", (1,), "one exponent bit (bit 27 of 32)"),
@@ -222,7 +242,19 @@ FAULTS = {
     "transposed": (each(lambda x: x.T, OUT, 1), "transposed", (1,), "attn_out.weight: it is transposed"),
     "transposed-q": (each(lambda x: x.T, "self_attn.q_proj.weight", 1), "transposed", (1,), "q is transposed"),
     "bias": (each(torch.zeros_like, "self_attn.o_proj.bias", 0, 1, 2, 3), "bias-dropped", (0, 1, 2, 3), "the bias is"),
+    "bias-of-k": (each(torch.zeros_like, "self_attn.k_proj.bias", 1, 2), "bias-dropped", (1, 2),
+                  "layers 1 and 2 qkv.bias: the part of k of the bias is zero where a has values"),
+    "bias-of-q-and-v": (lambda h: [each(torch.zeros_like, f"self_attn.{n}_proj.bias", 1)(h) for n in "qv"],
+                        "bias-dropped", (1,), "the part of q and v of the bias"),
+    "bias-of-a-rank": (lambda h: [each(clear(slice(at, None)), f"self_attn.{x}_proj.bias", 1)(h)
+                                  for x, at in (("q", 24), ("k", 12), ("v", 12))], "bias-dropped", (1,), "rank 1 of 2"),
+    "bias-of-v-of-a-rank": (each(clear(slice(6)), "self_attn.v_proj.bias", 3), "bias-dropped", (3,),
+                            "the share of rank 0 of 4 of the part of v of the bias"),
+    "bias-of-a-channel": (each(clear(slice(1)), "self_attn.v_proj.bias", 3), "", (3,), "other bits"),
     "zeroed": (each(torch.zeros_like, OUT, 1), "zeroed", (1,), "zero where a has values"),
+    "zeroed-k": (each(torch.zeros_like, "self_attn.k_proj.weight", 1), "zeroed", (1,), "qkv.weight: the part of k of it"),
+    "zeroed-up": (each(torch.zeros_like, UP, 1), "zeroed", (1,), "the up half of it"),
+    "zeroed-rank": (each(lambda x: x * (torch.arange(48) < 24), OUT, 1), "zeroed", (1,), "of rank 1 of 2 of it"),
     "noise": (each(lambda x: x + torch.randn(x.shape) * 1e-3, OUT, 1), "", (1,), "attn_out.weight: other bits"),
     "noise-of-an-ulp": (each(lambda x: torch.nextafter(x, x + 1), OUT, 1), "", (1,), "other bits"),
     "noise-on-a-norm": (each(lambda x: x + torch.rand(48), "input_layernorm.weight", 1), "", (1,), "other bits"),
@@ -419,6 +451,15 @@ def test_another_number_of_layers(made, tmp_path, order, name, words):
     two = planted(made / "hf", tmp_path / "b", plant, {"num_hidden_layers": len(order)})
     a, b, (guess,) = explained(made / "hf", two)
     assert guess.name == name and words in guess.text and replace(b.spec, **guess.spec) == a.spec
+    check_undo(a, b, [guess])
+
+
+@pytest.mark.parametrize("names, words", [("k", "the part of k of the bias"), ("qkv", "the bias")])
+def test_a_bias_that_is_zero_in_the_reference_alone(made, tmp_path, names, words):
+    """What b must not have is taken out of b itself."""
+    plant = lambda h: [each(torch.zeros_like, f"self_attn.{n}_proj.bias", 2)(h) for n in names]  # noqa: E731
+    a, b, (guess,) = explained(planted(made / "hf", tmp_path / "a", plant), made / "hf")
+    assert guess.name == "bias-added" and words in guess.text and guess.undo["layer.2.qkv.bias"].side == "b"
     check_undo(a, b, [guess])
 
 

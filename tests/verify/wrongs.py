@@ -87,6 +87,17 @@ def drop_biases(t: Tensors) -> None:
     drop(t, lambda name: name.endswith("bias"))
 
 
+def drop_the_keys_bias(x: torch.Tensor) -> torch.Tensor:
+    """Of each of the two groups: two queries, key, value."""
+    x = x.clone()
+    x.view(2, 4, 32)[:, 2] = 0
+    return x
+
+
+def copy_a_norm(t: Tensors) -> None:
+    t["model.norm.weight"] = t[L.format(1) + "post_attention_layernorm.weight"].clone()
+
+
 def untie_the_head(t: Tensors) -> None:
     embedding = t["model.embed_tokens.weight"]
     head = torch.empty(embedding.shape).normal_(std=0.02, generator=torch.Generator().manual_seed(1))

@@ -11,11 +11,13 @@ from mconv.train.mcore import (
     get_forward_backward_func,
     parallel_state,
     quiet,
-    tensor_parallel,
 )
 from mconv.train.model.boundaries import rope_at
 from mconv.train.model.engine import unwrap
 from mconv.train.parallel import Parallel
+
+SENT = 64
+"""Positions whose scores one message holds."""
 
 
 @torch.no_grad()
@@ -68,14 +70,29 @@ def _forward(
 def _on_rank_0(
     cut: Float[Tensor, "b s cut_vocab"] | None, shape: tuple[int, int, int]
 ) -> Float[Tensor, "b s padded_vocab"] | None:
-    """Gather the last stage's scores over tensor-parallel ranks and hand them to global rank 0."""
-    scores: Tensor | None = None if cut is None else tensor_parallel.gather_from_tensor_model_parallel_region(cut)
-    group = parallel_state.get_pipeline_model_parallel_group()
-    ranks, rank = torch.distributed.get_process_group_ranks(group), torch.distributed.get_rank()
-    if ranks[0] == 0 and len(ranks) > 1:  # the one pipeline that rank 0 belongs to; replicas and other tp ranks rest
-        if scores is not None and rank == ranks[-1]:
-            torch.distributed.send(scores, dst=0, group=group)
-        elif rank == 0:
-            scores = torch.empty(shape, dtype=torch.float32, device=torch.cuda.current_device())
-            torch.distributed.recv(scores, src=ranks[-1], group=group)
-    return scores if rank == 0 else None
+    """Hand the shares that the last stage's ranks have of the vocabulary to global rank 0, and to no other rank."""
+    ranks = torch.distributed.get_process_group_ranks(parallel_state.get_model_parallel_group())
+    rank, tp = torch.distributed.get_rank(), parallel_state.get_tensor_model_parallel_world_size()
+    if ranks[0] != 0:  # a replica of the model that rank 0 has a part of
+        return None
+    if len(ranks) == 1:
+        return cut
+    last = ranks[-tp:]  # tensor-parallel ranks count fastest, stages slowest
+    if rank:
+        for part in cut.split(SENT, dim=1) if cut is not None else ():
+            torch.distributed.send(part.contiguous(), dst=0)
+        return None
+    scores = torch.empty(shape, dtype=torch.float32, device=torch.cuda.current_device())
+    shares = scores.split(shape[2] // tp, dim=2)
+    for at in range(0, shape[1], SENT):
+        for source, share in zip(last, shares, strict=True):
+            part = share[:, at : at + SENT]
+            part.copy_(_received(part, source) if source or cut is None else cut[:, at : at + SENT])
+    return scores
+
+
+def _received(like: Tensor, source: int) -> Tensor:
+    """Return what a rank sends."""
+    found = torch.empty_like(like, memory_format=torch.contiguous_format)
+    torch.distributed.recv(found, src=source)
+    return found

@@ -14,29 +14,24 @@ from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.source import Source
 from mconv.convert.table import Logical
 from mconv.verify.digests import HEAD, Difference, Report, held
-from mconv.verify.guesses.layers import Moved, moved, sample
+from mconv.verify.guesses.layers import Moved, moved
 from mconv.verify.guesses.order import known_order, shuffled
-from mconv.verify.guesses.pair import Hit, Mend, Pair, entire, narrower, same
+from mconv.verify.guesses.pair import Hit, Mend, Pair, entire
+from mconv.verify.guesses.parts import part_added, part_dropped
 from mconv.verify.guesses.spec import guesses_of
+from mconv.verify.guesses.twins import twins
 from mconv.verify.guesses.values import bit_flipped, factor, norm_off_by_one, transposed, zeroed
 from mconv.verify.guesses.vocabulary import vocabulary
 from mconv.verify.where import logical_of
 
 LIGHT: tuple[Callable[[Pair], Hit | None], ...] = (
-    bit_flipped, zeroed, known_order, transposed, norm_off_by_one, factor,
+    bit_flipped, zeroed, part_dropped, part_added, known_order, transposed, norm_off_by_one, factor,
 )  # fmt: skip
 """What is tried on every tensor, in this order."""
 HEAVY: tuple[Callable[[Pair], Hit | None], ...] = (shuffled, vocabulary)
 """What hashes slices."""
 SEARCHED = 8
 """Tensors of one row that are searched to the full; where nothing is found in them, the others are not read."""
-TWINS = {
-    "layer.attn_norm": ("layer.mlp_norm", "norms-exchanged", "norm-copied"),
-    "layer.mlp_norm": ("layer.attn_norm", "norms-exchanged", "norm-copied"),
-    "embed": ("head", "embed-head-exchanged", "embed-is-head"),
-    "head": ("embed", "embed-head-exchanged", "head-is-embed"),
-}
-"""Row -> the row that it may be taken for, and what the two faults are called."""
 BIASES = ("qkv_bias", "proj_bias", "mlp_bias")
 OTHER = "other bits, which no known fault explains"
 
@@ -180,27 +175,12 @@ def _untied(a: Checkpoint, b: Checkpoint, report: Report) -> list[_Told]:
 
 
 def _twins(left: Source, right: Source, work: Mapping[Logical, Difference], *, done: list[Logical]) -> list[_Told]:
-    """Tensors that are another row's of the same layer: norms exchanged, a head that is the embedding."""
-    found = {x: y for x in work if x not in done and (y := _twin(left, right, x)) is not None}
+    """Tensors that are another row's. Where b has not what belongs there, a's own tensor undoes it."""
     told = []
-    for x, y in found.items():
-        _, exchanged, copied = TWINS[x.row]
-        both = found.get(y) == x
-        what = f"it is a's {y.row.removeprefix('layer.')}" + (", and that is a's in its place" if both else "")
-        undo = Undo(tensor=y) if both else Undo(side="a", tensor=x)
-        told.append(_Told(x, exchanged if both else copied, what, undo))
+    for twin in twins(left, right, [x for x in work if x not in done]):
+        undo = Undo(tensor=twin.of) if twin.exchanged else Undo(side="a", tensor=twin.tensor)
+        told.append(_Told(twin.tensor, twin.name, twin.what, undo))
     return told
-
-
-def _twin(left: Source, right: Source, logical: Logical) -> Logical | None:
-    """The other row's tensor of a that b has here."""
-    other = replace(logical, row=TWINS[logical.row][0]) if logical.row in TWINS else logical
-    if other == logical or other not in left.groups or logical not in right.groups:
-        return None
-    dtype = narrower(left.dtype(other), right.dtype(logical))
-    if left.dims(other) != right.dims(logical) or sample(left, other, dtype) != sample(right, logical, dtype):
-        return None
-    return other if same(entire(left, other), entire(right, logical)) else None
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------------

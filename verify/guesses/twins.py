@@ -1,0 +1,88 @@
+"""Tensors that are another row's: a norm that is any other norm of the model, a head that is the embedding."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from mconv.convert.source import Source
+from mconv.convert.table import Logical
+from mconv.verify.guesses.layers import sample
+from mconv.verify.guesses.pair import entire, narrower, same
+
+NORMS = "norms-exchanged", "norm-copied"
+"""What the two faults of a norm are called."""
+TABLES = {
+    "embed": ("head", "embed-head-exchanged", "embed-is-head"),
+    "head": ("embed", "embed-head-exchanged", "head-is-embed"),
+}
+"""Row -> the row that it may be taken for, and what the two faults are called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A tensor of b that is another row's tensor of a."""
+
+    tensor: Logical
+    of: Logical
+    name: str
+    what: str
+    exchanged: bool
+    """Whether b has the other way round as well, so that it holds what belongs here."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """The first elements of a's tensors, each read once."""
+
+    source: Source
+    read: dict[Logical, bytes] = field(default_factory=dict)
+
+    def of(self, logical: Logical, like: Source, other: Logical) -> bytes:
+        if logical not in self.read:
+            self.read[logical] = sample(self.source, logical, narrower(self.source.dtype(logical), like.dtype(other)))
+        return self.read[logical]
+
+
+def twins(a: Source, b: Source, changed: Collection[Logical]) -> list[Twin]:
+    """Return which of the `changed` tensors of b are other rows' tensors of a, bit for bit."""
+    samples = _Samples(a)
+    found = {x: y for x in changed if (y := _twin(samples, b, x)) is not None}
+    return [_told(x, y, found) for x, y in found.items()]
+
+
+def _told(x: Logical, y: Logical, found: Mapping[Logical, Logical]) -> Twin:
+    both = found.get(y) == x
+    exchanged, copied = NORMS if _norm(x) else TABLES[x.row][1:]
+    place = "" if y.layer is None or y.layer == x.layer else f" of layer {y.layer}"
+    what = f"it is a's {y.row.removeprefix('layer.')}{place}" + (", and that is a's in its place" if both else "")
+    return Twin(x, y, exchanged if both else copied, what, both)
+
+
+def _norm(logical: Logical) -> bool:
+    return logical.row.endswith("norm")
+
+
+def _others(a: Source, logical: Logical) -> Iterator[Logical]:
+    """What a tensor may be taken for: other norms, those of its own layer first, then of the nearest; a table's other."""
+    if logical.row in TABLES:
+        yield replace(logical, row=TABLES[logical.row][0])
+    if not _norm(logical):
+        return
+    norms = [x for x in a.groups if _norm(x) and x.leaf == logical.leaf and x != logical]
+    last = a.checkpoint.spec.num_layers
+    own = last if logical.layer is None else logical.layer
+    yield from sorted(norms, key=lambda x: abs((last if x.layer is None else x.layer) - own))
+
+
+def _twin(samples: _Samples, b: Source, logical: Logical) -> Logical | None:
+    """The other row's tensor of a that b has here. One number in all its elements says nothing of where it is from."""
+    a = samples.source
+    others = [x for x in _others(a, logical) if x in a.groups and logical in b.groups and a.dims(x) == b.dims(logical)]
+    if not others:
+        return None
+    dtype = narrower(a.dtype(others[0]), b.dtype(logical))
+    wanted = sample(b, logical, dtype)
+    alike = [x for x in others if samples.of(x, b, logical) == wanted]
+    tensor = entire(b, logical) if alike else None
+    if tensor is None or bool((tensor == tensor.flatten()[0]).all()):
+        return None
+    return next((x for x in alike if same(entire(a, x), tensor)), None)
