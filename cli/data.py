@@ -3,10 +3,10 @@
 import dataclasses
 import json as jsonlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -26,12 +26,16 @@ class How:
         bool, Parameter(help="Begin each with the BOS token, where that is not there already.", negative=())
     ] = False
     workers: Annotated[int, Parameter(help="Processes that tokenize. The output is the same for any number.")] = 1
+    on_bad_record: Annotated[
+        Literal["stop", "skip"],
+        Parameter(help="Stop at a record that cannot be used, or leave it out, count it and list it in a reject file."),
+    ] = "stop"
     overwrite: Annotated[bool, Parameter(help="Replace output that is there.", negative=())] = False
     json: Annotated[bool, Parameter(help="Print the record as JSON.", negative=())] = False
 
     def options(self, what: str) -> dict[str, Any]:
         """What the functions behind the commands take; `what` is counted on a terminal."""
-        names = ("tokenizer", "prepend_bos", "workers", "overwrite")
+        names = ("tokenizer", "prepend_bos", "workers", "on_bad_record", "overwrite")
         return {**{name: getattr(self, name) for name in names}, "progress": _progress(what)}
 
 
@@ -42,9 +46,23 @@ class Fields:
     messages_key: Annotated[
         str | None, Parameter(help="Field with the list of turns. Default: messages or conversations.")
     ] = None
-    question_key: Annotated[str, Parameter(help="Field with the question, where there is no list.")] = "question"
-    answer_key: Annotated[str, Parameter(help="Field with its answer.")] = "answer"
-    system_key: Annotated[str | None, Parameter(help="Field with what the system says before it.")] = None
+    question_key: Annotated[
+        str | None,
+        Parameter(help="Field with the question, without a list. Default: question, instruction, prompt or query."),
+    ] = None
+    answer_key: Annotated[
+        str | None, Parameter(help="Field with its answer. Default: answer, output, response or completion.")
+    ] = None
+    input_key: Annotated[
+        str | None, Parameter(help="Field with what is joined to the question, on a line of its own. Default: input.")
+    ] = None
+    system_key: Annotated[
+        str | None, Parameter(help="Field with the first system turn, beside system, system_prompt and system_message.")
+    ] = None
+    ignore_field: Annotated[
+        list[str] | None,
+        Parameter(help="Pass over this field of records and turns, which no table claims. Repeatable.", negative=()),
+    ] = None
 
 
 FIELDS = Fields()
@@ -101,14 +119,16 @@ def instruct(
     append_eod
         End each conversation with the EOS token, where the template does not.
     """
-    from mconv.train.data.chat import Keys
+    from mconv.train.data.claims import Keys
     from mconv.train.data.instruct import instruct as run
 
     _check_given(sources)
-    keys = Keys(**{name.removesuffix("_key"): value for name, value in dataclasses.asdict(fields).items()})
+    named = {name.removesuffix("_key"): value for name, value in dataclasses.asdict(fields).items()}
+    ignored = named.pop("ignore_field") or ()
     record = run(
-        list(sources), prefix, template=template, keys=keys, append_eod=append_eod, **how.options("conversations")
-    )
+        list(sources), prefix, template=template, keys=Keys(**named), ignore_fields=ignored, append_eod=append_eod,
+        **how.options("conversations"),
+    )  # fmt: skip
     return _tell(record, prefix, "conversations", json=how.json)
 
 
@@ -137,6 +157,22 @@ def _tell(record: "Tokenized", prefix: Path, what: str, *, json: bool) -> int:
         left += (
             f"; no special token ends the last answer of {record.unended}: who learns from them does not learn to stop"
         )
+    if record.excluded:
+        left += f"; {record.excluded} answers excluded from the loss by their records"
     counts = f"{record.documents} {what}, {record.tokens} tokens of {record.vocab_size}{answers}"
     print(f"{prefix}: {counts}, {record.dtype}{left}")
+    for line in _passed_over(record):
+        print(line)
     return 0
+
+
+def _passed_over(record: "Tokenized") -> Iterator[str]:
+    """Yield a line each about fields that were passed over, and bad records that were left out, the first ones named."""
+    for names, why in ((record.ignored, "ignored, as asked"), (record.unread, "not read, since they say nothing")):
+        if names:
+            yield f"fields {why}: {', '.join(f'{name} ({count})' for name, count in sorted(names.items()))}"
+    if record.rejected:
+        counts = ", ".join(f"{count} {kind}" for kind, count in record.rejected.items())
+        left = f"{sum(record.rejected.values())} bad records left out ({counts})"
+        yield f"{left}; all are listed in {record.reject_file}. The first:"
+        yield from (f"  {line}" for line in record.first_rejected)

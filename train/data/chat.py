@@ -1,129 +1,123 @@
-"""A conversation as text, and who says each part of it."""
+"""A conversation: its turns, who says each, and the templates that mconv knows by name."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from mconv.errors import FormatError, MconvError
-from mconv.train.data.text import named
+from mconv.errors import MconvError
+from mconv.train.data.bad import BadRecord, Kind
+from mconv.train.data.claims import unknown_fields
 
 
 class Role(IntEnum):
-    """Who says a token, by the numbers of the ancestor's role files."""
+    """Who says a token, by the numbers of Megatron-LLM's role files."""
 
     SYSTEM = 0
     PROMPTER = 1
     ASSISTANT = 2
 
 
-WORDS = {Role.SYSTEM: "system", Role.PROMPTER: "user", Role.ASSISTANT: "assistant"}
-"""What the tokenizers' chat templates call them."""
-KNOWN = {
-    "system": Role.SYSTEM, "user": Role.PROMPTER, "human": Role.PROMPTER, "prompter": Role.PROMPTER,
-    "assistant": Role.ASSISTANT, "gpt": Role.ASSISTANT, "bot": Role.ASSISTANT, "model": Role.ASSISTANT,
+ROLES: dict[str, tuple[str, Role]] = {
+    "system": ("system", Role.SYSTEM), "developer": ("developer", Role.SYSTEM),
+    "user": ("user", Role.PROMPTER), "human": ("user", Role.PROMPTER), "prompter": ("user", Role.PROMPTER),
+    "assistant": ("assistant", Role.ASSISTANT), "gpt": ("assistant", Role.ASSISTANT),
+    "bot": ("assistant", Role.ASSISTANT), "model": ("assistant", Role.ASSISTANT),
+    "tool": ("tool", Role.PROMPTER), "observation": ("tool", Role.PROMPTER), "ipython": ("ipython", Role.PROMPTER),
+    "function": ("function", Role.PROMPTER),
 }  # fmt: skip
-"""What data sets call them."""
-NAMES = (("role", "content"), ("from", "value"))
-"""Under which two keys a turn has its role and its text."""
+"""What data sets call who speaks, in any case: the chat templates' word for it, and whose tokens these are."""
 
-UNREAD = ("tool_calls", "function_call", "weight", "train")
-"""Fields of a turn, and `TOOLS` of a record, that change what is said or trained. Nothing here reads them."""
-TOOLS = ("tools", "functions")
-PLAIN: tuple[Any, ...] = (None, True, "", [], {}, "[]")
-"""Values with which they change nothing."""
 
-Turn = tuple[Role, str]
+@dataclass(slots=True)
+class Turn:
+    """One turn of a conversation."""
+
+    role: Role
+    message: dict[str, Any]
+    """The turn as a chat template gets it: role, content and every other field that is not null."""
+    extras: Sequence[str] = ()
+    """Fields of `message` beside role and content that say something: a template must write them."""
+    switch: bool | None = None
+    """Whether the record has the loss count it; None: it does not say."""
+
+    @property
+    def counted(self) -> Role:
+        """The role of its tokens in the role file. An answer that the loss does not count is part of the prompt."""
+        return Role.PROMPTER if self.role is Role.ASSISTANT and self.switch is False else self.role
+
+    @property
+    def content(self) -> Any:
+        """What is said: a text, a list of parts, or None."""
+        return self.message.get("content")
+
+
+@dataclass(slots=True)
+class Talk:
+    """A conversation, and what was passed over in its record."""
+
+    turns: list[Turn]
+    options: dict[str, Any] = field(default_factory=dict)
+    """`tools` and `documents`, as apply_chat_template takes them."""
+    variables: dict[str, Any] = field(default_factory=dict)
+    """Other variables of the chat template."""
+    ignored: list[str] = field(default_factory=list)
+    """Fields that the user ignores, as often as they are there."""
+    unread: list[str] = field(default_factory=list)
+    """Fields that say nothing of the conversation, by the table, as often as they are there."""
+
+
+Part = tuple[Role, str]
+"""A part of a conversation's text, and who says it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
     """<|im_start|>WORD, a line's end, the text, <|im_end|>, a line's end: for each turn."""
 
-    words: dict[Role, str]
+    words: dict[str, str]
+    """Its word for each role that it can write."""
     header_is_answer: bool
     """Whether the assistant's <|im_start|>WORD counts as said by it. To a model that is asked, it is given."""
 
 
 OWN = "tokenizer"
 TEMPLATES = {
-    "chatml": Template(WORDS, False),
-    "megatron-llm": Template(
-        {Role.SYSTEM: "system", Role.PROMPTER: "question", Role.ASSISTANT: "answer"}, header_is_answer=True
-    ),
+    "chatml": Template({word: word for word in ("system", "user", "assistant")}, header_is_answer=False),
+    "megatron-llm": Template({"system": "system", "user": "question", "assistant": "answer"}, header_is_answer=True),
 }
-"""Templates by name, beside the tokenizer's own; the second gives the ancestor's files byte for byte."""
+"""Templates by name, beside the tokenizer's own; the second gives Megatron-LLM's files byte for byte."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Keys:
-    """Fields of a record: a list of turns, or one question and its answer."""
-
-    messages: str | None = None
-    """None: `messages` or `conversations`, whichever is there."""
-    question: str = "question"
-    answer: str = "answer"
-    system: str | None = None
-
-
-def turns(record: Any, keys: Keys, where: str) -> list[Turn]:
-    """The turns of a record; none for an empty list. Raises FormatError, with `where`, on a record that has none."""
-    if not isinstance(record, dict):
-        raise FormatError(f"{where}: a record is {type(record).__name__}; it must be an object with fields")
-    _check_read(record, TOOLS, where)
-    names = [keys.messages] if keys.messages else ["messages", "conversations"]
-    listed = [record[name] for name in names if name in record]
-    if listed:
-        return _listed(listed[0], where)
-    wanted = {Role.SYSTEM: keys.system, Role.PROMPTER: keys.question, Role.ASSISTANT: keys.answer}
-    missing = [name for name in wanted.values() if name and not isinstance(record.get(name), str)]
-    if keys.messages or missing:
-        raise FormatError(
-            f"{where}: no list of turns under {' or '.join(names)}, and no text under {' and '.join(missing)} "
-            f"(the record has {named(record)}); name the fields with --messages-key, or --question-key and --answer-key"
-        )
-    return [(role, _unicode(record[name], where)) for role, name in wanted.items() if name]
-
-
-def _listed(messages: Any, where: str) -> list[Turn]:
-    if not isinstance(messages, list):
-        raise FormatError(f"{where}: the turns are {type(messages).__name__}; they must be a list")
-    return [_turn(turn, f"{where}: turn {number}") for number, turn in enumerate(messages)]
-
-
-def _turn(turn: Any, where: str) -> Turn:
-    for role, text in NAMES:
-        if isinstance(turn, dict) and isinstance(turn.get(role), str) and isinstance(turn.get(text), str):
-            if turn[role] not in KNOWN:
-                raise FormatError(f"{where}: role {turn[role][:80]!r} is none of {', '.join(KNOWN)}")
-            _check_read(turn, UNREAD, where)
-            return KNOWN[turn[role]], _unicode(turn[text], where)
-    raise FormatError(f"{where}: needs a role and a text, under role and content, or from and value")
-
-
-def _check_read(fields: dict[str, Any], names: Sequence[str], where: str) -> None:
-    """Refuse what would be left out in silence."""
-    for name in names:
-        if fields.get(name) not in PLAIN:
-            raise FormatError(f"{where}: has {name}, which is not looked at; take it out, or drop that record")
-
-
-def _unicode(text: str, where: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise FormatError(f"{where}: the text is not Unicode ({error.reason}); drop or mend that record") from error
-    return text
-
-
-def spelled(conversation: Sequence[Turn], template: Template) -> list[Turn]:
-    """The parts of the whole text, and who says each."""
-    parts: list[Turn] = []
-    for role, text in conversation:
-        asked = role is Role.ASSISTANT and not template.header_is_answer
-        parts.append((Role.PROMPTER if asked else role, f"<|im_start|>{template.words[role]}\n"))
-        parts.append((role, f"{text}<|im_end|>\n"))
+def spelled(talk: Talk, name: str) -> list[Part]:
+    """Return the parts of a conversation's text by a named template, which writes roles and texts alone."""
+    template = TEMPLATES[name]
+    if extra := [*talk.options, *(["chat_template_kwargs"] if talk.variables else [])]:
+        raise unknown_fields("the record has", extra, f"which --template {name} does not write")
+    parts: list[Part] = []
+    for number, turn in enumerate(talk.turns):
+        text = _plain(turn, number, template, name)
+        asked = turn.role is Role.ASSISTANT and not template.header_is_answer
+        header = f"<|im_start|>{template.words[turn.message['role']]}\n"
+        parts.append((Role.PROMPTER if asked else turn.counted, header))
+        parts.append((turn.counted, f"{text}<|im_end|>\n"))
     return parts
+
+
+def _plain(turn: Turn, number: int, template: Template, name: str) -> str:
+    """Return a turn's text. Raises BadRecord if there is more to it than a text by a role that the template knows."""
+    if turn.extras:
+        raise unknown_fields(f"turn {number} has", turn.extras, f"which --template {name} does not write")
+    if (role := turn.message["role"]) not in template.words:
+        raise BadRecord(
+            Kind.UNKNOWN_ROLE, f"turn {number}: --template {name} writes {', '.join(template.words)}, but not {role!r}"
+        )
+    content = turn.content
+    if isinstance(content, list) and len(content) == 1:
+        content = content[0]["text"]
+    if not isinstance(content, str):
+        raise BadRecord(Kind.WRONG_TYPE, f"turn {number}: its content is a list of parts; --template {name} takes a text")
+    return content
 
 
 def check_template(name: str, tokenizer: Any) -> None:

@@ -1,9 +1,11 @@
-"""Conversations to the ancestor's two pairs of files: the tokens, and who says each of them."""
+"""Conversations to Megatron-LLM's two pairs of files: the tokens, and who says each of them."""
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +14,17 @@ import numpy as np
 import torch
 
 from mconv.errors import FormatError, MconvError
-from mconv.train.data.chat import OWN, TEMPLATES, Keys, Role, Turn, check_template, spelled, turns
+from mconv.train.data.bad import REJECTED, BadRecord, Kind, OnBad, Rejected, Rejects
+from mconv.train.data.chat import OWN, Part, Role, Talk, check_template, spelled
+from mconv.train.data.claims import Keys
+from mconv.train.data.conversation import talk_of
 from mconv.train.data.index import beside
 from mconv.train.data.pool import BATCH, in_batches
 from mconv.train.data.record import Tokenized, appearing, facts, load_tokenizer
 from mconv.train.data.sources import ROLE, TEXT
 from mconv.train.data.templates import rendered
-from mconv.train.data.text import lines, parsed
-from mconv.train.data.tokenize import highest, marks
+from mconv.train.data.text import Raw, parsed, records, unicode
+from mconv.train.data.tokenize import checked, good, highest, marks
 
 END = 3
 """Tokens at the end of an answer among which the one that ends it is looked for: a template may add a line's end."""
@@ -33,6 +38,22 @@ class Said(NamedTuple):
     """Of each token."""
     ended: bool
     """Whether the last answer has a special token at its end, by which a model learns to stop; true without an answer."""
+    talk: tuple[int, list[str], list[str]] = (0, [], [])
+    """Answers that are excluded from the loss; fields that were ignored, and that say nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """How a record becomes tokens: all that a process that tokenizes has to know."""
+
+    folder: Path
+    """Of the tokenizer."""
+    template: str
+    keys: Keys
+    ignore: frozenset[str]
+    bad: OnBad
+    bos: int | None
+    eos: int | None
 
 
 def instruct(
@@ -42,80 +63,121 @@ def instruct(
     tokenizer: Path,
     template: str = OWN,
     keys: Keys | None = None,
+    ignore_fields: Iterable[str] = (),
     append_eod: bool = False,
     prepend_bos: bool = False,
     workers: int = 1,
+    on_bad_record: str = "stop",
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Tokenized:
     """Write PREFIX-text and PREFIX-role (.bin and .idx each) and PREFIX-text.mconv.json, in the order of `sources`.
 
-    Each line of a source is a conversation: a list of turns, or a question and its answer (`keys`). `template` writes
+    Each record of a source is a conversation: a list of turns, or a question and its answer (`keys`). `template` writes
     it as one text, which is tokenized whole; a token is said by who says its first character. `append_eod` puts EOS
-    behind the last turn, as part of it. Raises FormatError on a bad record (file:line).
+    behind the last turn, as part of it. A bad record raises BadRecord (file:line, kind), or with `on_bad_record` "skip"
+    is left out, counted, and listed in PREFIX-text.rejected.jsonl; one with fields that no table claims is bad, unless
+    they are in `ignore_fields`.
     """
-    if workers < 1:
-        raise MconvError(f"--workers is {workers}; at least 1 is needed")
+    bad = checked(workers, on_bad_record)
     known = facts(tokenizer, append_eod=append_eod, prepend_bos=prepend_bos)
     check_template(template, load_tokenizer(tokenizer))
     if not load_tokenizer(tokenizer).is_fast:
         raise MconvError(f"{tokenizer}: not a fast tokenizer; no other tells from which letters a token comes")
     ends = [f"{kind}{suffix}" for kind in (TEXT, ROLE) for suffix in (".bin", ".idx")] + [f"{TEXT}.mconv.json"]
-    with appearing([beside(prefix, end) for end in ends], overwrite=overwrite) as parts:
-        said = partial(_said, folder=tokenizer, template=template, bos=known["prepend_bos"], eos=known["append_eod"])
-        talks = _conversations(sources, keys or Keys())
-        counts = _write(in_batches(talks, said, workers=workers, letters=_letters), parts, known, progress)
-        made = Tokenized(**known, **counts, template=template)
-        parts[-1].write_text(json.dumps(dataclasses.asdict(made), indent=2) + "\n")
+    how = How(
+        folder=tokenizer, template=template, keys=keys or Keys(), ignore=frozenset(ignore_fields), bad=bad,
+        bos=known["prepend_bos"], eos=known["append_eod"],
+    )  # fmt: skip
+    outputs = [beside(prefix, end) for end in ends]
+    listed = beside(prefix, f"{TEXT}{REJECTED}")
+    with appearing(outputs, maybe=listed, overwrite=overwrite) as parts:
+        with closing(Rejects(parts[-1])) as rejects:
+            raws = _raws(sources, bad, rejects)
+            said = in_batches(raws, partial(_said, how=how), workers=workers, letters=lambda raw: raw.size)
+            counts = _write(good(said, rejects), parts, known, progress)
+            rejects.check()
+        made = Tokenized(**known, **counts, template=template, on_bad_record=on_bad_record, rejected=dict(rejects.counts))
+        parts[-2].write_text(json.dumps(dataclasses.asdict(made), indent=2) + "\n")
     return made
 
 
-def _conversations(sources: Iterable[Path], keys: Keys) -> Iterator[tuple[list[Turn], str]]:
-    """(turns, file:line) of every record."""
+def _raws(sources: Iterable[Path], bad: OnBad, rejects: Rejects) -> Iterator[Raw]:
+    """Yield the records of all sources, counting what is read from each."""
     for path in sources:
-        for line, where in lines(path):
-            yield turns(parsed(line, where), keys, where), where
+        for raw in records(path, bad=bad):
+            rejects.records[raw.place.file] += 1
+            yield raw
 
 
-def _letters(conversation: tuple[list[Turn], str]) -> int:
-    return sum(len(text) for _, text in conversation[0])
-
-
-def _said(
-    batch: list[tuple[list[Turn], str]], *, folder: Path, template: str, bos: int | None, eos: int | None
-) -> list[Said]:
-    """Ids and roles of each conversation of a batch; none for one without turns."""
-    tokenizer = load_tokenizer(folder)
-    own = template == OWN
-    parts = [
-        [] if not talk else rendered(talk, tokenizer, where) if own else spelled(talk, TEMPLATES[template])
-        for talk, where in batch
-    ]
-    texts = ["".join(text for _, text in spoken) for spoken in parts]
-    coded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+def _said(batch: list[Raw], *, how: How) -> list[Said | Rejected]:
+    """Return ids and roles of each conversation of a batch; none for one without turns."""
+    tokenizer = load_tokenizer(how.folder)
+    read = [_spoken(raw, how, tokenizer) for raw in batch]
+    texts = ["".join(text for _, text in found[1]) for found in read if not isinstance(found, Rejected)]
+    coded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False) if texts else {}
+    tokens = zip(coded.get("input_ids", []), coded.get("offset_mapping", []), strict=True)
     special = {*tokenizer.all_special_ids, *(n for n, token in tokenizer.added_tokens_decoder.items() if token.special)}
-    made = []
-    for ids, offsets, spoken, (_, where) in zip(coded["input_ids"], coded["offset_mapping"], parts, batch, strict=True):
-        marked = _marked(ids, _roles(offsets, spoken, where), bos, eos)
-        made.append(Said(*marked, ends(*marked, special)))
+    made: list[Said | Rejected] = []
+    for raw, found in zip(batch, read, strict=True):
+        if isinstance(found, Rejected):
+            made.append(found)
+            continue
+        try:
+            made.append(_told(*found, *next(tokens), special, how))
+        except BadRecord as error:
+            made.append(how.bad(error, raw.place))
     return made
 
 
-def _roles(offsets: Sequence[tuple[int, int]], spoken: Sequence[Turn], where: str) -> list[int]:
-    """The role of each token: that of the part in which it begins. Raises FormatError if an answer has none."""
+def _spoken(raw: Raw, how: How, tokenizer: Any) -> tuple[Talk, list[Part]] | Rejected:
+    """Return the conversation of a record and the parts of its text, or what is wrong with it."""
+    if isinstance(raw.value, Rejected):
+        return raw.value
+    try:
+        record = parsed(raw.value) if isinstance(raw.value, bytes) else raw.value
+        talk = talk_of(record, how.keys, how.ignore)
+        if how.template == OWN:
+            parts = rendered(talk, tokenizer) if talk.turns else []
+        else:
+            parts = spelled(talk, how.template)
+        unicode("".join(text for _, text in parts))
+    except BadRecord as error:
+        return how.bad(error, raw.place)
+    return talk, parts
+
+
+def _told(
+    talk: Talk, parts: list[Part], ids: list[int], offsets: Sequence[tuple[int, int]], special: Set[int], how: How
+) -> Said:
+    """Return the tokens of a conversation, with their roles."""
+    marked = _marked(ids, _roles(offsets, parts), how.bos, how.eos)
+    excluded = sum(turn.counted is not turn.role for turn in talk.turns)
+    return Said(*marked, ends(*marked, special), (excluded, talk.ignored, talk.unread))
+
+
+def _roles(offsets: Sequence[tuple[int, int]], spoken: Sequence[Part]) -> list[int]:
+    """Return the role of each token: that of the part in which it begins. Raises BadRecord if an answer has none."""
     ends = np.cumsum([len(text) for _, text in spoken])
-    parts = np.searchsorted(ends, [start for start, _ in offsets], side="right")
-    whose = {min(int(part), len(spoken) - 1) for part in parts}
+    found = np.searchsorted(ends, [start for start, _ in offsets], side="right")
+    parts = np.minimum(found, max(len(spoken) - 1, 0))
+    whose = set(parts.tolist())
     for part, (role, text) in enumerate(spoken):
-        if role is Role.ASSISTANT and text.strip() and part not in whose:
-            raise FormatError(f"{where}: the tokenizer does not tell which tokens are those of the answer {text[:80]!r}")
-    return [int(spoken[min(part, len(spoken) - 1)][0]) for part in parts]
+        if role is Role.ASSISTANT and part not in whose and text.strip():
+            raise BadRecord(
+                Kind.TEMPLATE, f"the tokenizer does not tell which tokens are those of the answer {text[:80]!r}"
+            )
+    roles: list[int] = np.array([role for role, _ in spoken], dtype=np.int64)[parts].tolist()
+    return roles
 
 
 def ends(ids: Sequence[int], roles: Sequence[int], special: Set[int]) -> bool:
     """Whether the last answer has a token at its end that says so; true too where there is no answer."""
-    said = [token for token, role in zip(ids, roles, strict=True) if role == Role.ASSISTANT]
-    return not said or not special.isdisjoint(said[-END:])
+    answer = int(Role.ASSISTANT)
+    last = next((at for at in range(len(roles) - 1, -1, -1) if roles[at] == answer), None)
+    if last is None:
+        return True
+    return any(roles[at] == answer and ids[at] in special for at in range(max(0, last + 1 - END), last + 1))
 
 
 def _marked(ids: list[int], roles: list[int], bos: int | None, eos: int | None) -> tuple[list[int], list[int]]:
@@ -129,7 +191,7 @@ def _marked(ids: list[int], roles: list[int], bos: int | None, eos: int | None) 
 def _write(
     said: Iterable[Said], parts: Sequence[Path], known: dict[str, Any], progress: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Feed megatron-core's builders, and count. The ancestor marks no documents, so nor do these files."""
+    """Feed megatron-core's builders, and return the counts. Megatron-LLM marks no documents, nor do these files."""
     from mconv.train.mcore import IndexedDatasetBuilder
 
     texts, roles = (IndexedDatasetBuilder(str(parts[n]), dtype=np.dtype(known["dtype"]).type) for n in (0, 2))
@@ -142,23 +204,28 @@ def _write(
 
 def _add(
     texts: Any, roles: Any, said: Iterable[Said], known: dict[str, Any], progress: Callable[[int], None]
-) -> dict[str, int]:
-    """Add every conversation that is not empty. Raises FormatError if there is none, or none has an answer."""
-    counts = {"documents": 0, "empty": 0, "tokens": 0, "max_id": -1, "answer_tokens": 0, "unended": 0}
-    for ids, whose, ended in said:
+) -> dict[str, Any]:
+    """Add every conversation that is not empty, and count. Raises FormatError if none has an answer to learn from."""
+    counts = {"documents": 0, "empty": 0, "tokens": 0, "max_id": -1, "answer_tokens": 0, "unended": 0, "excluded": 0}
+    passed: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+    for ids, whose, ended, (excluded, *names) in said:
+        for counter, found in zip(passed, names, strict=True):
+            counter.update(found)
         if not ids:
             counts["empty"] += 1
             continue
         largest = highest(ids, known["vocab_size"])
-        texts.add_item(torch.tensor(ids))
-        roles.add_item(torch.tensor(whose))
+        texts.add_item(torch.from_numpy(np.array(ids)))
+        roles.add_item(torch.from_numpy(np.array(whose)))
         counts["documents"] += 1
         counts["tokens"] += len(ids)
         counts["max_id"] = max(counts["max_id"], largest)
         counts["answer_tokens"] += whose.count(Role.ASSISTANT)
         counts["unended"] += not ended
+        counts["excluded"] += excluded
         if counts["documents"] % BATCH == 0:
             progress(counts["documents"])
     if not counts["answer_tokens"]:
-        raise FormatError("no conversation with an answer in the input; there is nothing to train on")
-    return counts
+        why = f", but for {counts['excluded']} that are excluded from the loss" if counts["excluded"] else ""
+        raise FormatError(f"no conversation with an answer in the input{why}; there is nothing to train on")
+    return {**counts, "ignored": dict(passed[0]), "unread": dict(passed[1])}

@@ -49,6 +49,19 @@ class Tokenized:
     """Of instruction data: tokens that the assistant says."""
     unended: int | None = None
     """Of instruction data: conversations in which no special token ends the last answer."""
+    excluded: int | None = None
+    """Of instruction data: answers that a switch of their turn or record excludes from the loss."""
+    on_bad_record: str = "stop"
+    """What was done about bad records: `stop` or `skip`."""
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Bad records that were left out, by kind."""
+    first_rejected: list[str] = field(default_factory=list)
+    reject_file: str | None = None
+    """Name of the file beside this record that lists all bad records; None without any."""
+    ignored: dict[str, int] = field(default_factory=dict)
+    """Of instruction data: fields that --ignore-field passed over, and how often."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """Of instruction data: fields that are known to say nothing of the conversation, and how often each was there."""
 
 
 def read_record(prefix: Path) -> Tokenized | None:
@@ -114,19 +127,24 @@ def file_digest(path: Path) -> str:
 
 
 @contextmanager
-def appearing(outputs: Sequence[Path], *, overwrite: bool) -> Iterator[list[Path]]:
-    """Paths to write to; when all is written, and only then, the files get the names of `outputs`."""
-    if (there := [str(path) for path in outputs if path.exists()]) and not overwrite:
+def appearing(outputs: Sequence[Path], *, overwrite: bool, maybe: Path | None = None) -> Iterator[list[Path]]:
+    """Yield paths to write to; when all is written, and only then, the files get the names of `outputs`.
+
+    The last path is that of `maybe`, a file that need not be written; an old one of its name goes all the same.
+    """
+    names = [*outputs, *([maybe] if maybe else [])]
+    if (there := [str(path) for path in names if path.exists()]) and not overwrite:
         raise MconvError(f"{', '.join(there)}: already there; pass --overwrite, or another prefix")
     outputs[0].parent.mkdir(parents=True, exist_ok=True)
-    parts = [path.with_name(f".{path.name}.part") for path in outputs]
+    parts = [path.with_name(f".{path.name}.part") for path in names]
     try:
         yield parts
-        for part in parts:
+        written = [(part, path) for part, path in zip(parts, names, strict=True) if path != maybe or part.exists()]
+        for part, _ in written:
             sync(part)
-        for path in reversed(outputs):  # a kill from here on leaves less than a whole, and never old beside new
+        for path in reversed(names):  # a kill from here on leaves less than a whole, and never old beside new
             path.unlink(missing_ok=True)
-        for part, path in zip(parts, outputs, strict=True):
+        for part, path in sorted(written, key=lambda pair: pair[1] != maybe):
             part.replace(path)
     finally:
         for part in parts:

@@ -1,9 +1,8 @@
 """Text to megatron-core's `.bin`/`.idx`, with the policy of documents' ends recorded beside them."""
 
 import dataclasses
-import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mconv.errors import FormatError, MconvError
+from mconv.train.data.bad import POLICIES, REJECTED, OnBad, Rejected, Rejects
 from mconv.train.data.index import beside
 from mconv.train.data.pool import BATCH, in_batches
 from mconv.train.data.record import Tokenized, appearing, facts, load_tokenizer
@@ -27,6 +27,7 @@ def tokenize(
     append_eod: bool = True,
     prepend_bos: bool = False,
     workers: int = 1,
+    on_bad_record: str = "stop",
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Tokenized:
@@ -34,25 +35,68 @@ def tokenize(
 
     The tokenizer is an HF folder, read offline and without remote code. Each document ends in its EOS token unless
     `append_eod` is off: without it megatron-core's samples run documents together with nothing between them.
-    Files appear under their names only when all is written. Raises FormatError on a bad record (file:line).
+    Files appear under their names only when all is written. A bad record raises BadRecord (file:line, kind), or with
+    `on_bad_record` "skip" is left out, counted, and listed in PREFIX.rejected.jsonl.
     """
-    if workers < 1:
-        raise MconvError(f"--workers is {workers}; at least 1 is needed")
+    bad = checked(workers, on_bad_record)
     known = facts(tokenizer, append_eod=append_eod, prepend_bos=prepend_bos)
     outputs = [beside(prefix, suffix) for suffix in (".bin", ".idx", ".mconv.json")]
-    with appearing(outputs, overwrite=overwrite) as (data, index, record):
-        texts = itertools.chain.from_iterable(documents(path, key=key) for path in sources)
-        encode = partial(_encode, folder=tokenizer, bos=known["prepend_bos"], eos=known["append_eod"])
-        counts = _write(in_batches(texts, encode, workers=workers, letters=len), data, index, known, progress)
-        made = Tokenized(**known, **counts)
+    listed = beside(prefix, REJECTED)
+    with appearing(outputs, maybe=listed, overwrite=overwrite) as (data, index, record, rejected):
+        with closing(Rejects(rejected)) as rejects:
+            texts = _texts(sources, key, bad, rejects)
+            encode = partial(_encode, folder=tokenizer, bos=known["prepend_bos"], eos=known["append_eod"])
+            encoded = good(in_batches(texts, encode, workers=workers, letters=_letters), rejects)
+            counts = _write(encoded, data, index, known, progress)
+            rejects.check()
+        made = Tokenized(**known, **counts, on_bad_record=on_bad_record, **rejects.facts(listed.name))
         record.write_text(json.dumps(dataclasses.asdict(made), indent=2) + "\n")
     return made
 
 
-def _encode(batch: list[str], *, folder: Path, bos: int | None, eos: int | None) -> list[list[int]]:
-    """Ids of each document of a batch, with its marks where it has none; none for an empty document."""
-    coded = load_tokenizer(folder)(batch, add_special_tokens=False, verbose=False)["input_ids"]
-    return [marked(ids, bos, eos) if ids else [] for ids in coded]
+def checked(workers: int, on_bad_record: str) -> OnBad:
+    """Return what to do about a bad record. Raises MconvError on options that cannot be."""
+    if workers < 1:
+        raise MconvError(f"--workers is {workers}; at least 1 is needed")
+    if on_bad_record not in POLICIES:
+        raise MconvError(f"--on-bad-record is {on_bad_record!r}; it must be one of {', '.join(POLICIES)}")
+    return POLICIES[on_bad_record]
+
+
+def _texts(sources: Sequence[Path], key: str, bad: OnBad, rejects: Rejects) -> Iterator[str | Rejected]:
+    """Yield the documents of all sources, counting what is read from each."""
+    for path in sources:
+        for text in documents(path, key=key, bad=bad):
+            rejects.records[str(path)] += 1
+            yield text
+
+
+def _letters(text: str | Rejected) -> int:
+    return len(text) if isinstance(text, str) else 0
+
+
+def good(results: Iterable[Any], rejects: Rejects) -> Iterator[Any]:
+    """Yield what is not rejected; pass the others to `rejects`. Raises FormatError where nothing else was there."""
+    found = False
+    for result in results:
+        if isinstance(result, Rejected):
+            rejects.add(result)
+        else:
+            found = True
+            yield result
+    if not found:
+        rejects.check()
+
+
+def _encode(batch: list[str | Rejected], *, folder: Path, bos: int | None, eos: int | None) -> list[list[int] | Rejected]:
+    """Return the ids of each document of a batch, with its marks where it has none; none for an empty document."""
+    texts = [text for text in batch if isinstance(text, str)]
+    coded = iter(load_tokenizer(folder)(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [])
+    return [text if isinstance(text, Rejected) else _ended(next(coded), bos, eos) for text in batch]
+
+
+def _ended(ids: list[int], bos: int | None, eos: int | None) -> list[int]:
+    return marked(ids, bos, eos) if ids else []
 
 
 def marks(ids: list[int], bos: int | None, eos: int | None) -> tuple[list[int], list[int]]:
