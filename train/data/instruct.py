@@ -97,7 +97,7 @@ def instruct(
             said = in_batches(raws, partial(_said, how=how), workers=workers, letters=lambda raw: raw.size)
             counts = _write(good(said, rejects), parts, known, progress)
             rejects.check()
-        made = Tokenized(**known, **counts, template=template, on_bad_record=on_bad_record, rejected=dict(rejects.counts))
+        made = Tokenized(**known, **counts, template=template, on_bad_record=on_bad_record, **rejects.facts(listed.name))
         parts[-2].write_text(json.dumps(dataclasses.asdict(made), indent=2) + "\n")
     return made
 
