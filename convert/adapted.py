@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mconv.convert import lora, opening, peft
+from mconv.convert import lora, manifest, opening, peft
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.digests import combined
 from mconv.convert.formats import torch_dist
 from mconv.convert.formats.hf import read_json
 from mconv.convert.identify import Said, identify
-from mconv.convert.ignored import NOTHING, Ignored, joined
+from mconv.convert.ignored import NOTHING, Ignored, joined, recorded
 from mconv.convert.lora import Adapter, Settings
 from mconv.convert.source import Progress, Source, digests, quiet
 from mconv.errors import FormatError, refuse
@@ -82,7 +82,7 @@ def with_base(
     where = base or (run.folder.parent / run.base["path"])
     if not where.is_dir():
         raise FormatError(f"{where}, the base of {path}, is not there; say with --base where it is now")
-    beneath = opening.open_checkpoint(where, ignore=ignore)
+    beneath = opening.open_checkpoint(where, ignore=ignore | recorded(manifest.read(run.folder)))
     if beneath.spec != run.adapter.spec:
         raise FormatError(f"{where} is not the base of {path}: it is another architecture than {run.base['name']}")
     found = digests(Source.of(beneath), allow_nonfinite=True, progress=progress).stored

@@ -92,7 +92,7 @@ def _source(config: TrainConfig) -> _Source:
     at, adapted = agree.on_rank_0(lambda: where(config)), adapter.wanted(config)
     own = at.own is not None and not adapted
     if own:
-        opened = weights.open_weights(str(at.own), vocab_size=config.vocab_size)
+        opened = weights.open_weights(str(at.own), vocab_size=config.vocab_size, ignore=architecture.passes(config))
     else:
         opened = architecture.origin(config, iteration=at.iteration)
     _check_same_run(config, opened, resumed=at.own is not None)

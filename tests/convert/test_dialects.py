@@ -13,6 +13,7 @@ from tiny import VARIANTS, make_llama, same, tensors
 from mconv.convert import plan
 from mconv.convert.dialects import DIALECTS, mcore
 from mconv.convert.dialects.flags import Case
+from mconv.convert.ignored import ignored
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError, FormatError, LayoutError, MconvError
@@ -133,7 +134,10 @@ def test_names_and_args_that_contradict_each_other_are_not_guessed_either(tmp_pa
     rewritten(root, mixed)
     with pytest.raises(ConfigError, match="speak for both"):
         open_checkpoint(root)
-    assert open_checkpoint(root, dialect="nvidia-legacy").dialect == "nvidia-legacy"
+    with pytest.raises(ConfigError, match="--ignore-arg glu_activation"):  # which this dialect has not
+        open_checkpoint(root, dialect="nvidia-legacy")
+    known = ignored(args=["glu_activation"])
+    assert open_checkpoint(root, dialect="nvidia-legacy", ignore=known).dialect == "nvidia-legacy"
 
 
 @pytest.mark.parametrize("dialect", ["mcore", "nvidia-legacy"])

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mconv.convert.ignored import NOTHING, Ignored
 from mconv.convert.load import Checkpoint, load_rank, open_checkpoint
 from mconv.errors import LayoutError
 from mconv.shard.layout import padded_vocab
@@ -13,9 +14,11 @@ from mconv.train.model import initial
 from mconv.train.model.engine import Parallel, parameters
 
 
-def open_weights(path: str, *, vocab_size: int | None, iteration: int | None = None) -> Checkpoint:
+def open_weights(
+    path: str, *, vocab_size: int | None, iteration: int | None = None, ignore: Ignored = NOTHING
+) -> Checkpoint:
     """Open a checkpoint of any format; `vocab_size` where it does not know its own; `iteration` of a root's."""
-    return open_checkpoint(Path(path), vocab_size=vocab_size, iteration=iteration)
+    return open_checkpoint(Path(path), vocab_size=vocab_size, iteration=iteration, ignore=ignore)
 
 
 def padded_size(checkpoint: Checkpoint, parallel: Parallel, *, multiple: int) -> int:
