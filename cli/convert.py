@@ -11,10 +11,11 @@ from mconv.cli.terminal import one_voice, progress
 from mconv.errors import MconvError, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from mconv.convert.checkpoint import Checkpoint
     from mconv.convert.plan import Plan
+    from mconv.convert.sidecar import LeftOut
     from mconv.shard.stages import Uneven
 
     Export = Callable[[int | None, Path, str | None], None]
@@ -265,9 +266,17 @@ def _find(
         raise MconvError("give a model: `mconv hf2meg llama2 --size 7`, `mconv hf2meg FOLDER`, or `--from FOLDER`")
     local = Path(named).expanduser().is_dir()
     picked = size if not source or fetch.is_family(source) else None
-    folder = fetch.resolve(named, size=picked, cache_dir=cache_dir, offline=offline)
+    folder = fetch.resolve(named, size=picked, cache_dir=cache_dir, offline=offline, tell=_tell_of_the_rest)
     called = folder.resolve().name if local else Path(named).name
     return model or called, folder, None if local else fetch.repository(named, size=picked)
+
+
+def _tell_of_the_rest(left_out: "Sequence[LeftOut]") -> None:
+    """Say what of a repository was not fetched."""
+    from mconv.convert.sidecar import note
+
+    if behind := note(left_out):
+        print(f"note: {behind}", file=sys.stderr)
 
 
 def _open(

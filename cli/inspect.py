@@ -1,6 +1,7 @@
 """`mconv inspect`: what a checkpoint is."""
 
 import json as jsonlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ def inspect(
     pp: int | None = None,
     vpp: int | None = None,
     plot: Path | None = None,
+    max_position_embeddings: int | None = None,
+    rope_factor: float | None = None,
     ignoring: o.Ignores = o.IGNORING,
 ) -> None:
     """Say what a checkpoint is: format, dialect, layout, architecture, parameters, bytes, dtype.
@@ -35,7 +38,8 @@ def inspect(
     Parameters
     ----------
     path
-        A Hugging Face folder, a Megatron root, or the folder of one iteration.
+        A Hugging Face folder, one in Meta's or Mistral's own files, a Megatron root, the folder of one iteration, or a
+        repository ORG/NAME of the Hub's cache.
     tensors
         List every stored tensor and the logical tensor that it holds a piece of.
     tp
@@ -46,17 +50,25 @@ def inspect(
         Its model chunks on each stage.
     plot
         Draw which rank holds which slice: a .png, .svg, .pdf or .html file.
+    max_position_embeddings
+        The context that the model was trained for, where Meta's params.json does not say.
+    rope_factor
+        The factor of llama3 rope scaling, where Meta's params.json has use_scaled_rope without it.
     """
     from mconv.convert import adapted
     from mconv.convert.opening import open_checkpoint
 
+    path = o.local(path)
     if adapted.is_run(path, iteration):
         facts = _facts_of_run(adapted.open_run(path, iteration))
         print(jsonlib.dumps(facts, indent=1) if json else "\n".join(f"{k:<24} {v}" for k, v in facts.items()))
         return
     found = open_checkpoint(
-        path, iteration=iteration, vocab_size=vocab_size, dialect=dialect, config=config, ignore=ignoring.names
-    )
+        path, iteration=iteration, vocab_size=vocab_size, dialect=dialect, config=config, ignore=ignoring.names,
+        max_position_embeddings=max_position_embeddings, rope_factor=rope_factor,
+    )  # fmt: skip
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
     facts = facts_of(found)
     if tensors:
         facts["tensors"] = [
@@ -108,9 +120,12 @@ def _facts_of_run(run: "Run") -> dict[str, Any]:
 
 
 def facts_of(c: "Checkpoint") -> dict[str, Any]:
+    from mconv.convert.recognize import what_is
+
     layout = c.layout
     return {
         "path": str(c.path),
+        "what": what_is(c.path).text,
         "format": c.format,
         "dialect": c.dialect,
         "iteration": c.iteration,

@@ -16,6 +16,7 @@ from mconv.convert.formats.hf import read_json
 from mconv.convert.identify import Said, identify
 from mconv.convert.ignored import NOTHING, Ignored, joined, recorded
 from mconv.convert.lora import Adapter, Settings
+from mconv.convert.recognize import what_is
 from mconv.convert.source import Progress, Source, digests, quiet
 from mconv.errors import FormatError, refuse
 
@@ -32,7 +33,7 @@ class Run:
 
 def is_run(path: Path, iteration: int | None = None) -> bool:
     """Whether a Megatron root, or one iteration's folder, is of a run that trained an adapter."""
-    if not path.is_dir() or (path / "config.json").is_file() or peft.has_adapter(path):
+    if peft.has_adapter(path) or what_is(path).kind not in ("megatron", "torch_dist", "root"):
         return False
     folder = opening.iteration_folder(path, iteration)
     return torch_dist.is_torch_dist(folder) and lora.of_args(torch_dist.open_folder(folder)[1]) is not None

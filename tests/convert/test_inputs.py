@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import edit_json, make_llama, same, tensors
 
+from mconv.cli.app import run
 from mconv.convert import plan
 from mconv.convert.formats import bin
 from mconv.convert.opening import open_checkpoint
@@ -250,6 +251,18 @@ def test_what_meta_does_not_say(plain, tmp_path):
     assert scaled.spec.rope == Rope(kind="llama3", base=500000.0, factor=32.0) and not scaled.notes
     with pytest.raises(ConfigError, match="not the config of this checkpoint"):
         open_checkpoint(meta, config=plain, rope_factor=8.0)
+
+
+def test_inspect_takes_every_folder_that_hf2meg_takes(plain, source, tmp_path, capsys):
+    """Meta's files and `.bin` weights too, with the flags that settle what they leave open, and says what they are."""
+    meta = as_meta(plain, tmp_path / "meta", n_kv_heads=4, use_scaled_rope=True, rope_theta=500000.0)
+    assert run(["inspect", str(meta), "--json"]) == 2 and "--rope-factor 8 or 32" in capsys.readouterr().err
+    assert run(["inspect", str(meta), "--rope-factor", "8", "--max-position-embeddings", "256", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["format"], facts["what"], facts["left_out"]) == ("meta", "a folder in Meta's own files", [])
+    assert facts["parameters"] == open_checkpoint(plain).parameters
+    assert run(["inspect", str(pickled(source, tmp_path / "bin")), "--tensors"]) == 0
+    assert "a Hugging Face folder" in capsys.readouterr().out
 
 
 def test_defaults_of_params_json(tmp_path):
