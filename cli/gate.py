@@ -122,6 +122,17 @@ def before_publishing(folder: Path, *, against: Path | None, rehearsal: bool, re
     return _judgement(report, found, holding, record=record)
 
 
+def of_an_adapter(folder: Path, *, asked: bool) -> Finding:
+    """Return what is known of an adapter: nothing but itself says what it should be. `asked`: for a verdict."""
+    if asked:
+        raise MconvError(
+            f"{folder} is an adapter, which no verdict can be about; `mconv lora merge` makes a model of it and its "
+            "base, and that can be verified"
+        )
+    line = f"{folder} is an adapter: its tensors are whole and finite, and there is nothing that it must equal"
+    return Finding(state="adapter", passed=True, against=None, lines=(line,), verdicts=())
+
+
 def without_a_verdict(folder: Path) -> Finding:
     """Nobody asks; a verdict of its manifest that is of other bytes must not reach the card all the same."""
     from mconv.convert.opening import open_checkpoint

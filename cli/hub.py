@@ -107,7 +107,10 @@ def _gate(
     folder: Path, *, against: Path | None, unverified: bool, record: bool = False, rehearsal: bool = False
 ) -> "Finding":
     from mconv.cli import gate
+    from mconv.hub import adapter
 
+    if adapter.is_adapter(folder):
+        return gate.of_an_adapter(folder, asked=against is not None or record)
     if unverified:
         return gate.without_a_verdict(folder)
     return gate.before_publishing(folder, against=against, rehearsal=rehearsal, record=record)
@@ -161,6 +164,7 @@ def pull(
         Print one JSON object.
     """
     from mconv.convert.sidecar import LeftOut, note
+    from mconv.hub import adapter
     from mconv.hub.fetch import pull as fetch
     from mconv.hub.folder import survey
     from mconv.hub.push import progress
@@ -173,8 +177,10 @@ def pull(
         )  # fmt: skip
     if behind := note(left):
         print(f"note: {behind}", file=sys.stderr)
-    files = survey(folder)[0]
-    _show({"folder": str(folder), "files": files}) if json else print(f"{folder}: {len(files)} files, whole")
+    alone = adapter.is_adapter(folder)
+    files = sorted(path.name for path in folder.iterdir() if path.is_file()) if alone else survey(folder)[0]
+    told = f"; an adapter: `mconv lora merge {folder} --base BASE` makes a model of it and its base" * alone
+    _show({"folder": str(folder), "files": files}) if json else print(f"{folder}: {len(files)} files, whole{told}")
 
 
 def _show(value: dict[str, Any]) -> None:

@@ -55,10 +55,13 @@ def inspect(
     rope_factor
         The factor of llama3 rope scaling, where Meta's params.json has use_scaled_rope without it.
     """
-    from mconv.convert import adapted
+    from mconv.convert import adapted, peft
     from mconv.convert.opening import open_checkpoint
 
     path = o.local(path)
+    if path.is_dir() and peft.is_adapter(path):
+        _show_adapter(path, json=json)
+        return
     if adapted.is_run(path, iteration):
         facts = _facts_of_run(adapted.open_run(path, iteration))
         print(jsonlib.dumps(facts, indent=1) if json else "\n".join(f"{k:<24} {v}" for k, v in facts.items()))
@@ -107,6 +110,20 @@ def _preview(c: "Checkpoint", *, tp: int | None, pp: int | None, vpp: int | None
     return target_layout(c.spec, c.family, tp=sizes[0], pp=sizes[1], vpp=chunks, dialect=c.dialect or "mcore")
 
 
+def _show_adapter(folder: Path, *, json: bool) -> None:
+    """Print what a PEFT adapter's folder is, and what stands in the way of merging it."""
+    from mconv.convert.peft_facts import facts
+
+    found = facts(folder)
+    if json:
+        print(jsonlib.dumps(found, indent=1))
+        return
+    shown = {**found, "bytes": decimal(found["bytes"]), "parameters": f"{found['parameters']:,}"}
+    for key, value in shown.items():
+        for one in value if key == "problems" else [", ".join(map(str, value)) if isinstance(value, list) else value]:
+            print(f"{key:<24} {one}")
+
+
 def _facts_of_run(run: "Run") -> dict[str, Any]:
     """Of a LoRA run's checkpoint: the adapter that it holds, and what lies beneath."""
     settings, factors = run.adapter.settings, run.adapter.factors
@@ -138,6 +155,7 @@ def facts_of(c: "Checkpoint") -> dict[str, Any]:
         "dtype": dtype_name(c.dtype) if len(c.dtypes) == 1 else sorted(map(dtype_name, c.dtypes)),
         "stored_tensors": len(c.stored),
         "side_files": list(c.side_files),
+        "notes": list(c.notes),
         "left_out": [f"{item.name} ({item.why})" for item in c.beside.left_out],
         "manifest": c.manifest is not None,
         "history": (c.manifest or {}).get("history", []),

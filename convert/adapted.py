@@ -78,7 +78,8 @@ def with_base(
     if peft.has_adapter(path):
         beneath = opening.open_checkpoint(base or _named(path), ignore=ignore)
         adapter = peft.read(path, family=beneath.family, spec=beneath.spec, ignore=ignore.config_keys)
-        return merged(beneath, adapter, lies=path)
+        notes = tuple(note for note in beneath.notes if note not in peft.beside(path))  # here it is applied
+        return merged(dataclasses.replace(beneath, notes=notes), adapter, lies=path)
     run = open_run(path, iteration)
     where = base or (run.folder.parent / run.base["path"])
     if not where.is_dir():

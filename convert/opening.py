@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mconv.convert import hugging, lora, manifest, meta, spell
+from mconv.convert import hugging, lora, manifest, meta, peft, spell
 from mconv.convert.checkpoint import TRACKER, Checkpoint
 from mconv.convert.complete import check_complete, check_depth
 from mconv.convert.dialects import DIALECTS, mcore
@@ -126,7 +126,8 @@ def _open_hf(path: Path, ignore: Ignored) -> Checkpoint:
     located, notes = hugging.weights(path, family, spec)
     return Checkpoint(
         path=path, format="hf", dialect=None, family=family, spec=spec, layout=None, iteration=None,
-        stored=spell.hf_sources(family, spec, located), located=located, manifest=made, notes=notes,
+        stored=spell.hf_sources(family, spec, located), located=located, manifest=made,
+        notes=(*notes, *peft.beside(path)),
         ignored=joined((made or {}).get("ignored", {}), {"config_keys": passed}),
     )  # fmt: skip
 

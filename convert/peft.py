@@ -5,7 +5,7 @@ The tensors decide what an adapter is; a config that says otherwise stops.
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,16 @@ def has_adapter(folder: Path) -> bool:
 def is_adapter(folder: Path) -> bool:
     """Return whether a folder is a PEFT adapter and no model: a config.json may lie there, weights may not."""
     return has_adapter(folder) and not any((folder / name).is_file() for name in MODELS)
+
+
+def beside(folder: Path) -> tuple[str, ...]:
+    """Return the note on an adapter that lies beside a whole model, if one does."""
+    if not has_adapter(folder) or is_adapter(folder):
+        return ()
+    return (
+        f"{folder}: a PEFT adapter lies beside the weights; it is not applied here. transformers' from_pretrained "
+        f"applies it where the package peft is installed: `mconv lora merge {folder} --out FOLDER` writes that model",
+    )
 
 
 def tensors(folder: Path) -> dict[str, Located]:
@@ -253,10 +263,3 @@ def write(adapter: Adapter, folder: Path, *, base: str) -> None:
 
 def _plain(number: float) -> int | float:
     return int(number) if number == int(number) else number
-
-
-def described(folder: Path) -> Iterable[tuple[str, Any]]:
-    """Yield what an adapter's folder says of itself without its base: for people, so nothing is refused."""
-    config = read_json(folder / CONFIG)
-    for name in ("base_model_name_or_path", "peft_type", "r", "lora_alpha", "target_modules", "modules_to_save"):
-        yield name, config.get(name)

@@ -59,6 +59,11 @@ def render(manifest: Mapping[str, Any], *, repo: str, license: str | None = None
     return seal(f"---\n{metadata}---\n\n{_body(facts, repo=repo, source=source)}")
 
 
+def is_license(text: str) -> bool:
+    """Return whether a text could be a license's identifier on the Hub."""
+    return _LICENSE.fullmatch(text) is not None
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """`mconv.json` of a folder, {} if there is none; raises FormatError."""
     return check_manifest(read_object(folder / MANIFEST)) if (folder / MANIFEST).is_file() else {}
@@ -132,7 +137,7 @@ def escape(value: object) -> str:
 
 
 def _metadata(facts: dict[str, Any], *, license: str | None) -> dict[str, Any]:
-    if license is not None and not _LICENSE.fullmatch(license):
+    if license is not None and not is_license(license):
         raise ConfigError(f"--license {license!r} is no license identifier of the Hub, such as llama2 or apache-2.0")
     base = facts.get("source", {}).get("name")
     family = re.sub(r"[^a-z0-9.]+", "-", str(facts.get("family", "")).lower()).strip("-")

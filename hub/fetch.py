@@ -11,8 +11,10 @@ from typing import Any
 from mconv.convert.recognize import shown
 from mconv.convert.sidecar import LeftOut, judge
 from mconv.errors import ConfigError, FormatError, MconvError
+from mconv.hub import adapter
+from mconv.hub.adapter import missing
 from mconv.hub.faults import check_repo_id, one_line
-from mconv.hub.folder import MANIFEST, check_weights, missing
+from mconv.hub.folder import MANIFEST, check_weights
 
 KINDS = (
     ("*.safetensors", "*.safetensors.index.json"),
@@ -132,7 +134,7 @@ def pull(
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not resumable and not overwrite)):
         raise FormatError(f"{out}: not an empty folder; give another one, or --overwrite")
     folder = _download(repo, cache_dir=None, local_dir=out, revision=revision, endpoint=endpoint, tell=tell)
-    check_weights(folder)
+    adapter.check_tensors(folder) if adapter.is_adapter(folder) else check_weights(folder)
     return folder
 
 
@@ -205,6 +207,7 @@ def wanted(sizes: Mapping[str, int | None]) -> tuple[list[str], list[LeftOut]]:
     own: list[str] = []
     for kind in KINDS:
         own = own or [name for name in sizes if "/" not in name and _fits(name, kind) and not _fits(name, NOT_IT)]
+    own = own or adapter.of_a_repository(sizes)
     mine = [name for name in (MANIFEST,) if name in sizes]
     return sorted({*beside, *own, *mine}), [item for item in left_out if item.name not in own]
 
@@ -261,7 +264,7 @@ def _download(
     if absent := missing(folder):
         raise FormatError(
             f"{repo}: has no {absent[0]}; mconv reads models with config.json and weights in safetensors or "
-            f"pytorch_model.bin (it has {shown(sorted(sizes))})"
+            f"pytorch_model.bin, and PEFT adapters (it has {shown(sorted(sizes))})"
         )
     tell(wanted(sizes)[1])
     return folder

@@ -19,8 +19,15 @@ CARD = "README.md"
 SOURCE_CARD = "SOURCE_README.md"
 """What the card of the model that a folder was made from is called where it is published."""
 MANIFEST = "mconv.json"
-STALE = ("*.safetensors", INDEX, "pytorch_model*.bin", "pytorch_model.bin.index.json")
-"""Weights that transformers might load instead of, or beside, the new ones."""
+STALE = (
+    "*.safetensors",
+    INDEX,
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+    "adapter_config.json",
+    "adapter_model.bin",
+)
+"""Weights, and an adapter, that transformers might load instead of, or beside, the new ones."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SECRET = re.compile(
     rb"hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,}|\bAKIA[0-9A-Z]{16}\b|\bsk-[A-Za-z0-9_-]{40,}"
@@ -61,7 +68,7 @@ def check(folder: Path) -> None:
     names, left_out = survey(folder)
     pickled = [item.name for item in left_out if item.name.endswith(PICKLES) and "/" not in item.name]
     problems = [f"{folder / name}: a pickle, which runs code when loaded; remove it" for name in pickled]
-    problems += _config_problems(folder) + _weight_problems(folder, names) + _secrets(folder, names)
+    problems += _config_problems(folder) + _weight_problems(folder, names) + secrets_in(folder, names)
     refuse(problems, doing=f"{folder} is not a complete model folder", kind=FormatError)
 
 
@@ -142,8 +149,8 @@ def _header_problem(path: Path, *, wanted: set[str] | None) -> str | None:
     return f"{path}: {INDEX} and the file disagree about {odd[0]} ({len(odd)} tensors)" if odd else None
 
 
-def _secrets(folder: Path, names: list[str]) -> list[str]:
-    """Tokens and keys in files that are about to be published."""
+def secrets_in(folder: Path, names: list[str]) -> list[str]:
+    """Return a problem for each token and key in files that are about to be published."""
     texts = [name for name in names if not name.endswith((".safetensors", ".model"))]
     found = {name: hit[0] for name in texts if (hit := _SECRET.search((folder / name).read_bytes()))}
     return [f"{folder / name}: holds {_kind(secret)}; remove it, and revoke it" for name, secret in found.items()]

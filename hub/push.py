@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from mconv.convert.sidecar import LeftOut
 from mconv.convert.tokens import is_tokenizer
 from mconv.errors import MconvError
+from mconv.hub import adapter
 from mconv.hub import card as cards
 from mconv.hub.faults import LOGIN, check_repo_id, one_line
 from mconv.hub.folder import CARD, MANIFEST, SOURCE_CARD, STALE, check, matches, survey
@@ -74,6 +75,8 @@ def plan(
     a bad `repo` or `license`.
     """
     check_repo_id(repo)
+    if adapter.is_adapter(folder):
+        return _plan_of_adapter(folder, repo, overwrite_card=overwrite_card, license=license)
     check(folder)
     names, left_out = survey(folder)
     manifest = cards.read_manifest(folder)
@@ -91,6 +94,22 @@ def plan(
         left_out.append(LeftOut(name=CARD, why=f"it is the source's card, and there is a {SOURCE_CARD} already"))
     if manifest and facts != manifest:
         made[MANIFEST] = (json.dumps(facts, indent=2) + "\n").encode()
+    files = tuple(_file(folder, name, content=made.get(name)) for name in sorted({*names, *made}))
+    return PushPlan(folder=folder, repo=repo, files=files, left_out=tuple(left_out), card=card, card_is_ours=ours)
+
+
+def _plan_of_adapter(folder: Path, repo: str, *, overwrite_card: bool, license: str | None) -> PushPlan:
+    """Return the plan of an adapter's folder: its files alone travel, and its card is made from what they say."""
+    adapter.check(folder)
+    names, left_out = adapter.survey(folder)
+    written = _text(folder / CARD) if CARD in names else None
+    ours = overwrite_card or written is None or cards.is_ours(written) or adapter.is_template(written)
+    card = adapter.render(folder, repo=repo, license=license) if ours or written is None else written
+    made = {CARD: card.encode()} if ours else {}
+    if (config := adapter.published_config(folder)) is not None:
+        made[adapter.CONFIG] = config
+    if MANIFEST in names:
+        made[MANIFEST] = (json.dumps(cards.published(cards.read_manifest(folder)), indent=2) + "\n").encode()
     files = tuple(_file(folder, name, content=made.get(name)) for name in sorted({*names, *made}))
     return PushPlan(folder=folder, repo=repo, files=files, left_out=tuple(left_out), card=card, card_is_ours=ours)
 

@@ -195,6 +195,8 @@ def _tell(run: Run, padded: int, say: logs.Say) -> None:
         f"{run.spec.family}, {run.spec.num_layers} layers, "
         f"hidden {run.spec.hidden_size}, vocabulary {run.spec.vocab_size} padded to {padded}"
     )
+    for note in run.origin.notes:
+        say(f"note: {note}")
     if run.saver and (behind := sidecar.note(run.origin.beside.left_out)):
         say(behind)
     inherited = "" if run.config.seq_length else " (the model's max_position_embeddings)"

@@ -25,7 +25,7 @@ class Side:
     said: Said
     """With which a rank opens it again."""
     assumed: tuple[str, ...] = ()
-    """What was taken from the other side."""
+    """What was taken from the other side, or had to be assumed when it was opened."""
 
 
 def open_both(a: Path, b: Path, said: Said) -> tuple[Side, Side]:
@@ -50,7 +50,7 @@ def _open(path: Path, said: Said) -> Side:
     own = {k: v for k, v in said.items() if v is not None and (k == "ignore" or not hugging)}
     checkpoint = opened(path, own)
     own.pop("iteration", None)  # the folder that was found is the iteration's
-    return Side(checkpoint=checkpoint, said=own)
+    return Side(checkpoint=checkpoint, said=own, assumed=checkpoint.notes)
 
 
 def opened(path: Path, said: Said) -> Checkpoint:
@@ -70,4 +70,4 @@ def _open_by(path: Path, said: Said, other: Checkpoint, error: Unsaid) -> Side:
             raise error from None
         side = _open(path, said | size | {"config": str(config)})
         told = f"{side.checkpoint.name} cannot be trusted about its architecture: that of {other.name} was taken"
-    return Side(checkpoint=side.checkpoint, said=side.said, assumed=(told,))
+    return Side(checkpoint=side.checkpoint, said=side.said, assumed=(*side.assumed, told))

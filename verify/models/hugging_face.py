@@ -1,9 +1,11 @@
 """transformers' model of a Hugging Face folder, whole or from disk."""
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from mconv.convert import peft
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.formats import tensors
 from mconv.convert.table import Stored
@@ -19,6 +22,19 @@ from mconv.train.parallel import world
 from mconv.verify.compare import CHUNK
 from mconv.verify.models.common import How, Keep, narrowed, output_axes, put, sampled
 from mconv.verify.onuse import bind, present
+
+
+@contextlib.contextmanager
+def without_adapter(folder: Path) -> Iterator[Path]:
+    """Yield a folder with the model alone: transformers applies an adapter that lies beside it, if peft is installed."""
+    if not peft.has_adapter(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as plain:
+        for path in folder.iterdir():
+            if not path.name.startswith("adapter_"):
+                (Path(plain) / path.name).symlink_to(path.resolve())
+        yield Path(plain)
 
 
 class HuggingFace:
@@ -42,13 +58,14 @@ class HuggingFace:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        model = AutoModelForCausalLM.from_pretrained(
-            self.checkpoint.path,
-            dtype=self.how.filling,
-            local_files_only=True,
-            trust_remote_code=False,
-            attn_implementation="sdpa",
-        )
+        with without_adapter(self.checkpoint.path) as folder:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=self.how.filling,
+                local_files_only=True,
+                trust_remote_code=False,
+                attn_implementation="sdpa",
+            )
         narrowed({name: parameter.data for name, parameter in model.named_parameters()}, self.how.narrow)
         for parameter in model.parameters():  # not buffers: rope's angles stay in fp32
             parameter.data = parameter.data.to(self.how.dtype)
