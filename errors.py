@@ -25,6 +25,10 @@ class FormatError(MconvError):
     """A file that is missing, truncated, of another format, or not to be trusted."""
 
 
+class CopiesDiffer(FormatError):
+    """Copies of one tensor in a checkpoint that are not the same bits: ranks that disagree, or a tied head."""
+
+
 class CheckFailed(MconvError):
     """A check ran to its end and the answer is no: the checkpoint is wrong. Exit code 1."""
 

@@ -11,7 +11,7 @@ from mconv.convert.checkpoint import Checkpoint, primary
 from mconv.convert.digests import ALGORITHM, ALGORITHMS, Digests, recorded
 from mconv.convert.formats.tensors import bytes_of
 from mconv.convert.table import Logical, Stored
-from mconv.errors import FormatError
+from mconv.errors import CopiesDiffer, FormatError
 from mconv.shard.axes import Box, intersect, lengths, volume, within
 from mconv.shard.cut import Block
 from mconv.shard.patch import Patch, patch_of
@@ -163,7 +163,21 @@ def check_copies(source: Source) -> None:
 
 
 def check_copies_of(source: Source, logical: Logical, slab: Slab) -> None:
-    """The same for one slab of a tensor."""
+    """Raise CopiesDiffer, with the files' and tensor's names, where copies of one slab of a tensor differ."""
+    for stored, kept in differing_copies(source, logical, slab):
+        way = "the checkpoint is inconsistent"
+        if source.checkpoint.format == "hf":  # a tied head: the only copy that a folder of transformers holds
+            way = (
+                "config.json ties the two, and transformers does not tie what differs. To keep both, say there "
+                '"tie_word_embeddings": false'
+            )
+        raise CopiesDiffer(
+            f"{source.checkpoint.path}: {stored.key} and {kept.key} are copies of {logical} but differ; {way}"
+        )
+
+
+def differing_copies(source: Source, logical: Logical, slab: Slab) -> Iterator[tuple[Stored, Stored]]:
+    """Return each stored copy that differs within a slab of a tensor, and the copy that stands for all."""
     group = source.groups[logical]
     first = {stored.piece.blocks: stored for stored in primary(group)}
     for stored in group:
@@ -171,15 +185,7 @@ def check_copies_of(source: Source, logical: Logical, slab: Slab) -> None:
         for block in stored.piece.blocks if stored is not kept else ():
             both = intersect(block.box, slab.box)
             if both and not _same_bits(source.view(stored, block, both), source.view(kept, block, both)):
-                way = "the checkpoint is inconsistent"
-                if source.checkpoint.format == "hf":  # a tied head: the only copy that a folder of transformers holds
-                    way = (
-                        "config.json ties the two, and transformers does not tie what differs. To keep both, say there "
-                        '"tie_word_embeddings": false'
-                    )
-                raise FormatError(
-                    f"{source.checkpoint.path}: {stored.key} and {kept.key} are copies of {logical} but differ; {way}"
-                )
+                yield stored, kept
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -15,7 +15,7 @@ import torch
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.digests import ALGORITHMS, Recorded, recorded
 from mconv.convert.formats.tensors import bytes_of, forget
-from mconv.convert.source import SLAB_BYTES, Progress, Scratch, Slab, Source, check_copies_of, quiet, slab_boxes
+from mconv.convert.source import SLAB_BYTES, Progress, Scratch, Slab, Source, differing_copies, quiet, slab_boxes
 from mconv.convert.table import Logical
 from mconv.shard.axes import Axes, Box
 from mconv.verify.specs import spec_differences, spec_notes
@@ -47,11 +47,22 @@ class Report:
     """Biases that only one side stores, and there they are zero: the same function."""
     stale: dict[str, tuple[str, ...]]
     """By side, tensors whose bytes are not those that its own manifest recorded."""
+    replicas: dict[str, dict[str, tuple[str, ...]]]
+    """By side, tensors whose copies differ: what holds them. The first is the copy that was compared."""
 
     @property
     def same(self) -> bool:
         """Whether both compute the same function, rounding of the weights aside."""
-        return not self.spec and not self.differences
+        return not self.spec and not self.differences and not any(self.replicas.values())
+
+    @property
+    def contradictions(self) -> list[str]:
+        """A sentence for each tensor of which a checkpoint holds copies that differ."""
+        return [
+            f"{name}: copies of {tensor} differ, so it is no one model: {' and '.join(others)} against {kept}"
+            for name, side in ((self.a, "a"), (self.b, "b"))
+            for tensor, (kept, *others) in self.replicas[side].items()
+        ]
 
     @property
     def exact(self) -> bool:
@@ -67,7 +78,8 @@ class Report:
         own = {name: values[name] for name in (f.name for f in fields(cls))}
         pairs = {name: {key: tuple(two) for key, two in own[name].items()} for name in ("spec", "noted", "cast", "stale")}
         told = tuple(Difference.from_dict(one) for one in own["differences"])
-        return cls(**{**own, **pairs, "differences": told, "zero_biases": tuple(own["zero_biases"])})
+        copies = {side: {key: tuple(keys) for key, keys in own["replicas"][side].items()} for side in own["replicas"]}
+        return cls(**{**own, **pairs, "differences": told, "zero_biases": tuple(own["zero_biases"]), "replicas": copies})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +89,22 @@ class _Side:
     source: Source
     recorded: Recorded
     stale: list[str]
+    replicas: dict[str, list[str]]
     scratch: Scratch
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "_Side":
-        return cls(Source.of(checkpoint), recorded(checkpoint), [], Scratch())
+        return cls(Source.of(checkpoint), recorded(checkpoint), [], {}, Scratch())
 
     def slabs(self, logical: Logical, boxes: list[Box]) -> Iterator[torch.Tensor]:
-        """Slab after slab, contiguous; each is overwritten by the next. Copies of it elsewhere must be the same."""
+        """Slab after slab, contiguous; each is overwritten by the next. Copies of it that differ are noted."""
         want = self.recorded.digests.get(str(logical))
         digest = ALGORITHMS[self.recorded.algorithm]()
         for box in boxes:
             slab = self.scratch.packed("slab", self.source.pull(logical, box, self.scratch))
-            check_copies_of(self.source, logical, Slab(box, slab))
+            for other, kept in differing_copies(self.source, logical, Slab(box, slab)):
+                found = self.replicas.setdefault(str(logical), [kept.key])
+                found += [other.key] if other.key not in found else []
             if want is not None:
                 digest.update(bytes_of(slab))
             yield slab
@@ -109,8 +124,8 @@ class _Side:
 def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = quiet) -> Report:
     """Compare every logical tensor of two checkpoints, and what their architectures say beyond tensors.
 
-    A tied head is the embedding, also where the other side stores a head. Raises FormatError where a checkpoint
-    contradicts itself: copies of one tensor that differ. `progress` is told the bytes read of both.
+    A tied head is the embedding, also where the other side stores a head. Copies of one tensor must agree, too.
+    `progress` is told the bytes read of both.
     """
     left, right = _Side.of(a), _Side.of(b)
     spec, noted = spec_differences(a.spec, b.spec), spec_notes(a.spec, b.spec)
@@ -139,6 +154,8 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = quiet) -> Repo
         a=describe(a), b=describe(b), tensors=both, nbytes=nbytes, spec=spec, noted=noted, cast=cast,
         differences=tuple(differences), zero_biases=tuple(zero),
         stale={name: tuple(side.stale) for name, side in (("a", left), ("b", right))},
+        replicas={name: {tensor: tuple(keys) for tensor, keys in side.replicas.items()}
+                  for name, side in (("a", left), ("b", right))},
     )  # fmt: skip
 
 

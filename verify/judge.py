@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mconv.convert.checkpoint import Checkpoint
-from mconv.errors import CheckFailed, FormatError, LayoutError, MconvError, refuse
+from mconv.errors import CheckFailed, LayoutError, MconvError, refuse
 from mconv.shard.layout import padded_vocab
 from mconv.shard.stages import EVEN, Uneven
 from mconv.train.launch import ranks
@@ -59,7 +59,7 @@ class Options:
 def judge(a: Path, b: Path, options: Options, *, show: steps.Show = steps.silent) -> dict[str, Any]:
     """Judge `b` by `a`, the reference. The report is rank 0's; {} on other ranks of somebody's torchrun.
 
-    Raises MconvError where it cannot be judged, CheckFailed where a checkpoint contradicts itself.
+    Raises MconvError where it cannot be judged. A checkpoint that contradicts itself is judged: it is wrong.
     """
     return judge_sides(open_both(a, b, options.opening), options, show=show)
 
@@ -73,13 +73,15 @@ def judge_sides(sides: tuple[Side, Side], options: Options, *, show: steps.Show 
     logits = None
     if options.proofs != "logits" and world()[0] == 0:
         report |= _by_digests(one, two, options, show=show)
-    if options.proofs != "digests":
+    if options.proofs != "digests" and not (_contradicted(report) and world()[1] == 1):
         logits = _by_logits(sides, options, report, show=show)
         if logits == {}:
             return {}
         report |= logits or {}
     if world()[0] != 0:
         return {}
+    if logits is None and report["digests"] is None:  # no model to be asked: which tensors are to blame
+        report |= _by_digests(one, two, options, show=show)
     report["verdicts"] = verdicts(report["digests"], logits)
     report["environment"] = environment.describe(seconds=time.monotonic() - began)
     return report
@@ -87,12 +89,13 @@ def judge_sides(sides: tuple[Side, Side], options: Options, *, show: steps.Show 
 
 def _by_digests(a: Checkpoint, b: Checkpoint, options: Options, *, show: steps.Show) -> dict[str, Any]:
     """The first proof's part of the report."""
-    found = _digests(a, b, options, show=show)
+    found = _digests(a, b, show=show)
     part = {"digests": reports.of_digests(found), "passed": found.same}
     if found.same:
         return part
-    part["failures"] = ["the tensors differ" if found.differences else "the architectures differ"]
-    if options.proofs == "digests":
+    part["failures"] = ["the tensors differ"] if found.differences else ["the architectures differ"] if found.spec else []
+    part["failures"] += found.contradictions
+    if options.proofs == "digests" or found.contradictions:
         guesses = [guess.to_dict() | {"error_after": None} for guess in explain(a, b, found)]
         part["diagnosis"] = {"guesses": guesses, "lines": [guess["text"] for guess in guesses]}
     return part
@@ -104,6 +107,8 @@ def _by_logits(
     """The second proof's part: {} on a rank that does not report. None where it cannot be had, and need not be."""
     try:
         logits = _logits(sides, options, report["digests"], show=show)
+    except CheckFailed:  # copies that differ: of which model are the logits?
+        return None
     except MconvError as error:
         if report["passed"]:
             raise
@@ -124,12 +129,14 @@ def verdicts(tensors: dict[str, Any] | None, logits: dict[str, Any] | None) -> d
     return {name: "not run" if a is None else "pass" if a else "fail" for name, a in answers.items()}
 
 
-def _digests(a: Checkpoint, b: Checkpoint, options: Options, *, show: steps.Show) -> digests.Report:
-    try:
-        with show(digests.nbytes(a) + digests.nbytes(b), "comparing tensors") as advance:
-            return digests.compare(a, b, progress=advance)
-    except FormatError as error:  # copies of one tensor that differ: nothing to compare, and no model to be trusted
-        raise (error if options.proofs == "digests" else CheckFailed(str(error))) from error
+def _digests(a: Checkpoint, b: Checkpoint, *, show: steps.Show) -> digests.Report:
+    with show(digests.nbytes(a) + digests.nbytes(b), "comparing tensors") as advance:
+        return digests.compare(a, b, progress=advance)
+
+
+def _contradicted(report: dict[str, Any]) -> bool:
+    """Return whether the tensors of a checkpoint are known to contradict each other."""
+    return any(((report["digests"] or {}).get("replicas") or {}).values())
 
 
 def _logits(

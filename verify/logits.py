@@ -18,7 +18,7 @@ from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.formats.tensors import forget
 from mconv.convert.source import Source, check_copies, slab_boxes
 from mconv.convert.table import Logical
-from mconv.errors import CheckFailed, FormatError
+from mconv.errors import CheckFailed, CopiesDiffer
 from mconv.shard.stages import Uneven
 from mconv.train.parallel import Parallel, from_rank_0, world
 from mconv.verify import bisect, digests, generate, probes, shards
@@ -145,7 +145,7 @@ def _open(payload: dict[str, Any], side: str) -> Checkpoint:
         check_known(found.spec, what=str(found.path))
     try:
         check_copies(Source.of(found))  # a rank may load one copy and another rank the other
-    except FormatError as error:
+    except CopiesDiffer as error:
         raise CheckFailed(str(error)) from error
     forget()
     return found

@@ -6,7 +6,7 @@ from typing import Any
 from mconv.convert import manifest
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.opening import iteration_folder, open_checkpoint
-from mconv.errors import MconvError
+from mconv.errors import CopiesDiffer, MconvError
 from mconv.verify.digests import Difference, Report
 from mconv.verify.standing import OF, identity
 
@@ -84,8 +84,16 @@ def verdict_of(report: dict[str, Any], checkpoint: Checkpoint, *, against: str) 
         **{name: report[name] for name in KEPT if name in report},  # other architectures have no logits to compare
         **{name: answer for name, answer in report["verdicts"].items() if name != "generation" or answer != "not run"},
         "mconv": report["environment"]["mconv"],
-        OF: identity(checkpoint),
+        **_of(checkpoint),
     }
+
+
+def _of(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return which bytes a verdict is of; nothing for a checkpoint that is no one model, whose verdict never counts."""
+    try:
+        return {OF: identity(checkpoint)}
+    except CopiesDiffer:
+        return {}
 
 
 def record(folder: Path, report: dict[str, Any], *, against: str) -> None:
@@ -109,10 +117,15 @@ def digest_lines(report: Report, *, limit: int = 20) -> list[str]:
     size = f"{report.nbytes / 1e9:.3g} GB" if report.nbytes >= 1e9 else f"{report.nbytes / 1e6:.3g} MB"
     if report.same:
         out = [f"SAME: {report.a} and {report.b} hold the same {report.tensors} tensors ({size}), {_how_same(report)}"]
+    elif report.contradictions and not report.differences and not report.spec:
+        out = [f"WRONG: copies that should be the same differ; {report.a} and {report.b} are the same otherwise"]
     else:
         count = f"{len(report.differences)} tensors and {len(report.spec)} other things"
         out = [f"DIFFERENT: {report.a} and {report.b} differ in {count} ({report.tensors} tensors, {size} compared)"]
     out += [f"  {name:<32} {a} against {b}" for name, (a, b) in report.spec.items()]
+    out += [f"  {text}" for text in report.contradictions[:limit]]
+    if len(report.contradictions) > limit:
+        out.append(f"  ... and {len(report.contradictions) - limit} more tensors (--json lists all)")
     shown = report.differences[:limit]
     out += [f"  {d.tensor:<32} {_difference(d)}" for d in shown]
     if len(report.differences) > limit:

@@ -6,6 +6,7 @@ from typing import Any
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.digests import combined
 from mconv.convert.source import Progress, Source, check_copies, digests, quiet
+from mconv.errors import CopiesDiffer
 
 OF = "of"
 """In a recorded verdict: the identity of what was judged."""
@@ -24,5 +25,8 @@ def standing(checkpoint: Checkpoint, *, progress: Progress = quiet) -> list[dict
     kept = [verdict for verdict in (checkpoint.manifest or {}).get("verified", []) if OF in verdict]
     if not kept:
         return []
-    now = identity(checkpoint, progress=progress)
+    try:
+        now = identity(checkpoint, progress=progress)
+    except CopiesDiffer:  # it is no one model: nothing that was said of one holds
+        return []
     return [verdict for verdict in kept if verdict[OF] == now]

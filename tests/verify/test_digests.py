@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -17,6 +18,7 @@ from mconv.convert.rewrite import rewrite
 from mconv.spec import Rope
 from mconv.verify import digests
 from mconv.verify.digests import compare, spec_differences
+from mconv.verify.standing import standing
 
 SPELLINGS = {
     "torch_dist": {"format": "torch_dist", "tp": 2},
@@ -340,12 +342,49 @@ def test_options_of_the_other_comparison_are_refused(made, capsys, option):
     assert option.split()[0] in capsys.readouterr().err
 
 
-def test_copies_that_differ_cannot_be_judged(made, tmp_path, capsys):
+@pytest.fixture
+def disagreeing(made, tmp_path):
+    """A checkpoint in which the second tensor rank has other values in a norm of its own copy."""
     root = Path(shutil.copytree(made / "mp_rank", tmp_path / "mp"))
     file = root / "release/mp_rank_01_000/model_optim_rng.pt"
     state = torch.load(file, weights_only=False)
     state["model"]["decoder.layers.0.input_layernorm.weight"][0] += 1
     torch.save(state, file)
-    assert run(["verify", "--digests", str(made / "hf"), str(root)]) == 2
-    assert "copies of layer.0.attn_norm.weight but differ" in capsys.readouterr().err
+    return root
+
+
+ONE = ["--tp", "1", "--pp", "1", "--length", "16", "--batch", "1"]
+
+
+@pytest.mark.parametrize("mode", [["--digests"], ONE, ["--logits", *ONE]], ids=["digests", "both", "logits"])
+def test_copies_that_differ_are_wrong_in_every_mode(made, disagreeing, capsys, mode):
+    """One answer: exit 1, with the tensor and the rank named, for people and for programs."""
+    names = ["layer.0.attn_norm.weight", "mp_rank_01_000/model/decoder.layers.0.input_layernorm.weight"]
+    assert run(["verify", str(made / "hf"), str(disagreeing), *mode]) == 1
+    told = capsys.readouterr().out
+    assert told.startswith("WRONG") and all(name in told for name in names)
+    assert run(["verify", str(made / "hf"), str(disagreeing), *mode, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    other = names[1].replace("rank_01", "rank_00")
+    assert not report["passed"] and report["verdicts"]["digests"] == "fail" and report["verdicts"]["logits"] == "not run"
+    assert report["replicas"] == {"a": {}, "b": {names[0]: [other, names[1]]}} and not report["differences"]
+    [reason] = report["failures"]
+    assert all(name in reason for name in names)
+    jsonschema.validate(report, json.loads((Path(digests.__file__).parent / "report.schema.json").read_text()))
+
+
+def test_what_was_judged_wrong_is_recorded_and_does_not_count(made, disagreeing):
+    assert run(["verify", str(made / "hf"), str(disagreeing), *ONE, "--record"]) == 1
+    kept = json.loads((disagreeing / "release/mconv.json").read_text())["verified"]
+    assert kept[-1]["digests"] == "fail" and standing(open_checkpoint(disagreeing)) == []
+
+
+def test_copies_that_differ_are_not_converted(disagreeing, tmp_path, capsys):
+    for command in (["meg2hf"], ["reshard", "--tp", "1"], ["merge"]):
+        assert run([command[0], str(disagreeing), "--out", str(tmp_path / "out"), *command[1:]]) == 2
+        assert "mp_rank_01_000/model/decoder.layers.0.input_layernorm.weight" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_there_cannot_be_judged(made, tmp_path):
     assert run(["verify", "--digests", str(made / "hf"), str(tmp_path / "nowhere")]) == 2

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from judge import convert, report
+from judge import convert, judged, report
 from safetensors.torch import save_file
 from tiny import VARIANTS, make_llama, tensors
 
 from mconv.cli.app import run
-from mconv.errors import MconvError
+from mconv.errors import CheckFailed
 
 
 def edit_rank(root, rank, change):
@@ -66,11 +66,10 @@ def test_copies_that_differ_do_not_pass_at_another_layout(tmp_path, name):
     hf = make_llama(tmp_path / "hf", **config)
     megatron = convert(hf, tmp_path / "m", format="mp_rank", **layout)
     edit_rank(megatron, rank, lambda state: state["model"][key].mul_(1.5))
-    try:
-        passed = report(hf, megatron)["passed"]
-    except MconvError:
-        passed = False
-    assert not passed
+    found = judged(hf, megatron)
+    assert not found["passed"] and any(rank in key for keys in found["digests"]["replicas"]["b"].values() for key in keys)
+    with pytest.raises(CheckFailed, match="are copies of"):
+        report(hf, megatron)
 
 
 def test_a_fault_in_one_rank_only_is_seen_at_another_layout(tmp_path):
