@@ -90,11 +90,11 @@ def judge_sides(sides: tuple[Side, Side], options: Options, *, show: steps.Show 
 def _by_digests(a: Checkpoint, b: Checkpoint, options: Options, *, show: steps.Show) -> dict[str, Any]:
     """The first proof's part of the report."""
     found = _digests(a, b, show=show)
-    part = {"digests": reports.of_digests(found), "passed": found.same}
+    part: dict[str, Any] = {"digests": reports.of_digests(found), "passed": found.same}
     if found.same:
         return part
-    part["failures"] = ["the tensors differ"] if found.differences else ["the architectures differ"] if found.spec else []
-    part["failures"] += found.contradictions
+    kinds = {"the tensors differ": found.differences, "the architectures differ": found.spec}
+    part["failures"] = [*[text for text, there in kinds.items() if there][:1], *found.contradictions]
     if options.proofs == "digests" or found.contradictions:
         guesses = [guess.to_dict() | {"error_after": None} for guess in explain(a, b, found)]
         part["diagnosis"] = {"guesses": guesses, "lines": [guess["text"] for guess in guesses]}
