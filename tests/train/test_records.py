@@ -29,7 +29,7 @@ RICH = (  # one that writes tools, documents, a date, reasoning, names, calls an
     "{% if tools %}<tools>{{ tools | tojson }}\n{% endif %}"
     "{% for d in documents or [] %}<doc>{{ d.title }}: {{ d.text }}\n{% endfor %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}"
-    "{% if m.tool_call_id %} for {{ m.tool_call_id[-4:] }}{% endif %}\n"
+    "{% if m.tool_call_id %} for {{ m.tool_call_id[-4:] }}{% endif %}{{ '\n' }}"
     "{% if m.reasoning_content %}<think>{{ m.reasoning_content.strip() }}</think>\n{% endif %}"
     "{% if m.content is string %}{{ m.content | trim }}{% else %}{% for p in m.content or [] %}{{ p.text }}{% endfor %}"
     "{% endif %}{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}</call>{% endfor %}"
@@ -39,6 +39,10 @@ PICKY = (  # one that has no place for a developer, and writes of a tool's turn 
     "{% for m in messages %}{% if m.role in ('system', 'user', 'assistant', 'tool') %}<|im_start|>{{ m.role }}\n"
     "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+THINKS = RICH.replace(  # one that writes a place for thoughts in the last answer alone
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content.strip() }}</think>\n{% endif %}",
+    "{% if loop.last and m.role == 'assistant' %}<think>{{ m.reasoning_content or '' }}</think>\n{% endif %}",
 )
 SYSTEM, ASK = {"role": "system", "content": "be kind"}, {"role": "user", "content": "who is it"}
 TELL = {"role": "assistant", "content": "a friend"}
@@ -145,6 +149,7 @@ def test_the_text_is_what_apply_chat_template_gives(name, tokenizer):
     answers = [turn for turn in messages or record["messages"] if turn["role"] == "assistant"]
     said = [text for role, text in made if role is Role.ASSISTANT]
     assert len(said) == len(answers) and all(text.endswith("<|im_end|>\n") for text in said)
+    assert name == "names" or not any("<|im_start|>" in text for text in said), "the header is given, and no answer"
 
 
 def test_the_template_sees_each_field(tokenizer):
@@ -161,6 +166,20 @@ def test_tools_choose_the_template_that_is_named_for_them(tokenizer):
     named = {"default": CHATML, "tool_use": RICH}
     assert "<tools>" in parts(turns(*CALLED, tools=TOOLS), tokenizer, named)[0][1]
     assert parts(turns(ASK, TELL, tools=[]), tokenizer, named) == parts(turns(ASK, TELL), tokenizer, CHATML)
+
+
+def test_answers_without_a_place_for_thoughts_are_found(tokenizer):
+    """A template may write less of an answer once more turns follow: the text is transformers' all the same."""
+    record = turns(*CALLED, ASK, {**TELL, "reasoning_content": "hm"}, tools=TOOLS)
+    made = parts(record, tokenizer, THINKS)
+    assert "".join(text for _, text in made) == tokenizer.apply_chat_template(
+        record["messages"], tools=TOOLS, tokenize=False
+    )
+    said = [text for role, text in made if role is Role.ASSISTANT]
+    assert [text[:8] for text in said] == ['<call>{"', "a friend", "<think>h"]
+    assert all(text.endswith("<|im_end|>\n") and text.count("<|im") == 1 for text in said)
+    with pytest.raises(BadRecord, match="turn 1 has 'reasoning_content', which the tokenizer's chat template does not"):
+        parts(turns(ASK, {**TELL, "reasoning_content": "hm"}, ASK, TELL), tokenizer, THINKS)
 
 
 def test_what_the_order_of_calls_says_need_not_be_written(tokenizer):

@@ -13,6 +13,8 @@ from mconv.train.data.written import check_variables, check_written
 
 SECONDS = 60.0
 """What a template may take for a conversation: the sandbox bounds what it touches, not how long it runs."""
+HEAD = 8
+"""Letters by which an answer is found that is written without its beginning."""
 
 
 def rendered(talk: Talk, tokenizer: Any) -> list[Part]:
@@ -45,13 +47,32 @@ def _answer(upto: Sequence[dict[str, Any]], whole: str, render: Render, *, last:
     answered = whole if last else render(upto)
     for header in (True, False):
         asked = render(upto[:-1], header=header) if len(upto) > 1 else ""
-        if answered.startswith(asked) and whole.startswith(answered):
+        if not answered.startswith(asked) or not whole.startswith(asked):
+            continue
+        if whole.startswith(answered):
             return len(asked), len(answered)
+        if kept := _shortened(upto[-1], answered[len(asked) :], whole[len(asked) :]):
+            return len(asked), len(asked) + kept
     raise BadRecord(
         Kind.TEMPLATE,
         f"the tokenizer's chat template writes turn {len(upto) - 1} otherwise when more turns follow, so its "
         "answers cannot be told apart; give --template chatml, or one answer a record",
     )
+
+
+def _shortened(message: dict[str, Any], alone: str, rest: str) -> int:
+    """Return how much of `rest` is an answer that is written without its beginning once more turns follow; 0 if none.
+
+    "<think></think>so<end>" as the last turn, "so<end>" before others -> 6. What is left out is none of its texts.
+    """
+    texts = [str(message.get("content") or "").strip()]
+    texts += [str((call.get("function") or call).get("name")) for call in message.get("tool_calls") or []]
+    at = alone.find(rest[:HEAD])
+    while at >= 0:
+        if rest.startswith(kept := alone[at:]) and all(text in kept for text in texts):
+            return len(kept)
+        at = alone.find(rest[:HEAD], at + 1)
+    return 0
 
 
 def _asked(turns: Sequence[Turn], text: str, at: int, render: Render) -> list[Part]:
