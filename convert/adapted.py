@@ -47,7 +47,7 @@ def open_run(path: Path, iteration: int | None = None) -> Run:
     tensors, common = torch_dist.open_folder(folder)
     said: dict[str, Any] = lora.of_args(common) or {}
     settings = Settings.from_dict(said)
-    what = identify(folder, common, Said(), tensors={}, only="mcore")
+    what = identify(folder, lora.without_args(common), Said(), tensors={}, only="mcore")
     known = lora.linears(what.family, what.spec)
     keys = [lora.stacked_key(known[name], factor) for name in settings.targets for factor in lora.FACTORS]
     bad = [f"{key} is missing" for key in keys if key not in tensors]

@@ -4,6 +4,7 @@ An adapter adds scale * B A x to what a linear of Hugging Face's model makes of 
 (query, key and value; gate and up); an adapter stays with the part that it is of, as PEFT has it.
 """
 
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -225,9 +226,18 @@ def _cut(factor: Float[Tensor, "fused r"], mine: Box, both: Box) -> Float[Tensor
 
 
 def of_args(common: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the args of a checkpoint say of the adapter that it holds; None if it holds a model."""
-    found: dict[str, Any] | None = getattr(common.get("args"), "lora", None)
-    return found
+    """Return what the args of a checkpoint say of the adapter that it holds; None if it holds a model.
+
+    Another program may have an arg of that name: then it is one that no table claims.
+    """
+    found = getattr(common.get("args"), "lora", None)
+    return found if isinstance(found, dict) and isinstance(found.get("base"), dict) else None
+
+
+def without_args(common: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint of an adapter has in common, with the args of the model that it is of."""
+    kept = {name: value for name, value in vars(common["args"]).items() if name != "lora"}
+    return {**common, "args": Namespace(**kept)}
 
 
 def stacked_key(linear: Linear, factor: str) -> str:

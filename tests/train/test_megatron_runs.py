@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+from argparse import Namespace
 from pathlib import Path
 
 import jobs
@@ -283,3 +284,27 @@ def agree(losses, lines, norms):
     """To the last digit that is printed, which another machine's rounding may move by one."""
     assert losses == pytest.approx([line["lm loss"] for line in lines], abs=1.5e-6)
     assert norms == pytest.approx([line["grad norm"] for line in lines], abs=1.5e-3)
+
+
+COUNTS = {
+    "consumed_train_samples is 'many'": {"consumed_train_samples": "many"},
+    "consumed_train_samples is None": {"consumed_train_samples": None},
+    r"consumed_train_samples is 2\.5": {"consumed_train_samples": 2.5},
+    "consumed_train_samples is -1": {"consumed_train_samples": -1},
+    r"iteration is \[1\]": {"iteration": [1]},
+    "num_steps is 'x'": {"opt_param_scheduler": {"num_steps": "x"}},
+    "num_steps is None": {"opt_param_scheduler": 5},
+}
+
+
+@pytest.mark.parametrize("says", COUNTS)
+def test_how_far_a_foreign_run_is_must_be_whole_numbers(says):
+    """Its args are what a resume counts on: no traceback, and no start from somewhere else."""
+    from mconv.train.checkpoints import takeover
+
+    found, spoil = open_checkpoint(GOLDEN / "legacy-tp1-adam" / "ckpt"), COUNTS[says]
+    assert takeover.counted(found).iteration == 3
+    common = {**found.common, "args": Namespace(**{**vars(found.common["args"]), **spoil})}
+    common |= {name: value for name, value in spoil.items() if name in common}
+    with pytest.raises(FormatError, match=says):
+        takeover.opened(dataclasses.replace(found, common=common))

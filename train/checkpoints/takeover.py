@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.dialects.arguments import shown
 from mconv.convert.formats.tensors import Located
 from mconv.convert.optimizer import OptimizerState, open_state, with_padding
-from mconv.errors import FormatError
+from mconv.errors import FormatError, refuse
 from mconv.train.checkpoints.checkpoint import Loaded
 from mconv.train.mcore import DistributedOptimizer
 from mconv.train.model import weights
@@ -27,7 +28,27 @@ def opened(checkpoint: Checkpoint) -> OptimizerState:
     """The state of the run that a checkpoint holds. Raises FormatError if it holds weights alone."""
     if checkpoint.layout is None:
         raise FormatError(f"resume: {checkpoint.name} holds weights, and no run to go on with; leave resume out")
+    counted(checkpoint)  # what is wrong with them stops before a model is built
     return open_state(with_padding(checkpoint))
+
+
+def counted(checkpoint: Checkpoint) -> Loaded:
+    """Return how far the run of a checkpoint is. Raises FormatError where it does not say so in whole numbers."""
+    common, scheduler = checkpoint.common, checkpoint.common.get("opt_param_scheduler", {})
+    consumed = getattr(common.get("args"), "consumed_train_samples", None)
+    found = {
+        "iteration": common.get("iteration"),
+        "args.consumed_train_samples": consumed,
+        "opt_param_scheduler.num_steps": scheduler.get("num_steps", consumed) if isinstance(scheduler, dict) else None,
+    }
+    refuse(
+        [f"{checkpoint.path}: {name} is {shown(name, value)}; a run to go on with has a whole number there"
+         for name, value in found.items() if type(value) is not int or value < 0],
+        doing="resume", kind=FormatError,
+    )  # fmt: skip
+    memory = common.get("mconv", {})
+    iteration, consumed, scheduled = (int(value) for value in found.values())  # type: ignore[arg-type]
+    return Loaded(iteration=iteration, consumed=consumed, scheduled=scheduled, memory=memory)
 
 
 def take_over(
@@ -47,11 +68,7 @@ def take_over(
                     _put(optimizer, parameter, kind, whole[name])
     set_step(optimizer, state.step)
     _set_scale(optimizer, state.grad_scaler)
-    common = checkpoint.common
-    consumed = int(common["args"].consumed_train_samples)
-    scheduled = int(common.get("opt_param_scheduler", {}).get("num_steps", consumed))
-    memory = common.get("mconv", {})
-    return Loaded(iteration=int(common["iteration"]), consumed=consumed, scheduled=scheduled, memory=memory)
+    return counted(checkpoint)
 
 
 def _put(optimizer: Any, parameter: torch.nn.Parameter, kind: str, whole: Tensor) -> None:

@@ -86,14 +86,14 @@ def check(
         [f"--ignore-arg {n}, but the {table.program} table claims it: it is read, not passed over; leave the flag away"
          for n in sorted(ignore & table.names() & values.keys())], doing="names to ignore", kind=ConfigError,
     )  # fmt: skip
-    left = table.unclaimed(values)
-    unknown = {name: value for name, value in left.items() if name not in ignore | told}
+    left, may_pass = table.unclaimed(values), ignore | told
+    unknown = {name: value for name, value in left.items() if spelled(name) not in may_pass}
     refuse(
         [f"{label(name)} is {shown(name, value)}: no row of the {table.program} table claims it, so it may change what "
          f"the model computes. If it does not: --ignore-arg {label(name)}" for name, value in unknown.items()],
         doing="args that mconv does not know", kind=ConfigError,
     )  # fmt: skip
-    return {name: plain(name, value) for name, value in left.items() if name in ignore | told}
+    return {name: plain(name, value) for name, value in left.items() if spelled(name) in may_pass}
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------
@@ -107,6 +107,11 @@ def says_nothing(value: Any) -> bool:
 def one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
     """Tell whether a value is among those allowed. True is not 1: a switch is no number."""
     return any(value == ok and not (value is True and type(ok) is not bool) for ok in allowed)
+
+
+def spelled(name: object) -> object:
+    """Return the name of an arg as `--ignore-arg` takes it: a file may have hyphens in it."""
+    return name.replace("-", "_") if isinstance(name, str) else name
 
 
 def label(name: object) -> str:

@@ -16,9 +16,9 @@ FIELDS = SWITCHES.union(TEXTS) | names("""
     rope_scaling_factor rope_low_freq_factor rope_high_freq_factor rope_original_max_position_embeddings
     vocab_size padded_vocab_size tokenizer_type tensor_model_parallel_size pipeline_model_parallel_size
     virtual_pipeline_model_parallel_size decoder_first_pipeline_num_layers decoder_last_pipeline_num_layers
-    pipeline_model_parallel_layout lora
+    pipeline_model_parallel_layout
 """)
-"""Args that `dialects/mcore.py` reads; `lora` is mconv's own and names the adapter of a run."""
+"""Args that `dialects/mcore.py` reads."""
 INERT = config.CONFIG.union(
     training.TRAINING, training.DATA, training.CHECKPOINTS, running.RANKS, running.LOGS, running.ANSWERS, running.OTHERS,
     running.SET_IN_CODE,
