@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from mconv.cli import choose
 from mconv.cli import options as o
 from mconv.cli.terminal import one_voice, progress
+from mconv.convert import naming
 from mconv.errors import MconvError, refuse
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from mconv.convert.sidecar import LeftOut
     from mconv.shard.stages import Uneven
 
-    Export = Callable[[int | None, Path, str | None], None]
+    Export = Callable[[int | None, Path | None, str | None], None]
 
 
 @one_voice
@@ -62,7 +64,7 @@ def hf2meg(
     source
         Take the weights from this folder or repository instead of the one that MODEL names.
     out
-        The Megatron root to make. Default: the model's name with -megatron.
+        The Megatron root to make. Default: the model's name and layout, NAME-megatron-tp4-pp2.
     tp
         Tensor-parallel size.
     pp
@@ -91,7 +93,9 @@ def hf2meg(
     if size is not None:
         family = None if model is None or Path(model).expanduser().is_dir() else model
         fetch.check_size(checkpoint.parameters, size=size, family=family)
-    where = out or Path(f"{Path(name).name}{f'-{size}b' if size else ''}-megatron")
+    own = f"{Path(name).name}{f'-{size}b' if size else ''}"
+    kind: dict[str, Any] = {"tp": tp, "pp": pp, "vpp": vpp, "format": format, "dialect": dialect or "mcore"}
+    where = out or Path(naming.megatron(own, dtype=dtype, **kind))
     settings: dict[str, Any] = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": make_vocab_size_divisible_by}
     settings |= {"dialect": dialect or "mcore", "vocab_padding": vocab_padding, "origin": origin, "iteration": iteration}
     settings["uneven"] = _uneven(decoder_first_pipeline_num_layers, decoder_last_pipeline_num_layers)
@@ -102,9 +106,9 @@ def hf2meg(
 
 @one_voice
 def reshard(
-    checkpoint: o.Checkpoint,
+    checkpoint: o.Checkpoint = None,
     *,
-    out: o.Root,
+    out: o.Root = None,
     tp: int | None = None,
     pp: int | None = None,
     vpp: o.Chunks = 1,
@@ -141,7 +145,7 @@ def reshard(
     """
     from mconv.shard.stages import EVEN
 
-    found = _open(checkpoint, iteration, vocab_size, dialect, config, ignoring)
+    found = _open(choose.megatron(checkpoint, "reshard"), iteration, vocab_size, dialect, config, ignoring)
     layout = found.layout
     assert layout is not None
     settings: dict[str, Any] = {"tp": layout.tp if tp is None else tp, "pp": layout.pp if pp is None else pp, "vpp": vpp}
@@ -151,16 +155,18 @@ def reshard(
     settings["uneven"] = layout.uneven if as_it_is else stages
     kind = format or found.format
     names = to_dialect or (found.dialect if kind == "mp_rank" else "mcore")
+    sizes = {name: settings[name] for name in ("tp", "pp", "vpp")}
+    where = out or _root(found, format=kind, dialect=names, dtype=dtype, **sizes)
     settings |= {"dialect": names, "vocab_padding": vocab_padding, "dtype": dtype, "emit": emit}
-    plan = _plan(found, out, show=show, format=kind, overwrite=overwrite, resume=resume, **settings)
+    plan = _plan(found, where, show=show, format=kind, overwrite=overwrite, resume=resume, **settings)
     run_plan(plan, "reshard", show=show, allow_nonfinite=allow_nonfinite)
 
 
 @one_voice
 def merge(
-    checkpoint: o.Checkpoint,
+    checkpoint: o.Checkpoint = None,
     *,
-    out: o.Root,
+    out: o.Root = None,
     format: o.MegatronFormat | None = None,
     iteration: o.Iteration = None,
     vocab_size: o.VocabSize = None,
@@ -178,19 +184,20 @@ def merge(
     format
         Default: the format that it has.
     """
-    found = _open(checkpoint, iteration, vocab_size, dialect, config, ignoring)
+    found = _open(choose.megatron(checkpoint, "merge"), iteration, vocab_size, dialect, config, ignoring)
     kind = format or found.format
     names = found.dialect if kind == "mp_rank" else "mcore"
     options = {"dialect": names, "dtype": None, "overwrite": overwrite, "resume": resume}
-    plan = _plan(found, out, show=show, format=kind, **options)
+    where = out or _root(found, format=kind, dialect=names)
+    plan = _plan(found, where, show=show, format=kind, **options)
     run_plan(plan, "merge", show=show, allow_nonfinite=False)
 
 
 @one_voice
 def meg2hf(
-    checkpoint: o.Checkpoint,
+    checkpoint: o.Checkpoint = None,
     *,
-    out: o.Folder,
+    out: o.Folder = None,
     dtype: o.Cast = None,
     max_shard_size: float = 5.0,
     tokenizer: Path | None = None,
@@ -221,18 +228,22 @@ def meg2hf(
     settings = {"shard_bytes": max(1, int(max_shard_size * 1e9)), "side_folder": tokenizer}
     said = {"vocab_size": vocab_size, "dialect": dialect, "config": config, "ignoring": ignoring}
 
-    def export(iteration: int | None, where: Path, fingerprint: str | None = None) -> None:
-        found = _open(checkpoint, iteration, **said)  # type: ignore[arg-type]
+    source = choose.megatron(checkpoint, "meg2hf")
+
+    def export(iteration: int | None, where: Path | None, fingerprint: str | None = None) -> None:
+        found = _open(source, iteration, **said)  # type: ignore[arg-type]
+        where = where or Path(naming.hugging_face(choose.called(found), iteration=found.iteration, dtype=dtype))
         options = {**settings, "dtype": dtype, "overwrite": overwrite, "resume": resume, "fingerprint": fingerprint}
         plan = _plan(found, where, show=show, format="hf", **options)
-        run_plan(plan, "meg2hf", show=show, allow_nonfinite=allow_nonfinite)
+        run_plan(plan, "meg2hf", show=show, allow_nonfinite=allow_nonfinite, hint=fingerprint is None)
 
     if iterations is None:
         export(iteration, out)
         return
     if iteration is not None:
         raise MconvError("give --iteration or --iterations, not both")
-    _each(checkpoint, iterations, out, export, asked={"dtype": dtype, **settings, **said})
+    where = out or Path(naming.hugging_face(choose.called_path(source), dtype=dtype))
+    _each(source, iterations, where, export, asked={"dtype": dtype, **settings, **said})
 
 
 def _each(root: Path, word: str, out: Path, export: "Export", *, asked: dict[str, Any]) -> None:
@@ -295,6 +306,11 @@ def _open(
     return _expect(open_checkpoint(path, ignore=ignoring.names, **fitting), hf=False)
 
 
+def _root(found: "Checkpoint", **kind: Any) -> Path:
+    """What to call a Megatron root that is made of a checkpoint, where nobody says."""
+    return Path(naming.megatron(choose.called(found), iteration=found.iteration, **kind))
+
+
 def _expect(checkpoint: "Checkpoint", *, hf: bool) -> "Checkpoint":
     if checkpoint.importable != hf:
         verb = "`mconv hf2meg`" if checkpoint.importable else "`mconv reshard` or `mconv meg2hf`"
@@ -314,8 +330,8 @@ def _plan(checkpoint: "Checkpoint", out: Path, *, show: o.Show, **options: Any) 
     return plan.make(checkpoint, out, check_room=not show.dry_run, **options)
 
 
-def run_plan(plan: "Plan", step: str, *, show: o.Show, allow_nonfinite: bool) -> None:
-    """Carry out the plan, or show it."""
+def run_plan(plan: "Plan", step: str, *, show: o.Show, allow_nonfinite: bool, hint: bool = True) -> None:
+    """Carry out the plan, or show it; `hint` adds what a user would type next."""
     from mconv.cli import plan as words
     from mconv.convert.plan import shortage
 
@@ -327,6 +343,8 @@ def run_plan(plan: "Plan", step: str, *, show: o.Show, allow_nonfinite: bool) ->
         print(words.as_json(plan, written=not show.dry_run, tensors=show.tensors))
     else:
         print("\n".join(words.lines(plan, written=not show.dry_run, tensors=show.tensors)))
+        if hint and not show.dry_run and (line := choose.next_line(plan, step)):
+            print(line)
     if show.dry_run and (short := shortage(plan)):
         raise MconvError(f"{short}; this plan could not be carried out here")
 

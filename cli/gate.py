@@ -14,6 +14,7 @@ from mconv.errors import MconvError
 if TYPE_CHECKING:
     from mconv.convert.checkpoint import Checkpoint
     from mconv.train.config import TrainConfig
+    from mconv.verify.against import Origin
 
 
 # ---- before training -------------------------------------------------------------------------------------------------
@@ -36,8 +37,8 @@ def before_training(config: "TrainConfig") -> bool:
         _say(f"nothing to verify: {load} is a model as it was published, not a conversion")
         return True
     with _or_do("name what it must equal with --verify-against, or leave --verify-first out"):
-        reference = _reference(found, config.verify_against)
-        report = _judged(reference, found, **_layout(config, reference, found))
+        reference = reference_of(found, config.verify_against)
+        report = judged(reference, found, **_layout(config, reference, found))
     if report:  # rank 0
         print("\n".join(report["lines"][: 1 if report["passed"] else None]), flush=True)
     if not (passed := from_rank_0(bool(report.get("passed")))):
@@ -60,14 +61,14 @@ def one_world(config: "TrainConfig") -> Iterator[None]:
         shutdown()
 
 
-def _layout(config: "TrainConfig", reference: Path, found: "Checkpoint") -> dict[str, Any]:
+def _layout(config: "TrainConfig", reference: "Origin", found: "Checkpoint") -> dict[str, Any]:
     """Judge at the layout of the run, without turns; two Hugging Face folders have none."""
     from mconv.train.model.architecture import passes
     from mconv.train.parallel import parallel_of
 
     opening: dict[str, Any] = {} if config.vocab_size is None else {"vocab_size": config.vocab_size}
     opening["ignore"] = passes(config).to_dict()
-    if found.format == "hf" and (reference / "config.json").is_file():
+    if found.format == "hf" and (reference.path / "config.json").is_file():
         return {"opening": opening}
     sizes = {name: getattr(config, name) for name in ("tp", "pp", "sequence_parallel")}
     return {**sizes, "uneven": parallel_of(config).uneven, "opening": opening}
@@ -115,10 +116,10 @@ def before_publishing(folder: Path, *, against: Path | None, rehearsal: bool, re
             print(f"note: the verdict in {folder}/mconv.json is of other weights; it does not count", file=sys.stderr)
         if against is None and holding and holding[-1].get("passed") is True:
             return _recorded(holding)
-        reference = _reference(found, None if against is None else str(against))
+        reference = reference_of(found, None if against is None else str(against))
         if rehearsal:
             return _rehearsed(reference, found, holding)
-        report = _judged(reference, found)
+        report = judged(reference, found)
     return _judgement(report, found, holding, record=record)
 
 
@@ -151,10 +152,11 @@ def _recorded(holding: tuple[dict[str, Any], ...]) -> Finding:
     return Finding(state="recorded", passed=True, against=against, lines=(line,), verdicts=holding)
 
 
-def _rehearsed(reference: Path, found: "Checkpoint", holding: tuple[dict[str, Any], ...]) -> Finding:
+def _rehearsed(reference: "Origin", found: "Checkpoint", holding: tuple[dict[str, Any], ...]) -> Finding:
     """Of a dry run: the tensors alone."""
-    report = _judged(reference, found, proofs="digests")
-    line = f"would be verified against {reference}; now the tensors alone, at the push what they compute too"
+    report = judged(reference, found, proofs="digests")
+    later = "the tensors" if reference.adapter else "now the tensors alone, at the push what they compute too"
+    line = f"would be verified against {reference}; {later}"
     return Finding(
         state="tensors", passed=report["passed"], against=report["against"], lines=(line, *report["lines"]),
         verdicts=holding,
@@ -177,24 +179,57 @@ def _judgement(
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
-def _reference(found: "Checkpoint", named: str | None) -> Path:
-    from mconv.verify.against import reference_for
+def reference_of(found: "Checkpoint", named: str | None = None) -> "Origin":
+    """Return what a checkpoint must equal: what was named, else what it was made from. Raises MconvError."""
+    from mconv.verify.against import Origin, origin_of
 
-    return reference_for(found) if named is None else o.local(Path(named))
+    if named is not None:
+        return Origin(path=o.local(Path(named)))
+    try:
+        return origin_of(found)
+    except MconvError:
+        if (cached := _in_the_cache(found)) is None:
+            raise
+        return Origin(path=cached)
 
 
-def _judged(reference: Path, found: "Checkpoint", **asked: Any) -> dict[str, Any]:
-    """The report with its lines; {} on ranks other than 0."""
+def _in_the_cache(found: "Checkpoint") -> Path | None:
+    """The Hub's cached folder of the repository that a checkpoint was converted from, with no training in between."""
+    from mconv.hub import fetch
+
+    made = found.manifest or {}
+    steps = {step.get("step") for step in made.get("history", []) if isinstance(step, dict)}
+    name = made.get("source", {}).get("name")
+    if steps & {"train", "lora", "lora merge"} or not isinstance(name, str) or name.count("/") != 1:
+        return None
+    if name.endswith(("/release", "/")) or "/iter_" in name:  # a Megatron root and its iteration
+        return None
+    try:
+        return fetch.resolve(name, offline=True)
+    except MconvError:
+        return None
+
+
+def judged(reference: "Origin", found: "Checkpoint", **asked: Any) -> dict[str, Any]:
+    """Return the report with its lines; {} on ranks other than 0. A merge made anew is compared tensor by tensor."""
+    from mconv.convert import logbook
     from mconv.verify import report as reports
+    from mconv.verify.against import sides
     from mconv.verify.judge import Options, judge_sides
-    from mconv.verify.sides import open_both
 
+    if reference.adapter:
+        asked = {"proofs": "digests", "opening": asked.get("opening", {})}
     options = Options(**asked)
-    sides = open_both(reference, found.path, options.opening)
-    report = judge_sides(sides, options, show=progress)
-    for warning in (report.get("digests") or {}).get("warnings", ()) if report else ():
+    opened = sides(reference, found.path, options.opening)
+    report = judge_sides(opened, options, show=progress)
+    if not report:
+        return {}
+    for warning in (report.get("digests") or {}).get("warnings", ()):
         print(f"warning: {warning}", file=sys.stderr)
-    return report and {**report, "lines": reports.lines(report), "against": sides[0].checkpoint.name}
+    against = reference.named or opened[0].checkpoint.name
+    if found.manifest is not None:
+        logbook.add(found.path, "verified", against=against, passed=report["passed"], **report["verdicts"])
+    return {**report, "lines": reports.lines(report), "against": against}
 
 
 def _nbytes(found: "Checkpoint") -> int:

@@ -3,34 +3,44 @@
 from pathlib import Path
 from typing import Literal
 
+from mconv.cli import choose
 from mconv.cli import options as o
 from mconv.cli.terminal import progress
+from mconv.convert import naming
 from mconv.errors import MconvError
 
 
-def export(run: o.Checkpoint, *, out: o.Folder, base: str | None = None, iteration: o.Iteration = None) -> None:
+def export(
+    run: Path | None = None, *, out: Path | None = None, base: str | None = None, iteration: o.Iteration = None
+) -> None:
     """Write the adapter of a LoRA run as PEFT has it: adapter_config.json and adapter_model.safetensors.
 
     Parameters
     ----------
+    run
+        A LoRA run's folder, or that of one iteration. Default: the newest in the current folder.
+    out
+        The folder to make. Default: the run's name and iteration, NAME-iter_500-adapter.
     base
         What the adapter is to call the model beneath it: a repository of the Hub, or a folder. Default: the folder that
         the run loaded.
     """
     from mconv.convert import adapted, peft
 
+    found = adapted.open_run(run or choose.newest("lora export", "adapter").path, iteration)
+    where = found.folder
+    out = out or Path(naming.adapter(choose.called_path(where), iteration=choose.iteration_of(where)))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MconvError(f"{out} exists and is not empty; name another folder")
-    found = adapted.open_run(run, iteration)
     named = base or str((found.folder.parent / found.base["path"]).resolve())
     peft.write(found.adapter, out, base=named)
     print(f"{out}: {found.adapter.settings}; base {named}")
 
 
 def merge(
-    adapter: Path,
+    adapter: Path | None = None,
     *,
-    out: o.Folder,
+    out: Path | None = None,
     base: Path | None = None,
     format: Literal["hf", "torch_dist", "mp_rank"] = "hf",
     tp: int = 1,
@@ -47,7 +57,9 @@ def merge(
     Parameters
     ----------
     adapter
-        A LoRA run's folder (or that of one iteration), or a PEFT adapter's.
+        A LoRA run's folder (or that of one iteration), or a PEFT adapter's. Default: the newest in the current folder.
+    out
+        The folder to make. Default: the adapter's name, NAME-iter_500-merged-hf.
     base
         The model beneath, in any format. Default: the one that the adapter names. A run's adapter knows its base's
         weights, and takes no other.
@@ -61,6 +73,8 @@ def merge(
     from mconv.cli.convert import run_plan
     from mconv.convert import adapted, plan
 
+    adapter = adapter or choose.newest("lora merge", "adapter").path
+    out = out or Path(_name(adapter, iteration, format=format, tp=tp, pp=pp, dtype=dtype))
     with progress(0, f"reading the base of {adapter}") as advance:
         found = adapted.with_base(adapter, base, iteration=iteration, ignore=ignoring.names, progress=advance)
     made = plan.make(
@@ -68,3 +82,13 @@ def merge(
         overwrite=overwrite, origin=f"{found.name} with {adapter.name}", check_room=not show.dry_run,
     )  # fmt: skip
     run_plan(made, "lora merge", show=show, allow_nonfinite=False)
+
+
+def _name(adapter: Path, iteration: int | None, *, format: str, dtype: str | None, **sizes: int) -> str:
+    """What to call a merge where nobody says."""
+    from mconv.convert import opening, peft
+
+    if not peft.is_adapter(adapter) and adapter.is_dir():
+        adapter = opening.iteration_folder(adapter, iteration)
+    own = naming.merged(choose.called_path(adapter), iteration=choose.iteration_of(adapter))
+    return naming.hugging_face(own, dtype=dtype) if format == "hf" else naming.megatron(own, format=format, **sizes)

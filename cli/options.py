@@ -10,9 +10,14 @@ if TYPE_CHECKING:
     from mconv.convert.ignored import Ignored
 
 Flag = Annotated[bool, Parameter(negative=())]
-Checkpoint = Annotated[Path, Parameter(help="A Megatron root, or the folder of one iteration.")]
-Root = Annotated[Path, Parameter(help="The Megatron root to make.")]
-Folder = Annotated[Path, Parameter(help="The folder to make.")]
+Checkpoint = Annotated[
+    Path | None,
+    Parameter(help="A Megatron root, or the folder of one iteration. Default: the newest in the current folder."),
+]
+Root = Annotated[
+    Path | None, Parameter(help="The Megatron root to make. Default: the model's name and layout, NAME-megatron-tp4-pp2.")
+]
+Folder = Annotated[Path | None, Parameter(help="The folder to make. Default: the model's name, NAME-hf.")]
 Iteration = Annotated[int | None, Parameter(help="Which iteration. Default: the one that the tracker names.")]
 VocabSize = Annotated[int | None, Parameter(help="The true vocabulary size, for checkpoints that do not know it.")]
 Dialect = Annotated[

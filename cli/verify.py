@@ -57,8 +57,8 @@ ASKED = Asked()
 
 
 def verify(
-    a: Path,
-    b: Path,
+    a: Path | None = None,
+    b: Path | None = None,
     *,
     digests: o.Flag = False,
     logits: o.Flag = False,
@@ -77,12 +77,16 @@ def verify(
 ) -> int:
     """Decide whether two checkpoints are the same model: exit 0 if they are, 1 if not, 2 if it cannot be judged.
 
+    One checkpoint alone is judged by what it was made from, back to the first source that is still there, at its own
+    layout. Without any, the newest in the current folder is.
+
     Parameters
     ----------
     a
-        The reference: a Hugging Face folder, a repository ORG/NAME of the Hub's cache, or a Megatron checkpoint.
+        The reference: a Hugging Face folder, a repository ORG/NAME of the Hub's cache, or a Megatron checkpoint. Without
+        B: the checkpoint to judge.
     b
-        The checkpoint to judge, likewise.
+        The checkpoint to judge: a folder or repository of the same kinds.
     digests
         Only compare the tensors themselves, in one pass and without a model.
     logits
@@ -97,7 +101,6 @@ def verify(
         Let --html replace a file that is no such page.
     """
     from mconv.verify import report as reports
-    from mconv.verify.judge import Options, judge
 
     _check_page(html, overwrite=overwrite)
     if digests:
@@ -106,21 +109,127 @@ def verify(
     said: dict[str, Any] = {"iteration": iteration, "vocab_size": vocab_size, "dialect": dialect}
     said["config"] = str(config.resolve()) if config else None
     said["ignore"] = ignoring.names.to_dict()
-    reference, candidate = o.local(a), o.local(b)
+    pair = _pair(a, b, said)
+    candidate = pair.candidate
     kept = reports.check_recordable(candidate, iteration) if record else None
     html = html if os.environ.get("RANK", "0") == "0" else None
     if html:
         html.unlink(missing_ok=True)  # whatever happens now, no old verdict is taken for this one
     proofs: Any = "digests" if digests else "logits" if logits else "both"
-    report = judge(reference, candidate, Options(proofs=proofs, opening=said, **asked.given()), show=progress)
+    report = pair.judge({"proofs": proofs, "opening": said, **asked.given()})
     if not report:  # a rank other than 0 of somebody's torchrun
         return 0
     _tell(report, json=json)
     if html:
         _write_page(html, report)
     if kept:
-        reports.record(kept, report, against=report.get("reference", {}).get("name", reference.name))
+        reports.record(kept, report, against=pair.against or report.get("reference", {}).get("name", pair.reference.name))
     return 0 if report["passed"] or report_only else 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pair:
+    """What is judged, by what."""
+
+    reference: Path
+    candidate: Path
+    origin: Any = None
+    """The reference as `verify.against` found it, where nobody named it."""
+    layout: dict[str, Any] | None = None
+
+    @property
+    def against(self) -> str | None:
+        """What to call a reference whose folder's name does not say all."""
+        return self.origin.named if self.origin else None
+
+    def judge(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Return the report; {} on a rank other than 0."""
+        from mconv.convert import logbook, manifest
+        from mconv.verify.against import sides
+        from mconv.verify.judge import Options, judge, judge_sides
+
+        if self.origin and self.origin.adapter:
+            _only_tensors(asked, self.origin)
+            options = Options(proofs="digests", opening=asked["opening"])
+            report = judge_sides(sides(self.origin, self.candidate, options.opening), options, show=progress)
+        else:
+            report = judge(self.reference, self.candidate, Options(**self._laid_out(asked)), show=progress)
+        where = reports_folder(self.candidate, asked["opening"]["iteration"])
+        if report and where and manifest.NAME in {path.name for path in where.iterdir()}:
+            name = self.against or report.get("reference", {}).get("name", self.reference.name)
+            logbook.add(where, "verified", against=name, passed=report["passed"], **report["verdicts"])
+        return report
+
+    def _laid_out(self, asked: dict[str, Any]) -> dict[str, Any]:
+        if not self.layout or asked["proofs"] == "digests" or "tp" in asked or "pp" in asked:
+            return asked
+        return {**asked, **_fitting(self.layout)}
+
+
+def _pair(a: Path | None, b: Path | None, said: dict[str, Any]) -> _Pair:
+    """What is to be judged by what: as named, or the newest, and what that was made from. Raises MconvError."""
+    if a is not None and b is not None:
+        return _Pair(reference=o.local(a), candidate=o.local(b))
+    from mconv.cli import choose, gate
+    from mconv.verify.against import TRAINED
+    from mconv.verify.sides import open_both
+
+    candidate = o.local(a) if a is not None else choose.newest("verify", "checkpoint that mconv made").path
+    found = open_both(candidate, candidate, said)[1].checkpoint
+    try:
+        origin = gate.reference_of(found)
+    except MconvError as error:
+        more = f"; `mconv verify REFERENCE {candidate}` judges it by what you name"
+        if TRAINED in str(error):
+            more = (
+                f"; what `mconv meg2hf {candidate}` exports is judged by it, and `mconv verify BASE {candidate} "
+                "--report-only` shows what training has changed"
+            )
+        raise type(error)(f"{error}{more}") from error
+    choose.say(f"verify: {candidate} against {origin}")
+    layout = found.layout
+    own = {"tp": layout.tp, "pp": layout.pp, "uneven": layout.uneven} if layout else None
+    return _Pair(reference=origin.path, candidate=candidate, origin=origin, layout=own)
+
+
+def reports_folder(path: Path, iteration: int | None) -> Path | None:
+    """The folder that holds the tensors of a checkpoint, where there is one."""
+    from mconv.convert.opening import iteration_folder
+
+    try:
+        return path if (path / "config.json").is_file() else iteration_folder(path, iteration)
+    except MconvError:
+        return None
+
+
+def _only_tensors(asked: dict[str, Any], origin: Any) -> None:
+    """Refuse what a merge made anew, which is no folder that a program loads, cannot be asked."""
+    mixed = [f"--{name}" for name, value in asked.items() if name not in ("proofs", "opening") and value]
+    if asked["proofs"] == "logits" or mixed:
+        named = ", ".join(mixed) or "--logits"
+        raise MconvError(f"{named}: {origin} is made in memory and compared tensor by tensor; no model runs")
+
+
+def _fitting(layout: dict[str, Any]) -> dict[str, Any]:
+    """The layout to judge at: the checkpoint's own, or one rank where GPUs are too few for it; it is said."""
+    import torch
+
+    from mconv.cli import choose
+    from mconv.train.parallel import world
+
+    needed = layout["tp"] * layout["pp"]
+    choose.say(f"verify: at its own layout, tp {layout['tp']} x pp {layout['pp']}")
+    if needed == 1 or world()[1] > 1:
+        return layout
+    if torch.cuda.is_available() and torch.cuda.device_count() < needed:
+        choose.say(
+            f"note: {needed} ranks need as many GPUs, and here are {torch.cuda.device_count()}: judged at tp 1 x pp 1"
+        )
+        return {"tp": 1, "pp": 1}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not torch.cuda.is_available() and cores < needed:
+        choose.say(f"note: {needed} ranks take turns on {cores} cores here; --tp 1 --pp 1 judges the same on one")
+    return layout
 
 
 def _tell(report: dict[str, Any], *, json: bool) -> None:

@@ -161,7 +161,12 @@ def make(
         )
     spec, family = source.spec, source.family
     family.write_config(family.expressible(spec))  # every target has one
-    sizes = {"tp": tp, "pp": pp, "vpp": vpp, "vocab_multiple": vocab_multiple or (1 if emit else 128)}
+    sizes = {
+        "tp": tp,
+        "pp": pp,
+        "vpp": vpp,
+        "vocab_multiple": (1 if emit else 128) if vocab_multiple is None else vocab_multiple,
+    }
     layout = None if format == "hf" else target_layout(spec, family, dialect=dialect, uneven=uneven, **sizes)
     if layout is None:
         stored = spell.hf(family, family.expressible(spec), source.copies)

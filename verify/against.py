@@ -1,11 +1,68 @@
 """What a checkpoint must equal."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mconv.convert import manifest
+from mconv.convert import adapted, manifest
 from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.source import Progress, quiet
 from mconv.errors import MconvError
+from mconv.verify.sides import Said, Side, open_both
+
+TRAINED = "it is the result of a training, and equal to nothing that was there before"
+PLAIN: Said = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a checkpoint must equal: another one, or the merge of a base and an adapter."""
+
+    path: Path
+    """The other one, or the base."""
+    adapter: Path | None = None
+
+    @property
+    def named(self) -> str | None:
+        """What to call it beside its folder's own name, where that does not say all."""
+        return f"{_called(self.path)} merged with {_called(self.adapter)}" if self.adapter else None
+
+    def __str__(self) -> str:
+        return f"{self.path} merged anew with {self.adapter}" if self.adapter else str(self.path)
+
+
+def origin_of(checkpoint: Checkpoint) -> Origin:
+    """Return the earliest that is still there of what this checkpoint was made from and must equal.
+
+    What `lora merge` made, and conversions of it, equal a merge made anew of the same two. Raises MconvError with the
+    reason where there is nothing.
+    """
+    merged = (checkpoint.manifest or {}).get("merged_from", {})
+    places = {name: checkpoint.path.resolve() / merged[name] for name in ("base", "adapter") if name in merged}
+    if len(places) == 2 and all(place.is_dir() for place in places.values()):
+        return Origin(path=places["base"].resolve(), adapter=places["adapter"].resolve())
+    try:
+        return Origin(path=reference_for(checkpoint))
+    except MconvError as error:
+        if not places:
+            raise
+        gone = " and ".join(str(_plain(place)) for place in places.values() if not place.is_dir())
+        raise MconvError(
+            f"{error}; it is a merge, and {gone or 'what it was merged from'} is not there any more"
+        ) from None
+
+
+def sides(origin: Origin, path: Path, said: Said = PLAIN, *, progress: Progress = quiet) -> tuple[Side, Side]:
+    """Return an origin and what is judged by it, opened; a merge is made in memory, tensor by tensor as it is read."""
+    if origin.adapter is None:
+        return open_both(origin.path, path, said)
+    fresh = adapted.with_base(origin.adapter, origin.path, progress=progress)
+    return Side(checkpoint=fresh, said={}), open_both(path, path, said)[1]
+
+
+def _called(place: Path) -> str:
+    """A folder's name, or that of its root with it."""
+    return f"{place.parent.name}/{place.name}" if place.name.startswith("iter_") else place.name
 
 
 def reference_for(checkpoint: Checkpoint) -> Path:
@@ -37,5 +94,5 @@ def _plain(place: Path) -> Path:
 def _no_source(made: dict[str, Any]) -> str:
     steps = made.get("history", [])
     if steps and isinstance(steps[-1], dict) and steps[-1].get("step") in ("train", "lora merge"):
-        return "it is the result of a training, and equal to nothing that was there before"
+        return TRAINED
     return f"its {manifest.NAME} does not say where its source lies (it was published, or is of an older mconv)"

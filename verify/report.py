@@ -84,6 +84,7 @@ def verdict_of(report: dict[str, Any], checkpoint: Checkpoint, *, against: str) 
         **{name: report[name] for name in KEPT if name in report},  # other architectures have no logits to compare
         **{name: answer for name, answer in report["verdicts"].items() if name != "generation" or answer != "not run"},
         "mconv": report["environment"]["mconv"],
+        "when": manifest.now(),
         **_of(checkpoint),
     }
 

@@ -1,0 +1,69 @@
+"""What a command takes where no path is named, what it calls what it makes, and what a user would type next."""
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mconv.convert import scan
+
+if TYPE_CHECKING:
+    from mconv.convert.checkpoint import Checkpoint
+    from mconv.convert.plan import Plan
+    from mconv.convert.scan import Found
+
+FITS = {
+    "Megatron checkpoint": scan.is_megatron,
+    "Hugging Face folder that mconv made": scan.is_export,
+    "checkpoint that mconv made": scan.is_made,
+    "adapter": scan.is_adapter,
+}
+"""What a command can take, by what it is called in messages."""
+NEXT = {"hf2meg": "verify", "reshard": "verify", "merge": "verify", "meg2hf": "push", "lora merge": "push"}
+"""A step -> the command that usually follows."""
+
+
+def newest(command: str, what: str, *, name: str = "a path") -> "Found":
+    """Return the newest of a kind in the current folder, and say which it is and why. Raises MconvError if none is."""
+    looked = scan.scan(Path())
+    for note in looked.notes:
+        say(note)
+    choice = scan.newest(looked, FITS[what], what=what, name=name)
+    say(f"{command}: {choice.found.path} ({choice.why})")
+    return choice.found
+
+
+def megatron(given: Path | None, command: str) -> Path:
+    """Return what was named, else the newest Megatron checkpoint of the current folder."""
+    return given if given is not None else newest(command, "Megatron checkpoint").path
+
+
+def say(line: str) -> None:
+    """Print a line beside the output: once where there are several ranks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
+
+
+def called(checkpoint: "Checkpoint") -> str:
+    """Return the name of a checkpoint's own folder: of a Megatron root, not of an iteration in it."""
+    return called_path(checkpoint.path)
+
+
+def called_path(path: Path) -> str:
+    """Return the name of a folder, or of its root where it is one iteration's."""
+    path = path.resolve()
+    return path.parent.name if re.fullmatch(r"release|iter_\d+", path.name) else path.name
+
+
+def iteration_of(path: Path) -> int | None:
+    """Return the iteration whose folder it is."""
+    found = re.fullmatch(r"iter_(\d{1,12})", path.name)
+    return int(found[1]) if found else None
+
+
+def next_line(plan: "Plan", step: str) -> str | None:
+    """Return what a user would type after a conversion, or None where nothing usually follows."""
+    verb = "meg2hf" if step == "lora merge" and plan.format != "hf" else NEXT.get(step)
+    return f"next: mconv {verb} {shlex.quote(str(plan.out))}" if verb else None
