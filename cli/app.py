@@ -32,6 +32,11 @@ COMMANDS = {
         "bit for bit; then what they compute: a Hugging Face folder runs in transformers, a Megatron checkpoint in "
         "megatron-core's own GPTModel on tp x pp real ranks. Where they differ, it says in which layer, and why.",
     ),
+    "status": (
+        "mconv.cli.status:status",
+        "What is in this folder, and what came of what.\n\nA tree of checkpoints and runs, from manifests and trackers "
+        "alone: by which step each was made, its layout, dtype and size, by what it was verified, where it was pushed.",
+    ),
     "plan": (
         "mconv.cli.train_plan:plan",
         "What a training run asks for: memory, parameters, steps, days.\n\nCONFIG, variables and flags are those of "

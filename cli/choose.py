@@ -40,6 +40,14 @@ def megatron(given: Path | None, command: str) -> Path:
     return given if given is not None else newest(command, "Megatron checkpoint").path
 
 
+def near(path: Path) -> Path:
+    """Return a path as a user would type it: as seen from the current folder, if it lies in it."""
+    try:
+        return path.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
 def say(line: str) -> None:
     """Print a line beside the output: once where there are several ranks."""
     if os.environ.get("RANK", "0") == "0":
@@ -55,6 +63,11 @@ def called_path(path: Path) -> str:
     """Return the name of a folder, or of its root where it is one iteration's."""
     path = path.resolve()
     return path.parent.name if re.fullmatch(r"release|iter_\d+", path.name) else path.name
+
+
+def root_of(path: Path) -> Path:
+    """Return the Megatron root of what may be one iteration's folder in it."""
+    return path.parent if re.fullmatch(r"release|iter_\d+", path.name) else path
 
 
 def iteration_of(path: Path) -> int | None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from mconv.cli import choose
+from mconv.convert import logbook
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
@@ -19,11 +21,12 @@ _CARD_LINES = 20
 
 
 def push(
-    folder: Path,
-    repo: str,
+    folder: Path | None = None,
+    repo: str | None = None,
     *,
     private: Flag = False,
     revision: str | None = None,
+    yes: Flag = False,
     dry_run: Flag = False,
     overwrite: Flag = False,
     overwrite_card: Flag = False,
@@ -44,15 +47,20 @@ def push(
     Parameters
     ----------
     folder
-        A Hugging Face model folder: config.json, safetensors weights, tokenizer.
+        A Hugging Face model folder: config.json, safetensors weights, tokenizer. Default: the newest in the current
+        folder that mconv made.
     repo
-        ORG/NAME, or NAME for a repository of your own. It is made if it is not there.
+        ORG/NAME, or NAME for a repository of your own. It is made if it is not there. Default: the folder's name under
+        that of the token's owner, once it is confirmed.
     private
         Make the repository private.
     revision
         The branch to push to. It is made if it is not there.
+    yes
+        Take the default repository without asking: for scripts.
     dry_run
-        List what would be sent, show the card, compare the tensors with those of the source, contact nobody.
+        List what would be sent, show the card, compare the tensors with those of the source, contact nobody
+        (but ask for the token's owner, where no repository is named).
     overwrite
         Delete weights of the repository that this push does not replace.
     overwrite_card
@@ -71,16 +79,24 @@ def push(
     from mconv.hub import push as hub
 
     _check_gate(against=against, record=record, unverified=unverified, dry_run=dry_run)
+    folder = folder or choose.newest("push", "Hugging Face folder that mconv made").path
+    if not (repo or yes or dry_run or sys.stdin.isatty()):
+        raise MconvError(
+            f"no repository was named, and nobody is at a terminal to confirm one: give ORG/NAME, or --yes for "
+            f"{hub.repository_name(folder)} under the name of the token's owner"
+        )
     card: dict[str, Any] = {"overwrite_card": overwrite_card, "license": license}
-    planned = hub.plan(folder, repo, **card)  # what is wrong with the folder itself is said first
+    hub.plan(folder, repo or hub.repository_name(folder), **card)  # first, what is wrong with the folder itself
     if dry_run:
-        return _rehearse(planned, against=against, unverified=unverified, json=json, **card)
+        named = repo or _proposed(folder, rehearsal=True)
+        return _rehearse(hub.plan(folder, named, **card), against=against, unverified=unverified, json=json, **card)
     found = _gate(folder, against=against, unverified=unverified, record=record)
     if not json:
         print("\n".join(found.lines), flush=True)
     if not (found.passed or unverified):
         _show({"verification": found.as_json()}) if json else print("nothing was sent")
         return 1
+    repo = repo or _proposed(folder, confirmed=yes)
     with hub.progress(shown=not json and sys.stderr.isatty()):
         done = hub.push(
             folder,
@@ -92,8 +108,31 @@ def push(
             endpoint=os.environ.get("HF_ENDPOINT"),
             **card,
         )
+    logbook.add(folder, "pushed", repo=done.repo, url=done.url, commit=done.commit)
     _show({**hub.as_json(done), "verification": found.as_json()}) if json else _print_result(done)
     return 0
+
+
+def _proposed(folder: Path, *, confirmed: bool = False, rehearsal: bool = False) -> str:
+    """USER/FOLDER by the token's owner, confirmed at the terminal. A rehearsal does without an owner, and says so."""
+    from mconv.hub import push as hub
+
+    try:
+        name = hub.propose(folder, endpoint=os.environ.get("HF_ENDPOINT"))
+    except MconvError as error:
+        if not rehearsal:
+            raise
+        print(f"note: whose repository it would be is not known ({error})", file=sys.stderr)
+        return hub.repository_name(folder)
+    if rehearsal:
+        return name
+    if confirmed:
+        print(f"push: {folder} to {name} (--yes)", file=sys.stderr)
+        return name
+    print(f"push {folder} to {name}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise MconvError(f"{name} was not confirmed: nothing was sent; give ORG/NAME for another repository")
+    return name
 
 
 def _check_gate(*, against: Path | None, record: bool, unverified: bool, dry_run: bool) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Union
 
 from cyclopts import Group, Parameter
 
+from mconv.convert import naming
 from mconv.errors import CheckFailed, MconvError
 from mconv.train.config import PREFIX, SECTIONS, TrainConfig, help_of, is_list, make, read_environment, read_yaml
 
@@ -54,7 +56,7 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
     from mconv.train.launch.ranks import check_environment, run
 
     check_environment()
-    values = told(config, flags)
+    values = here(told(config, flags))
     with guarded(queue_of(values)):
         made = make(values)
         nproc, well = made.nproc_per_node or made.tp * made.pp, made.save is not None
@@ -63,7 +65,7 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
                 raise CheckFailed  # the verdict is said
             result = run("mconv.cli.train:work", dataclasses.asdict(made), nproc=nproc, stops_well=well)
     if os.environ.get("RANK", "0") == "0":
-        _end(result)
+        _end(result, adapter=bool(made.lora_rank or made.lora_load))
     return 0
 
 
@@ -76,6 +78,34 @@ def told(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
     return {**file, **environment, **given}
 
 
+def here(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with what to load and where to save, where neither they nor a model from scratch say it.
+
+    The newest Megatron checkpoint of the current folder is loaded; with no `save` either, its run goes to NAME-run. Where
+    the newest is a run itself, that run goes on, from where it began. Raises MconvError where there is not one newest.
+    """
+    if any(values.get(name) is not None for name in ("load", "init", "preset", "model")):
+        return values
+    from mconv.cli import choose
+
+    found = choose.newest("train", "Megatron checkpoint", name="--load")
+    save, own = values.get("save"), found.trained
+    begun = next((place for place in reversed(found.ancestors) if place.is_dir()), None)
+    if save is None and not values.get("eval_only"):
+        save = str(found.path) if own else naming.run(choose.called_path(found.path))
+        if not own and os.environ.get("RANK", "0") == "0":
+            _check_free(Path(save))
+    goes_on = own and save is not None and Path(save).resolve() == found.path.resolve()
+    load = choose.near(begun) if goes_on and begun else found.path
+    choose.say(f"train: --load {load}" + (f" --save {save}" if save else ""))
+    return {**values, "load": str(load), "save": save}
+
+
+def _check_free(save: Path) -> None:
+    if save.exists() and (not save.is_dir() or any(save.iterdir())):
+        raise MconvError(f"{save}, where this run would be saved by default, is taken; give --save another folder")
+
+
 def _say(environment: dict[str, Any]) -> None:
     """What variables set, without secrets."""
     from mconv.train.logs.redact import hidden, secrets
@@ -84,11 +114,17 @@ def _say(environment: dict[str, Any]) -> None:
         print(f"{name} {hidden(value, secrets(os.environ))} from {PREFIX}{name.upper()}", file=sys.stderr)
 
 
-def _end(result: dict[str, Any]) -> None:
+def _end(result: dict[str, Any], *, adapter: bool) -> None:
+    from mconv.cli import choose
+
     if result["stopped"]:
         print(f"stopped by {result['stopped']}; the same command goes on from there")
     if result["saved"]:
         print(f"saved {result['saved']}")
+    if result["saved"] and not result["stopped"]:
+        root = choose.root_of(Path(str(result["saved"])))
+        verb = "lora merge" if adapter else "meg2hf"
+        print(f"next: mconv {verb} {shlex.quote(str(root))}")
 
 
 def _parameter(field: "dataclasses.Field[Any]", group: Group) -> inspect.Parameter:

@@ -186,7 +186,7 @@ def _pair(a: Path | None, b: Path | None, said: dict[str, Any]) -> _Pair:
                 "--report-only` shows what training has changed"
             )
         raise type(error)(f"{error}{more}") from error
-    choose.say(f"verify: {candidate} against {origin}")
+    choose.say(f"verify: {candidate} against {origin}, what it was made from")
     layout = found.layout
     own = {"tp": layout.tp, "pp": layout.pp, "uneven": layout.uneven} if layout else None
     return _Pair(reference=origin.path, candidate=candidate, origin=origin, layout=own)

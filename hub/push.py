@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +153,25 @@ def push(
     sent = tuple(file.name for file in files)
     url = f"{api.endpoint}/{name}" + (f"/tree/{branch}" if revision else "")
     return PushResult(repo=name, url=url, commit=done, files=sent, deleted=stale, kept=kept)
+
+
+def propose(folder: Path, *, endpoint: str | None = None) -> str:
+    """Return USER/FOLDER: a repository of the user whose token it is, called as the folder. Contacts the Hub.
+
+    Raises MconvError where nobody is logged in, or the Hub cannot be asked.
+    """
+    from huggingface_hub import HfApi
+
+    return _full_name(HfApi(endpoint=endpoint, library_name="mconv"), repository_name(folder))
+
+
+def repository_name(folder: Path) -> str:
+    """Return what a repository of a folder would be called: the folder's name, with what the Hub allows in names."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name)
+    plain = re.sub(r"\.git$|\.ipynb$", "", re.sub(r"([.-])[.-]+", r"\1", plain))[:96].strip(".-")
+    if not plain:
+        raise MconvError(f"{folder}: its name makes no repository's; give ORG/NAME")
+    return plain
 
 
 def _file(folder: Path, name: str, *, content: bytes | None) -> PushFile:
