@@ -13,6 +13,7 @@ from typing import Annotated, Any, Union
 from cyclopts import Group, Parameter
 
 from mconv.convert import naming
+from mconv.convert.place import TRACKER
 from mconv.errors import CheckFailed, MconvError
 from mconv.train.config import PREFIX, SECTIONS, TrainConfig, help_of, is_list, make, read_environment, read_yaml
 
@@ -102,7 +103,9 @@ def here(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_free(save: Path) -> None:
-    if save.exists() and (not save.is_dir() or any(save.iterdir())):
+    """Refuse a default that is something else's; a run that has begun there and saved nothing yet begins anew."""
+    begun = (save / "run.lock").is_file() and not (save / TRACKER).is_file()
+    if not begun and save.exists() and (not save.is_dir() or any(save.iterdir())):
         raise MconvError(f"{save}, where this run would be saved by default, is taken; give --save another folder")
 
 

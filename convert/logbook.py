@@ -12,6 +12,7 @@ from typing import Any
 
 from mconv.convert import manifest
 from mconv.convert.place import TRACKER
+from mconv.errors import MconvError
 
 FILE = ".mconv-log.jsonl"
 LIMIT = 10_000_000
@@ -40,7 +41,7 @@ def add(folder: Path, what: str, **facts: Any) -> None:
     try:
         root = root_of(folder)
         name = folder.resolve().relative_to(root.parent).as_posix()
-        line = {"what": what, "of": name, "stamp": stamp(folder), "when": manifest.now(), **facts}
+        line = {"what": what, "of": name, "made": _made(folder), "stamp": stamp(folder), "when": manifest.now(), **facts}
         handle = os.open(root.parent / FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         try:
             os.write(handle, (json.dumps(line) + "\n").encode())
@@ -51,12 +52,23 @@ def add(folder: Path, what: str, **facts: Any) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return what was done with the checkpoint in `folder`, the earliest first; `same`: its files are as they were."""
-    root = root_of(folder)
+    """Return what was done with the checkpoint in `folder`, the earliest first; `same`: its files are as they were.
+
+    What was done with another one that lay there before is left out.
+    """
+    root, made = root_of(folder), _made(folder)
     name = folder.resolve().relative_to(root.parent).as_posix()
-    entries = [entry for entry in _lines(root.parent / FILE) if entry.get("of") == name]
+    entries = [entry for entry in _lines(root.parent / FILE) if (entry.get("of"), entry.get("made")) == (name, made)]
     now = stamp(folder) if entries else ""
     return [{**entry, "same": entry.get("stamp") == now} for entry in entries]
+
+
+def _made(folder: Path) -> str | None:
+    """When a checkpoint was made, by its manifest."""
+    try:
+        return (manifest.read(folder) or {}).get("made")
+    except MconvError:
+        return None
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,136 @@
+"""The commands as people type them: the README's opening block, word for word, and what hangs on it."""
+
+import io
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny import make_llama
+
+from mconv.cli.app import run
+from mconv.convert import scan
+from mconv.hub import fetch
+
+ROOT = Path(__file__).parents[2]
+REPO = "meta-llama/Llama-2-7b-hf"
+TEXT = "the quick brown fox jumps over the lazy dog and runs away from it"
+
+
+def opening_block():
+    """The commands of the README's first shell block."""
+    block = re.search(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    return [shlex.split(line, comments=True)[1:] for line in block.splitlines() if line.startswith("mconv ")]
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory):
+    """A tiny Llama-2 with a tokenizer, as the Hub's client keeps one in its cache."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    cache = tmp_path_factory.mktemp("cache") / "models--meta-llama--Llama-2-7b-hf"
+    folder = make_llama(cache / "snapshots" / ("01c7f73d771dfac7d292323805ebc428287df4f9"), max_position_embeddings=32)
+    words = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *dict.fromkeys(TEXT.split())])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(folder)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(folder.name)
+    return cache.parent
+
+
+class Terminal(io.StringIO):
+    """A terminal at which somebody types."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def here(tmp_path, hub, monkeypatch):
+    """An empty working folder, and a Hub to push to."""
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def cached(snapshot, tmp_path, monkeypatch):
+    """The Hub's cache with the tiny model under the real one's name, and of its size in the table: the check stays."""
+    from huggingface_hub import constants
+
+    parameters = sum(p.stat().st_size for p in snapshot.rglob("*.safetensors")) / 4 / 1e9
+    monkeypatch.setitem(fetch.REPOSITORIES, ("llama2", "7"), fetch.Known(repo=REPO, billions=parameters))
+    shutil.copytree(snapshot, tmp_path / "hub-cache")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    return tmp_path / "hub-cache"
+
+
+def test_the_opening_block_of_the_readme_runs_as_it_is_written(here, cached, hub, monkeypatch, capfd):
+    block = opening_block()
+    typed = [" ".join(words[:1]) for words in block]
+    assert typed == ["hf2meg", "reshard", "verify", "data", "train", "meg2hf", "push"]
+    assert [words for words in block if words[0] in ("verify", "meg2hf", "push")] == [["verify"], ["meg2hf"], ["push"]]
+    assert block[0] == ["hf2meg", "llama2", "--size", "7"] and block[1] == ["reshard", "--tp", "4"]
+    (here / "code.jsonl").write_text((json.dumps({"text": TEXT}) + "\n") * 40)
+    monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+    said = {}
+    for words in block:
+        assert run(words) == 0, (words, capfd.readouterr())
+        said[words[0]] = capfd.readouterr()
+    assert "size 7" not in said["hf2meg"].err
+    assert "next: mconv verify llama2-7b-megatron\n" in said["hf2meg"].out
+    assert "reshard: llama2-7b-megatron (the only Megatron checkpoint here)" in said["reshard"].err
+    assert "verify: llama2-7b-megatron-tp4 (the newest" in said["verify"].err
+    assert "at its own layout, tp 4 x pp 1" in said["verify"].err and "(megatron-core, tp 4 x pp 1)" in said["verify"].out
+    assert "next: mconv meg2hf llama2-7b-run\n" in said["train"].out
+    assert "next: mconv push llama2-7b-run-iter_50-hf\n" in said["meg2hf"].out
+    assert "PASS: llama2-7b-run/iter_0000050" in said["push"].out, "what was trained is judged by its run"
+    assert "to tester/llama2-7b-run-iter_50-hf? [y/N]" in said["push"].err
+    published = hub.store.folder("tester/llama2-7b-run-iter_50-hf")
+    assert published.is_dir()
+    _check_status(capfd)
+    _check_no_guess(here, capfd)
+
+
+def _check_status(capfd):
+    """The family tree says what came of what, by which step, how it was verified, and where it is now."""
+    assert run(["status"]) == 0
+    out = capfd.readouterr().out
+    order = ["meta-llama/Llama-2-7b-hf (not in this folder)", "llama2-7b-megatron\n", "made by hf2meg",
+             "llama2-7b-megatron-tp4\n", "tp 4 x pp 1, float32", "made by reshard", "verified against 01c7",
+             "llama2-7b-run\n", "iteration 50", "made by train", "llama2-7b-run-iter_50-hf\n", "made by meg2hf",
+             "verified against llama2-7b-run/iter_0000050 (digests and logits)",
+             "pushed to tester/llama2-7b-run-iter_50-hf"]  # fmt: skip
+    places = [out.find(words) for words in order]
+    assert -1 not in places and places == sorted(places), out
+    assert run(["status", "--json"]) == 0
+    tree = json.loads(capfd.readouterr().out)["checkpoints"]
+    names = []
+    while tree:
+        (node,) = tree
+        names.append((node["name"], node["state"]))
+        tree = node["children"]
+    assert [state for _, state in names] == ["elsewhere", "here", "here", "here", "here"]
+    assert node["pushed"][0]["repo"] == "tester/llama2-7b-run-iter_50-hf" and node["verified"][0]["same"] is True
+
+
+def _check_no_guess(here, capfd):
+    """What has no origin it equals, what two fit equally, and a name that is taken: exit code 2, and what to do."""
+    assert run(["verify", "llama2-7b-run"]) == 2
+    assert "`mconv meg2hf llama2-7b-run` exports is judged by it" in capfd.readouterr().err
+    assert run(["meg2hf"]) == 2 and "is not empty; give --overwrite" in capfd.readouterr().err
+    assert run(["reshard", "llama2-7b-megatron", "--tp", "2"]) == 0
+    capfd.readouterr()
+    assert run(["meg2hf"]) == 2
+    error = capfd.readouterr().err
+    assert "2 fit equally" in error and "- llama2-7b-run: " in error and "- llama2-7b-megatron-tp2: " in error
+    assert "- llama2-7b-megatron: " not in error and "- llama2-7b-megatron-tp4: " not in error
+    assert run(["train", "--data", "code", "--train-iters", "1", "--lr", "1e-3"]) == 2
+    assert "give --load" in capfd.readouterr().err
+    assert scan.unfinished(here) == []
