@@ -1,5 +1,6 @@
 """`mconv push` and `mconv pull` as a user types them."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,6 +9,9 @@ import pytest
 from cyclopts import App
 
 from mconv.cli.hub import pull, push
+from mconv.errors import MconvError
+from mconv.hub.faults import check_repo_id
+from mconv.hub.push import repository_name
 
 
 @pytest.fixture
@@ -39,6 +43,58 @@ def test_push_and_pull(app, hub, make_model, capsys, monkeypatch, tmp_path):
     app(["pull", "acme/tiny", str(tmp_path / "out")])
     assert "whole" in capsys.readouterr().out
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+class Terminal(io.StringIO):
+    """A terminal at which somebody types."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("typed", "options", "sent"),
+    [("y\n", (), True), ("yes\n", (), True), ("\n", (), False), ("n\n", (), False), ("", (), False),
+     (None, ("--yes",), True), (None, (), False)],
+)  # fmt: skip
+def test_a_name_that_nobody_gave_is_the_owners_and_the_folders_and_must_be_confirmed(
+    app, hub, make_model, capsys, monkeypatch, typed, options, sent
+):
+    """`typed`: at a terminal; None: there is none."""
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n") if typed is None else Terminal(typed))
+    folder = make_model("my model!")
+    push = ["push", str(folder), "--unverified", *options]
+    if sent:
+        app(push)
+        assert f"{hub.url}/tester/my-model " in capsys.readouterr().out
+    else:
+        with pytest.raises(MconvError, match="not confirmed: nothing was sent" if typed is not None else "give ORG/NAME"):
+            app(push)
+    assert hub.store.folder("tester/my-model").is_dir() == sent
+    if typed is None and not sent:
+        assert hub.log == [], "nobody could confirm: nobody is contacted"
+
+
+def test_a_dry_run_shows_the_name_that_would_be_proposed(app, hub, make_model, capsys, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    folder = make_model()
+    app(["push", str(folder), "--dry-run", "--unverified"])
+    assert "would go to tester/model" in capsys.readouterr().out
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    app(["push", str(folder), "--dry-run", "--unverified"])
+    said = capsys.readouterr()
+    assert "would go to model" in said.out and "whose repository it would be is not known" in said.err
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("a b", "a-b"), ("--x..y", "x.y"), ("x.git", "x"), ("m" * 200, "m" * 96), ("llama2-7b-run-iter_500-hf", None)],
+)
+def test_a_folder_name_becomes_one_that_the_hub_takes(tmp_path, folder, name):
+    found = repository_name(tmp_path / folder)
+    check_repo_id(found)
+    assert found == (name or folder)
 
 
 def test_dry_run_as_json(app, make_model, capsys):

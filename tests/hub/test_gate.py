@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import lora_jobs
 import pytest
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
@@ -184,6 +185,47 @@ def test_a_cast_is_no_difference(place, hub, capsys):
     assert "SAME" in (said := capsys.readouterr().out) and "rounding" in said
     assert push(place) == 0
     assert "PASS" in capsys.readouterr().out
+
+
+# ---- what a training made -------------------------------------------------------------------------------------------
+@pytest.fixture
+def merge(place):
+    """An adapter's merge with its base, as a model folder and through Megatron."""
+    adapter = lora_jobs.adapter_folder(place / "adapter", place / "hf")
+    assert run(["lora", "merge", str(adapter), "--base", str(place / "hf"), "--out", str(place / "merged")]) == 0
+    through = ["--base", str(place / "megatron"), "--format", "torch_dist", "--tp", "2", "--out", str(place / "meg")]
+    assert run(["lora", "merge", str(adapter), *through]) == 0
+    assert run(["meg2hf", str(place / "meg"), "--out", str(place / "back"), "--dtype", "bf16"]) == 0
+    return place
+
+
+@pytest.mark.parametrize("name", ["merged", "back"])
+def test_a_merge_is_judged_by_one_made_anew_without_being_asked(merge, hub, tmp_path, capsys, name):
+    capsys.readouterr()
+    assert run(["push", str(merge / name), "acme/tiny"]) == 0
+    assert "SAME" in capsys.readouterr().out
+    got = pulled(hub, tmp_path)
+    verdict = json.loads((got / "mconv.json").read_text())["verified"][-1]
+    assert verdict["passed"] and verdict["digests"] == "pass" and " merged with adapter" in verdict["against"]
+    assert not {"made_from", "merged_from", "ancestors"} & json.loads((got / "mconv.json").read_text()).keys()
+    assert run(["verify", str(merge / name), "--record"]) == 0
+    assert " merged anew with " in capsys.readouterr().err
+    assert run(["verify", str(merge / name), "--logits"]) == 2
+    assert "compared tensor by tensor" in capsys.readouterr().err
+
+
+def test_another_merge_does_not_pass(merge, hub, capsys):
+    change(merge / "merged", one_element)
+    assert run(["push", str(merge / "merged"), "acme/tiny"]) == 1 and hub.log == []
+    assert "nothing was sent" in capsys.readouterr().out
+    assert run(["push", str(merge / "merged"), "acme/tiny", "--dry-run"]) == 1
+    change(merge / "hf", one_element)  # the base of a PEFT adapter is known by its place alone
+    assert run(["verify", str(merge / "back")]) == 0, "its base is another folder"
+    shutil.rmtree(merge / "adapter")
+    capsys.readouterr()
+    assert run(["push", str(merge / "merged"), "acme/tiny"]) == 2 and hub.log == []
+    assert "it is a merge, and " in (error := capsys.readouterr().err) and "adapter is not there any more" in error
+    assert run(["push", str(merge / "back"), "acme/tiny"]) == 0, "what it was converted from is still there"
 
 
 @pytest.mark.parametrize(

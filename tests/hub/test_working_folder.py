@@ -134,3 +134,27 @@ def _check_no_guess(here, capfd):
     assert run(["train", "--data", "code", "--train-iters", "1", "--lr", "1e-3"]) == 2
     assert "give --load" in capfd.readouterr().err
     assert scan.unfinished(here) == []
+
+
+def test_a_source_in_the_cache_that_has_moved_is_found_by_its_name(here, cached, tmp_path, monkeypatch, capsys):
+    """The manifest's path is gone; offline, the repository that it names is still there."""
+    from huggingface_hub import constants
+
+    assert run(["hf2meg", "llama2", "--size", "7"]) == 0
+    cached.rename(tmp_path / "moved")
+    assert run(["verify"]) == 2 and "not there any more" in capsys.readouterr().err
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "moved"))
+    assert run(["verify", "--digests"]) == 0
+    assert "moved/models--meta-llama--Llama-2-7b-hf" in capsys.readouterr().err
+    assert run(["status"]) == 0
+    assert "meta-llama/Llama-2-7b-hf (not there any more)" in capsys.readouterr().out
+
+
+def test_a_folder_without_anything_says_what_is_missing(here, capsys):
+    wanted = {"reshard": "Megatron checkpoint", "push": "Hugging Face folder", "verify": "checkpoint",
+              "lora merge": "adapter", "train --data x": "Megatron checkpoint"}  # fmt: skip
+    for line, missing in wanted.items():
+        words = line.split()
+        assert run(words) == 2
+        assert f"this folder holds no {missing}" in capsys.readouterr().err
+    assert run(["status"]) == 0 and "nothing that mconv knows" in capsys.readouterr().out
