@@ -226,12 +226,12 @@ def meg2hf(
     if not 0 < max_shard_size < float("inf"):
         raise MconvError(f"--max-shard-size is {max_shard_size}; it must be a positive number of GB")
     settings = {"shard_bytes": max(1, int(max_shard_size * 1e9)), "side_folder": tokenizer}
-    said = {"vocab_size": vocab_size, "dialect": dialect, "config": config, "ignoring": ignoring}
+    said = {"vocab_size": vocab_size, "dialect": dialect, "config": config}
 
     source = choose.megatron(checkpoint, "meg2hf")
 
     def export(iteration: int | None, where: Path | None, fingerprint: str | None = None) -> None:
-        found = _open(source, iteration, **said)  # type: ignore[arg-type]
+        found = _open(source, iteration, ignoring=ignoring, **said)  # type: ignore[arg-type]
         where = where or Path(naming.hugging_face(choose.called(found), iteration=found.iteration, dtype=dtype))
         options = {**settings, "dtype": dtype, "overwrite": overwrite, "resume": resume, "fingerprint": fingerprint}
         plan = _plan(found, where, show=show, format="hf", **options)

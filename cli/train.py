@@ -66,7 +66,10 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
                 raise CheckFailed  # the verdict is said
             result = run("mconv.cli.train:work", dataclasses.asdict(made), nproc=nproc, stops_well=well)
     if os.environ.get("RANK", "0") == "0":
-        _end(result, adapter=bool(made.lora_rank or made.lora_load))
+        from mconv.train.length import length
+
+        done = bool(result["iteration"] >= length(made).iterations)
+        _end(result, adapter=bool(made.lora_rank or made.lora_load), done=done)
     return 0
 
 
@@ -117,14 +120,14 @@ def _say(environment: dict[str, Any]) -> None:
         print(f"{name} {hidden(value, secrets(os.environ))} from {PREFIX}{name.upper()}", file=sys.stderr)
 
 
-def _end(result: dict[str, Any], *, adapter: bool) -> None:
+def _end(result: dict[str, Any], *, adapter: bool, done: bool) -> None:
     from mconv.cli import choose
 
     if result["stopped"]:
         print(f"stopped by {result['stopped']}; the same command goes on from there")
     if result["saved"]:
         print(f"saved {result['saved']}")
-    if result["saved"] and not result["stopped"]:
+    if result["saved"] and done:
         root = choose.root_of(Path(str(result["saved"])))
         verb = "lora merge" if adapter else "meg2hf"
         print(f"next: mconv {verb} {shlex.quote(str(root))}")

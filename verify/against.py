@@ -6,6 +6,7 @@ from typing import Any
 
 from mconv.convert import adapted, manifest
 from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.ignored import ignored
 from mconv.convert.source import Progress, quiet
 from mconv.errors import MconvError
 from mconv.verify.sides import Said, Side, open_both
@@ -56,8 +57,11 @@ def sides(origin: Origin, path: Path, said: Said = PLAIN, *, progress: Progress 
     """Return an origin and what is judged by it, opened; a merge is made in memory, tensor by tensor as it is read."""
     if origin.adapter is None:
         return open_both(origin.path, path, said)
-    fresh = adapted.with_base(origin.adapter, origin.path, progress=progress)
-    return Side(checkpoint=fresh, said={}), open_both(path, path, said)[1]
+    candidate = open_both(path, path, said)[1]
+    known = candidate.checkpoint.ignored
+    passed = ignored(args=known.get("args", {}), config_keys=known.get("config_keys", {}))
+    fresh = adapted.with_base(origin.adapter, origin.path, ignore=passed, progress=progress)
+    return Side(checkpoint=fresh, said={}), candidate
 
 
 def _called(place: Path) -> str:

@@ -58,7 +58,7 @@ WRONG = [
     ("hf2meg HF --out o --make-vocab-size-divisible-by 0", "multiple"),
     ("hf2meg HF --out o --size 7", "--size 7"),
     ("hf2meg MP --out o", "mconv reshard"),
-    ("reshard MP", "--out"),
+    ("reshard", "this folder holds no Megatron checkpoint; give a path"),
     ("reshard HF --out o", "mconv hf2meg"),
     ("reshard MP --out o --tp -1", "tp -1"),
     ("reshard MP --out o --tp 0", "tp 0"),
@@ -209,9 +209,9 @@ print("CODES", codes, "HEAVY", sorted(heavy))
 """
 
 
-def test_help_and_misuse_import_nothing_heavy():
-    lines = [*(f"{name} --help" for name in CONVERT), "inspect", "hf2meg --frob", "reshard x", "--version"]
-    done = subprocess.run([sys.executable, "-c", LIGHT, *lines], capture_output=True, text=True)
+def test_help_and_misuse_import_nothing_heavy(tmp_path):
+    lines = [*(f"{name} --help" for name in CONVERT), "inspect", "hf2meg --frob", "reshard", "--version"]
+    done = subprocess.run([sys.executable, "-c", LIGHT, *lines], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == f"CODES {[0] * len(CONVERT) + [2, 2, 2, 0]} HEAVY []", done.stderr[-500:]
 
 
