@@ -57,9 +57,9 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
     from mconv.train.launch.ranks import check_environment, run
 
     check_environment()
-    values = here(told(config, flags))
+    values = told(config, flags)
     with guarded(queue_of(values)):
-        made = make(values)
+        made = make(here(values))
         nproc, well = made.nproc_per_node or made.tp * made.pp, made.save is not None
         with gate.one_world(made):
             if made.verify_first and not gate.before_training(made):
