@@ -84,11 +84,11 @@ def merge(
     run_plan(made, "lora merge", show=show, allow_nonfinite=False)
 
 
-def _name(adapter: Path, iteration: int | None, *, format: str, dtype: str | None, **sizes: int) -> str:
+def _name(adapter: Path, iteration: int | None, *, format: str, dtype: str | None, tp: int, pp: int) -> str:
     """What to call a merge where nobody says."""
     from mconv.convert import opening, peft
 
     if not peft.is_adapter(adapter) and adapter.is_dir():
         adapter = opening.iteration_folder(adapter, iteration)
     own = naming.merged(choose.called_path(adapter), iteration=choose.iteration_of(adapter))
-    return naming.hugging_face(own, dtype=dtype) if format == "hf" else naming.megatron(own, format=format, **sizes)
+    return naming.hugging_face(own, dtype=dtype) if format == "hf" else naming.megatron(own, format=format, tp=tp, pp=pp)
