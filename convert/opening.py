@@ -126,7 +126,7 @@ def _open_hf(path: Path, ignore: Ignored) -> Checkpoint:
     located, notes = hugging.weights(path, family, spec)
     return Checkpoint(
         path=path, format="hf", dialect=None, family=family, spec=spec, layout=None, iteration=None,
-        stored=spell.hf_sources(family, spec, located), located=located, manifest=made,
+        stored=spell.hf(family, spec, located), located=located, manifest=made,
         notes=(*notes, *peft.beside(path)),
         ignored=joined((made or {}).get("ignored", {}), {"config_keys": passed}),
     )  # fmt: skip

@@ -29,14 +29,6 @@ def hf(family: Family, spec: ModelSpec, tensors: Collection[str]) -> list[Stored
     return stored
 
 
-def hf_sources(family: Family, spec: ModelSpec, tensors: Collection[str]) -> list[Stored]:
-    """The tensors of a folder that was found: of a tied model, it may hold the one table as its head only."""
-    stored = hf(family, spec, tensors)
-    embed = next(s for s in stored if s.logical.row == "embed")
-    head_alone = spec.tied_embeddings and family.head_key in tensors and embed.key not in tensors
-    return [s for s in stored if not (head_alone and s is embed)]
-
-
 # ---- mp_rank ---------------------------------------------------------------------------------------------------------
 def rank_piece(
     dialect: Dialect, family: Family, spec: ModelSpec, layout: Layout, logical: Logical, tp_rank: int

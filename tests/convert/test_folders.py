@@ -11,6 +11,7 @@ import shutil
 import pytest
 import torch
 from folder_rows import BASE, CASES, KINDS, Folder
+from judge import report
 from tiny import make_falcon, make_gpt2, make_llama, make_mistral, same, tensors
 
 from mconv.convert import plan
@@ -98,3 +99,26 @@ def test_an_export_is_the_whole_model_under_its_own_names(plain, tmp_path):
     assert json.loads((tmp_path / "back" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     assert torch.equal(logits(tmp_path / "back"), want)
     assert same(tensors(tmp_path / "back"), tensors(source))
+
+
+JUDGED = (
+    ("llama", "torch.compile"), ("llama", "tied, stored as the head only"), ("mistral", "cos_cached, sin_cached"),
+    ("falcon", "DDP of the base model"), ("gpt2", "FSDP of the whole and of layers"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "name"), JUDGED, ids=[f"{kind}-{name}" for kind, name in JUDGED])
+def test_verify_judges_a_variant_as_it_is(plain, tmp_path, kind, name):
+    """By transformers' model with the weights under their own names, whole and streamed; a fault in them is seen."""
+    row = next(row for of, row in CASES if (of, row.name) == (kind, name))
+    source, _, _ = plain(kind, row.options)
+    folder = Folder(shutil.copytree(source, tmp_path / "hf"), kind)
+    row.change(folder)
+    tp = 1 if kind == "falcon" else 2
+    rewrite(plan.make(open_checkpoint(folder.path), tmp_path / "meg", format="torch_dist", tp=tp), step="hf2meg")
+    for streamed in (False, True):
+        assert report(folder.path, tmp_path / "meg", streamed=streamed)["passed"]
+    state = tensors(folder.path)
+    next(t for n, t in sorted(state.items()) if t.ndim == 2 and re.search(r"(layers|h)\.1\.", n))[0] += 1.0
+    folder.save(state)
+    assert not report(folder.path, tmp_path / "meg")["passed"]

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from mconv.convert import peft
 from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.formats import tensors
+from mconv.convert.formats import hf, tensors
 from mconv.convert.table import Stored
+from mconv.errors import FormatError
 from mconv.shard.cut import Piece
 from mconv.train.parallel import world
 from mconv.verify.compare import CHUNK
@@ -54,22 +55,43 @@ class HuggingFace:
             self._head = self.model.get_output_embeddings()
 
     def _whole(self) -> nn.Module:
-        from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         with without_adapter(self.checkpoint.path) as folder:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
+            load, weights = self._loader(folder)
+            model, info = load(
                 dtype=self.how.filling,
                 local_files_only=True,
                 trust_remote_code=False,
                 attn_implementation="sdpa",
+                output_loading_info=True,
+                **weights,
+            )
+        if missing := sorted(info["missing_keys"]):
+            raise FormatError(
+                f"{self.checkpoint.path}: transformers draws {missing[:3]} at random: it does not find them"
             )
         narrowed({name: parameter.data for name, parameter in model.named_parameters()}, self.how.narrow)
         for parameter in model.parameters():  # not buffers: rope's angles stay in fp32
             parameter.data = parameter.data.to(self.how.dtype)
-        return model.eval().requires_grad_(False).to(self.how.device)
+        found: nn.Module = model.eval().requires_grad_(False).to(self.how.device)
+        return found
+
+    def _loader(self, folder: Path | str) -> tuple[Any, dict[str, Any]]:
+        """Return what loads the model, and where it finds the weights: in the folder, if it knows their names."""
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+
+        c, stored = self.checkpoint, hf.open_folder(self.checkpoint.path)
+        embed = f"{self.names['embed']}.weight"
+        tied = {embed: c.family.head_key}
+        found = [{name, name.removeprefix(c.family.base), tied.get(name, name)} for name in c.located]
+        if all(names & stored.keys() for names in found):
+            return AutoModelForCausalLM.from_pretrained, {"pretrained_model_name_or_path": folder}
+        config = AutoConfig.from_pretrained(c.path, local_files_only=True, trust_remote_code=False)
+        weights = {name: where.load() for name, where in c.located.items()}
+        load = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained
+        return load, {"pretrained_model_name_or_path": None, "config": config, "state_dict": weights}
 
     def _streamed(self) -> nn.Module:
         """A model without memory, each part of which reads its weights when it runs."""
@@ -138,7 +160,9 @@ class HuggingFace:
         if where.path.suffix != ".safetensors":
             return where.load()
         with safe_open(where.path, framework="pt") as file:
-            found: Tensor = file.get_tensor(name.removeprefix("" if name in file.keys() else base or ""))  # noqa: SIM118
+            names = set(file.keys())
+            here = next((one for one in (name, name.removeprefix(base)) if one in names), None)
+            found: Tensor = where.load() if here is None else file.get_tensor(here)  # else under a wrapper's name
         return found
 
     @torch.no_grad()
