@@ -53,7 +53,7 @@ def hf2meg(
     rope_factor: float | None = None,
     ignoring: o.Ignores = o.IGNORING,
 ) -> None:
-    """Convert a Hugging Face checkpoint, or one in Meta's own files, to Megatron.
+    """Convert a Hugging Face checkpoint, or one in Meta's or Mistral's own files, to Megatron.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def hf2meg(
     cache_dir
         The Hugging Face cache to look in.
     max_position_embeddings
-        The context that the model was trained for, where Meta's params.json does not say (it then counts as 2048).
+        The context that the model was trained for, where params.json does not say (2048, Mistral's 32768).
     rope_factor
         The factor of llama3 rope scaling, where Meta's params.json has use_scaled_rope without it.
     """

@@ -21,7 +21,7 @@ from mconv.shard.layout import Layout, check_tp, padded_vocab
 from mconv.shard.stages import EVEN, Uneven, stage_layers
 from mconv.spec import ModelSpec
 
-HUGGING = ("hf", "meta")
+HUGGING = ("hf", "meta", "mistral")
 """Formats of models as they are published."""
 SIDE_FOLDER = "hf"
 """Beside a Megatron checkpoint: the config, tokenizer and other files that an export gives back."""

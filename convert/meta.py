@@ -1,7 +1,7 @@
-"""Meta's LLaMAs: what its files call the rows of the LLaMA table, how its ranks cut them, and what `params.json` says.
+"""Meta's LLaMAs and Mistral's own files: what they call the rows of the LLaMA table, how ranks cut them, what they say.
 
 Rotary rows are interleaved (pairs side by side), as in Megatron-LLM; everything else is the logical tensor's own order.
-Sources: `model.py` of LLaMA 1 to 3 (parallel linears, defaults), llama-models' `args.py`.
+Sources: `model.py` of LLaMA 1 to 3 (parallel linears, defaults), llama-models' `args.py`; mistral-inference's `args.py`.
 """
 
 import dataclasses
@@ -17,8 +17,9 @@ from mconv.convert.families import FAMILIES, family_of
 from mconv.convert.formats import meta
 from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.tensors import Located
+from mconv.convert.params import is_mistral, read
 from mconv.convert.table import Stored
-from mconv.errors import ConfigError, FormatError, Unsaid, refuse
+from mconv.errors import ConfigError, FormatError, Unsaid
 from mconv.shard.axes import Axes, whole
 from mconv.shard.cut import Block, Piece, interleaved
 from mconv.spec import ModelSpec, Rope
@@ -87,7 +88,7 @@ def _end(end: int | str, axis: str, sizes: Mapping[str, int]) -> int:
 
 def stored(spec: ModelSpec, *, ranks: int, embed_cut: str) -> Iterator[Stored]:
     """Every tensor of every rank and the piece of a logical tensor that it holds."""
-    family = FAMILIES["llama"]
+    family = FAMILIES[spec.family]
     for logical in family.logicals(spec):
         for module in (m for m in MODULES if m.row == logical.row):
             if logical.row == "embed":
@@ -98,57 +99,36 @@ def stored(spec: ModelSpec, *, ranks: int, embed_cut: str) -> Iterator[Stored]:
 
 
 # ---- params.json -----------------------------------------------------------------------------------------------------
-NUMBERS: dict[str, type] = {
-    "dim": int, "n_layers": int, "n_heads": int, "n_kv_heads": int, "vocab_size": int, "multiple_of": int,
-    "ffn_dim_multiplier": float, "norm_eps": float, "rope_theta": float, "use_scaled_rope": bool,
-    "rope_scaling_factor": float, "rope_high_freq_factor": float, "max_seq_len": int, "max_batch_size": int,
-    "model_parallel_size": int,
-}  # fmt: skip
-NEEDED = ("dim", "n_layers", "n_heads", "norm_eps")
-
-
-def read_params(folder: Path) -> dict[str, Any]:
-    """`params.json`, every key known and of its kind. Raises ConfigError by name."""
-    path = folder / meta.PARAMS
-    params = {name: value for name, value in read_json(path).items() if value is not None}
-    problems = [f"{path} has no {name!r}, which decides the architecture" for name in NEEDED if name not in params]
-    for name, value in params.items():
-        kind = NUMBERS.get(name)
-        if kind is None:
-            problems.append(f"{path}: no rule claims {name}={value!r}; mconv cannot tell whether it changes the model")
-        elif type(value) is not kind and (kind is not float or type(value) is not int):
-            problems.append(f"{path}: {name} is {repr(value)[:60]}, not {kind.__name__}")
-        elif isinstance(value, (int, float)) and kind is not bool and name != "vocab_size" and not 0 < value < 1 << 53:
-            problems.append(f"{path}: {name} is {value}; it must be positive")
-    refuse(problems, doing=f"reading {path}", kind=ConfigError)
-    return params
-
-
 def spec_of(
     folder: Path, tensors: Mapping[str, Located], *, ranks: int, told: Told
 ) -> tuple[ModelSpec, str, tuple[str, ...]]:
     """The architecture, the axis that cuts the embedding, and what the user should know of how it was found."""
-    params = read_params(folder)
+    params = read(folder)
     settled = _config(told.config) if told.config else None
     dim, heads = params["dim"], params["n_heads"]
-    if dim % heads:
+    if "head_dim" not in params and dim % heads:
         raise ConfigError(f"{folder / meta.PARAMS}: dim {dim} is not a multiple of n_heads {heads}")
-    rope = _rope(folder, params, tensors, told, settled)
+    rope = (_mistral_rope if is_mistral(params) else _rope)(folder, params, tensors, told, settled)
     positions, note = _positions(folder, params, told, settled)
+    tied = meta.key(0, "output.weight") not in tensors
+    if params.get("tied_embeddings", tied) != tied:
+        there = "is not there" if tied else "is there"
+        raise ConfigError(f"{folder / meta.PARAMS}: tied_embeddings is {not tied}, but the head, output.weight, {there}")
     vocab, embed_cut = _vocabulary(folder, params, tensors, ranks)
     spec = ModelSpec(
-        family="llama",
+        family="mistral" if is_mistral(params) else "llama",
         num_layers=params["n_layers"],
         hidden_size=dim,
         ffn_hidden_size=_ffn(folder, params, tensors, ranks),
         num_attention_heads=heads,
         num_query_groups=params.get("n_kv_heads", heads),
-        kv_channels=dim // heads,
+        kv_channels=params.get("head_dim", dim // heads),
         vocab_size=vocab,
         max_position_embeddings=positions,
         norm_epsilon=float(params["norm_eps"]),
         rope=rope,
-        tied_embeddings=meta.key(0, "output.weight") not in tensors,
+        sliding_window=params.get("sliding_window"),
+        tied_embeddings=tied,
     )
     if settled:
         a, b = settled.to_dict(), spec.to_dict()
@@ -157,10 +137,10 @@ def spec_of(
             raise ConfigError(f"{told.config} is not the config of this checkpoint ({folder}): {differ}")
     if spec.num_query_groups % ranks:
         raise ConfigError(
-            f"{folder}: {ranks} files {meta.PATTERN}, but {spec.num_query_groups} key-value heads (n_kv_heads), which "
+            f"{folder}: {ranks} files of weights, but {spec.num_query_groups} key-value heads (n_kv_heads), which "
             "they cannot share evenly; files are missing or too many, or hold copies of heads, which mconv does not read"
         )
-    return spec, embed_cut, note
+    return spec, embed_cut, (*note, *_assumed_base(folder, params, settled))
 
 
 def _config(path: Path) -> ModelSpec:
@@ -171,12 +151,42 @@ def _config(path: Path) -> ModelSpec:
 def _positions(
     folder: Path, params: dict[str, Any], told: Told, settled: ModelSpec | None
 ) -> tuple[int, tuple[str, ...]]:
-    said = told.max_position_embeddings or (settled.max_position_embeddings if settled else params.get("max_seq_len"))
+    own = params.get("max_position_embeddings", params.get("max_seq_len"))
+    said = told.max_position_embeddings or (settled.max_position_embeddings if settled else own)
     if said is not None:
         return int(said), ()
-    return 2048, (
-        f"{folder / meta.PARAMS} does not say how long a context the model was trained for; 2048 is taken, as Meta's own "
-        "code does. It does not change what the model computes; --max-position-embeddings says otherwise",
+    taken, whose = (32768, "Mistral's converters do") if is_mistral(params) else (2048, "Meta's own code does")
+    return taken, (
+        f"{folder / meta.PARAMS} does not say how long a context the model was trained for; {taken} is taken, as "
+        f"{whose}. It does not change what the model computes; --max-position-embeddings says otherwise",
+    )
+
+
+def _mistral_rope(
+    folder: Path, params: dict[str, Any], tensors: Mapping[str, Located], told: Told, settled: ModelSpec | None
+) -> Rope:
+    """The base of Mistral's models: programs differ in what they take where it is absent."""
+    if told.rope_factor is not None:
+        raise ConfigError(f"{folder / meta.PARAMS} is Mistral's: --rope-factor does not apply")
+    if "rope_theta" in params:
+        return Rope(base=float(params["rope_theta"]))
+    if settled:
+        return settled.rope
+    if "sliding_window" in params:
+        return Rope()
+    raise Unsaid(
+        f"{folder / meta.PARAMS} has no rope_theta and no sliding_window; Mistral's program then takes a base of 1e6, "
+        "transformers' converter 1e4: give --config with the model's config.json, or add rope_theta to it"
+    )
+
+
+def _assumed_base(folder: Path, params: dict[str, Any], settled: ModelSpec | None) -> tuple[str, ...]:
+    """What to say of a base that was not there: the first Mistral 7B has none in its params.json, and a window."""
+    if not is_mistral(params) or "rope_theta" in params or settled:
+        return ()
+    return (
+        f"{folder / meta.PARAMS} has no rope_theta; 10000 is taken, that of the first Mistral 7B, which has a sliding "
+        "window like this one. --config with the model's config.json says otherwise",
     )
 
 
@@ -219,7 +229,9 @@ def _check_base(folder: Path, base: float, tensors: Mapping[str, Located]) -> No
 def _shape(folder: Path, tensors: Mapping[str, Located], name: str) -> tuple[int, int]:
     where = tensors.get(meta.key(0, name))
     if where is None or len(where.shape) != 2:
-        raise FormatError(f"{folder}/consolidated.00.pth has no matrix {name!r}; it is not a LLaMA of Meta's")
+        raise FormatError(
+            f"{folder}: its weights have no matrix {name!r}; it is neither a LLaMA of Meta's nor a model of Mistral's"
+        )
     return where.shape[0], where.shape[1]
 
 
@@ -232,7 +244,7 @@ def _vocabulary(folder: Path, params: dict[str, Any], tensors: Mapping[str, Loca
         size, cut = rows * ranks, "v"
     else:
         raise FormatError(
-            f"{folder}: tok_embeddings.weight is {rows} x {columns} in each of {ranks} files {meta.PATTERN}, but dim is "
+            f"{folder}: tok_embeddings.weight is {rows} x {columns} in each of {ranks} files, but dim is "
             f"{params['dim']}: files are missing or too many"
         )
     if params.get("vocab_size", -1) not in (-1, size):
@@ -241,8 +253,12 @@ def _vocabulary(folder: Path, params: dict[str, Any], tensors: Mapping[str, Loca
 
 
 def _ffn(folder: Path, params: dict[str, Any], tensors: Mapping[str, Located], ranks: int) -> int:
-    """Width of the MLP: by the shapes, and by Meta's formula where params.json has what it takes."""
+    """Width of the MLP: by the shapes, and by Mistral's word or Meta's formula where params.json has what it takes."""
     found = _shape(folder, tensors, "layers.0.feed_forward.w1.weight")[0] * ranks
+    if params.get("hidden_dim", found) != found:
+        raise ConfigError(
+            f"{folder / meta.PARAMS}: hidden_dim is {params['hidden_dim']}, but layers.0.feed_forward.w1 has {found} rows"
+        )
     if "multiple_of" in params:
         hidden = int(params.get("ffn_dim_multiplier", 1.0) * int(2 * 4 * params["dim"] / 3))
         said = ceil(hidden / params["multiple_of"]) * params["multiple_of"]

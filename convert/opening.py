@@ -38,23 +38,26 @@ def open_checkpoint(
     path = Path(path)
     if not path.is_dir():
         raise FormatError(explain(path))
+    what = what_is(path)
     _fitting(
         path,
+        what.kind,
         megatron={"iteration": iteration, "vocab_size": vocab_size, "dialect": dialect},
         config=config,
         meta={"max_position_embeddings": max_position_embeddings, "rope_factor": rope_factor},
     )
-    if hf.is_hf(path):
-        if not (what := what_is(path)).readable and what.kind != "hf-odd":  # a config, but no weights that mconv reads
-            raise FormatError(explain(path))
-        found = _open_hf(path, ignore)
-    elif meta_files.is_meta(path):
+    if what.kind in OWN:
+        beside = path / "config.json" if hf.is_hf(path) else None
         told = meta.Told(
             max_position_embeddings=max_position_embeddings,
             rope_factor=rope_factor,
-            config=Path(config) if config else None,
+            config=Path(config) if config else beside,
         )
         found = _open_meta(path, told)
+    elif hf.is_hf(path):
+        if not what.readable and what.kind != "hf-odd":  # a config, but no weights that mconv reads
+            raise FormatError(explain(path))
+        found = _open_hf(path, ignore)
     else:
         folder = iteration_folder(path, iteration)
         said = Said(
@@ -69,17 +72,23 @@ def open_checkpoint(
     return found
 
 
-def _fitting(path: Path, *, megatron: dict[str, object], config: object, meta: dict[str, object]) -> None:
+OWN = {"meta": "a folder of Meta's", "mistral": "a folder of Mistral's"}
+"""Folders of models in the files of those who made them: weights under names of their own, and params.json."""
+
+
+def _fitting(path: Path, kind: str, *, megatron: dict[str, object], config: object, meta: dict[str, object]) -> None:
     """Refuse what is said of a checkpoint that knows it, or that has no such thing."""
-    kind = "a Hugging Face folder" if hf.is_hf(path) else "a folder of Meta's" if meta_files.is_meta(path) else ""
+    own = OWN.get(kind)
+    of_hf = hf.is_hf(path) and not own
+    kind = own or ("a Hugging Face folder" if of_hf else "")
     if kind and any(x is not None for x in megatron.values()):
         raise FormatError(f"{path} is {kind}: it has no iterations and no dialect, and its config knows its vocabulary")
-    if hf.is_hf(path) and config is not None:
+    if of_hf and config is not None:
         raise FormatError(f"{path} is a Hugging Face folder: it has a config.json of its own")
-    if not meta_files.is_meta(path) or hf.is_hf(path):
+    if not own:
         said = [f"--{name.replace('_', '-')}" for name, value in meta.items() if value is not None]
         refuse(
-            [f"{path} knows what {name} says; it is for Meta's folders" for name in said],
+            [f"{path} knows what {name} says; it is for Meta's and Mistral's own files" for name in said],
             doing="opening",
             kind=FormatError,
         )
@@ -138,7 +147,8 @@ def _open_meta(path: Path, told: meta.Told) -> Checkpoint:
     spec, embed_cut, notes = meta.spec_of(path, found, ranks=ranks, told=told)
     check_depth(path, spec, len(located))
     return Checkpoint(
-        path=path, format="meta", dialect=None, family=FAMILIES["llama"], spec=spec, layout=None, iteration=None,
+        path=path, format="mistral" if spec.family == "mistral" else "meta", dialect=None, family=FAMILIES[spec.family],
+        spec=spec, layout=None, iteration=None,
         stored=list(meta.stored(spec, ranks=ranks, embed_cut=embed_cut)), located=located, manifest=None, notes=notes,
     )  # fmt: skip
 

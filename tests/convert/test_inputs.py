@@ -1,4 +1,4 @@
-"""What else models come in: pickled Hugging Face weights, and Meta's own shards. Nothing of them is run."""
+"""What else models come in: pickled Hugging Face weights, Meta's own shards, Mistral's. Nothing of them is run."""
 
 import json
 import shutil
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny import edit_json, make_llama, same, tensors
+from safetensors.torch import load_file, save_file
+from tiny import edit_json, make_llama, make_mistral, same, tensors
 
 from mconv.cli.app import run
 from mconv.convert import plan
@@ -310,3 +310,181 @@ def test_meta_knows_no_iteration_and_others_no_rope_factor(plain, tmp_path):
         open_checkpoint(as_meta(plain, tmp_path / "meta"), iteration=3)
     with pytest.raises(FormatError, match="--rope-factor"):
         open_checkpoint(plain, rope_factor=8.0)
+
+
+# ---- Mistral ---------------------------------------------------------------------------------------------------------
+def as_mistral(source, folder, *, shards=1, config=False, **params):
+    """A Hugging Face Mistral in Mistral's own files, written here by mistral-inference's rules and by no code of ours."""
+    values = json.loads((source / "config.json").read_text())
+    folder.mkdir()
+    state = {}
+    for name, tensor in tensors(source).items():
+        for theirs, own in NAMES.items():
+            name = name.replace(theirs, own)
+        if name.split(".")[-2] in ("wq", "wk"):
+            rows, columns = tensor.shape
+            width = values["head_dim"]
+            tensor = tensor.view(rows // width, 2, width // 2, columns).transpose(1, 2).reshape(rows, columns)
+        state[name] = tensor.contiguous()
+    files = ["consolidated.safetensors"]
+    if shards > 1:
+        files = [f"consolidated-{i + 1:05d}-of-{shards:05d}.safetensors" for i in range(shards)]
+    for i, file in enumerate(files):
+        save_file({n: t for j, (n, t) in enumerate(sorted(state.items())) if j % shards == i}, folder / file)
+    told = {
+        "dim": values["hidden_size"], "n_layers": values["num_hidden_layers"], "head_dim": values["head_dim"],
+        "hidden_dim": values["intermediate_size"], "n_heads": values["num_attention_heads"],
+        "n_kv_heads": values["num_key_value_heads"], "norm_eps": values["rms_norm_eps"],
+        "vocab_size": values["vocab_size"], "rope_theta": values["rope_parameters"]["rope_theta"],
+        "sliding_window": values["sliding_window"], "max_position_embeddings": values["max_position_embeddings"],
+    }  # fmt: skip
+    told = {k: v for k, v in {**told, **params}.items() if v is not None}
+    (folder / "params.json").write_text(json.dumps(told))
+    if config:
+        shutil.copy(source / "config.json", folder)
+    return folder
+
+
+def mistrals_logits(folder, tokens):
+    """What Mistral's own program computes: pairs of neighbouring rows turned as complex numbers."""
+    p = json.loads((folder / "params.json").read_text())
+    w = {n: t for f in folder.glob("*.safetensors") for n, t in load_file(f).items()}
+    n, at = len(tokens), torch.arange(len(tokens))
+    width, window = p["head_dim"], p.get("sliding_window") or n
+    angles = torch.outer(at.float(), p["rope_theta"] ** (-torch.arange(0, width, 2).float() / width))
+    turn = torch.polar(torch.ones_like(angles), angles)[:, None]
+    seen = (at[:, None] >= at) & (at[:, None] - at < window)
+
+    def norm(x, name):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + p["norm_eps"]) * w[f"{name}.weight"]
+
+    def heads(x, name):
+        return (x @ w[f"{name}.weight"].T).view(n, -1, width)
+
+    def turned(x):
+        return torch.view_as_real(torch.view_as_complex(x.reshape(n, -1, width // 2, 2)) * turn).flatten(2)
+
+    h = w["tok_embeddings.weight"][tokens]
+    for i in range(p["n_layers"]):
+        x, a, f = norm(h, f"layers.{i}.attention_norm"), f"layers.{i}.attention.", f"layers.{i}.feed_forward."
+        q, k, v = turned(heads(x, f"{a}wq")), turned(heads(x, f"{a}wk")), heads(x, f"{a}wv")
+        k, v = (t.repeat_interleave(p["n_heads"] // p["n_kv_heads"], dim=1) for t in (k, v))
+        scores = torch.einsum("qhd,khd->hqk", q, k) / width**0.5
+        mixed = torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v).flatten(1)
+        h = h + mixed @ w[f"{a}wo.weight"].T
+        x = norm(h, f"layers.{i}.ffn_norm")
+        gated = torch.nn.functional.silu(x @ w[f"{f}w1.weight"].T) * (x @ w[f"{f}w3.weight"].T)
+        h = h + gated @ w[f"{f}w2.weight"].T
+    return norm(h, "norm") @ w[f"{'output' if 'output.weight' in w else 'tok_embeddings'}.weight"].T
+
+
+MISTRALS_OWN = {
+    "window": ({"sliding_window": 5}, {}),
+    "no window": ({"sliding_window": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, {}),
+    "free head width": ({"sliding_window": 16, "head_dim": 10, "num_key_value_heads": 2}, {}),
+    "tied": ({"sliding_window": 16, "tie_word_embeddings": True}, {"tied_embeddings": True}),
+    "sharded": ({"sliding_window": 16}, {"shards": 3}),
+    "a window as a text": ({"sliding_window": 16}, {"sliding_window": "16"}),
+    "a window in a list": ({"sliding_window": 16}, {"sliding_window": [16, 16]}),
+}
+
+
+@pytest.mark.parametrize("case", MISTRALS_OWN)
+def test_mistrals_own_files(tmp_path, case):
+    """transformers' logits before and after, and those of Mistral's own arithmetic on its own files."""
+    options, written = MISTRALS_OWN[case]
+    source = make_mistral(tmp_path / "hf", num_hidden_layers=2, **options)
+    own = as_mistral(source, tmp_path / "own", **written)
+    found = open_checkpoint(own)
+    assert (found.format, found.spec, found.notes) == ("mistral", open_checkpoint(source).spec, ())
+    assert same(back(own, tmp_path, tp=2), tensors(source))
+    from transformers import AutoModelForCausalLM
+
+    tokens = torch.randint(151, (24,), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        want, out = (
+            AutoModelForCausalLM.from_pretrained(folder)(tokens[None]).logits[0] for folder in (source, tmp_path / "back")
+        )
+        assert torch.equal(out, want)
+        if not isinstance(written.get("sliding_window"), (str, list)):
+            assert torch.allclose(mistrals_logits(own, tokens), want, atol=1e-3 * want.abs().max())
+
+
+@pytest.fixture(scope="module")
+def mistral(tmp_path_factory):
+    return make_mistral(tmp_path_factory.mktemp("mistral") / "hf", num_hidden_layers=2, sliding_window=16)
+
+
+def test_what_mistrals_files_leave_open(mistral, tmp_path):
+    own = as_mistral(mistral, tmp_path / "own", rope_theta=None, max_position_embeddings=None)
+    found = open_checkpoint(own)
+    assert found.spec.rope == Rope() and found.spec.max_position_embeddings == 32768
+    assert "32768" in found.notes[0] and "10000 is taken" in found.notes[1]
+    assert open_checkpoint(own, config=mistral).spec == open_checkpoint(mistral).spec
+    shutil.copy(mistral / "config.json", own)  # beside it, it settles them by itself
+    assert open_checkpoint(own).spec == open_checkpoint(mistral).spec
+    edit_json(own / "config.json", hidden_act="gelu")
+    with pytest.raises(ConfigError, match="hidden_act"):
+        open_checkpoint(own)
+
+
+WRONG_MISTRALS = {
+    "moe": ({"moe": {"num_experts": 8}}, "moe says that it is a mixture of experts"),
+    "vision": ({"vision_encoder": {"dim": 8}}, "images and text"),
+    "quantised": ({"quantization": {"qformat_weight": "fp8_e4m3"}}, "quantised weights"),
+    "yarn": ({"yarn": {"factor": 4}}, "YaRN"),
+    "adapter": ({"lora": {"enable": True}}, "an adapter"),
+    "unknown": ({"novelty": 3}, "no rule claims novelty=3"),
+    "mamba": ({"model_type": "mamba"}, "model_type is 'mamba'; mconv supports only 'transformer'"),
+    "activation": ({"activation": "gelu"}, "activation is 'gelu'"),
+    "causal": ({"causal": False}, "causal is False"),
+    "some windows": ({"sliding_window": [16, None]}, "layers with and without"),
+    "theta": ({"rope_theta": None, "sliding_window": None}, "takes a base of 1e6.*--config"),
+    "width": ({"hidden_dim": 60}, "hidden_dim is 60, but layers.0.feed_forward.w1 has 64 rows"),
+    "head": ({"head_dim": 12}, "has shape"),
+    "tied": ({"tied_embeddings": True}, "tied_embeddings is True, but the head, output.weight, is there"),
+    "vocabulary": ({"vocab_size": 7}, "vocab_size is 7, but the table has 151"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_MISTRALS)
+def test_mistrals_files_that_are_refused(mistral, tmp_path, case):
+    params, message = WRONG_MISTRALS[case]
+    own = as_mistral(mistral, tmp_path / "own", **params)
+    with pytest.raises(MconvError, match=message) as caught:
+        open_checkpoint(own)
+    assert str(own) in str(caught.value)
+
+
+def test_mistrals_keys_that_say_nothing_pass(mistral, tmp_path):
+    said = {"moe": {}, "vision_encoder": False, "quantization": None, "max_batch_size": 0, "dtype": "bfloat16",
+            "model_type": "transformer", "use_biases": False, "causal": True, "activation": "silu"}  # fmt: skip
+    own = as_mistral(mistral, tmp_path / "own", **said)
+    assert open_checkpoint(own).spec == open_checkpoint(mistral).spec
+
+
+def test_mistrals_shards_must_all_be_there(mistral, tmp_path):
+    own = as_mistral(mistral, tmp_path / "own", shards=3)
+    (own / "consolidated-00002-of-00003.safetensors").rename(tmp_path / "gone")
+    with pytest.raises(FormatError, match=r"consolidated-00002-of-00003\.safetensors is missing"):
+        open_checkpoint(own)
+    shutil.copy(own / "consolidated-00001-of-00003.safetensors", own / "consolidated-00002-of-00003.safetensors")
+    with pytest.raises(FormatError, match="which another file has too"):
+        open_checkpoint(own)
+    torch.save({}, own / "consolidated.00.pth")
+    with pytest.raises(FormatError, match=r"has both consolidated\.00\.pth and"):
+        open_checkpoint(own)
+
+
+def test_the_first_mistrals_archive(mistral, tmp_path):
+    """As 7B v0.1 was first given out: one .pth, and a params.json without rope_theta."""
+    own = as_mistral(mistral, tmp_path / "own", rope_theta=None)
+    torch.save(load_file(own / "consolidated.safetensors"), own / "consolidated.00.pth")
+    (own / "consolidated.safetensors").unlink()
+    assert open_checkpoint(own).format == "mistral"
+    assert same(back(own, tmp_path, tp=2), tensors(mistral))
+
+
+def test_a_rotary_order_of_mistrals_left_as_it_is_would_be_seen(mistral, tmp_path, monkeypatch):
+    monkeypatch.setattr("mconv.convert.meta.interleaved", lambda block, axis: block)
+    assert not same(back(as_mistral(mistral, tmp_path / "own"), tmp_path), tensors(mistral))
