@@ -73,7 +73,7 @@ def _problem(name: str, value: Any) -> str | None:
         return f"no rule claims {name}={value!r}; mconv cannot tell whether it changes the model"
     if type(value) is not kind and (kind is not float or type(value) is not int):
         return f"{name} is {repr(value)[:60]}, not {kind.__name__}"
-    if kind is not bool and name not in FREE and not 0 < value < 1 << 53:
+    if kind is not bool and name not in FREE and not (isinstance(value, (int, float)) and 0 < value < 1 << 53):
         return f"{name} is {value}; it must be positive"
     return None
 

@@ -95,7 +95,7 @@ def test_config_that_is_not_a_json_object(copy, text):
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
         ({"rope_parameters": {"rope_type": "linear"}}, "factor"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta": 1}}, "beta"),
-        ({"rope_parameters": ROPE3}, "original_max_position_embeddings"),
+        ({"rope_parameters": ROPE3 | {"factor": None}}, "factor"),
         ({"rope_parameters": {"rope_type": "linear", "type": "default", "factor": 2.0}}, "linear"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": 1e4}, "rope_theta"),
