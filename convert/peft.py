@@ -17,7 +17,7 @@ from mconv.convert.formats import bin
 from mconv.convert.formats.hf import INDEX, SINGLE, read_header, read_json
 from mconv.convert.formats.tensors import Located
 from mconv.convert.lora import FACTORS, Adapter, Linear, Replaced, Settings, linears, modules, places
-from mconv.convert.peft_modules import rank_and_alpha, saved, targeted
+from mconv.convert.peft_modules import older_alpha, rank_and_alpha, saved, targeted
 from mconv.convert.peft_names import Named, read_names
 from mconv.convert.source import seen
 from mconv.convert.table import Family, Stored
@@ -28,6 +28,7 @@ from mconv.spec import ModelSpec
 CONFIG, WEIGHTS, OLD_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 MODELS = (SINGLE, INDEX, bin.SINGLE, bin.INDEX)
 """Files that make a folder a whole model."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ENDS = ("embed", "head")
 """Rows that are one tensor in a tied model."""
 
@@ -98,8 +99,10 @@ def read(folder: Path, *, family: Family, spec: ModelSpec, ignore: Collection[st
 
 
 def _floating(key: str, where: Located) -> Tensor:
-    if not where.dtype.is_floating_point:
-        raise FormatError(f"{key} is of {where.dtype}; the tensors of an adapter are floating-point numbers")
+    if where.dtype not in DTYPES:
+        raise FormatError(
+            f"{key} is of {where.dtype}; an adapter's tensors are floating-point numbers of 16 bits or more"
+        )
     return where.load()
 
 
@@ -118,10 +121,10 @@ def _factors(
         linear, layer = at[named.module]
         # An embedding's delta is the transpose of B A: its A is (rank, rows), which is our B transposed.
         factor = {"A": "B", "B": "A"}[named.part] if named.embedded else named.part
-        tensor = files[key].t() if named.embedded else files[key]
-        if tensor.ndim != 2:
-            bad.append(f"{key} has {tensor.ndim} dimensions; a factor has two")
+        if files[key].ndim != 2 or 0 in files[key].shape:
+            bad.append(f"{key} is {tuple(files[key].shape)}; a factor has two dimensions")
             continue
+        tensor = files[key].t() if named.embedded else files[key]
         if named.embedded != (linear.row.name in ("embed", "positions")):
             bad.append(f"{key}: {named.module} is {'no' if named.embedded else 'an'} embedding")
         rank = tensor.shape[0 if factor == "A" else 1]
@@ -164,6 +167,11 @@ def _contradictions(config: Mapping[str, Any], ranks: Mapping[str, int], at: Map
     told = {module: rank_and_alpha(config, module)[0] for module in ranks}
     bad += [f"{module}: the file's factors are of rank {rank}, {CONFIG} says {told[module]} (r, rank_pattern)"
             for module, rank in ranks.items() if rank != told[module]]  # fmt: skip
+    if "exclude_modules" not in config:  # as PEFT 0.14 and later write it
+        pairs = {module: (rank_and_alpha(config, module)[1], older_alpha(config, module)) for module in ranks}
+        bad += [f"{module}: its alpha is {now:g} as PEFT reads alpha_pattern since 0.14, and {then:g} as before, by "
+                "which it may have been trained; write the alpha of each module under its full name into alpha_pattern"
+                for module, (now, then) in pairs.items() if now != then]  # fmt: skip
     return bad
 
 

@@ -4,6 +4,7 @@ The tensors decide what an adapter is; this says what the config claims, so that
 Patterns come from a stranger's file: one that could run for ages is refused before it is tried.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -11,7 +12,9 @@ from typing import Any
 
 from mconv.errors import FormatError
 
-LONGEST_PATTERN, MOST_REPEATS = 4000, 12
+LONGEST_PATTERN = 4000
+MOST_LOOPS = 5
+"""Loops of a pattern that follow one another: five take no more than a tenth of a second for a module."""
 ALL = "all-linear"
 
 
@@ -70,6 +73,13 @@ def rank_and_alpha(config: Mapping[str, Any], module: str) -> tuple[int, float]:
     return (config.get("r", 8) if rank is None else rank), float(config.get("lora_alpha", 8) if alpha is None else alpha)
 
 
+def older_alpha(config: Mapping[str, Any], module: str) -> float:
+    """Return a module's alpha as PEFT before 0.14 had it: the first key that fits was looked for in both."""
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    key = next((key for key in [*ranks, *alphas] if compiled(rf".*\.{key}$").match(module)), module)
+    return float(alphas.get(key, config.get("lora_alpha", 8)))
+
+
 def _first(patterns: Iterable[str], module: str) -> str | None:
     return next((key for key in patterns if compiled(rf"(.*\.)?({key})$").match(module)), None)
 
@@ -81,28 +91,40 @@ def compiled(pattern: str) -> re.Pattern[str]:
         found = re.compile(pattern) if len(pattern) <= LONGEST_PATTERN else None
     except (re.error, RecursionError, OverflowError) as error:
         raise FormatError(f"adapter_config.json: {pattern[:80]!r} is no pattern of names ({error})") from error
-    if found is None or _runs_wild(pattern):
+    if found is None or _effort(pattern) > MOST_LOOPS:
         raise FormatError(
-            f"adapter_config.json: the pattern {pattern[:80]!r} repeats what repeats, and could be tried for ages; name "
-            "the modules in a list"
+            f"adapter_config.json: the pattern {pattern[:80]!r} is long, or repeats what repeats, and could be tried for "
+            "ages; name the modules in a list"
         )
     return found
 
 
-def _runs_wild(pattern: str) -> bool:
-    """Return whether a repetition holds another one or a choice, or there are too many of them."""
-    plain = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "x", pattern)
-    repeats = len(re.findall(r"[*+]|\{\d*,\d*\}", plain))
-    depth: list[bool] = []
-    for at, char in enumerate(plain):
-        if char == "(":
-            depth.append(False)
-        elif char == ")" and depth:
-            loose = depth.pop()
-            if loose and re.match(r"[*+]|\{\d*,\d*\}", plain[at + 1 :]):
-                return True
-            if depth and loose:
-                depth[-1] = True
-        elif char in "*+|" or (char == "{" and re.match(r"\{\d*,\d*\}", plain[at:])):
-            depth[:] = [*depth[:-1], True] if depth else depth
-    return repeats > MOST_REPEATS
+_TOKEN = re.compile(r"(?P<open>\()|(?P<close>\))|(?P<choice>\|)|(?P<loop>[*+]|\{\d*,\d*\})|(?P<times>\{\d+\})|\?|.", re.S)
+
+
+def _effort(pattern: str) -> float:
+    """Return how many loops follow one another at most; infinity where one holds a loop or a choice.
+
+    A name of n letters takes a pattern of k such loops some n ** k / k! steps at worst.
+    """
+    plain = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "x", pattern, flags=re.S)
+    frames = [[0, 0, 0]]  # of each open group: most loops of a choice, loops of this choice, whether there are several
+    last = [0, 0]  # of what a loop would repeat: its loops, and whether it is a choice
+    for token in _TOKEN.finditer(plain):
+        frame = frames[-1]
+        if token["open"]:
+            frames.append([0, 0, 0])
+        elif token["close"] and len(frames) > 1:
+            most, these, choice = frames.pop()
+            last = [max(most, these), choice]
+            frames[-1][1] += last[0]
+            frames[-1][2] |= last[1]
+        elif token["choice"]:
+            frame[:] = [max(frame[0], frame[1]), 0, 1]
+        elif token["loop"] or token["times"]:
+            if any(last):
+                return math.inf
+            frame[1] += token["loop"] is not None
+        elif token[0] != "?":
+            last = [0, 0]
+    return float(max(frames[0][:2]))

@@ -63,6 +63,8 @@ def check_tensors(folder: Path) -> None:
 
     read_object(folder / CONFIG)
     found = peft.tensors(folder)
+    bad = [f"{key}: is of {where.dtype}" for key, where in found.items() if where.dtype not in peft.DTYPES]
+    refuse(bad, doing=f"{folder} is not a whole adapter", kind=FormatError)
     bad = [f"{key}: holds NaN or infinity" for key, where in found.items() if not bool(where.load().isfinite().all())]
     for key in found:
         if (other := _other_factor(key)) and other not in found:

@@ -234,6 +234,10 @@ CONTRADICTIONS = {
     "another rank by pattern": ({"rank_pattern": {"1.self_attn.q_proj": 2}}, "factors are of rank 4, .* says 2"),
     "no whole module": ({"modules_to_save": ["embed_tokens"]}, "modules_to_save has 'embed_tokens', but the file has no"),
     "layers of a pattern": ({"target_modules": ".*q_proj", "layers_to_transform": [0]}, "PEFT refuses both"),
+    "alphas of two PEFTs": (
+        {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"0.self_attn.q_proj": 3}},
+        "its alpha is 3 as PEFT reads alpha_pattern since 0.14, and 8 as before",
+    ),
     "no bias": ({"bias": "all"}, "q_proj.bias: bias is 'all'"),
 }
 
@@ -346,6 +350,9 @@ TENSORS = {
     ),
     "other inputs": (lambda made: {k: v[:, :4] for k, v in made.items()}, "has 48 inputs"),
     "numbers": (lambda made: {k: v.to(torch.int32) for k, v in made.items()}, "floating-point"),
+    "one row": (lambda made: {k: v[0] for k, v in made.items()}, "a factor has two dimensions"),
+    "no rows": (lambda made: {k: v[:0] for k, v in made.items()}, "a factor has two dimensions"),
+    "8 bits": (lambda made: {k: v.to(torch.float8_e4m3fn) for k, v in made.items()}, "floating-point numbers of 16 bits"),
     "NaN": (lambda made: {k: v * float("nan") for k, v in made.items()}, "NaN"),
     "a whole tensor": (
         lambda made: made | {"base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight": torch.ones(48, 48)},
@@ -391,7 +398,10 @@ def test_what_unties_a_tied_model(models, tmp_path):
         peft.read(on_head, family=opened.family, spec=opened.spec)
 
 
-WILD = ["(.*)*q_proj", "((a|b)*)+q", "(?:x+x+)+y", "(a|aa)+$", "(" * 60 + "q" + ")" * 60, "[", ".*" * 13, "q{2,}" * 20]
+WILD = [
+    "(.*)*q_proj", "((a|b)*)+q", "(?:x+x+)+y", "(a|aa)+$", "(?:(?:a|aa))*$", "(.?.*){20}x", "(a|a){30}", "[", "(" * 60,
+    ".*" * 6 + "x", "q{2,}" * 20, "(.*x|.*y).*.*.*.*.*z", "q" * 5000,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("pattern", WILD)
