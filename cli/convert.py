@@ -243,7 +243,8 @@ def meg2hf(
     if iteration is not None:
         raise MconvError("give --iteration or --iterations, not both")
     where = out or Path(naming.hugging_face(choose.called_path(source), dtype=dtype))
-    _each(source, iterations, where, export, asked={"dtype": dtype, **settings, **said})
+    asked: dict[str, Any] = {"dtype": dtype, **settings, "vocab_size": vocab_size, "dialect": dialect, "config": config}
+    _each(source, iterations, where, export, asked=asked | {"ignore": ignoring.names})
 
 
 def _each(root: Path, word: str, out: Path, export: "Export", *, asked: dict[str, Any]) -> None:

@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 from mconv.convert import manifest
+from mconv.convert.ignored import NOTHING, Ignored
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.plan import SHARD_BYTES
+from mconv.convert.recognize import what_is
 from mconv.errors import FormatError, MconvError
 
 
@@ -13,7 +15,7 @@ def wanted(root: Path, word: str) -> list[int]:
     """`all`, or numbers with commas: the iterations of `root` that are meant, in order."""
     have = sorted(int(p.name.removeprefix("iter_")) for p in root.glob("iter_*") if re.fullmatch(r"iter_\d+", p.name))
     if not have:
-        raise FormatError(f"{root} has no iterations (iter_*); give a Megatron root")
+        raise FormatError(f"{root} has no iterations (iter_*): it is {what_is(root).text}; give a Megatron root")
     if word == "all":
         return have
     if not re.fullmatch(r"\d{1,12}(,\d{1,12})*", word):
@@ -26,13 +28,17 @@ def wanted(root: Path, word: str) -> list[int]:
 
 def mark(
     folder: Path, *, dtype: str | None = None, shard_bytes: int = SHARD_BYTES, side_folder: Path | None = None,
-    vocab_size: int | None = None, dialect: str | None = None, config: Path | None = None,
+    vocab_size: int | None = None, dialect: str | None = None, config: Path | None = None, ignore: Ignored = NOTHING,
 ) -> str:  # fmt: skip
     """The fingerprint of an iteration's folder and of how it is to be exported, for `is_done` to know the result by."""
-    asked = {"dtype": dtype, "shard_bytes": shard_bytes, "side_folder": side_folder, "vocab_size": vocab_size}
-    return manifest.fingerprint(
-        folder, **{k: str(v) for k, v in (asked | {"dialect": dialect, "config": config}).items()}
-    )
+    asked: dict[str, object] = {
+        "dtype": dtype,
+        "shard_bytes": shard_bytes,
+        "side_folder": side_folder,
+        "vocab_size": vocab_size,
+    }
+    asked |= {"dialect": dialect, "config": config, "ignore": ignore.to_dict()}
+    return manifest.fingerprint(folder, **{name: str(value) for name, value in asked.items()})
 
 
 def is_done(out: Path, fingerprint: str) -> bool:

@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 
 LARGEST = 100_000_000
 """Bytes of a file that still counts as small; the largest tokenizers have 35 million."""
-MOST = 5000
-"""Files that travel with one model."""
+MOST, TOGETHER = 5000, 1_000_000_000
+"""Files that travel with one model, and their bytes: each saved checkpoint has them. Small ones come first."""
 DEEPEST = 8
 """Folders in one another."""
 CONFIG = "config.json"
@@ -107,16 +107,19 @@ def judge(sizes: Mapping[str, int | None]) -> tuple[list[str], list[LeftOut]]:
     models = {str(PurePosixPath(name).parent) for name in sizes if "/" in name and _fits(MODEL, name)}
     travel: list[str] = []
     left_out: dict[str, str] = {}
-    for name in sorted(sizes):
+    together = 0
+    for name in sorted(sizes, key=lambda name: (sizes[name] or 0, name)):
+        size = sizes[name] or 0
         above = next(((f"{p}/", w) for p in _above(name) if (w := _folder_stays(p, models)) is not None), None)
-        where, why = above or (name, _stays(name, sizes[name]))
-        if why is None and len(travel) == MOST:
-            why = f"a folder has more than {MOST} files"
+        where, why = above or (name, _stays(name, size))
+        if why is None and (len(travel) == MOST or together + size > TOGETHER):
+            why = f"more than {MOST} files, or {TOGETHER // 1_000_000} MB, in all"
         if why is None:
             travel.append(name)
+            together += size
         elif why:
             left_out[where] = why
-    return travel, [LeftOut(name=name, why=why) for name, why in left_out.items()]
+    return sorted(travel), [LeftOut(name=name, why=why) for name, why in sorted(left_out.items())]
 
 
 def note(left_out: Collection[LeftOut], *, most: int = 8) -> str | None:
@@ -168,17 +171,19 @@ def _folder_stays(folder: str, models: set[str]) -> str | None:
     name = PurePosixPath(folder).name
     if (why := _by_name(f"{name}/")) is not None:
         return why
+    if name.lower() in (CONFIG, CARD.lower()):
+        return "a folder with the name of a file that mconv writes"
     return MODEL.why if folder in models else None
 
 
-def _stays(name: str, size: int | None) -> str | None:
+def _stays(name: str, size: int) -> str | None:
     """Why a file stays behind, or None; "" where nobody misses it."""
     base = PurePosixPath(name).name
     if (why := _by_name(base)) is not None:
         return why
     if why := _odd(name):
         return why
-    if size is not None and size > LARGEST:
+    if size > LARGEST:
         return f"{size / 1e6:.0f} MB: more than the {LARGEST // 1_000_000} that a small file may have"
     return None
 

@@ -30,8 +30,9 @@ STALE = (
 """Weights, and an adapter, that transformers might load instead of, or beside, the new ones."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SECRET = re.compile(
-    rb"hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,}|\bAKIA[0-9A-Z]{16}\b|\bsk-[A-Za-z0-9_-]{40,}"
-    rb"|-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----\s"
+    rb"hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,}|\bAKIA[0-9A-Z]{16}\b"
+    rb"|\bsk-(?:[a-z0-9]+-)*[A-Za-z0-9_]{32,}"
+    rb"|-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----(?:\\n|\s)+[A-Za-z0-9+/=]{16}"
 )
 """Tokens of the Hub, of GitHub, of cloud and model services; private keys."""
 

@@ -148,6 +148,14 @@ FAULTS = {
     "index out of the folder": (escape, r"names the shard '\.\./model\.safetensors'"),
     "pickle": (lambda f: (f / "pytorch_model.bin").write_bytes(b""), r"pytorch_model\.bin: a pickle"),
     "token": (lambda f: (f / "tokenizer.json").write_text('"hf_' + "a" * 34 + '"'), r"holds a Hugging Face token"),
+    "key": (
+        lambda f: (f / "s.json").write_text('"-----BEGIN PRIVATE KEY-----\\nMIIEvQIBADANBgkq'),
+        r"holds a private key",
+    ),
+    "cloud": (
+        lambda f: (f / "notes.txt").write_text("AKIA" + "Q" * 16),
+        r"notes\.txt: holds what looks like an access token",
+    ),
 }
 
 

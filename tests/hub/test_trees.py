@@ -182,6 +182,18 @@ def test_a_repository_is_held_to_the_same_rule():
     assert "pytorch_model.bin" in wanted(listed)[0], "where there is nothing else"
 
 
+def test_what_is_large_stays(monkeypatch):
+    """In one file, or together: small files first, so that a data set beside a model costs it no tokenizer."""
+    sizes = {"tokenizer.json": 5, "data/a": 60, "data/b": 50, "data/c": 70, "data/d": 101}
+    monkeypatch.setattr(sidecar, "LARGEST", 100)
+    monkeypatch.setattr(sidecar, "TOGETHER", 120)
+    travel, left_out = sidecar.judge(sizes)
+    assert travel == ["data/a", "data/b", "tokenizer.json"]
+    assert [item.name for item in left_out] == ["data/c", "data/d"] and "in all" in left_out[0].why
+    monkeypatch.setattr(sidecar, "MOST", 2)
+    assert sidecar.judge(sizes)[0] == ["data/b", "tokenizer.json"]
+
+
 def test_a_snapshot_of_the_cache_is_a_folder_of_links(source, tmp_path):
     """Links from a snapshot into the blobs of its repository are files like any other; one to elsewhere is not."""
     snapshot = tmp_path / "models--a--b/snapshots/0123"
