@@ -19,6 +19,7 @@ FITS = {
     "Hugging Face folder that mconv made": scan.is_export,
     "checkpoint that mconv made": scan.is_made,
     "adapter": scan.is_adapter,
+    "LoRA run": scan.is_lora_run,
 }
 """What a command can take, by what it is called in messages."""
 NEXT = {"hf2meg": "verify", "reshard": "verify", "merge": "verify", "meg2hf": "push", "lora merge": "push"}

@@ -308,8 +308,13 @@ def _open(
 
 
 def _root(found: "Checkpoint", **kind: Any) -> Path:
-    """What to call a Megatron root that is made of a checkpoint, where nobody says."""
-    return Path(naming.megatron(choose.called(found), iteration=found.iteration, **kind))
+    """What to call a Megatron root that is made of a checkpoint, where nobody says: not what that is called already."""
+    name = naming.megatron(choose.called(found), iteration=found.iteration, **kind)
+    if Path(name).resolve() == choose.root_of(found.path).resolve():
+        raise MconvError(
+            f"what would be made is called {name}, as the checkpoint is already; ask for another layout, or give --out"
+        )
+    return Path(name)
 
 
 def _expect(checkpoint: "Checkpoint", *, hf: bool) -> "Checkpoint":

@@ -79,6 +79,8 @@ def push(
     from mconv.hub import push as hub
 
     _check_gate(against=against, record=record, unverified=unverified, dry_run=dry_run)
+    if folder and repo is None and not folder.exists() and len(folder.parts) == 2:
+        raise MconvError(f"{folder} is no folder here; a repository is named after one: `mconv push FOLDER {folder}`")
     folder = folder or choose.newest("push", "Hugging Face folder that mconv made").path
     if not (repo or yes or dry_run or sys.stdin.isatty()):
         raise MconvError(

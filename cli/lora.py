@@ -27,7 +27,7 @@ def export(
     """
     from mconv.convert import adapted, peft
 
-    found = adapted.open_run(run or choose.newest("lora export", "adapter").path, iteration)
+    found = adapted.open_run(run or choose.newest("lora export", "LoRA run").path, iteration)
     where = found.folder
     out = out or Path(naming.adapter(choose.called_path(where), iteration=choose.iteration_of(where)))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

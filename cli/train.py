@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from cyclopts import Group, Parameter
 
@@ -16,6 +16,9 @@ from mconv.convert import naming
 from mconv.convert.place import TRACKER
 from mconv.errors import CheckFailed, MconvError
 from mconv.train.config import PREFIX, SECTIONS, TrainConfig, help_of, is_list, make, read_environment, read_yaml
+
+if TYPE_CHECKING:
+    from mconv.convert.scan import Found
 
 
 def work(payload: dict[str, Any]) -> dict[str, Any]:
@@ -92,17 +95,25 @@ def here(values: dict[str, Any]) -> dict[str, Any]:
         return values
     from mconv.cli import choose
 
-    found = choose.newest("train", "Megatron checkpoint", name="--load")
-    save, own = values.get("save"), found.trained
-    begun = next((place for place in reversed(found.ancestors) if place.is_dir()), None)
+    save = values.get("save")
+    found = _own_run(save) or choose.newest("train", "Megatron checkpoint", name="--load")
     if save is None and not values.get("eval_only"):
-        save = str(found.path) if own else naming.run(choose.called_path(found.path))
-        if not own and os.environ.get("RANK", "0") == "0":
+        save = str(found.path) if found.trained else naming.run(choose.called_path(found.path))
+        if not found.trained and os.environ.get("RANK", "0") == "0":
             _check_free(Path(save))
-    goes_on = own and save is not None and Path(save).resolve() == found.path.resolve()
-    load = choose.near(begun) if goes_on and begun else found.path
+    goes_on = found.trained and save is not None and Path(save).resolve() == found.path.resolve()
+    begun = next((choose.near(place) for place in reversed(found.ancestors) if place.is_dir()), None)
+    load = begun if goes_on and begun else found.path
     choose.say(f"train: --load {load}" + (f" --save {save}" if save else ""))
     return {**values, "load": str(load), "save": save}
+
+
+def _own_run(save: str | None) -> "Found | None":
+    """The run that a save folder holds already: what else is there does not matter then."""
+    from mconv.convert import scan
+
+    found = scan.look(Path(save)) if save and Path(save).is_dir() else None
+    return found if found and found.trained else None
 
 
 def _check_free(save: Path) -> None:

@@ -40,6 +40,8 @@ def add(folder: Path, what: str, **facts: Any) -> None:
     """Note what was done with the checkpoint in `folder`. Where nothing can be written, nothing is noted."""
     try:
         root = root_of(folder)
+        if any(part.startswith("models--") for part in root.parts):  # the Hub's cache is its client's
+            return
         name = folder.resolve().relative_to(root.parent).as_posix()
         line = {"what": what, "of": name, "made": _made(folder), "stamp": stamp(folder), "when": manifest.now(), **facts}
         handle = os.open(root.parent / FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)

@@ -304,6 +304,11 @@ def is_adapter(one: Found) -> bool:
     return one.holds_adapter
 
 
+def is_lora_run(one: Found) -> bool:
+    """Fits lora export: a run that trained an adapter."""
+    return one.holds_adapter and one.kind == "megatron"
+
+
 def names(found: Iterable[Found]) -> list[str]:
     """Return their paths as text."""
     return [str(one.path) for one in found]

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
+import lineage
 import pytest
 
 from mconv.convert import naming, scan
@@ -14,24 +16,7 @@ from mconv.errors import MconvError
 @pytest.fixture
 def make(tmp_path):
     """A function that writes the manifest and the tracker of a checkpoint, and nothing else of it."""
-
-    def made(name, *sources, made=None, step="reshard", kind="megatron", iteration=None, **more):
-        word = "release" if iteration is None else f"iter_{iteration:07d}"
-        folder = tmp_path / name if kind == "hf" else tmp_path / name / word
-        folder.mkdir(parents=True, exist_ok=True)
-        known = []
-        for source in sources:
-            held = json.loads((source / "mconv.json").read_text()) if (source / "mconv.json").is_file() else {}
-            known += [os.path.normpath(source / path) for path in held.get("ancestors", [])] + [str(source)]
-        facts = {"ancestors": [os.path.relpath(path, folder) for path in known], "history": [{"step": step}], **more}
-        (folder / "mconv.json").write_text(json.dumps(facts | ({"made": made} if made else {})))
-        if kind == "hf":
-            (folder / "config.json").write_text('{"model_type": "llama"}')
-        else:
-            (tmp_path / name / "latest_checkpointed_iteration.txt").write_text(str(iteration or "release"))
-        return folder
-
-    return made
+    return partial(lineage.checkpoint, tmp_path)
 
 
 def newest(folder, fits=scan.is_megatron):

@@ -1,0 +1,87 @@
+"""What `mconv train` loads and saves where nobody says, and what `mconv status` makes of odd folders."""
+
+import json
+from functools import partial
+
+import lineage
+import pytest
+
+from mconv.cli.app import run
+from mconv.cli.train import here
+from mconv.errors import MconvError
+
+DATA = {"data": ["x"], "lr": 1.0}
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """A function that writes a checkpoint's manifest into the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return partial(lineage.checkpoint, tmp_path)
+
+
+def told(**values):
+    found = here({**DATA, **values})
+    return found["load"], found["save"]
+
+
+def test_a_run_starts_from_the_newest_and_the_same_command_goes_on(tmp_path, make, capsys):
+    base = make("llama-megatron-tp4")
+    assert told() == ("llama-megatron-tp4", "llama-run")
+    assert told(eval_only=True) == ("llama-megatron-tp4", None)
+    assert told(save="mine") == ("llama-megatron-tp4", "mine")
+    assert "--load llama-megatron-tp4 --save llama-run" in capsys.readouterr().err
+    (tmp_path / "llama-run").mkdir()
+    (tmp_path / "llama-run" / "run.lock").write_text("{}")
+    assert told()[1] == "llama-run", "it was stopped before it had saved anything"
+    make("llama-run", base, step="train", iteration=5)
+    assert told() == ("llama-megatron-tp4/release", "llama-run")
+    assert told(save="second") == ("llama-run", "second"), "another stage begins where the run stands"
+    make("llama-megatron-tp2", base)
+    with pytest.raises(MconvError, match=r"2 fit equally.*give --load"):
+        told()
+    assert told(save="llama-run") == ("llama-megatron-tp4/release", "llama-run"), "the run is named"
+
+
+@pytest.mark.parametrize("values", [{"load": "y"}, {"init": "random"}, {"preset": "p"}, {"model": "m"}])
+def test_what_is_told_stands(make, capsys, values):
+    make("base")
+    assert here(DATA | values) == DATA | values and capsys.readouterr().err == ""
+
+
+def test_a_default_folder_that_is_taken_is_refused(tmp_path, make):
+    make("base-megatron")
+    (tmp_path / "base-run").mkdir()
+    (tmp_path / "base-run" / "thesis.txt").write_text("years of work")
+    with pytest.raises(MconvError, match="base-run, where this run would be saved by default, is taken"):
+        told()
+
+
+def status(capsys, *options):
+    assert run(["status", *options]) == 0
+    return capsys.readouterr()
+
+
+def test_status_of_a_folder_with_all_that_can_be_met(tmp_path, make, capsys):
+    """Sources that are gone or elsewhere, a run that went on, siblings, a circle, a damaged one, unfinished outputs."""
+    base = make("base", tmp_path / "gone", tmp_path.parent)
+    old = make("run", base, step="train", iteration=5)
+    make("export", old, kind="hf", step="meg2hf", layout=[1], dtype={"a": 1})
+    make("run", base, step="train", iteration=10)
+    x, y = make("x", step="a"), make("y", step="b")
+    for one, other in ((x, y), (y, x)):
+        (one / "mconv.json").write_text(json.dumps({"ancestors": [str(other)]}))
+    (make("broken") / "mconv.json").write_text("{")
+    make(".mconv-partial-next", base)
+    (tmp_path / ".mconv-log.jsonl").write_text(
+        'not JSON\n[1]\n{"of": "export", "made": null, "what": "pushed", "repo": 5}\n'
+    )
+    said = status(capsys)
+    for words in ("(not in this folder)", "run/iter_0000005 (an iteration that the run has left behind)", "x\n", "y\n",
+                  "iterations 5, 10", "next: unfinished", "pushed to 5"):  # fmt: skip
+        assert words in said.out, said.out
+    assert "broken" in said.err and said.out.count("export\n") == 1 and said.out.count("base\n") == 1
+    found = json.loads(status(capsys, "--json").out)
+    assert found["unfinished"] == ["next"] and "broken" in found["notes"][0]
+    assert status(capsys, str(tmp_path)).out.count("export\n") == 1
+    assert run(["status", "nowhere"]) == 2
