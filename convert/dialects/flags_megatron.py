@@ -49,6 +49,23 @@ def alibi(case: Case) -> str | None:
     return "ALiBi: it has none" if case.spec.position == "alibi" else None
 
 
+def _empty_stage(case: Case) -> str | None:
+    """Return what is wrong with a stage of no layers: refused there, and possible here."""
+    if 0 not in (case.layout.uneven.first, case.layout.uneven.last):
+        return None
+    return "its first or last stage holds no layers, which it refuses; account for the embedding or the loss instead"
+
+
+def _several_groups(case: Case) -> str | None:
+    """Return what is wrong with more than one query group on a rank, where a group is more than a head."""
+    spec, groups = case.spec, case.spec.num_query_groups // case.layout.tp
+    if groups <= 1 or spec.num_query_groups == spec.num_attention_heads:
+        return None
+    return (
+        f"{groups} query groups on a rank: its attention stops with an error of view(); tp {spec.num_query_groups} works"
+    )
+
+
 def _linear(case: Case) -> float | int | None:
     return whole(case.spec.rope.factor) if case.spec.rope.kind == "linear" else None
 
@@ -133,7 +150,8 @@ MCORE: tuple[Row, ...] = (
     Row(decides="layers of the first stage", args=("decoder_first_pipeline_num_layers",),
         flag="--decoder-first-pipeline-num-layers", value=lambda case: case.layout.uneven.first, printed="as given"),
     Row(decides="layers of the last stage", args=("decoder_last_pipeline_num_layers",),
-        flag="--decoder-last-pipeline-num-layers", value=lambda case: case.layout.uneven.last, printed="as given"),
+        flag="--decoder-last-pipeline-num-layers", value=lambda case: case.layout.uneven.last, printed="as given",
+        warning=Warning(text=_empty_stage, docs="0 layers")),
     Row(decides="the embedding counted as a layer", args=("account_for_embedding_in_pipeline_split",),
         flag="--account-for-embedding-in-pipeline-split", value=lambda case: case.layout.uneven.embedding or None,
         printed="as given"),
@@ -177,6 +195,8 @@ LEGACY: tuple[Row, ...] = (
         flag="--num-layers-per-virtual-pipeline-stage", value=chunk_layers, printed="with `--vpp`",
         warning=Warning(text=uneven, docs="stages of different sizes")),
     *SAID,
+    Row(decides="attention", warning=Warning(text=_several_groups, versions="core 0.16 and 0.17",
+        docs="several query groups on a rank (GQA): it stops with an error")),
     Row(decides="rope base", args=("rotary_base",), restored="always",
         warning=Warning(text=_other_base, docs="others than 10000: the older model does not read it")),
     Row(decides="linear rope scaling", args=("rotary_seq_len_interpolation_factor",),
