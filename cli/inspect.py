@@ -156,6 +156,7 @@ def facts_of(c: "Checkpoint") -> dict[str, Any]:
         "stored_tensors": len(c.stored),
         "side_files": list(c.side_files),
         "notes": list(c.notes),
+        "ignored": [f"{name} = {value}" for passed in c.ignored.values() for name, value in passed.items()],
         "left_out": [f"{item.name} ({item.why})" for item in c.beside.left_out],
         "manifest": c.manifest is not None,
         "history": (c.manifest or {}).get("history", []),

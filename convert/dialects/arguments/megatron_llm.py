@@ -12,7 +12,7 @@ from mconv.convert.dialects.arguments.text import names
 SWITCHES = ("use_rms_norm", "use_bias", "parallel_attn", "parallel_layernorm", "tie_embed_logits", "bias_gelu_fusion")
 NUMBERS = ("layernorm_epsilon", "rope_theta", "rope_scaling_factor")
 KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(SWITCHES, (int,)), **dict.fromkeys(NUMBERS, (int, float)),
+    **dict.fromkeys(SWITCHES, (bool,)), **dict.fromkeys(NUMBERS, (int, float)),
     "true_vocab_size": (int,), "model_name": (str,), "glu_activation": (str,),
 }  # fmt: skip
 FIELDS = names("""

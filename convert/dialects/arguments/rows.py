@@ -55,7 +55,7 @@ class Arguments:
     def wrong(self, values: Values) -> list[str]:
         """Return what is claimed and has a value that mconv does not compute, as `name is value`."""
         found = [n for n, ok in self.neutral.items() if n in values and not one_of(values[n], ok)]
-        found += [n for n, kinds in self.kinds.items() if not isinstance(values.get(n), (*kinds, type(None)))]
+        found += [n for n, kinds in self.kinds.items() if not _is_one(values.get(n), kinds)]
         return [f"{name} is {shown(name, values[name])}" for name in found] + list(self._unruled(values))
 
     def _unruled(self, values: Values) -> Iterator[str]:
@@ -102,6 +102,13 @@ def says_nothing(value: Any) -> bool:
     if isinstance(value, (str, bytes, list, tuple, dict, set, frozenset)):
         return len(value) == 0
     return value is None or (isinstance(value, (bool, int, float)) and value == 0)
+
+
+def _is_one(value: Any, kinds: tuple[type, ...]) -> bool:
+    """Tell whether a value is None or of one of the types; a switch may also be 0 or 1."""
+    if kinds == (bool,):
+        return one_of(value, (True, False, None))
+    return value is None or isinstance(value, kinds)
 
 
 def one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
