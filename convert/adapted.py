@@ -42,7 +42,9 @@ def is_run(path: Path, iteration: int | None = None) -> bool:
 def open_run(path: Path, iteration: int | None = None) -> Run:
     """The adapter that a LoRA run's checkpoint holds. Raises FormatError if it is of another run, or damaged."""
     if not is_run(path, iteration):
-        raise FormatError(f"{path} is not the checkpoint of a LoRA run")
+        found = what_is(path)
+        advice = f"; {found.advice}" if found.advice else ", with a whole model in it"
+        raise FormatError(f"{path} is not the checkpoint of a LoRA run and no PEFT adapter: it is {found.text}{advice}")
     folder = opening.iteration_folder(path, iteration)
     tensors, common = torch_dist.open_folder(folder)
     said: dict[str, Any] = lora.of_args(common) or {}

@@ -108,7 +108,7 @@ class Checkpoint:
             return sidecar.look(self.path / SIDE_FOLDER)
         own = {where.path.name for where in self.located.values() if isinstance(where, Located)}
         own |= {INDICES[suffix] for suffix in {Path(name).suffix for name in own} if suffix in INDICES}
-        return sidecar.look(self.path, weights=own if self.format == "hf" else own | {meta.PARAMS})
+        return sidecar.look(self.path, weights=own if self.format == "hf" else own | meta.SMALL)
 
     @property
     def side_files(self) -> dict[str, Path]:

@@ -16,11 +16,16 @@ from mconv.hub.adapter import missing
 from mconv.hub.faults import check_repo_id, one_line
 from mconv.hub.folder import MANIFEST, check_weights
 
-KINDS = (
+KINDS: tuple[tuple[str, ...], ...] = (
     ("*.safetensors", "*.safetensors.index.json"),
     ("pytorch_model*.bin", "pytorch_model*.bin.index.json"),
 )
 """The model's own weights: the first kind that a repository has. It often has them twice."""
+OWN: tuple[tuple[str, ...], ...] = (
+    ("consolidated*.safetensors", "consolidated*.safetensors.index.json", "params.json"),
+    ("consolidated.*.pth", "params.json"),
+)
+"""Weights in Mistral's and Meta's own files, where a repository has no others."""
 NOT_IT = ("consolidated*", "adapter_*", "*.fp16*", "*.bf16*", "*.fp32*", "*.int8*", "*.non_ema*")
 """Copies of the weights in another format or precision, and what is no model, under names that fit those."""
 Tell = Callable[[Sequence[LeftOut]], None]
@@ -207,6 +212,9 @@ def wanted(sizes: Mapping[str, int | None]) -> tuple[list[str], list[LeftOut]]:
     own: list[str] = []
     for kind in KINDS:
         own = own or [name for name in sizes if "/" not in name and _fits(name, kind) and not _fits(name, NOT_IT)]
+    for kind in OWN if "params.json" in sizes else ():
+        found = [name for name in sizes if "/" not in name and _fits(name, kind)]
+        own = own or (found if any(_fits(name, kind[:1]) for name in found) else [])
     own = own or adapter.of_a_repository(sizes)
     mine = [name for name in (MANIFEST,) if name in sizes]
     return sorted({*beside, *own, *mine}), [item for item in left_out if item.name not in own]
@@ -264,7 +272,7 @@ def _download(
     if absent := missing(folder):
         raise FormatError(
             f"{repo}: has no {absent[0]}; mconv reads models with config.json and weights in safetensors or "
-            f"pytorch_model.bin, and PEFT adapters (it has {shown(sorted(sizes))})"
+            f"pytorch_model.bin, Meta's and Mistral's own files, and PEFT adapters (it has {shown(sorted(sizes))})"
         )
     tell(wanted(sizes)[1])
     return folder

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mconv.convert.recognize import explain, what_is
 from mconv.convert.sidecar import LeftOut, look
 from mconv.errors import FormatError, MconvError, refuse
 
@@ -15,6 +16,8 @@ PUBLISHED = (WEIGHTS, "model-*-of-*.safetensors", INDEX)
 """Weights that are published. What stands beside them is chosen by the rule of `convert/sidecar.py`."""
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 """The older weights: read where there are no safetensors, never published."""
+OWN = ("meta", "mistral")
+"""Kinds of folders with weights in their makers' own files: fetched where there are no others."""
 CARD = "README.md"
 SOURCE_CARD = "SOURCE_README.md"
 """What the card of the model that a folder was made from is called where it is published."""
@@ -53,8 +56,12 @@ def survey(folder: Path) -> tuple[list[str], list[LeftOut]]:
 
 def check_weights(folder: Path) -> None:
     """Raise FormatError with every reason why a fetched model is not whole. Without safetensors, `.bin` files will do."""
+    from mconv.convert.formats import meta
     from mconv.convert.formats.hf import open_folder
 
+    if what_is(folder).kind in OWN:
+        meta.open_folder(folder)
+        return
     names, _ = survey(folder)
     problems = _config_problems(folder)
     if not any(name.endswith(".safetensors") or name == INDEX for name in names) and not missing(folder):
@@ -66,6 +73,13 @@ def check_weights(folder: Path) -> None:
 
 def check(folder: Path) -> None:
     """Raise FormatError with every reason why transformers could not load `folder`, or why it must not be shared."""
+    what = what_is(folder)
+    if what.readable and what.kind != "hf":
+        first = "" if what.kind not in OWN else f"`mconv hf2meg {folder} --out MEGATRON` and then "
+        make = f"{first}`mconv meg2hf {'MEGATRON' if first else folder} --out FOLDER` makes one that can be pushed"
+        raise FormatError(f"{folder} is {what.text}, not a Hugging Face folder; {make}")
+    if what.kind not in ("hf", "hf-odd", "config-only", "weights-only", "absent"):
+        raise FormatError(explain(folder))
     names, left_out = survey(folder)
     pickled = [item.name for item in left_out if item.name.endswith(PICKLES) and "/" not in item.name]
     problems = [f"{folder / name}: a pickle, which runs code when loaded; remove it" for name in pickled]
@@ -75,6 +89,8 @@ def check(folder: Path) -> None:
 
 def missing(folder: Path) -> list[str]:
     """Files that the model cannot do without and that are not there: headers are not looked at."""
+    if what_is(folder).kind in OWN:
+        return []
     needed = {"config.json", WEIGHTS}
     if (folder / INDEX).is_file():
         needed = {"config.json", *set(shards(folder).values())}

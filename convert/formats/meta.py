@@ -16,6 +16,9 @@ PARAMS = "params.json"
 PATTERN = "consolidated.*.pth"
 WHOLE = "consolidated*.safetensors"
 
+SMALL = {PARAMS, "consolidated.safetensors.index.json"}
+"""What says how the weights are to be read."""
+
 
 def is_meta(folder: Path) -> bool:
     """Whether a folder looks like one of Meta's or Mistral's (complete or not)."""

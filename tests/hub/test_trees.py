@@ -5,12 +5,14 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import make_llama
 
 from mconv.cli.app import run
 from mconv.convert import plan, sidecar
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
+from mconv.errors import FormatError
 from mconv.hub.fetch import pull, wanted
 from mconv.hub.push import plan as plan_push
 from mconv.hub.push import push
@@ -180,6 +182,40 @@ def test_a_repository_is_held_to_the_same_rule():
     told = {item.name: item.why for item in left_out}
     assert {*TOLD, "big.txt", *copies[:3], "pytorch_model.bin"} - {"link.txt", "linked", "pipe"} <= told.keys()
     assert "pytorch_model.bin" in wanted(listed)[0], "where there is nothing else"
+    for own in ("consolidated.safetensors", "consolidated.00.pth"):  # Mistral's and Meta's own files
+        names, left_out = wanted(dict.fromkeys([own, "params.json", "tekken.json", "onnx/x.onnx"], 9))
+        assert names == [own, "params.json", "tekken.json"] and [item.name for item in left_out] == ["onnx/"]
+
+
+def test_what_cannot_be_pushed_says_what_it_is(source, tmp_path):
+    """A Megatron checkpoint is exported first; whatever is no model is named."""
+    megatron = to(source, tmp_path / "m", format="torch_dist")
+    with pytest.raises(
+        FormatError, match=f"a Megatron checkpoint, not a Hugging Face.*`mconv meg2hf {megatron} --out FOLDER`"
+    ):
+        plan_push(megatron, "acme/tiny")
+    with pytest.raises(FormatError, match=f"give {megatron}/release"):
+        plan_push(megatron / "release/hf", "acme/tiny")
+
+
+def test_makers_own_files_come_from_the_hub(hub, tmp_path):
+    """`mconv pull` of a repository that has Mistral's files alone: whole, and held to its numbers."""
+    from huggingface_hub import HfApi
+    from safetensors.torch import save_file
+
+    put(tmp_path / "m", {"params.json": b"{}", "tekken.json": b"{}", ".gitattributes": b"x"})
+    save_file({"norm.weight": torch.ones(2)}, tmp_path / "m/consolidated-00001-of-00002.safetensors")
+    save_file({"output.weight": torch.ones(2)}, tmp_path / "m/consolidated-00002-of-00002.safetensors")
+    api = HfApi(endpoint=hub.url)
+    api.create_repo("own")
+    api.upload_folder(repo_id="tester/own", folder_path=tmp_path / "m")
+    got = pull("tester/own", tmp_path / "got", endpoint=hub.url)
+    assert {p.name for p in got.iterdir()} - {".cache"} == {p.name for p in (tmp_path / "m").iterdir()} - {
+        ".gitattributes"
+    }
+    api.delete_file("consolidated-00002-of-00002.safetensors", repo_id="tester/own")
+    with pytest.raises(FormatError, match=r"00002-of-00002\.safetensors is missing"):
+        pull("tester/own", tmp_path / "cut", endpoint=hub.url)
 
 
 def test_what_is_large_stays(monkeypatch):
