@@ -9,6 +9,7 @@ import torch
 from mconv.convert import sidecar
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.optimizer import OptimizerState, with_padding
+from mconv.convert.source import Source, check_copies
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 from mconv.train import agree, layouts
@@ -95,6 +96,7 @@ def _source(config: TrainConfig) -> _Source:
         opened = weights.open_weights(str(at.own), vocab_size=config.vocab_size, ignore=architecture.passes(config))
     else:
         opened = architecture.origin(config, iteration=at.iteration)
+        agree.on_rank_0(lambda: check_copies(Source.of(opened)))  # each rank would begin with a copy of its own choice
     _check_same_run(config, opened, resumed=at.own is not None)
     taken_over = (config.resume and not at.own) or _reshared(config, opened, own=own)
     others = takeover.opened(opened) if taken_over and not config.eval_only else None

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from mconv.cli.app import run as cli
-from mconv.errors import MconvError
+from mconv.errors import CopiesDiffer, MconvError
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,20 @@ def limit():
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
+
+
+def test_ranks_that_disagree_begin_no_run(fields, tmp_path):
+    """A norm that one rank's file has otherwise: the tensor and the rank are named, and nothing is trained."""
+    root = tmp_path / "m"
+    assert cli(["hf2meg", fields["load"], "--out", str(root), "--tp", "2", "--format", "mp_rank"]) == 0
+    file = root / "release/mp_rank_01/model_optim_rng.pt"
+    state = torch.load(file, weights_only=False)
+    state["model"]["decoder.layers.0.input_layernorm.weight"] += 1
+    torch.save(state, file)
+    with pytest.raises(
+        CopiesDiffer, match=r"mp_rank_01/model/decoder\.layers\.0\.input_layernorm\.weight and mp_rank_00/"
+    ):
+        jobs.train(**{**fields, "load": str(root)})
 
 
 def test_the_exported_model_has_the_loss_that_training_logged(base, fields, tmp_path, capsys):
