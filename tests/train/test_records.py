@@ -13,7 +13,7 @@ from mconv.errors import FormatError
 from mconv.train.data import bad
 from mconv.train.data.bad import BadRecord, Kind, Place, Rejected
 from mconv.train.data.chat import Role
-from mconv.train.data.claims import LEARNT, MASKED, RECORD, Keys, Use
+from mconv.train.data.claims import LEARNT, MASKED, RECORD, TURN, Keys, Use
 from mconv.train.data.conversation import talk_of
 from mconv.train.data.instruct import How, _said, instruct
 from mconv.train.data.instruction import open_conversations, rows
@@ -203,9 +203,11 @@ STOPS = {
     "tools that are dropped": (turns(ASK, TELL, tools=TOOLS), Kind.UNKNOWN_FIELD, "the record has 'tools', which"),
     "documents that are dropped": (turns(ASK, TELL, documents=[{"text": "x"}]), Kind.UNKNOWN_FIELD, "has 'documents'"),
     "calls that are dropped": (turns(*CALLED), Kind.UNKNOWN_FIELD, "turn 1 has 'tool_calls'"),
-    "a variable unread": (turns(ASK, TELL, chat_template_kwargs={"date": 1}), Kind.UNKNOWN_FIELD, "never reads"),
+    "a variable unread": (turns(ASK, TELL, chat_template_kwargs={"date": 1}), Kind.UNKNOWN_FIELD, "not read"),
     "a variable that is not its own": (turns(ASK, TELL, chat_template_kwargs={"chat_template": "x"}), Kind.UNKNOWN_FIELD,
                                        "has 'chat_template', which a record may not set"),
+    "a loop's variable": (turns(ASK, TELL, chat_template_kwargs={"m": 1}), Kind.UNKNOWN_FIELD, "has 'm', which"),
+    "half a character": (turns(ASK, TELL, **{"\ud800": 1}), Kind.UNKNOWN_FIELD, r"field '.ud800' pass"),
     "parts as a text": (turns({**ASK, "content": [TEXT_PART]}, TELL), Kind.TEMPLATE, "lists of parts"),
     "an image": (turns({**ASK, "content": [{"type": "image_url"}]}, TELL), Kind.WRONG_TYPE, "type 'image_url'"),
     "a marked part": (turns({**ASK, "content": [{"type": "text", "text": "who", "weight": 0}]}, TELL), Kind.UNKNOWN_FIELD,
@@ -241,7 +243,7 @@ def test_what_nothing_claims_and_what_contradicts_itself_stops(name, tokenizer):
     record, kind, message = STOPS[name]
     with pytest.raises(BadRecord, match=message) as error:
         parts(record, tokenizer, CHATML)
-    assert error.value.kind is kind
+    assert error.value.kind is kind and str(error.value).isascii()
 
 
 def test_a_turn_that_the_template_drops_is_missed(tokenizer):
@@ -417,3 +419,12 @@ def test_the_commands_say_what_was_left_out(folder, mixed, tmp_path, capsys):
     assert (
         "12 bad records left out (" in said and "all are listed in d.rejected.jsonl" in said and "gz:3: the text" in said
     )
+
+
+def test_the_page_lists_every_field_that_is_claimed():
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "docs" / "train.md").read_text()
+    claimed = {name for table in (RECORD, TURN) for names in table.values() for name in names}
+    assert [name for name in sorted(claimed) if f"`{name}`" not in page] == []
+    assert [str(kind) for kind in Kind if f"`{kind}`" not in page] == []

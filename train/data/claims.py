@@ -140,6 +140,11 @@ def learnt(switches: Iterable[tuple[str, Use, Any]], where: str) -> bool | None:
 
 def unknown_fields(where: str, names: Sequence[str], why: str) -> BadRecord:
     """Return the error about fields that would be left out, with the flags that let them pass."""
-    flags = " ".join(f"--ignore-field {shlex.quote(name)}" for name in names)
+    flags = " ".join(f"--ignore-field {shlex.quote(_printable(name))}" for name in names)
     many = f"{where} {' and '.join(map(repr, names))}, {why}"
     return BadRecord(Kind.UNKNOWN_FIELD, f"{many}; {flags} passes over {'it' if len(names) == 1 else 'them'}")
+
+
+def _printable(name: str) -> str:
+    """Return a name that any terminal and file takes: halves of surrogate pairs are spelled out."""
+    return name.encode(errors="backslashreplace").decode()

@@ -130,7 +130,8 @@ def parsed(line: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         if isinstance(error, BadRecord):
             raise
-        raise BadRecord(Kind.NOT_JSON, f"not JSON: {error}") from None
+        why = f"{error.msg} at letter {error.pos}" if isinstance(error, json.JSONDecodeError) else error
+        raise BadRecord(Kind.NOT_JSON, f"not JSON: {why}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

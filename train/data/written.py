@@ -1,10 +1,14 @@
 """Whether a chat template writes all that is in a conversation: a field that it never looks at would vanish."""
 
+import functools
 import inspect
 import json
 import re
 from collections.abc import Sequence
 from typing import Any
+
+import jinja2
+import jinja2.meta
 
 from mconv.train.data.bad import BadRecord, Kind
 from mconv.train.data.chat import Role, Talk, Turn
@@ -13,19 +17,35 @@ from mconv.train.data.render import Render
 
 MARK = "qz{}zq"
 """What is put behind a text to see whether the template writes it; the number tells the texts apart."""
+GENERATION = re.compile(r"{%[-+]?\s*(end)?generation\s*[-+]?%}")
+"""A tag of transformers' own."""
 IGNORES = "which the tokenizer's chat template does not write"
 
 
 def check_variables(talk: Talk, tokenizer: Any) -> None:
-    """Raise BadRecord where a record has a variable that the chat template does not mention, or that is not its own."""
+    """Raise BadRecord where a record has a variable that the chat template does not read, or that is not its own."""
     if not talk.variables:
         return
     taken = {*inspect.signature(tokenizer.apply_chat_template).parameters, *tokenizer.special_tokens_map, "messages"}
-    source = tokenizer.get_chat_template(None, talk.options.get("tools"))
+    read = _variables(tokenizer.get_chat_template(None, talk.options.get("tools")))
     for name in talk.variables:
-        if name in taken or not re.search(rf"\b{re.escape(name)}\b", source):
-            why = f"has {name!r}, which " + ("a record may not set" if name in taken else "the chat template never reads")
-            raise unknown_fields("the record has", ["chat_template_kwargs"], why)
+        if name in taken or name not in read:
+            why = "a record may not set" if name in taken else "the tokenizer's chat template does not read"
+            raise BadRecord(
+                Kind.UNKNOWN_FIELD,
+                f"chat_template_kwargs has {name!r}, which {why}; --ignore-field chat_template_kwargs passes over all",
+            )
+
+
+@functools.lru_cache(maxsize=16)
+def _variables(source: str) -> frozenset[str]:
+    """Return the variables that a template reads and does not set itself; none of one that does not parse."""
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])  # parsed, never run
+    try:
+        parsed = environment.parse(GENERATION.sub("", source))
+    except jinja2.TemplateError:
+        return frozenset()
+    return frozenset(jinja2.meta.find_undeclared_variables(parsed))
 
 
 def check_written(talk: Talk, whole: str, render: Render) -> None:
