@@ -1,15 +1,48 @@
-"""The weights of a Hugging Face folder under the names of its family's table."""
+"""What a Hugging Face folder holds: its config by the family's table, and its weights under the table's names."""
 
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from mconv.convert import complete, foreign
 from mconv.convert.derived import Buffer, buffer_of, notes_on
+from mconv.convert.families import family_of
 from mconv.convert.formats import hf
 from mconv.convert.formats.tensors import Located
+from mconv.convert.keys import Config
 from mconv.convert.table import Family
 from mconv.convert.wrappers import Known, plain_names
-from mconv.errors import FormatError, refuse
+from mconv.errors import ConfigError, FormatError, refuse
 from mconv.spec import ModelSpec
+
+CONFIG = "config.json"
+
+
+def config(folder: Path, ignore: Collection[str], recorded: Mapping[str, Any]) -> tuple[Family, ModelSpec, Config]:
+    """Return the family and spec that `config.json` says, and the keys that were passed over, with their values.
+
+    Those may be that `ignore` names, and those of its manifest (`recorded`) that still have the value that was passed
+    over. Raises ConfigError, with the folder's name, on a key that no row claims, and on one to ignore that a row claims.
+    """
+    values = hf.read_json(folder / CONFIG)
+    try:
+        family = family_of(values)
+        known = {name for name, value in family.passed_over(values, recorded).items() if value == recorded[name]}
+        harmless = known | set(ignore)
+        spec = family.read_config(values, harmless)
+        passed = family.passed_over(values, harmless)
+    except ConfigError as error:
+        # claimed and refused: the row's reason first, and that no flag lets it pass
+        named = [name for name in sorted(ignore) if re.search(rf"(?<![\w.]){re.escape(name)} (is|has|says)", str(error))]
+        also = f"; a row claims {named[0]}, so --ignore-config-key does not let it pass" if named else ""
+        raise ConfigError(f"{folder}/{error}{also}" if CONFIG in str(error) else f"{folder / CONFIG}: {error}") from error
+    if claimed := sorted((set(ignore) & set(values)) - set(passed)):
+        raise ConfigError(
+            f"{folder / CONFIG}: --ignore-config-key {claimed[0]}, but the {family.name} table claims that key: "
+            "it is read, not passed over; leave the flag away"
+        )
+    return family, spec, passed
 
 
 def weights(folder: Path, family: Family, spec: ModelSpec) -> tuple[dict[str, Located], tuple[str, ...]]:

@@ -7,13 +7,13 @@ from mconv.convert import hugging, lora, manifest, meta, peft, spell
 from mconv.convert.checkpoint import TRACKER, Checkpoint
 from mconv.convert.complete import check_complete, check_depth
 from mconv.convert.dialects import DIALECTS, mcore
-from mconv.convert.families import FAMILIES, family_of
+from mconv.convert.families import FAMILIES
 from mconv.convert.formats import hf, mp_rank, torch_dist
 from mconv.convert.formats import meta as meta_files
 from mconv.convert.identify import Said, identify
 from mconv.convert.ignored import NOTHING, Ignored, joined, recorded
 from mconv.convert.recognize import explain, what_is
-from mconv.errors import ConfigError, FormatError, refuse
+from mconv.errors import FormatError, refuse
 
 
 def open_checkpoint(
@@ -122,16 +122,10 @@ def _known(folder: Path) -> Path:
 
 
 def _open_hf(path: Path, ignore: Ignored) -> Checkpoint:
-    config, made = hf.read_json(path / "config.json"), manifest.read(path)
-    family = family_of(config)
-    harmless = (ignore | recorded(made)).config_keys
-    spec = family.read_config(config, harmless)
-    passed = family.passed_over(config, harmless)
-    if claimed := sorted((ignore.config_keys & set(config)) - set(passed)):
-        raise ConfigError(
-            f"{path / 'config.json'}: --ignore-config-key {claimed[0]}, but the {family.name} table claims that key: "
-            "it is read, not passed over; leave the flag away"
-        )
+    made = manifest.read(path)
+    family, spec, passed = hugging.config(
+        path, ignore.config_keys, (made or {}).get("ignored", {}).get("config_keys", {})
+    )
     located, notes = hugging.weights(path, family, spec)
     return Checkpoint(
         path=path, format="hf", dialect=None, family=family, spec=spec, layout=None, iteration=None,

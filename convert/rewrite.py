@@ -224,7 +224,12 @@ def _config(plan: Plan, old: dict[str, Any]) -> dict[str, Any]:
     spec = family.expressible(plan.source.spec)
     name = _name(plan.final_dtype)
     old = old or tokens.special_ids(plan.side_files)
-    return old | family.write_config(spec) | {"torch_dtype": name, "dtype": name}
+    new: dict[str, Any] = {**old, **family.write_config(spec), "torch_dtype": name, "dtype": name}
+    for key, value in plan.source.ignored.get("config_keys", {}).items():  # rope_scaling.x
+        where, _, inner = key.partition(".")
+        if inner and isinstance(new.get(where), dict):
+            new[where] = {**new[where], inner: value}
+    return new
 
 
 def _manifest(plan: Plan, step: str, found: dict[str, str], read: dict[str, str]) -> dict[str, Any]:

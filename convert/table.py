@@ -1,6 +1,7 @@
 """What a family's table is made of: rows, each one logical tensor and what Hugging Face stores of it."""
 
 import dataclasses
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,9 @@ from mconv.errors import ConfigError, refuse
 from mconv.shard.axes import Axes, parse
 from mconv.shard.cut import Piece, entire, part, permuted
 from mconv.spec import ModelSpec
+
+LONGEST = 80
+"""Characters of a config key that a message shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +156,8 @@ class Family:
         """
         fields, left = self._claim(config)
         if unknown := {name: value for name, value in left.items() if name not in ignore}:
-            unclaimed = ", ".join(f"{name}={repr(value)[:60]}" for name, value in unknown.items())
-            flags = " ".join(f"--ignore-config-key {name}" for name in unknown)
+            unclaimed = ", ".join(f"{_shown(name)}={repr(value)[:60]}" for name, value in unknown.items())
+            flags = " ".join(f"--ignore-config-key {shlex.quote(_shown(name))}" for name in unknown)
             raise ConfigError(
                 f"config.json: no row of the {self.name} table claims {unclaimed}; mconv cannot tell whether that "
                 f"changes what the model computes. If it does not: {flags}"
@@ -184,3 +188,8 @@ class Family:
         ]
         refuse(lost, doing=f"a {self.architecture} cannot be like this model", kind=ConfigError)
         return out
+
+
+def _shown(name: str) -> str:
+    """A key of a config.json as a message may show it: on one line, and not too long."""
+    return name if name.isprintable() and len(name) <= LONGEST else ascii(name)[:LONGEST]

@@ -24,6 +24,8 @@ PREFIXES = {"base_model.model": "PEFT", "model": "a module that holds the model"
 """Prefixes of all names, and what puts them there; any other is read without, too."""
 DEEPEST = 6
 """How many parts of a name are tried as a prefix that all names have."""
+MOST = 100
+"""Places of a model, layers taken as one, that may have a wrapper; a layer has some thirty modules."""
 Known = Callable[[str], str | None]
 """What a stored name is called in the family's table (itself, or with the base model's prefix), or None."""
 
@@ -71,8 +73,13 @@ def _without_wrappers(name: str) -> _Plain:
 def _consistent(plain: Mapping[str, _Plain]) -> list[str]:
     """Return a note for each wrapper. Raises FormatError on a module that is wrapped in some names and not in others."""
     notes = []
+    places = dict.fromkeys(pair for one in plain.values() for pair in one.held)
+    if len(places) > MOST:
+        raise FormatError(
+            f"its names have wrappers ({', '.join(WRAPPERS)}) at {len(places)} places: not those of one model"
+        )
     bare = {name: re.sub(r"(^|\.)\d+(?=\.|$)", r"\1#", one.name) for name, one in plain.items()}
-    for place, wrapper in dict.fromkeys(pair for one in plain.values() for pair in one.held):
+    for place, wrapper in places:
         below = [name for name in plain if not place or bare[name].startswith(f"{place}.")]
         without = [name for name in below if (place, wrapper) not in plain[name].held]
         if without:

@@ -8,6 +8,8 @@ from tiny import edit_json, make_llama
 from mconv.cli.app import run
 from mconv.convert import manifest
 from mconv.convert.ignored import ignored, joined, recorded
+from mconv.convert.opening import open_checkpoint
+from mconv.errors import ConfigError
 
 
 @pytest.fixture
@@ -55,3 +57,38 @@ def test_names_are_values():
     assert names | names == names
     assert recorded({"ignored": {"args": {"b": 1}}}) == ignored(args=["b"])
     assert joined({"args": {"a": 1}}, {"args": {"a": 2, "b": 3}}, {"config_keys": {}}) == {"args": {"a": 2, "b": 3}}
+
+
+def test_a_claimed_key_that_is_refused_says_that_no_flag_helps(folder, tmp_path, capsys):
+    edit_json(folder / "config.json", hidden_act="gelu")
+    asked = ["hf2meg", str(folder), "--out", str(tmp_path / "meg"), "--ignore-config-key", "novelty"]
+    assert run([*asked, "--ignore-config-key", "hidden_act"]) == 2
+    said = capsys.readouterr().err
+    assert f"{folder}/config.json: hidden_act is 'gelu'" in said and "does not let it pass" in said
+
+
+def test_the_manifest_lets_pass_only_what_it_recorded(folder):
+    """A key by the same name with another value is another question."""
+    (folder / manifest.NAME).write_text(json.dumps({"ignored": {"config_keys": {"novelty": 3}}}))
+    assert open_checkpoint(folder).ignored == {"config_keys": {"novelty": 3}}
+    edit_json(folder / "config.json", novelty=4)
+    with pytest.raises(ConfigError, match="claims novelty=4"):
+        open_checkpoint(folder)
+
+
+def test_a_setting_of_rope_stays_in_a_config_that_is_written_anew(tmp_path):
+    made = make_llama(tmp_path / "hf", rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0})
+    edit_json(made / "config.json", rope_parameters=None, rope_scaling={"type": "linear", "factor": 2.0, "novelty": 5})
+    out = ["--ignore-config-key", "rope_scaling.novelty"]
+    assert run(["hf2meg", str(made), "--out", str(tmp_path / "meg"), "--dtype", "bf16", *out]) == 0
+    assert run(["meg2hf", str(tmp_path / "meg"), "--out", str(tmp_path / "back")]) == 0
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["rope_scaling"]["novelty"] == 5
+    assert open_checkpoint(tmp_path / "back").ignored == {"config_keys": {"rope_scaling.novelty": 5}}
+
+
+def test_a_key_is_shown_as_it_can_be_typed(folder):
+    """A config comes from elsewhere: what its keys have in them is not pasted into a shell."""
+    edit_json(folder / "config.json", **{"a; b": 1, "c\n" * 90: 2})
+    with pytest.raises(ConfigError, match="--ignore-config-key 'a; b'") as caught:
+        open_checkpoint(folder)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 900
