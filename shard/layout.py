@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import ceil
 
 from mconv.errors import LayoutError
 from mconv.shard.axes import Axes
@@ -42,7 +41,7 @@ def padded_vocab(vocab_size: int, *, tp: int, multiple: int = 128) -> int:
     """Megatron's rule: the next multiple of `multiple` * tp (its `--make-vocab-size-divisible-by`)."""
     if multiple < 1:
         raise LayoutError(f"the vocabulary must be padded to a positive multiple, not {multiple}")
-    return ceil(vocab_size / (multiple * tp)) * multiple * tp
+    return -(-vocab_size // (multiple * tp)) * multiple * tp
 
 
 def check_tp(rows: Iterable[tuple[str, Axes, str]], sizes: dict[str, int], *, tp: int) -> list[str]:

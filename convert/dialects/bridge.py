@@ -38,7 +38,7 @@ class Key(Protocol):
 
 def typed(name: str, value: Any, kind: type) -> Any:
     """`value` as `kind`, where a whole number may stand for a float."""
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1 << 64:
         value = float(value)
     if type(value) is not kind:
         raise ConfigError(f"model.{name} is {shown(name, value)}; {kind.__name__} was expected")
@@ -191,6 +191,14 @@ TABLE: tuple[Key, ...] = (
 )  # fmt: skip
 
 
+ALWAYS = (
+    "normalization", "gated_linear_unit", "activation_func", "position_embedding_type", "add_bias_linear", "add_qkv_bias",
+    "rotary_base", "rope_scaling", "rope_scaling_factor", "seq_len_interpolation_factor", "window_size", "kv_channels",
+    "num_query_groups",
+)  # fmt: skip
+"""Keys that Megatron-Bridge always writes and whose defaults differ from one provider's class to another's."""
+
+
 # ---- the section as a whole ------------------------------------------------------------------------------------------
 def read(
     model: Values, *, ignore: frozenset[str] = frozenset(), told: frozenset[str] = frozenset()
@@ -200,7 +208,10 @@ def read(
     Raises ConfigError, by name, on a key that changes the function and on one that no row claims.
     """
     fields: Values = {}
-    left, wrong = dict(model), []
+    left = dict(model)
+    wrong = [
+        f"model.{key} is not there, and what stands for it is its provider's own" for key in ALWAYS if key not in model
+    ]
     for key in TABLE:
         try:
             fields |= key.read(left)

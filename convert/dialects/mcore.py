@@ -271,7 +271,7 @@ def _arg(values: dict[str, Any], name: str, kind: type, default: Any = None) -> 
     value = values.get(name)
     if value is None:
         value = default
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1 << 64:
         value = float(value)
     if type(value) is not kind:
         raise ConfigError(f"the checkpoint's args have {name} = {shown(name, value)}; {kind.__name__} was expected")

@@ -402,6 +402,18 @@ def test_keys_of_a_run_config_that_change_the_function(bridged, model, says):
             open_checkpoint(bridged(model), ignore=ignored(args=model))
 
 
+@pytest.mark.parametrize("key", run_config.ALWAYS)
+def test_a_key_that_is_not_there_is_not_guessed(bridged, key):
+    """A provider's class has a default of its own for it: GELU, LayerNorm, another rope base."""
+    root = bridged()
+    file = root / "iter_0000000" / bridge.RUN_CONFIG
+    config = yaml.safe_load(file.read_text())
+    del config["model"][key]
+    file.write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match=rf"model\.{key} is not there"):
+        open_checkpoint(root)
+
+
 def test_sections_of_a_run_config(bridged):
     """One of an adapter is no model; one that nobody knows may change it."""
     lora = {"_target_": "megatron.bridge.peft.lora.LoRA", "dim": 8}

@@ -21,6 +21,7 @@ OFF = (False, None)
 """Values of a switch that is off."""
 SECRET = re.compile(r"api_?key|secret|passw|credential|access_?key|auth_?token", re.IGNORECASE)
 """Names of args whose value must not be printed or kept."""
+FLOAT_MAX = int(torch.finfo(torch.float64).max)
 LONGEST, MOST = 80, 12
 """Of a value that is shown: characters, and elements of each container."""
 
@@ -108,7 +109,12 @@ def _is_one(value: Any, kinds: tuple[type, ...]) -> bool:
     """Tell whether a value is None or of one of the types; a switch may also be 0 or 1."""
     if kinds == (bool,):
         return one_of(value, (True, False, None))
-    return value is None or isinstance(value, kinds)
+    return value is None or (isinstance(value, kinds) and not isinstance(value, bool) and _fits(value))
+
+
+def _fits(value: Any) -> bool:
+    """Tell whether a number is one that fp64 has; anything else fits."""
+    return not isinstance(value, int) or abs(value) <= FLOAT_MAX
 
 
 def one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
