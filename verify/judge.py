@@ -21,6 +21,8 @@ from mconv.verify import report as reports
 from mconv.verify.guesses.explain import explain
 from mconv.verify.sides import Side, open_both
 
+PRELOAD = ("mconv.train.mcore", "mconv.train.model.engine", "mconv.verify.logits")
+"""What all ranks import."""
 SCHEMA = 1
 """Of the report. Fields may be added under one number, never changed or removed."""
 
@@ -168,7 +170,7 @@ def _logits(
     payload["streamed"] = _streamed(a, b, payload) if options.streamed is None else options.streamed
     runs = 3 + options.generate * 2  # the reference, once more for the noise floor, the candidate
     with show(runs * digests.nbytes(a), "comparing logits") as advance, steps.told(advance):
-        return ranks.run("mconv.verify.logits:work", payload, nproc=nproc)
+        return ranks.run("mconv.verify.logits:work", payload, nproc=nproc, preload=PRELOAD)
 
 
 def _streamed(a: Checkpoint, b: Checkpoint, payload: dict[str, Any]) -> bool:

@@ -211,6 +211,17 @@ def test_a_ranks_errors_come_back_as_what_they_are(jobs):
         ranks.run(jobs, {"x": 1, "die": True}, nproc=2)
 
 
+def test_forked_ranks_answer_and_fail_alike(jobs, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    forked = {"nproc": 2, "preload": ("rank_jobs",)}
+    result = ranks.run(jobs, {"x": [1, "a"]}, **forked)
+    assert (result["rank"], result["world"], result["x"]) == (0, 2, [1, "a"]) and int(result["omp"]) >= 1
+    with pytest.raises(LayoutError, match=r"^axis g has 7$"):
+        ranks.run(jobs, {"x": 1, "mine": True}, **forked)
+    with pytest.raises(MconvError, match="a rank died without a word"):
+        ranks.run(jobs, {"x": 1, "die": True}, **forked)
+
+
 # ---------------------------------------------------------------- loss, adapter
 @pytest.mark.parametrize("rows", [1 << 18, 16], ids=["at once", "row by row"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -24,9 +24,13 @@ HOW = (
     "LOCAL_RANK=$SLURM_LOCALID MASTER_ADDR and MASTER_PORT; without them mconv starts its ranks itself"
 )
 """What to do about an environment that is half a rank's."""
+PRELOAD = "MCONV_PRELOAD"
+"""Tells the agent which modules to import before it forks ranks."""
 
 
-def run(target: str, payload: dict[str, Any], *, nproc: int, stops_well: bool = False) -> dict[str, Any]:
+def run(
+    target: str, payload: dict[str, Any], *, nproc: int, stops_well: bool = False, preload: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Run `target` ("module:function", dict -> dict, both JSON) on `nproc` ranks and return rank 0's answer.
 
     Under torchrun (RANK and WORLD_SIZE are set) the call joins that world and each rank gets its own answer; with
@@ -35,6 +39,7 @@ def run(target: str, payload: dict[str, Any], *, nproc: int, stops_well: bool = 
     Rank 0's standard output is this process's own; all other output is kept for the error message only.
     `stops_well`: the work looks for what `train.stop` notes; a stop signal then ends neither this process nor its ranks,
     but the second one of its kind does.
+    `preload`: modules that all ranks need; without CUDA they are imported once, and the ranks are forked.
     """
     check_environment()
     if nproc < 1:
@@ -43,7 +48,14 @@ def run(target: str, payload: dict[str, Any], *, nproc: int, stops_well: bool = 
         with stop.listening(alone=not joined()) if stops_well else contextlib.nullcontext():
             return _here(target, payload)
     with tempfile.TemporaryDirectory(prefix="mconv-ranks-") as folder:
-        return _launch(target, payload, nproc, Path(folder), stops_well=stops_well)
+        return _launch(target, payload, nproc, Path(folder), stops_well=stops_well, preload=preload)
+
+
+def _cuda() -> bool:
+    """True where ranks find a GPU, which a process that was forked cannot use once its parent has looked at it."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def joined() -> bool:
@@ -91,9 +103,12 @@ def _here(target: str, payload: dict[str, Any]) -> dict[str, Any]:
             shutdown()
 
 
-def _launch(target: str, payload: dict[str, Any], nproc: int, folder: Path, *, stops_well: bool) -> dict[str, Any]:
+def _launch(
+    target: str, payload: dict[str, Any], nproc: int, folder: Path, *, stops_well: bool, preload: tuple[str, ...]
+) -> dict[str, Any]:
     (folder / "payload.json").write_text(json.dumps(payload))
     environment = _environment(nproc) | ({stop.ASKED: str(folder / "asked")} if stops_well else {})
+    environment |= {PRELOAD: ",".join(preload)} if preload and not _cuda() else {}
     with (folder / "agent.log").open("w") as log, _signals(folder, passed_on=stops_well):
         with stop.held_back() if stops_well else contextlib.nullcontext():  # the agent is to find them blocked
             agent = subprocess.Popen(_command(target, nproc, folder), env=environment, stderr=log)
