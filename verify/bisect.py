@@ -142,7 +142,8 @@ def _candidate(model: Model, asked: Probe, kept: Kept, *, only: str | None = Non
 
     with _hooked(model, before=instead, after=norm_gave), Watch(model, at, tell).watching():
         scores = model.run(asked.tokens, asked.positions)
-    for mine, wanted in zip(_logits(scores, at), kept.logits, strict=False):
+    logits = _logits(scores, at) if only in (None, "head") else []
+    for mine, wanted in zip(logits, kept.logits, strict=False):
         common = min(mine.shape[-1], wanted.shape[-1])
         errors["head", "head"] = error(wanted[..., :common], mine[..., :common])
     return dict(sorted(errors.items(), key=_in_order))
@@ -160,7 +161,7 @@ def _hooked(model: Model, *, before: Callable[..., Any], after: Callable[..., An
 
 
 def _logits(scores: Scores | None, at: Tensor) -> list[Tensor]:
-    return [] if scores is None else [torch.cat([part.cpu() for part in scores.chunks()], dim=1)[:, at]]
+    return [] if scores is None else [scores.at(at).cpu()]
 
 
 def error(wanted: Tensor, own: Tensor) -> float:

@@ -72,6 +72,9 @@ class Scores(Protocol):
     layers: dict[str, Float[Tensor, "b n d"]]
     """Hidden states behind each layer at some positions: `embed`, `0`, `1`, ..., `final_norm`."""
 
+    def at(self, positions: Int[Tensor, "n"]) -> Float[Tensor, "b n v"]:
+        """Over the true vocabulary, at some positions."""
+
     def chunks(self) -> Iterator[Float[Tensor, "b c v"]]:
         """Over the true vocabulary, `CHUNK` positions at a time."""
 

@@ -219,6 +219,11 @@ class HuggingFaceScores:
     hidden: Float[Tensor, "b s d"]
     layers: dict[str, Tensor]
 
+    def at(self, positions: Int[Tensor, "n"]) -> Float[Tensor, "b n v"]:
+        with self.model.head() as head:
+            found: Tensor = head(self.hidden[:, positions.to(self.hidden.device)])
+        return found.float()
+
     def chunks(self) -> Iterator[Float[Tensor, "b c v"]]:
         with self.model.head() as head:
             for part in self.hidden.split(CHUNK, dim=1):

@@ -231,5 +231,8 @@ class MegatronScores:
     layers: dict[str, Tensor]
     vocab_size: int
 
+    def at(self, positions: Int[Tensor, "n"]) -> Float[Tensor, "b n v"]:
+        return self.padded[:, positions.to(self.padded.device), : self.vocab_size]
+
     def chunks(self) -> Iterator[Float[Tensor, "b c v"]]:
         yield from self.padded[:, :, : self.vocab_size].split(CHUNK, dim=1)
