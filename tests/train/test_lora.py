@@ -289,6 +289,25 @@ def test_an_adapter_that_is_uneven_through_a_run(run, world, tmp_path, capsys):
     assert settings.own["model.layers.1.self_attn.v_proj"][0] == 0
 
 
+def test_gpt2_whose_rows_are_stored_in_another_order(run, world, tmp_path):
+    """A new adapter on all its linears: the same at tp 2, and PEFT's order again in what is exported and merged."""
+    hf = tiny.make_model("gpt2-untied", tmp_path / "hf")
+    fields = {k: v for k, v in run.items() if k != "lora_load"} | {"load": str(hf), "lora_rank": 3, "train_iters": 2}
+    alone = jobs.train(**fields)
+    cut = world.run(jobs.train, **fields, tp=2, save=str(tmp_path / "run"))[0]
+    assert far(cut, alone) < 1e-4
+    assert app.run(["lora", "export", str(tmp_path / "run"), "--out", str(tmp_path / "adapter")]) == 0
+    assert app.run(["lora", "merge", str(tmp_path / "run"), "--out", str(tmp_path / "merged")]) == 0
+    from safetensors.torch import load_file
+
+    factors, found = load_file(tmp_path / "adapter" / "adapter_model.safetensors"), tiny.tensors(tmp_path / "merged")
+    for name in ("transformer.h.1.attn.c_attn", "transformer.h.2.attn.c_proj", "transformer.h.0.mlp.c_proj"):
+        a, b = (factors[f"base_model.model.{name}.lora_{factor}.weight"].double() for factor in "AB")
+        expected = tiny.tensors(hf)[f"{name}.weight"].double() + (b @ a).t()
+        torch.testing.assert_close(found[f"{name}.weight"].double(), expected, atol=1e-6, rtol=0)
+        assert b.abs().max() > 1e-4
+
+
 def test_what_is_not_zero_past_a_rank_is_seen(run):
     """The zeros that fill a lower rank up are part of a checkpoint: others are of another adapter."""
     from mconv.convert import lora

@@ -74,7 +74,7 @@ def test_steps_are_counted_as_megatron_core_counts_them(fields):
         ({"tp": 8}, 40, "global_batch_size 288 is not a multiple of micro_batch_size 1 x 5 replicas"),
         ({"freeze": ["norms", "layers.36"]}, None, "freeze: 'layers.36' names no weight of this model"),
         ({"freeze": ["embedding", "layers.0-35", "norms"]}, None, "leaves nothing to train"),
-        ({"lora_rank": 4}, None, "no LoRA for GPT2LMHeadModel"),
+        ({"lora_rank": 4, "lora_targets": ["q_proj"]}, None, "no 'q_proj'; it has c_attn, attn.c_proj, c_fc, mlp.c_proj"),
         ({"seq_length": 4096}, None, "seq_length 4096 is more than the model's 2048 positions"),
     ],
 )

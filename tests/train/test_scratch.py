@@ -9,7 +9,7 @@ import torch
 
 from mconv.convert.families import FAMILIES
 from mconv.convert.load import load_rank
-from mconv.convert.lora import linears
+from mconv.convert.lora import chosen, linears
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError
 from mconv.train.config import make
@@ -86,10 +86,13 @@ def test_what_is_refused(fields, says):
         spec_of(**fields)
 
 
-def test_lora_on_transposed_linears_is_refused():
+def test_linears_that_share_a_name_have_a_longer_one():
+    """GPT-2's two c_proj, which PEFT's `c_proj` means both."""
     spec = spec_of(preset="cineca-mt")
-    with pytest.raises(ConfigError, match="no LoRA for GPT2LMHeadModel"):
-        linears(FAMILIES[spec.family], spec)
+    known = linears(FAMILIES[spec.family], spec)
+    assert list(known) == ["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"]
+    assert chosen(["c_proj"], known) == ("attn.c_proj", "mlp.c_proj")
+    assert chosen(["mlp.c_proj"], known) == ("mlp.c_proj",)
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
