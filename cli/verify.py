@@ -154,7 +154,7 @@ class _Pair:
             report = judge_sides(sides(self.origin, self.candidate, options.opening), options, show=progress)
         else:
             report = judge(self.reference, self.candidate, Options(**self._laid_out(asked)), show=progress)
-        where = reports_folder(self.candidate, asked["opening"]["iteration"])
+        where = _tensors_of(self.candidate, asked["opening"]["iteration"])
         if report and where and manifest.NAME in {path.name for path in where.iterdir()}:
             name = self.against or report.get("reference", {}).get("name", self.reference.name)
             logbook.add(where, "verified", against=name, passed=report["passed"], **report["verdicts"])
@@ -192,7 +192,7 @@ def _pair(a: Path | None, b: Path | None, said: dict[str, Any]) -> _Pair:
     return _Pair(reference=origin.path, candidate=candidate, origin=origin, layout=own)
 
 
-def reports_folder(path: Path, iteration: int | None) -> Path | None:
+def _tensors_of(path: Path, iteration: int | None) -> Path | None:
     """The folder that holds the tensors of a checkpoint, where there is one."""
     from mconv.convert.opening import iteration_folder
 
