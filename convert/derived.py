@@ -60,7 +60,7 @@ def _turned(function: Callable[[torch.Tensor], torch.Tensor]) -> Check:
 
 def _causal(spec: ModelSpec, stored: torch.Tensor) -> bool:
     """A lower triangle: its first row has one key, its last row all of them. Two rows are read, not the square."""
-    if stored.ndim < 2 or stored.shape[-1] != stored.shape[-2] or stored.numel() != stored.shape[-1] ** 2:
+    if stored.ndim < 2 or not stored.numel() or stored.numel() != stored.shape[-1] ** 2:
         return False
     square = stored.reshape(stored.shape[-2:])
     first, last = (row.double().flatten() for row in (square[0], square[-1]))

@@ -58,15 +58,17 @@ def weights(folder: Path, family: Family, spec: ModelSpec) -> tuple[dict[str, Lo
             buffers[name] = (row, where)
     left = {name: where for name, where in found.items() if name not in buffers}
     complete.check_depth(folder, spec, len(left))
+    known = known_by(family, spec)
+    _check_foreign(folder, family, [name for name in left if not known(name)])
     try:
-        names = plain_names(left, known_by(family, spec))
+        names = plain_names(left, known)
     except FormatError as error:
         raise FormatError(f"{folder}: {error}") from error
     located = {names.of[name]: where for name, where in left.items()}
     embed = next(stored.key for stored in family.stored(spec) if stored.logical.row == "embed")
     if spec.tied_embeddings and embed not in located and family.head_key in located:
         located[embed] = located.pop(family.head_key)  # the two are one tensor, and it is stored as the head
-    _check_kind(folder, family, spec, located)
+    _check_head(folder, family, spec, located)
     notes = (*names.notes, *notes_on(spec, buffers))
     return located, tuple(f"{folder}: {note}" for note in notes)
 
@@ -81,14 +83,18 @@ def known_by(family: Family, spec: ModelSpec) -> Known:
     return known
 
 
-def _check_kind(folder: Path, family: Family, spec: ModelSpec, located: dict[str, Located]) -> None:
-    """Refuse weights of another kind of model by what they are, and a model without its head."""
-    wanted = {stored.key for stored in family.stored(spec)}
+def _check_foreign(folder: Path, family: Family, names: Collection[str]) -> None:
+    """Refuse tensors of another kind of model by what they are."""
     refuse(
-        [f"{folder}: {line}" for line in foreign.named(sorted(located.keys() - wanted - {family.head_key}))],
+        [f"{folder}: {line}" for line in foreign.named(sorted(names))],
         doing=f"{folder}: its tensors are not those of a {family.architecture}",
         kind=FormatError,
     )
+
+
+def _check_head(folder: Path, family: Family, spec: ModelSpec, located: Mapping[str, Located]) -> None:
+    """Refuse a model without its head."""
+    wanted = {stored.key for stored in family.stored(spec)}
     if wanted - located.keys() == {family.head_key}:
         raise FormatError(
             f"{folder}: {family.head_key} is missing, so this is the model without its head (a {family.headless}); "

@@ -7,7 +7,7 @@ it, mconv reads the names without it and says so; where only some have, it stops
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mconv.errors import FormatError
@@ -24,6 +24,8 @@ PREFIXES = {"base_model.model": "PEFT", "model": "a module that holds the model"
 """Prefixes of all names, and what puts them there; any other is read without, too."""
 DEEPEST = 6
 """How many parts of a name are tried as a prefix that all names have."""
+SHOWN = 3
+"""Places that a note names."""
 MOST = 100
 """Places of a model, layers taken as one, that may have a wrapper; a layer has some thirty modules."""
 Known = Callable[[str], str | None]
@@ -54,7 +56,7 @@ def plain_names(stored: Collection[str], known: Known) -> Names:
     short, prefix = _without_prefix({name: one.name for name, one in plain.items()}, known)
     if not any(known(name) for name in short.values()):  # another model altogether: leave its names as they are
         return Names({name: name for name in stored})
-    notes = _consistent(plain) + ([_said(prefix, "", len(stored))] if prefix else [])
+    notes = _consistent(plain) + ([_said(prefix, [""])] if prefix is not None else [])
     return Names(_distinct({name: known(one) or one for name, one in short.items()}), tuple(notes))
 
 
@@ -72,7 +74,7 @@ def _without_wrappers(name: str) -> _Plain:
 
 def _consistent(plain: Mapping[str, _Plain]) -> list[str]:
     """Return a note for each wrapper. Raises FormatError on a module that is wrapped in some names and not in others."""
-    notes = []
+    found: dict[str, list[str]] = {}
     places = dict.fromkeys(pair for one in plain.values() for pair in one.held)
     if len(places) > MOST:
         raise FormatError(
@@ -85,16 +87,15 @@ def _consistent(plain: Mapping[str, _Plain]) -> list[str]:
         if without:
             having = next(name for name in below if name not in without)
             raise FormatError(_some(len(below) - len(without), len(below), wrapper, having, without[0]))
-        notes.append(_said(wrapper, place, len(below)))
-    return notes
+        found.setdefault(wrapper, []).append(place)
+    return [_said(wrapper, places) for wrapper, places in found.items()]
 
 
-def _without_prefix(names: Mapping[str, str], known: Known) -> tuple[dict[str, str], str]:
-    """Return the names without the prefix that all of them have and that makes most of them known, and that prefix."""
-    best, prefix = dict(names), ""
-    if any(known(name) for name in best.values()):
+def _without_prefix(names: Mapping[str, str], known: Known) -> tuple[dict[str, str], str | None]:
+    """Return the names without the prefix that all of them have and without which they are known, and that prefix."""
+    if any(known(name) for name in names.values()):
         _check_partial(names, known)
-        return best, prefix
+        return dict(names), None
     first = next(iter(names.values())).split(".")
     for depth in range(1, min(DEEPEST, len(first))):
         shared = ".".join(first[:depth]) + "."
@@ -102,9 +103,9 @@ def _without_prefix(names: Mapping[str, str], known: Known) -> tuple[dict[str, s
             break
         short = {name: one.removeprefix(shared) for name, one in names.items()}
         if any(known(one) for one in short.values()):
-            return short, shared.rstrip(".")
+            return short, shared[:-1]
     _check_partial(names, known)
-    return best, prefix
+    return dict(names), None
 
 
 def _check_partial(names: Mapping[str, str], known: Known) -> None:
@@ -133,11 +134,13 @@ def _distinct(names: dict[str, str]) -> dict[str, str]:
     return names
 
 
-def _said(wrapper: str, place: str, count: int) -> str:
-    origin = (WRAPPERS if place else WRAPPERS | PREFIXES).get(wrapper)
+def _said(wrapper: str, places: Sequence[str]) -> str:
+    """What to say of a wrapper: at which places of the model all names have it, and what puts it there."""
+    origin = (WRAPPERS | PREFIXES).get(wrapper)
     by = f" ({origin} puts it there)" if origin else ""
-    where = f"after {place.replace('#', 'N')!r}" if place else "at the start"
-    return f"all {count} names have {wrapper + '.'!r} {where}{by}; they are read without it"
+    where = " and ".join(f"after {place.replace('#', 'N')!r}" if place else "at the start" for place in places[:SHOWN])
+    more = f" and at {len(places) - SHOWN} more places" if len(places) > SHOWN else ""
+    return f"all names have {wrapper + '.'!r} {where}{more}{by}; they are read without it"
 
 
 def _some(count: int, total: int, wrapper: str, having: str, without: str) -> str:
