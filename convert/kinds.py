@@ -158,7 +158,9 @@ FOLDERS = (
     ),
     Row(
         "run",
-        ("metrics.jsonl|runs/|wandb/|tensorboard/|events.out.tfevents*|checkpoint-*/|train.log",),
+        (
+            "run.json|run.lock|progress.txt|metrics.jsonl|runs/|wandb/|tensorboard/|events.out.tfevents*|checkpoint-*/|train.log",
+        ),
         "the folder of a training run, without a checkpoint in it",
         "give the folder that the run saved to",
     ),

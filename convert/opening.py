@@ -12,7 +12,7 @@ from mconv.convert.formats import hf, mp_rank, torch_dist
 from mconv.convert.formats import meta as meta_files
 from mconv.convert.identify import Said, identify
 from mconv.convert.ignored import NOTHING, Ignored, joined, recorded
-from mconv.convert.recognize import explain, what_is
+from mconv.convert.recognize import explain, iterations, names_in, what_is
 from mconv.errors import FormatError, refuse
 
 
@@ -110,7 +110,8 @@ def iteration_folder(root: Path, iteration: int | None = None) -> Path:
         raise FormatError(f"{tracker} says {word[:40]!r}; it must be an iteration number or 'release'")
     folder = root / ("release" if word == "release" else f"iter_{int(word):07d}")
     if not folder.is_dir():
-        raise FormatError(f"{tracker} says {word!r}, but {folder} does not exist")
+        there = iterations(root, names_in(root)) or "it has no other iteration"
+        raise FormatError(f"{tracker} says {word!r}, but {folder} does not exist; {there}")
     return _known(folder)
 
 

@@ -8,7 +8,9 @@ import fnmatch
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from mconv.convert.kinds import AROUND, FILES, FOLDERS, PLAIN, READABLE, WANTED, Row
@@ -17,6 +19,10 @@ MOST = 5000
 """Names of a folder that are looked at."""
 BELOW = 50
 """Folders below it that are looked into."""
+DEEP = 3
+"""Levels below it that are looked at."""
+NAMED = (*READABLE, "adapter", "root")
+"""Kinds of folders below that are worth a word."""
 SHOWN = 6
 """Names that a message shows."""
 
@@ -52,18 +58,17 @@ def explain(path: Path | str) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def names_in(folder: Path) -> list[str]:
-    """Return the sorted names in a folder, those of folders with a slash at the end; at most `MOST`."""
+def names_in(folder: Path, *, most: int = MOST) -> list[str]:
+    """Return the sorted names in a folder, those of folders with a slash at the end; at most `most`."""
     with os.scandir(folder) as entries:
-        found = [entry.name + "/" * entry.is_dir() for entry, _ in zip(entries, range(MOST), strict=False)]
-    return sorted(found)
+        return sorted(entry.name + "/" * entry.is_dir() for entry in islice(entries, most))
 
 
 def _folder(path: Path) -> What:
     names = names_in(path)
     if not names:
         return What(kind="empty", text="an empty folder", advice="give the folder of a model", readable=False)
-    row = next((row for row in FOLDERS if _fits(row, names)), None)
+    row = _row(names)
     inside = _inside(path, names) if row is None or row.kind not in READABLE else []
     if beside := _beside(path, row):
         return beside
@@ -74,7 +79,7 @@ def _folder(path: Path) -> What:
                     readable=False)  # fmt: skip
     if row is None:
         return _unknown([name for name in names if not name.startswith(".cache")])
-    return _what(row, path, iterations=_iterations(path, names))
+    return _what(row, path, iterations=iterations(path, names))
 
 
 def _unknown(names: Sequence[str]) -> What:
@@ -88,7 +93,7 @@ def _beside(path: Path, row: Row | None) -> What | None:
     if row is None or row.kind not in ("config-only", "tokenizer") or path.name not in ("hf", "tokenizer"):
         return None
     above = path.resolve().parent
-    outer = next((r for r in FOLDERS if _fits(r, names_in(above))), None)
+    outer = _row(names_in(above))
     if outer is None or outer.kind not in READABLE:
         return None
     return What(kind="side", text=f"the config and tokenizer that travel with the checkpoint {path.parent}",
@@ -96,21 +101,35 @@ def _beside(path: Path, row: Row | None) -> What | None:
 
 
 def _inside(path: Path, names: Sequence[str]) -> list[tuple[Path, str, str]]:
-    """The folders below that mconv opens (or adapters), what each is, and its kind; of numbered ones the last first."""
-    found = []
-    for name in [name for name in names if name.endswith("/") and not name.startswith(".")][:BELOW]:
-        try:
-            below = names_in(path / name)
-        except OSError:
-            continue
-        row = next((row for row in FOLDERS if _fits(row, below)), None)
-        if row and row.kind in (*READABLE, "adapter", "root"):
-            found.append((path / name.rstrip("/"), row.text.partition(":")[0], row.kind))
-    return sorted(found, key=lambda one: [-int(n) for n in re.findall(r"\d{1,18}", one[0].name)])
+    """The folders below that mconv opens (or adapters), what each is, and its kind; of numbered ones the last first.
+
+    Where the next level has none, the ones below it are looked at too: archives are unpacked into folders of their own.
+    """
+    level = [path / name for name in names if name.endswith("/") and not name.startswith(".")][:BELOW]
+    for _ in range(DEEP):
+        rows = [(folder, inner, _row(inner)) for folder, inner in _read(level)]
+        found = [(folder, row.text.partition(":")[0], row.kind) for folder, _, row in rows if row and row.kind in NAMED]
+        if found:
+            return sorted(found, key=lambda one: [-int(n) for n in re.findall(r"\d{1,18}", one[0].name)])
+        below = (folder / name for folder, inner, _ in rows for name in inner if name.endswith("/") and name[0] != ".")
+        level = list(islice(below, BELOW))
+    return []
 
 
-def _iterations(path: Path, names: Sequence[str]) -> str:
-    """What to type for a root without a tracker."""
+def _row(names: Sequence[str]) -> Row | None:
+    """The kind of folder that these names make, if it is in the table."""
+    return next((row for row in FOLDERS if _fits(row, names)), None)
+
+
+def _read(folders: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
+    """The names in folders; one that cannot be read has none."""
+    for folder in folders:
+        with suppress(OSError):
+            yield folder, names_in(folder, most=500)
+
+
+def iterations(path: Path, names: Sequence[str]) -> str:
+    """Return what to type for a root whose tracker names none of its iterations."""
     numbers = sorted(int(n[5:-1]) for n in names if re.fullmatch(r"iter_\d{1,12}/", n))
     told = []
     if numbers:

@@ -33,6 +33,8 @@ FOLDERS = [
      "checkpoint-500/model.safetensors runs/x", "parent", "give {}/checkpoint-500 .or checkpoint-90 beside"),
     ("README.md sub/config.json sub/pytorch_model.bin", "parent", "sub is a Hugging Face folder; give {}/sub"),
     ("notes/x sub/adapter_config.json", "parent", "sub is a PEFT adapter"),
+    ("a/README.md a/b/c/config.json a/b/c/model.safetensors", "parent", "give {}/a/b/c"),
+    ("run.json run.lock progress.txt train.jsonl", "run", "training run"),
     ("metrics.jsonl run.yaml", "run", "it holds metrics.jsonl, run.yaml"),
     ("books.bin books.idx", "data", "mconv train --data {}/PREFIX"),
     ("a.jsonl b.jsonl", "texts", "mconv data tokenize"),
@@ -133,3 +135,6 @@ def test_parts_of_a_megatron_checkpoint(tmp_path):
     with pytest.raises(FormatError, match="has the iterations 7: say which with --iteration 7"):
         open_checkpoint(tmp_path / "torch_dist")
     assert open_checkpoint(tmp_path / "torch_dist", iteration=7).iteration == 7
+    (tmp_path / "torch_dist/latest_checkpointed_iteration.txt").write_text("9")
+    with pytest.raises(FormatError, match=r"says '9', but .* does not exist; it has the iterations 7"):
+        open_checkpoint(tmp_path / "torch_dist")
