@@ -121,7 +121,7 @@ def check(measured: dict[str, int], planned: memory.Rank, *, sharing: bool = Fal
         ("llama-gqa", {"freeze": ["embedding", "layers.0-1", "norms"], "bf16": True}),
         ("gpt2-tied", {"freeze": ["mlp", "biases"], "attention_dropout": 0.1, "hidden_dropout": 0.1}),
         ("falcon-40b-biases", {"freeze": ["embedding", "layers.0-3"], "distributed_optimizer": True}),
-        ("falcon-7b", {"lora_rank": 4, "bf16": True}),
+        ("falcon-7b", {"lora_rank": 4, "bf16": True}), ("gpt2-untied", {"lora_rank": 4}),
         ("llama-all-biases", {"lora_rank": 4, "lora_targets": ["v_proj", "down_proj"], "lora_dropout": 0.1}),
         ("mistral-window", {"attention_dropout": 0.1, "bf16": True}),
     ],
