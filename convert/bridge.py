@@ -10,14 +10,17 @@ Source: Megatron-Bridge 0.3.1 and 0.6.2, `training/checkpointing.py` and `traini
 import dataclasses
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
 from mconv.convert import sidecar, tokens
 from mconv.convert.dialects import bridge
+from mconv.convert.dialects.arguments import NONE_TOLD
 from mconv.convert.dialects.bridge import Values
 from mconv.convert.dialects.mcore import bias_spec
 from mconv.convert.formats import archive, pack
@@ -52,7 +55,7 @@ def read(
     vocab_size: int | None = None,
     settled: ModelSpec | None = None,
     ignore: frozenset[str] = frozenset(),
-    told: frozenset[str] = frozenset(),
+    told: Mapping[str, Any] = NONE_TOLD,
 ) -> Found:
     """What the folder of one iteration is. `settled`: a Hugging Face config that decides where the file leaves it open.
 

@@ -13,7 +13,7 @@ from mconv.convert.dialects.arguments import check
 from mconv.convert.families import FAMILIES, family_of
 from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.tensors import Located
-from mconv.convert.ignored import NOTHING, Ignored, Passed, joined, recorded
+from mconv.convert.ignored import NOTHING, Ignored, Passed, joined
 from mconv.convert.table import Family
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.shard.layout import Layout
@@ -81,11 +81,15 @@ def identify(
 
 def _passed(folder: Path, made: dict[str, Any] | None, said: Said, args: Namespace, dialect: Dialect) -> dict[str, Any]:
     """Return the args that no row claims and that were let pass, now or when the checkpoint was made."""
-    kept = recorded(made).args
     try:
-        return check(vars(args), dialect.arguments, ignore=said.ignore.args - kept, told=kept)
+        return check(vars(args), dialect.arguments, ignore=said.ignore.args, told=_kept(made))
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from error
+
+
+def _kept(made: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the args that a manifest records as passed over, with their values."""
+    return dict((made or {}).get("ignored", {}).get("args", {}))
 
 
 def _identity(
@@ -115,8 +119,7 @@ def _of_bridge(folder: Path, made: dict[str, Any] | None, said: Said) -> Identit
     if said.dialect not in (None, "mcore"):
         raise ConfigError(f"{folder} is of the dialect mcore, not {said.dialect}")
     settled = _config(said.config, said.ignore) if said.config else _told(folder, made) if made else None
-    kept = recorded(made).args
-    found = bridge.read(folder, vocab_size=said.vocab_size, settled=settled, ignore=said.ignore.args - kept, told=kept)
+    found = bridge.read(folder, vocab_size=said.vocab_size, settled=settled, ignore=said.ignore.args, told=_kept(made))
     spec = found.spec
     if settled and said.config:
         spec = _settle(said.config, DIALECTS["mcore"], settled, spec)

@@ -62,7 +62,7 @@ def open_checkpoint(
         folder = iteration_folder(path, iteration)
         said = Said(
             vocab_size=vocab_size, dialect=dialect, config=Path(config) if config else None,
-            ignore=ignore | recorded(manifest.read(folder)),
+            ignore=ignore | Ignored(config_keys=recorded(manifest.read(folder)).config_keys),
         )  # fmt: skip
         if torch_dist.is_torch_dist(folder):
             found = _open_torch_dist(folder, said)

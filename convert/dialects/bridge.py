@@ -5,6 +5,7 @@ Sources: Megatron-Bridge 0.3.1 and 0.6.2, `gpt_provider.py` and `mistral_bridge.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -201,7 +202,7 @@ ALWAYS = (
 
 # ---- the section as a whole ------------------------------------------------------------------------------------------
 def read(
-    model: Values, *, ignore: frozenset[str] = frozenset(), told: frozenset[str] = frozenset()
+    model: Values, *, ignore: frozenset[str] = frozenset(), told: Mapping[str, Any] = arguments.NONE_TOLD
 ) -> tuple[Values, Values]:
     """Return the fields of the spec, and the keys that no row claims and that pass because `ignore` or `told` names them.
 
@@ -217,13 +218,15 @@ def read(
             fields |= key.read(left)
         except ConfigError as error:
             wrong.append(str(error))
+    if wrong and (also := arguments.unheeded(ignore & (model.keys() - left.keys()))):
+        wrong.append(also.removeprefix("; "))
     refuse(wrong, doing="a model that mconv does not support", kind=ConfigError)
     claimed = arguments.BRIDGE.fields.union(model.keys() - left.keys())
     table = dataclasses.replace(arguments.BRIDGE, fields=claimed)
     return fields, arguments.check(model, table, ignore=ignore, told=told)
 
 
-def check_sections(config: Values, *, ignore: frozenset[str], told: frozenset[str]) -> Values:
+def check_sections(config: Values, *, ignore: frozenset[str], told: Mapping[str, Any]) -> Values:
     """Return the sections beside the model's that nobody knows and that may pass. Raises ConfigError on any other."""
     if (peft := config.get("peft")) is not None:
         kind = peft.get("_target_") if isinstance(peft, dict) else peft

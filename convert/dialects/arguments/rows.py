@@ -6,6 +6,7 @@ An arg that no row claims passes if its value says nothing, or if the user lets 
 import itertools
 import re
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -17,6 +18,7 @@ from mconv.errors import ConfigError, refuse
 
 Values = Mapping[Any, Any]
 """Args by name. A file can hold one whose name is no text; no row claims it."""
+NONE_TOLD: Mapping[str, Any] = {}
 OFF = (False, None)
 """Values of a switch that is off."""
 SECRET = re.compile(r"api_?key|secret|passw|credential|access_?key|auth_?token", re.IGNORECASE)
@@ -74,27 +76,38 @@ class Arguments:
 
 
 def check(
-    values: Values, table: Arguments, *, ignore: frozenset[str] = frozenset(), told: frozenset[str] = frozenset()
+    values: Values, table: Arguments, *, ignore: frozenset[str] = frozenset(), told: Mapping[str, Any] = NONE_TOLD
 ) -> dict[str, Any]:
     """Return the args that no row claims and that pass because `ignore` or `told` names them, with plain values.
 
-    `ignore`: names that the user gives now, `told`: those that a manifest records. Raises ConfigError, by name, for an
-    arg with which the model is another one, for one that nobody claims, and for one in `ignore` that a row claims.
+    `ignore`: names that the user gives now; `told`: what a manifest records, which lets pass that value alone. Raises
+    ConfigError, by name, for an arg with which the model is another one, for one that nobody claims, and for one in
+    `ignore` that a row claims.
     """
     if wrong := table.wrong(values):
-        raise ConfigError(f"its args describe a model that mconv does not support: {'; '.join(wrong[:20])}")
+        also = unheeded(ignore & table.names() & values.keys())
+        raise ConfigError(f"its args describe a model that mconv does not support: {'; '.join(wrong[:20])}{also}")
     refuse(
         [f"--ignore-arg {n}, but the {table.program} table claims it: it is read, not passed over; leave the flag away"
          for n in sorted(ignore & table.names() & values.keys())], doing="names to ignore", kind=ConfigError,
     )  # fmt: skip
-    left, may_pass = table.unclaimed(values), ignore | told
-    unknown = {name: value for name, value in left.items() if spelled(name) not in may_pass}
+    left = table.unclaimed(values)
+    passed = {
+        name: plain(name, value) for name, value in left.items()
+        if spelled(name) in ignore or (name in told and told[name] == plain(name, value))
+    }  # fmt: skip
+    unknown = {name: value for name, value in left.items() if name not in passed}
     refuse(
         [f"{label(name)} is {shown(name, value)}: no row of the {table.program} table claims it, so it may change what "
          f"the model computes. If it does not: --ignore-arg {label(name)}" for name, value in unknown.items()],
         doing="args that mconv does not know", kind=ConfigError,
     )  # fmt: skip
-    return {name: plain(name, value) for name, value in left.items() if spelled(name) in may_pass}
+    return passed
+
+
+def unheeded(names: AbstractSet[str]) -> str:
+    """Return what to add to a refusal where the user asked to ignore one of the names that rows claim."""
+    return f"; a row claims {min(names)}, so --ignore-arg does not let it pass" if names else ""
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------
