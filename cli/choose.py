@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mconv.convert import scan
+from mconv.convert.place import TRACKER
+from mconv.errors import MconvError
 
 if TYPE_CHECKING:
     from mconv.convert.checkpoint import Checkpoint
@@ -28,6 +30,10 @@ NEXT = {"hf2meg": "verify", "reshard": "verify", "merge": "verify", "meg2hf": "p
 
 def newest(command: str, what: str, *, name: str = "a path") -> "Found":
     """Return the newest of a kind in the current folder, and say which it is and why. Raises MconvError if none is."""
+    if Path(TRACKER).is_file():  # its iterations are no checkpoints to choose between, and outputs would land among them
+        raise MconvError(
+            f"the current folder is a Megatron root itself: go to the folder that it lies in, or give {name}"
+        )
     looked = scan.scan(Path())
     for note in looked.notes:
         say(note)

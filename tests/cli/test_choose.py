@@ -57,6 +57,17 @@ def test_a_default_folder_that_is_taken_is_refused(tmp_path, make):
         told()
 
 
+def test_within_a_checkpoint_nothing_is_chosen(tmp_path, make, monkeypatch, capsys):
+    make("run", step="train", iteration=5)
+    monkeypatch.chdir(tmp_path / "run")
+    for words in (["reshard"], ["meg2hf"], ["verify"], ["train", "--data", "x"]):
+        assert run(words) == 2 and "is a Megatron root itself" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "iter_0000005",
+        "latest_checkpointed_iteration.txt",
+    ]
+
+
 def status(capsys, *options):
     assert run(["status", *options]) == 0
     return capsys.readouterr()
