@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -15,7 +15,7 @@ SHOWN = 3
 """Number of bad records that are named on the terminal and in an error."""
 
 
-class Kind(StrEnum):
+class Kind(str, Enum):
     """What is wrong with a record."""
 
     NOT_UTF8 = "not UTF-8"
@@ -31,6 +31,8 @@ class Kind(StrEnum):
     CONTRADICTION = "contradiction"
     SWITCH = "neither yes nor no"
     TEMPLATE = "chat template"
+
+    __str__ = str.__str__
 
 
 FORMAT = (Kind.NO_OBJECT, Kind.NO_FIELD, Kind.UNKNOWN_FIELD)

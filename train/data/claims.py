@@ -7,13 +7,13 @@ import functools
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from typing import Any
 
 from mconv.train.data.bad import BadRecord, Kind
 
 
-class Use(StrEnum):
+class Use(str, Enum):
     """What is done with a field."""
 
     TURNS = "the list of turns"
@@ -30,6 +30,8 @@ class Use(StrEnum):
     ROLE = "who speaks"
     CONTENT = "what is said"
     NOTE = "says nothing of the conversation: origin, rating, statistics"
+
+    __str__ = str.__str__
 
 
 LEARNT = (
