@@ -71,7 +71,7 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
     if os.environ.get("RANK", "0") == "0":
         from mconv.train.length import length
 
-        done = bool(result["iteration"] >= length(made).iterations)
+        done = result.get("iteration", 0) >= length(made).iterations
         _end(result, adapter=bool(made.lora_rank or made.lora_load), done=done)
     return 0
 

@@ -17,6 +17,7 @@ from mconv.convert.families import FAMILIES, family_of
 from mconv.convert.formats import meta
 from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.tensors import Located
+from mconv.convert.ignored import NOTHING, Ignored
 from mconv.convert.params import is_mistral, read
 from mconv.convert.table import Stored
 from mconv.errors import ConfigError, FormatError, Unsaid
@@ -66,6 +67,8 @@ class Told:
     rope_factor: float | None = None
     config: Path | None = None
     """A Hugging Face `config.json`: it knows both."""
+    ignore: Ignored = NOTHING
+    """Keys that no table claims and that may pass."""
 
 
 def piece(module: Module, axes: Axes, sizes: Mapping[str, int], *, rank: int, ranks: int) -> Piece:
@@ -103,8 +106,8 @@ def spec_of(
     folder: Path, tensors: Mapping[str, Located], *, ranks: int, told: Told
 ) -> tuple[ModelSpec, str, tuple[str, ...]]:
     """The architecture, the axis that cuts the embedding, and what the user should know of how it was found."""
-    params = read(folder)
-    settled = _config(told.config) if told.config else None
+    params = read(folder, told.ignore.config_keys)
+    settled = _config(told.config, told.ignore) if told.config else None
     dim, heads = params["dim"], params["n_heads"]
     if "head_dim" not in params and dim % heads:
         raise ConfigError(f"{folder / meta.PARAMS}: dim {dim} is not a multiple of n_heads {heads}")
@@ -143,9 +146,9 @@ def spec_of(
     return spec, embed_cut, (*note, *_assumed_base(folder, params, settled))
 
 
-def _config(path: Path) -> ModelSpec:
+def _config(path: Path, ignore: Ignored) -> ModelSpec:
     values = read_json(path / "config.json" if path.is_dir() else path)
-    return family_of(values).read_config(values)
+    return family_of(values).read_config(values, ignore.config_keys)
 
 
 def _positions(

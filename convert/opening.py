@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mconv.convert import hugging, lora, manifest, meta, peft, spell
+from mconv.convert import hugging, lora, manifest, meta, params, peft, spell
 from mconv.convert.checkpoint import TRACKER, Checkpoint
 from mconv.convert.complete import check_complete, check_depth
 from mconv.convert.dialects import DIALECTS, mcore
@@ -52,6 +52,7 @@ def open_checkpoint(
             max_position_embeddings=max_position_embeddings,
             rope_factor=rope_factor,
             config=Path(config) if config else beside,
+            ignore=ignore,
         )
         found = _open_meta(path, told)
     elif hf.is_hf(path):
@@ -145,6 +146,7 @@ def _open_meta(path: Path, told: meta.Told) -> Checkpoint:
         path=path, format="mistral" if spec.family == "mistral" else "meta", dialect=None, family=FAMILIES[spec.family],
         spec=spec, layout=None, iteration=None,
         stored=list(meta.stored(spec, ranks=ranks, embed_cut=embed_cut)), located=located, manifest=None, notes=notes,
+        ignored=joined({"config_keys": params.passed_over(path, told.ignore.config_keys)}),
     )  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """`params.json` beside Meta's and Mistral's own weights: every key is claimed by a table."""
 
+import shlex
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,14 @@ def is_mistral(params: dict[str, Any]) -> bool:
     return "hidden_dim" in params
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """Return `params.json`, every key known and of its kind; those that say nothing are left out. Raises ConfigError."""
+def read(folder: Path, ignore: Collection[str] = ()) -> dict[str, Any]:
+    """Return `params.json`, every key known and of its kind; those that say nothing are left out.
+
+    Raises ConfigError, by name, on a key that no row claims and that is not in `ignore`.
+    """
     path = folder / meta.PARAMS
-    params = {name: value for name, value in read_json(path).items() if value is not None}
+    passed = passed_over(folder, ignore)
+    params = {name: value for name, value in read_json(path).items() if value is not None and name not in passed}
     if "sliding_window" in params:
         params["sliding_window"] = _window(path, params["sliding_window"])
     params = {name: value for name, value in params.items() if value is not None}
@@ -56,21 +62,34 @@ def read(folder: Path) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name in NUMBERS}
 
 
+def passed_over(folder: Path, ignore: Collection[str]) -> dict[str, Any]:
+    """Return the keys of `params.json` that `ignore` names, with their values. Raises ConfigError on a claimed one."""
+    path = folder / meta.PARAMS
+    named = {name: value for name, value in read_json(path).items() if name in ignore}
+    table = {*NUMBERS, *ONLY, *OTHERS, *KEPT}
+    refuse(
+        [f"{path}: --ignore-config-key {name}, but the table claims that key: it is read, not passed over"
+         for name in sorted(named.keys() & table)],
+        doing="names to ignore", kind=ConfigError,
+    )  # fmt: skip
+    return named
+
+
 def _problem(name: str, value: Any) -> str | None:
     """What is wrong with one key, or None."""
     kind = NUMBERS.get(name)
-    if (
-        name in KEPT
-        or value in (*ONLY.get(name, ()), {}, [], "")
-        or (kind is None and value is False and name not in ONLY)
-    ):
+    empty = kind is None and value in ({}, [], "")
+    if name in KEPT or empty or value in ONLY.get(name, ()) or (kind is None and value is False and name not in ONLY):
         return None
     if name in ONLY:
         return f"{name} is {value!r}; mconv supports only {ONLY[name][0]!r}"
     if name in OTHERS:
         return f"{name} says that it is {OTHERS[name]}, which mconv does not convert"
     if kind is None:
-        return f"no rule claims {name}={value!r}; mconv cannot tell whether it changes the model"
+        return (
+            f"no row claims {name}={repr(value)[:60]}; mconv cannot tell whether that changes the model. If it does not: "
+            f"--ignore-config-key {shlex.quote(name)}"
+        )
     if type(value) is not kind and (kind is not float or type(value) is not int):
         return f"{name} is {repr(value)[:60]}, not {kind.__name__}"
     if kind is not bool and name not in FREE and not (isinstance(value, (int, float)) and 0 < value < 1 << 53):

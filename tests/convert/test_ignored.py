@@ -9,6 +9,7 @@ from mconv.cli.app import run
 from mconv.convert import manifest
 from mconv.convert.ignored import ignored, joined, recorded
 from mconv.convert.opening import open_checkpoint
+from mconv.convert.params import passed_over, read
 from mconv.errors import ConfigError
 
 
@@ -92,3 +93,22 @@ def test_a_key_is_shown_as_it_can_be_typed(folder):
     with pytest.raises(ConfigError, match="--ignore-config-key 'a; b'") as caught:
         open_checkpoint(folder)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 900
+
+
+def test_a_key_of_params_json_passes_by_name_too(tmp_path):
+    params = {"dim": 48, "n_layers": 1, "n_heads": 8, "norm_eps": 1e-5, "novelty": 3}
+    (tmp_path / "params.json").write_text(json.dumps(params))
+    with pytest.raises(ConfigError, match=r"no row claims novelty=3.*--ignore-config-key novelty"):
+        read(tmp_path)
+    assert "novelty" not in read(tmp_path, ["novelty"])
+    assert passed_over(tmp_path, ["novelty", "not_there"]) == {"novelty": 3}
+    with pytest.raises(ConfigError, match="--ignore-config-key n_layers, but the table claims that key"):
+        read(tmp_path, ["n_layers"])
+
+
+@pytest.mark.parametrize("value", [{}, [], "", "1", 1.5, True])
+def test_a_number_of_params_json_is_a_number(tmp_path, value):
+    params = {"dim": 48, "n_layers": value, "n_heads": 8, "norm_eps": 1e-5}
+    (tmp_path / "params.json").write_text(json.dumps(params))
+    with pytest.raises(ConfigError, match=r"n_layers is .*, not int"):
+        read(tmp_path)

@@ -97,7 +97,7 @@ def test_two_ranks_make_the_bytes_of_one_and_fail_together(tmp_path, capsys):
     make_llama(tmp_path / "hf", num_hidden_layers=3, dtype=torch.bfloat16)
     for name, format in (("one", "mp_rank"), ("dist", "torch_dist")):
         assert run(["hf2meg", f"{tmp_path}/hf", "--out", f"{tmp_path}/{name}", "--format", format, "--tp", "2"]) == 0
-    one, dist = capsys.readouterr().out.replace(f"{tmp_path}/", "").splitlines()[::2]
+    one, dist = capsys.readouterr().out.replace(f"{tmp_path}/", "").splitlines()[::3]
     lines = ["fail1:hf2meg hf --out bad --format mp_rank --tp 2", "none:hf2meg hf --out two --format mp_rank --tp 2",
              "fail0:hf2meg hf --out bad --format mp_rank", "none:hf2meg hf --out dist2 --format torch_dist --tp 2",
              "none:hf2meg hf --out two --tp 3", "none:hf2meg hf@ --out three"]  # fmt: skip

@@ -312,6 +312,9 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(tmp_path):
     mine = jobs.tokenizer_folder(tmp_path / "mine", jobs.texts())
     other = jobs.tokenizer_folder(tmp_path / "other", ["entirely different words", "of another text"])
     tokenize([tmp_path / "text.txt"], tmp_path / "d", tokenizer=mine)
-    checks.same_tokenizer([tmp_path / "d"], [mine / "tokenizer.json", other / "tokenizer_config.json"])
+    checks.same_tokenizer(
+        [tmp_path / "d"],
+        {"tokenizer.json": mine / "tokenizer.json", "tokenizer_config.json": other / "tokenizer_config.json"},
+    )
     with pytest.raises(ConfigError, match=r"another tokenizer than the checkpoint's: tokenizer.json differs"):
-        checks.same_tokenizer([tmp_path / "d"], [other / "tokenizer.json"])
+        checks.same_tokenizer([tmp_path / "d"], {"tokenizer.json": other / "tokenizer.json"})

@@ -152,7 +152,10 @@ def test_a_probe_reaches_past_the_window(tmp_path):
                       for w in (4096, None))  # fmt: skip
     assert probes.length_for(windowed.spec, free.spec, length=None) == 4096 + 64
     assert probes.length_for(free.spec, windowed.spec, length=None) == 4096 + 64
-    assert probes.length_for(free.spec, length=None) == 2048 and probes.length_for(windowed.spec, length=7) == 7
+    assert (
+        probes.length_for(free.spec, length=None) == probes.LENGTH == 1024
+        and probes.length_for(windowed.spec, length=7) == 7
+    )
 
 
 @pytest.mark.parametrize("model", ALIBI)
