@@ -64,7 +64,7 @@ class Indexed:
     starts: npt.NDArray[np.int64]
     """First byte of each sequence in the .bin."""
     ends: npt.NDArray[np.int64]
-    """Sequences before the end of each document; empty where the writer marked no documents, as the ancestor did."""
+    """Sequences before the end of each document; empty where the writer marked no documents, as Megatron-LLM did."""
     tokens: Tokens
 
     def __len__(self) -> int:

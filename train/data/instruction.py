@@ -34,7 +34,7 @@ class Conversations:
 
 
 def open_conversations(prefix: Path) -> Conversations:
-    """Open PREFIX-text and PREFIX-role, this program's or the ancestor's. Raises FormatError if they do not match."""
+    """Open PREFIX-text and PREFIX-role, mconv's or Megatron-LLM's. Raises FormatError if they do not match."""
     text, role = (open_index(beside(prefix, kind)) for kind in (TEXT, ROLE))
     if len(text) != len(role):
         raise FormatError(f"{role.prefix}: {len(role)} conversations, {text.prefix} has {len(text)}; make both again")
