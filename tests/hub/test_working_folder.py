@@ -89,10 +89,10 @@ def test_the_opening_block_of_the_readme_runs_as_it_is_written(here, cached, hub
     assert "verify: llama2-7b-megatron-tp4 (the newest" in said["verify"].err
     assert "at its own layout, tp 4 x pp 1" in said["verify"].err and "(megatron-core, tp 4 x pp 1)" in said["verify"].out
     assert "next: mconv meg2hf llama2-7b-run\n" in said["train"].out
-    assert "next: mconv push llama2-7b-run-iter_50-hf\n" in said["meg2hf"].out
-    assert "PASS: llama2-7b-run/iter_0000050" in said["push"].out, "what was trained is judged by its run"
-    assert "to tester/llama2-7b-run-iter_50-hf? [y/N]" in said["push"].err
-    published = hub.store.folder("tester/llama2-7b-run-iter_50-hf")
+    assert "next: mconv push llama2-7b-run-iter_20-hf\n" in said["meg2hf"].out
+    assert "PASS: llama2-7b-run/iter_0000020" in said["push"].out, "what was trained is judged by its run"
+    assert "to tester/llama2-7b-run-iter_20-hf? [y/N]" in said["push"].err
+    published = hub.store.folder("tester/llama2-7b-run-iter_20-hf")
     assert published.is_dir()
     _check_status(capfd)
     _check_no_guess(here, capfd)
@@ -104,9 +104,9 @@ def _check_status(capfd):
     out = capfd.readouterr().out
     order = ["meta-llama/Llama-2-7b-hf (not in this folder)", "llama2-7b-megatron\n", "made by hf2meg",
              "llama2-7b-megatron-tp4\n", "tp 4 x pp 1, float32", "made by reshard", "verified against 01c7",
-             "llama2-7b-run\n", "iteration 50", "made by train", "llama2-7b-run-iter_50-hf\n", "made by meg2hf",
-             "verified against llama2-7b-run/iter_0000050 (digests and logits)",
-             "pushed to tester/llama2-7b-run-iter_50-hf"]  # fmt: skip
+             "llama2-7b-run\n", "iteration 20", "made by train", "llama2-7b-run-iter_20-hf\n", "made by meg2hf",
+             "verified against llama2-7b-run/iter_0000020 (digests and logits)",
+             "pushed to tester/llama2-7b-run-iter_20-hf"]  # fmt: skip
     places = [out.find(words) for words in order]
     assert -1 not in places and places == sorted(places), out
     assert run(["status", "--json"]) == 0
@@ -117,7 +117,7 @@ def _check_status(capfd):
         names.append((node["name"], node["state"]))
         tree = node["children"]
     assert [state for _, state in names] == ["elsewhere", "here", "here", "here", "here"]
-    assert node["pushed"][0]["repo"] == "tester/llama2-7b-run-iter_50-hf" and node["verified"][0]["same"] is True
+    assert node["pushed"][0]["repo"] == "tester/llama2-7b-run-iter_20-hf" and node["verified"][0]["same"] is True
 
 
 def _check_no_guess(here, capfd):
