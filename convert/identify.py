@@ -10,8 +10,7 @@ from typing import Any
 from mconv.convert import bridge, manifest
 from mconv.convert.dialects import DIALECTS, Dialect
 from mconv.convert.dialects.arguments import check
-from mconv.convert.families import FAMILIES, family_of
-from mconv.convert.formats.hf import read_json
+from mconv.convert.families import FAMILIES, described
 from mconv.convert.formats.tensors import Located
 from mconv.convert.ignored import NOTHING, Ignored, Passed, joined
 from mconv.convert.table import Family
@@ -65,7 +64,7 @@ def identify(
     told = _told(folder, made) if made else None
     if told and said.vocab_size not in (None, told.vocab_size):
         raise ConfigError(f"{folder / manifest.NAME} says a vocabulary of {told.vocab_size}, not {said.vocab_size}")
-    settled = _config(said.config, said.ignore) if said.config else None
+    settled = described(said.config, said.ignore) if said.config else None
     knows = told or (settled if said.vocab_size is None else None)
     vocab = knows.vocab_size if knows else said.vocab_size
     spec = dialect.spec_of(args, tensors=tensors, vocab_size=vocab, settled=bool(told or settled))
@@ -118,7 +117,7 @@ def _of_bridge(folder: Path, made: dict[str, Any] | None, said: Said) -> Identit
     """A checkpoint of Megatron-Bridge, which has no args: from its run_config.yaml."""
     if said.dialect not in (None, "mcore"):
         raise ConfigError(f"{folder} is of the dialect mcore, not {said.dialect}")
-    settled = _config(said.config, said.ignore) if said.config else _told(folder, made) if made else None
+    settled = described(said.config, said.ignore) if said.config else _told(folder, made) if made else None
     found = bridge.read(folder, vocab_size=said.vocab_size, settled=settled, ignore=said.ignore.args, told=_kept(made))
     spec = found.spec
     if settled and said.config:
@@ -194,11 +193,6 @@ def _check_version(folder: Path, dialect: Dialect, common: dict[str, Any]) -> No
 
 
 # ---- config.json of the user -----------------------------------------------------------------------------------------
-def _config(path: Path, ignore: Ignored) -> ModelSpec:
-    values = read_json(path / "config.json" if path.is_dir() else path)
-    return family_of(values).read_config(values, ignore.config_keys)
-
-
 FREE = ("family", "vocab_size", "max_position_embeddings")
 """What a config.json may say otherwise than the args: it is what the user wants, or not what decides the function."""
 UNTRUSTED = ("norm_epsilon", "rope", "sliding_window")

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from mconv.convert.families import FAMILIES, family_of
+from mconv.convert.families import FAMILIES, described
 from mconv.convert.formats import meta
-from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.tensors import Located
 from mconv.convert.ignored import NOTHING, Ignored
 from mconv.convert.params import is_mistral, read
@@ -107,7 +106,7 @@ def spec_of(
 ) -> tuple[ModelSpec, str, tuple[str, ...]]:
     """The architecture, the axis that cuts the embedding, and what the user should know of how it was found."""
     params = read(folder, told.ignore.config_keys)
-    settled = _config(told.config, told.ignore) if told.config else None
+    settled = described(told.config, told.ignore) if told.config else None
     dim, heads = params["dim"], params["n_heads"]
     if "head_dim" not in params and dim % heads:
         raise ConfigError(f"{folder / meta.PARAMS}: dim {dim} is not a multiple of n_heads {heads}")
@@ -144,11 +143,6 @@ def spec_of(
             "they cannot share evenly; files are missing or too many, or hold copies of heads, which mconv does not read"
         )
     return spec, embed_cut, (*note, *_assumed_base(folder, params, settled))
-
-
-def _config(path: Path, ignore: Ignored) -> ModelSpec:
-    values = read_json(path / "config.json" if path.is_dir() else path)
-    return family_of(values).read_config(values, ignore.config_keys)
 
 
 def _positions(

@@ -1,14 +1,18 @@
 """One file per architecture: a table of weights and a two-way table of config keys."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from mconv.convert.families.falcon import FALCON
 from mconv.convert.families.gpt2 import GPT2
 from mconv.convert.families.llama import LLAMA
 from mconv.convert.families.mistral import MISTRAL
+from mconv.convert.ignored import NOTHING, Ignored
+from mconv.convert.jsonfile import read_json
 from mconv.convert.table import Family
 from mconv.errors import ConfigError
+from mconv.spec import ModelSpec
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, MISTRAL, FALCON, GPT2)}
 RENAMED = dict.fromkeys(
@@ -47,10 +51,16 @@ def is_named(name: Any, family: Family) -> bool:
     return str(name).lower().removeprefix("fsdp") in known  # LLaMA-1 spelt it LLaMA; FSDP puts its own name in front
 
 
+def described(path: Path, ignore: Ignored = NOTHING) -> ModelSpec:
+    """Return the spec that a `config.json`, or the one in a folder, describes. Raises ConfigError, FormatError."""
+    values = read_json(path / "config.json" if path.is_dir() else path)
+    return family_of(values).read_config(values, ignore.config_keys)
+
+
 def _is_hub_code(code: Any, family: Family) -> bool:
     """Whether `auto_map` names nothing but the copy of transformers' own code that the Hub's files of a family carry."""
     names = list(code.values()) if isinstance(code, dict) else [None]
     return bool(family.hub_code) and all(isinstance(n, str) and re.fullmatch(family.hub_code or "", n) for n in names)
 
 
-__all__ = ["FAMILIES", "family_of"]
+__all__ = ["FAMILIES", "described", "family_of"]
