@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PACKAGES := shard convert train verify hub cli
 
-.PHONY: demo demo-real test check format bench bench-gpu clean
+.PHONY: demo demo-real test check docs format bench bench-gpu clean
 
 demo: .venv/base  ## the whole path once, offline, on a small model
 	$(BIN)/mconv demo --out mconv-demo --overwrite
@@ -20,6 +20,9 @@ check: .venv/test build/types  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p mconv
+
+docs: .venv/docs  ## the site, from docs/ and mkdocs.yml, into build/site; a warning or a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: .venv/test
 	$(BIN)/ruff check --fix .
@@ -44,6 +47,10 @@ clean:
 
 .venv/demo: .venv/base
 	$(INSTALL) -e '.[demo]'
+	touch $@
+
+.venv/docs: .venv/base
+	$(INSTALL) -e '.[docs]'
 	touch $@
 
 .venv/test: .venv/base

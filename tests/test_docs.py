@@ -11,7 +11,9 @@ import pytest
 from mconv.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OUTSIDE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md"]
+"""Pages that are not of the site, whose links `mkdocs build --strict` does not check."""
 
 
 def commands(page):
@@ -29,6 +31,33 @@ def test_the_commands_of_a_page_parse(page):
     assert found, f"{page.name} shows no command"
     for argv in found:
         app.parse_args(argv, exit_on_error=False, print_error=False)
+
+
+def unspaced(text):
+    """Return the numbers of the lines that begin a list or a table without an empty line above: they render as text."""
+    lines = ["", *re.sub(r"```.*?```", lambda found: "\n" * found[0].count("\n"), text, flags=re.S).splitlines()]
+    starts = {"list": re.compile(r"([-*]|\d+\.) "), "table": re.compile(r"\|")}
+    return [
+        number
+        for number, (above, line) in enumerate(zip(lines, lines[1:], strict=False), 1)
+        for start in starts.values()
+        if start.match(line) and above.strip() and not re.match(r"\s|<!--", above) and not start.match(above)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_lists_and_tables_stand_after_an_empty_line(page):
+    assert unspaced(page.read_text()) == []
+
+
+def test_a_list_and_a_table_right_below_a_text_are_found():
+    assert unspaced("Text:\n- a\n- b\n\nText:\n| a |\n| --- |\n\nText\n\n1. a\n   more\n2. b\n") == [2, 6]
+
+
+@pytest.mark.parametrize("page", OUTSIDE, ids=lambda p: p.parent.name + "/" + p.name)
+def test_the_links_of_a_page_outside_the_site_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 STUBS = """
@@ -51,4 +80,4 @@ def test_the_commands_of_an_example_parse(script, tmp_path):
 
 def test_the_test_command_of_the_readme_is_what_ci_runs():
     ci = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert "make test" in (ROOT / "README.md").read_text() and "make test" in ci and "make check" in ci
+    assert "make test" in (ROOT / "README.md").read_text() and "make test" in ci and "make check" in ci and "make docs" in ci
