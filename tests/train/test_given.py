@@ -23,7 +23,7 @@ wandb_project: 7
 MISTAKES = {
     "twice": (LINES + "lr: 1\n", ["c.yaml: lr is set twice", "line 7"]),
     "twice, deeper": ("data: {a: 1, a: 2}\n", ["a is set twice"]),
-    "octal": (LINES + "tp: 010\n", ["tp is '010'; it must be a whole number: Ranks that share"]),
+    "octal": (LINES + "tp: 010\n", ["tp is '010'; it must be a whole number: Tensor parallel size: ranks that share"]),
     "sixties": (LINES + "exit_duration_in_mins: 1:30\nsave: s\n", ["is '1:30'; it must be a number", "minutes"]),
     "units": (LINES + "seq_length: 4k\n", ["seq_length is '4k'; it must be a whole number: Tokens in one sample"]),
     "choice": (LINES + "lr_decay_style: cosin\n", ["'cosin'; it must be one of cosine, linear, constant"]),

@@ -74,11 +74,11 @@ def test_what_follows_from_a_size_follows_its_change():
         ({"preset": "gpt3-7.5b", "rotary_base": 1e4}, "no rotary embedding"),
         ({"preset": "llama2-7b", "position_embedding_type": "learned_absolute"}, "no family that mconv supports"),
         ({"preset": "gpt3-7.5b", "position_embedding_type": "alibi"}, "must be rope or learned_absolute"),
-        ({}, "init random needs one of preset"),
+        ({}, "init random needs the model to train: give preset"),
         ({"preset": "gpt3-7.5b", "load": "x"}, "load is 'x', but init random"),
-        ({"preset": "gpt3-7.5b", "verify_first": True}, "verify_first judges load"),
+        ({"preset": "gpt3-7.5b", "verify_first": True}, "verify_first verifies load"),
         ({"init": "checkpoint"}, "load is not set"),
-        ({"init": "checkpoint", "load": "x", "hidden_size": 8}, "hidden_size: for init random"),
+        ({"init": "checkpoint", "load": "x", "hidden_size": 8}, "hidden_size: allowed only with init random"),
     ],
 )  # fmt: skip
 def test_what_is_refused(fields, says):

@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Attention: which kernel."""
+    """Attention: the kernel that computes it."""
 
     attention_backend: Literal["auto", "sdpa", "cudnn", "transformer_engine"] = "auto"
-    """What computes softmax(q k^T) v: torch's scaled_dot_product_attention (flash on a GPU), the same with cuDNN's kernel
-    before others, Transformer Engine's DotProductAttention, or the last where it is installed and can do it."""
+    """Code that computes softmax(q k^T) v. sdpa: torch's scaled_dot_product_attention (flash attention on a GPU). cudnn:
+    cuDNN's kernel within it. transformer_engine: Transformer Engine's DotProductAttention. auto: Transformer Engine where
+    it is installed and fits, else sdpa."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
-        """Broken rules of this section: none that a machine without Transformer Engine could know."""
+        """Yield the broken rules of this section: none that a machine without Transformer Engine could know."""
         yield from ()

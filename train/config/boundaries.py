@@ -9,20 +9,20 @@ from mconv.train.config import rules
 
 @dataclass(frozen=True, kw_only=True)
 class Boundaries:
-    """Documents that share a sample."""
+    """Document boundaries: documents that share a sample."""
 
     reset_position_ids: bool = False
-    """Count positions from 0 in each document of a sample, not through it."""
+    """Count positions from 0 in each document of a sample, instead of through the whole sample."""
     reset_attention_mask: bool = False
-    """Let no document of a sample see another."""
+    """Keep the documents of a sample apart: no token attends to another document."""
     eod_mask_loss: bool = False
-    """Leave out the loss of what follows a document's last token: the next document's first."""
+    """Leave out the loss after a document's last token, where the next token belongs to the next document."""
     eod_token: int | None = None
-    """Id of the token that ends a document, for data without a record of it."""
+    """Id of the token that ends a document, for data whose record does not say it."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
-        """Broken rules of this section."""
+        """Yield the broken rules of this section."""
         yield from rules.not_negative(config, "eod_token")
         asked = [name for name in RESETS if getattr(config, name)]
         if config.eod_token is not None and not asked:

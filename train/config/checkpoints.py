@@ -9,29 +9,29 @@ from mconv.train.config import rules
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """Saving and resuming."""
+    """Checkpoints: saving, keeping and resuming."""
 
     save: str | None = None
-    """Folder for checkpoints and the log; a run that finds its own checkpoint there goes on from it."""
+    """Folder for checkpoints and the log. A run that finds its own checkpoint there continues from it."""
     save_interval: int = 0
-    """Iterations between checkpoints; 0 saves at the end only."""
+    """Iterations between checkpoints; 0 saves only at the end."""
 
     async_save: bool = False
-    """Go on training while a checkpoint is written; each rank's memory may double for that time."""
+    """Continue training while a checkpoint is written. Each rank's memory may double meanwhile."""
     keep_last: int | None = None
-    """Checkpoints to keep: the newest so many; all if not given. Only those that mconv train wrote are ever removed."""
+    """Number of newest checkpoints to keep; all if not given. Only checkpoints of mconv train are ever removed."""
     keep_every: int | None = None
-    """With `keep_last`: also keep those whose iteration is a multiple of this."""
+    """With keep_last: also keep every checkpoint whose iteration is a multiple of this."""
     resume: bool = False
     """Go on with the run that `load` holds, Megatron-LM's or mconv's: its optimizer, iteration and samples seen too."""
     iteration: int | None = None
-    """Go on from this iteration of `save`, or begin at this one of `load`; else the one that the tracker names."""
+    """Iteration to continue from in `save`, or to start from in `load`; the one in the tracker if not given."""
     overwrite: bool = False
-    """With `iteration`: let the run replace the later checkpoints in `save`, one by one as its own are whole."""
+    """With iteration: allow the run to replace the later checkpoints in `save`, each when its own is complete."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
-        """Broken rules of this section."""
+        """Yield the broken rules of this section."""
         yield from rules.not_negative(config, "save_interval")
         yield from rules.at_least_1(config, "keep_last keep_every iteration")
         for name in ("save_interval", "exit_after", "async_save", "keep_last"):

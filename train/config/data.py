@@ -10,43 +10,44 @@ from mconv.train.config import rules
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Data: prefixes, shares, and the length of a sample."""
+    """Data: files, their weights, and the length of a sample."""
 
     data: list[str] | None = None
-    """Prefixes of .bin/.idx files, as `mconv data tokenize` makes them, or folders to search for them; each may have
-    its weight before it ("0.3 data/a"). Cut into training, validation and test by `split`."""
+    """Prefixes of .bin/.idx files (`mconv data tokenize` writes them), or folders that hold them. A weight may precede
+    each prefix ("0.3 data/a"). Divided into training, validation and test by split."""
     mock_data: bool = False
-    """Train on Megatron-LM's mock data, sample for sample, in place of `data`: rising numbers, to try a machine with."""
+    """Train on Megatron-LM's mock data (rising numbers) instead of data, to try a machine."""
     data_weights: list[float] | None = None
-    """Share of each entry of `data` in the blend, in any unit; by their sizes if not given."""
+    """Weight of each prefix of data in the blend, in any unit; by their sizes if not given."""
     train_data: list[str] | None = None
-    """Prefixes for training alone, written as `data` is; instead of `data`."""
+    """Prefixes for training only, written like those of data; use instead of data."""
     valid_data: list[str] | None = None
-    """Prefixes for validation, beside `train_data`."""
+    """Prefixes for validation; needs train_data."""
     test_data: list[str] | None = None
-    """Prefixes for the evaluation after the last step, beside `train_data`."""
+    """Prefixes for the evaluation after the last step; needs train_data."""
     split: str | None = None
-    """Shares of `data` for training, validation and test, such as 98,1,1; all for training if not given."""
+    """Shares of data for training, validation and test, such as 98,1,1; all for training if not given."""
     data_cache: str | None = None
-    """Folder for the index files of the datasets; `data-cache` under `save`, or beside the first prefix."""
+    """Folder for the datasets' index files; `data-cache` in the save folder if not given, or beside the first prefix."""
     seq_length: int | None = None
     """Tokens in one sample; the model's max_position_embeddings if not given."""
     data_type: Literal["gpt", "instruction"] = "gpt"
-    """What a sample is: running text cut at `seq_length`, or conversations that `mconv data instruct` made."""
+    """Kind of data. gpt: running text, cut every seq_length tokens. instruction: conversations, as `mconv data instruct`
+    writes them."""
     dataloader_type: Literal["single", "cyclic"] = "single"
-    """single: samples in the dataset's own order, which is shuffled already. cyclic: one epoch, shuffled anew each
-    time around."""
+    """Order of samples. single: the dataset's own order, which is already shuffled. cyclic: one epoch, shuffled again
+    each time."""
     num_workers: int = 2
-    """Threads that read micro batches ahead; 0 reads each when it is due. The batches are the same."""
+    """Threads that read micro batches ahead; 0 reads each one when it is needed. The batches are the same."""
     no_mmap_bin_files: bool = False
-    """Read samples from the .bin files one by one, without a map of the files into memory: for file systems on which
-    maps are slow, and where their pages count as the job's memory. The batches are the same."""
+    """Read samples with pread instead of mapping the .bin files into memory, for file systems where maps are slow or
+    count as the job's memory. The batches are the same."""
     allow_other_tokenizer: bool = False
-    """Train although a file of the tokenizer that made the data differs from the checkpoint's."""
+    """Train even if the data was made with tokenizer files that differ from the checkpoint's."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
-        """Broken rules of this section."""
+        """Yield the broken rules of this section."""
         yield from rules.at_least_1(config, "seq_length")
         yield from rules.not_negative(config, "num_workers")
         yield from rules.each(config, "data train_data valid_data test_data", "at least one prefix", bool)

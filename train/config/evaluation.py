@@ -10,18 +10,18 @@ from mconv.train.config.data import shares
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Evaluation: loss, perplexity and accuracy on the validation and test shares of the data."""
+    """Evaluation: loss, perplexity and accuracy on validation and test data."""
 
     eval_interval: int = 0
-    """Iterations between evaluations on the validation share of `split`, the end included; 0 never evaluates."""
+    """Iterations between evaluations on the validation data, with one more at the end; 0 never evaluates."""
     eval_iters: int = 10
     """Global batches in one evaluation."""
     eval_only: bool = False
-    """Only evaluate, on the validation and test shares: nothing is trained, and no checkpoint or log is written."""
+    """Only evaluate, on the validation and test data: nothing is trained and no checkpoint or log is written."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
-        """Broken rules of this section."""
+        """Yield the broken rules of this section."""
         yield from rules.at_least_1(config, "eval_iters")
         yield from rules.not_negative(config, "eval_interval")
         valid, test = (sum(shares(config.split)[n : n + 1]) if config.data else 0.0 for n in (1, 2))

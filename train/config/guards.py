@@ -9,26 +9,27 @@ from mconv.train.config import rules
 
 @dataclass(frozen=True, kw_only=True)
 class Guards:
-    """Checks before and during a run."""
+    """Guards: checks before training, and reactions to NaN and loss spikes."""
 
     verify_first: bool = False
-    """Before anything is trained, judge `load` by what it was converted from; stop if they are not the same model."""
+    """Before training, verify load against the model that it was converted from; stop if they differ."""
     verify_against: str | None = None
-    """What `verify_first` judges `load` by, instead of its source: a checkpoint, or a repository in the cache."""
+    """Reference for verify_first instead of the recorded source: a checkpoint, or a repository in the Hub's cache."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """At a loss or gradient that is not finite: stop, or leave that step out."""
+    """At a loss or gradient that is not finite: stop, or skip that step."""
     spike_factor: float | None = None
-    """A loss of more than this many times the median of the last `spike_window` is a spike; none is if not given."""
+    """A loss of more than this many times the median of the last spike_window losses is a spike. Not checked if not
+    given."""
     spike_window: int = 32
-    """Steps that a loss is compared with."""
+    """Number of previous losses in the median of spike_factor."""
     on_spike: Literal["warn", "skip", "stop"] = "warn"
-    """At a spike: say so and go on, leave that step out, or stop."""
+    """At a loss spike: warn and continue, skip that step, or stop."""
     max_skips: int = 10
-    """Steps in a row that `on_nan` and `on_spike` may leave out before the run stops."""
+    """Consecutive steps that on_nan and on_spike may skip before the run stops."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
-        """Broken rules of this section."""
+        """Yield the broken rules of this section."""
         if config.verify_against is not None and not config.verify_first:
             yield "verify_against is for verify_first; give that too"
         yield from rules.at_least_1(config, "spike_window max_skips")

@@ -9,20 +9,21 @@ from mconv.train.config import rules
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """Commands and exports, once a checkpoint is whole."""
+    """Hooks: commands and exports after each checkpoint."""
 
     after_checkpoint: str | None = None
-    """Command for a shell after each checkpoint: its folder is $1 and $MCONV_CHECKPOINT, an export $MCONV_HF_FOLDER."""
+    """Shell command to run after each checkpoint. Its folder is $1 and $MCONV_CHECKPOINT; an exported folder is
+    $MCONV_HF_FOLDER."""
     after_checkpoint_background: bool = False
-    """Go on training while that command runs, instead of waiting for it."""
+    """Continue training while the after_checkpoint command runs, instead of waiting for it."""
     after_checkpoint_failure: Literal["warn", "stop"] = "warn"
-    """What a failure of that command does: say so, or stop the run with exit code 1."""
+    """When the after_checkpoint command fails: warn, or stop the run with exit code 1."""
     export_hf_every: int = 0
-    """Export each so-many-th checkpoint of `save_interval`, and the last of all, to `hf/` under `save`; 0: none."""
+    """Export every n-th checkpoint of save_interval, and the last one, to `hf/` in the save folder; 0 exports none."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
-        """Broken rules of this section."""
+        """Yield the broken rules of this section."""
         yield from rules.not_negative(config, "export_hf_every")
         if (config.after_checkpoint or config.export_hf_every) and config.save is None:
             yield "after_checkpoint and export_hf_every need save, the folder for the checkpoints"

@@ -9,22 +9,23 @@ from mconv.train.config import rules
 
 @dataclass(frozen=True, kw_only=True)
 class Length:
-    """Batches, steps and samples."""
+    """Length: batch sizes, and the number of steps or samples."""
 
     micro_batch_size: int = 1
-    """Samples that pass through the model together."""
+    """Samples that pass through the model at once on each data-parallel replica."""
     global_batch_size: int = 8
     """Samples in one optimizer step, over all micro batches and replicas."""
     rampup_batch_size: list[int] | None = None
-    """Three numbers: the first global batch size, what it grows by, and the samples until it is `global_batch_size`."""
+    """Growth of the global batch size, as three numbers: first size, increment, and the samples until it reaches
+    global_batch_size."""
     train_iters: int | None = None
-    """Optimizer steps of the whole run, resumed parts included; or give `train_samples`."""
+    """Optimizer steps of the whole run, resumed parts included; or give train_samples."""
     train_samples: int | None = None
-    """Samples of the whole run, resumed parts included, in whole global batches; or give `train_iters`."""
+    """Samples of the whole run, resumed parts included, in whole global batches; or give train_iters."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
-        """Broken rules of this section."""
+        """Yield the broken rules of this section."""
         yield from rules.at_least_1(config, "micro_batch_size global_batch_size train_iters train_samples")
         given = [name for name in ("train_iters", "train_samples") if getattr(config, name) is not None]
         if len(given) == 2 or (not given and not config.eval_only):
@@ -36,7 +37,7 @@ class Length:
 
 
 def _ramp(config: Any, ramp: list[int]) -> Iterator[str]:
-    """Broken rules of the ramp-up, which megatron-core would meet in mid-run."""
+    """Yield the broken rules of the ramp-up, which megatron-core would meet in mid-run."""
     if len(ramp) != 3 or min(ramp) < 1:
         yield f"rampup_batch_size is {ramp}; it must be three numbers of at least 1: first size, increment, samples"
         return

@@ -9,26 +9,26 @@ from mconv.train.config import rules
 
 @dataclass(frozen=True, kw_only=True)
 class Logs:
-    """Lines, files and boards."""
+    """Logs: printed lines, TensorBoard and Weights & Biases."""
 
     log_interval: int = 1
-    """Iterations between printed lines; the log file has them all."""
+    """Iterations between printed lines; the log file has every iteration."""
     log_throughput: bool = False
-    """Print TFLOP/s, tokens/s and MFU of each GPU, memory and the time left too; the log file always has them."""
+    """Also print each GPU's TFLOP/s, tokens/s and MFU, its memory, and the time left. The log file always has them."""
     tensorboard_dir: str | None = None
     """Folder for TensorBoard event files."""
     wandb_project: str | None = None
-    """Project of Weights & Biases to report to, with the key from WANDB_API_KEY; offline where there is none."""
+    """Weights & Biases project to log to, with the key of WANDB_API_KEY; offline without a key."""
     wandb_entity: str | None = None
-    """User or team of that project; W&B's default if not given."""
+    """Weights & Biases user or team; W&B's default if not given."""
     wandb_exp_name: str | None = None
-    """Name of the run in that project; a resumed run goes on under the id that is kept in `save`."""
+    """Weights & Biases run name. A resumed run continues under the id recorded in the save folder."""
     wandb_save_dir: str | None = None
-    """Folder for W&B's own files; `save` if not given."""
+    """Folder for W&B's own files; the save folder if not given."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
-        """Broken rules of this section."""
+        """Yield the broken rules of this section."""
         yield from rules.at_least_1(config, "log_interval")
         for name in ("wandb_entity", "wandb_exp_name", "wandb_save_dir"):
             if getattr(config, name) is not None and config.wandb_project is None:

@@ -9,23 +9,23 @@ from mconv.train.config import rules
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """LoRA: the weights of `load` stay as they are, and two small matrices beside each chosen linear are trained."""
+    """LoRA: low-rank adapters that are trained instead of the model's weights."""
 
     lora_rank: int | None = None
-    """Rank of the adapters; given, nothing but adapters is trained, and checkpoints hold nothing but adapters."""
+    """Rank of the adapters. If given, only adapters are trained, and checkpoints hold only adapters."""
     lora_alpha: float | None = None
-    """What an adapter makes is multiplied by this over its rank; the rank if not given, that is by 1."""
+    """Scale of the adapters' output, which is multiplied by lora_alpha / lora_rank; the rank if not given, so by 1."""
     lora_dropout: float = 0.0
-    """Share of an adapter's inputs that are dropped in training."""
+    """Dropout probability of the adapters' inputs in training."""
     lora_targets: list[str] | None = None
-    """Linears that get one, as Hugging Face calls them (q_proj, v_proj, ...); "all-linear", those of every layer, if
-    not given."""
+    """Linears that get an adapter, by their Hugging Face names (q_proj, v_proj, ...); "all-linear", every linear of each
+    layer, if not given."""
     lora_load: str | None = None
-    """A PEFT adapter to start from; rank, alpha and targets are its own."""
+    """PEFT adapter to start from; its rank, alpha and targets are used."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
-        """Broken rules of this section."""
+        """Yield the broken rules of this section."""
         yield from rules.at_least_1(config, "lora_rank")
         yield from rules.below_1(config, "lora_dropout")
         yield from rules.each(config, "lora_alpha", "more than 0", lambda alpha: 0 < alpha < float("inf"))

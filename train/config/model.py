@@ -19,41 +19,45 @@ POSITIONS = {"rope": "rope", "learned_absolute": "learned"}
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model from scratch: what it is, and how its weights are drawn."""
+    """Model from scratch: architecture and random weights (--init random), from a preset or a config.json."""
 
     init: Literal["checkpoint", "random"] = "checkpoint"
-    """Weights from `load`, or drawn at random for a model that `preset` or `model` names: the same at every layout."""
+    """Source of the weights. checkpoint: those of load. random: drawn for the model that preset or model names, the same
+    at every layout."""
     preset: str | None = None
-    """With `init` random: a model by name; `mconv plan --presets` lists them."""
+    """With init random: name of a model; `mconv plan --presets` lists them."""
     model: str | None = None
-    """With `init` random: a config.json of Hugging Face, or a folder with it (and a tokenizer, which goes along)."""
+    """With init random: a Hugging Face config.json, or a folder with one. A tokenizer in that folder is copied into the
+    checkpoints."""
     init_method_std: float | None = None
-    """Standard deviation of random weights; the preset's if not given, else 0.02. Attention's and the MLP's last linear
-    have it divided by sqrt(2 * num_layers); norms begin at 1, biases at 0."""
+    """Standard deviation of random weights; the preset's if not given, else 0.02. Divided by sqrt(2 * num_layers) in the
+    output projections of attention and MLP; norms start at 1, biases at 0."""
     num_layers: int | None = None
-    """Layers, where they are not to be the preset's."""
+    """Override the preset's number of layers."""
     hidden_size: int | None = None
-    """Width of the hidden states, likewise; an MLP that is four times as wide, and heads, follow it."""
+    """Override the preset's hidden size. The MLP's width follows if it was 4x the hidden size, and so does the head
+    dimension."""
     ffn_hidden_size: int | None = None
-    """Width of the MLP, likewise."""
+    """Override the preset's width of the MLP."""
     num_attention_heads: int | None = None
-    """Query heads, likewise."""
+    """Override the preset's number of query heads."""
     num_query_groups: int | None = None
-    """Key and value heads, likewise; as many as query heads where the preset has so."""
+    """Override the preset's number of key and value heads. If the preset has one for each query head, it follows
+    num_attention_heads."""
     kv_channels: int | None = None
-    """Width of one head, likewise; hidden_size / num_attention_heads where the preset has so."""
+    """Override the preset's head dimension. If the preset's is hidden_size / num_attention_heads, it follows these."""
     max_position_embeddings: int | None = None
-    """Positions that the model is made for, likewise."""
+    """Override the preset's number of positions, the longest sample that the model takes."""
     norm_epsilon: float | None = None
-    """Term in the norms' denominator, likewise."""
+    """Override the preset's epsilon in the norms' denominator."""
     rotary_base: float | None = None
-    """Base of rotary embedding, likewise."""
+    """Override the preset's base of the rotary embedding (rope_theta)."""
     position_embedding_type: str | None = None
-    """What tells positions apart, likewise: rope or learned_absolute."""
+    """Override the preset's position embedding: rope or learned_absolute."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
-        """Broken rules of this section."""
+        """Yield the broken rules of this section."""
         yield from rules.at_least_1(config, " ".join(SIZES))
         yield from rules.each(config, "init_method_std rotary_base", "positive", lambda value: 0 < value < math.inf)
         yield from rules.below_1(config, "norm_epsilon")
@@ -62,19 +66,19 @@ class Model:
 
 
 def _from_scratch(config: Any) -> Iterator[str]:
-    """What does not go with random weights."""
+    """Yield what contradicts random weights."""
     if (config.preset is None) == (config.model is None):
-        yield "init random needs one of preset, a name, and model, a config.json: which model is it to be?"
+        yield "init random needs the model to train: give preset (a name) or model (a config.json), one of them"
     if config.load is not None:
-        yield f"load is {config.load!r}, but init random takes weights from nowhere: leave one of them out"
+        yield f"load is {config.load!r}, but init random draws the weights and loads none; leave one of them out"
     if config.verify_first:
-        yield "verify_first judges load, which a run with init random has not"
+        yield "verify_first verifies load, and a run with init random has no load; leave verify_first out"
 
 
 def _from_a_checkpoint(config: Any) -> Iterator[str]:
-    """What only goes with random weights."""
+    """Yield what needs random weights."""
     if config.load is None:
         yield "load is not set: a Megatron checkpoint or a Hugging Face folder; or give init random and a preset"
     said = [name for name in ("preset", "model", "init_method_std", *CHANGES) if getattr(config, name) is not None]
     if said:
-        yield f"{', '.join(said)}: for init random; a checkpoint knows its own model"
+        yield f"{', '.join(said)}: allowed only with init random; a checkpoint has its own architecture"

@@ -9,35 +9,37 @@ from mconv.train.config import rules
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """The optimizer and its decay of weights."""
+    """Optimizer: Adam or SGD, weight decay and gradient clipping."""
 
     optimizer: Literal["adam", "sgd"] = "adam"
-    """adam is AdamW, whose weight decay is apart from the gradient; sgd has momentum, and decay as part of it."""
+    """Optimizer. adam: AdamW, with decoupled weight decay. sgd: SGD with momentum, with weight decay added to the
+    gradient."""
     weight_decay: float = 0.01
-    """Decay of matrices in a step, times the learning rate; norms and biases have none."""
+    """Weight decay of matrices, multiplied by the learning rate; norms and biases have none."""
     start_weight_decay: float | None = None
-    """Weight decay of the first step, where `weight_decay_incr_style` is not constant."""
+    """Weight decay of the first step, if weight_decay_incr_style is not constant."""
     end_weight_decay: float | None = None
-    """Weight decay of the last step, where `weight_decay_incr_style` is not constant."""
+    """Weight decay of the last step, if weight_decay_incr_style is not constant."""
     weight_decay_incr_style: Literal["constant", "linear", "cosine"] = "constant"
-    """How the weight decay grows over the run."""
+    """Shape of the weight decay's growth over the run."""
     adam_beta1: float = 0.9
     """Decay of Adam's first moment."""
     adam_beta2: float = 0.95
     """Decay of Adam's second moment."""
     adam_eps: float = 1e-8
-    """Term in Adam's denominator."""
+    """Epsilon in Adam's denominator."""
     sgd_momentum: float = 0.9
-    """Share of sgd's last step that goes into the next."""
+    """Momentum of sgd."""
     clip_grad: float = 1.0
-    """Largest gradient norm, over all parameters; 0 does not clip."""
+    """Largest norm of the gradient over all parameters; larger ones are scaled down to it. 0 does not clip."""
 
     padded_vocab_in_loss: bool = False
-    """Let the columns of vocabulary padding take part in the loss, as Megatron-LM does; else the loss leaves them out."""
+    """Include the padding columns of the vocabulary in the softmax of the loss, as Megatron-LM does. Otherwise they are
+    left out."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
-        """Broken rules of this section."""
+        """Yield the broken rules of this section."""
         yield from rules.not_negative(config, "weight_decay start_weight_decay end_weight_decay adam_eps clip_grad")
         yield from rules.below_1(config, "adam_beta1 adam_beta2 sgd_momentum")
         ends = (config.start_weight_decay, config.end_weight_decay)

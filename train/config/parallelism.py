@@ -12,36 +12,38 @@ COUNTED = "account_for_embedding_in_pipeline_split account_for_loss_in_pipeline_
 
 @dataclass(frozen=True, kw_only=True)
 class Parallelism:
-    """Ranks, stages, replicas."""
+    """Parallelism: tensor, pipeline and data parallel ranks."""
 
     tp: int = 1
-    """Ranks that share each matrix (tensor parallel)."""
+    """Tensor parallel size: ranks that share each matrix."""
     pp: int = 1
-    """Stages that share the layers (pipeline parallel)."""
+    """Pipeline parallel size: stages that share the layers."""
     vpp: int = 1
-    """Model chunks on each stage, which take turns (interleaved pipeline); 1 is not interleaved. Needs pp > 1."""
+    """Model chunks on each pipeline stage (interleaved schedule); 1 is not interleaved. Needs pp > 1."""
     decoder_first_pipeline_num_layers: int | None = None
-    """Layers of the first stage, over all its chunks; the other stages share the rest evenly."""
+    """Layers of the first pipeline stage, over all its chunks; the other stages share the rest evenly."""
     decoder_last_pipeline_num_layers: int | None = None
-    """Layers of the last stage, over all its chunks."""
+    """Layers of the last pipeline stage, over all its chunks; the other stages share the rest evenly."""
     account_for_embedding_in_pipeline_split: bool = False
     """Count the embedding as one layer of the first stage, which then has one layer less."""
     account_for_loss_in_pipeline_split: bool = False
-    """Count the head and the loss as one layer of the last stage, which then has one layer less."""
+    """Count the output layer and the loss as one layer of the last stage, which then has one layer less."""
     sequence_parallel: bool = False
-    """Share the positions among the tensor-parallel ranks too, between the matrices; needs tp > 1."""
+    """Split norms, dropout and residuals along the sequence over the tensor-parallel ranks. Needs tp > 1."""
     nproc_per_node: int | None = None
-    """Ranks to start on this machine; tp * pp if not given. More is data parallel. Not used under torchrun."""
+    """Ranks to start on this machine; tp * pp if not given. A multiple of tp * pp is data parallel. Not used under
+    torchrun."""
     distributed_optimizer: bool = False
-    """Share the optimizer's state among the data-parallel replicas."""
+    """Divide the optimizer's state among the data-parallel replicas."""
     overlap_grad_reduce: bool = False
-    """Add up the gradients of replicas while the backward pass still computes others."""
+    """Reduce gradients over the replicas while the backward pass is still running."""
     overlap_param_gather: bool = False
-    """Collect the weights that replicas stepped while the next forward pass already computes with others."""
+    """Gather updated weights from the replicas while the next forward pass is already running. Needs
+    distributed_optimizer and overlap_grad_reduce."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
-        """Broken rules of this section."""
+        """Yield the broken rules of this section."""
         yield from rules.at_least_1(config, f"tp pp vpp nproc_per_node {NAMED}")
         yield from _stages(config)
         if config.sequence_parallel and config.tp == 1:
@@ -51,7 +53,7 @@ class Parallelism:
 
 
 def _stages(config: Any) -> Iterator[str]:
-    """Broken rules of the stages, as far as they do not depend on the model."""
+    """Yield the broken rules of the stages, as far as they do not depend on the model."""
     named, counted = ([name for name in names.split() if getattr(config, name)] for names in (NAMED, COUNTED))
     if config.pp == 1:
         if config.vpp > 1:

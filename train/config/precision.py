@@ -14,21 +14,21 @@ class Precision:
     bf16: bool = False
     """Train in bfloat16 with fp32 main weights and gradients; in fp32 otherwise."""
     fp16: bool = False
-    """Train in float16 with fp32 main weights and gradients, the loss scaled so that small gradients are not lost."""
+    """Train in float16 with fp32 main weights and gradients, and a loss scale that keeps small gradients above zero."""
     loss_scale: float | None = None
-    """A loss scale that stays as it is; fp16 finds its own, step by step, if not given."""
+    """Constant loss scale for fp16; adjusted during the run if not given."""
     initial_loss_scale: float = 2.0**32
     """First loss scale of fp16."""
     min_loss_scale: float = 1.0
     """Lowest loss scale of fp16."""
     loss_scale_window: int = 1000
-    """Steps in a row without an overflow after which fp16's loss scale doubles."""
+    """Consecutive steps without overflow after which fp16's loss scale doubles."""
     hysteresis: int = 2
-    """Overflows from which on fp16's loss scale is halved."""
+    """Number of overflows before fp16's loss scale is halved."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
-        """Broken rules of this section."""
+        """Yield the broken rules of this section."""
         yield from rules.at_least_1(config, "loss_scale_window hysteresis")
         yield from rules.positive(config, "loss_scale initial_loss_scale min_loss_scale")
         if config.bf16 and config.fp16:

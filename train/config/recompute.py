@@ -11,20 +11,22 @@ MODULES = ("core_attn", "mlp")
 
 @dataclass(frozen=True, kw_only=True)
 class Recompute:
-    """Activations: kept for the backward pass, or computed a second time in it."""
+    """Recompute: activations that the backward pass recomputes instead of storing them."""
 
     recompute_granularity: Literal["none", "selective", "full"] = "none"
-    """What the backward pass computes again: nothing, some parts of each layer, or whole layers from their input."""
+    """Activations to recompute in the backward pass instead of storing them: none, parts of each layer (selective), or
+    whole layers from their input (full)."""
     recompute_method: Literal["uniform", "block"] = "uniform"
-    """With `full`: all layers in units of `recompute_num_layers`, or that many layers of each chunk one by one."""
+    """With full recompute. uniform: all layers, in groups of recompute_num_layers. block: only the first
+    recompute_num_layers layers of each model chunk."""
     recompute_num_layers: int = 1
-    """With `full`: layers in one unit (`uniform`), or layers of each chunk that are computed again (`block`)."""
+    """With full recompute: layers in one group (uniform), or recomputed layers of each model chunk (block)."""
     recompute_modules: list[str] | None = None
-    """With `selective`: the parts, of core_attn and mlp; core_attn if not given."""
+    """With selective recompute: the parts, of core_attn and mlp; core_attn if not given."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
-        """Broken rules of this section."""
+        """Yield the broken rules of this section."""
         yield from rules.at_least_1(config, "recompute_num_layers")
         yield from rules.each(
             config, "recompute_modules", f"one or both of {', '.join(MODULES)}",

@@ -10,36 +10,36 @@ from mconv.train.config import rules
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The learning rate: over iterations (with `train_iters`) or samples (with `train_samples`)."""
+    """Schedule: the learning rate over iterations (with train_iters) or samples (with train_samples)."""
 
     lr: float | None = None
     """Highest learning rate."""
     min_lr: float = 0.0
     """Lowest learning rate, at the end of the decay."""
     lr_decay_style: Literal["cosine", "linear", "constant", "inverse-square-root", "WSD"] = "cosine"
-    """How the learning rate falls after the warmup; WSD: not at all before the last `lr_wsd_decay_iters`."""
+    """Shape of the decay after the warmup. WSD: constant until the last lr_wsd_decay_iters."""
     lr_decay_iters: int | None = None
-    """Iterations until `min_lr` is reached, warmup included; `train_iters` if not given."""
+    """Iterations until min_lr is reached, warmup included; train_iters if not given."""
     lr_decay_samples: int | None = None
-    """Samples until `min_lr` is reached, warmup included; `train_samples` if not given."""
+    """Samples until min_lr is reached, warmup included; train_samples if not given."""
     lr_warmup_iters: int = 0
-    """Iterations in which the learning rate rises in a line."""
+    """Iterations of linear warmup."""
     lr_warmup_samples: int = 0
-    """Samples in which the learning rate rises in a line."""
+    """Samples of linear warmup."""
     lr_warmup_fraction: float | None = None
-    """The warmup as a share of the decay, instead of iterations or samples."""
+    """Warmup as a fraction of the decay; use instead of lr_warmup_iters or lr_warmup_samples."""
     lr_warmup_init: float = 0.0
-    """Learning rate from which the warmup rises."""
+    """Learning rate at the start of the warmup."""
     lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = "exponential"
-    """How the learning rate falls at the end of a WSD schedule."""
+    """Shape of the final decay of a WSD schedule."""
     lr_wsd_decay_iters: int | None = None
-    """Iterations of the fall at the end of a WSD schedule."""
+    """Iterations of the final decay of a WSD schedule."""
     lr_wsd_decay_samples: int | None = None
-    """Samples of the fall at the end of a WSD schedule."""
+    """Samples of the final decay of a WSD schedule."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
-        """Broken rules of this section."""
+        """Yield the broken rules of this section."""
         yield from rules.at_least_1(config, "lr_decay_iters lr_decay_samples lr_wsd_decay_iters lr_wsd_decay_samples")
         yield from rules.not_negative(config, "lr_warmup_iters lr_warmup_samples min_lr lr_warmup_init")
         yield from rules.below_1(config, "lr_warmup_fraction")

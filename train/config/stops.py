@@ -12,26 +12,28 @@ JOBS = re.compile(r"\d+(_\d+)?(,\d+(_\d+)?)*")
 
 @dataclass(frozen=True, kw_only=True)
 class Stops:
-    """Ways to stop early and in order: save, exit code 0, and the same command goes on."""
+    """Stops: ways to save and stop before the end; the same command continues the run."""
 
     exit_after: int | None = None
-    """Save and stop after this iteration, as if the machine's time were up; the schedule is that of the whole run."""
+    """Save and stop after this iteration; the schedule stays that of the whole run."""
     exit_interval: int | None = None
     """Save and stop at the next iteration that is a multiple of this."""
     exit_duration_in_mins: float | None = None
     """Save and stop after this many minutes, loading included."""
     stop_before_limit: float = 5.0
-    """Save and stop this many minutes before a Slurm job's time limit, or at half of a shorter time; 0 ignores it."""
+    """Save and stop this many minutes before a Slurm job's time limit, or halfway through a limit shorter than twice
+    that; 0 ignores the limit."""
     trigger_dir: str | None = None
-    """Folder in which a file `save` asks for a checkpoint, and `exit` for one and the end; `triggers` under `save`."""
+    """Folder to watch: a file named `save` in it makes the run save, one named `exit` makes it save and stop. `triggers`
+    in the save folder if not given."""
     on_first_failure: str | None = None
-    """Command to run, once, if the run fails before its first step: so that a queue of jobs does not fail one by one."""
+    """Command to run once if the run fails before its first step, so that a queue of jobs does not fail one by one."""
     cancel_job: str | None = None
-    """Slurm job ids, commas between, to cancel in that case: those that wait for this one."""
+    """Slurm job ids, separated by commas, to cancel if the run fails before its first step."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
-        """Broken rules of this section."""
+        """Yield the broken rules of this section."""
         yield from rules.at_least_1(config, "exit_after exit_interval")
         yield from rules.each(config, "exit_duration_in_mins", "more than 0", lambda value: value > 0)
         yield from rules.not_negative(config, "stop_before_limit")
