@@ -20,6 +20,9 @@ from mconv.train.config import PREFIX, SECTIONS, TrainConfig, help_of, is_list, 
 if TYPE_CHECKING:
     from mconv.convert.scan import Found
 
+PRELOAD = ("mconv.cli.live", "mconv.train.loop")
+"""Modules that every rank imports."""
+
 
 def work(payload: dict[str, Any]) -> dict[str, Any]:
     """One rank of `mconv train`, started by `launch.ranks`."""
@@ -67,7 +70,8 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
         with gate.one_world(made):
             if made.verify_first and not gate.before_training(made):
                 raise CheckFailed  # the verdict is said
-            result = run("mconv.cli.train:work", dataclasses.asdict(made), nproc=nproc, stops_well=well)
+            fields = dataclasses.asdict(made)
+            result = run("mconv.cli.train:work", fields, nproc=nproc, stops_well=well, preload=PRELOAD)
     if os.environ.get("RANK", "0") == "0":
         from mconv.train.length import length
 

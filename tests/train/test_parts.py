@@ -85,7 +85,7 @@ def test_flags_win_over_the_file(tmp_path, monkeypatch):
     (tmp_path / "c.yaml").write_text("load: x\ndata: [p, q]\nlr: 1.0\ntrain_iters: 5\nbf16: true\ntp: 2\n")
     seen = {}
 
-    def run(target, payload, *, nproc, stops_well):
+    def run(target, payload, *, nproc, stops_well, preload):
         seen.update(payload, nproc=nproc, stops_well=stops_well)
         return {"saved": None, "stopped": None}
 

@@ -258,7 +258,7 @@ def test_signals_to_the_launchers_processes(run, tmp_path):
                 break
         left = descendants(process.pid)
         agent = next(pid for pid, words in left.items() if "launch.agent" in words)
-        ranks = [pid for pid, words in left.items() if "launch.worker" in words and "launch.agent" not in words]
+        ranks = list(descendants(agent))  # forked from it
         assert len(ranks) == 2
         for pid in (agent, ranks[1], process.pid):
             os.kill(pid, signal.SIGUSR2)
