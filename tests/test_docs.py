@@ -80,4 +80,6 @@ def test_the_commands_of_an_example_parse(script, tmp_path):
 
 def test_the_test_command_of_the_readme_is_what_ci_runs():
     ci = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert "make test" in (ROOT / "README.md").read_text() and "make test" in ci and "make check" in ci and "make docs" in ci
+    assert (
+        "make test" in (ROOT / "README.md").read_text() and "make test" in ci and "make check" in ci and "make docs" in ci
+    )
