@@ -1,5 +1,6 @@
 """Every `mconv` command in the documents and the examples is one that the command line takes."""
 
+import itertools
 import os
 import re
 import shlex
@@ -39,7 +40,7 @@ def unspaced(text):
     starts = {"list": re.compile(r"([-*]|\d+\.) "), "table": re.compile(r"\|")}
     return [
         number
-        for number, (above, line) in enumerate(zip(lines, lines[1:], strict=False), 1)
+        for number, (above, line) in enumerate(itertools.pairwise(lines), 1)
         for start in starts.values()
         if start.match(line) and above.strip() and not re.match(r"\s|<!--", above) and not start.match(above)
     ]
