@@ -8,6 +8,7 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -47,6 +48,9 @@ class LoopbackHub:
     with LoopbackHub(folder, token="hf_...") as hub:
         HfApi(endpoint=hub.url, token="hf_...").create_repo("tester/model")
 
+    `access` is what the Hub says of the token, as in its `whoami`: a role and, of a fine-grained token, its scopes. A
+    token of the role `read` may write nothing; scopes are not enforced.
+
     It has no Xet storage, and a server cannot tell the client so: where `hf_xet` is installed, `mconv push` finds out
     and sends plain LFS, but other programs upload only if started with `environ` (`HF_HUB_DISABLE_XET=1`).
     """
@@ -58,10 +62,13 @@ class LoopbackHub:
         token: str,
         user: str = "tester",
         orgs: tuple[str, ...] = (),
+        access: Mapping[str, Any] | None = None,
         lfs_threshold: int = 10_000_000,
     ) -> None:
         self.store = Store(root)
         self.user, self.orgs, self.lfs_threshold = user, orgs, lfs_threshold
+        self.access = dict(access or {"role": "write", "displayName": "loopback"})
+        self.org_roles: dict[str, str] = {}
         self.log: list[Logged] = []
         self._token = token
         self._secret = secrets.token_bytes(16)

@@ -33,6 +33,8 @@ def _admit(request: Request, repo: str | None, *, needs: str) -> None:
     """Let the request through, or answer like the Hub, which does not tell a private model from a missing one."""
     if needs == "token" and not request.authorised:
         raise HubFault(401, "Invalid credentials in Authorization header")
+    if needs == "token" and request.method == "POST" and request.hub.access.get("role") == "read":
+        raise HubFault(403, "this token may not write")
     if needs == "read" and repo and not request.authorised:
         try:
             private = request.hub.store.private(repo)
@@ -43,8 +45,21 @@ def _admit(request: Request, repo: str | None, *, needs: str) -> None:
 
 
 def _whoami(request: Request) -> Response:
-    orgs = [{"type": "org", "name": name, "fullname": name} for name in request.hub.orgs]
-    return reply({"type": "user", "name": request.hub.user, "fullname": request.hub.user, "orgs": orgs})
+    hub = request.hub
+    orgs = [{"type": "org", "name": name, "fullname": name, "roleInOrg": hub.org_roles.get(name, "write")}
+            for name in hub.orgs]  # fmt: skip
+    auth = {"type": "access_token", "accessToken": hub.access}
+    return reply({"type": "user", "name": hub.user, "fullname": hub.user, "orgs": orgs, "auth": auth})
+
+
+def _may_write(request: Request, repo: str) -> Response:
+    """Answer whether the token may write to a repository."""
+    request.hub.store.folder(repo)
+    owner = repo.partition("/")[0]
+    role = "write" if owner == request.hub.user else request.hub.org_roles.get(owner, "write")
+    if request.hub.access.get("role") == "read" or role == "read" or owner not in (request.hub.user, *request.hub.orgs):
+        raise HubFault(403, "this token may not write")
+    return reply({})
 
 
 def _create(request: Request) -> Response:
@@ -237,6 +252,7 @@ ROUTES: tuple[tuple[str, re.Pattern[str], str, Callable[..., Response]], ...] = 
         ("POST", "/api/validate-yaml", "nothing", _validate_yaml),
         ("GET", _API, "read", _info),
         ("GET", f"{_API}/revision/(?P<rev>[^/]+)", "read", _info),
+        ("GET", f"{_API}/auth-check/write", "token", _may_write),
         ("GET", f"{_API}/refs", "read", _refs),
         ("POST", f"{_API}/branch/(?P<branch>[^/]+)", "token", _branch),
         ("GET", f"{_API}/tree/(?P<rev>[^/]+)(?:/(?P<under>.*))?", "read", _tree),

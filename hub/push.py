@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mconv.convert.sidecar import LeftOut
-from mconv.convert.tokens import is_tokenizer
 from mconv.errors import MconvError
 from mconv.hub import adapter
 from mconv.hub import card as cards
-from mconv.hub.faults import LOGIN, check_repo_id, one_line
-from mconv.hub.folder import CARD, MANIFEST, SOURCE_CARD, STALE, check, matches, survey
+from mconv.hub.faults import check_repo_id, one_line
+from mconv.hub.folder import CARD, MANIFEST, SOURCE_CARD, check, survey
+from mconv.hub.ready import Wanted, look
 
 _MESSAGE = "Upload model with mconv"
 
@@ -138,31 +138,22 @@ def push(
 
     options: dict[str, Any] = {"overwrite_card": overwrite_card, "license": license, "verified": verified}
     planned = plan(folder, repo, **options)
-    api = HfApi(endpoint=endpoint, library_name="mconv")
-    if (name := _full_name(api, repo)) != repo:
-        planned = plan(folder, name, **options)  # the card names it in full
     branch = revision or "main"
-    with one_line(name, doing="cannot look at the repository"):
-        head, remote = _remote(api, name, branch=branch, private=private)
-    stale = _stale(planned, remote, repo=name, overwrite=overwrite)
-    files, kept = _without_kept_card(api, planned, remote, repo=name, branch=branch, overwrite_card=overwrite_card)
+    wanted = Wanted(
+        repo=repo, branch=branch, private=private, overwrite=overwrite, files=frozenset(f.name for f in planned.files)
+    )
+    ready = look(wanted, endpoint=endpoint).require()
+    name, api = ready.repo, HfApi(endpoint=endpoint, library_name="mconv")
+    if name != repo:
+        planned = plan(folder, name, **options)  # the card names it in full
+    files, kept = _without_kept_card(api, planned, ready.files, repo=name, branch=branch, overwrite_card=overwrite_card)
     with one_line(name, doing="cannot make the repository"):
-        head = head or _make(api, name, branch=branch, private=private)
+        head = ready.head or _make(api, name, branch=branch, private=private)
     with one_line(name, doing="cannot upload"):
-        done = _commit(api, planned, files, stale, repo=name, branch=branch, head=head, message=message)
+        done = _commit(api, planned, files, ready.stale, repo=name, branch=branch, head=head, message=message)
     sent = tuple(file.name for file in files)
     url = f"{api.endpoint}/{name}" + (f"/tree/{branch}" if revision else "")
-    return PushResult(repo=name, url=url, commit=done, files=sent, deleted=stale, kept=kept)
-
-
-def propose(folder: Path, *, endpoint: str | None = None) -> str:
-    """Return USER/FOLDER: a repository of the user whose token it is, called as the folder. Contacts the Hub.
-
-    Raises MconvError where nobody is logged in, or the Hub cannot be asked.
-    """
-    from huggingface_hub import HfApi
-
-    return _full_name(HfApi(endpoint=endpoint, library_name="mconv"), repository_name(folder))
+    return PushResult(repo=name, url=url, commit=done, files=sent, deleted=ready.stale, kept=kept)
 
 
 def repository_name(folder: Path) -> str:
@@ -183,53 +174,12 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def _full_name(api: Any, repo: str) -> str:
-    """`ORG/NAME`, with the user's own name if `repo` has no owner; raises MconvError if nobody is logged in."""
-    from huggingface_hub.errors import LocalTokenNotFoundError
-
-    with one_line(repo, doing="cannot log in"):
-        try:
-            user = api.whoami()["name"]
-        except LocalTokenNotFoundError:
-            raise MconvError(f"{repo}: no Hugging Face login was found; {LOGIN}") from None
-    return repo if "/" in repo else f"{user}/{repo}"
-
-
-def _remote(api: Any, repo: str, *, branch: str, private: bool) -> tuple[str | None, frozenset[str]]:
-    """(commit, files) of the branch; (None, nothing) if the repository or the branch is not there yet."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        about = api.model_info(repo)
-        if private and about.private is False:
-            raise MconvError(f"{repo} exists and is public; --private would not hide it: change that on its page")
-        info = api.model_info(repo, revision=branch)
-    except GatedRepoError:
-        raise
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        return None, frozenset()
-    return info.sha, frozenset(item.rfilename for item in info.siblings or ())
-
-
 def _make(api: Any, repo: str, *, branch: str, private: bool) -> str:
     """Make the repository and the branch where they are missing; return the branch's commit."""
     api.create_repo(repo, private=private, exist_ok=True)
     if branch != "main":
         api.create_branch(repo, branch=branch, exist_ok=True)
     return api.model_info(repo, revision=branch).sha
-
-
-def _stale(planned: PushPlan, remote: frozenset[str], *, repo: str, overwrite: bool) -> tuple[str, ...]:
-    """Weights and tokenizer files that the push does not replace; raises MconvError unless they may be deleted."""
-    new = {file.name for file in planned.files}
-    stale = tuple(sorted(name for name in remote - new if matches(name, STALE) or is_tokenizer(name)))
-    if stale and not overwrite:
-        shown = ", ".join(stale[:3]) + (f" and {len(stale) - 3} more" if len(stale) > 3 else "")
-        raise MconvError(
-            f"{repo} holds weights or tokenizer files that would be left beside the new ones: {shown}; "
-            "delete them in the same commit with --overwrite, or push to another repository"
-        )
-    return stale
 
 
 def _without_kept_card(

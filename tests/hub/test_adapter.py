@@ -62,7 +62,7 @@ def test_push_and_pull_of_an_adapter(hub, tmp_path, monkeypatch, capsys):
     assert app.run(["push", str(tmp_path / "out"), "acme/small"]) == 0, "its own card, and what came back, go again"
 
 
-def test_a_dry_run_shows_the_adapter_and_contacts_nobody(hub, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_shows_the_adapter_and_sends_nothing(hub, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     folder = make(tmp_path / "adapter")
     (folder / "notes.txt").write_text("x")
@@ -70,7 +70,7 @@ def test_a_dry_run_shows_the_adapter_and_contacts_nobody(hub, tmp_path, monkeypa
     told = json.loads(capsys.readouterr().out)
     assert {file["name"] for file in told["files"]} == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
     assert told["left_out"] == [{"name": "notes.txt", "why": "not a file of an adapter"}]
-    assert told["verification"]["state"] == "adapter" and hub.log == []
+    assert told["verification"]["state"] == "adapter" and {r.method for r in hub.log} == {"GET"}
     assert app.run(["push", str(folder), "acme/small", "--record"]) == 2
     assert "no verdict can be about" in capsys.readouterr().err
 

@@ -13,6 +13,8 @@ from mconv.errors import MconvError
 from mconv.hub.faults import check_repo_id
 from mconv.hub.push import repository_name
 
+TOKEN = "hf_" + "loopbackTest" * 3
+
 
 @pytest.fixture
 def app():
@@ -22,15 +24,17 @@ def app():
     return app
 
 
-def test_dry_run_shows_all_and_contacts_nobody(app, hub, make_model, capsys, monkeypatch):
+def test_dry_run_shows_all_and_sends_nothing(app, hub, make_model, capsys, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     folder = make_model()
     (folder / "notes.log").write_text("private")
-    app(["push", str(folder), "acme/tiny", "--dry-run", "--unverified"])
+    assert app(["push", str(folder), "acme/tiny", "--dry-run", "--unverified"]) == 0
     out = capsys.readouterr().out
-    for said in ("model.safetensors", "would go to acme/tiny", "left out: notes.log", "library_name: transformers"):
+    for said in ("model.safetensors", "would go to acme/tiny", "left out: notes.log", "library_name: transformers",
+                 "ok  token", "ok  rights", "acme/tiny does not exist; the push makes it, public"):  # fmt: skip
         assert said in out
-    assert hub.log == []
+    assert {line.method for line in hub.log} == {"GET"}
+    assert TOKEN not in out
 
 
 def test_push_and_pull(app, hub, make_model, capsys, monkeypatch, tmp_path):
@@ -82,9 +86,10 @@ def test_a_dry_run_shows_the_name_that_would_be_proposed(app, hub, make_model, c
     app(["push", str(folder), "--dry-run", "--unverified"])
     assert "would go to tester/model" in capsys.readouterr().out
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    app(["push", str(folder), "--dry-run", "--unverified"])
-    said = capsys.readouterr()
-    assert "would go to model" in said.out and "whose repository it would be is not known" in said.err
+    with pytest.raises(MconvError, match="would be refused, and nothing was sent: see network above"):
+        app(["push", str(folder), "--dry-run", "--unverified"])
+    assert "would go to model" in (out := capsys.readouterr().out) and "its owner is not known" in out
+    assert "NO  network     the Hub did not answer" in out
 
 
 @pytest.mark.parametrize(
@@ -97,10 +102,14 @@ def test_a_folder_name_becomes_one_that_the_hub_takes(tmp_path, folder, name):
     assert found == (name or folder)
 
 
-def test_dry_run_as_json(app, make_model, capsys):
+def test_dry_run_as_json(app, hub, make_model, capsys, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
     folder = make_model()
-    app(["push", str(folder), "acme/tiny", "--dry-run", "--json", "--unverified"])
+    assert app(["push", str(folder), "acme/tiny", "--dry-run", "--json", "--unverified"]) == 0
     shown = json.loads(capsys.readouterr().out)
+    assert shown["ready"] and {check["name"]: check["passed"] for check in shown["checks"]} == dict.fromkeys(
+        ("folder", "token", "name", "repository", "rights", "proof"), True
+    )
     assert shown["total_bytes"] == sum(file["size"] for file in shown["files"])
     assert {file["name"] for file in shown["files"]} == {
         "README.md", "config.json", "model.safetensors", "tokenizer.json",
