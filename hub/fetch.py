@@ -11,7 +11,7 @@ from typing import Any
 from mconv.convert.recognize import shown
 from mconv.convert.sidecar import LeftOut, judge
 from mconv.errors import ConfigError, FormatError, MconvError
-from mconv.hub import adapter
+from mconv.hub import adapter, room
 from mconv.hub.adapter import missing
 from mconv.hub.faults import check_repo_id, one_line
 from mconv.hub.folder import MANIFEST, check_weights
@@ -135,9 +135,10 @@ def pull(
     Raises FormatError if `out` holds other files (unless `overwrite`) or if what arrived is damaged.
     """
     repo = repository(source, size=size)
-    resumable = (out / ".cache" / "huggingface").is_dir()
+    resumable = (out / room.CLIENT).is_dir()
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not resumable and not overwrite)):
         raise FormatError(f"{out}: not an empty folder; give another one, or --overwrite")
+    room.check_writable(out)
     folder = _download(repo, cache_dir=None, local_dir=out, revision=revision, endpoint=endpoint, tell=tell)
     adapter.check_tensors(folder) if adapter.is_adapter(folder) else check_weights(folder)
     return folder
@@ -264,6 +265,7 @@ def _download(
     with one_line(repo, doing="cannot download"):
         listed = HfApi(endpoint=endpoint).list_repo_tree(repo, revision=revision, recursive=True)
         sizes = {entry.path: entry.size for entry in listed if hasattr(entry, "size")}
+        room.check(repo, {name: sizes[name] or 0 for name in wanted(sizes)[0]}, cache_dir=cache_dir, local_dir=local_dir)
         found = snapshot_download(
             repo, cache_dir=cache_dir, local_dir=local_dir, revision=revision, endpoint=endpoint,
             allow_patterns=_chosen(sizes),

@@ -281,3 +281,34 @@ def test_pickles_are_still_never_published(hub, make_model, tmp_path):
     folder, _ = pickled_repository(hub, make_model, tmp_path)
     with pytest.raises(FormatError, match="a pickle, which runs code when loaded"):
         push(folder, "acme/again", endpoint=hub.url)
+
+
+@pytest.mark.parametrize("whither", ["folder", "cache"])
+def test_a_disk_without_room_is_found_before_the_first_byte(hub, published, tmp_path, monkeypatch, whither):
+    """Room is needed for what is still to come: what an earlier, interrupted download has left counts."""
+    sizes = [path.stat().st_size for path in published.iterdir() if path.name != "README.md"]
+
+    def fetch():
+        if whither == "folder":
+            return pull("acme/tiny", tmp_path / "out", endpoint=hub.url)
+        return resolve("acme/tiny", cache_dir=tmp_path / "c", endpoint=hub.url)
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=sum(sizes) - 1))
+    with pytest.raises(MconvError, match=r"acme/tiny: .* are still to come, and .* free: make room there, or"):
+        fetch()
+    assert not any("/resolve/" in line.path for line in hub.log) and not (tmp_path / "out").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    folder = fetch()
+    (folder / "config.json").unlink()
+    size = (published / "config.json").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size + 4000))  # the card
+    if whither == "folder":
+        assert (fetch() / "config.json").is_file()
+
+
+def test_a_folder_that_cannot_be_made_is_found_before_the_hub_is_asked(hub, published, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MconvError, match=r"file is a file, so .*/out cannot be made"):
+        pull("acme/tiny", tmp_path / "file" / "out", endpoint=hub.url)
+    assert hub.log == []

@@ -1,0 +1,55 @@
+"""Whether a download can be written where it is to go, asked before its first byte."""
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from rich.filesize import decimal
+
+from mconv.errors import MconvError
+
+CLIENT = Path(".cache", "huggingface")
+"""Where the Hub's client keeps its own files within a folder that it downloads to."""
+
+
+def check_writable(out: Path) -> None:
+    """Raise MconvError if a folder cannot be made, or written to."""
+    above = _existing(out)
+    if not above.is_dir():
+        raise MconvError(f"{above} is a file, so {out} cannot be made; give another folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise MconvError(f"{out} cannot be written: you have no right to write to {above}; give another folder")
+
+
+def check(repo: str, sizes: Mapping[str, int], *, cache_dir: Path | None, local_dir: Path | None) -> None:
+    """Raise MconvError if the disk has no room for those files that are still to come, of these sizes in bytes."""
+    from huggingface_hub import constants
+
+    place = local_dir or cache_dir or Path(constants.HF_HUB_CACHE)
+    here = _in_folder(place, sizes) if local_dir else _in_cache(place, repo)
+    missing, free = max(0, sum(sizes.values()) - here), shutil.disk_usage(_existing(place)).free
+    if missing > free:
+        raise MconvError(
+            f"{repo}: {decimal(missing)} are still to come, and {place} has {decimal(free)} free: make room there, or "
+            f"{'give another folder' if local_dir else 'set HF_HOME to a folder on a larger disk'}"
+        )
+
+
+def _in_folder(folder: Path, sizes: Mapping[str, int]) -> int:
+    """Return the bytes that an earlier download has left in a folder, those of unfinished files included."""
+    return _nbytes([*(folder / name for name in sizes), *(folder / CLIENT / "download").rglob("*.incomplete")])
+
+
+def _in_cache(cache: Path, repo: str) -> int:
+    """Return the bytes of a repository that the Hub's cache has."""
+    return _nbytes((cache / f"models--{repo.replace('/', '--')}" / "blobs").glob("*"))
+
+
+def _nbytes(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _existing(path: Path) -> Path:
+    """Return a path, or the nearest folder above it that exists."""
+    return next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
