@@ -3,15 +3,27 @@
 import os
 import sys
 import traceback
+from collections.abc import Sequence
+from typing import Any, get_args
 
-from cyclopts import App, CycloptsError, UnknownOptionError
+from cyclopts import App, CycloptsError, Parameter, Token, convert
 
 import mconv
 from mconv.errors import MconvError
 
+
+def _exactly(kind: Any, tokens: Sequence[Token]) -> Any:
+    """Return the value of an option; 1.5 is no whole number, though cyclopts would round it. Raises ValueError."""
+    kinds = get_args(kind) or (kind,)
+    if int in kinds and float not in kinds and any("." in token.value for token in tokens):
+        raise ValueError("not a whole number")
+    return convert(kind, tokens)
+
+
 app = App(
     name="mconv",
     version=mconv.__version__,
+    default_parameter=Parameter(converter=_exactly),
     help="LLMs between Hugging Face and Megatron: converted, resharded, proven, planned, trained, published.",
     help_on_error=False,
 )
@@ -72,12 +84,13 @@ def main() -> None:
 def run(argv: list[str]) -> int:
     """Run one command and return its exit code. A user's mistake is one message, never a traceback."""
     try:
-        code = app(argv, exit_on_error=False, print_error=True, result_action="return_value")
+        code = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
         return code if isinstance(code, int) else 0
-    except UnknownOptionError as error:
-        _advise(error)
-        return 2
-    except CycloptsError:
+    except CycloptsError as error:
+        from mconv.cli import misuse
+
+        for line in misuse.lines(error):
+            print(f"mconv: {line}", file=sys.stderr)
         return 2
     except MconvError as error:
         if error.args and str(error):
@@ -95,13 +108,3 @@ def run(argv: list[str]) -> int:
     except Exception:  # a fault of ours: shown whole, and never taken for the verdict "checked, and wrong" (1)
         traceback.print_exc()
         return 2
-
-
-def _advise(error: UnknownOptionError) -> None:
-    """What another program's flag of training is called here."""
-    if error.command_chain and error.command_chain[-1] in ("train", "plan"):
-        from mconv.train.config.theirs import advice
-
-        flag = error.token.keyword or error.token.value
-        if said := advice(flag):
-            print(f"mconv: {flag}: {said}", file=sys.stderr)

@@ -16,6 +16,8 @@ from mconv.errors import MconvError
 if TYPE_CHECKING:
     from mconv.train.data.record import Tokenized
 
+Prefix = Annotated[Path, Parameter(name=["--out", "--prefix"])]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class How:
@@ -70,7 +72,7 @@ FIELDS = Fields()
 
 def tokenize(
     *sources: Path,
-    prefix: Path,
+    prefix: Prefix,
     key: str = "text",
     append_eod: Annotated[bool, Parameter(negative="--no-append-eod")] = True,
     how: Annotated[How, Parameter(name="*")],
@@ -98,7 +100,7 @@ def tokenize(
 
 def instruct(
     *sources: Path,
-    prefix: Path,
+    prefix: Prefix,
     template: str = "tokenizer",
     append_eod: Flag = False,
     fields: Annotated[Fields, Parameter(name="*")] = FIELDS,

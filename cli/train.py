@@ -153,6 +153,7 @@ def _parameter(field: "dataclasses.Field[Any]", group: Group) -> inspect.Paramet
     default = "" if field.default in (None, False, dataclasses.MISSING) else f" [default: {field.default}]"
     negative = "--fp32" if field.name == "bf16" else ()
     meta = Parameter(
+        name=["--save", "--out"] if field.name == "save" else None,
         help=help_of()[field.name] + default, negative=negative, show_default=False, group=group,
         consume_multiple=is_list(field.type) or None,
     )  # fmt: skip

@@ -41,7 +41,7 @@ def mconv(made, tmp_path, monkeypatch, capsys):
 
 
 WRONG = [
-    ("inspect", "requires an argument"),
+    ("inspect", "PATH is missing"),
     ("inspect nowhere", "nowhere"),
     ("inspect HF --frob", "--frob"),
     ("inspect MP --iteration 9", "iter_0000009"),

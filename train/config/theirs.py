@@ -9,7 +9,7 @@ RENAMED = {
     "eod_token_id": "eod_token", "use_flash_attn": "attention_backend", "transformer_impl": "attention_backend",
     "group_query_attention": "num_query_groups", "rope_theta": "rotary_base",
     "true_vocab_size": "vocab_size", "save_retain_interval": "keep_every",
-    "learning_rate": "lr", "max_steps": "train_iters", "output_dir": "save",
+    "learning_rate": "lr", "max_steps": "train_iters", "output_dir": "save", "out": "save",
     "model_name_or_path": "load", "per_device_train_batch_size": "micro_batch_size", "max_grad_norm": "clip_grad",
     "warmup_steps": "lr_warmup_iters", "lr_scheduler_type": "lr_decay_style", "save_steps": "save_interval",
     "logging_steps": "log_interval", "eval_steps": "eval_interval",

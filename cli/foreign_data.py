@@ -1,0 +1,40 @@
+"""Option names of other programs that prepare training data, for `data tokenize` and `data instruct`."""
+
+from collections.abc import Mapping
+
+_ADDED = "no token is added; --tokenizer takes a folder whose tokenizer has them"
+_BOTH = {
+    "input": "SOURCES", "input_file": "SOURCES", "data_path": "SOURCES", "dataset": "SOURCES", "dataset_path": "SOURCES",
+    "output_prefix": "--out", "output": "--out", "output_dir": "--out", "output_path": "--out", "out_path": "--out",
+    "save": "--out", "o": "--out",
+    "tokenizer_type": "the type is read from the folder that --tokenizer names",
+    "tokenizer_model": "--tokenizer, the folder that the file is in",
+    "vocab_file": "--tokenizer, the folder that the file is in",
+    "merge_file": "--tokenizer, the folder that the file is in",
+    "tokenizer_name": "--tokenizer", "tokenizer_name_or_path": "--tokenizer", "model_name_or_path": "--tokenizer",
+    "num_workers": "--workers", "num_proc": "--workers", "partitions": "--workers is enough: one file is written",
+    "find_optimal_num_workers": "--workers",
+    "chunk_size": "--workers is enough: the work is cut by itself", "log_interval": "progress is shown on a terminal",
+    "dataset_impl": "the .bin and .idx that megatron-core maps are the only form",
+    "keep_sequential_samples": "the order of the input is always kept",
+    "vocab_extra_ids": _ADDED, "vocab_extra_ids_list": _ADDED, "no_new_tokens": _ADDED, "vocab_size": _ADDED,
+    "append_bos": "--prepend-bos", "add_bos": "--prepend-bos",
+    "trust_remote_code": "code from a model's repository is never run, and is not needed",
+}  # fmt: skip
+_SEPARATE = "documents stay whole: sentences matter to BERT, which mconv does not train"
+DATA_ROWS: Mapping[str, Mapping[str, str]] = {
+    "data tokenize": {
+        **_BOTH, "json_keys": "--key, one for a run", "json_key": "--key", "text_column": "--key", "text_key": "--key",
+        "content_key": "--key", "column": "--key", "add_eod": "--append-eod", "append_eos": "--append-eod",
+        "split_sentences": _SEPARATE, "keep_newlines": _SEPARATE, "lang": _SEPARATE, "keep_empty": _SEPARATE,
+    },
+    "data instruct": {
+        **_BOTH, "chat_template": "--template", "conversation_template": "--template",
+        "messages_column": "--messages-key", "prompt_column": "--question-key", "response_column": "--answer-key",
+        "json_keys": "--messages-key",
+        "system_default": "a conversation gets the system turn that its record or the template has",
+        "do_packing": "samples are packed while training: `mconv train --packing`",
+        "max_seq_length": "samples are cut while training: `mconv train --seq-length`",
+        "seq_length": "samples are cut while training: `mconv train --seq-length`",
+    },
+}  # fmt: skip

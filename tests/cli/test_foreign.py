@@ -1,0 +1,80 @@
+"""Other programs' option names lead to ours, and what a command line gets wrong is answered in one line each."""
+
+import re
+
+import pytest
+
+from mconv.cli import app, foreign
+from mconv.train.config import theirs
+
+COMMANDS = [*foreign.TABLES, "train", "plan"]
+
+
+def parameters(command):
+    """Return the options of a command, and its parameters given by position, in capitals."""
+    found = app.app
+    for word in command.split():
+        found = found[word]
+    known = [one for one in found.assemble_argument_collection() if one.parse]
+    names = {name for one in known for name in one.names if name != "*"}
+    return names, {name.lstrip("-").upper() for name in names}
+
+
+def rows(command):
+    of_training = {**theirs.RENAMED, **theirs.NEEDLESS}.keys() - {"out"}  # in YAML; --out is --save
+    return foreign.TABLES.get(command) or of_training
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_row_names_what_the_command_has(command):
+    """An option or parameter of the command itself, or of another one that is named with it; none shadows an own one."""
+    options, positions = parameters(command)
+    for name in rows(command):
+        text = foreign.advice(command, f"--{name}")
+        assert text and f"--{name.replace('_', '-')}" not in options, name
+        for other, flags in re.findall(r"`mconv ((?:data |lora )?\w+)([^`]*)`", text):
+            assert set(re.findall(r"--[\w-]+", flags)) <= parameters(other)[0], text
+        own = re.sub(r"`[^`]*`", "", text)
+        assert set(re.findall(r"--[a-z][\w-]+", own)) <= options, f"{name}{text}"
+        if "given by position" in text and command != "verify":
+            assert set(text.rpartition(f"mconv {command} ")[2].split()) <= positions, text
+        assert foreign.advice(command, f"--{name.replace('_', '-')}") == text, "underscores and dashes are one"
+
+
+WRONG = {
+    "hf2meg m --target-tensor-parallel-size 2 --loader llama_mistral --save_dir out": [
+        "hf2meg has no option --target-tensor-parallel-size; here it is --tp",
+        "hf2meg has no option --loader: the input's format is recognised by itself",
+        "hf2meg has no option --save_dir; here it is --out",
+    ],
+    "reshard --load_dir a --true_vocab_size 32000": [
+        "reshard has no option --load_dir; it is given by position: mconv reshard CHECKPOINT",
+        "reshard has no option --true_vocab_size; here it is --vocab-size",
+    ],
+    "push --repo-id a/b": ["push has no option --repo-id; it is given by position: mconv push FOLDER REPO"],
+    "data tokenize --output-prefix x": ["data tokenize has no option --output-prefix; here it is --out"],
+    "train --learning-rate 1": ["train has no option --learning-rate; here it is --lr"],
+    "hf2meg m --tpp 2": ["hf2meg has no option --tpp; did you mean --tp?"],
+    "hf2meg m -tp 2": ["hf2meg has no option -tp; did you mean --tp?"],
+    "hf2meg m --xyzzy": ["hf2meg has no option --xyzzy; `mconv hf2meg --help` shows how it is used"],
+    "hf2meg m --tp 1.5": ["hf2meg: --tp is '1.5'; it must be a whole number"],
+    "hf2meg m --tp": ["hf2meg: --tp needs a value: a whole number"],
+    "hf2meg m --format zarr": ["hf2meg: --format is 'zarr'; it must be one of torch_dist, mp_rank"],
+    "hf2meg m --tp 1 --tp 2": ["hf2meg: --tp is given twice"],
+    "train --save a --out b": ["train: --out and --save are one option; give it once"],
+    "hf2meg a b": ["hf2meg: 'b' is more than it takes; `mconv hf2meg --help` shows how it is used"],
+    "hf2mg x": ["there is no command 'hf2mg'; did you mean hf2meg?"],
+    "convert x": ["there is no command 'convert'; did you mean hf2meg or meg2hf?"],
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_each_thing_that_is_wrong_with_a_command_line_is_a_line(line, capsys):
+    assert app.run(line.split()) == 2
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [f"mconv: {text}" for text in WRONG[line]] and not said.out
+
+
+def test_underscores_are_taken_in_our_own_names(capsys):
+    assert app.run(["hf2meg", "no-such-folder", "--vocab_padding", "zeros"]) == 2
+    assert "no-such-folder" in capsys.readouterr().err
