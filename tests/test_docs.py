@@ -1,5 +1,6 @@
 """Every `mconv` command in the documents and the examples is one that the command line takes."""
 
+import importlib.util
 import itertools
 import os
 import re
@@ -59,6 +60,16 @@ def test_a_list_and_a_table_right_below_a_text_are_found():
 def test_the_links_of_a_page_outside_the_site_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_option_tables_are_those_of_the_code():
+    """docs/from-megatron-lm.md is what `python docs/options.py` makes of it."""
+    loaded = importlib.util.spec_from_file_location("options_page", ROOT / "docs" / "options.py")
+    module = importlib.util.module_from_spec(loaded)
+    loaded.loader.exec_module(module)
+    page = module.PAGE.read_text()
+    assert module.filled(page) == page, "run `python docs/options.py` and commit what it writes"
+    assert page.count("<!-- end -->") == 4
 
 
 STUBS = """

@@ -1,0 +1,111 @@
+"""Write the tables of docs/from-megatron-lm.md anew from the code."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from mconv.train.config import TrainConfig
+from mconv.train.config.theirs import NEEDLESS, RENAMED
+
+ROOT = Path(__file__).parents[1]
+PAGE = Path(__file__).with_name("from-megatron-lm.md")
+FACTS = json.loads((ROOT / "tests" / "convert" / "megatron_facts.json").read_text())["core_v0.16.1"]
+"""What was read in the source of Megatron-LM 0.16.1: its options and their defaults."""
+OURS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+WHY = {
+    "adam_beta2": "what LLaMA and most recipes since take",
+    "lr_decay_style": "the usual shape for a finetuning run",
+    "hidden_dropout": "LLaMA, Mistral and Falcon are trained without; give it for GPT-2",
+    "attention_dropout": "LLaMA, Mistral and Falcon are trained without; give it for GPT-2",
+    "micro_batch_size": "Megatron-LM asks for it",
+    "global_batch_size": "not derived from the number of ranks, so a run is the same run at every layout",
+    "split": "no data is held back unless you say so",
+    "seq_length": "Megatron-LM asks for it",
+    "eval_iters": "a quick measurement; raise it for a precise one",
+    "log_interval": "one line a step",
+    "save_interval": "with 0 the run is saved once, at its end",
+}
+"""Why a default is another than Megatron-LM's. A field that differs and is not here stops the script."""
+STAND_IN = {
+    "micro_batch_size": "none, required",
+    "global_batch_size": "micro batch x replicas",
+    "split": "969, 30, 1",
+    "seq_length": "none, required",
+    "save_interval": "none",
+}
+"""What Megatron-LM takes where its parser's default is None (its `validate_args` says so)."""
+SAME = {"dataloader_type", "eval_interval", "recompute_granularity", "recompute_method", "recompute_num_layers"}
+"""Fields whose None in Megatron-LM means what our default says."""
+IN_WORDS = {"split": "all for training", "seq_length": "the model's `max_position_embeddings`"}
+
+
+def filled(page: str) -> str:
+    """Return the page with every table as the code has it."""
+    tables = {"renamed": _renamed, "needless": _needless, "defaults": _defaults, "same": _same}
+
+    def fill(found: re.Match[str]) -> str:
+        return "\n".join([f"<!-- {found[1]} -->", *tables[found[1]](), "<!-- end -->"])
+
+    return re.sub(r"<!-- (\w+) -->\n(?:.*\n)*?<!-- end -->", fill, page)
+
+
+def _renamed() -> list[str]:
+    """Return one row for each field of ours that another program calls otherwise."""
+    theirs: dict[str, list[list[str]]] = {}
+    for name, ours in RENAMED.items():
+        theirs.setdefault(ours, [[], []])[name not in FACTS["names"]].append(name)
+    return _table(
+        ["Megatron-LM", "others (transformers' Trainer, Megatron-LLM, NeMo)", "mconv train"],
+        [[_flags(megatron), _flags(others), _flags([ours])] for ours, (megatron, others) in theirs.items()],
+    )
+
+
+def _needless() -> list[str]:
+    """Return one row for each reason why an option of another program has no counterpart."""
+    names: dict[str, list[str]] = {}
+    for name, reason in NEEDLESS.items():
+        names.setdefault(reason, []).append(name)
+    return _table(["option", "in mconv"], [[_flags(listed), reason] for reason, listed in names.items()])
+
+
+def _same() -> list[str]:
+    """Return the options that have the same name in both."""
+    return [_flags(sorted(set(OURS) & set(FACTS["names"])))]
+
+
+def _defaults() -> list[str]:
+    """Return one row for each option whose default differs."""
+    rows = [
+        [_flags([ours]), _value(ours, theirs, STAND_IN), _value(ours, OURS[ours], IN_WORDS), WHY[ours]]
+        for ours, theirs in sorted(_their_defaults().items())
+        if theirs != OURS[ours] and ours not in SAME
+    ]
+    rows += [
+        [_flags([ours]), words, _value(ours, OURS[ours], IN_WORDS), WHY[ours]]
+        for ours, words in sorted(STAND_IN.items())
+        if _their_defaults()[ours] == OURS[ours]
+    ]
+    return _table(["option", "Megatron-LM 0.16", "mconv train", "why"], rows)
+
+
+def _their_defaults() -> dict[str, Any]:
+    """Return Megatron-LM's default of each of our fields that it has."""
+    return {RENAMED.get(name, name): default for name, default in FACTS["defaults"].items()}
+
+
+def _value(name: str, value: Any, words: dict[str, str]) -> str:
+    return words.get(name) or ("none" if value is None else f"`{value}`")
+
+
+def _flags(names: list[str]) -> str:
+    return ", ".join(f"`--{name.replace('_', '-')}`" for name in names)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text()))
