@@ -1,4 +1,4 @@
-"""Write the tables of docs/from-megatron-lm.md anew from the code."""
+"""Write the tables of docs/from-megatron-lm.md and docs/option-names.md anew from the code."""
 
 import dataclasses
 import json
@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mconv.cli import foreign, misuse
 from mconv.train.config import TrainConfig
 from mconv.train.config.theirs import NEEDLESS, RENAMED
 
 ROOT = Path(__file__).parents[1]
-PAGE = Path(__file__).with_name("from-megatron-lm.md")
+PAGES = [Path(__file__).with_name(name) for name in ("from-megatron-lm.md", "option-names.md")]
 FACTS = json.loads((ROOT / "tests" / "convert" / "megatron_facts.json").read_text())["core_v0.16.1"]
 """What was read in the source of Megatron-LM 0.16.1: its options and their defaults."""
 OURS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
@@ -43,7 +44,10 @@ IN_WORDS = {"split": "all for training", "seq_length": "the model's `max_positio
 
 def filled(page: str) -> str:
     """Return the page with every table as the code has it."""
-    tables = {"renamed": _renamed, "needless": _needless, "defaults": _defaults, "same": _same}
+    tables = {
+        "renamed": _renamed, "needless": _needless, "defaults": _defaults, "same": _same, "commands": _commands,
+        "names": _names,
+    }  # fmt: skip
 
     def fill(found: re.Match[str]) -> str:
         return "\n".join([f"<!-- {found[1]} -->", *tables[found[1]](), "<!-- end -->"])
@@ -90,6 +94,30 @@ def _defaults() -> list[str]:
     return _table(["option", "Megatron-LM 0.16", "mconv train", "why"], rows)
 
 
+def _commands() -> list[str]:
+    """Return what other programs call our commands."""
+    return _table(
+        ["elsewhere", "mconv"],
+        [[f"`{theirs}`", f"`{ours}`".replace(" or ", "` or `")] for theirs, ours in misuse.VERBS.items()],
+    )
+
+
+def _names() -> list[str]:
+    """Return a section for each command, with a row for each of its options that other programs call otherwise."""
+    lines: list[str] = []
+    for command, rows in foreign.TABLES.items():
+        theirs: dict[str, list[str]] = {}
+        for name, ours in rows.items():
+            theirs.setdefault(ours, []).append(name)
+        body = [[_flags(names), f"`{ours}`" if _is_name(ours) else ours] for ours, names in theirs.items()]
+        lines += [f"### {command}", "", *_table(["elsewhere", f"`mconv {command}`"], body), ""]
+    return lines
+
+
+def _is_name(ours: str) -> bool:
+    return ours.isupper() or re.fullmatch(r"--[a-z0-9-]+( [a-z0-9]+)?", ours) is not None
+
+
 def _their_defaults() -> dict[str, Any]:
     """Return Megatron-LM's default of each of our fields that it has."""
     return {RENAMED.get(name, name): default for name, default in FACTS["defaults"].items()}
@@ -108,4 +136,5 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
