@@ -40,7 +40,7 @@ def config(folder: Path, ignore: Collection[str], recorded: Mapping[str, Any]) -
     if claimed := sorted((set(ignore) & set(values)) - set(passed)):
         raise ConfigError(
             f"{folder / CONFIG}: --ignore-config-key {claimed[0]}, but the {family.name} table claims that key: "
-            "it is read, not passed over; leave the flag away"
+            "it is read, so it cannot be ignored; remove the flag"
         )
     return family, spec, passed
 

@@ -227,7 +227,7 @@ def _shape(folder: Path, tensors: Mapping[str, Located], name: str) -> tuple[int
     where = tensors.get(meta.key(0, name))
     if where is None or len(where.shape) != 2:
         raise FormatError(
-            f"{folder}: its weights have no matrix {name!r}; it is neither a LLaMA of Meta's nor a model of Mistral's"
+            f"{folder}: there is no matrix {name!r}; a LLaMA in Meta's files and a Mistral model both have one"
         )
     return where.shape[0], where.shape[1]
 

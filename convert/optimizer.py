@@ -79,9 +79,13 @@ def _open_state(checkpoint: Checkpoint) -> OptimizerState:
         kinds = (flat if shared else _numbered)(checkpoint, ranks)
         said = [common.get("optimizer") for common in ranks.values()]
     else:
-        raise FormatError(f"{checkpoint.path} is a {checkpoint.format} folder: it has weights, and no run to go on with")
+        raise FormatError(
+            f"{checkpoint.path} is a {checkpoint.format} folder: it holds weights only, so no run can be resumed from it"
+        )
     if missing := [kind for kind in MOMENTS if kind not in kinds]:
-        raise FormatError(f"{checkpoint.path} has no optimizer state ({', '.join(missing)}): it can start a run only")
+        raise FormatError(
+            f"{checkpoint.path} has no optimizer state ({', '.join(missing)}): a run can start from it, but not resume"
+        )
     main = next((kinds[name] for name in MAIN if name in kinds), checkpoint)
     return OptimizerState(
         moments={kind: kinds[kind] for kind in MOMENTS}, main=main, step=_step(checkpoint, said),

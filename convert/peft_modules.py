@@ -90,11 +90,11 @@ def compiled(pattern: str) -> re.Pattern[str]:
     try:
         found = re.compile(pattern) if len(pattern) <= LONGEST_PATTERN else None
     except (re.error, RecursionError, OverflowError) as error:
-        raise FormatError(f"adapter_config.json: {pattern[:80]!r} is no pattern of names ({error})") from error
+        raise FormatError(f"adapter_config.json: {pattern[:80]!r} is not a regular expression ({error})") from error
     if found is None or _effort(pattern) > MOST_LOOPS:
         raise FormatError(
-            f"adapter_config.json: the pattern {pattern[:80]!r} is long, or repeats what repeats, and could be tried for "
-            "ages; name the modules in a list"
+            f"adapter_config.json: the pattern {pattern[:80]!r} is too long or nests repetitions, so that matching "
+            "it could take hours; name the modules in a list"
         )
     return found
 

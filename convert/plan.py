@@ -223,7 +223,9 @@ def _problems(plan: Plan, *, check_room: bool) -> list[str]:
             f"{out} is not a checkpoint, so --overwrite will not replace it; remove it yourself or name another folder"
         )
     elif plan.format == "hf" and Path.cwd().is_relative_to(target):
-        problems.append(f"{out} is where you stand; a model takes its folder's place whole, so name another one")
+        problems.append(
+            f"--out {out} is the current working directory, which a conversion would replace; choose another directory"
+        )
     if plan.side_folder is not None and not plan.side_folder.is_dir():
         problems.append(f"{plan.side_folder} is not a folder; --tokenizer takes a folder with tokenizer files")
     elif plan.side_folder is not None and not tokens.makes_tokenizer(plan._given):

@@ -70,7 +70,7 @@ def _order(left: Config, *, new: bool) -> Config:
     if norms not in RUNNABLE[new, parallel]:
         raise ConfigError(
             f"config.json: new_decoder_architecture {new}, parallel_attn {parallel} and num_ln_in_parallel_attn {norms} "
-            "are no model that transformers can run"
+            "describe no model that transformers can run"
         )
     return {"parallel_attention": parallel, "shared_norm": parallel and norms == 1}
 

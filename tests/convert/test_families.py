@@ -216,8 +216,8 @@ def test_a_mistral_survives_its_own_config_and_the_args_of_megatron():
 @pytest.mark.parametrize(
     "size, change, says",
     [
-        ("7", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn 2 are no model that transformers can run"),
-        ("40", {"num_ln_in_parallel_attn": 3}, "num_ln_in_parallel_attn 3 are no model"),
+        ("7", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn 2 describe no model that transformers can run"),
+        ("40", {"num_ln_in_parallel_attn": 3}, "num_ln_in_parallel_attn 3 describe no model"),
         ("40", {"parallel_attn": False}, "parallel_attn False"),
         ("7", {"multi_query": False, "num_kv_heads": 1}, "num_kv_heads is 1 for 71 heads"),
         ("40", {"num_kv_heads": 7}, "num_attention_heads 128 is not a multiple of num_query_groups 7"),

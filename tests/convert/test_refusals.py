@@ -345,7 +345,7 @@ def test_overwrite_spares_a_project_that_happens_to_have_a_config_json(made, tmp
 
 def test_the_current_folder_can_hold_a_megatron_root_but_not_be_replaced_by_a_model(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused(MconvError, "where you stand", convert, made / "mp_rank", Path(), format="hf")
+    refused(MconvError, "is the current working directory", convert, made / "mp_rank", Path(), format="hf")
     convert(made / "mp_rank", Path(), format="torch_dist")
     assert (tmp_path / TRACKER).exists() and (tmp_path / "release").is_dir()
 

@@ -27,7 +27,9 @@ from mconv.train.parallel import Parallel
 def opened(checkpoint: Checkpoint) -> OptimizerState:
     """The state of the run that a checkpoint holds. Raises FormatError if it holds weights alone."""
     if checkpoint.layout is None:
-        raise FormatError(f"resume: {checkpoint.name} holds weights, and no run to go on with; leave resume out")
+        raise FormatError(
+            f"--resume: {checkpoint.name} holds weights only, so there is no run to resume; remove --resume"
+        )
     counted(checkpoint)  # what is wrong with them stops before a model is built
     return open_state(with_padding(checkpoint))
 

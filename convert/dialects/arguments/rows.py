@@ -88,7 +88,7 @@ def check(
         also = unheeded(ignore & table.names() & values.keys())
         raise ConfigError(f"its args describe a model that mconv does not support: {'; '.join(wrong[:20])}{also}")
     refuse(
-        [f"--ignore-arg {n}, but the {table.program} table claims it: it is read, not passed over; leave the flag away"
+        [f"--ignore-arg {n}, but mconv reads this arg (it is in the {table.program} table); remove the flag"
          for n in sorted(ignore & table.names() & values.keys())], doing="names to ignore", kind=ConfigError,
     )  # fmt: skip
     left = table.unclaimed(values)
