@@ -59,6 +59,7 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
         A YAML file with `field: value` lines, the fields being the flags below with underscores.
     """
     from mconv.cli import gate
+    from mconv.train.data import sources
     from mconv.train.launch.chain import guarded, queue_of
     from mconv.train.launch.ranks import check_environment, run
 
@@ -66,6 +67,7 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
     values = told(config, flags)
     with guarded(queue_of(values)):
         made = make(here(values))
+        sources.check_present(made)
         nproc, well = made.nproc_per_node or made.tp * made.pp, made.save is not None
         with gate.one_world(made):
             if made.verify_first and not gate.before_training(made):

@@ -267,7 +267,8 @@ def test_text_and_conversations_are_not_taken_for_each_other(run, tmp_path):
         shutil.copy(path, tmp_path)
     plain = {"data_type": "gpt", "scalar_loss_mask": 0.0}
     for change, message in (
-        ({"data": [str(tmp_path)]} | plain, "no prefix with .bin and .idx .*; it holds 1 of instructions"),
+        ({"data": [str(tmp_path)]} | plain, "no prefix with .bin and .idx .*give --data-type instruction"),
+        ({"data": [f"{tmp_path}/d"]} | plain, "d.bin: no such file, but there is .*d-text.bin.*--data-type instruction"),
         ({"data": [f"{tmp_path}/d-role"]} | plain, "holds the roles of instruction data"),
         ({"data_type": "gpt"}, "scalar_loss_mask is for data_type instruction"),
         ({"reset_attention_mask": True}, "reset_attention_mask is for running text"),

@@ -1,6 +1,8 @@
 """What a run is told: a YAML file, variables and flags; mistakes in them, and in what makes a process a rank."""
 
 import dataclasses
+import re
+from string import Formatter
 
 import pytest
 import torch
@@ -38,6 +40,7 @@ MISTAKES = {
 def started(monkeypatch):
     """What `mconv train` would start ranks with."""
     seen = {}
+    monkeypatch.setattr("mconv.train.data.sources.check_present", lambda config: None)
     monkeypatch.setattr(
         ranks, "run", lambda target, payload, **how: seen.update(payload) or dict.fromkeys(("saved", "stopped"))
     )
@@ -68,15 +71,46 @@ def test_what_is_no_file_is_said_to_be_the_config(name, tmp_path):
 
 
 def test_other_programs_names_lead_to_fields(capsys):
-    assert set(theirs.RENAMED.values()) <= {field.name for field in dataclasses.fields(TrainConfig)}
-    assert not (theirs.RENAMED.keys() | theirs.NEEDLESS) & {field.name for field in dataclasses.fields(TrainConfig)}
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    named = {name for text in theirs.CONVERTED.values() for _, name, _, _ in Formatter().parse(text) if name}
+    assert {*theirs.RENAMED.values(), *named} <= fields
+    tables = (theirs.RENAMED, theirs.CONVERTED, theirs.NEEDLESS)
+    assert not {name for table in tables for name in table} & fields
+    assert sum(map(len, tables)) == len({name for table in tables for name in table})
     assert app.run(["train", "--use-distributed-optimizer"]) == 2
     assert (
         "train has no option --use-distributed-optimizer; here it is --distributed-optimizer" in capsys.readouterr().err
     )
 
 
-@pytest.mark.parametrize("name, how", [("x.bin", "a prefix has neither .bin nor .idx"), ("x", "tokenize ... --prefix")])
+CHUNKS = "num_layers_per_virtual_pipeline_stage: 2\n"
+
+
+@pytest.mark.parametrize(
+    "lines, says",
+    [
+        (CHUNKS, "with L layers on pp P, N layers in a chunk are vpp L/(P*N)"),
+        (CHUNKS + "num_layers: 32\npp: 4\n", "32 layers on pp 4 with 2 in a chunk are vpp 4"),
+        (CHUNKS + "load: model\npipeline_model_parallel_size: 2\n", "12 layers on pp 2 with 2 in a chunk are vpp 3"),
+        (CHUNKS + "load: model\npp: 4\n", "12 layers on pp 4 cannot be divided into chunks of 2"),
+        ("save_retain_interval: 50\n", "N is keep_every N with keep_last 1"),
+    ],
+)  # fmt: skip
+def test_a_name_of_another_unit_comes_with_the_arithmetic(lines, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"n_layer": 12}')
+    (tmp_path / "c.yaml").write_text(lines)
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        read_yaml(tmp_path / "c.yaml")
+
+
+def test_flags_are_answered_with_flags():
+    assert "--vpp L/(P*N)" in theirs.advice("--num-layers-per-virtual-pipeline-stage")
+    assert theirs.advice("--warmup-ratio=0.1").startswith("it is --lr-warmup-fraction")
+
+
+@pytest.mark.parametrize("name, how", [("x.bin", "give the prefix without .bin"), ("x", "tokenize ... --prefix")])
 def test_a_prefix_that_is_none_is_answered_with_what_to_do(name, how, tmp_path):
     with pytest.raises(MconvError, match=f"{name}.bin: no such file; .*{how}"):
         index.open_index(tmp_path / name)
@@ -161,6 +195,7 @@ def test_out_of_memory_says_what_would_ask_for_less(monkeypatch, capsys):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
 
     monkeypatch.setattr("mconv.train.loop.train", train)
+    monkeypatch.setattr("mconv.train.data.sources.check_present", lambda config: None)
     assert app.run(["train", "--load", "x", "--data", "y", "--train-iters", "1", "--lr", "1"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("mconv: CUDA out of memory. mconv plan") and "Traceback" not in said

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mconv.errors import ConfigError, FormatError, MconvError
+from mconv.train.config import make
 from mconv.train.data.index import open_index
-from mconv.train.data.sources import Blend, blend
+from mconv.train.data.sources import Blend, blend, check_present
 
 
 def write(prefix, documents, *, marked=True):
@@ -67,6 +68,27 @@ REFUSED = {
     "a weight of nothing": (lambda t: [f"0 {t / 'a/z'}"], "must be positive"),
     "twice": (lambda t: [str(t / "a/z"), str(t / "a/z")], "named twice"),
 }
+
+
+OTHER_TYPE = {  # files there -> what is given, its data_type, what the answer says
+    "conversations, read as text": (["d-text", "d-role"], "d", "gpt", "but there is .*d-text.bin.*: give --data-type"),
+    "text, read as conversations": (["d"], "d", "instruction", "but there is .*d.bin, .*: leave --data-type instruction"),
+    "-text, given with its ending": (["d-text", "d-role"], "d-text", "instruction", "without -text or -role: .*/d$"),
+    "a folder of text": (["x/d"], "x", "instruction", "no prefix with -text and -role .*: leave --data-type instruction"),
+    "nothing": ([], "d", "instruction", "d-text.bin: no such file; mconv data instruct ... --prefix .*/d makes it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_TYPE)
+def test_data_of_the_other_type_is_named_before_anything_starts(name, tmp_path):
+    files, given, kind, says = OTHER_TYPE[name]
+    (tmp_path / "x").mkdir()
+    for prefix in files:
+        (tmp_path / f"{prefix}.bin").touch()
+        (tmp_path / f"{prefix}.idx").touch()
+    config = make({"load": "x", "data": [str(tmp_path / given)], "data_type": kind, "lr": 1.0, "train_iters": 1})
+    with pytest.raises(FormatError, match=says):
+        check_present(config)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -32,11 +32,12 @@ def make(values: Mapping[str, Any]) -> TrainConfig:
 def unknown(names: Iterable[Any]) -> list[str]:
     """A problem for each name that is no field's, with what is likely meant."""
     known = [field.name for field in dataclasses.fields(TrainConfig)]
-    return [f"unknown field {name!r}{_hint(str(name), known)}" for name in names if name not in known]
+    given = names if isinstance(names, Mapping) else None
+    return [f"unknown field {name!r}{_hint(str(name), known, given)}" for name in names if name not in known]
 
 
-def _hint(name: str, known: list[str]) -> str:
-    if told := theirs.advice(name):
+def _hint(name: str, known: list[str], given: Mapping[Any, Any] | None) -> str:
+    if told := theirs.advice(name, given):
         return f"; {told}"
     close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

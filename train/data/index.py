@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mconv.errors import FormatError
+from mconv.errors import FormatError, refuse
 
 MAGIC = b"MMIDIDX\x00\x00"
 OLD_MAGIC = b"TNTIDX\x00\x00"
@@ -19,6 +19,8 @@ DTYPES: dict[int, type[np.generic]] = {
     1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16,
 }  # fmt: skip
 """Integer types by their code in the file; 6 and 7 are floats, of which no program makes tokens."""
+TEXT, ROLE = "-text", "-role"
+"""Endings of the two prefixes of instruction data."""
 CHUNK = 1 << 20
 """Tokens looked at together."""
 
@@ -90,11 +92,7 @@ def beside(prefix: Path, suffix: str) -> Path:
 def open_index(prefix: Path) -> Indexed:
     """Open PREFIX.bin and PREFIX.idx. Raises FormatError, with the file's name, on what is missing or damaged."""
     data, index = beside(prefix, ".bin"), beside(prefix, ".idx")
-    for path in (data, index):
-        if not path.is_file():
-            named = prefix.suffix in (".bin", ".idx")
-            how = "a prefix has neither .bin nor .idx" if named else f"mconv data tokenize ... --prefix {prefix} makes it"
-            raise FormatError(f"{path}: no such file; {how}")
+    refuse(missing(prefix)[:1], doing="reading data", kind=FormatError)
     dtype, sequences, documents = _header(index)
     sizes = [4 * sequences, 8 * sequences, 8 * documents]
     if not sequences or index.stat().st_size != HEADER + sum(sizes):
@@ -111,6 +109,17 @@ def open_index(prefix: Path) -> Indexed:
     if not documents or ends.view(np.int64)[0] != 0:
         raise FormatError(f"{index} is damaged: its documents do not begin at 0; tokenize again")
     return found
+
+
+def missing(prefix: Path) -> list[str]:
+    """Return a problem for each of PREFIX.bin and PREFIX.idx that is not there."""
+    talks = prefix.name.endswith((TEXT, ROLE))
+    command, made = ("instruct", str(prefix)[: -len(TEXT)]) if talks else ("tokenize", prefix)
+    how = f"mconv data {command} ... --prefix {made} makes it"
+    if prefix.suffix in (".bin", ".idx"):
+        how = f"give the prefix without {prefix.suffix}"
+    paths = (beside(prefix, ending) for ending in (".bin", ".idx"))
+    return [f"{path}: no such file; {how}" for path in paths if not path.is_file()]
 
 
 def _header(index: Path) -> tuple[type[np.generic], int, int]:

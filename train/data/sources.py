@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mconv.errors import ConfigError, FormatError, refuse
-from mconv.train.data.index import beside, open_index
+from mconv.train.config import TrainConfig
+from mconv.train.data.index import ROLE, TEXT, beside, missing, open_index
 
-TEXT, ROLE = "-text", "-role"
-"""What the two prefixes of instruction data end in."""
+PLAIN = "running text: leave --data-type instruction out (mconv data instruct writes conversations)"
+TALKS = "conversations of mconv data instruct: give --data-type instruction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,24 @@ def blend(entries: Sequence[str], weights: Sequence[float] | None = None, *, ins
     shares = list(weights) if weights is not None else said
     found = [_prefixes(Path(name), instruction) for name in names]
     refuse(_twice([path for group in found for path in group]), doing="reading data", kind=ConfigError)
+    wrong = [text for group in found for path in group if (text := _of_the_other_type(path, instruction))]
+    refuse(wrong, doing="reading data", kind=FormatError)
     if shares is None:
         return Blend([path for group in found for path in group], None)
     split = [share for group, weight in zip(found, shares, strict=True) for share in _shared(group, weight, instruction)]
     return Blend([path for group in found for path in group], split)
+
+
+def check_present(config: TrainConfig) -> None:
+    """Look for the files of all data before anything is started. Raises ConfigError or FormatError on what is missing."""
+    talks = config.data_type == "instruction"
+    ends = (TEXT, ROLE) if talks else ("",)
+    given = [blend(config.data, config.data_weights, instruction=talks)] if config.data else []
+    apart = (config.train_data, config.valid_data, config.test_data)
+    given += [blend(names, instruction=talks) for names in apart if names]
+    prefixes = dict.fromkeys(prefix for mix in given for prefix in mix.prefixes)
+    bad = [text for prefix in prefixes for end in ends for text in missing(beside(prefix, end))[:1]]
+    refuse(bad, doing="looking for data", kind=FormatError)
 
 
 def weighed(entries: Sequence[str]) -> tuple[list[str], list[float] | None]:
@@ -80,10 +95,22 @@ def _prefixes(path: Path, instruction: bool) -> list[Path]:
     talks = [role.with_name(role.name.removesuffix(ROLE)) for role in roles]
     chosen, others = (talks, found) if instruction else (found, talks)
     if not chosen:
-        hint = f"; it holds {len(others)} of {'plain text' if instruction else 'instructions'}" if others else ""
+        hint = f", but there is {PLAIN if instruction else TALKS}" if others else ""
         kind = f"{TEXT} and {ROLE} pairs" if instruction else ".bin and .idx"
         raise FormatError(f"{path}: no prefix with {kind} in this folder or under it{hint}")
     return sorted(chosen)
+
+
+def _of_the_other_type(prefix: Path, instruction: bool) -> str | None:
+    """Return what to give instead, where a prefix has the files of the other data_type; None where it has not."""
+    plain, talks = (beside(prefix, f"{end}.bin").is_file() for end in ("", TEXT))
+    if instruction and not talks and prefix.name.endswith((TEXT, ROLE)):
+        return f"{prefix}: give the prefix without {TEXT} or {ROLE}: {prefix.with_name(prefix.name[: -len(TEXT)])}"
+    if instruction and plain and not talks:
+        return f"{prefix}{TEXT}.bin: no such file, but there is {prefix}.bin, {PLAIN}"
+    if not instruction and talks and not plain:
+        return f"{prefix}.bin: no such file, but there is {prefix}{TEXT}.bin, {TALKS}"
+    return None
 
 
 def _twin(role: Path) -> Path:
