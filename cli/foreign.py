@@ -3,7 +3,7 @@
 A row's value begins with an option (`--tp`), or is a parameter given by position (`MODEL`), or is a reason.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from mconv.cli.foreign_data import DATA_ROWS
 
@@ -178,12 +178,15 @@ POSITIONS = {"push": "FOLDER REPO", "pull": "REPO OUT", "verify": "REFERENCE CHE
 """A command that takes more than one parameter by position -> all of them."""
 
 
-def advice(command: str, flag: str, known: Iterable[str] = ()) -> str | None:
-    """Return how a sentence about an option that `command` has not goes on, or None if no program's table has it."""
+def advice(command: str, flag: str, given: Mapping[str, str] | None = None) -> str | None:
+    """Return how a sentence about an option that `command` has not goes on, or None if no program's table has it.
+
+    `given`: what the command line sets, by plain name, for advice that converts a value.
+    """
     if command in ("train", "plan"):
         from mconv.train.config.theirs import advice as of_training
 
-        told = of_training(f"--{flag.lstrip('-')}")
+        told = of_training(f"--{flag.lstrip('-')}", _with_layers(given or {}))
         return told and ("; " if told.startswith("here it is") else ": ") + told
     row = TABLES.get(command, {}).get(plain(flag))
     if row is None:
@@ -191,6 +194,14 @@ def advice(command: str, flag: str, known: Iterable[str] = ()) -> str | None:
     if row.isupper():
         return f"; it is given by position: mconv {command} {POSITIONS.get(command, row)}"
     return f"; here it is {row}" if row.startswith("--") else f": {row}"
+
+
+def _with_layers(given: Mapping[str, str]) -> dict[str, str]:
+    """Return what is given, with the number of layers where a preset says it."""
+    from mconv.train.model.presets import PRESETS
+
+    preset = PRESETS.get(given.get("preset", ""))
+    return {"num_layers": str(preset.spec.num_layers), **given} if preset else {**given}
 
 
 def plain(flag: str) -> str:

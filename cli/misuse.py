@@ -3,7 +3,7 @@
 import difflib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from cyclopts import (
@@ -74,8 +74,16 @@ def _unknown_options(error: UnknownOptionError, command: str) -> Iterator[str]:
         name = word.partition("=")[0].replace("_", "-")
         if re.match("--?[A-Za-z]", name) and name not in seen:
             seen.add(name)
-            advice = foreign.advice(command, name) or _close(name, known) or f"; {_help(command)}"
+            advice = foreign.advice(command, name, _given(words)) or _close(name, known) or f"; {_help(command)}"
             yield f"{command} has no option {word.partition('=')[0]}{advice}"
+
+
+def _given(words: Sequence[str]) -> dict[str, str]:
+    """Return the value that follows each option, by the option's plain name."""
+    pairs = (
+        (word, rest or after) for word, after in itertools.pairwise([*words, ""]) for rest in [word.partition("=")[2]]
+    )
+    return {foreign.plain(word): value for word, value in pairs if word.startswith("--")}
 
 
 def _close(name: str, known: list[str]) -> str | None:

@@ -19,7 +19,8 @@ RENAMED = {
     "model_name_or_path": "load", "max_grad_norm": "clip_grad", "adam_epsilon": "adam_eps",
     "warmup_steps": "lr_warmup_iters", "save_steps": "save_interval", "save_total_limit": "keep_last",
     "logging_steps": "log_interval", "eval_steps": "eval_interval", "dataloader_num_workers": "num_workers",
-    "max_seq_length": "seq_length", "lora_r": "lora_rank", "target_modules": "lora_targets", "lora_target_modules": "lora_targets",
+    "max_seq_length": "seq_length", "lora_r": "lora_rank", "target_modules": "lora_targets",
+    "lora_target_modules": "lora_targets",
 }  # fmt: skip
 """Same meaning and same unit: of Megatron-LM and its forks, then of transformers' Trainer, TRL and PEFT."""
 CONVERTED = {
