@@ -8,7 +8,7 @@ from typing import Any
 
 from mconv.cli import foreign, misuse
 from mconv.train.config import TrainConfig
-from mconv.train.config.theirs import NEEDLESS, RENAMED
+from mconv.train.config.theirs import CONVERTED, NEEDLESS, RENAMED
 
 ROOT = Path(__file__).parents[1]
 PAGES = [Path(__file__).with_name(name) for name in ("from-megatron-lm.md", "option-names.md")]
@@ -45,8 +45,8 @@ IN_WORDS = {"split": "all for training", "seq_length": "the model's `max_positio
 def filled(page: str) -> str:
     """Return the page with every table as the code has it."""
     tables = {
-        "renamed": _renamed, "needless": _needless, "defaults": _defaults, "same": _same, "commands": _commands,
-        "names": _names,
+        "renamed": _renamed, "converted": _converted, "needless": _needless, "defaults": _defaults, "same": _same,
+        "commands": _commands, "names": _names,
     }  # fmt: skip
 
     def fill(found: re.Match[str]) -> str:
@@ -64,6 +64,12 @@ def _renamed() -> list[str]:
         ["Megatron-LM", "others (transformers' Trainer, Megatron-LLM, NeMo)", "mconv train"],
         [[_flags(megatron), _flags(others), _flags([ours])] for ours, (megatron, others) in theirs.items()],
     )
+
+
+def _converted() -> list[str]:
+    """Return one row for each option whose value is said otherwise here."""
+    fields = {name: f"`--{name.replace('_', '-')}`" for name in OURS}
+    return _table(["option", "in mconv"], [[_flags([name]), text.format_map(fields)] for name, text in CONVERTED.items()])
 
 
 def _needless() -> list[str]:
@@ -120,7 +126,7 @@ def _is_name(ours: str) -> bool:
 
 def _their_defaults() -> dict[str, Any]:
     """Return Megatron-LM's default of each of our fields that it has."""
-    return {RENAMED.get(name, name): default for name, default in FACTS["defaults"].items()}
+    return {RENAMED.get(name, name): default for name, default in FACTS["defaults"].items() if name not in CONVERTED}
 
 
 def _value(name: str, value: Any, words: dict[str, str]) -> str:
