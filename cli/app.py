@@ -51,16 +51,16 @@ COMMANDS = {
     ),
     "plan": (
         "mconv.cli.train_plan:plan",
-        "What a training run asks for: memory, parameters, steps, days.\n\nCONFIG, variables and flags are those of "
-        "mconv train. Nothing is started and no weights are read. What a plan does not depend on (data, the learning "
-        "rate) may be left out, and the length of the run, too.",
+        "Memory, parameters, steps and time of a training run, before it starts.\n\nCONFIG, variables and flags are "
+        "those of mconv train. Nothing is started and no weights are read. Data, learning rate and the length of the run "
+        "may be left out.",
     ),
     "train": (
         "mconv.cli.train:train",
-        "Train on megatron-core.\n\nEach field below is a line of CONFIG, a YAML file (seq_length: 4096), a variable "
-        "(MCONV_TRAIN_SEQ_LENGTH=4096) and a flag (--seq-length 4096): a flag wins over a variable, a variable over "
-        "the file. Under torchrun or srun the command joins the ranks that are there; otherwise it starts them itself on "
-        "this machine. Exit code 0: trained, or stopped in order; 1: a check or a guard said no; 2: it could not be.",
+        "Train on megatron-core.\n\nEach option is also a line of CONFIG, a YAML file (seq_length: 4096), and a variable "
+        "(MCONV_TRAIN_SEQ_LENGTH=4096): a flag wins over a variable, a variable over the file. Under torchrun or srun "
+        "the command joins the ranks that are already there; otherwise it starts them on this machine. Exit code 0: "
+        "trained, or saved and stopped early; 1: a check or a guard failed; 2: the run could not start or continue.",
     ),
     "doctor": ("mconv.cli.doctor:doctor", "What this machine can do for a run."),
     "plot": ("mconv.cli.plot:plot", "Loss, learning rate, gradient norm and throughput of runs, Megatron-LM's too."),
@@ -84,6 +84,8 @@ def main() -> None:
 def run(argv: list[str]) -> int:
     """Run one command and return its exit code. A user's mistake is one message, never a traceback."""
     try:
+        if _help(argv):
+            return 0
         code = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
         return code if isinstance(code, int) else 0
     except CycloptsError as error:
@@ -108,3 +110,16 @@ def run(argv: list[str]) -> int:
     except Exception:  # a fault of ours: shown whole, and never taken for the verdict "checked, and wrong" (1)
         traceback.print_exc()
         return 2
+
+
+def _help(argv: list[str]) -> bool:
+    """Print the help of train or plan by sections, where that is asked; everything else is cyclopts's."""
+    if not argv or argv[0] not in ("train", "plan"):
+        return False
+    from mconv.cli import sections
+
+    words = sections.asked(argv)
+    if words is None or words == [sections.ALL]:
+        return False
+    print(sections.text(argv[0], COMMANDS[argv[0]][1], words))
+    return True

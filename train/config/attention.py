@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Attention: the kernel that computes it."""
+    """Attention: the kernel that computes attention."""
 
     attention_backend: Literal["auto", "sdpa", "cudnn", "transformer_engine"] = "auto"
     """Code that computes softmax(q k^T) v. sdpa: torch's scaled_dot_product_attention (flash attention on a GPU). cudnn:
