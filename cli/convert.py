@@ -84,10 +84,12 @@ def hf2meg(
     rope_factor
         The factor of llama3 rope scaling, where Meta's params.json has use_scaled_rope without it.
     """
-    from mconv.convert.opening import open_checkpoint
     from mconv.hub import fetch
 
     name, folder, origin = _find(model, source, size=size, cache_dir=cache_dir, offline=offline)
+    o.checkpoint(folder)
+    from mconv.convert.opening import open_checkpoint
+
     said = {"config": config, "max_position_embeddings": max_position_embeddings, "rope_factor": rope_factor}
     checkpoint = _expect(open_checkpoint(folder, ignore=ignoring.names, **said), hf=True)  # type: ignore[arg-type]
     if size is not None:
@@ -143,9 +145,9 @@ def reshard(
     to_dialect
         Whose names and order of rows the result gets, in mp_rank. Default: those that it has.
     """
+    found = _open(choose.megatron(checkpoint, "reshard"), iteration, vocab_size, dialect, config, ignoring)
     from mconv.shard.stages import EVEN
 
-    found = _open(choose.megatron(checkpoint, "reshard"), iteration, vocab_size, dialect, config, ignoring)
     layout = found.layout
     assert layout is not None
     settings: dict[str, Any] = {"tp": layout.tp if tp is None else tp, "pp": layout.pp if pp is None else pp, "vpp": vpp}
@@ -225,7 +227,7 @@ def meg2hf(
     """
     if not 0 < max_shard_size < float("inf"):
         raise MconvError(f"--max-shard-size is {max_shard_size}; it must be a positive number of GB")
-    settings = {"shard_bytes": max(1, int(max_shard_size * 1e9)), "side_folder": tokenizer}
+    settings = {"shard_bytes": max(1, int(max_shard_size * 1e9)), "side_folder": tokenizer and o.side_folder(tokenizer)}
     said = {"vocab_size": vocab_size, "dialect": dialect, "config": config}
 
     source = choose.megatron(checkpoint, "meg2hf")
@@ -300,6 +302,7 @@ def _open(
     ignoring: o.Ignoring,
 ) -> "Checkpoint":
     """A Megatron checkpoint, with what the user says of it."""
+    o.checkpoint(path, None if (path / "config.json").is_file() else iteration)
     from mconv.convert.opening import open_checkpoint
 
     said = {"iteration": iteration, "vocab_size": vocab_size, "dialect": dialect, "config": config}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from mconv.cli.options import Flag
-from mconv.errors import MconvError
+from mconv.cli import options as o
+from mconv.errors import MconvError, refuse
 
 if TYPE_CHECKING:
     from mconv.train.data.record import Tokenized
@@ -21,9 +21,15 @@ Prefix = Annotated[Path, Parameter(name=["--out", "--prefix"])]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class How:
-    """What both commands are told."""
+    """Options of both commands."""
 
-    tokenizer: Annotated[Path, Parameter(help="Folder with a Hugging Face tokenizer: the model's own.")]
+    tokenizer: Annotated[
+        Path,
+        Parameter(
+            help="Where the model's tokenizer is: a Hugging Face folder, a Megatron checkpoint that mconv made, or a "
+            "repository ORG/NAME in the Hub's cache."
+        ),
+    ]
     prepend_bos: Annotated[
         bool, Parameter(help="Begin each with the BOS token, where that is not there already.", negative=())
     ] = False
@@ -37,8 +43,9 @@ class How:
 
     def options(self, what: str) -> dict[str, Any]:
         """What the functions behind the commands take; `what` is counted on a terminal."""
-        names = ("tokenizer", "prepend_bos", "workers", "on_bad_record", "overwrite")
-        return {**{name: getattr(self, name) for name in names}, "progress": _progress(what)}
+        names = ("prepend_bos", "workers", "on_bad_record", "overwrite")
+        own = {name: getattr(self, name) for name in names}
+        return {**own, "tokenizer": o.tokenizer(self.tokenizer), "progress": _progress(what)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +98,11 @@ def tokenize(
     append_eod
         End each document with the tokenizer's EOS token, so that documents in one sample are told apart.
     """
+    _check(sources, prefix)
+    options = how.options("documents")
     from mconv.train.data.tokenize import tokenize as run
 
-    _check_given(sources)
-    record = run(list(sources), prefix, key=key, append_eod=append_eod, **how.options("documents"))
+    record = run(list(sources), prefix, key=key, append_eod=append_eod, **options)
     return _tell(record, prefix, "documents", json=how.json)
 
 
@@ -102,7 +110,7 @@ def instruct(
     *sources: Path,
     prefix: Prefix,
     template: str = "tokenizer",
-    append_eod: Flag = False,
+    append_eod: o.Flag = False,
     fields: Annotated[Fields, Parameter(name="*")] = FIELDS,
     how: Annotated[How, Parameter(name="*")],
 ) -> int:
@@ -121,22 +129,29 @@ def instruct(
     append_eod
         End each conversation with the EOS token, where the template does not.
     """
+    _check(sources, prefix)
+    options = how.options("conversations")
     from mconv.train.data.claims import Keys
     from mconv.train.data.instruct import instruct as run
 
-    _check_given(sources)
     named = {name.removesuffix("_key"): value for name, value in dataclasses.asdict(fields).items()}
     ignored = named.pop("ignore_field") or ()
     record = run(
         list(sources), prefix, template=template, keys=Keys(**named), ignore_fields=ignored, append_eod=append_eod,
-        **how.options("conversations"),
+        **options,
     )  # fmt: skip
     return _tell(record, prefix, "conversations", json=how.json)
 
 
-def _check_given(sources: tuple[Path, ...]) -> None:
+def _check(sources: tuple[Path, ...], prefix: Path) -> None:
+    """Refuse, before anything is imported, sources that are not there and an output that cannot be."""
     if not sources:
         raise MconvError("give at least one file to read")
+    problems = [f"{path}: {'is a folder; give its files' if path.is_dir() else 'no such file'}"
+                for path in sources if not path.is_file()]  # fmt: skip
+    refuse(problems, doing="reading the input")
+    if prefix.is_dir():
+        raise MconvError(f"--out {prefix} is a folder; give a prefix in it, such as {prefix / sources[0].stem}")
 
 
 def _progress(what: str) -> Callable[[int], None]:

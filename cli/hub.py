@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from mconv.cli import choose
+from mconv.cli import options as o
 from mconv.errors import MconvError
 
 Flag = Annotated[bool, Parameter(negative=())]
@@ -74,10 +75,10 @@ def push(
 
     if folder and repo is None and not folder.exists() and len(folder.parts) == 2:
         raise MconvError(f"{folder} is not a folder here; a repository comes second: `mconv push FOLDER {folder}`")
+    folder = o.checkpoint(folder or choose.newest("push", "Hugging Face folder that mconv made").path)
     asked = publishing.Asked(
-        folder=folder or choose.newest("push", "Hugging Face folder that mconv made").path, repo=repo, private=private,
-        revision=revision, yes=yes, overwrite=overwrite, overwrite_card=overwrite_card, license=license, against=against,
-        record=record, unverified=unverified, json=json,
+        folder=folder, repo=repo, private=private, revision=revision, yes=yes, overwrite=overwrite,
+        overwrite_card=overwrite_card, license=license, against=against, record=record, unverified=unverified, json=json,
     )  # fmt: skip
     return publishing.rehearse(asked) if dry_run else publishing.publish(asked)
 

@@ -55,10 +55,10 @@ def inspect(
     rope_factor
         The factor of llama3 rope scaling, where Meta's params.json has use_scaled_rope without it.
     """
+    path = o.checkpoint(path, iteration)
     from mconv.convert import adapted, peft
     from mconv.convert.opening import open_checkpoint
 
-    path = o.local(path)
     if path.is_dir() and peft.is_adapter(path):
         _show_adapter(path, json=json)
         return

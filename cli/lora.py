@@ -25,9 +25,10 @@ def export(
         What the adapter is to call the model beneath it: a repository of the Hub, or a folder. Default: the folder that
         the run loaded.
     """
+    run = o.checkpoint(run or choose.newest("lora export", "LoRA run").path, iteration)
     from mconv.convert import adapted, peft
 
-    found = adapted.open_run(run or choose.newest("lora export", "LoRA run").path, iteration)
+    found = adapted.open_run(run, iteration)
     where = found.folder
     out = out or Path(naming.adapter(choose.called_path(where), iteration=choose.iteration_of(where)))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -70,10 +71,11 @@ def merge(
     pp
         Pipeline-parallel size of the result.
     """
+    adapter = o.checkpoint(adapter or choose.newest("lora merge", "adapter").path, iteration)
+    base = o.checkpoint(base) if base else None
     from mconv.cli.convert import run_plan
     from mconv.convert import adapted, plan
 
-    adapter = adapter or choose.newest("lora merge", "adapter").path
     out = out or Path(_name(adapter, iteration, format=format, tp=tp, pp=pp, dtype=dtype))
     with progress(0, f"reading the base of {adapter}") as advance:
         found = adapted.with_base(adapter, base, iteration=iteration, ignore=ignoring.names, progress=advance)

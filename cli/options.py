@@ -98,6 +98,29 @@ Shown = Annotated[Show, Parameter(name="*")]
 SHOW = Show()
 
 
+def checkpoint(path: Path, iteration: int | None = None) -> Path:
+    """Return the folder of a checkpoint, after a look at the names in it: what is none is refused without a wait."""
+    from mconv.convert.locate import check_path
+
+    path = local(path)
+    check_path(path, iteration)
+    return path
+
+
+def side_folder(path: Path) -> Path:
+    """Return the folder of a model's tokenizer and generation files: the one in a Megatron checkpoint, else `path`."""
+    from mconv.convert.recognize import READABLE, what_is
+
+    return tokenizer(path) if what_is(path).kind in READABLE else path
+
+
+def tokenizer(path: Path) -> Path:
+    """Return the folder with a tokenizer's files: in a model folder, a Megatron checkpoint, or a cached repository."""
+    from mconv.convert.locate import tokenizer_folder
+
+    return tokenizer_folder(local(path))
+
+
 def local(path: Path) -> Path:
     """The folder itself, or that of a repository in the Hub's cache."""
     if path.exists() or len(path.parts) != 2 or path.is_absolute() or path.parts[0] in (".", "..", "~"):

@@ -38,12 +38,19 @@ def plot(
     smooth
         Steps that the bold line averages over; about a hundredth of the run if not given.
     """
-    from mconv.train.logs import series
-
     if not runs:
         raise MconvError("give at least one run: a save folder, a train.jsonl, or a printed log")
     if smooth is not None and smooth < 1:
         raise MconvError(f"--smooth is {smooth}; it must be at least 1")
+    for run in runs:
+        if not run.exists():
+            raise MconvError(
+                f"{run} does not exist; give a run's save folder, its train.jsonl, or a log as it was printed"
+            )
+    if out:
+        _check_kind(out)
+    from mconv.train.logs import series
+
     found = series.several(runs)
     file = out or (None if json else Path("plot.png"))
     if file:
@@ -79,8 +86,7 @@ def width(name: str, curve: list[tuple[int, float]], asked: int | None) -> int:
 
 def draw(found: "list[Series]", file: Path, *, smooth: int | None) -> None:
     """Write the picture; the name's ending says in which format."""
-    if file.suffix.lower() not in KINDS:
-        raise MconvError(f"--out {file}: give a name that ends in {', '.join(KINDS)}")
+    _check_kind(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix.lower() == ".html":
         from mconv.cli.curves import page
@@ -106,6 +112,11 @@ def draw(found: "list[Series]", file: Path, *, smooth: int | None) -> None:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), frameon=False)
         figure.savefig(file, dpi=150)
+
+
+def _check_kind(file: Path) -> None:
+    if file.suffix.lower() not in KINDS:
+        raise MconvError(f"--out {file}: give a name that ends in {', '.join(KINDS)}")
 
 
 def _panel(ax: Any, names: tuple[str, ...], found: "list[Series]", smooth: int | None) -> None:

@@ -67,6 +67,7 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
     values = told(config, flags)
     with guarded(queue_of(values)):
         made = make(here(values))
+        check_load(made)
         sources.check_present(made)
         nproc, well = made.nproc_per_node or made.tp * made.pp, made.save is not None
         with gate.one_world(made):
@@ -112,6 +113,15 @@ def here(values: dict[str, Any]) -> dict[str, Any]:
     load = begun if goes_on and begun else found.path
     choose.say(f"train: --load {load}" + (f" --save {save}" if save else ""))
     return {**values, "load": str(load), "save": save}
+
+
+def check_load(config: TrainConfig) -> None:
+    """Refuse a `load` that holds no checkpoint before ranks are started. A run that has saved can do without."""
+    own = config.save is not None and (Path(config.save) / TRACKER).is_file()
+    if config.load is not None and config.init != "random" and not own:
+        from mconv.convert.locate import check_path
+
+        check_path(Path(config.load))
 
 
 def _own_run(save: str | None) -> "Found | None":

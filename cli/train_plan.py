@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from rich.filesize import decimal
 
 from mconv.cli import options as o
-from mconv.cli.train import told, with_fields
+from mconv.cli.train import check_load, told, with_fields
 from mconv.train.config import make
 
 if TYPE_CHECKING:
@@ -47,11 +47,13 @@ def _plan(
     if presets:
         print(json_.dumps(_presets(), indent=1) if json else "\n".join(_preset_lines()))
         return 0
+    values, known = _filled(told(config, flags))
+    asked = make(values)
+    check_load(asked)
     from mconv.train.estimate.plan import plan
 
-    values, known = _filled(told(config, flags))
     pace = {"tokens_per_second": tokens_per_second, "tflops": tflops}
-    made = plan(make(values), world=world_size, endless=not known, cpu=cpu, **pace)
+    made = plan(asked, world=world_size, endless=not known, cpu=cpu, **pace)
     if json:
         print(json_.dumps(as_json(made), indent=1))
     else:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from mconv.convert import hugging, lora, manifest, meta, params, peft, spell
-from mconv.convert.checkpoint import TRACKER, Checkpoint
+from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.complete import check_complete, check_depth
 from mconv.convert.dialects import DIALECTS, mcore
 from mconv.convert.families import FAMILIES
@@ -12,7 +12,9 @@ from mconv.convert.formats import hf, mp_rank, torch_dist
 from mconv.convert.formats import meta as meta_files
 from mconv.convert.identify import Said, identify
 from mconv.convert.ignored import NOTHING, Ignored, joined, recorded
-from mconv.convert.recognize import explain, iterations, names_in, what_is
+from mconv.convert.locate import OWN
+from mconv.convert.locate import iteration_folder as iteration_folder
+from mconv.convert.recognize import explain, what_is
 from mconv.errors import FormatError, refuse
 
 
@@ -73,10 +75,6 @@ def open_checkpoint(
     return found
 
 
-OWN = {"meta": "a folder of Meta's", "mistral": "a folder of Mistral's"}
-"""Folders of models in the files of those who made them: weights under names of their own, and params.json."""
-
-
 def _fitting(path: Path, kind: str, *, megatron: dict[str, object], config: object, meta: dict[str, object]) -> None:
     """Refuse what is said of a checkpoint that knows it, or that has no such thing."""
     own = OWN.get(kind)
@@ -93,34 +91,6 @@ def _fitting(path: Path, kind: str, *, megatron: dict[str, object], config: obje
             doing="opening",
             kind=FormatError,
         )
-
-
-def iteration_folder(root: Path, iteration: int | None = None) -> Path:
-    """The folder of one iteration of a Megatron root: the one named, else the tracker's."""
-    if iteration is not None:
-        folder = root / f"iter_{iteration:07d}"
-        if not folder.is_dir():
-            have = sorted(p.name for p in root.glob("iter_*"))
-            raise FormatError(f"{folder} does not exist; {root} has {have or 'no iterations'}")
-        return _known(folder)
-    tracker = root / TRACKER
-    if not tracker.is_file():
-        return _known(root)
-    word = tracker.read_text(encoding="utf-8", errors="replace").strip()
-    if word != "release" and not re.fullmatch(r"\d{1,12}", word):
-        raise FormatError(f"{tracker} says {word[:40]!r}; it must be an iteration number or 'release'")
-    folder = root / ("release" if word == "release" else f"iter_{int(word):07d}")
-    if not folder.is_dir():
-        there = iterations(root, names_in(root)) or "it has no other iteration"
-        raise FormatError(f"{tracker} says {word!r}, but {folder} does not exist; {there}")
-    return _known(folder)
-
-
-def _known(folder: Path) -> Path:
-    """The folder, if by its names it is one iteration of a Megatron's; else say what it is."""
-    if what_is(folder).kind not in ("torch_dist", "mp_rank"):
-        raise FormatError(explain(folder))
-    return folder
 
 
 def _open_hf(path: Path, ignore: Ignored) -> Checkpoint:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.formats.hf import read_json
+from mconv.convert.jsonfile import read_json
 from mconv.errors import FormatError
 
 JSON, MODEL, ADDED, CONFIG = "tokenizer.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json"

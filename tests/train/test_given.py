@@ -38,8 +38,9 @@ MISTAKES = {
 
 @pytest.fixture
 def started(monkeypatch):
-    """What `mconv train` would start ranks with."""
+    """What `mconv train` would start ranks with, whatever there is to load."""
     seen = {}
+    monkeypatch.setattr("mconv.cli.train.check_load", lambda config: None)
     monkeypatch.setattr("mconv.train.data.sources.check_present", lambda config: None)
     monkeypatch.setattr(
         ranks, "run", lambda target, payload, **how: seen.update(payload) or dict.fromkeys(("saved", "stopped"))
@@ -195,6 +196,7 @@ def test_out_of_memory_says_what_would_ask_for_less(monkeypatch, capsys):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
 
     monkeypatch.setattr("mconv.train.loop.train", train)
+    monkeypatch.setattr("mconv.cli.train.check_load", lambda config: None)
     monkeypatch.setattr("mconv.train.data.sources.check_present", lambda config: None)
     assert app.run(["train", "--load", "x", "--data", "y", "--train-iters", "1", "--lr", "1"]) == 2
     said = capsys.readouterr().err
