@@ -9,6 +9,7 @@ from typing import Any, get_args
 from cyclopts import App, CycloptsError, Parameter, Token, convert
 
 import mconv
+from mconv.cli.terminal import typed
 from mconv.errors import MconvError
 
 
@@ -83,6 +84,7 @@ def main() -> None:
 
 def run(argv: list[str]) -> int:
     """Run one command and return its exit code. A user's mistake is one message, never a traceback."""
+    typed[:] = argv
     try:
         if _help(argv):
             return 0

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from mconv.cli import choose
 from mconv.cli import options as o
-from mconv.cli.terminal import one_voice, progress
+from mconv.cli.terminal import command, one_voice, progress
 from mconv.convert import naming
 from mconv.errors import MconvError, refuse
 
@@ -364,7 +364,7 @@ def _carry_out(plan: "Plan", step: str, *, allow_nonfinite: bool) -> None:
 
     with joined() as ranks, progress(plan.nbytes, f"{step} {plan.source.name}") as advance:
         try:
-            rewrite(plan, step=step, allow_nonfinite=allow_nonfinite, progress=advance, ranks=ranks)
+            rewrite(plan, step=step, allow_nonfinite=allow_nonfinite, progress=advance, ranks=ranks, command=command())
         except KeyboardInterrupt:
-            print("what is written so far is kept: the same command with --resume continues it", file=sys.stderr)
+            print("what is written so far is kept: the same command with --resume completes it", file=sys.stderr)
             raise

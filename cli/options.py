@@ -123,7 +123,15 @@ def tokenizer(path: Path) -> Path:
 
 def local(path: Path) -> Path:
     """The folder itself, or that of a repository in the Hub's cache."""
-    if path.exists() or len(path.parts) != 2 or path.is_absolute() or path.parts[0] in (".", "..", "~"):
+    from mconv.convert import unfinished
+
+    if (
+        path.exists()
+        or unfinished.at(path)
+        or len(path.parts) != 2
+        or path.is_absolute()
+        or path.parts[0] in (".", "..", "~")
+    ):
         return path
     from mconv.hub import fetch
 

@@ -4,7 +4,7 @@ import json as jsonlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,12 @@ def status(folder: Path = Path(), *, json: o.Json = False) -> None:
     if not folder.is_dir():
         raise MconvError(f"{folder} is not a folder")
     looked = scan.scan(folder)
-    trees, unfinished = tree(looked), scan.unfinished(folder)
+    trees, unfinished = tree(looked), scan.unfinished_in(folder)
     if json:
         values = {
             "folder": str(folder.resolve()),
             "checkpoints": [_facts(node) for node in trees],
-            "unfinished": unfinished,
+            "unfinished": [{"name": name, **asdict(one)} for name, one in unfinished.items()],
             "notes": list(looked.notes),
         }
         print(jsonlib.dumps(values, indent=1))
@@ -51,7 +51,7 @@ def status(folder: Path = Path(), *, json: o.Json = False) -> None:
     for note in looked.notes:
         print(f"note: {scan.shown(note)}", file=sys.stderr)
     lines = [line for node in trees for line in _lines(node)]
-    lines += [f"{scan.shown(name)}: unfinished; the command that began it goes on with --resume" for name in unfinished]
+    lines += [f"{scan.shown(name)}: {one.text}; {one.advice}" for name, one in unfinished.items()]
     print(
         "\n".join(
             lines or [f"nothing that mconv knows is in {folder.resolve()}; `mconv hf2meg MODEL` makes a checkpoint"]

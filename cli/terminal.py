@@ -3,12 +3,22 @@
 import functools
 import io
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 from mconv.errors import MconvError
+
+typed: list[str] = []
+"""The command line of the command that runs, without the program's name."""
+
+
+def command() -> str | None:
+    """Return the command that runs as a user would type it, without --resume; None outside of the command line."""
+    words = [word for word in typed if word != "--resume"]
+    return shlex.join(["mconv", *words]) if words else None
 
 
 def dtype_name(dtype: object) -> str:

@@ -2,14 +2,15 @@
 
 Beside the folder to be made lie `.mconv-partial-NAME`, the checkpoint so far, and `.mconv-partial-NAME.journal`:
 
-    plan.json        what is converted to what: the source's files and tensors, the targets, the options
+    plan.json        what is converted to what: the source's files and tensors, the targets, the options; for people, the
+                     command and the bytes of each logical tensor
     done-R.jsonl     a line for each logical tensor that rank R has written, after its bytes were flushed
     mconv.json       the manifest, once all is written: the sign that NAME is this conversion's result
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,10 @@ def _hashed(values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def begin(place: Place, laid: Laid, made_of: dict[str, Any], *, resume: bool, overwrite: bool) -> dict[str, Done]:
+def begin(
+    place: Place, laid: Laid, made_of: dict[str, Any], *,
+    resume: bool, overwrite: bool, sizes: Mapping[str, int], command: str | None,
+) -> dict[str, Done]:  # fmt: skip
     """Make the partial folder and its journal, or take up those that are there; returns what is done already.
 
     Raises MconvError if what is there is of another conversion, or was damaged.
@@ -81,7 +85,8 @@ def begin(place: Place, laid: Laid, made_of: dict[str, Any], *, resume: bool, ov
     place.partial.mkdir()
     laid.create(place.partial)
     place.journal.mkdir()
-    write_whole(place.journal / PLAN, json.dumps({"of": made_of, "overwrite": overwrite}, indent=1))
+    record = {"of": made_of, "overwrite": overwrite, "command": command, "sizes": dict(sizes)}
+    write_whole(place.journal / PLAN, json.dumps(record, indent=1))
     for folder in (place.partial, place.journal, place.folder.parent):
         sync(folder)
     return {}

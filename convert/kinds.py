@@ -168,7 +168,7 @@ FOLDERS = (
     Row(
         "unfinished",
         (".mconv-partial-*/",),
-        "the place of a conversion that was not finished",
+        "a folder in which a conversion was not finished",
         "repeat the command that was interrupted with --resume",
     ),
 )
@@ -201,5 +201,5 @@ WANTED = (
 """What each format that mconv reads would have needed."""
 AROUND = ("run", "texts", "optimizer", "tokenizer", "onnx", "deepspeed", "torch", "data", "config-only", "unfinished")
 """Kinds that say little where a folder below is a model: that one is named."""
-PLAIN = ("unknown", "empty", "adapter", "root", "parent", "side", "rank")
+PLAIN = ("unknown", "empty", "adapter", "root", "parent", "side", "rank", "unfinished")
 """Kinds whose message needs no list of files, or has one already."""

@@ -41,6 +41,8 @@ def open_checkpoint(
     if not path.is_dir():
         raise FormatError(explain(path))
     what = what_is(path)
+    if what.kind == "unfinished":
+        raise FormatError(explain(path))
     _fitting(
         path,
         what.kind,

@@ -15,6 +15,8 @@ PARTIAL = ".mconv-partial-"
 PLAN = "plan.json"
 """In the journal: what is converted to what."""
 MANIFEST = "mconv.json"
+PULL = Path(".cache", "huggingface", "mconv-pull.json")
+"""What a download is of, within its folder, until it is whole."""
 TRACKER = "latest_checkpointed_iteration.txt"
 
 

@@ -1,4 +1,6 @@
-"""What a path is, by the names in it: for messages, and for commands that take several kinds. Nothing is opened.
+"""What a path is, by the names in it: for messages, and for commands that take several kinds.
+
+Nothing is opened but the journal of what a killed command has left (`unfinished.py`).
 
 The table is in `kinds.py`: the names that give a kind away, what it is, and what to do with it.
 """
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from mconv.convert import unfinished
 from mconv.convert.kinds import AROUND, FILES, FOLDERS, PLAIN, READABLE, WANTED, Row
 
 MOST = 5000
@@ -23,6 +26,8 @@ DEEP = 3
 """Levels below it that are looked at."""
 NAMED = (*READABLE, "adapter", "root")
 """Kinds of folders below that are worth a word."""
+PERHAPS_UNFINISHED = ("unfinished", "root", "run")
+"""Kinds of folders that look so because a command was killed."""
 SHOWN = 6
 """Names that a message shows."""
 
@@ -45,6 +50,8 @@ def what_is(path: Path | str) -> What:
     """Return what a path is, by names alone. Never raises: an unreadable folder is "unknown"."""
     path = Path(path)
     try:
+        if found := unfinished.at(path):
+            return _unfinished(found)
         return _folder(path) if path.is_dir() else _file(path) if path.exists() else _absent(path)
     except OSError as error:
         return What(kind="unknown", text=f"not readable ({error.strerror or error})", advice="", readable=False)
@@ -72,6 +79,9 @@ def _folder(path: Path) -> What:
     inside = _inside(path, names) if row is None or row.kind not in READABLE else []
     if beside := _beside(path, row):
         return beside
+    begun = unfinished.within(path) if row is None or row.kind in PERHAPS_UNFINISHED else None
+    if begun and all(below.name in unfinished.staged(path) for below, _, _ in inside):
+        return _unfinished(begun)
     if inside and (row is None or row.kind in AROUND or (row.kind == "root" and inside[0][2] in ("hf", "adapter"))):
         (folder, text, _), *others = inside
         also = f" (or {shown([below.name for below, _, _ in others], most=3)} beside it)" if others else ""
@@ -80,6 +90,10 @@ def _folder(path: Path) -> What:
     if row is None:
         return _unknown([name for name in names if not name.startswith(".cache")])
     return _what(row, path, iterations=iterations(path, names))
+
+
+def _unfinished(found: unfinished.Unfinished) -> What:
+    return What(kind="unfinished", text=found.text, advice=found.advice, readable=False)
 
 
 def _unknown(names: Sequence[str]) -> What:

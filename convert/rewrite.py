@@ -33,21 +33,26 @@ from mconv.shard.layout import Layout
 
 
 def rewrite(
-    plan: Plan, *, step: str, allow_nonfinite: bool = False, progress: Progress = quiet, ranks: Ranks = ALONE
-) -> dict[str, Any]:
+    plan: Plan, *, step: str, allow_nonfinite: bool = False, progress: Progress = quiet, ranks: Ranks = ALONE,
+    command: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Write the checkpoint that was planned; returns its manifest.
 
     A kill leaves the old state, and a `.mconv-partial-` which a plan with `resume` takes up; an error leaves the old
     state alone. `progress` is told once of each byte that is written. Every rank calls this with the same plan.
+    `command` is what the user typed, for who finds the conversion unfinished.
     """
     laid, place = lay_out(plan), Place.of(plan.folder)
+    sizes = {str(unit.logical): unit.nbytes for unit in units_of(plan, laid)}
     made_of = journal.fingerprint(plan, laid, step=step, allow_nonfinite=allow_nonfinite)
     unchanged = explained(f"could not write {plan.folder}", "what was there before is unchanged")
 
     def begin() -> dict[str, Done]:
         with unchanged:
             held.enter_context(place.alone())
-            return journal.begin(place, laid, made_of, resume=plan.resume, overwrite=plan.overwrite)
+            return journal.begin(
+                place, laid, made_of, resume=plan.resume, overwrite=plan.overwrite, sizes=sizes, command=command
+            )
 
     there = plan.out.exists()
     try:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mconv.convert import manifest
+from mconv.convert import manifest, unfinished
 from mconv.convert.jsonfile import read_json
-from mconv.convert.place import PARTIAL, TRACKER
+from mconv.convert.place import PULL, TRACKER
+from mconv.convert.unfinished import Unfinished
 from mconv.errors import FormatError, MconvError
 
 ADAPTER = "adapter_config.json"
@@ -166,6 +167,8 @@ def _exports(path: Path) -> Iterator[Path]:
 
 def look(path: Path) -> Found | None:
     """Return what a folder is, or None if it is no checkpoint. Raises MconvError where it is a damaged one."""
+    if (path / PULL).is_file():  # not downloaded to its end
+        return None
     if (path / "config.json").is_file():
         return Found(path=path, folder=path, kind="hf", manifest=manifest.read(path)) if _is_model(path) else None
     if (path / ADAPTER).is_file():
@@ -208,12 +211,15 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def unfinished(folder: Path) -> list[str]:
-    """Return the names of outputs that a killed conversion has begun in a folder."""
-    names = (path.name for path in folder.glob(f"{PARTIAL}*") if path.is_dir())
-    return sorted(
-        n.removeprefix(PARTIAL) for n in names if not n.endswith(".journal") and not n.startswith(f"{PARTIAL}old-")
-    )
+def unfinished_in(folder: Path) -> dict[str, Unfinished]:
+    """Return what killed commands have left in a folder and in the Megatron roots in it, by the name of the output."""
+    found = {name: unfinished.within(folder, name) for name in unfinished.staged(folder)}
+    for path in _entries(folder):
+        if (path / TRACKER).is_file():
+            found |= {f"{path.name}/{name}": unfinished.within(path, name) for name in unfinished.staged(path)}
+        else:
+            found[path.name] = unfinished.at(path) or unfinished.within(path)
+    return {name: one for name, one in sorted(found.items()) if one}
 
 
 # ---- choose ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.recognize import shown
+from mconv.convert import unfinished
+from mconv.convert.recognize import explain, shown
 from mconv.convert.sidecar import LeftOut, judge
 from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.hub import adapter, room
@@ -107,6 +108,8 @@ def resolve(
     """
     if (folder := Path(source).expanduser()).is_dir():
         return folder
+    if unfinished.at(folder):
+        raise FormatError(explain(folder))
     repo = repository(source, size=size)
     if cached := _cached(repo, cache_dir=cache_dir, revision=revision, essential=offline):
         return cached
@@ -265,11 +268,13 @@ def _download(
     with one_line(repo, doing="cannot download"):
         listed = HfApi(endpoint=endpoint).list_repo_tree(repo, revision=revision, recursive=True)
         sizes = {entry.path: entry.size for entry in listed if hasattr(entry, "size")}
-        room.check(repo, {name: sizes[name] or 0 for name in wanted(sizes)[0]}, cache_dir=cache_dir, local_dir=local_dir)
-        found = snapshot_download(
-            repo, cache_dir=cache_dir, local_dir=local_dir, revision=revision, endpoint=endpoint,
-            allow_patterns=_chosen(sizes),
-        )  # fmt: skip
+        coming = {name: sizes[name] or 0 for name in wanted(sizes)[0]}
+        room.check(repo, coming, cache_dir=cache_dir, local_dir=local_dir)
+        with room.begun(local_dir, {"repo": repo, "revision": revision, "files": coming}):
+            found = snapshot_download(
+                repo, cache_dir=cache_dir, local_dir=local_dir, revision=revision, endpoint=endpoint,
+                allow_patterns=_chosen(sizes),
+            )  # fmt: skip
     folder = Path(found)
     if absent := missing(folder):
         raise FormatError(

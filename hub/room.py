@@ -1,15 +1,19 @@
-"""Whether a download can be written where it is to go, asked before its first byte."""
+"""Whether a download can be written where it is to go, asked before its first byte; and a record of it until its last."""
 
+import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.filesize import decimal
 
+from mconv.convert.place import PULL
 from mconv.errors import MconvError
 
-CLIENT = Path(".cache", "huggingface")
+CLIENT = PULL.parent
 """Where the Hub's client keeps its own files within a folder that it downloads to."""
 
 
@@ -34,6 +38,27 @@ def check(repo: str, sizes: Mapping[str, int], *, cache_dir: Path | None, local_
             f"{repo}: {decimal(missing)} are still to come, and {place} has {decimal(free)} free: make room there, or "
             f"{'give another folder' if local_dir else 'set HF_HOME to a folder on a larger disk'}"
         )
+
+
+@contextmanager
+def begun(folder: Path | None, record: Mapping[str, Any]) -> Iterator[None]:
+    """Keep a record of a download in its folder until it is whole, so that a killed one is known for what it is.
+
+    A folder that did not exist before is removed again if an error came before any of its files.
+    """
+    if folder is None:
+        yield
+        return
+    fresh, path = not folder.exists(), folder / PULL
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record), encoding="utf-8")
+    try:
+        yield
+    except Exception:
+        if fresh and not _in_folder(folder, record["files"]):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    path.unlink()
 
 
 def _in_folder(folder: Path, sizes: Mapping[str, int]) -> int:

@@ -127,7 +127,7 @@ def test_hidden_unfinished_and_linked_ones_are_not_taken(tmp_path, make):
     (tmp_path / "unbegun").mkdir()
     found = scan.scan(tmp_path)
     assert scan.names(found.found) == [str(tmp_path / "base")] and not found.notes
-    assert scan.unfinished(tmp_path) == ["tp4"]
+    assert list(scan.unfinished_in(tmp_path)) == ["tp4"]
 
 
 def test_a_link_to_one_elsewhere_counts_by_its_own_name(tmp_path, make):

@@ -1,5 +1,6 @@
 """Names to folders: a folder wins, then the cache, then a download; offline and absent says what to type."""
 
+import re
 import shutil
 import time
 from contextlib import nullcontext
@@ -7,6 +8,7 @@ from contextlib import nullcontext
 import pytest
 from huggingface_hub import snapshot_download
 
+from mconv.convert.recognize import what_is
 from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.hub.fetch import REPOSITORIES, check_size, expected_parameters, pull, repository, resolve
 from mconv.hub.folder import missing
@@ -312,3 +314,30 @@ def test_a_folder_that_cannot_be_made_is_found_before_the_hub_is_asked(hub, publ
     with pytest.raises(MconvError, match=r"file is a file, so .*/out cannot be made"):
         pull("acme/tiny", tmp_path / "file" / "out", endpoint=hub.url)
     assert hub.log == []
+
+
+def test_an_interrupted_pull_is_known_for_one_until_it_is_completed(hub, published, tmp_path, monkeypatch):
+    """And one that failed before its first file leaves nothing."""
+    import huggingface_hub
+
+    out, real = tmp_path / "out", huggingface_hub.snapshot_download
+
+    def broken(*args, **options):
+        real(*args, **{**options, "allow_patterns": ["config.json", "model-00001*"]})
+        raise KeyboardInterrupt
+
+    def refused(*args, **options):
+        raise OSError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub, "snapshot_download", refused)
+        with pytest.raises(MconvError, match="cannot download: no"):
+            pull("acme/tiny", out, endpoint=hub.url)
+        assert not out.exists()
+        patch.setattr(huggingface_hub, "snapshot_download", broken)
+        with pytest.raises(KeyboardInterrupt):
+            pull("acme/tiny", out, endpoint=hub.url)
+    found = what_is(out)
+    assert found.kind == "unfinished" and f"`mconv pull acme/tiny {out}` completes it" in found.advice
+    assert re.search(r"an unfinished download of acme/tiny \(\d\d % there\)", found.text)
+    assert what_is(pull("acme/tiny", out, endpoint=hub.url)).kind == "hf"

@@ -133,7 +133,7 @@ def _check_no_guess(here, capfd):
     assert "- llama2-7b-megatron: " not in error and "- llama2-7b-megatron-tp4: " not in error
     assert run(["train", "--data", "code", "--train-iters", "1", "--lr", "1e-3"]) == 2
     assert "give --load" in capfd.readouterr().err
-    assert scan.unfinished(here) == []
+    assert scan.unfinished_in(here) == {}
 
 
 def test_a_source_in_the_cache_that_has_moved_is_found_by_its_name(here, cached, tmp_path, monkeypatch, capsys):
