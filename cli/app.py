@@ -21,24 +21,29 @@ def _exactly(kind: Any, tokens: Sequence[Token]) -> Any:
     return convert(kind, tokens)
 
 
+def _default(value: Any) -> str | None:
+    """Return how help shows a default; that a switch is off, or nothing is set, goes without saying."""
+    return None if value is None or value is False else str(value)
+
+
 app = App(
     name="mconv",
     version=mconv.__version__,
-    default_parameter=Parameter(converter=_exactly),
-    help="LLMs between Hugging Face and Megatron: converted, resharded, proven, planned, trained, published.",
+    default_parameter=Parameter(converter=_exactly, show_default=_default),
+    help="Convert language models between Hugging Face and Megatron, verify, train and publish them.",
     help_on_error=False,
 )
-data = App(name="data", help="Training data.")
+data = App(name="data", help="Tokenize training data.")
 app.command(data)
-lora = App(name="lora", help="Adapters: what a LoRA run has trained.")
+lora = App(name="lora", help="Export or merge a LoRA adapter.")
 app.command(lora)
 
 COMMANDS = {
-    "hf2meg": ("mconv.cli.convert:hf2meg", "Hugging Face to Megatron."),
-    "reshard": ("mconv.cli.convert:reshard", "Another tensor x pipeline layout, or another format."),
-    "merge": ("mconv.cli.convert:merge", "All ranks into one (tp 1, pp 1)."),
-    "meg2hf": ("mconv.cli.convert:meg2hf", "Megatron to Hugging Face."),
-    "inspect": ("mconv.cli.inspect:inspect", "What a checkpoint is."),
+    "hf2meg": ("mconv.cli.convert:hf2meg", "Convert a Hugging Face model to Megatron."),
+    "reshard": ("mconv.cli.convert:reshard", "Rewrite a Megatron checkpoint for another layout or in another format."),
+    "merge": ("mconv.cli.convert:merge", "Merge all ranks of a Megatron checkpoint into one (tp 1, pp 1)."),
+    "meg2hf": ("mconv.cli.convert:meg2hf", "Convert a Megatron checkpoint to Hugging Face."),
+    "inspect": ("mconv.cli.inspect:inspect", "Show what a checkpoint or a dataset is."),
     "verify": (
         "mconv.cli.verify:verify",
         "Are two checkpoints the same model?\n\nExit code 0: yes. 1: no. 2: it could not be judged. First the tensors, "
@@ -47,8 +52,9 @@ COMMANDS = {
     ),
     "status": (
         "mconv.cli.status:status",
-        "What is in this folder, and what came of what.\n\nA tree of checkpoints and runs, from manifests and trackers "
-        "alone: by which step each was made, its layout, dtype and size, by what it was verified, where it was pushed.",
+        "List the checkpoints and runs in a folder, and which was made from which.\n\nA tree, from manifests and "
+        "trackers "
+        "alone: the step that made each, its layout, dtype and size, what it was verified against, where it was pushed.",
     ),
     "plan": (
         "mconv.cli.train_plan:plan",
@@ -63,18 +69,20 @@ COMMANDS = {
         "the command joins the ranks that are already there; otherwise it starts them on this machine. Exit code 0: "
         "trained, or saved and stopped early; 1: a check or a guard failed; 2: the run could not start or continue.",
     ),
-    "doctor": ("mconv.cli.doctor:doctor", "What this machine can do for a run."),
-    "plot": ("mconv.cli.plot:plot", "Loss, learning rate, gradient norm and throughput of runs, Megatron-LM's too."),
-    "push": ("mconv.cli.hub:push", "Publish a model folder on the Hub."),
-    "pull": ("mconv.cli.hub:pull", "Fetch a model from the Hub."),
-    "demo": ("mconv.cli.demo:demo", "The whole path once, offline, on a small model."),
+    "doctor": ("mconv.cli.doctor:doctor", "Check what this machine offers to a training run."),
+    "plot": ("mconv.cli.plot:plot", "Plot loss, learning rate, gradient norm and throughput of runs, Megatron-LM's too."),
+    "push": ("mconv.cli.hub:push", "Publish a model on the Hugging Face Hub."),
+    "pull": ("mconv.cli.hub:pull", "Download a model from the Hugging Face Hub."),
+    "demo": ("mconv.cli.demo:demo", "Run every step once, offline, on a small model."),
 }
 for name, (target, summary) in COMMANDS.items():
     app.command(target, name=name, help=summary)
-data.command("mconv.cli.data:tokenize", name="tokenize", help="Text to megatron-core's .bin and .idx.")
-lora.command("mconv.cli.lora:export", name="export", help="A LoRA run's adapter as PEFT has it.")
-lora.command("mconv.cli.lora:merge", name="merge", help="An adapter and its base, merged into one model.")
-data.command("mconv.cli.data:instruct", name="instruct", help="Conversations to tokens, and who says each of them.")
+data.command("mconv.cli.data:tokenize", name="tokenize", help="Tokenize text into the .bin and .idx that Megatron reads.")
+lora.command("mconv.cli.lora:export", name="export", help="Export the adapter of a LoRA run in PEFT's format.")
+lora.command("mconv.cli.lora:merge", name="merge", help="Merge an adapter and its base into one model.")
+data.command(
+    "mconv.cli.data:instruct", name="instruct", help="Tokenize conversations, with the role that says each token."
+)
 
 
 def main() -> None:

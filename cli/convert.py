@@ -1,4 +1,4 @@
-"""`hf2meg`, `reshard`, `merge`, `meg2hf`: one engine under four verbs."""
+"""`hf2meg`, `reshard`, `merge` and `meg2hf`: four commands, one engine."""
 
 import sys
 from pathlib import Path
@@ -53,36 +53,36 @@ def hf2meg(
     rope_factor: float | None = None,
     ignoring: o.Ignores = o.IGNORING,
 ) -> None:
-    """Convert a Hugging Face checkpoint, or one in Meta's or Mistral's own files, to Megatron.
+    """Convert a Hugging Face model, or one in Meta's or Mistral's own files, to Megatron.
 
     Parameters
     ----------
     model
-        A family name (llama2, codellama, llama3.1, ... with --size), a folder, or a repository ORG/NAME.
+        A folder, a repository ORG/NAME, or a family (llama2, codellama, llama3.1, ...) together with --size.
     size
-        Billions of parameters: picks the family's repository, and is checked against its config.
+        Billions of parameters: selects the family's repository; checked against the model's config.json.
     source
-        Take the weights from this folder or repository instead of the one that MODEL names.
+        Read the weights from this folder or repository instead; MODEL then only names the output.
     out
-        The Megatron root to make. Default: the model's name and layout, NAME-megatron-tp4-pp2.
+        The folder to make. Default: the model's name and layout, NAME-megatron-tp4-pp2.
     tp
         Tensor-parallel size.
     pp
         Pipeline-parallel size.
     format
-        torch_dist loads at any layout; mp_rank is Megatron's older format, one file a rank.
+        torch_dist loads at any tp and pp; mp_rank is Megatron's older format, one file per rank.
     dialect
-        Whose names and order of rows an mp_rank checkpoint gets. Default: megatron-core's.
+        The program to write an mp_rank checkpoint for: its tensor names and row order. Default: mcore.
     iteration
-        Write iter_N with a tracker that says N, instead of a release.
+        Write the folder iter_N, with N in the tracker, instead of release.
     offline
-        Never ask the Hub: the local cache or nothing.
+        Do not contact the Hub: use its local cache only.
     cache_dir
-        The Hugging Face cache to look in.
+        The Hub's cache. Default: as HF_HOME or HF_HUB_CACHE says.
     max_position_embeddings
-        The context that the model was trained for, where params.json does not say (2048, Mistral's 32768).
+        The model's context length, which Meta's and Mistral's params.json does not say. Default: 2048, Mistral 32768.
     rope_factor
-        The factor of llama3 rope scaling, where Meta's params.json has use_scaled_rope without it.
+        The factor of Llama 3's rope scaling, where Meta's params.json sets use_scaled_rope without a factor.
     """
     from mconv.hub import fetch
 
@@ -132,18 +132,18 @@ def reshard(
     ignoring: o.Ignores = o.IGNORING,
     show: o.Shown = o.SHOW,
 ) -> None:
-    """Rewrite a Megatron checkpoint for another layout or in another format. Optimizer state is not carried over.
+    """Rewrite a Megatron checkpoint for another layout or in another format. Optimizer state is left out.
 
     Parameters
     ----------
     tp
-        Tensor-parallel size. Default: as it is.
+        Tensor-parallel size. Default: the checkpoint's.
     pp
-        Pipeline-parallel size. Default: as it is.
+        Pipeline-parallel size. Default: the checkpoint's.
     format
-        Default: the format that it has.
+        torch_dist or mp_rank. Default: the checkpoint's format.
     to_dialect
-        Whose names and order of rows the result gets, in mp_rank. Default: those that it has.
+        The program to write an mp_rank checkpoint for: its tensor names and row order. Default: the checkpoint's.
     """
     found = _open(choose.megatron(checkpoint, "reshard"), iteration, vocab_size, dialect, config, ignoring)
     from mconv.shard.stages import EVEN
@@ -184,7 +184,7 @@ def merge(
     Parameters
     ----------
     format
-        Default: the format that it has.
+        torch_dist or mp_rank. Default: the checkpoint's format.
     """
     found = _open(choose.megatron(checkpoint, "merge"), iteration, vocab_size, dialect, config, ignoring)
     kind = format or found.format
@@ -214,16 +214,16 @@ def meg2hf(
     ignoring: o.Ignores = o.IGNORING,
     show: o.Shown = o.SHOW,
 ) -> None:
-    """Convert a Megatron checkpoint, at whatever layout, to a Hugging Face folder.
+    """Convert a Megatron checkpoint, of any layout, to a Hugging Face folder.
 
     Parameters
     ----------
     max_shard_size
         Largest safetensors file, in GB.
     tokenizer
-        A folder whose tokenizer and generation files go with the model, instead of the checkpoint's own.
+        Copy the tokenizer and generation files from this folder instead of the checkpoint's own.
     iterations
-        `all`, or numbers (100,200): each iteration of the root, to OUT/iter_NNNNNNN; what is there and whole is skipped.
+        Convert several iterations, `all` or a list (100,200), each to OUT/iter_NNNNNNN. Finished ones are skipped.
     """
     if not 0 < max_shard_size < float("inf"):
         raise MconvError(f"--max-shard-size is {max_shard_size}; it must be a positive number of GB")

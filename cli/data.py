@@ -31,15 +31,17 @@ class How:
         ),
     ]
     prepend_bos: Annotated[
-        bool, Parameter(help="Begin each with the BOS token, where that is not there already.", negative=())
+        bool, Parameter(help="Put the BOS token before each document, unless it begins with it.", negative=())
     ] = False
-    workers: Annotated[int, Parameter(help="Processes that tokenize. The output is the same for any number.")] = 1
+    workers: Annotated[int, Parameter(help="Number of processes. The output does not depend on it.")] = 1
     on_bad_record: Annotated[
         Literal["stop", "skip"],
-        Parameter(help="Stop at a record that cannot be used, or leave it out, count it and list it in a reject file."),
+        Parameter(
+            help="At a record that cannot be used: stop, or skip it, count it and list it in a file .rejected.jsonl."
+        ),
     ] = "stop"
-    overwrite: Annotated[bool, Parameter(help="Replace output that is there.", negative=())] = False
-    json: Annotated[bool, Parameter(help="Print the record as JSON.", negative=())] = False
+    overwrite: Annotated[bool, Parameter(help="Replace the output of an earlier run.", negative=())] = False
+    json: Annotated[bool, Parameter(help="Print one JSON object instead of text.", negative=())] = False
 
     def options(self, what: str) -> dict[str, Any]:
         """What the functions behind the commands take; `what` is counted on a terminal."""
@@ -50,27 +52,30 @@ class How:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fields:
-    """Where a record has its conversation."""
+    """Options that say which fields of a record hold its conversation."""
 
     messages_key: Annotated[
-        str | None, Parameter(help="Field with the list of turns. Default: messages or conversations.")
+        str | None, Parameter(help="Field that holds the list of turns. Default: messages or conversations.")
     ] = None
     question_key: Annotated[
         str | None,
-        Parameter(help="Field with the question, without a list. Default: question, instruction, prompt or query."),
+        Parameter(
+            help="Field that holds the question, where there is no list of turns. Default: question, instruction, prompt "
+            "or query."
+        ),
     ] = None
     answer_key: Annotated[
-        str | None, Parameter(help="Field with its answer. Default: answer, output, response or completion.")
+        str | None, Parameter(help="Field that holds the answer. Default: answer, output, response or completion.")
     ] = None
     input_key: Annotated[
-        str | None, Parameter(help="Field with what is joined to the question, on a line of its own. Default: input.")
+        str | None, Parameter(help="Field whose text is appended to the question on a new line. Default: input.")
     ] = None
     system_key: Annotated[
-        str | None, Parameter(help="Field with the first system turn, beside system, system_prompt and system_message.")
+        str | None, Parameter(help="Field that holds the system turn. Default: system, system_prompt or system_message.")
     ] = None
     ignore_field: Annotated[
         list[str] | None,
-        Parameter(help="Pass over this field of records and turns, which no table claims. Repeatable.", negative=()),
+        Parameter(help="Ignore this field of records and turns, which mconv does not know. Repeatable.", negative=()),
     ] = None
 
 
@@ -84,19 +89,19 @@ def tokenize(
     append_eod: Annotated[bool, Parameter(negative="--no-append-eod")] = True,
     how: Annotated[How, Parameter(name="*")],
 ) -> int:
-    """Text to megatron-core's .bin and .idx, in the order of the input.
+    """Tokenize text into the .bin and .idx that Megatron reads, in the order of the input.
 
     Parameters
     ----------
     sources
-        Files with one JSON object a line (.jsonl) or one document a line (.txt), either also .gz, .xz or .zst; or
-        .parquet.
+        Files with one JSON object per line (.jsonl) or one document per line (.txt), plain or compressed (.gz, .xz,
+        .zst), or .parquet.
     prefix
-        Output: PREFIX.bin, PREFIX.idx, and PREFIX.mconv.json, which records how they were made.
+        The prefix of the output: PREFIX.bin, PREFIX.idx, and PREFIX.mconv.json, which records how they were made.
     key
-        Field of each record that holds the text.
+        Field of a record that holds the text.
     append_eod
-        End each document with the tokenizer's EOS token, so that documents in one sample are told apart.
+        Put the tokenizer's EOS token after each document, to separate documents within a sample.
     """
     _check(sources, prefix)
     options = how.options("documents")
@@ -114,20 +119,20 @@ def instruct(
     fields: Annotated[Fields, Parameter(name="*")] = FIELDS,
     how: Annotated[How, Parameter(name="*")],
 ) -> int:
-    """Conversations to instruction data: the tokens, and who says each of them.
+    """Tokenize conversations into instruction data: the tokens, and the role that says each of them.
 
     Parameters
     ----------
     sources
-        Files with one conversation a line (.jsonl, also .gz, .xz or .zst): a list of turns, each with role and content
-        or from and value; or one question and its answer.
+        Files with one conversation per line (.jsonl, plain or .gz, .xz, .zst): a list of turns, each with role and
+        content (or from and value), or a question and its answer.
     prefix
-        Output: PREFIX-text and PREFIX-role, a .bin and an .idx each, and PREFIX-text.mconv.json.
+        The prefix of the output: PREFIX-text and PREFIX-role (.bin and .idx each), and PREFIX-text.mconv.json.
     template
-        What writes a conversation as text: the tokenizer's own chat template, or by name: chatml, or megatron-llm for
-        the files that its preprocess_instruct_data.py makes.
+        The chat template: the tokenizer's own (tokenizer), chatml, or megatron-llm, which gives the same files as its
+        preprocess_instruct_data.py.
     append_eod
-        End each conversation with the EOS token, where the template does not.
+        Put the EOS token after each conversation, unless the template does.
     """
     _check(sources, prefix)
     options = how.options("conversations")
@@ -155,14 +160,14 @@ def _check(sources: tuple[Path, ...], prefix: Path) -> None:
 
 
 def _progress(what: str) -> Callable[[int], None]:
-    """A count that stays on its line of a terminal, and is nowhere else."""
+    """Return a function that shows a count on one line of a terminal, and nothing in a pipe."""
     if not sys.stderr.isatty():
         return lambda done: None
     return lambda done: print(f"\r{done} {what}", end="", file=sys.stderr)
 
 
 def _tell(record: "Tokenized", prefix: Path, what: str, *, json: bool) -> int:
-    """What was made: the record, or a line of it."""
+    """Print what was made: the record as JSON, or a line of it."""
     if json:
         print(jsonlib.dumps(dataclasses.asdict(record), indent=2))
         return 0

@@ -1,4 +1,4 @@
-"""`mconv demo`: every verb once, on real parts, offline. Each step is a command that a user could type."""
+"""`mconv demo`: every command once, offline, on a small model. Each step is a command that a user could type."""
 
 import json
 import os
@@ -73,12 +73,12 @@ class Demo:
 
 
 def demo(*, out: Path = Path("mconv-demo"), overwrite: o.Flag = False) -> None:
-    """Do the whole job once, offline: make a small LLaMA, convert, verify, reshard, train, merge, export, push, generate.
+    """Run every step once, offline, on a small LLaMA: convert, verify, reshard, train, merge, export, push, generate.
 
     Parameters
     ----------
     out
-        The folder to work in. It is left for you to look at.
+        The folder to work in; it is kept.
     overwrite
         Replace the folder of an earlier demo.
     """

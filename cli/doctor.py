@@ -9,11 +9,11 @@ from rich.filesize import decimal
 
 from mconv.cli import options as o
 
-Save = Annotated[Path, Parameter(help="The folder that a run would save to: the room on its disk is told.")]
+Save = Annotated[Path, Parameter(help="The folder that a run would save to, to show the free space on its disk.")]
 
 
 def doctor(*, save: Save = Path(), json: o.Json = False) -> int:
-    """What this machine can do for a run: devices, backends, room, limits, versions. Exit code 0 whatever it finds."""
+    """Show what this machine offers to a training run: devices, backends, memory, disk, limits, versions. Exit code 0."""
     from mconv.train.estimate import machine
 
     facts = machine.machine(save)

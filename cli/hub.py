@@ -105,7 +105,7 @@ def pull(
     revision
         A branch, tag or commit.
     overwrite
-        Allow a folder that holds other files.
+        Download into a folder that holds other files.
     json
         Print one JSON object.
     """

@@ -41,19 +41,19 @@ def inspect(
         A Hugging Face folder, one in Meta's or Mistral's own files, a Megatron root, the folder of one iteration, or a
         repository ORG/NAME of the Hub's cache.
     tensors
-        List every stored tensor and the logical tensor that it holds a piece of.
+        List every stored tensor, and the tensor of the model that it is a part of.
     tp
-        Preview another layout: its tensor-parallel size. Default: as it is.
+        Preview another layout: its tensor-parallel size. Default: the checkpoint's.
     pp
-        Its pipeline-parallel size.
+        Preview another layout: its pipeline-parallel size.
     vpp
-        Its model chunks on each stage.
+        Preview another layout: its model chunks on each pipeline rank.
     plot
         Draw which rank holds which slice: a .png, .svg, .pdf or .html file.
     max_position_embeddings
-        The context that the model was trained for, where Meta's params.json does not say.
+        The model's context length, which Meta's params.json does not say.
     rope_factor
-        The factor of llama3 rope scaling, where Meta's params.json has use_scaled_rope without it.
+        The factor of Llama 3's rope scaling, where Meta's params.json sets use_scaled_rope without a factor.
     """
     path = o.checkpoint(path, iteration)
     from mconv.convert import adapted, peft

@@ -1,4 +1,4 @@
-"""`mconv lora`: what a LoRA run has trained, as a PEFT adapter or merged into its base."""
+"""`mconv lora`: the adapter of a LoRA run, exported to PEFT or merged into its base."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,17 +13,17 @@ from mconv.errors import MconvError
 def export(
     run: Path | None = None, *, out: Path | None = None, base: str | None = None, iteration: o.Iteration = None
 ) -> None:
-    """Write the adapter of a LoRA run as PEFT has it: adapter_config.json and adapter_model.safetensors.
+    """Export the adapter of a LoRA run in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
     Parameters
     ----------
     run
-        A LoRA run's folder, or that of one iteration. Default: the newest in the current folder.
+        A LoRA run: its --save folder, or one iteration in it. Default: the newest in the current folder.
     out
         The folder to make. Default: the run's name and iteration, NAME-iter_500-adapter.
     base
-        What the adapter is to call the model beneath it: a repository of the Hub, or a folder. Default: the folder that
-        the run loaded.
+        The base model's name in adapter_config.json: a repository of the Hub, or a folder. Default: the folder that the
+        run loaded.
     """
     run = o.checkpoint(run or choose.newest("lora export", "LoRA run").path, iteration)
     from mconv.convert import adapted, peft
@@ -58,14 +58,15 @@ def merge(
     Parameters
     ----------
     adapter
-        A LoRA run's folder (or that of one iteration), or a PEFT adapter's. Default: the newest in the current folder.
+        A LoRA run (its --save folder, or one iteration in it) or a PEFT adapter. Default: the newest in the current
+        folder.
     out
         The folder to make. Default: the adapter's name, NAME-iter_500-merged-hf.
     base
-        The model beneath, in any format. Default: the one that the adapter names. A run's adapter knows its base's
-        weights, and takes no other.
+        The base model, in any format. Default: the one that the adapter names. The adapter of a LoRA run accepts only
+        the weights that it was trained on.
     format
-        Of the result.
+        Format of the result.
     tp
         Tensor-parallel size of the result.
     pp

@@ -1,4 +1,4 @@
-"""Options that several commands share: a type with its help, so that each is said once."""
+"""Options that several commands share: a type with its help, written once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,59 +12,78 @@ if TYPE_CHECKING:
 Flag = Annotated[bool, Parameter(negative=())]
 Checkpoint = Annotated[
     Path | None,
-    Parameter(help="A Megatron root, or the folder of one iteration. Default: the newest in the current folder."),
+    Parameter(
+        help="A Megatron checkpoint: its root, or the folder of one iteration. Default: the newest in the current folder."
+    ),
 ]
 Root = Annotated[
-    Path | None, Parameter(help="The Megatron root to make. Default: the model's name and layout, NAME-megatron-tp4-pp2.")
+    Path | None, Parameter(help="The folder to make. Default: the model's name and layout, NAME-megatron-tp4-pp2.")
 ]
 Folder = Annotated[Path | None, Parameter(help="The folder to make. Default: the model's name, NAME-hf.")]
-Iteration = Annotated[int | None, Parameter(help="Which iteration. Default: the one that the tracker names.")]
-VocabSize = Annotated[int | None, Parameter(help="The true vocabulary size, for checkpoints that do not know it.")]
+Iteration = Annotated[
+    int | None, Parameter(help="The iteration to read. Default: the one in latest_checkpointed_iteration.txt.")
+]
+VocabSize = Annotated[
+    int | None, Parameter(help="The vocabulary size without padding, for a checkpoint that does not record it.")
+]
 Dialect = Annotated[
     Literal["mcore", "nvidia-legacy", "megatron-llm"] | None,
-    Parameter(help="Whose names and order of rows the checkpoint has, where it does not tell by itself."),
+    Parameter(help="The program whose tensor names and row order the checkpoint has, where its files do not tell."),
 ]
 ToDialect = Literal["mcore", "nvidia-legacy", "megatron-llm"] | None
 Config = Annotated[
     Path | None,
-    Parameter(help="A config.json that settles what the checkpoint itself leaves open or cannot be trusted for."),
+    Parameter(help="A Hugging Face config.json for what the checkpoint's args leave open or are known to get wrong."),
 ]
 Padding = Annotated[
     Literal["zeros", "last-row"],
-    Parameter(help="What rows past the true vocabulary hold; the ancestors repeated the last row."),
+    Parameter(
+        help="Contents of the padding rows of the vocabulary: zeros, or the last row repeated as Megatron-LLM and "
+        "Megatron-LM's converter do."
+    ),
 ]
 Multiple = Annotated[
     int | None,
+    Parameter(help="Pad the vocabulary to a multiple of this times tp. Default: 128; 1 with --emit megatron-bridge."),
+]
+Chunks = Annotated[
+    int,
     Parameter(
-        help="The vocabulary is padded with zero rows to a multiple of this times tp. Default: 128; 1 with --emit "
-        "megatron-bridge."
+        help="Model chunks on each pipeline rank (virtual pipeline). Only mp_rank stores them; torch_dist loads at any."
     ),
 ]
-Chunks = Annotated[int, Parameter(help="Model chunks on each pipeline stage; mp_rank numbers layers by it.")]
 FirstStage = Annotated[
-    int | None, Parameter(help="Layers of the first pipeline stage, where it is not to have as many as the others.")
+    int | None,
+    Parameter(
+        help="Layers on the first pipeline stage, which also has the embedding. Default: as many as on the others."
+    ),
 ]
-LastStage = Annotated[int | None, Parameter(help="Layers of the last pipeline stage, likewise.")]
+LastStage = Annotated[
+    int | None,
+    Parameter(
+        help="Layers on the last pipeline stage, which also has the output layer. Default: as many as on the others."
+    ),
+]
 Cast = Annotated[
     Literal["fp32", "bf16", "fp16"] | None,
-    Parameter(help="Cast the weights. Default: every tensor keeps its own dtype, bit for bit."),
+    Parameter(help="Cast the weights. Default: every tensor keeps its dtype, bit for bit."),
 ]
-Overwrite = Annotated[bool, Parameter(help="Replace a checkpoint that is already there.", negative=())]
+Overwrite = Annotated[bool, Parameter(help="Replace a checkpoint at --out.", negative=())]
 Resume = Annotated[
-    bool, Parameter(help="Continue the same conversion where a killed run left it; else start anew.", negative=())
+    bool, Parameter(help="Continue an interrupted conversion: the same command again, with --resume.", negative=())
 ]
 AllowNonfinite = Annotated[bool, Parameter(help="Convert weights that hold NaN or infinity.", negative=())]
 MegatronFormat = Literal["torch_dist", "mp_rank"]
-Json = Annotated[bool, Parameter(help="One JSON object instead of text.", negative=())]
+Json = Annotated[bool, Parameter(help="Print one JSON object instead of text.", negative=())]
 Emit = Annotated[
     Literal["megatron-bridge"] | None,
-    Parameter(help="Write this program's own files too, so that it loads the checkpoint as one of its own."),
+    Parameter(help="Also write the files of this program, so that it can load the checkpoint directly."),
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Show:
-    """What a conversion shows, and whether it shows it instead of doing it."""
+    """What a conversion prints, and whether it only prints."""
 
     dry_run: Annotated[bool, Parameter(help="Print the plan and write nothing.", negative=())] = False
     tensors: Annotated[bool, Parameter(help="List every tensor of the result.", negative=())] = False
@@ -73,15 +92,15 @@ class Show:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ignoring:
-    """Names that no table claims and that the user lets pass; the manifest keeps them."""
+    """Unknown names that the user lets pass; the manifest records them."""
 
     ignore_arg: Annotated[
         list[str] | None,
-        Parameter(help="Pass over this arg of a Megatron checkpoint, which no table claims. Repeatable.", negative=()),
+        Parameter(help="Ignore this arg of a Megatron checkpoint, which mconv does not know. Repeatable.", negative=()),
     ] = None
     ignore_config_key: Annotated[
         list[str] | None,
-        Parameter(help="Pass over this key of a config.json, which no table claims. Repeatable.", negative=()),
+        Parameter(help="Ignore this key of a config.json, which mconv does not know. Repeatable.", negative=()),
     ] = None
 
     @property

@@ -32,11 +32,11 @@ def plot(
     Parameters
     ----------
     runs
-        Save folders, train.jsonl files, or logs as Megatron-LM or mconv printed them.
+        Runs: --save folders, train.jsonl files, or printed logs of mconv or Megatron-LM.
     out
-        A .png, .svg, .pdf or .html file; plot.png if not given, or nothing with --json.
+        The file to make: .png, .svg, .pdf or .html. Default: plot.png; none with --json.
     smooth
-        Steps that the bold line averages over; about a hundredth of the run if not given.
+        Number of steps that the bold line averages over. Default: a hundredth of the run.
     """
     if not runs:
         raise MconvError("give at least one run: a save folder, a train.jsonl, or a printed log")

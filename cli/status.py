@@ -28,12 +28,12 @@ class Node:
 
 
 def status(folder: Path = Path(), *, json: o.Json = False) -> None:
-    """Show what is in a folder, and what came of what.
+    """List the checkpoints and runs in a folder, and which was made from which.
 
     Parameters
     ----------
     folder
-        Where to look. Default: the current folder.
+        The folder to look in. Default: the current one.
     """
     if not folder.is_dir():
         raise MconvError(f"{folder} is not a folder")
