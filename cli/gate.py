@@ -25,9 +25,13 @@ def before_training(config: "TrainConfig") -> bool:
     """
     from mconv.convert.checkpoint import TRACKER
     from mconv.convert.opening import open_checkpoint
+    from mconv.train import agree
+    from mconv.train.checkpoints.finished import finished
     from mconv.train.model.architecture import passes
     from mconv.train.parallel import from_rank_0
 
+    if agree.on_rank_0(lambda: finished(config)):
+        return True  # nothing will be trained
     load = Path(str(config.load))
     if not load.is_dir() and config.save and (Path(config.save) / TRACKER).is_file():
         _say(f"not verified: {load} is gone, and the run goes on from its own checkpoint in {config.save}")

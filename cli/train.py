@@ -61,12 +61,14 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
     from mconv.cli import gate
     from mconv.train.data import sources
     from mconv.train.launch.chain import guarded, queue_of
-    from mconv.train.launch.ranks import check_environment, run
+    from mconv.train.launch.ranks import check_environment, joined, run
 
     check_environment()
     values = told(config, flags)
     with guarded(queue_of(values)):
         made = make(here(values))
+        if not joined() and _already(made):
+            return 0
         check_load(made)
         sources.check_present(made)
         nproc, well = made.nproc_per_node or made.tp * made.pp, made.save is not None
@@ -81,6 +83,19 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
         done = result.get("iteration", 0) >= length(made).iterations
         _end(result, adapter=bool(made.lora_rank or made.lora_load), done=done)
     return 0
+
+
+def _already(made: TrainConfig) -> bool:
+    """Say so if the run in `save` has no step left, and what to type next; returns whether that is so."""
+    if made.save is None or not (Path(made.save) / TRACKER).is_file():  # imports nothing for a run that begins
+        return False
+    from mconv.train.checkpoints.finished import finished
+
+    if (found := finished(made)) is None:
+        return False
+    print("\n".join(found.lines()), flush=True)
+    _next(found.folder, adapter=bool(made.lora_rank or made.lora_load))
+    return True
 
 
 def told(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
@@ -148,16 +163,21 @@ def _say(environment: dict[str, Any]) -> None:
 
 
 def _end(result: dict[str, Any], *, adapter: bool, done: bool) -> None:
-    from mconv.cli import choose
-
+    """Say how the run ended, what this start of it saved, and what to type next."""
     if result["stopped"]:
         print(f"stopped by {result['stopped']}; the same command goes on from there")
-    if result["saved"]:
+    if result["saved"] and result["losses"]:
         print(f"saved {result['saved']}")
     if result["saved"] and done:
-        root = choose.root_of(Path(str(result["saved"])))
-        verb = "lora merge" if adapter else "meg2hf"
-        print(f"next: mconv {verb} {shlex.quote(str(root))}")
+        _next(Path(str(result["saved"])), adapter=adapter)
+
+
+def _next(folder: Path, *, adapter: bool) -> None:
+    """Print what usually follows a run whose last checkpoint is `folder`."""
+    from mconv.cli import choose
+
+    verb = "lora merge" if adapter else "meg2hf"
+    print(f"next: mconv {verb} {shlex.quote(str(choose.root_of(folder)))}")
 
 
 def _parameter(field: "dataclasses.Field[Any]", group: Group) -> inspect.Parameter:

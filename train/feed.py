@@ -48,10 +48,10 @@ def sets(run: Run, say: Say) -> Sets:
         apart = (config.train_data, config.valid_data, config.test_data)
         blends = [blend(names, instruction=talks) if names else None for names in apart]
     prefixes = list(dict.fromkeys(prefix for mix in blends if mix for prefix in mix.prefixes))
-    made = _conversations(run, blends, say) if talks else _text(run, blends, prefixes)
-    if not config.allow_other_tokenizer:
+    if not config.allow_other_tokenizer:  # before index files are written
         ends = TEXT if talks else ""
         checks.same_tokenizer([beside(prefix, ends) for prefix in prefixes], run.origin.side_files)
+    made = _conversations(run, blends, say) if talks else _text(run, blends, prefixes)
     return _cyclic(made, config.seed) if config.dataloader_type == "cyclic" else made
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from mconv.train import agree
+from mconv.train.checkpoints.finished import Finished, finished
 from mconv.train.checkpoints.folders import folder_of
 from mconv.train.config import TrainConfig
 from mconv.train.evaluation import evaluate
@@ -21,7 +23,7 @@ from mconv.train.logs.boards import boards
 from mconv.train.logs.meter import meter
 from mconv.train.mcore import quiet
 from mconv.train.model.engine import unwrap
-from mconv.train.parallel import rank
+from mconv.train.parallel import init, parallel_of, rank
 from mconv.train.run import Run, save
 from mconv.train.start import start
 from mconv.train.steps import step
@@ -40,6 +42,10 @@ def train(config: TrainConfig, *, say: logs.Say, show: logs.Show | None = None) 
     """
     began = time.monotonic()
     say = say if rank() == 0 else _silent
+    if done := _finished(config):
+        for line in done.lines():
+            say(line)
+        return _nothing(done)
     run = start(config, say=say)
     data = sets(run, say)
     if config.eval_only:
@@ -102,6 +108,20 @@ def _result(run: Run, steps: list[logs.Step], *, why: str | None) -> dict[str, A
         "saved": str(folder_of(Path(run.config.save), run.saved)) if run.config.save and run.saved else None,
         "stopped": why,
     }
+
+
+def _finished(config: TrainConfig) -> Finished | None:
+    """Return where a run ended that has no step left, as rank 0 finds it: all ranks do the same then."""
+    if config.save is None or config.eval_only:
+        return None
+    init(parallel_of(config), seed=config.seed)
+    return agree.on_rank_0(lambda: finished(config))
+
+
+def _nothing(done: Finished) -> dict[str, Any]:
+    """Return what `train` returns of a run that had no step left."""
+    lists: dict[str, Any] = {"losses": [], "grad_norms": []}
+    return {"iteration": done.iteration, "loss": None, **lists, "saved": str(done.folder), "stopped": None}
 
 
 def _at_the_end(run: Run, data: Sets, log: logs.Log) -> dict[str, dict[str, float]]:

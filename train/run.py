@@ -46,6 +46,8 @@ class Run:
     """Writes the checkpoints, where there is a folder for them."""
     memory: dict[str, Any] = field(default_factory=dict)
     """What else the next step depends on; it is saved, and is there again after a resume."""
+    begun: str
+    """The checkpoint whose iteration the run starts or resumes at; with LoRA it is not `origin`, the base."""
     say: logs.Say
     """Takes lines for people: on rank 0."""
 
@@ -67,7 +69,7 @@ class Run:
         world, padded = torch.distributed.get_world_size(), unwrap(self.chunks[0]).vocab_size
         found = {"padded_vocab_size": (padded, f"{self.spec.vocab_size} padded for tp {self.parallel.tp}"),
                  "data_parallel_size": (self.parallel.data_parallel(world), f"{world} ranks"),
-                 "iteration": (self.iteration, self.origin.name)}  # fmt: skip
+                 "iteration": (self.iteration, self.begun)}  # fmt: skip
         if self.config.seq_length is None:
             found["seq_length"] = (self.seq_length, "the model's max_position_embeddings")
         return found

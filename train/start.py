@@ -17,6 +17,7 @@ from mconv.train.checkpoints import adapt, beside, checkpoint, intact, settings,
 from mconv.train.checkpoints.begin import Beginning, confirm, where
 from mconv.train.checkpoints.saving import Keep, Saver
 from mconv.train.config import TrainConfig
+from mconv.train.estimate.machine import existing, writable
 from mconv.train.length import batch_size, length
 from mconv.train.logs import log as logs
 from mconv.train.model import adapter, architecture, backend, recompute, weights
@@ -58,12 +59,12 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
         scheduler=make_scheduler(optimizer, config, scheduled=at.scheduled) if optimizer else None,
         iterations=length(config).iterations, iteration=at.iteration, consumed=at.consumed, memory=at.memory,
         saver=None if config.eval_only else _saver(config, source.at, say), origin=source.opened,
-        normalise=normalise, say=say,
+        normalise=normalise, begun=_name(source), say=say,
     )  # fmt: skip
     if optimizer and config.fp16:
         tokens = seq_length / parallel.data_parallel(torch.distributed.get_world_size())
         scale_losses(chunks, optimizer, tokens=lambda: batch_size(config, run.consumed) * tokens)
-    _tell(run, padded, say)
+    _tell(run, source, padded, say)
     for line in settings.changes(config, run.memory.get("settings"), iteration=run.iteration):
         say(line)
     run.memory["settings"] = settings.deciding(config)
@@ -86,6 +87,11 @@ class _Source:
     def own(self) -> Path | None:
         """The run's own checkpoint, if it has one."""
         return self.at.own
+
+
+def _name(source: _Source) -> str:
+    """Return the checkpoint that the run starts or resumes from: a LoRA run resumes from its adapter's, not the base."""
+    return str(source.own) if source.adapted and source.own else source.opened.name
 
 
 def _source(config: TrainConfig) -> _Source:
@@ -154,16 +160,18 @@ def _saver(config: TrainConfig, begun: Beginning, say: logs.Say) -> Saver | None
 
 
 def _check_folders(config: TrainConfig) -> None:
-    """Folders that cannot be made are refused before the first step, not after the last; so is the model's own."""
+    """Refuse folders that cannot be made before the first step, not after the last; so also the model's own folder.
+
+    Makes none of them: a run that is refused leaves nothing.
+    """
     published = config.load and (Path(config.load) / "config.json").is_file()
     if published and config.save and not _is_elsewhere(Path(str(config.load)), Path(config.save)):
         raise ConfigError(f"save is {config.save}, the Hugging Face folder that load names; give another folder")
     for name in ("save", "data_cache", "tensorboard_dir", "wandb_save_dir", "trigger_dir"):
-        if wanted := getattr(config, name):
-            try:
-                Path(wanted).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ConfigError(f"{name} {wanted} cannot be made a folder: {error.strerror}") from error
+        if (wanted := getattr(config, name)) and not writable(Path(wanted)):
+            near = existing(Path(wanted))
+            why = "cannot be written to" if near.is_dir() else "is a file"
+            raise ConfigError(f"{name} {wanted} cannot be used: {near} {why}; choose another folder")
 
 
 def _check_same_run(config: TrainConfig, opened: Checkpoint, *, resumed: bool) -> None:
@@ -188,12 +196,13 @@ def _check(config: TrainConfig, spec: ModelSpec, seq_length: int) -> None:
         raise ConfigError(f"seq_length {seq_length} is more than the model's {spec.max_position_embeddings} positions")
 
 
-def _tell(run: Run, padded: int, say: logs.Say) -> None:
+def _tell(run: Run, source: _Source, padded: int, say: logs.Say) -> None:
     """Say where the run stands and what it inherited."""
     world = torch.distributed.get_world_size()
     begins = "evaluating" if run.config.eval_only else "resuming from" if run.iteration else "starting from"
+    name = f"{run.begun} (adapter) on base {run.origin.name}" if source.adapted and source.own else run.begun
     say(
-        f"{begins} {run.origin.name}: "
+        f"{begins} {name}: "
         f"{run.spec.family}, {run.spec.num_layers} layers, "
         f"hidden {run.spec.hidden_size}, vocabulary {run.spec.vocab_size} padded to {padded}"
     )

@@ -53,6 +53,7 @@ def _take(root: Path, held: contextlib.ExitStack) -> dict[str, Any]:
         "job": os.environ.get("SLURM_JOB_ID"), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
     }  # fmt: skip
     try:
+        root.mkdir(parents=True, exist_ok=True)
         file: TextIO = held.enter_context((root / FILE).open("a"))
         _lock(file, root)
         file.truncate(0)

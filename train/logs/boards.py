@@ -61,6 +61,7 @@ class WandB:
         kept = Path(config.save) / WANDB_ID if config.save else None
         before = kept.read_text().strip() if kept and kept.is_file() else None
         try:
+            folder.mkdir(parents=True, exist_ok=True)  # W&B would write to a temporary folder instead
             self.run = wandb.init(
                 project=config.wandb_project, entity=config.wandb_entity, name=config.wandb_exp_name, dir=str(folder),
                 id=before, resume="allow", config=described, mode=mode(),
