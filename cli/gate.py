@@ -1,5 +1,6 @@
 """What `mconv train --verify-first` and `mconv push` ask before they go on: is this checkpoint what it should be?"""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,11 +54,11 @@ def before_training(config: "TrainConfig") -> bool:
 @contextmanager
 def one_world(config: "TrainConfig") -> Iterator[None]:
     """Under somebody's torchrun its ranks meet once, for the judging and the training: they could not meet again."""
-    from mconv.train.parallel import init, parallel_of, shutdown, world
-
-    if not config.verify_first or world()[1] == 1:
+    if not config.verify_first or os.environ.get("WORLD_SIZE", "1") == "1":  # imports nothing
         yield
         return
+    from mconv.train.parallel import init, parallel_of, shutdown
+
     init(parallel_of(config), seed=config.seed)
     try:
         yield

@@ -1,5 +1,6 @@
 """`mconv train`: one YAML, every field a flag, as many ranks as the layout needs."""
 
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from signal import SIGINT
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from cyclopts import Group, Parameter
@@ -71,24 +73,35 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
             return 0
         check_load(made)
         sources.check_present(made)
-        nproc, well = made.nproc_per_node or made.tp * made.pp, made.save is not None
+        nproc, well = made.nproc_per_node or made.tp * made.pp, made.save is not None and not made.eval_only
         with gate.one_world(made):
             if made.verify_first and not gate.before_training(made):
                 raise CheckFailed  # the verdict is said
-            fields = dataclasses.asdict(made)
-            result = run("mconv.cli.train:work", fields, nproc=nproc, stops_well=well, preload=PRELOAD)
+            if os.environ.get("RANK", "0") == "0":
+                ranks = f"starting {nproc} ranks, which import" if nproc > 1 and not joined() else "importing"
+                print(f"{ranks} torch and megatron-core", flush=True)
+            with _interrupted(made):
+                fields = dataclasses.asdict(made)
+                result = run("mconv.cli.train:work", fields, nproc=nproc, stops_well=well, preload=PRELOAD)
     if os.environ.get("RANK", "0") == "0":
-        from mconv.train.length import length
-
-        done = result.get("iteration", 0) >= length(made).iterations
-        _end(result, adapter=bool(made.lora_rank or made.lora_load), done=done)
+        _end(result, adapter=bool(made.lora_rank or made.lora_load))
     return 0
+
+
+def _interrupted(made: TrainConfig) -> contextlib.AbstractContextManager[None]:
+    """Say at Ctrl-C that nothing is saved, where nothing can be. A run with --save answers by itself."""
+    from mconv.train.launch.answer import answering
+
+    if made.save is not None or made.eval_only or os.environ.get("RANK", "0") != "0":
+        return contextlib.nullcontext()
+    return answering(lambda number: "stopping now; nothing is saved: there is no --save" if number == SIGINT else "")
 
 
 def _already(made: TrainConfig) -> bool:
     """Say so if the run in `save` has no step left, and what to type next; returns whether that is so."""
     if made.save is None or not (Path(made.save) / TRACKER).is_file():  # imports nothing for a run that begins
         return False
+    print(f"looking where the run in {made.save} stands", flush=True)  # torch is imported first
     from mconv.train.checkpoints.finished import finished
 
     if (found := finished(made)) is None:
@@ -162,13 +175,13 @@ def _say(environment: dict[str, Any]) -> None:
         print(f"{name} {hidden(value, secrets(os.environ))} from {PREFIX}{name.upper()}", file=sys.stderr)
 
 
-def _end(result: dict[str, Any], *, adapter: bool, done: bool) -> None:
+def _end(result: dict[str, Any], *, adapter: bool) -> None:
     """Say how the run ended, what this start of it saved, and what to type next."""
     if result["stopped"]:
         print(f"stopped by {result['stopped']}; the same command goes on from there")
     if result["saved"] and result["losses"]:
         print(f"saved {result['saved']}")
-    if result["saved"] and done:
+    if result["saved"] and result["iteration"] >= result["iterations"]:
         _next(Path(str(result["saved"])), adapter=adapter)
 
 

@@ -16,7 +16,7 @@ from mconv.train.config import TrainConfig
 from mconv.train.evaluation import evaluate
 from mconv.train.feed import Sets, feed, last_drawn, other_data, sets
 from mconv.train.follow import Follow, follow
-from mconv.train.launch import chain, stop
+from mconv.train.launch import answer, chain, stop
 from mconv.train.logs import log as logs
 from mconv.train.logs import record, redact
 from mconv.train.logs.boards import boards
@@ -33,8 +33,9 @@ from mconv.train.steps import step
 def train(config: TrainConfig, *, say: logs.Say, show: logs.Show | None = None) -> dict[str, Any]:
     """Train as `config` says; every rank calls it.
 
-    Returns {"iteration", "loss", "losses", "grad_norms", "saved", "stopped"}, the last being why the run ended before its
-    last iteration, or None; and what was measured after that, under "validation" and "test". Goes on from `config.save`
+    Returns {"iteration", "iterations", "loss", "losses", "grad_norms", "saved", "stopped"}: where the run stands, of how
+    many, and why it ended before its last iteration, or None; and what was measured after that, under "validation" and
+    "test". Goes on from `config.save`
     if there is a checkpoint of this run, else starts from `config.load`. `say` gets lines for people, on rank 0 only;
     `show`, for a live view, each step's record in the place of its printed line. Inside `stop.listening()` it stops at
     signals. Raises ConfigError or LayoutError before the first step on what cannot work, and CheckFailed at a step that
@@ -47,6 +48,7 @@ def train(config: TrainConfig, *, say: logs.Say, show: logs.Show | None = None) 
             say(line)
         return _nothing(done)
     run = start(config, say=say)
+    say("preparing the data")
     data = sets(run, say)
     if config.eval_only:
         return _result(run, [], why=None) | _at_the_end(run, data, _plain(run, say))
@@ -67,12 +69,16 @@ def _steps(run: Run, data: Sets, *, began: float, say: logs.Say, show: logs.Show
     batches = feed(run, data.train, consumed=run.consumed)
     word = halts.ask(run.iteration, first=True)
     while run.iteration < min(run.iterations, config.exit_after or run.iterations) and not word.stop:
+        if not steps:
+            say("taking the first step, which is slower than those after it")
+        answer.doing("step", run.iteration + 1)
         steps.append(step(run, batches, again=lambda: feed(run, data.train, consumed=run.consumed)))
         chain.stepped()
         log.step(steps[-1])
         if run.saver:
             run.saver.poll()
         if config.eval_interval and run.iteration % config.eval_interval == 0:
+            answer.doing("evaluation", run.iteration)
             log.evaluation(run.iteration, evaluate(run, feed(run, data.valid, consumed=_validated(run, before=True))))
         word = halts.ask(run.iteration)
         if word.save or _due(run):
@@ -80,6 +86,7 @@ def _steps(run: Run, data: Sets, *, began: float, say: logs.Say, show: logs.Show
             _done(halts, word, say)
     if steps:
         _save(run, data, after, last=True)
+    answer.doing("end", run.iteration)
     measured = _at_the_end(run, data, log) if steps and run.iteration == run.iterations else {}
     _done(halts, word, say)
     after.close()
@@ -102,6 +109,7 @@ def _result(run: Run, steps: list[logs.Step], *, why: str | None) -> dict[str, A
     """What `train` returns of a run's steps."""
     return {
         "iteration": run.iteration,
+        "iterations": run.iterations,
         "loss": steps[-1].loss if steps else None,
         "losses": [s.loss for s in steps],
         "grad_norms": [s.grad_norm for s in steps],
@@ -120,8 +128,8 @@ def _finished(config: TrainConfig) -> Finished | None:
 
 def _nothing(done: Finished) -> dict[str, Any]:
     """Return what `train` returns of a run that had no step left."""
-    lists: dict[str, Any] = {"losses": [], "grad_norms": []}
-    return {"iteration": done.iteration, "loss": None, **lists, "saved": str(done.folder), "stopped": None}
+    stands: dict[str, Any] = {"iteration": done.iteration, "iterations": done.of, "saved": str(done.folder)}
+    return {**stands, "loss": None, "losses": [], "grad_norms": [], "stopped": None}
 
 
 def _at_the_end(run: Run, data: Sets, log: logs.Log) -> dict[str, dict[str, float]]:
@@ -147,6 +155,7 @@ def _save(run: Run, data: Sets, after: Follow, *, last: bool = False) -> None:
         run.saver.background = False
     if run.saver and not run.saver.has(run.iteration):
         iteration, consumed = run.iteration, run.consumed
+        answer.doing("save", iteration)
         run.memory["sample"] = last_drawn(run, data.train)
         with stop.held_back():  # also from the process that writes, which a signal to every process would end
             save(run, then=lambda: after.checkpoint(iteration, consumed))

@@ -46,6 +46,8 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     _check(config, spec, seq_length)
     padded = weights.padded_size(source.opened, parallel, multiple=config.make_vocab_size_divisible_by)
     layouts.check(config, parallel, spec, padded_vocab_size=padded, seq_length=seq_length)
+    fills = source.adapted or not (source.own or source.others)
+    say("building the model" + (f" and reading its weights from {source.opened.name}" if fills else ""))
     models = _models(config, parallel, source, padded)
     if source.adapted:
         resumed = checkpoint.lora_of(source.own) if source.own else None
@@ -53,6 +55,8 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     normalise = Normalise()
     chunks = models if config.eval_only else replicated(models, config, finalize=normalise)
     optimizer = None if config.eval_only else make_optimizer(chunks, config)
+    if state := source.own or (source.others and source.opened.name):
+        say(f"checking and reading {state}" if source.own else f"reading the optimizer state of {state}")
     at = _loaded(source, parallel, chunks=chunks, optimizer=optimizer)
     run = Run(
         config=config, parallel=parallel, spec=spec, seq_length=seq_length, chunks=chunks, optimizer=optimizer,

@@ -15,6 +15,8 @@ class Logs:
     """Iterations between printed lines; the log file has every iteration."""
     log_throughput: bool = False
     """Also print each GPU's TFLOP/s, tokens/s and MFU, its memory, and the time left. The log file always has them."""
+    print_args: bool = False
+    """Print all arguments at the start, as Megatron-LM does; else those that are not at their defaults, or inherited."""
     tensorboard_dir: str | None = None
     """Folder for TensorBoard event files."""
     wandb_project: str | None = None

@@ -16,7 +16,7 @@ from typing import Any
 
 from mconv import errors
 from mconv.errors import MconvError
-from mconv.train.launch import stop
+from mconv.train.launch import answer, stop
 
 Work = Callable[[dict[str, Any]], dict[str, Any]]
 HOW = (
@@ -45,7 +45,8 @@ def run(
     if nproc < 1:
         raise MconvError(f"{nproc} ranks were asked for; at least 1 is needed")
     if joined() or nproc == 1:
-        with stop.listening(alone=not joined()) if stops_well else contextlib.nullcontext():
+        first = os.environ.get("RANK", "0") == "0"
+        with stop.listening(alone=not joined(), answers=first) if stops_well else contextlib.nullcontext():
             return _here(target, payload)
     with tempfile.TemporaryDirectory(prefix="mconv-ranks-") as folder:
         return _launch(target, payload, nproc, Path(folder), stops_well=stops_well, preload=preload)
@@ -119,8 +120,8 @@ def _launch(
             agent.wait()
             raise
     if code == 0:
-        answer: dict[str, Any] = json.loads((folder / "result.json").read_text())
-        return answer
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+        return result
     raise _failure(folder, nproc)
 
 
@@ -135,8 +136,10 @@ def _signals(folder: Path, *, passed_on: bool) -> Iterator[None]:
     def heard(number: int, _: FrameType | None) -> None:
         if number in seen and number != signal.SIGUSR2:
             stop.obey(number)
-        seen.add(number)
         stop.pass_on(number, folder / "asked")
+        if number not in seen:
+            answer.put(answer.sentence(number, answer.told(folder / "asked")))
+        seen.add(number)
 
     wanted = dict.fromkeys(stop.SIGNALS, heard) if passed_on else {signal.SIGTERM: lambda number, _: stop.obey(number)}
     before = {number: signal.signal(number, handler) for number, handler in wanted.items()}

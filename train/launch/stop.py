@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -17,11 +17,11 @@ from types import FrameType
 from typing import Any
 
 from mconv.errors import ConfigError
+from mconv.train.launch import answer
+from mconv.train.launch.answer import ASKED
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 """What asks a run to save and stop."""
-ASKED = "MCONV_ASKED"
-"""Names the file in which a launcher and its agent leave the name of a signal that they got."""
 SAVE = 1
 WHY = {
     SAVE: "the save trigger",
@@ -42,10 +42,11 @@ _heard: list[int] = []
 
 # ---- signals ---------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def listening(*, alone: bool = False) -> Iterator[None]:
-    """Stop signals are noted, not obeyed; a second SIGINT interrupts as ever. In threads but the main one: nothing.
+def listening(*, alone: bool = False, answers: bool = False) -> Iterator[None]:
+    """Note stop signals without obeying them; a second SIGINT interrupts as ever. In threads but the main one: nothing.
 
     `alone`: this process is the command itself, which a second SIGTERM ends. A rank may get several from Slurm.
+    `answers`: say at once what the run finishes before it stops.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -59,13 +60,20 @@ def listening(*, alone: bool = False) -> Iterator[None]:
 
     before = {number: signal.signal(number, note) for number in SIGNALS}
     masked = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # what came while this process was starting comes now
+    answer.doing("start")
     try:
-        yield
+        with answer.answering(_answer(insist), ends=alone) if answers else contextlib.nullcontext():
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         for number, handler in before.items():
             signal.signal(number, handler)
         _heard.clear()
+
+
+def _answer(insist: tuple[int, ...]) -> Callable[[int], str]:
+    """Return what answers the first signal of a kind: nothing where it stops no run (SIGCHLD)."""
+    return lambda number: answer.sentence(number, insist=number in insist) if number in SIGNALS else ""
 
 
 def obey(number: int) -> None:

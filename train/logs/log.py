@@ -100,7 +100,7 @@ class Log:
     throughput: bool = False
     """Whether the printed line has what the meter measures; the file and the boards have it always."""
     show: Show | None = None
-    """Gets each step's record for a live view, which then stands for the printed lines."""
+    """Gets each step's record for a live view beneath the printed lines."""
     window: list[Step] = field(default_factory=list)
     """Steps since the last printed line."""
     failed: set[str] = field(default_factory=set)
@@ -142,8 +142,6 @@ class Log:
     def _print(self, record: dict[str, Any]) -> None:
         shown, now = mean(self.window), datetime.now()
         self.window.clear()
-        if self.show:
-            return
         measured = {**record, **self._rates(shown.seconds, record)} if self.throughput and self.meter else None
         self.say(
             line(

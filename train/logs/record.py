@@ -1,5 +1,6 @@
 """What a run was started with: its arguments with where each comes from, and its surroundings, without secrets."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -9,6 +10,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -39,23 +41,46 @@ ARCHITECTURE = (
     "swiglu", "parallel_attn", "add_bias_linear", "add_qkv_bias", "untie_embeddings_and_output_weights",
 )  # fmt: skip
 """Megatron's names of what a model is."""
+NEEDS = {
+    "rope_scaling_factor": ("use_rope_scaling", True), "rotary_base": ("position_embedding_type", "rope"),
+    "rotary_seq_len_interpolation_factor": ("position_embedding_type", "rope"),
+    "use_rope_scaling": ("position_embedding_type", "rope"),
+}  # fmt: skip
+"""Arguments that apply only where another one has some value."""
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
 def arguments(config: TrainConfig, spec: ModelSpec, *, inherited: dict[str, tuple[Any, str]], source: str) -> list[str]:
-    """Megatron-LM's dump, sorted and dotted; what the run did not say itself has its origin behind it.
+    """Return Megatron-LM's list of arguments, sorted and dotted, as lines: all with `print_args`, else the notable ones.
 
-    `inherited`: values that come from elsewhere by name, each with where from; `source` is what the model comes from.
+    Notable is what is not at its default, and what the configuration does not give, with where it comes from.
+    `inherited`: such values by name, each with its origin; `source` is the checkpoint that the model comes from.
     """
     told = vars(args_of(spec, Layout(padded_vocab=spec.vocab_size), dtype="float32")) | {
         "norm_epsilon": spec.norm_epsilon
     }
     rows = {name: (value, "") for name, value in vars(config).items()}
-    rows |= {name: (told[name], f"from {source}") for name in ARCHITECTURE if rows.get(name, (None,))[0] is None}
+    rows |= {name: (told[name], f"from {source}") for name in ARCHITECTURE
+             if rows.get(name, (None,))[0] is None and _applies(name, told)}  # fmt: skip
     rows |= inherited
+    if not config.print_args:
+        rows = {name: row for name, row in rows.items() if _notable(name, *row)}
     known = secrets(os.environ)
     lines = [_dotted(name, hidden(value, known), origin) for name, (value, origin) in sorted(rows.items())]
-    return [f"{' arguments ':-^59}", *lines, f"{' end of arguments ':-^59}"]
+    rest = [] if config.print_args else ["all other arguments have their defaults; --print-args lists them"]
+    return [f"{' arguments ':-^59}", *lines, f"{' end of arguments ':-^59}", *rest]
+
+
+def _applies(name: str, told: Mapping[str, Any]) -> bool:
+    """Return whether an argument says anything about the model: a factor for scaling does not where nothing is scaled."""
+    switch, value = NEEDS.get(name, (name, told[name]))
+    return bool(told[switch] == value)
+
+
+def _notable(name: str, value: Any, origin: str) -> bool:
+    """Return whether the short list has an argument: not at its default, or inherited and not merely absent."""
+    return value is not None and value is not False if origin else value != DEFAULTS.get(name)
 
 
 def _dotted(name: str, value: Any, origin: str) -> str:
