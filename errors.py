@@ -29,6 +29,10 @@ class CopiesDiffer(FormatError):
     """Copies of one tensor in a checkpoint that are not the same bits: ranks that disagree, or a tied head."""
 
 
+class DiskFull(MconvError):
+    """No room is left where something is written, or a quota is used up."""
+
+
 class CheckFailed(MconvError):
     """A check ran to its end and the answer is no: the checkpoint is wrong. Exit code 1."""
 

@@ -15,6 +15,7 @@ from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import CheckFailed, MconvError
 from mconv.train import agree
+from mconv.train.checkpoints import room
 from mconv.train.checkpoints.folders import folder_of
 from mconv.train.config import TrainConfig
 from mconv.train.logs import progress
@@ -75,8 +76,7 @@ class Follow:
         return bad + (self._ended(wait=True) if ends else [])
 
     def _exports(self, iteration: int) -> bool:
-        every, interval = self.config.export_hf_every, self.config.save_interval
-        return bool(every) and (iteration == self.iterations or (bool(interval) and iteration % (every * interval) == 0))
+        return room.exports(self.config, iteration, self.iterations)
 
     def _command(self, folder: Path, iteration: int, exported: Path | None) -> list[str]:
         told = {"MCONV_CHECKPOINT": str(folder.resolve()), "MCONV_ITERATION": str(iteration)}

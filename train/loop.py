@@ -27,6 +27,7 @@ from mconv.train.parallel import init, parallel_of, rank
 from mconv.train.run import Run, save
 from mconv.train.start import start
 from mconv.train.steps import step
+from mconv.train.unsaved import unsaved
 
 
 @quiet()
@@ -64,17 +65,20 @@ def _steps(run: Run, data: Sets, *, began: float, say: logs.Say, show: logs.Show
         run.saver.read = after.read
     halts = stop.stops(config, rank=rank(), began=began)
     steps: list[logs.Step] = []
+    risk = unsaved(config, iteration=run.iteration, iterations=run.iterations)
     for line in other_data(run, data.train):
         say(line)
     batches = feed(run, data.train, consumed=run.consumed)
-    word = halts.ask(run.iteration, first=True)
-    while run.iteration < min(run.iterations, config.exit_after or run.iterations) and not word.stop:
+    word, end = halts.ask(run.iteration, first=True), min(run.iterations, config.exit_after or run.iterations)
+    while run.iteration < end and not word.stop:
         if not steps:
             say("taking the first step, which is slower than those after it")
         answer.doing("step", run.iteration + 1)
         steps.append(step(run, batches, again=lambda: feed(run, data.train, consumed=run.consumed)))
         chain.stepped()
         log.step(steps[-1])
+        if line := risk.step(run.iteration, steps[-1].seconds):
+            say(line)
         if run.saver:
             run.saver.poll()
         if config.eval_interval and run.iteration % config.eval_interval == 0:
@@ -82,7 +86,7 @@ def _steps(run: Run, data: Sets, *, began: float, say: logs.Say, show: logs.Show
             log.evaluation(run.iteration, evaluate(run, feed(run, data.valid, consumed=_validated(run, before=True))))
         word = halts.ask(run.iteration)
         if word.save or _due(run):
-            _save(run, data, after)
+            _save(run, data, after, last=word.stop or run.iteration == end)
             _done(halts, word, say)
     if steps:
         _save(run, data, after, last=True)
@@ -152,7 +156,7 @@ def _save(run: Run, data: Sets, after: Follow, *, last: bool = False) -> None:
     """
     if run.saver and last:
         run.saver.settle()
-        run.saver.background = False
+        run.saver.background, run.saver.last = False, True
     if run.saver and not run.saver.has(run.iteration):
         iteration, consumed = run.iteration, run.consumed
         answer.doing("save", iteration)

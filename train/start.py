@@ -13,9 +13,9 @@ from mconv.convert.source import Source, check_copies
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 from mconv.train import agree, layouts
-from mconv.train.checkpoints import adapt, beside, checkpoint, intact, settings, takeover
+from mconv.train.checkpoints import adapt, beside, checkpoint, intact, room, settings, takeover
 from mconv.train.checkpoints.begin import Beginning, confirm, where
-from mconv.train.checkpoints.saving import Keep, Saver
+from mconv.train.checkpoints.saving import Saver
 from mconv.train.config import TrainConfig
 from mconv.train.estimate.machine import existing, writable
 from mconv.train.length import batch_size, length
@@ -52,6 +52,7 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     if source.adapted:
         resumed = checkpoint.lora_of(source.own) if source.own else None
         say(adapt.adapt(models, config, source.opened, resumed=resumed))
+    size = 0 if config.eval_only else _room(config, models, source, say)
     normalise = Normalise()
     chunks = models if config.eval_only else replicated(models, config, finalize=normalise)
     optimizer = None if config.eval_only else make_optimizer(chunks, config)
@@ -62,7 +63,7 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
         config=config, parallel=parallel, spec=spec, seq_length=seq_length, chunks=chunks, optimizer=optimizer,
         scheduler=make_scheduler(optimizer, config, scheduled=at.scheduled) if optimizer else None,
         iterations=length(config).iterations, iteration=at.iteration, consumed=at.consumed, memory=at.memory,
-        saver=None if config.eval_only else _saver(config, source.at, say), origin=source.opened,
+        saver=None if config.eval_only else _saver(config, source.at, say, size), origin=source.opened,
         normalise=normalise, begun=_name(source), say=say,
     )  # fmt: skip
     if optimizer and config.fp16:
@@ -154,12 +155,31 @@ def _reshared(config: TrainConfig, opened: Checkpoint, *, own: bool) -> bool:
     return own and beside.distributed(opened) not in (None, config.distributed_optimizer)
 
 
-def _saver(config: TrainConfig, begun: Beginning, say: logs.Say) -> Saver | None:
+def _room(config: TrainConfig, models: list[Any], source: _Source, say: logs.Say) -> int:
+    """Return the bytes of one checkpoint, and say what the disk will not hold. Raises ConfigError if not even one."""
+    trained, whole = count([unwrap(model) for model in models])
+    if config.save is None:
+        say("warning: nothing will be saved, since there is no --save")
+        return 0
+    itemsize = dtype_of(config).itemsize
+    weights = (trained if source.adapted else whole) * itemsize
+    size = room.checkpoint_bytes(config, trained=trained, weights=weights, half=itemsize < room.FP32)
+    size += sum(file.stat().st_size for file in source.opened.side_files.values())
+    at = (source.opened.iteration if source.others else source.at.saved) or 0
+    for line in agree.on_rank_0(
+        lambda: list(room.check(config, size, weights=weights, iteration=at, iterations=length(config).iterations))
+    ):
+        say(line)
+    return size
+
+
+def _saver(config: TrainConfig, begun: Beginning, say: logs.Say, size: int) -> Saver | None:
     if config.save is None:
         return None
     return Saver(
         root=Path(config.save), content=checkpoint.CONTENT, say=say, background=config.async_save, saved=begun.saved,
-        keep=Keep(last=config.keep_last, every=config.keep_every), confirm=lambda: confirm(config, begun),
+        confirm=lambda: confirm(config, begun), keep=room.Keep(config.keep_last, config.keep_every),
+        size=size, skips=config.on_full_disk == "continue",
     )  # fmt: skip
 
 

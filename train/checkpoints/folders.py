@@ -55,9 +55,23 @@ def publish(partial: Path, folder: Path) -> None:
 
 def point(root: Path, iteration: int) -> None:
     """Let the tracker name this iteration, in one step."""
+    follow(root, pointer(root, iteration))
+
+
+def pointer(root: Path, iteration: int) -> Path:
+    """Return a file to `follow`, written where a full disk shows before the checkpoint has its name."""
     beside = root / f".{TRACKER}.part"
-    beside.write_text(f"{iteration}\n")
-    _flush(beside)
+    try:
+        beside.write_text(f"{iteration}\n")
+        _flush(beside)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    return beside
+
+
+def follow(root: Path, beside: Path) -> None:
+    """Make a `pointer` the tracker."""
     beside.replace(root / TRACKER)
     _flush(root)
 
@@ -73,8 +87,19 @@ def remove(folder: Path) -> threading.Thread:
 
 def clear(root: Path) -> None:
     """Remove what saves and removals that were killed have left."""
-    for left in (*root.glob(".iter_*.partial"), *root.glob(".iter_*.old")):
+    for left in leftovers(root):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def discard(root: Path, hidden: Path) -> None:
+    """Remove what a save has written that will not be whole."""
+    shutil.rmtree(hidden, ignore_errors=True)
+    (root / f".{TRACKER}.part").unlink(missing_ok=True)
+
+
+def leftovers(root: Path) -> list[Path]:
+    """Return the folders that `clear` removes."""
+    return [*root.glob(".iter_*.partial"), *root.glob(".iter_*.old")]
 
 
 def _hidden(folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import contextlib
 import secrets
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mconv.errors import CheckFailed, FormatError, MconvError
+from mconv.errors import CheckFailed, DiskFull, FormatError, MconvError
 from mconv.train import agree
-from mconv.train.checkpoints import folders, writing
+from mconv.train.checkpoints import folders, room, writing
 from mconv.train.checkpoints.claim import Claim, claimed
 from mconv.train.mcore import quiet
 
@@ -21,19 +20,13 @@ Finish = Callable[[Path], None]
 Then = Callable[[], None]
 """Called on every rank when a checkpoint is whole."""
 
+ENDS = ". The run ends here, and the steps since then are lost; make room, and the same command resumes"
+"""What a full disk comes to where a run ends with it."""
+OR_GOES_ON = "; with --on-full-disk continue a run trains on and tries again at its next save"
+
 
 def nothing() -> None:
     """What follows by itself."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Keep:
-    """Which checkpoints stay."""
-
-    last: int | None = None
-    """The newest so many; all if None."""
-    every: int | None = None
-    """And those whose iteration is a multiple of this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +50,13 @@ class Saver:
     say: Callable[[str], None]
     background: bool = False
     """Whether training goes on while files are written."""
-    keep: Keep = field(default_factory=Keep)
+    keep: room.Keep = field(default_factory=room.Keep)
+    size: int = 0
+    """Bytes of a checkpoint, as estimated."""
+    skips: bool = False
+    """Whether a save that finds the disk full is left out while there are steps to come."""
+    last: bool = False
+    """Whether no step comes any more: what is not saved now is lost."""
     saved: int | None = None
     """The last iteration that is whole on disk: this run's, or what it goes on from."""
     confirm: Callable[[], None] = nothing
@@ -84,8 +83,13 @@ class Saver:
         `finish` completes the folder while it is hidden, on rank 0; `then` is called on all ranks when it is whole.
         """
         self.settle()
-        hidden = agree.on_rank_0(lambda: self._hidden(iteration))
-        files = writing.begin(hidden, state, content=self.content)
+        try:
+            hidden = agree.on_rank_0(lambda: self._hidden(iteration))
+            files = writing.begin(hidden, state, content=self.content)
+        except MconvError as error:
+            agree.on_rank_0(partial(folders.clear, self.root))
+            self._lost(iteration, error, background=self.background)
+            return
         self.pending = Pending(iteration=iteration, files=files, finish=finish, then=then, background=self.background)
         if not self.background:
             self.settle()
@@ -123,9 +127,10 @@ class Saver:
 
     def _hidden(self, iteration: int) -> Path:
         """A hidden folder of this save's own: what an older one left is removed, and cannot reach into this one."""
-        folders.clear(self.root)
         hidden = self.root / f".iter_{iteration:07d}.{secrets.token_hex(4)}.partial"
-        hidden.mkdir(parents=True)
+        with room.noticed(self.root):
+            folders.clear(self.root)
+            hidden.mkdir(parents=True)
         return hidden
 
     def _end(self, save: Pending) -> None:
@@ -135,31 +140,50 @@ class Saver:
             save.files.close()
             agree.on_rank_0(partial(self._publish, save))
         except MconvError as error:
-            agree.on_rank_0(partial(shutil.rmtree, save.files.folder, ignore_errors=True))
-            self._lost(save, error)
+            agree.on_rank_0(partial(folders.discard, self.root, save.files.folder))
+            self._lost(save.iteration, error, background=save.background)
             return
         self.saved, self.owed = save.iteration, False
         save.then()
 
-    def _lost(self, save: Pending, error: MconvError) -> None:
-        """What the background could not do is done in the foreground from here on; what that cannot do ends the run."""
+    def _lost(self, iteration: int, error: MconvError, *, background: bool) -> None:
+        """Report a checkpoint that was not saved. Raises it, unless the run goes on by policy or saves again at once.
+
+        What the background could not do is done in the foreground from here on; what that cannot do ends the run.
+        """
         there = "there is no checkpoint yet" if self.saved is None else f"the last checkpoint is {self.saved}"
-        text = f"{self.root}: iteration {save.iteration} was not saved: {error}; {there}"
-        if not save.background:
-            raise MconvError(text) from error
-        self.background, self.owed = False, True
-        self.say(f"warning: {text}. From here on training waits for its saves")
+        full = isinstance(error, DiskFull)
+        why = f"{agree.on_rank_0(self._shortage)}: {error}" if full else str(error)
+        text = f"{self.root}: iteration {iteration} was not saved: {why}; {there}"
+        if full and self.skips and not self.last:
+            self.owed = False
+            self.say(f"warning: {text}. Training goes on, and the next save tries again; make room until then")
+        elif background:
+            self.background, self.owed = False, True
+            self.say(f"warning: {text}. From here on training waits for its saves")
+        else:
+            more = ENDS + ("" if self.skips else OR_GOES_ON) if full else ""
+            raise type(error)(text + more) from error
+
+    def _shortage(self) -> str:
+        """Return what a checkpoint takes, and what there is without the half of one that has been removed."""
+        return (
+            f"no room left on the disk of {self.root}, which has {room.told(room.free(self.root))} free, and a "
+            f"checkpoint takes about {room.told(self.size)}"
+        )
 
     def _publish(self, save: Pending) -> None:
         """The folder gets what is beside the tensors, then its name; the tracker changes; then the oldest may go."""
-        save.finish(save.files.folder)
-        if self.claim:
-            self.claim.check()
-        folders.publish(save.files.folder, folders.folder_of(self.root, save.iteration))
+        with room.noticed(self.root):
+            save.finish(save.files.folder)
+            if self.claim:
+                self.claim.check()
+            pointer = folders.pointer(self.root, save.iteration)
+            folders.publish(save.files.folder, folders.folder_of(self.root, save.iteration))
         with contextlib.suppress(FormatError):  # whatever it says, it is about to say another thing
             if (named := folders.latest(self.root)) not in (None, self.saved, save.iteration):
                 self.others.add(int(named))
-        folders.point(self.root, save.iteration)
+        folders.follow(self.root, pointer)
         for old in self._expired(save.iteration):
             try:
                 self.leaving.append(folders.remove(old))
@@ -174,7 +198,5 @@ class Saver:
         if self.keep.last is None:
             return []
         mine = [i for i in folders.iterations(self.root) if i <= now and folders.ours(folders.folder_of(self.root, i))]
-        every = self.keep.every
-        stay = {*mine[-self.keep.last :], *self.others, *self.read()}
-        stay |= {i for i in mine if every and i % every == 0}
-        return [folders.folder_of(self.root, i) for i in mine if i not in stay]
+        stay = {*self.others, *self.read()}
+        return [folders.folder_of(self.root, i) for i in self.keep.expired(mine) if i not in stay]

@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from mconv.errors import MconvError
+from mconv.errors import DiskFull, MconvError
 from mconv.train import agree
+from mconv.train.checkpoints import room
 from mconv.train.mcore import (
     CheckpointingConfig,
     TorchCommonSaveStrategy,
@@ -43,6 +44,15 @@ class _Plan(TorchDistSaveShardedStrategy):
         return writer, planned[1]
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a rank's file is not whole."""
+
+    text: str
+    full: bool = False
+    """Whether its disk has no room."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Writing:
     """A checkpoint that is being written, as one rank sees it. All ranks call `close` at the same time, once."""
@@ -57,7 +67,7 @@ class Writing:
     pipe: Connection | None = None
     """Where the process will say what it has written; None once it has, or where this rank has nothing to write."""
     results: list[Any] = field(default_factory=list)
-    failure: str | None = None
+    failure: Failure | None = None
     """Why this rank's file will not be whole."""
     size: int = -1
     heard: float = field(default_factory=time.monotonic)
@@ -70,7 +80,7 @@ class Writing:
                 self._fork(bucket)
         except (OSError, RuntimeError, MemoryError) as error:  # no memory for the copies, or for a process
             self.give_up()
-            self.failure = f"no writer could be started: {error}"
+            self.failure = Failure(f"no writer could be started: {error}")
         self.writer.write_buckets = None  # the process has them
 
     def _fork(self, bucket: Any) -> None:
@@ -88,7 +98,7 @@ class Writing:
             self._hear(self.pipe)
         elif self._stuck():
             self.give_up()
-            self.failure = f"its writer has written nothing for {timeout_minutes()} minutes"
+            self.failure = Failure(f"its writer has written nothing for {timeout_minutes()} minutes")
         return self.pipe is None
 
     def _hear(self, pipe: Connection) -> None:
@@ -97,9 +107,9 @@ class Writing:
             said = pipe.recv()
         except (EOFError, OSError):
             self.process.join()
-            said = f"its writer {_how(self.process.exitcode)}"
+            said = Failure(f"its writer {_how(self.process.exitcode)}")
         self.give_up()
-        if isinstance(said, str):
+        if isinstance(said, Failure):
             self.failure = said
         else:
             self.results = said
@@ -121,32 +131,45 @@ class Writing:
             self.pipe = None
 
     def close(self) -> None:
-        """When all are `done`: the index, by rank 0. Raises MconvError on all ranks if one of them could not write."""
+        """Let rank 0 write the index when all are `done`.
+
+        Raises on all ranks if one of them could not write: DiskFull where one had no room, else MconvError.
+        """
         failures = [(rank, why) for rank, why in enumerate(from_all_ranks(self._located(self.failure))) if why]
         if failures:
             more = f"; and {len(failures) - 3} ranks more" if len(failures) > 3 else ""
-            raise MconvError("; ".join(f"rank {rank} {why}" for rank, why in failures[:3]) + more)
+            kind = DiskFull if any(why.full for _, why in failures) else MconvError
+            raise kind("; ".join(f"rank {rank} {why.text}" for rank, why in failures[:3]) + more)
         gathered: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.gather_object(self.results, None if torch.distributed.get_rank() else gathered)
         agree.on_rank_0(lambda: self._finish(gathered))
 
     def _finish(self, results: list[Any]) -> None:
-        self.writer.finish(self.index, results)
-        save_config(CheckpointingConfig(*FORMAT), str(self.folder))
+        with room.noticed(self.folder):
+            self.writer.finish(self.index, results)
+            save_config(CheckpointingConfig(*FORMAT), str(self.folder))
 
     @staticmethod
-    def _located(failure: str | None) -> str | None:
-        return failure and f"on {socket.gethostname()}: {failure}"
+    def _located(failure: Failure | None) -> Failure | None:
+        return failure and Failure(f"on {socket.gethostname()}: {failure.text}", failure.full)
 
 
 def begin(folder: Path, state: dict[str, Any], *, content: dict[str, Any]) -> Writing:
-    """Plan a checkpoint of `state` into an empty folder, and begin to write it. Every rank calls it."""
+    """Plan a checkpoint of `state` into an empty folder, and begin to write it. Every rank calls it.
+
+    Raises DiskFull or MconvError on all ranks where rank 0 cannot write there.
+    """
     sharded, common = save_preprocess({**state, "content_metadata": dict(content)})
-    agree.on_rank_0(lambda: TorchCommonSaveStrategy("torch", 1).save_common(common, folder))
+    agree.on_rank_0(lambda: _common(common, folder))
     writer, index = _Plan(*FORMAT, thread_count=1).async_save(sharded, folder)
     writing = Writing(folder=folder, writer=writer, index=index)
     writing.start()
     return writing
+
+
+def _common(common: dict[str, Any], folder: Path) -> None:
+    with room.noticed(folder):
+        TorchCommonSaveStrategy("torch", 1).save_common(common, folder)
 
 
 def _how(code: int | None) -> str:
@@ -164,7 +187,9 @@ def _write(writer: Any, bucket: Any, answer: Connection) -> None:
     transforms = [writer.transforms] if hasattr(writer, "transforms") else []
     writer.write_preloaded_data(transforms, 0, bucket, said, _Uncounted(), use_fsync=True)
     _, results = said.get()
-    answer.send(f"{bucket[0]}: {results}" if isinstance(results, Exception) else results)
+    if isinstance(results, Exception):
+        results = Failure(f"{bucket[0]}: {results}", room.full(results, Path(bucket[0]).parent))
+    answer.send(results)
 
 
 @contextlib.contextmanager

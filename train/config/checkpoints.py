@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from mconv.train.config import rules
 
@@ -22,6 +22,10 @@ class Checkpoints:
     """Number of newest checkpoints to keep; all if not given. Only checkpoints of mconv train are ever removed."""
     keep_every: int | None = None
     """With keep_last: also keep every checkpoint whose iteration is a multiple of this."""
+    on_full_disk: Literal["stop", "continue"] = "stop"
+    """When a checkpoint finds no room: end the run with exit code 2, or train on and try again at the next save."""
+    allow_full_disk: bool = False
+    """Start even if the disk of `save` has no room for a checkpoint."""
     resume: bool = False
     """Go on with the run that `load` holds, Megatron-LM's or mconv's: its optimizer, iteration and samples seen too."""
     iteration: int | None = None

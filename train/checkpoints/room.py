@@ -1,0 +1,196 @@
+"""Room on the disk of a run's checkpoints: counted before the first step, and missed in words when it runs out."""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mconv.errors import ConfigError, DiskFull, MconvError
+from mconv.train.checkpoints import folders
+from mconv.train.config import TrainConfig
+from mconv.train.estimate.machine import existing
+
+FP32 = 4
+BESIDE = 256 << 10
+"""Bytes of random states, index and headers in a small checkpoint, as measured: 150 to 260 KiB."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+TORCH = re.compile("unexpected pos|PytorchStreamWriter|enforce fail")
+"""What torch says, without an error number, when a file cannot be written."""
+PROBE = 1 << 20
+
+
+# ---- how much a checkpoint takes -------------------------------------------------------------------------------------
+def checkpoint_bytes(config: TrainConfig, *, trained: int, weights: int, half: bool) -> int:
+    """Return the bytes of one checkpoint: of its `weights`, and of the optimizer state of `trained` parameters.
+
+    Main weights in fp32 are saved beside weights in half precision, and by the distributed optimizer in any case.
+    """
+    main = half or config.distributed_optimizer
+    moments = 2 if config.optimizer == "adam" else 1
+    return weights + trained * FP32 * (moments + main) + BESIDE
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Which checkpoints stay."""
+
+    last: int | None = None
+    """The newest so many; all if None."""
+    every: int | None = None
+    """And those whose iteration is a multiple of this."""
+
+    def expired(self, mine: Iterable[int]) -> list[int]:
+        """Return those of a run's iterations, the oldest first, that are not to be kept."""
+        old = sorted(mine)[: -self.last] if self.last else []
+        return [iteration for iteration in old if not (self.every and iteration % self.every == 0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What a run is about to write, and what there is for it."""
+
+    size: int
+    """Bytes of one checkpoint."""
+    free: int
+    keep: Keep
+    present: dict[int, int] = field(default_factory=dict)
+    """Bytes of the run's checkpoints that are there already, by iteration: they may be removed in time."""
+    export: Callable[[int], int] = lambda _: 0
+    """Bytes of what is exported of an iteration, beside its checkpoint."""
+
+    def full_at(self, saves: Iterable[int]) -> int | None:
+        """Return the first of the iterations to save that has no room; None if all have.
+
+        A checkpoint is written beside the old ones, of which some go once it is whole.
+        """
+        free, there = self.free, dict(self.present)
+        for iteration in saves:
+            if free < self.size:
+                return iteration
+            free += there.pop(iteration, 0) - self.size - self.export(iteration)
+            there[iteration] = self.size
+            if self.keep.last:
+                gone = set(self.keep.expired(there))
+                free += sum(there[old] for old in gone)
+                newest = sorted(there)[-self.keep.last :]
+                there = {one: there[one] for one in newest}  # others are gone, or stay for good
+        return None
+
+
+def saves(config: TrainConfig, *, iteration: int, iterations: int) -> list[int]:
+    """Return the iterations that a run will save: by its interval, and its last one."""
+    last = min(iterations, config.exit_after or iterations)
+    step = config.save_interval or iterations
+    regular = list(range((iteration // step + 1) * step, last + 1, step))
+    return regular if regular[-1:] == [last] or last <= iteration else [*regular, last]
+
+
+# ---- before the first step -------------------------------------------------------------------------------------------
+def check(config: TrainConfig, size: int, *, weights: int, iteration: int, iterations: int) -> Iterator[str]:
+    """Yield a warning where the disk will be full before the run's end; for rank 0.
+
+    `size`: bytes of a checkpoint, `weights`: of its weights, as an export has them. Raises ConfigError where not even
+    the next checkpoint fits, unless the configuration lets that pass. What a quota leaves cannot be known.
+    """
+    root, todo = Path(str(config.save)), saves(config, iteration=iteration, iterations=iterations)
+    room = Room(
+        size=size, free=free(root) + _left(root), keep=Keep(config.keep_last, config.keep_every), present=_present(root),
+        export=lambda i: weights if exports(config, i, iterations) else 0,
+    )  # fmt: skip
+    if (full := room.full_at(todo)) is None:
+        return
+    needs = f"{existing(root)} has {told(room.free)} free, and each checkpoint takes about {told(size)}"
+    if full != todo[0]:
+        fits = todo[todo.index(full) - 1]
+        how = "--keep-last 2 keeps only the newest" if config.keep_last is None else "a smaller --keep-last keeps fewer"
+        yield (
+            f"warning: the disk of --save will be full after about iteration {fits} of {todo[-1]}: {needs}; {how}, a "
+            "larger --save-interval writes fewer"
+        )
+        return
+    text = f"no room for a checkpoint: {needs} while it is written, beside those that are there"
+    if not config.allow_full_disk:
+        raise ConfigError(f"{text}; make room, choose another --save, or start all the same with --allow-full-disk")
+    yield f"warning: {text}"
+
+
+def exports(config: TrainConfig, iteration: int, iterations: int) -> bool:
+    """Return whether an iteration's checkpoint is exported to Hugging Face's format, beside it."""
+    every, interval = config.export_hf_every, config.save_interval
+    return bool(every) and (iteration == iterations or (bool(interval) and iteration % (every * interval) == 0))
+
+
+def _present(root: Path) -> dict[int, int]:
+    found = {iteration: folders.folder_of(root, iteration) for iteration in folders.iterations(root)}
+    return {iteration: nbytes(folder) for iteration, folder in found.items() if folders.ours(folder)}
+
+
+def _left(root: Path) -> int:
+    """Return the bytes that saves which were killed have left, and that the next save removes."""
+    return sum(nbytes(folder) for folder in folders.leftovers(root))
+
+
+def nbytes(folder: Path) -> int:
+    """Return the bytes of all files of a folder."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def free(folder: Path) -> int:
+    """Return the bytes that this user may still write on a folder's disk."""
+    return shutil.disk_usage(existing(folder)).free
+
+
+def told(size: int) -> str:
+    """Return a number of bytes as people write it."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size / 1e3:.0f} kB"
+
+
+# ---- when it runs out ------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def noticed(folder: Path) -> Iterator[None]:
+    """Raise DiskFull for what cannot be written within for want of room in `folder`, MconvError for another reason."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if full(error, folder):
+            raise DiskFull(str(error)) from error
+        if isinstance(error, OSError) or TORCH.search(str(error)):
+            raise MconvError(str(error)) from error
+        raise
+
+
+def full(error: BaseException, folder: Path) -> bool:
+    """Return whether an error came of a full disk, or of a quota; torch hides the reason, so that it is tried again."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return cause.errno in FULL
+        cause = cause.__cause__ or cause.__context__
+    return bool(TORCH.search(str(error))) and _is_full(folder)
+
+
+def _is_full(folder: Path) -> bool:
+    """Return whether a file of a megabyte has no room: the part of a file that could not be written is still there."""
+    probe = folder / f".room.{os.getpid()}"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno in FULL
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    return False
