@@ -124,7 +124,10 @@ def follow(run: Run, *, say: Callable[[str], None]) -> Follow:
             file=Path(config.save) / progress.NAME, gpus=torch.distributed.get_world_size(), began=datetime.now(),
             flops_before=run.consumed * per_sample,
         )  # fmt: skip
-        kept.started()
+        try:
+            kept.started()
+        except OSError as error:
+            say(f"warning: {kept.file} was not written: {error}")
     return Follow(config=config, say=say, iterations=run.iterations, progress=kept, per_sample=per_sample, tokens=tokens)
 
 

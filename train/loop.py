@@ -160,6 +160,7 @@ def _save(run: Run, data: Sets, after: Follow, *, last: bool = False) -> None:
     if run.saver and not run.saver.has(run.iteration):
         iteration, consumed = run.iteration, run.consumed
         answer.doing("save", iteration)
+        run.say(f"saving iteration {iteration} to {run.config.save}")
         run.memory["sample"] = last_drawn(run, data.train)
         with stop.held_back():  # also from the process that writes, which a signal to every process would end
             save(run, then=lambda: after.checkpoint(iteration, consumed))
@@ -173,10 +174,12 @@ def _log(run: Run, say: logs.Say, show: logs.Show | None) -> logs.Log:
         return log
     file = Path(config.save) / logs.NAME if config.save else None
     if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        logs.forget_after(file, run.iteration)
-        for note in record.write(file.parent, config, run.spec, ranks=world, iteration=run.iteration):
-            say(note)
+        try:
+            logs.forget_after(file, run.iteration)
+            for note in record.write(file.parent, config, run.spec, ranks=world, iteration=run.iteration):
+                say(note)
+        except OSError as error:  # a full disk
+            say(f"warning: {file.parent}/{record.NAME} was not written: {error}; the run goes on without it")
     for line in record.arguments(config, run.spec, inherited=run.inherited, source=run.origin.name):
         say(line)
     dtype = str(unwrap(run.chunks[0]).config.params_dtype).removeprefix("torch.")

@@ -51,6 +51,8 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     models = _models(config, parallel, source, padded)
     if source.adapted:
         resumed = checkpoint.lora_of(source.own) if source.own else None
+        if config.save:
+            say(f"computing the digest of the base's weights in {source.opened.name}")
         say(adapt.adapt(models, config, source.opened, resumed=resumed))
     size = 0 if config.eval_only else _room(config, models, source, say)
     normalise = Normalise()

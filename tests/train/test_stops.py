@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -265,6 +266,7 @@ def test_signals_to_the_launchers_processes(run, tmp_path):
         rest = process.stdout.read()
         assert process.wait(timeout=60) == 0, rest
         assert "stopped by SIGUSR2, at iteration" in rest and "saved " in rest
+        assert re.search(r"SIGUSR2: (finishing step|saving iteration) \d+, then", rest), rest
         assert not descendants(process.pid) and (tmp_path / "run" / "latest_checkpointed_iteration.txt").is_file()
     finally:
         for pid in [process.pid, *left]:
