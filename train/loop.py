@@ -77,8 +77,8 @@ def _steps(run: Run, data: Sets, *, began: float, say: logs.Say, show: logs.Show
         steps.append(step(run, batches, again=lambda: feed(run, data.train, consumed=run.consumed)))
         chain.stepped()
         log.step(steps[-1])
-        if line := risk.step(run.iteration, steps[-1].seconds):
-            say(line)
+        if warning := risk.step(run.iteration, steps[-1].seconds):
+            say(warning)
         if run.saver:
             run.saver.poll()
         if config.eval_interval and run.iteration % config.eval_interval == 0:

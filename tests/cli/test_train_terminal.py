@@ -78,11 +78,12 @@ def test_a_run_on_a_terminal_and_its_repetition(place, capfd):
     assert int(said[2]) == stopped and f"saved {place / 'run' / f'iter_{stopped:07d}'}" in text
     assert text.index(said[0]) < text.index("stopped by SIGINT")
 
-    (place / "data.bin").unlink()  # a run that is over reads no data, and judges nothing
+    (place / "data.bin").rename(place / "gone")  # a run that is over reads no data, and judges nothing
     assert run([*words(place, **{"train-iters": stopped}), "--verify-first"]) == 0
     out = capfd.readouterr().out
     assert f"{place / 'run'} is already at iteration {stopped} of {stopped}: nothing to train" in out
     assert "raise --train-iters" in out and f"next: mconv meg2hf {place / 'run'}" in out
+    (place / "gone").rename(place / "data.bin")
     assert not re.search(r"saved|verif|argument|building|data", out.replace(str(place), "")), out
 
 

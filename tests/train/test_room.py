@@ -150,7 +150,7 @@ def until(text, lines):
 # ---- when it runs out ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("background", [False, True])
 def test_a_full_disk_ends_the_run_and_costs_no_checkpoint(background, run, whole, disk):
-    """Filled by somebody else after the second step: the save at 4 has no room; the run at 2 is whole and goes on."""
+    """Filled by somebody else after the third step: the save at 4 has no room; the checkpoint at 2 is whole."""
     save = {"save": str(disk / "run"), "save_interval": 2, "async_save": background}
     lines = []
 
@@ -159,6 +159,7 @@ def test_a_full_disk_ends_the_run_and_costs_no_checkpoint(background, run, whole
         if "iteration        3/" in line:
             fill(disk, leave=60_000)
 
+    train(**run, **save, exit_after=2)
     with pytest.raises(DiskFull) as caught:
         train(say, **run, **save)
     text = str(caught.value)
@@ -258,3 +259,11 @@ def test_a_long_run_without_checkpoints_is_told_once_its_speed_is_known(fields, 
     found = [line for line in lines if line]
     assert lines[:3] == [None] * 3 and len(found) == bool(said)
     assert said is None or re.search(said, found[0])
+
+
+def test_the_run_itself_watches(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("mconv.train.unsaved.LONG", -1.0)
+    lines = []
+    train(lines.append, **run, save=str(tmp_path), exit_after=5)
+    [found] = [number for number, line in enumerate(lines) if "nothing is saved before iteration 5, in about 0:0" in line]
+    assert "iteration        4/" in lines[found - 1], "once, after the step that tells the speed"

@@ -306,7 +306,7 @@ def test_nothing_is_removed_before_the_new_one_is_whole(run, tmp_path, monkeypat
     from mconv.train.checkpoints import folders
 
     jobs.train(**run, save=str(tmp_path), exit_after=2)
-    monkeypatch.setattr(folders, "point", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(folders, "follow", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         jobs.train(**run, save=str(tmp_path), exit_after=3, keep_last=1)
     assert folders.latest(tmp_path) == 2 and 2 in held(tmp_path)
