@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mconv.convert import scan
 from mconv.convert.place import TRACKER
@@ -26,6 +26,12 @@ FITS = {
 """What a command can take, by what it is called in messages."""
 NEXT = {"hf2meg": "verify", "reshard": "verify", "merge": "verify", "meg2hf": "push", "lora merge": "push"}
 """A step -> the command that usually follows."""
+NEEDED = {
+    "data train_data valid_data test_data mock_data": "--data PREFIX",
+    "lr eval_only": "--lr LR",
+    "train_iters train_samples eval_only": "--train-iters N",
+}
+"""Fields of a run, one of which it needs -> what to add to a command that has none of them."""
 
 
 def newest(command: str, what: str, *, name: str = "a path") -> "Found":
@@ -87,3 +93,26 @@ def next_line(plan: "Plan", step: str) -> str | None:
     """Return what a user would type after a conversion, or None where nothing usually follows."""
     verb = "meg2hf" if step == "lora merge" and plan.format != "hf" else NEXT.get(step)
     return f"next: mconv {verb} {shlex.quote(str(plan.out))}" if verb else None
+
+
+def next_command(*words: object) -> None:
+    """Print the command that a user would type next, ready to paste but for words in capitals."""
+    print(f"next: mconv {shlex.join(str(word) for word in words)}", flush=True)
+
+
+def next_training(config: Path | None = None, **values: Any) -> None:
+    """Print `mconv train` with these options, and in capitals what a run needs besides."""
+    from mconv.train.config import read_yaml
+
+    known = {**(read_yaml(config) if config else {}), **values}
+    missing = [words for names, words in NEEDED.items() if not any(known.get(name) for name in names.split())]
+    given = [word for name, value in values.items() for word in _option(name, value)]
+    next_command("train", *([config] if config else []), *given, *(word for words in missing for word in words.split()))
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """Return an option as it is typed; what is None or a switch that is off is left out."""
+    if value is None or value is False:
+        return []
+    values = [] if value is True else [str(one) for one in value] if isinstance(value, list) else [str(value)]
+    return [f"--{name.replace('_', '-')}", *values]

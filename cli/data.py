@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from mconv.cli import choose
 from mconv.cli import options as o
 from mconv.errors import MconvError, refuse
 
@@ -108,7 +109,10 @@ def tokenize(
     from mconv.train.data.tokenize import tokenize as run
 
     record = run(list(sources), prefix, key=key, append_eod=append_eod, **options)
-    return _tell(record, prefix, "documents", json=how.json)
+    _tell(record, prefix, "documents", json=how.json)
+    if not how.json:
+        choose.next_training(data=str(prefix))
+    return 0
 
 
 def instruct(
@@ -145,7 +149,10 @@ def instruct(
         list(sources), prefix, template=template, keys=Keys(**named), ignore_fields=ignored, append_eod=append_eod,
         **options,
     )  # fmt: skip
-    return _tell(record, prefix, "conversations", json=how.json)
+    _tell(record, prefix, "conversations", json=how.json)
+    if not how.json:
+        choose.next_training(data=str(prefix), data_type="instruction")
+    return 0
 
 
 def _check(sources: tuple[Path, ...], prefix: Path) -> None:
@@ -166,11 +173,11 @@ def _progress(what: str) -> Callable[[int], None]:
     return lambda done: print(f"\r{done} {what}", end="", file=sys.stderr)
 
 
-def _tell(record: "Tokenized", prefix: Path, what: str, *, json: bool) -> int:
+def _tell(record: "Tokenized", prefix: Path, what: str, *, json: bool) -> None:
     """Print what was made: the record as JSON, or a line of it."""
     if json:
         print(jsonlib.dumps(dataclasses.asdict(record), indent=2))
-        return 0
+        return
     answers = "" if record.answer_tokens is None else f", {record.answer_tokens} of answers"
     left = f"; {record.empty} empty {what} left out" if record.empty else ""
     if record.spelled:
@@ -185,7 +192,6 @@ def _tell(record: "Tokenized", prefix: Path, what: str, *, json: bool) -> int:
     print(f"{prefix}: {counts}, {record.dtype}{left}")
     for line in _passed_over(record):
         print(line)
-    return 0
 
 
 def _passed_over(record: "Tokenized") -> Iterator[str]:

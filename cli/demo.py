@@ -135,7 +135,7 @@ def _train(run: Demo) -> list[float]:
     run.mconv(
         "tokenize",
         f"data tokenize {run.at('code.jsonl')} --prefix {run.at('code')} --tokenizer {run.at('hf')}",
-        _last_line,
+        _first_line,
     )
     losses: list[float] = []
     run.mconv(
@@ -180,10 +180,6 @@ def _publish(run: Demo) -> None:
 # ---- proofs ----------------------------------------------------------------------------------------------------------
 def _first_line(text: str) -> str:
     return text.strip().splitlines()[0] if text.strip() else "done"
-
-
-def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1] if text.strip() else "done"
 
 
 def _proven(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.filesize import decimal
 
+from mconv.cli import choose
 from mconv.cli import options as o
 
 Save = Annotated[Path, Parameter(help="The folder that a run would save to, to show the free space on its disk.")]
@@ -22,6 +23,7 @@ def doctor(*, save: Save = Path(), json: o.Json = False) -> int:
         print(json_.dumps({**facts, "advice": notes}, indent=1))
     else:
         print("\n".join(f"{name:<15} {text}" for name, text in [*_lines(facts), *(("note", note) for note in notes)]))
+        choose.next_command("plan", "--presets")
     return 0
 
 

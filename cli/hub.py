@@ -126,7 +126,8 @@ def pull(
         print(f"note: {behind}", file=sys.stderr)
     alone = adapter.is_adapter(folder)
     files = sorted(path.name for path in folder.iterdir() if path.is_file()) if alone else survey(folder)[0]
-    told = f"; an adapter: `mconv lora merge {folder} --base BASE` makes a model of it and its base" * alone
-    publishing.show({"folder": str(folder), "files": files}) if json else print(
-        f"{folder}: {len(files)} files, whole{told}"
-    )
+    if json:
+        publishing.show({"folder": str(folder), "files": files})
+        return
+    print(f"{folder}: {len(files)} files, whole" + ", a PEFT adapter" * alone)
+    choose.next_command(*(("lora", "merge", folder, "--base", "BASE") if alone else ("hf2meg", folder)))

@@ -36,6 +36,7 @@ def export(
     named = base or str((found.folder.parent / found.base["path"]).resolve())
     peft.write(found.adapter, out, base=named)
     print(f"{out}: {found.adapter.settings}; base {named}")
+    choose.next_command("push", out)
 
 
 def merge(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.filesize import decimal
 
+from mconv.cli import choose
 from mconv.cli import options as o
 from mconv.cli.train import check_load, told, with_fields
 from mconv.train.config import make
@@ -58,6 +59,8 @@ def _plan(
         print(json_.dumps(as_json(made), indent=1))
     else:
         show(made)
+        new = flags.get("preset") or flags.get("model")
+        choose.next_training(config, **{**flags, "init": "random" if new else flags.get("init")})
     return 0
 
 

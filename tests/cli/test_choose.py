@@ -6,6 +6,7 @@ from functools import partial
 import lineage
 import pytest
 
+from mconv.cli import choose
 from mconv.cli.app import run
 from mconv.cli.train import here
 from mconv.errors import MconvError
@@ -96,3 +97,17 @@ def test_status_of_a_folder_with_all_that_can_be_met(tmp_path, make, capsys):
     assert found["unfinished"] == ["next"] and "broken" in found["notes"][0]
     assert status(capsys, str(tmp_path)).out.count("export\n") == 1
     assert run(["status", "nowhere"]) == 2
+
+
+def test_the_next_command_is_ready_to_paste_but_for_words_in_capitals(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("data: data/text\nlr: 1e-4\n")
+    choose.next_training(data="data/my text", data_type="instruction")
+    choose.next_training(tmp_path / "run.yaml", train_iters=5, bf16=True, packing=False, vpp=None)
+    choose.next_training(preset="llama2-7b", init="random", eval_only=True, data=["a", "b"])
+    choose.next_command("push", "a folder")
+    assert capsys.readouterr().out.splitlines() == [
+        "next: mconv train --data 'data/my text' --data-type instruction --lr LR --train-iters N",
+        f"next: mconv train {tmp_path / 'run.yaml'} --train-iters 5 --bf16",
+        "next: mconv train --preset llama2-7b --init random --eval-only --data a b",
+        "next: mconv push 'a folder'",
+    ]
