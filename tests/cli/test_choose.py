@@ -90,11 +90,11 @@ def test_status_of_a_folder_with_all_that_can_be_met(tmp_path, make, capsys):
     )
     said = status(capsys)
     for words in ("(not in this folder)", "run/iter_0000005 (an iteration that the run has left behind)", "x\n", "y\n",
-                  "iterations 5, 10", "next: unfinished", "pushed to 5"):  # fmt: skip
+                  "iterations 5, 10", "next: an unfinished conversion", "pushed to 5"):  # fmt: skip
         assert words in said.out, said.out
     assert "broken" in said.err and said.out.count("export\n") == 1 and said.out.count("base\n") == 1
     found = json.loads(status(capsys, "--json").out)
-    assert found["unfinished"] == ["next"] and "broken" in found["notes"][0]
+    assert [one["name"] for one in found["unfinished"]] == ["next"] and "broken" in found["notes"][0]
     assert status(capsys, str(tmp_path)).out.count("export\n") == 1
     assert run(["status", "nowhere"]) == 2
 

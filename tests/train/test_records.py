@@ -424,7 +424,7 @@ def test_the_commands_say_what_was_left_out(folder, mixed, tmp_path, capsys):
 def test_the_page_lists_every_field_that_is_claimed():
     from pathlib import Path
 
-    page = (Path(__file__).parents[2] / "docs" / "train.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     claimed = {name for table in (RECORD, TURN) for names in table.values() for name in names}
     assert [name for name in sorted(claimed) if f"`{name}`" not in page] == []
     assert [str(kind) for kind in Kind if f"`{kind}`" not in page] == []
