@@ -46,6 +46,12 @@ def progress(total: int, doing: str = "", *, passes: int = 1) -> Iterator[Callab
         yield lambda n: bar.advance(task, n / passes)
 
 
+def before_slow(line: str) -> None:
+    """Say on a terminal what is about to take seconds; say nothing in a pipe."""
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
+
+
 def one_voice(command: Callable[..., Any]) -> Callable[..., Any]:
     """Under torchrun only rank 0 prints. It tells of the other ranks' failures, and they fail with it."""
 

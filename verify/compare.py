@@ -1,7 +1,8 @@
 """Two sets of logits: how far apart, where, and whether that is close enough."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +12,7 @@ CHUNK = 64
 """Positions whose logits are made at once."""
 BLOCK = 1 << 18
 """Logits that are compared at once: in double precision they stay in the processor's cache, and fill no new memory."""
+NONFINITE = "the logits hold NaN or infinity"
 Pair = tuple[Float[Tensor, "b c v"], Float[Tensor, "b c v"]]
 
 
@@ -66,6 +68,8 @@ class Comparison(Errors):
     loss: dict[str, float]
     """Mean cross entropy of the next token over the true vocabulary, of both: the same terms for both."""
     finite: bool
+    by_row: list[dict[str, Any]]
+    """Of each row alone: `positions` counted, `kl` and `loss`."""
 
 
 def _errors(a: Float[Tensor, "r v"], b: Float[Tensor, "r v"]) -> tuple[Float[Tensor, "r 5"], Float[Tensor, "r v"]]:
@@ -132,8 +136,11 @@ def distance(pairs: Iterable[Pair]) -> Errors:
     return Errors(**_summed(torch.cat(found, dim=1), vocabulary))
 
 
-def compare(pairs: Iterable[Pair], *, tokens: Int[Tensor, "b s"]) -> Comparison:
-    """Compare (reference, candidate) logits [b c v] of the same tokens, given chunk after chunk of positions."""
+def compare(pairs: Iterable[Pair], *, tokens: Int[Tensor, "b s"], counted: Sequence[int] | None = None) -> Comparison:
+    """Compare (reference, candidate) logits [b c v] of the same tokens, given chunk after chunk of positions.
+
+    `counted`: how many places of each row its own loss and KL are taken over; all of them unless given.
+    """
     found, at, vocabulary = [], 0, 0
     following = torch.nn.functional.pad(tokens[:, 1:], (0, 1))  # the last position predicts nothing: left out below
     for pair in pairs:
@@ -143,8 +150,6 @@ def compare(pairs: Iterable[Pair], *, tokens: Int[Tensor, "b s"]) -> Comparison:
     of = torch.cat(found, dim=1)
     peaks, kl = of[..., 0], of[..., 5]
     row, position = divmod(int(peaks.nan_to_num(nan=torch.inf).argmax()), peaks.shape[1])
-    losses = of[:, :-1, 7:9].sum(dim=(0, 1)) / max(1, of[:, :-1, 7].numel())
-    loss = dict(zip(("reference", "candidate"), losses.tolist(), strict=True))
     return Comparison(
         **_summed(of, vocabulary),
         kl=float(kl.mean()),
@@ -152,16 +157,26 @@ def compare(pairs: Iterable[Pair], *, tokens: Int[Tensor, "b s"]) -> Comparison:
         argmax_agreement=float(of[..., 6].mean()),
         worst={"row": row, "position": position, "token": int(of[row, position, 1])},
         error_by_position=[float(part.max()) for part in peaks.max(dim=0).values.chunk(16)],
-        loss={**loss, "difference": loss["candidate"] - loss["reference"]},
+        loss=_loss(of),
         finite=bool(of[..., 2].isfinite().all()),
+        by_row=[
+            {"positions": most, "kl": float(kl[n, :most].mean()), "loss": _loss(of[n : n + 1, :most])}
+            for n, most in enumerate(counted or [tokens.shape[1]] * len(tokens))
+        ],
     )
+
+
+def _loss(of: Float[Tensor, "b s n"]) -> dict[str, float]:
+    """Return the mean loss of both, and how they differ. The last place of a row predicts nothing and is left out."""
+    reference, candidate = (of[:, :-1, 7:9].sum(dim=(0, 1)) / max(1, of[:, :-1, 7].numel())).tolist()
+    return {"reference": reference, "candidate": candidate, "difference": candidate - reference}
 
 
 def failures(found: Comparison, limits: Limits, *, noise: Errors) -> list[str]:
     """Why the comparison does not pass; empty if it does. A NaN passes nothing."""
     out = []
     if not found.finite:
-        out.append("the logits hold NaN or infinity")
+        out.append(NONFINITE)
     mean = allowed("mean_abs_error", limits, noise=noise)
     if not found.mean_abs_error < mean:
         out.append(f"mean absolute error {found.mean_abs_error:.3g} is not below {mean:.3g}")

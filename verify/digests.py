@@ -91,10 +91,11 @@ class _Side:
     stale: list[str]
     replicas: dict[str, list[str]]
     scratch: Scratch
+    read_all: bool = True
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "_Side":
-        return cls(Source.of(checkpoint), recorded(checkpoint), [], {}, Scratch())
+    def of(cls, checkpoint: Checkpoint, *, read_all: bool = True) -> "_Side":
+        return cls(Source.of(checkpoint), recorded(checkpoint), [], {}, Scratch(), read_all)
 
     def slabs(self, logical: Logical, boxes: list[Box]) -> Iterator[torch.Tensor]:
         """Slab after slab, contiguous; each is overwritten by the next. Copies of it that differ are noted."""
@@ -121,13 +122,14 @@ class _Side:
         return " x ".join(f"({text})" if ", " in text else text for text in groups)
 
 
-def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = quiet) -> Report:
+def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = quiet, read_all: bool = True) -> Report:
     """Compare every logical tensor of two checkpoints, and what their architectures say beyond tensors.
 
     A tied head is the embedding, also where the other side stores a head. Copies of one tensor must agree, too.
-    `progress` is told the bytes read of both.
+    `progress` is told the bytes read of both. Without `read_all`, tensors that have nothing to be compared with are not
+    read, so that neither their digests nor their copies are looked at.
     """
-    left, right = _Side.of(a), _Side.of(b)
+    left, right = _Side.of(a, read_all=read_all), _Side.of(b, read_all=read_all)
     spec, noted = spec_differences(a.spec, b.spec), spec_notes(a.spec, b.spec)
     differences: list[Difference] = []
     cast, zero, both, nbytes = {}, [], 0, 0
@@ -139,7 +141,8 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = quiet) -> Repo
             found = _compare(left, right, (x, y), str(logical), half)
             dtypes = left.source.dtype(x), right.source.dtype(y)
             both += x == y
-            nbytes += prod(left.source.dims(x)) * dtypes[0].itemsize if x == y else 0
+            unread = not read_all and found is not None and found.how == "shape" and not found.of
+            nbytes += prod(left.source.dims(x)) * dtypes[0].itemsize if x == y and not unread else 0
             if found is None and dtypes[0] != dtypes[1]:
                 cast[str(logical)] = (_short(dtypes[0]), _short(dtypes[1]))
             if x != y and (found is None or not found.elements):
@@ -210,7 +213,9 @@ def _boxes(x: Logical, y: Logical, left: _Side, right: _Side) -> tuple[list[Box]
 
 
 def _read(side: _Side, logical: Logical, progress: Progress) -> bool:
-    """Read a tensor that has nothing to be compared with, for its digest; whether it is zero."""
+    """Read a tensor that has nothing to be compared with, for its digest, and return whether it is zero."""
+    if not side.read_all:
+        return False
     width, keep = side.source.dtype(logical).itemsize, side.source.split(logical)
     boxes = list(slab_boxes(side.source.dims(logical), SLAB_BYTES // width, keep=keep))
     return _zero(side.slabs(logical, boxes), progress)

@@ -4,7 +4,7 @@ The reference generates; the candidate reads what it wrote once and must rank th
 the same as generating with both, since each step is given the same tokens until the first that differs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mconv.convert.checkpoint import Checkpoint
+from mconv.spec import ModelSpec
 from mconv.train.parallel import from_rank_0
 from mconv.verify import probes
 from mconv.verify.models import Model
@@ -34,24 +35,30 @@ class Said:
     from_text: bool
 
 
-def prompts(checkpoint: Checkpoint, folder: Path | None) -> tuple[Int[Tensor, "b s"], bool]:
-    """The prompts of `probes` through the checkpoint's tokenizer, cut to one length; random ids where there is none."""
-    found = probes.encode(folder, checkpoint.spec, probes.PROMPTS) if folder else None
+def prompts(spec: ModelSpec, folder: Path | None) -> tuple[Int[Tensor, "b s"], bool]:
+    """Return the prompts of `probes` through a tokenizer, cut to one length; random ids where there is no tokenizer."""
+    found = probes.encode(folder, spec, probes.PROMPTS) if folder else None
     if found:
-        shortest = min(map(len, found))
+        shortest = min(probes.PROMPT, *map(len, found))
         return torch.tensor([ids[:shortest] for ids in found]), True
-    rows = [probes.random_ids(checkpoint.spec, length=PROMPT_LENGTH, seed=seed) for seed in range(len(probes.PROMPTS))]
+    rows = [probes.random_ids(spec, length=PROMPT_LENGTH, seed=seed) for seed in range(len(probes.PROMPTS))]
     return torch.stack(rows), False
 
 
-def reference(model: Model, checkpoint: Checkpoint, *, tokenizer_folder: Path | None, new: int) -> Said | None:
-    """Let the reference write `new` tokens after each prompt; None for none."""
+def reference(
+    model: Model, checkpoint: Checkpoint, *, tokenizer_folder: Path | None, new: int, vocabulary: int | None = None
+) -> Said | None:
+    """Let the reference write `new` tokens after each prompt, and return them; None for none.
+
+    It chooses among the first `vocabulary` tokens, so that a candidate that has fewer can read them.
+    """
     if not new:
         return None
-    tokens, from_text = prompts(checkpoint, tokenizer_folder)
+    size = min(vocabulary or checkpoint.spec.vocab_size, checkpoint.spec.vocab_size)
+    tokens, from_text = prompts(replace(checkpoint.spec, vocab_size=size), tokenizer_folder)
     length, scores = tokens.shape[1], []
     for _ in range(new):
-        last = _last(model, tokens)
+        last = _last(model, tokens)[:, :size]
         scores.append(last)
         tokens = torch.cat([tokens, last.argmax(dim=-1, keepdim=True)], dim=1)
     return Said(tokens=tokens, prompt=length, scores=torch.stack(scores, dim=1), from_text=from_text)

@@ -5,8 +5,8 @@ is proven is what Megatron will compute, not what mconv thinks it wrote.
 """
 
 import os
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,15 @@ from mconv.train.parallel import Parallel, from_rank_0, world
 from mconv.verify import bisect, digests, generate, probes, shards
 from mconv.verify.compare import CHUNK, LIMITS, Errors, Pair, allowed, compare, distance, failures
 from mconv.verify.environment import all_cores, reuse_memory
-from mconv.verify.guesses.explain import explain
+from mconv.verify.guesses.explain import Guess, explain
 from mconv.verify.models import How, Model, Scores, model_of, rounded
 from mconv.verify.noise import OtherOrder
 from mconv.verify.probes import Probe
 from mconv.verify.sides import opened
 
-DEFAULTS = {"streamed": False, "generate": 0, "digests": None, "threads": None}
+DEFAULTS = {"streamed": False, "generate": 0, "digests": None, "threads": None, "search": True}
 """What a payload need not say."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NOISE_LENGTH = 256
-"""Positions of each row on which the noise floor is measured where a model runs from disk."""
 
 
 def work(payload: dict[str, Any]) -> dict[str, Any]:
@@ -55,20 +53,28 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
     reference = model_of(a, how)
     with all_cores(payload["threads"] if a.format == "hf" else None):  # the other ranks wait
         scores = reference.run(asked.tokens, asked.positions)
-        noise = _noise(reference, scores, asked, streamed=how.streamed)
-        said = generate.reference(reference, a, tokenizer_folder=tokenizer_of(a, b), new=payload["generate"])
+        noise = _noise(reference, scores, asked)
+        common = min(a.spec.vocab_size, b.spec.vocab_size)
+        said = generate.reference(
+            reference, a, tokenizer_folder=tokenizer_of(a, b), new=payload["generate"], vocabulary=common
+        )
     reference.rest()
     candidate = model_of(b, how)
     own = candidate.run(asked.tokens, asked.positions)
     followed = generate.follow(candidate, said)
     with all_cores(payload["threads"]):
-        found = None if scores is None or own is None else compare(_pairs(scores, own), tokens=asked.tokens)
+        found = (
+            None
+            if scores is None or own is None
+            else compare(_pairs(scores, own), tokens=asked.tokens, counted=asked.counted)
+        )
     wrong = [] if found is None or noise is None else failures(found, limits, noise=noise)
     wrong += shards.wrong(candidate, b, how, failed=bool(wrong))
     candidate.rest()
     tensors = payload["digests"]
     with all_cores(payload["threads"]):
-        diagnosis = _diagnosis(a, b, asked, how, tensors, failed=bool(wrong) or bool(tensors and not tensors["same"]))
+        failed = bool(wrong) or bool(tensors and not tensors["same"])
+        diagnosis = _diagnosis(a, b, asked, how, tensors, failed=failed and payload["search"])
     if scores is None or own is None or found is None or noise is None:
         return {}
     if rows := embedding_rows(a, b, narrow=how.narrow):
@@ -79,6 +85,7 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
         "passed": not wrong and (spoken is None or spoken["passed"]),
         "failures": wrong + ([] if spoken is None else spoken["failures"]),
         **asdict(found),
+        "by_row": [{"row": name, **one} for name, one in zip(asked.rows, found.by_row, strict=True)],
         "limits": {
             **{n: allowed(n, limits, noise=noise) for n in ("mean_abs_error", "relative_max", "relative_rms")},
             "times_noise": limits.times_noise,
@@ -92,6 +99,7 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
         "candidate": {"name": b.name, "format": b.format, "loaded_by": candidate.loaded_by},
         **_setting(payload, asked, how),
         "max_position_embeddings": a.spec.max_position_embeddings,
+        "vocab_size": common,
     }
 
 
@@ -122,10 +130,24 @@ def _diagnosis(
     if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
         return None
     found = digests.compare(a, b) if tensors is None else digests.Report.from_dict(tensors)
-    said = bisect.diagnose(a, b, asked, how, explain(a, b, found))
+    guesses = explain(a, b, found)
+    try:
+        said = bisect.diagnose(a, b, asked, how, guesses)
+    except (RuntimeError, ValueError, LookupError) as error:  # the verdict stands: two odd models can part in any way
+        return _without_place(guesses, error)
     if how.parallel.tp > 1:
         said["lines"] += shards.of_ranks(found, b, tp=how.parallel.tp)
     return said
+
+
+def _without_place(guesses: Sequence[Guess], error: Exception) -> dict[str, Any]:
+    """Return the diagnosis of two models that cannot be given each other's inputs: what their tensors say."""
+    told = [guess.to_dict() | {"error_after": None} for guess in guesses]
+    why = str(error).splitlines()[0] if str(error) else "no message"
+    first = (
+        f"where they part was not found: the layers cannot be given the same input ({type(error).__name__}: {why:.120})"
+    )
+    return {"guesses": told, "lines": [first, *(guess["text"] for guess in told)]}
 
 
 def logits_of(
@@ -152,8 +174,9 @@ def _open(payload: dict[str, Any], side: str) -> Checkpoint:
 
 
 def probe_for(payload: dict[str, Any], a: Checkpoint, b: Checkpoint) -> Probe:
-    """The batch that both are asked. Ids are of both vocabularies."""
+    """Return the batch that both are asked. Its ids and positions are of both models."""
     spec = a.spec if a.spec.vocab_size <= b.spec.vocab_size else b.spec
+    spec = replace(spec, max_position_embeddings=probes.positions_of(a.spec, b.spec))
     length = length_for(payload, a, b)
     return probes.probe(
         spec, tokenizer_folder=tokenizer_of(a, b), batch=payload["batch"], length=length, seed=payload["seed"]
@@ -195,12 +218,13 @@ def tokenizer_of(*checkpoints: Checkpoint) -> Path | None:
     return found[0] if found else None
 
 
-def _noise(model: Model, scores: Scores | None, asked: Probe, *, streamed: bool) -> Errors | None:
-    """How far the reference is from itself when its sums are taken in another order."""
-    length = min(NOISE_LENGTH, asked.tokens.shape[1]) if streamed else asked.tokens.shape[1]
-    tokens = asked.tokens[:, :length]
+def _noise(model: Model, scores: Scores | None, asked: Probe) -> Errors | None:
+    """Return how far the reference is from itself when its sums are taken in another order, over the whole probe.
+
+    Fewer positions would show too low a floor: rounding grows along a row, and most where a row leaps.
+    """
     with OtherOrder():
-        again = model.run(tokens, asked.positions[:, :length])
+        again = model.run(asked.tokens, asked.positions)
         if scores is None or again is None:
             return None
         return distance(_pairs(scores, again))

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mconv.verify import chart
+from mconv.verify.losses import by_kind, normal_loss
+from mconv.verify.training_lines import lines
 
 GENERATOR = '<meta name="generator" content="mconv verify">'
 """What tells a page of ours from a file that is not to be replaced."""
@@ -76,6 +78,7 @@ def values(report: dict[str, Any]) -> dict[str, Any]:
         "sentence": _sentence(report),
         "proofs": [(PROOFS[name], ASKED[name], answer) for name, answer in report["verdicts"].items()],
         "failures": report["failures"],
+        "training": lines(report) if report.get("training") and not report["passed"] else [],
         "diagnosis": _diagnosis(report.get("diagnosis")),
         "alone": _alone(report.get("diagnosis")),
         "sides": _sides(report),
@@ -83,6 +86,7 @@ def values(report: dict[str, Any]) -> dict[str, Any]:
         "rows": report.get("rows", []),
         "numbers": _numbers(report) if logits else [],
         "loss": report.get("loss"),
+        "losses": _losses(report) if logits else [],
         "padding": report.get("padding"),
         "worst": report.get("worst"),
         "layers": _layers(report) if report.get("layers") else None,
@@ -99,8 +103,12 @@ def values(report: dict[str, Any]) -> dict[str, Any]:
 
 def _sentence(report: dict[str, Any]) -> str:
     """What the proofs found, in words."""
+    if report.get("training") and not report["passed"]:
+        return "They differ, and training lies between them."
     said = [SAID[pair] for pair in report["verdicts"].items() if pair in SAID]
     tensors = report.get("digests")
+    if report.get("not_compared"):
+        return "They are models of different architectures; nothing was run."
     if tensors and tensors["same"] and not tensors["exact"]:
         said[0] = "The tensors are the same after rounding to the narrower dtype."
     if tensors and not tensors["same"] and not tensors["differences"]:
@@ -140,8 +148,10 @@ def _terms(report: dict[str, Any]) -> list[tuple[str, str]]:
     layout = f"tp {report['tp']} \u00d7 pp {report['pp']}" + ", sequence parallel" * report["sequence_parallel"]
     rounded, most = report["rounded_to"], report["max_position_embeddings"]
     short = "all of them" if report["reach"] >= most else f"{report['reach']:,} of {most:,}"
+    known = report.get("layouts")
     return [
-        ("layout of a Megatron side", layout),
+        ("layout of a Megatron side", known["line"] if known else layout),
+        *([("proven at", layout)] if known else []),
         ("arithmetic", report["dtype"] + (f", weights of both rounded to {rounded}" if rounded else "")),
         ("device", report["device"]),
         ("held in memory", "one layer at a time" if report["streamed"] else "the whole model"),
@@ -167,6 +177,14 @@ def _numbers(report: dict[str, Any]) -> list[dict[str, Any]]:
         ("same token ranked first", percent(report["argmax_agreement"]), "\u2013"),
     ]
     return judged + [{"name": a, "found": b, "limit": "\u2013", "noise": c, "within": None} for a, b, c in told]
+
+
+def _losses(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the loss of real text and that of random ids, each with what it was taken over."""
+    text, ids = by_kind(report)
+    usual = normal_loss(report)
+    out = [{"terms": f"on real text, {text['positions']:,} tokens", **text}] if text else []
+    return out + ([{"terms": "on random token ids" + (f", where {usual}" if usual else ""), **ids}] if ids else [])
 
 
 def _within(value: float | None, limit: float | None, *, strict: bool) -> str:

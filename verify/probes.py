@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mconv.errors import FormatError
+from mconv.errors import FormatError, MconvError
 from mconv.spec import ModelSpec
 
 LENGTH = 1024
@@ -20,6 +20,8 @@ WORK = 1.6e13
 """Multiply-adds that a probe of default length may cost a model: some six minutes of two cores."""
 SHORTEST = 512
 """Positions that are worth having whatever they cost."""
+PROMPT = 16
+"""Positions that are kept for a prompt where a model has only so many."""
 PAST_WINDOW = 64
 """Positions probed beyond a sliding window at least: one key too few of 4096 then moves logits by 2e-3 of their scale."""
 TEXT = (
@@ -27,6 +29,21 @@ TEXT = (
     "def area(radius: float) -> float:\n    return 3.14159 * radius**2  # squared\n\n"
     "Der schnelle braune Fuchs springt. Le renard brun saute. El zorro salta. 狐狸跳过了懒狗。\n"
 )
+PASSAGE = (
+    "A lighthouse keeper on the northern coast wrote down the weather every evening for forty years. She noted the "
+    "wind, the height of the waves and the ships that passed, and now and then a sentence about the birds that rested "
+    "on the rail. Nobody had asked her to do it. When the light was made automatic, the books were sent to a small "
+    "museum, where they lay in a cupboard until a student of oceanography opened them. She found that the keeper had "
+    "described three storms which no instrument had recorded, and that the dates agreed with damage reported by "
+    "villages further south.\n\n"
+    "The student spent a winter copying the entries into a table. It was slow work, because the ink had faded and the "
+    "names of the winds were local ones, but by spring she could show that the strongest storms had become more "
+    "frequent. Her teachers were careful: one observer, they said, is not a network of stations. So she looked for "
+    "other books, and found them in harbours, in churches and in the attic of a retired postman. Most were "
+    "incomplete; together they told the same story. What had begun as a habit of one lonely person turned into the "
+    "longest record of its kind.\n\n"
+)
+"""Prose, so that a loss of text means something: a model that has been trained reads it at two to four nats."""
 PROMPTS = ("The capital of France is", "def fibonacci(n):", "Once upon a time", "1, 2, 3, 4,")
 
 
@@ -39,6 +56,14 @@ class Probe:
     """Of each token: 0, 1, 2, ..., but for the row that leaps."""
     rows: tuple[str, ...]
     """What each row is."""
+    text: int = 0
+    """Tokens of real text in the last row before they repeat; 0 where it is random ids too."""
+
+    @property
+    def counted(self) -> tuple[int, ...]:
+        """Places of each row that its own loss is taken over: all of them, but for the repeats of a text."""
+        length = self.tokens.shape[1]
+        return (*[length] * (len(self.rows) - 1), self.text or length)
 
     @property
     def reach(self) -> int:
@@ -46,15 +71,35 @@ class Probe:
         return int(self.positions.max()) + 1
 
 
+def positions_of(*specs: ModelSpec) -> int:
+    """Return how many positions can be asked for: the first model's, or fewer where positions are learned vectors."""
+    learned = [spec.max_position_embeddings for spec in specs if spec.position == "learned"]
+    return min(specs[0].max_position_embeddings, *learned) if learned else specs[0].max_position_embeddings
+
+
+def check_room(*specs: ModelSpec, length: int | None, new_tokens: int) -> None:
+    """Refuse to ask for positions of which a model has learned none. Raises MconvError."""
+    if not any(spec.position == "learned" for spec in specs):
+        return
+    most = positions_of(*specs)
+    if (length or 0) > most:
+        raise MconvError(f"--length {length}: the model has learned {most} positions and has none beyond; give fewer")
+    if new_tokens > most - PROMPT:
+        raise MconvError(
+            f"--generate {new_tokens}: the model has learned {most} positions and has none beyond; "
+            f"give at most {max(0, most - PROMPT)}, which leaves room for a prompt"
+        )
+
+
 def length_for(*specs: ModelSpec, length: int | None, parameters: int = 0, batch: int = 1) -> int:
-    """How many positions a row has: as asked, else as many as the first model has, but not beyond reason.
+    """Return how many positions a row has: as asked, else as many as the models have, but not beyond reason.
 
     Reason is `LENGTH`, less where a model of so many `parameters` would need more than `WORK` for it, and beyond all
     windows.
     """
     most = min(LENGTH, max(SHORTEST, int(WORK / max(1, parameters * batch)) // 64 * 64))
     windows = [spec.sliding_window + PAST_WINDOW for spec in specs if spec.sliding_window]
-    return length or min(specs[0].max_position_embeddings, max(most, *windows, 0))
+    return length or min(positions_of(*specs), max(most, *windows, 0))
 
 
 def random_ids(spec: ModelSpec, *, length: int, seed: int) -> Int[Tensor, "s"]:
@@ -84,10 +129,16 @@ def encode(tokenizer_folder: Path, spec: ModelSpec, texts: tuple[str, ...]) -> l
     return found if all(found) else None
 
 
-def text_ids(tokenizer_folder: Path, spec: ModelSpec, *, length: int) -> Int[Tensor, "s"] | None:
-    """Real text through the checkpoint's own tokenizer, repeated to `length`; None where there is no tokenizer."""
-    found = encode(tokenizer_folder, spec, (TEXT,))
-    return torch.tensor((found[0] * (length // len(found[0]) + 1))[:length]) if found else None
+def text_ids(tokenizer_folder: Path, spec: ModelSpec, *, length: int) -> tuple[Int[Tensor, "s"], int] | None:
+    """Return real text through the checkpoint's own tokenizer, repeated to `length`, and the length of its first pass.
+
+    None where there is no tokenizer.
+    """
+    found = encode(tokenizer_folder, spec, (PASSAGE + TEXT,))
+    if not found:
+        return None
+    ids = found[0]
+    return torch.tensor((ids * (length // len(ids) + 1))[:length]), min(length, len(ids))
 
 
 def leaping(length: int, *, reach: int, seed: int) -> Int[Tensor, "s"]:
@@ -111,13 +162,14 @@ def probe(spec: ModelSpec, *, tokenizer_folder: Path | None, batch: int, length:
     """
     rows = [random_ids(spec, length=length, seed=seed + row) for row in range(batch)]
     said = [f"random ids, seed {seed + row}" for row in range(batch)]
-    text = text_ids(tokenizer_folder, spec, length=length) if tokenizer_folder and batch > 1 else None
-    if text is not None:
-        rows[-1], said[-1] = text, "text"
+    found = text_ids(tokenizer_folder, spec, length=length) if tokenizer_folder and batch > 1 else None
+    if found is not None:
+        rows[-1], said[-1] = found[0], "text"
     positions = [torch.arange(length)] * batch
     reach = spec.max_position_embeddings
     if reach > length >= 8 and batch > 1 and spec.position != "alibi":
         row = max(1, batch - 2)
         positions[row] = leaping(length, reach=reach, seed=seed)
         said[row] += f", positions up to {reach - 1}"
-    return Probe(tokens=torch.stack(rows), positions=torch.stack(positions), rows=tuple(said))
+    text = found[1] if found and said[-1] == "text" else 0  # of two rows the text's own may leap
+    return Probe(tokens=torch.stack(rows), positions=torch.stack(positions), rows=tuple(said), text=text)

@@ -7,7 +7,9 @@ from mconv.convert import manifest
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.opening import iteration_folder, open_checkpoint
 from mconv.errors import CopiesDiffer, MconvError
+from mconv.verify import training_lines
 from mconv.verify.digests import Difference, Report
+from mconv.verify.losses import losses
 from mconv.verify.standing import OF, identity
 
 KEPT = ("max_abs_error", "mean_abs_error", "relative_max", "kl", "argmax_agreement", "passed", "tp", "pp",
@@ -23,14 +25,16 @@ def as_json(report: dict[str, Any]) -> dict[str, Any]:
 def lines(report: dict[str, Any]) -> list[str]:
     """The report for people: the verdict first, each proof's own, where the fault is, and why."""
     tensors = (report.get("digests") or {}).get("lines", [])
+    if report.get("training") and not report["passed"]:
+        return training_lines.lines(report)
     if "max_abs_error" not in report:
-        return tensors
+        return _unlike(report, tensors) if report.get("not_compared") else tensors
     reference, candidate = report["reference"], report["candidate"]
     layout = f"tp {report['tp']} x pp {report['pp']}" + (" with sequence parallelism" * report["sequence_parallel"])
     out = [
-        f"{'PASS' if report['passed'] else 'FAIL'}: {reference['name']} ({reference['loaded_by']}) against "
-        f"{candidate['name']} ({candidate['loaded_by']}, {layout}) in {report['dtype']}, {report['batch']} x "
-        f"{report['length']} positions",
+        f"{'PASS' if report['passed'] else 'FAIL'}: {_ran(reference, layout)} against {_ran(candidate, layout)} in "
+        f"{report['dtype']}, {report['batch']} x {report['length']} positions",
+        *([f"  layout           {layouts['line']}"] if (layouts := report.get("layouts")) else []),
         *(f"  {line}" if n else f"  tensors          {line}" for n, line in enumerate(tensors)),
         *_numbers(report),
     ]
@@ -44,9 +48,19 @@ def lines(report: dict[str, Any]) -> list[str]:
     return out + [f"  because {reason}" for reason in report["failures"]]
 
 
+def _ran(side: dict[str, Any], layout: str) -> str:
+    """Return what ran a side, and at which layout if that is a Megatron."""
+    return f"{side['name']} ({side['loaded_by']}{'' if side['format'] == 'hf' else f', {layout}'})"
+
+
+def _unlike(report: dict[str, Any], tensors: list[str]) -> list[str]:
+    """Return the lines about two models of different architectures, of which nothing was run."""
+    return [f"FAIL: {report['not_compared']}", *(f"  {line}" for line in tensors[1:])]
+
+
 def _numbers(report: dict[str, Any]) -> list[str]:
     worst, limits, noise = report["worst"], report["limits"], report["noise"]
-    loss, rounded = report["loss"], report["rounded_to"]
+    rounded = report["rounded_to"]
     out = [
         f"  max abs error    {report['max_abs_error']:.3e}   at row {worst['row']}, position {worst['position']}, "
         f"token {worst['token']}",
@@ -57,8 +71,7 @@ def _numbers(report: dict[str, Any]) -> list[str]:
         f"{noise['relative_rms']:.3g}",
         f"  KL               {report['kl']:.3e}   largest {report['kl_max']:.3e}",
         f"  argmax agreement {100 * report['argmax_agreement']:.2f} %",
-        f"  loss             {loss['reference']:.6f} and {loss['candidate']:.6f} over the true vocabulary"
-        + (f"; {report['padding']['loss_over_all']:.6f} with padding, as Megatron counts" if report["padding"] else ""),
+        *(f"  {text}" for text in losses(report)),
     ]
     if rounded:
         out.append(f"  weights          rounded to {rounded} on both sides, as one of them is")
@@ -111,10 +124,13 @@ def keep(folder: Path, verdict: dict[str, Any]) -> None:
 
 # ---- digests -------------------------------------------------------------------------------------------------------
 SHOWN_PIECES = 3
+FEW = 4
+"""Tensors that are listed where two models are of different sizes, so that most of their tensors differ in shape."""
 
 
 def digest_lines(report: Report, *, limit: int = 20) -> list[str]:
-    """The report for people: the answer first."""
+    """Return the report for people, the answer first. Shapes that follow from other sizes are few lines."""
+    limit = min(limit, FEW) if {"hidden_size", "ffn_hidden_size"} & report.spec.keys() else limit
     size = f"{report.nbytes / 1e9:.3g} GB" if report.nbytes >= 1e9 else f"{report.nbytes / 1e6:.3g} MB"
     if report.same:
         out = [f"SAME: {report.a} and {report.b} hold the same {report.tensors} tensors ({size}), {_how_same(report)}"]

@@ -1,6 +1,7 @@
 """What two checkpoints say beyond their tensors: which of it makes another function, and which does not."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from mconv.spec import ModelSpec, Rope
@@ -15,6 +16,14 @@ ROPE_FIELDS = {
     "llama3": ("base", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 """What each kind of rope computes with; the rest of `Rope` is then left at any value."""
+APART = ("hidden_size", "position", "norm", "parallel_attention", "shared_norm")
+"""Fields that must agree before one model's hidden states mean anything to the other."""
+WORDS = {
+    "num_layers": "layers", "hidden_size": "hidden size", "ffn_hidden_size": "FFN size",
+    "num_attention_heads": "attention heads", "num_query_groups": "query groups", "kv_channels": "head dimension",
+    "vocab_size": "vocabulary", "max_position_embeddings": "positions", "tied_embeddings": "tied embeddings",
+}  # fmt: skip
+"""What people call a field, where that is not its name with spaces."""
 IN_FP32 = 1e-7
 """Relative: a number that was kept in fp32 on its way is the same number."""
 
@@ -29,6 +38,32 @@ def spec_differences(a: ModelSpec, b: ModelSpec) -> dict[str, Two]:
 def spec_notes(a: ModelSpec, b: ModelSpec) -> dict[str, Two]:
     """The fields that two specs say otherwise and that change no function."""
     return {name: two for name, two in _unlike(a, b).items() if name in LIMITS}
+
+
+def incomparable(a: ModelSpec, b: ModelSpec) -> bool:
+    """Return whether two specs are of models whose layers cannot be given each other's inputs."""
+    gated = [spec.activation == "swiglu" for spec in (a, b)]
+    return gated[0] != gated[1] or any(getattr(a, name) != getattr(b, name) for name in APART)
+
+
+def in_words(differing: Mapping[str, Two]) -> str:
+    """Return the fields of `spec_differences` as one phrase: `hidden size 576 / 64, layers 30 / 4`."""
+    return ", ".join(
+        f"{WORDS.get(name, name.replace('_', ' '))} {_plain(one)} / {_plain(two)}"
+        for name, (one, two) in differing.items()
+    )
+
+
+def _plain(value: Any) -> str:
+    """Return a value as a person would write it."""
+    known = {None: "none", True: "yes", False: "no"}
+    return (
+        known[value]
+        if value is None or isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def effective(rope: Rope) -> dict[str, Any]:

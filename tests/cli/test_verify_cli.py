@@ -29,14 +29,18 @@ def pair(tmp_path_factory):
 
 def test_it_starts_ranks_and_says_0_or_1(pair, capfd):
     hf, right, wrong = pair
-    tensors, stages = ["--tp", "2", "--pp", "1", "--sequence-parallel"], ["--tp", "1", "--pp", "2"]
-    assert run(["verify", str(hf), str(right), "--length", "64", *tensors]) == 0
-    assert capfd.readouterr().out.startswith(
-        "PASS: hf (transformers) against hf-megatron/release (megatron-core, tp 2 x pp 1 with sequence parallelism"
+    assert run(["verify", str(hf), str(right), "--length", "64", "--sequence-parallel"]) == 0
+    said = capfd.readouterr()
+    first, second, *rest = said.out.splitlines()
+    assert first.startswith(
+        "PASS: hf (transformers) against hf-megatron/release (megatron-core, tp 2 x pp 2 with sequence parallelism"
     )
-    assert run(["verify", str(hf), str(wrong), "--length", "64", *stages]) == 1
+    assert second.split(maxsplit=1) == ["layout", "recorded tp 2 x pp 2, proven there"] and not said.err
+    assert rest[-1] == f"next: mconv train --load {right} --data DATA --save RUN"
+    assert run(["verify", str(hf), str(wrong), "--length", "64", "--tp", "1", "--pp", "2"]) == 1
     out = capfd.readouterr().out
-    assert out.startswith("FAIL") and "max error / scale" in out.splitlines()[-2]
+    assert out.startswith("FAIL") and "max error / scale" in out.splitlines()[-2] and "next:" not in out
+    assert "recorded tp 2 x pp 2, proven at tp 1 x pp 2: --tp 2 --pp 2 proves it there" in out
 
 
 def test_it_joins_the_ranks_of_torchrun(pair):
@@ -50,7 +54,7 @@ def test_it_joins_the_ranks_of_torchrun(pair):
 
 def test_a_verdict_can_be_recorded(pair, capfd):
     hf, right, _ = pair
-    assert run(["verify", str(hf), str(right), "--length", "32", "--record", "--json"]) == 0
+    assert run(["verify", str(hf), str(right), "--length", "32", "--record", "--json", "--tp", "1"]) == 0
     report = json.loads(capfd.readouterr().out)
     recorded = json.loads((right / "release" / "mconv.json").read_text())["verified"][-1]
     assert recorded["against"] == "hf" and recorded["max_abs_error"] == report["max_abs_error"] and recorded["passed"]
@@ -62,7 +66,7 @@ def test_a_verdict_can_be_recorded(pair, capfd):
         (["--tp", "3"], "tp"),
         (["--length", "1"], "--length"),
         (["--batch", "0"], "--batch"),
-        (["--sequence-parallel"], "sequence_parallel"),
+        (["--sequence-parallel", "--tp", "1"], "give --tp 2 or more"),
         (["--record", "--length", "32"], "no mconv.json"),
     ],
 )

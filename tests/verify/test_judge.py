@@ -45,6 +45,14 @@ def test_streamed_gives_the_very_same_numbers(tmp_path, model, format):
     assert whole["candidate"] == streamed["candidate"]
 
 
+def test_the_noise_floor_of_a_streamed_model_is_that_of_the_whole_one(tmp_path):
+    """Over all positions that are judged: the row that leaps is the noisiest at its end."""
+    hf = make_llama(tmp_path / "hf", num_hidden_layers=2, max_position_embeddings=4096)
+    megatron = convert(hf, tmp_path / "m")
+    whole, streamed = (report(hf, megatron, streamed=streamed, length=320) for streamed in (False, True))
+    assert whole["noise"] == streamed["noise"] and whole["limits"] == streamed["limits"]
+
+
 @pytest.mark.parametrize("pp", [1, 2])
 @pytest.mark.parametrize("model", ["llama-gqa", "llama-tied", "falcon-11b"])
 def test_streamed_on_real_ranks(tmp_path, world, model, pp):
@@ -254,7 +262,8 @@ def test_a_name_that_is_no_folder_and_not_in_the_cache(tmp_path, capsys, monkeyp
 def test_cuda_that_is_not_there_is_refused(tmp_path, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    assert run(["verify", str(tmp_path), str(tmp_path), "--device", "cuda"]) == 2
+    hf = str(make_llama(tmp_path / "hf"))
+    assert run(["verify", hf, hf, "--device", "cuda"]) == 2
     assert "no CUDA device" in capsys.readouterr().err
 
 

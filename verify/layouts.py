@@ -1,0 +1,133 @@
+"""The layout at which the Megatron side of a comparison runs: as asked, else as recorded where that is cheap."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mconv.convert.checkpoint import Checkpoint
+from mconv.errors import LayoutError
+from mconv.shard.layout import Layout, padded_vocab
+from mconv.shard.stages import EVEN, Uneven
+from mconv.train.model.checks import problems
+from mconv.train.parallel import Parallel, world
+from mconv.verify import environment
+
+TURNS = 4
+"""CPU ranks that may take turns on one core."""
+RANK_BYTES = 500_000_000
+"""Memory of one more CPU rank, without its share of the model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A layout to run at."""
+
+    tp: int = 1
+    pp: int = 1
+    uneven: Uneven = EVEN
+    notes: tuple[str, ...] = ()
+    """What a user should know before the work begins."""
+    provable: bool = True
+    """Whether megatron-core can run the recorded layout at all."""
+
+
+def choose(a: Checkpoint, b: Checkpoint, *, tp: int | None, pp: int | None, uneven: Uneven = EVEN) -> Choice:
+    """Return the layout to run at: `tp` and `pp` where they are given, else the recorded one if its ranks are cheap."""
+    own = own_layout(a, b)
+    if own is None:
+        return Choice(tp=tp or 1, pp=pp or 1, uneven=uneven)
+    if tp or pp:  # what is not given: as rank files are cut, else 1
+        ranks = next((c.layout for c in (a, b) if c.format == "mp_rank" and c.layout), Layout(tp=1, pp=1, padded_vocab=1))
+        return Choice(tp=tp or ranks.tp, pp=pp or ranks.pp, uneven=own.uneven if pp == own.pp else uneven)
+    found = _possible([c.spec.num_layers for c in (a, b)], own)
+    if _refused(found, [c for c in (a, b) if c.format != "hf"]):
+        unable = f"megatron-core cannot run the recorded layout, {said(own)}: judged at tp 1 x pp 1"
+        return Choice(notes=(unable,), provable=False)
+    needed = found.tp * found.pp
+    if why := _costly(needed, a, b):
+        return Choice(notes=(f"{why}: judged at tp 1 x pp 1",))
+    cores = _cores()
+    turns = needed > max(1, cores) and not _gpus() and world()[1] == 1
+    note = f"{needed} ranks take turns on {cores} cores here; --tp 1 --pp 1 judges the same on one rank"
+    return replace(found, notes=(note,) if turns else ())
+
+
+def own_layout(a: Checkpoint, b: Checkpoint) -> Layout | None:
+    """Return the layout that is to be proven: that of rank files, which are loaded as they are, else the candidate's."""
+    return next((c.layout for c in (a, b) if c.format == "mp_rank" and c.layout), b.layout)
+
+
+def said(layout: Layout) -> str:
+    """Return a layout in words: `tp 2 x pp 2`, with model chunks where a stage has several."""
+    chunks = f" with {layout.vpp} model chunks a stage" if layout.vpp > 1 else ""
+    return f"tp {layout.tp} x pp {layout.pp}{chunks}"
+
+
+def recorded(a: Checkpoint, b: Checkpoint, ran: Choice) -> dict[str, Any] | None:
+    """Return the layouts that both sides were written for and which was proven, for the report; None for two without."""
+    sides = {"reference": a.layout, "candidate": b.layout}
+    if not any(sides.values()):
+        return None
+    told = {n: None if x is None else {"tp": x.tp, "pp": x.pp, "vpp": x.vpp} for n, x in sides.items()}
+    return {**told, "line": _line({n: x for n, x in sides.items() if x}, ran)}
+
+
+def _line(known: dict[str, Layout], ran: Choice) -> str:
+    """Return which layout was recorded and which was proven, in words."""
+    texts = {name: said(layout) for name, layout in known.items()}
+    alike = len(set(texts.values())) == 1
+    told = " and ".join(f"{text} ({name})" for name, text in texts.items())
+    told = texts["candidate"] if alike and "candidate" in texts else told
+    if all((x.tp, x.pp) == (ran.tp, ran.pp) for x in known.values()):
+        return f"recorded {told}, proven there"
+    wanted = known.get("candidate") or known["reference"]
+    proven = f"recorded {told}, proven at tp {ran.tp} x pp {ran.pp}"
+    if (wanted.tp, wanted.pp) == (ran.tp, ran.pp):
+        return proven
+    if not ran.provable:
+        return f"{proven}; megatron-core cannot run it as recorded"
+    flags = [f"--{name} {getattr(wanted, name)}" for name in ("tp", "pp") if getattr(wanted, name) > 1]
+    return f"{proven}: {' '.join(flags or ['--tp 1 --pp 1'])} proves it there"
+
+
+def _possible(layers: Sequence[int], own: Layout) -> Choice:
+    """Return the recorded layout; on one stage where the two models have different depths that it does not divide."""
+    if len(set(layers)) == 1:
+        return Choice(tp=own.tp, pp=own.pp, uneven=own.uneven)
+    even = all(n % own.pp == 0 for n in layers) and own.uneven == EVEN
+    return Choice(tp=own.tp, pp=own.pp if even else 1)
+
+
+def _refused(found: Choice, sides: Sequence[Checkpoint]) -> bool:
+    try:
+        parallel = Parallel(tp=found.tp, pp=found.pp, uneven=found.uneven)
+    except LayoutError:
+        return True
+    return any(
+        problems(c.spec, padded_vocab_size=padded_vocab(c.spec.vocab_size, tp=found.tp), parallel=parallel) for c in sides
+    )
+
+
+def _costly(needed: int, a: Checkpoint, b: Checkpoint) -> str | None:
+    """Return why so many ranks are not cheap here, or None if they are."""
+    if needed == 1:
+        return None
+    if (size := world()[1]) > 1:
+        return None if size % needed == 0 else f"its recorded layout needs {needed} ranks, and torchrun started {size}"
+    if gpus := _gpus():
+        return None if gpus >= needed else f"{needed} ranks need as many GPUs, and there are {gpus} here"
+    if needed > TURNS * _cores():
+        return f"{needed} ranks on {_cores()} cores are slow"
+    wanted = needed * RANK_BYTES + 4 * max(c.parameters for c in (a, b))
+    return None if wanted < environment.available() else f"{needed} ranks need more memory than is free"
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

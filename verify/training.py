@@ -1,0 +1,130 @@
+"""How much training has changed a model: what is reported where two checkpoints are one model before and after it.
+
+That they differ is then no fault, so no fault is sought in it. Whether training lies between is said by the manifests, or
+by the user; shapes, NaN, and differences of the architecture are faults all the same.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.formats.tensors import forget
+from mconv.convert.source import Progress, Source, quiet, slab_boxes
+from mconv.convert.table import Logical
+from mconv.verify.digests import Report, held
+from mconv.verify.specs import in_words
+
+Squares = tuple[float, float]
+"""Squared norms of a difference and of the reference."""
+STEPS = ("train", "lora", "lora merge")
+"""Steps of a manifest's history after which the weights are others."""
+SLAB = 1 << 20
+"""Elements in hand at once, in double precision."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """How far apart the tensors of two checkpoints are that both have in one shape."""
+
+    relative_norm: float
+    """Norm of the difference over the norm of the reference, over all of these tensors."""
+    changed: int
+    """Elements that differ in any bit."""
+    elements: int
+    tensors_changed: int
+    tensors: int
+    by_tensor: list[dict[str, Any]]
+    """Those that changed, the most changed first: `name`, `relative_norm`."""
+    by_layer: list[dict[str, Any]]
+    by_module: list[dict[str, Any]]
+
+
+def between(a: Checkpoint, b: Checkpoint) -> list[str]:
+    """Return the steps of training that one history has and the other has not, in words; empty if there are none."""
+    own, other = (_training(c) for c in (a, b))
+    same = 0
+    while same < min(len(own), len(other)) and own[same] == other[same]:
+        same += 1
+    return [_words(step) for step in (*own[same:], *other[same:])]
+
+
+def measure(a: Checkpoint, b: Checkpoint, found: Report, *, progress: Progress = quiet) -> Change:
+    """Return how far apart the tensors are; `found` is their comparison. Reads both once more."""
+    left, right = Source.of(a), Source.of(b)
+    changed = {d.tensor: d for d in found.differences if d.how == "bits"}
+    sums: dict[Logical, Squares] = {}
+    skipped = {d.tensor for d in found.differences if d.how != "bits"}
+    for logical in a.family.logicals(a.spec):
+        names = held(a, logical), held(b, logical)
+        if names[0] is None or names[1] is None or str(logical) in skipped:
+            continue
+        sums[logical] = _squares(left, right, (names[0], names[1]), read_both=str(logical) in changed)
+        progress(sum(math.prod(s.dims(n)) * s.dtype(n).itemsize for s, n in zip((left, right), names, strict=True) if n))
+        forget()
+    return Change(
+        relative_norm=_over(sums.values()),
+        changed=sum(d.elements for d in changed.values()),
+        elements=sum(math.prod(left.dims(held(a, x) or x)) for x in sums),
+        tensors_changed=len(changed),
+        tensors=len(sums),
+        by_tensor=_ranked({x: two for x, two in sums.items() if str(x) in changed}, str),
+        by_layer=_ranked(sums, lambda x: x.row if x.layer is None else f"layer {x.layer}"),
+        by_module=_ranked(sums, lambda x: x.row.removeprefix("layer.")),
+    )
+
+
+def describe(steps: list[str], *, asked: bool) -> dict[str, Any]:
+    """Return the part of a report that is about training, before anything is read."""
+    return {"between": steps, "asked": asked, "faults": [], "change": None}
+
+
+def faults(found: Report) -> list[str]:
+    """Return what no training does: other sizes, tensors that are missing, numbers that are not finite."""
+    out = [f"the architectures differ: {in_words(found.spec)}"] if found.spec else []
+    for d in found.differences:
+        if d.how != "bits":
+            out.append(f"{d.tensor} is {'missing on one side' if d.how == 'missing' else f'{d.a} against {d.b}'}")
+        elif d.nonfinite:
+            out.append(f"{d.tensor}: {d.nonfinite:,} of its elements are NaN or infinite on one side")
+    return out + found.contradictions
+
+
+def _training(c: Checkpoint) -> list[dict[str, Any]]:
+    steps = (c.manifest or {}).get("history", [])
+    return [step for step in steps if isinstance(step, dict) and step.get("step") in STEPS]
+
+
+def _words(step: dict[str, Any]) -> str:
+    """Return one step of a history in words: `train to iteration 20`, `lora`."""
+    detail = step.get("detail") if isinstance(step.get("detail"), dict) else {}
+    at = (detail or {}).get("iteration")
+    return f"{step['step']} to iteration {at}" if isinstance(at, int) else str(step["step"])
+
+
+def _squares(left: Source, right: Source, names: tuple[Logical, Logical], *, read_both: bool) -> Squares:
+    """Return the squared norm of the difference and that of the reference. Equal tensors are read on one side."""
+    apart = own = 0.0
+    dims = left.dims(names[0])
+    for box in slab_boxes(dims, SLAB, keep=min(left.split(names[0]), right.split(names[1]))):
+        one = left.pull(names[0], box).double()
+        own += float(one.square().sum())
+        if read_both:
+            apart += float((right.pull(names[1], box).double() - one).square().sum())
+    return apart, own
+
+
+def _over(squares: Iterable[Squares]) -> float:
+    """Return the norm of a difference over that of the reference, given both squared, tensor by tensor."""
+    apart, own = (sum(each) for each in zip(*squares, strict=True)) if (squares := list(squares)) else (0.0, 0.0)
+    return math.sqrt(apart / own) if own else math.inf if apart else 0.0
+
+
+def _ranked(sums: Mapping[Logical, Squares], name_of: Callable[[Logical], str]) -> list[dict[str, Any]]:
+    """Return the change of each group of tensors that have one name, the largest first."""
+    groups: dict[str, list[Squares]] = {}
+    for logical, squares in sums.items():
+        groups.setdefault(name_of(logical), []).append(squares)
+    found = [{"name": name, "relative_norm": _over(group)} for name, group in groups.items()]
+    return sorted(found, key=lambda one: -math.inf if math.isnan(one["relative_norm"]) else -one["relative_norm"])
