@@ -1,7 +1,9 @@
 """`mconv lora`: the adapter of a LoRA run, exported to PEFT or merged into its base."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from mconv.cli import choose
 from mconv.cli import options as o
@@ -11,7 +13,11 @@ from mconv.errors import MconvError
 
 
 def export(
-    run: Path | None = None, *, out: Path | None = None, base: str | None = None, iteration: o.Iteration = None
+    run: Path | None = None,
+    *,
+    out: Path | None = None,
+    base: Annotated[str | None, Parameter(name=("--base-model", "--base"))] = None,
+    iteration: o.Iteration = None,
 ) -> None:
     """Export the adapter of a LoRA run in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
@@ -22,19 +28,20 @@ def export(
     out
         The folder to make. Default: the run's name and iteration, NAME-iter_500-adapter.
     base
-        The base model's name in adapter_config.json: a repository of the Hub, or a folder. Default: the folder that the
-        run loaded.
+        Name of the base model in adapter_config.json: ORG/NAME on the Hub, or a Hugging Face folder. Default: the model
+        that the run's base was converted from, its name on the Hub if it came from there.
     """
     run = o.checkpoint(run or choose.newest("lora export", "LoRA run").path, iteration)
-    from mconv.convert import adapted, peft
+    from mconv.convert import adapted, base_name, peft
 
     found = adapted.open_run(run, iteration)
+    named = base or base_name.of_run(found.folder, found.base)
     where = found.folder
     out = out or Path(naming.adapter(choose.called_path(where), iteration=choose.iteration_of(where)))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MconvError(f"{out} exists and is not empty; name another folder")
-    named = base or str((found.folder.parent / found.base["path"]).resolve())
     peft.write(found.adapter, out, base=named)
+    adapted.describe(found, out, base=named)
     print(f"{out}: {found.adapter.settings}; base {named}")
     choose.next_command("push", out)
 

@@ -70,6 +70,19 @@ def _whole(key: str, stored: torch_dist.Global) -> Tensor:
     return out
 
 
+def describe(run: Run, folder: Path, *, base: str) -> None:
+    """Write the manifest of an adapter that was exported from a run: what it comes from, and what it is of."""
+    settings, before = run.adapter.settings, manifest.read(run.folder)
+    made = manifest.make(
+        run.adapter.spec, format="peft", dialect=None, layout=None,
+        dtype=str(next(iter(run.adapter.factors.values())).dtype).removeprefix("torch."),
+        source={"name": base, "format": "hf"}, digests={},
+        history=[*(before or {}).get("history", []), {"step": "lora export", "detail": settings.to_dict()}],
+        ignored=(before or {}).get("ignored"), ancestors=manifest.descent(folder, run.folder, before),
+    )  # fmt: skip
+    manifest.write(folder, made | {"adapter": {"rank": settings.rank, "alpha": settings.alpha}})
+
+
 def with_base(
     path: Path, base: Path | None, *, iteration: int | None = None, ignore: Ignored = NOTHING, progress: Progress = quiet
 ) -> Checkpoint:
@@ -98,12 +111,14 @@ def with_base(
 def _named(folder: Path) -> Path:
     """Return the base of a PEFT folder: the model that it lies beside, or what it names if that is a folder.
 
-    A relative name is looked for from here, from within the folder and from beside it.
+    A relative name is looked for from here, from within the folder and from beside it; then what the adapter's manifest
+    says the run was trained on.
     """
     if not peft.is_adapter(folder):
         return folder
     name = str(read_json(folder / peft.CONFIG).get("base_model_name_or_path"))
     places = [place / name for place in (Path(), folder, folder.parent)]
+    places += [folder / path for path in (manifest.read(folder) or {}).get("ancestors", [])[-2:-1]]
     if found := next((place for place in places if place.is_dir()), None):
         return found
     raise FormatError(f"{folder} names {name!r} as its base, which is no folder here; give it with --base")

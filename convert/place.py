@@ -17,6 +17,8 @@ PLAN = "plan.json"
 MANIFEST = "mconv.json"
 PULL = Path(".cache", "huggingface", "mconv-pull.json")
 """What a download is of, within its folder, until it is whole."""
+PULLED = PULL.with_name("mconv-pulled.json")
+"""The same record once the download is whole: which repository the folder is of."""
 TRACKER = "latest_checkpointed_iteration.txt"
 
 

@@ -90,7 +90,7 @@ def _base_problems(folder: Path) -> list[str]:
         return []
     return [
         f"{folder / CONFIG}: base_model_name_or_path is {name!r}, which nobody else has; write the base's name on the "
-        "Hub there (of a run's adapter: `mconv lora export RUN --base ORG/NAME`)"
+        "Hub there (of a run's adapter: `mconv lora export RUN --base-model ORG/NAME`)"
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from mconv.convert.place import PULL
+from mconv.convert.place import PULL, PULLED
 from mconv.errors import MconvError
 
 CLIENT = PULL.parent
@@ -42,7 +42,7 @@ def check(repo: str, sizes: Mapping[str, int], *, cache_dir: Path | None, local_
 
 @contextmanager
 def begun(folder: Path | None, record: Mapping[str, Any]) -> Iterator[None]:
-    """Keep a record of a download in its folder until it is whole, so that a killed one is known for what it is.
+    """Keep a record of a download in its folder, under another name once it is whole: a killed one is known for it.
 
     A folder that did not exist before is removed again if an error came before any of its files.
     """
@@ -58,7 +58,7 @@ def begun(folder: Path | None, record: Mapping[str, Any]) -> Iterator[None]:
         if fresh and not _in_folder(folder, record["files"]):
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    path.unlink()
+    path.replace(folder / PULLED)
 
 
 def _in_folder(folder: Path, sizes: Mapping[str, int]) -> int:

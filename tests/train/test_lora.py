@@ -1,6 +1,8 @@
 """LoRA: PEFT's adapters on fused and cut linears, the same at every layout; saved, exported, merged."""
 
 import json
+import re
+import warnings
 from pathlib import Path
 
 import jobs
@@ -244,10 +246,48 @@ def test_another_run_is_refused(fresh, saved, tmp_path):
 
 
 # ---------------------------------------------------------------- export, merge
+def _in_peft(adapter, model, tokens, *, merged):
+    """PEFT loads the exported adapter on the base that its config names, and computes what the merged model does."""
+    import copy
+
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT's own, of this transformers
+        on = PeftModel.from_pretrained(copy.deepcopy(model), str(adapter))
+    expected = transformers_model(merged)(tokens).logits
+    torch.testing.assert_close(on(tokens).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_an_exported_adapter_is_known_by_what_it_was_made_of(saved, run, tmp_path, capsys, monkeypatch):
+    """`status` shows it beneath its run, `lora merge` finds its base, `push` its gate; another name is taken as given."""
+    folder, _ = saved
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").symlink_to(folder)
+    assert app.run(["lora", "export", "run", "--base-model", "acme/tiny", "--out", "adapter"]) == 0
+    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "acme/tiny"
+    made = json.loads((tmp_path / "adapter/mconv.json").read_text())
+    assert made["history"][-1]["step"] == "lora export" and made["source"] == {"name": "acme/tiny", "format": "hf"}
+    assert app.run(["lora", "merge", "adapter", "--out", "one"]) == 0, "the base that the run had"
+    assert app.run(["lora", "merge", "run", "--out", "two"]) == 0
+    assert tiny.same(tiny.tensors(tmp_path / "one"), tiny.tensors(tmp_path / "two"))
+    capsys.readouterr()
+    assert app.run(["status"]) == 0
+    assert re.search(r"└─ adapter\n.*a PEFT adapter.*\n.*made by lora export", capsys.readouterr().out)
+    from mconv.hub.push import plan
+
+    planned = plan(tmp_path / "adapter", "acme/adapter")
+    assert {file.name for file in planned.files} >= {"mconv.json", "adapter_config.json"}
+    sent = next(file.content for file in planned.files if file.name == "mconv.json")
+    assert b"ancestors" not in sent and str(tmp_path).encode() not in sent
+
+
 def test_exported_and_merged(saved, run, tmp_path, capsys):
     """Logits of the merged model are those of the base with the exported adapter on it."""
     folder, _ = saved
     assert app.run(["lora", "export", str(folder), "--out", str(tmp_path / "adapter")]) == 0
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(Path(run["load"]).resolve())
     assert app.run(["lora", "merge", str(folder), "--out", str(tmp_path / "merged")]) == 0
     assert app.run(["lora", "merge", str(tmp_path / "adapter"), "--out", str(tmp_path / "meg"), "--tp", "2",
                     "--format", "torch_dist"]) == 0  # fmt: skip
@@ -257,6 +297,7 @@ def test_exported_and_merged(saved, run, tmp_path, capsys):
     with torch.no_grad():
         tokens, model = jobs.tokens(), transformers_model(run["load"])
         before = model(tokens).logits
+        _in_peft(tmp_path / "adapter", model, tokens, merged=tmp_path / "merged")
         lora_jobs.by_hand(model, tmp_path / "adapter")
         merged = transformers_model(tmp_path / "merged")(tokens).logits
         torch.testing.assert_close(merged, model(tokens).logits, atol=1e-5, rtol=0)
