@@ -69,7 +69,7 @@ class Run:
         world, padded = torch.distributed.get_world_size(), unwrap(self.chunks[0]).vocab_size
         found = {"padded_vocab_size": (padded, f"{self.spec.vocab_size} padded for tp {self.parallel.tp}"),
                  "data_parallel_size": (self.parallel.data_parallel(world), f"{world} rank{'s' * (world > 1)}"),
-                 "iteration": (self.iteration, self.begun)}  # fmt: skip
+                 **({"iteration": (self.iteration, self.begun)} if self.iteration else {})}  # fmt: skip
         if self.config.seq_length is None:
             found["seq_length"] = (self.seq_length, "the model's max_position_embeddings")
         return found

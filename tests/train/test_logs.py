@@ -1,5 +1,6 @@
 """What a run tells: lines and their extras, arguments and origins, the record, progress.txt, boards, the live view."""
 
+import dataclasses
 import io
 import json
 import os
@@ -168,6 +169,27 @@ def test_a_command_in_the_background_does_not_hold_up_training(run, tmp_path):
         after_checkpoint_failure="stop",
     )
     assert (tmp_path / "done").is_file()
+
+
+def test_arguments_that_are_not_default_or_all():
+    """Nothing that does not apply: no factor of a scaling that the model has not. Both forms are Megatron-LM's."""
+    fields = {"load": "x", "data": ["p"], "train_iters": 5, "lr": 1.0, "min_lr": 0.0, "tp": 1, "clip_grad": 0.5}
+    inherited = {"padded_vocab_size": (96, "90 padded for tp 1")}
+
+    def listed(spec=jobs.SPEC, **more):
+        made = record.arguments(make({**fields, **more}), spec, inherited=inherited, source="hf")
+        return megatron_log.read(made).arguments, made[-1]
+
+    short, hint = listed()
+    assert {"lr": "1.0", "clip_grad": "0.5", "padded_vocab_size": "96  (90 padded for tp 1)"}.items() <= short.items()
+    assert short["rotary_base"] == "10000  (from hf)" and "--print-args" in hint
+    assert not {"tp", "min_lr", "adam_beta1", "save", "window_size", "add_bias_linear", "print_args"} & set(short)
+    whole, last = listed(print_args=True)
+    assert set(short) < set(whole) and whole["adam_beta1"] == "0.9" and whole["save"] == "None" and "end of" in last
+    scaled = dataclasses.replace(jobs.SPEC, rope=jobs.ROPES["llama3"])
+    for one in (short, whole):
+        assert "rope_scaling_factor" not in one
+    assert listed(scaled)[0]["rope_scaling_factor"] == "8.0  (from hf)"
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------

@@ -180,10 +180,18 @@ def test_nothing_but_the_adapter_is_trained(run, fresh):
 
 # ---------------------------------------------------------------- checkpoints
 def test_resumed_is_bit_equal(fresh, saved, tmp_path):
-    """With dropout, whose random states go on too."""
+    """With dropout, whose random states resume too. The run names its checkpoint, not just the base."""
+    from mconv.train.config import make
+    from mconv.train.loop import train
+
     _, whole = saved
     first = jobs.train(**fresh, save=str(tmp_path), exit_after=2)
-    second = jobs.train(**fresh, save=str(tmp_path))
+    said = []
+    second = train(make({**fresh, "save": str(tmp_path)}), say=said.append)
+    assert [
+        line for line in said if line.startswith(f"resuming from {tmp_path}/iter_0000002 (adapter) on base hf: llama")
+    ]
+    assert [line for line in said if re.match(rf"  iteration \.+ 2  \({tmp_path}/iter_0000002\)", line)]
     assert first["losses"] + second["losses"] == whole["losses"]
     assert first["grad_norms"] + second["grad_norms"] == whole["grad_norms"]
 

@@ -1,6 +1,7 @@
 """Room on the disk of a run's checkpoints: counted before the first step, and missed in words when it runs out."""
 
 import contextlib
+import dataclasses
 import errno
 import os
 import re
@@ -98,9 +99,12 @@ def check(config: TrainConfig, size: int, *, weights: int, iteration: int, itera
     """
     root, todo = Path(str(config.save)), saves(config, iteration=iteration, iterations=iterations)
     room = Room(
-        size=size, free=free(root) + _left(root), keep=Keep(config.keep_last, config.keep_every), present=_present(root),
+        size=size, free=free(root), keep=Keep(config.keep_last, config.keep_every),
         export=lambda i: weights if exports(config, i, iterations) else 0,
     )  # fmt: skip
+    if room.full_at(todo) is None:  # without a look at every file that is there
+        return
+    room = dataclasses.replace(room, free=room.free + _left(root), present=_present(root))
     if (full := room.full_at(todo)) is None:
         return
     needs = f"{existing(root)} has {told(room.free)} free, and each checkpoint takes about {told(size)}"
