@@ -1,4 +1,4 @@
-"""`mconv train` on a terminal: a bar with steps, loss, time left and speed. In a pipe: plain lines."""
+"""`mconv train` on a terminal: log lines above a bar with steps, loss, time left and speed. In a pipe: plain lines."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -8,12 +8,12 @@ from typing import Any
 Say = Callable[[str], None]
 Show = Callable[[dict[str, Any]], None]
 BAR = 8
-"""Columns that the bar has at least."""
+"""Least width of the bar, in columns."""
 
 
 @contextmanager
 def view(train_iters: int) -> Iterator[tuple[Say, Show | None]]:
-    """What a run says lines with, and what it shows its steps with (None: it is to print them)."""
+    """Yield what prints lines above the bar, and what updates the bar after a step (None without a bar)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -34,7 +34,7 @@ def view(train_iters: int) -> Iterator[tuple[Say, Show | None]]:
 
 
 def words(record: dict[str, Any], *, room: int) -> str:
-    """The numbers beside the bar, as many of the first as fit into `room` columns; the loss always."""
+    """Return the numbers beside the bar, as many of the first as fit into `room` columns; the loss always."""
     from mconv.train.logs.meter import clock
 
     shown = [f"loss {record['loss']:.4f}"]

@@ -58,7 +58,7 @@ def train(config: TrainConfig, *, say: logs.Say, show: logs.Show | None = None) 
 
 
 def _steps(run: Run, data: Sets, *, began: float, say: logs.Say, show: logs.Show | None) -> dict[str, Any]:
-    """The steps of a run whose folder is its own, and what is measured after the last."""
+    """Take the steps of a run that holds its folder, and evaluate after the last one."""
     config = run.config
     log, after = _log(run, say, show), follow(run, say=say)
     if run.saver:
@@ -99,7 +99,7 @@ def _steps(run: Run, data: Sets, *, began: float, say: logs.Say, show: logs.Show
 
 
 def _due(run: Run) -> bool:
-    """Whether a checkpoint is due by itself: by its interval, or in the place of one that was lost."""
+    """Return whether a checkpoint is due by `save_interval`, or to replace one that was lost."""
     interval = run.config.save_interval
     return bool(interval and run.iteration % interval == 0) or bool(run.saver and run.saver.owed)
 
@@ -110,7 +110,7 @@ def _done(halts: stop.Stops, word: stop.Word, say: logs.Say) -> None:
 
 
 def _result(run: Run, steps: list[logs.Step], *, why: str | None) -> dict[str, Any]:
-    """What `train` returns of a run's steps."""
+    """Return what `train` returns of a run's steps."""
     return {
         "iteration": run.iteration,
         "iterations": run.iterations,
@@ -137,7 +137,7 @@ def _nothing(done: Finished) -> dict[str, Any]:
 
 
 def _at_the_end(run: Run, data: Sets, log: logs.Log) -> dict[str, dict[str, float]]:
-    """What is measured when there is nothing left to train: on the validation and test data that there are."""
+    """Evaluate on the validation and test data that there are, when no step is left."""
     feeds = {"test": (data.test, 0)}
     if run.config.eval_interval or run.config.eval_only:
         feeds = {"validation": (data.valid, _validated(run)), **feeds}
@@ -150,9 +150,9 @@ def _at_the_end(run: Run, data: Sets, log: logs.Log) -> dict[str, dict[str, floa
 
 
 def _save(run: Run, data: Sets, after: Follow, *, last: bool = False) -> None:
-    """A checkpoint of the run as it stands, where it has a folder for that, and what follows one.
+    """Save a checkpoint if the run has a folder, and do what follows one.
 
-    The `last` one, after which no step comes, is waited for; and if one that was under way is lost, this stands for it.
+    After the `last` step the save is waited for; it also replaces a background save that was lost.
     """
     if run.saver and last:
         run.saver.settle()
@@ -167,7 +167,7 @@ def _save(run: Run, data: Sets, after: Follow, *, last: bool = False) -> None:
 
 
 def _log(run: Run, say: logs.Say, show: logs.Show | None) -> logs.Log:
-    """Rank 0's log, with its boards; what the run is started with is said and recorded here."""
+    """Return the log of rank 0, with its boards; prints and records the arguments of the run."""
     config, world = run.config, torch.distributed.get_world_size()
     log = _plain(run, say)
     if rank() != 0:
@@ -192,7 +192,7 @@ def _log(run: Run, say: logs.Say, show: logs.Show | None) -> logs.Log:
 
 
 def _plain(run: Run, say: logs.Say) -> logs.Log:
-    """A log that only says."""
+    """Return a log that only prints."""
     return logs.Log(
         say=say, train_iters=run.iterations, global_batch_size=run.config.global_batch_size,
         interval=run.config.log_interval,
@@ -200,7 +200,7 @@ def _plain(run: Run, say: logs.Say) -> logs.Log:
 
 
 def _validated(run: Run, *, before: bool = False) -> int:
-    """Samples of the evaluations up to now, or `before` this one: each takes the next ones, the last one too."""
+    """Return the validation samples used so far, or `before` the evaluation at this iteration: each takes new ones."""
     config = run.config
     done = run.iteration // config.eval_interval - before if config.eval_interval else 0
     return done * config.eval_iters * config.global_batch_size

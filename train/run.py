@@ -39,13 +39,13 @@ class Run:
     consumed: int = 0
     """Samples seen."""
     origin: Checkpoint
-    """What the run started or went on from."""
+    """The checkpoint that the run started or resumed from; with LoRA always the base."""
     normalise: Normalise
-    """What divides the gradients of a step by its tokens' weights."""
+    """Divides the gradients of a step by its tokens' weights."""
     saver: Saver | None = None
     """Writes the checkpoints, where there is a folder for them."""
     memory: dict[str, Any] = field(default_factory=dict)
-    """What else the next step depends on; it is saved, and is there again after a resume."""
+    """Other state that the next step depends on; saved and restored with the checkpoint."""
     begun: str
     """The checkpoint whose iteration the run starts or resumes at; with LoRA it is not `origin`, the base."""
     say: logs.Say
@@ -53,19 +53,19 @@ class Run:
 
     @property
     def saved(self) -> int | None:
-        """The last iteration that is on disk."""
+        """The last iteration that is saved; None if there is none."""
         return self.saver.saved if self.saver else None
 
     @property
     def flops_per_token(self) -> float:
-        """Operations of a step for each token, of what this run trains."""
+        """Floating-point operations per token of a step, counting only what this run trains."""
         adapted = adapt.adapted(unwrap(self.chunks[0]))
         trains = Trains(freeze=tuple(self.config.freeze or ()), adapter=adapted.settings if adapted else None)
         return per_token(self.spec, self.seq_length, trains)
 
     @property
     def inherited(self) -> dict[str, tuple[Any, str]]:
-        """Values that the configuration does not say, each with where it comes from."""
+        """Values that the configuration does not give, each with where it comes from."""
         world, padded = torch.distributed.get_world_size(), unwrap(self.chunks[0]).vocab_size
         found = {"padded_vocab_size": (padded, f"{self.spec.vocab_size} padded for tp {self.parallel.tp}"),
                  "data_parallel_size": (self.parallel.data_parallel(world), f"{world} rank{'s' * (world > 1)}"),
@@ -76,7 +76,7 @@ class Run:
 
 
 def save(run: Run, *, then: Then = nothing) -> None:
-    """Write a checkpoint of the run as it stands, or begin to; `then` is called on all ranks when it is whole."""
+    """Write a checkpoint of the run, or start to in the background; `then` is called on all ranks when it is whole."""
     assert run.saver is not None
     spec, origin = run.spec, run.origin
     gathered(run.chunks)

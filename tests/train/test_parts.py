@@ -207,7 +207,7 @@ def test_a_ranks_errors_come_back_as_what_they_are(jobs):
         ranks.run(jobs, {"x": 1, "mine": True}, nproc=2)
     with pytest.raises(MconvError, match="rank 1 of 2 failed: KeyError: 'lost'"):
         ranks.run(jobs, {"x": 1, "odd": True}, nproc=2)
-    with pytest.raises(MconvError, match="a rank died without a word"):
+    with pytest.raises(MconvError, match="a rank died without an error message"):
         ranks.run(jobs, {"x": 1, "die": True}, nproc=2)
 
 
@@ -218,7 +218,7 @@ def test_forked_ranks_answer_and_fail_alike(jobs, monkeypatch):
     assert (result["rank"], result["world"], result["x"]) == (0, 2, [1, "a"]) and int(result["omp"]) >= 1
     with pytest.raises(LayoutError, match=r"^axis g has 7$"):
         ranks.run(jobs, {"x": 1, "mine": True}, **forked)
-    with pytest.raises(MconvError, match="a rank died without a word"):
+    with pytest.raises(MconvError, match="a rank died without an error message"):
         ranks.run(jobs, {"x": 1, "die": True}, **forked)
 
 

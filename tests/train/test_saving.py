@@ -196,7 +196,11 @@ LOSSES = {
     "disk full": (1, {}, "iteration 2 was not saved: no room left on .*: rank 1 on .*No space left on device"),
     "killed": (1, {"async_save": True}, None),
     "disk full at the end": (0, {}, "iteration 2 was not saved: .*No space left on device; there is no checkpoint"),
-    "another folder": (3, {}, "save .* is to be one folder for all ranks: rank 3: .* does not see what rank 0 writes"),
+    "another folder": (
+        3,
+        {},
+        "save .* must be one folder that all ranks share: rank 3: .* does not see what rank 0 writes",
+    ),
 }
 """What goes wrong -> on which rank, how the run saves, what all ranks raise; None: they all go on."""
 

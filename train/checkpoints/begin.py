@@ -13,17 +13,17 @@ class Beginning:
     """What a run is started from."""
 
     own: Path | None = None
-    """Its own checkpoint, from which everything goes on; else the run starts anew."""
+    """The run's own checkpoint, from which it resumes; None for a new run."""
     saved: int | None = None
-    """The iteration of that one."""
+    """The iteration of `own`."""
     back: bool = False
-    """Whether the tracker names a later one."""
+    """True if the tracker names a later iteration than `own`."""
     iteration: int | None = None
     """Of a Megatron root in `load`: that one, not the tracker's."""
 
 
 def where(config: TrainConfig) -> Beginning:
-    """Where the run begins. Raises ConfigError where it would replace what another program has saved."""
+    """Return where the run begins. Raises ConfigError where it would replace what another program has saved."""
     found = _where(config)
     later = [i for i in iterations(Path(config.save)) if i > (found.saved or 0)] if config.save else []
     if strange := [i for i in later if not ours(folder_of(Path(str(config.save)), i))]:
@@ -62,7 +62,7 @@ def _where(config: TrainConfig) -> Beginning:
     if mine := [i for i in have if ours(folder_of(root, i))]:
         raise ConfigError(
             f"{root} holds iterations {', '.join(map(str, mine))}, but its tracker names none, and a run that begins "
-            f"anew would replace them: go on from one (--iteration {mine[-1]}), or give another --save"
+            f"anew would replace them: resume from one (--iteration {mine[-1]}), or give another --save"
         )
     if asked is not None and config.load is None:
         raise FormatError(f"there is no iteration {asked}: {config.save or 'the run'} has no checkpoints yet")

@@ -31,7 +31,7 @@ class Claim:
     run: dict[str, Any]
 
     def check(self) -> None:
-        """Raises ConfigError if another run has taken the folder over."""
+        """Raise ConfigError if another run has taken the folder over."""
         if (now := _read(self.root)) != self.run:
             raise ConfigError(f"{self.root} has been taken over by another run ({described(now)}); this one ends")
 
@@ -42,7 +42,7 @@ def claimed(root: Path) -> Iterator[Claim]:
     with contextlib.ExitStack() as held:
         run = agree.on_rank_0(lambda: _take(root, held))
         if bad := [f"rank {rank}: {why}" for rank, why in enumerate(from_all_ranks(_wrong(root, run))) if why]:
-            raise ConfigError(f"save {root} is to be one folder for all ranks: {'; '.join(bad[:4])}")
+            raise ConfigError(f"save {root} must be one folder that all ranks share: {'; '.join(bad[:4])}")
         yield Claim(root, run)
 
 
@@ -77,14 +77,14 @@ def _lock(file: TextIO, root: Path) -> None:
 
 
 def _wrong(root: Path, run: dict[str, Any]) -> str | None:
-    """What this rank cannot do with the folder that rank 0 has taken."""
+    """Return what this rank cannot do with the folder that rank 0 has locked; None if nothing."""
     if _read(root) != run:
         return f"{socket.gethostname()} does not see what rank 0 writes there"
     return None if os.access(root, os.W_OK) else f"{socket.gethostname()} cannot write there"
 
 
 def _read(root: Path) -> dict[str, Any]:
-    """Who holds the folder, as it says itself."""
+    """Return the run that the lock file names."""
     try:
         found = json.loads((root / FILE).read_text())
     except (OSError, ValueError):
@@ -93,6 +93,6 @@ def _read(root: Path) -> dict[str, Any]:
 
 
 def described(run: dict[str, Any]) -> str:
-    """A run in words."""
+    """Return a run in words: host, process, job, start."""
     job = f", Slurm job {run['job']}" if run.get("job") else ""
     return f"on {run.get('host')}, process {run.get('pid')}{job}, since {run.get('since')}" if run else "unknown"

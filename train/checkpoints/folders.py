@@ -1,4 +1,4 @@
-"""A save folder: its iterations, and the tracker that names one of them; each change is there whole or not at all."""
+"""A save folder: its iterations, and the tracker that names one of them. Each change happens whole or not at all."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from mconv.errors import FormatError, MconvError
 
 
 def latest(root: Path) -> int | None:
-    """The iteration that a folder's tracker names, or None if there is none (or it is a converted `release`)."""
+    """Return the iteration that a folder's tracker names; None without a tracker, or for a converted `release`."""
     tracker = root / TRACKER
     word = tracker.read_text(errors="replace").strip() if tracker.is_file() else "release"
     if word != "release" and not re.fullmatch(r"\d{1,12}", word):
@@ -21,18 +21,18 @@ def latest(root: Path) -> int | None:
 
 
 def folder_of(root: Path, iteration: int) -> Path:
-    """Where an iteration's checkpoint lies."""
+    """Return the folder of an iteration's checkpoint."""
     return root / f"iter_{iteration:07d}"
 
 
 def iterations(root: Path) -> list[int]:
-    """The iterations that a folder holds, in order."""
+    """Return the iterations that a folder holds, in order."""
     names = (path.name for path in root.glob("iter_*") if path.is_dir())
     return sorted(int(name.removeprefix("iter_")) for name in names if re.fullmatch(r"iter_\d{7,12}", name))
 
 
 def ours(folder: Path) -> bool:
-    """Whether a run of mconv's wrote it."""
+    """Return whether a run of mconv wrote the checkpoint."""
     try:
         steps = [step.get("step") for step in (manifest.read(folder) or {}).get("history", [])]
     except (MconvError, AttributeError):
@@ -42,7 +42,7 @@ def ours(folder: Path) -> bool:
 
 # ---- changes ---------------------------------------------------------------------------------------------------------
 def publish(partial: Path, folder: Path) -> None:
-    """Flush the folder to disk and give it its name; an older one of that name goes only then."""
+    """Flush the folder to disk and rename it; only then remove an older one of that name."""
     for path in (*partial.rglob("*"), partial):
         _flush(path)
     old = _hidden(folder)
@@ -54,12 +54,12 @@ def publish(partial: Path, folder: Path) -> None:
 
 
 def point(root: Path, iteration: int) -> None:
-    """Let the tracker name this iteration, in one step."""
+    """Set the tracker to this iteration, atomically."""
     follow(root, pointer(root, iteration))
 
 
 def pointer(root: Path, iteration: int) -> Path:
-    """Return a file to `follow`, written where a full disk shows before the checkpoint has its name."""
+    """Write the next tracker to a hidden file before the checkpoint is renamed: a full disk shows early. Return the file."""
     beside = root / f".{TRACKER}.part"
     try:
         beside.write_text(f"{iteration}\n")
@@ -71,13 +71,13 @@ def pointer(root: Path, iteration: int) -> Path:
 
 
 def follow(root: Path, beside: Path) -> None:
-    """Make a `pointer` the tracker."""
+    """Make a `pointer` file the tracker."""
     beside.replace(root / TRACKER)
     _flush(root)
 
 
 def remove(folder: Path) -> threading.Thread:
-    """Let a checkpoint go: hidden at once, so that a kill in the middle leaves no half of it in sight."""
+    """Remove a checkpoint in a thread; it is hidden first, so that a kill in the middle leaves no visible half."""
     old = _hidden(folder)
     folder.rename(old)
     going = threading.Thread(target=shutil.rmtree, args=(old,), kwargs={"ignore_errors": True})
@@ -86,13 +86,13 @@ def remove(folder: Path) -> threading.Thread:
 
 
 def clear(root: Path) -> None:
-    """Remove what saves and removals that were killed have left."""
+    """Remove what killed saves and removals have left."""
     for left in leftovers(root):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def discard(root: Path, hidden: Path) -> None:
-    """Remove what a save has written that will not be whole."""
+    """Remove the files of a save that failed."""
     shutil.rmtree(hidden, ignore_errors=True)
     (root / f".{TRACKER}.part").unlink(missing_ok=True)
 
@@ -109,7 +109,7 @@ def _hidden(folder: Path) -> Path:
 
 
 def _flush(path: Path) -> None:
-    """To the disk: a file's bytes, or a folder's names."""
+    """Flush a file's bytes or a folder's names to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

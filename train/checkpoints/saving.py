@@ -1,4 +1,4 @@
-"""How checkpoints come to be: written beside, at once or while training goes on; named when whole; the oldest let go."""
+"""Save checkpoints: write into a hidden folder, in the foreground or background; rename when whole; remove the oldest."""
 
 import contextlib
 import secrets
@@ -21,17 +21,17 @@ Then = Callable[[], None]
 """Called on every rank when a checkpoint is whole."""
 
 ENDS = ". The run ends here, and the steps since then are lost; make room, and the same command resumes"
-"""What a full disk comes to where a run ends with it."""
+"""Follows the message where a full disk ends the run."""
 OR_GOES_ON = "; with --on-full-disk continue a run trains on and tries again at its next save"
 
 
 def nothing() -> None:
-    """What follows by itself."""
+    """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
-    """A checkpoint under way."""
+    """A checkpoint that is being written."""
 
     iteration: int
     files: writing.Writing
@@ -46,39 +46,39 @@ class Saver:
 
     root: Path
     content: dict[str, Any]
-    """How megatron-core is to lay out the optimizer's state."""
+    """Metadata that tells megatron-core how to lay out the optimizer state."""
     say: Callable[[str], None]
     background: bool = False
-    """Whether training goes on while files are written."""
+    """True if training continues while files are written."""
     keep: room.Keep = field(default_factory=room.Keep)
     size: int = 0
     """Bytes of a checkpoint, as estimated."""
     skips: bool = False
-    """Whether a save that finds the disk full is left out while there are steps to come."""
+    """True if a full disk skips a save instead of ending the run, as long as steps are to come."""
     last: bool = False
-    """Whether no step comes any more: what is not saved now is lost."""
+    """True after the last step: what is not saved now is lost."""
     saved: int | None = None
-    """The last iteration that is whole on disk: this run's, or what it goes on from."""
+    """The last iteration that is whole on disk: this run's, or the one that it resumed from."""
     confirm: Callable[[], None] = nothing
-    """Rank 0's, once the folder is this run's alone: raises if it is no longer what the run was started from."""
+    """Called on rank 0 once the folder is locked: raises if another run has saved there since this one was started."""
     read: Callable[[], set[int]] = set
-    """Rank 0's: iterations that somebody is still reading."""
+    """Returns, on rank 0, the iterations that a background command is still reading."""
     others: set[int] = field(default_factory=set)
-    """Iterations that the tracker named, but not by us: another job may go on from there."""
+    """Iterations that another program set the tracker to: another job may resume from them."""
     pending: Pending | None = None
     owed: bool = False
-    """Whether the last one was lost in the background: it is to be saved anew at once."""
+    """True if the last background save failed: the next step saves again at once."""
     claim: Claim | None = None
     leaving: list[threading.Thread] = field(default_factory=list)
-    """Removals of old checkpoints, which need not be waited for: to unlink gigabytes takes a while."""
+    """Threads that remove old checkpoints: to unlink gigabytes takes a while."""
 
     def has(self, iteration: int) -> bool:
-        """Whether an iteration is saved or about to be."""
+        """Return whether an iteration is saved or being saved."""
         return iteration in (self.saved, self.pending and self.pending.iteration)
 
     @quiet()
     def save(self, iteration: int, state: dict[str, Any], *, finish: Finish, then: Then) -> None:
-        """Write `state` as an iteration's folder, or begin to; one that is still under way is waited for.
+        """Write `state` as an iteration's folder, or start to; waits for a save that is still in progress.
 
         `finish` completes the folder while it is hidden, on rank 0; `then` is called on all ranks when it is whole.
         """
@@ -96,13 +96,13 @@ class Saver:
 
     @quiet()
     def poll(self) -> None:
-        """At every step: name the checkpoint whose files all ranks have written meanwhile, if any."""
+        """Publish the background checkpoint if all ranks have written their files; called at every step."""
         if self.pending and agree.everywhere(self.pending.files.done()):
             self._end(self.pending)
 
     @quiet()
     def settle(self) -> None:
-        """Wait for the checkpoint that is being written, and for old ones to be gone."""
+        """Wait for the checkpoint that is being written, and for the removal of old ones."""
         if self.pending:
             agree.wait(self.pending.files.done)
             self._end(self.pending)
@@ -111,7 +111,7 @@ class Saver:
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
-        """The folder is this run's. What ends it in order ends the writing too; what ends this rank alone gives it up."""
+        """Hold the folder for this run. An orderly end waits for the save in progress; a failing rank abandons it."""
         with claimed(self.root) as self.claim:
             agree.on_rank_0(self.confirm)
             try:
@@ -126,7 +126,7 @@ class Saver:
             self.settle()
 
     def _hidden(self, iteration: int) -> Path:
-        """A hidden folder of this save's own: what an older one left is removed, and cannot reach into this one."""
+        """Make a new hidden folder for this save, and remove those that killed saves have left."""
         hidden = self.root / f".iter_{iteration:07d}.{secrets.token_hex(4)}.partial"
         with room.noticed(self.root):
             folders.clear(self.root)
@@ -134,7 +134,7 @@ class Saver:
         return hidden
 
     def _end(self, save: Pending) -> None:
-        """All ranks' files are written, or some are lost: then nothing of it stays, on any rank."""
+        """Publish a checkpoint whose files all ranks have written, or remove it if one rank could not."""
         self.pending = None
         try:
             save.files.close()
@@ -166,14 +166,14 @@ class Saver:
             raise type(error)(text + more) from error
 
     def _shortage(self) -> str:
-        """Return what a checkpoint takes, and what there is without the half of one that has been removed."""
+        """Return the bytes of a checkpoint and the free space, after the half-written one has been removed."""
         return (
             f"no room left on the disk of {self.root}, which has {room.told(room.free(self.root))} free, and a "
             f"checkpoint takes about {room.told(self.size)}"
         )
 
     def _publish(self, save: Pending) -> None:
-        """The folder gets what is beside the tensors, then its name; the tracker changes; then the oldest may go."""
+        """Add the sidecar files, rename the folder, change the tracker; only then remove expired checkpoints."""
         with room.noticed(self.root):
             save.finish(save.files.folder)
             if self.claim:
@@ -191,9 +191,9 @@ class Saver:
                 self.say(f"warning: {old} is due to be removed, but {error.strerror}")
 
     def _expired(self, now: int) -> list[Path]:
-        """Checkpoints to let go: mconv's own, beyond those that `keep` and the tracker name, or that are being read.
+        """Return the checkpoints to remove: mconv's own, except what `keep` or the tracker retains or somebody reads.
 
-        Later ones than `now` are of a past that the run has gone back from: they stay until it replaces them.
+        Iterations after `now` are from before the run was set back: they stay until it replaces them.
         """
         if self.keep.last is None:
             return []

@@ -38,7 +38,7 @@ FORMAT = ("torch_dist", 1)
 
 
 class _Plan(TorchDistSaveShardedStrategy):
-    """megatron-core's saving as far as the plan."""
+    """megatron-core's save strategy, stopped after planning."""
 
     def _get_save_and_finalize_callbacks(self, writer: Any, planned: Any) -> tuple[Any, Any]:
         return writer, planned[1]
@@ -59,13 +59,13 @@ class Writing:
 
     folder: Path
     writer: Any
-    """megatron-core's: what this rank has to write, and where."""
+    """megatron-core's writer, which knows what this rank writes, and where."""
     index: Any
-    """Of all files: rank 0's, to be filled in."""
+    """Index of all files, to be completed by rank 0."""
     file: Path | None = None
     process: Any = None
     pipe: Connection | None = None
-    """Where the process will say what it has written; None once it has, or where this rank has nothing to write."""
+    """Receives the process's report; None once it is here, or if this rank has nothing to write."""
     results: list[Any] = field(default_factory=list)
     failure: Failure | None = None
     """Why this rank's file will not be whole."""
@@ -74,7 +74,7 @@ class Writing:
     """When the file last grew."""
 
     def start(self) -> None:
-        """Begin to write this rank's file; what prevents that is a `failure`, which `close` tells all ranks."""
+        """Start to write this rank's file; an error becomes a `failure`, which `close` shares with all ranks."""
         try:
             for bucket in self.writer.preload_tensors(self.writer.write_buckets or [], True):  # one, for one thread
                 self._fork(bucket)
@@ -91,7 +91,7 @@ class Writing:
             self.process.start()
 
     def done(self, seconds: float = 0.0) -> bool:
-        """Whether this rank's part has ended, well or not; waits so long for that at most."""
+        """Return whether this rank's part has ended, successfully or not; waits at most `seconds`."""
         if self.pipe is None:
             return True
         if self.pipe.poll(seconds):
@@ -102,7 +102,7 @@ class Writing:
         return self.pipe is None
 
     def _hear(self, pipe: Connection) -> None:
-        """The process has spoken, or is gone."""
+        """Read the process's report, or note that it died."""
         try:
             said = pipe.recv()
         except (EOFError, OSError):
@@ -115,14 +115,14 @@ class Writing:
             self.results = said
 
     def _stuck(self) -> bool:
-        """Whether the file has not grown for as long as a collective would wait: a slow disk is not a dead one."""
+        """Return whether the file has not grown for as long as a collective would wait: a slow disk is not a dead one."""
         with contextlib.suppress(OSError):
             if self.file and (size := self.file.stat().st_size) != self.size:
                 self.size, self.heard = size, time.monotonic()
         return time.monotonic() - self.heard > 60 * timeout_minutes()
 
     def give_up(self) -> None:
-        """Nothing of this rank is written from here on."""
+        """Stop this rank's writer."""
         if self.pipe is not None:
             if self.process.pid:
                 self.process.kill()
@@ -180,7 +180,7 @@ def _how(code: int | None) -> str:
 
 # ---- in the forked process -------------------------------------------------------------------------------------------
 def _write(writer: Any, bucket: Any, answer: Connection) -> None:
-    """Write one file and say what is where in it, or what is wrong."""
+    """Write one file, and send back what is where in it, or a Failure."""
     end_with_parent(signal.SIGKILL)
     _first_to_go()
     said: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -194,7 +194,7 @@ def _write(writer: Any, bucket: Any, answer: Connection) -> None:
 
 @contextlib.contextmanager
 def _forking() -> Iterator[None]:
-    """A process that is forked within collects no garbage: it would free the rank's tensors, on a device not its own."""
+    """Disable garbage collection in processes forked within: it would free tensors on a device that is not theirs."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -207,7 +207,7 @@ def _forking() -> Iterator[None]:
 
 
 class _Uncounted:
-    """In the place of megatron-core's queue that counts its helpers."""
+    """Stands in for megatron-core's queue, which counts its helper processes."""
 
     def get(self) -> None: ...
 
@@ -215,6 +215,6 @@ class _Uncounted:
 
 
 def _first_to_go() -> None:
-    """If memory runs out, the kernel is to take this process, and not the rank: its checkpoint can be saved again."""
+    """Let the kernel kill this process before its rank if memory runs out: a checkpoint can be saved again."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")

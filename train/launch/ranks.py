@@ -1,4 +1,4 @@
-"""Start ranks on this machine, give them one payload, and bring rank 0's answer, or a rank's error, back."""
+"""Start ranks on this machine, give them one payload, and return rank 0's answer or raise a rank's error."""
 
 import contextlib
 import importlib
@@ -23,7 +23,7 @@ HOW = (
     "start ranks with torchrun, or give each of srun's tasks RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS "
     "LOCAL_RANK=$SLURM_LOCALID MASTER_ADDR and MASTER_PORT; without them mconv starts its ranks itself"
 )
-"""What to do about an environment that is half a rank's."""
+"""Advice for an environment that has only some of a rank's variables."""
 PRELOAD = "MCONV_PRELOAD"
 """Tells the agent which modules to import before it forks ranks."""
 
@@ -53,26 +53,26 @@ def run(
 
 
 def _cuda() -> bool:
-    """True where ranks find a GPU, which a process that was forked cannot use once its parent has looked at it."""
+    """Return whether ranks find a GPU: a forked process cannot use one that its parent has initialised."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def joined() -> bool:
-    """True if torchrun (or the like) started this process as one rank of a world."""
+    """Return whether torchrun (or the like) started this process as one rank of a world."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def check_environment() -> None:
-    """Refuse half of what makes a process a rank, and tasks of srun of which each would begin a run of its own."""
+    """Refuse an environment with only some of a rank's variables, and srun tasks that would each start a run."""
     said = os.environ
     if not joined():
         if half := [name for name in ("RANK", "WORLD_SIZE") if name in said]:
             other = "WORLD_SIZE" if half == ["RANK"] else "RANK"
             raise MconvError(f"{half[0]} is {said[half[0]]}, but {other} is not set: a rank needs both; {HOW}")
         if (tasks := said.get("SLURM_STEP_NUM_TASKS", "1")) != "1":
-            raise MconvError(f"srun started {tasks} tasks, each of which would begin a run of its own; {HOW}")
+            raise MconvError(f"srun started {tasks} tasks, each of which would start a run of its own; {HOW}")
         return
     numbers = {name: said.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     told = ", ".join(f"{name} {value}" for name, value in numbers.items())
@@ -84,7 +84,7 @@ def check_environment() -> None:
 
 
 def resolve(target: str) -> Work:
-    """The function that "module:function" names."""
+    """Return the function that "module:function" names."""
     module, _, name = target.partition(":")
     function: Work = getattr(importlib.import_module(module), name)
     return function
@@ -127,7 +127,7 @@ def _launch(
 
 @contextlib.contextmanager
 def _signals(folder: Path, *, passed_on: bool) -> Iterator[None]:
-    """What this process does at a signal while its ranks are there: end them, or pass the first of a kind on."""
+    """Handle signals while ranks are running: end them, or pass the first signal of each kind on to them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -161,7 +161,7 @@ def _command(target: str, nproc: int, folder: Path) -> list[str]:
 
 
 def _environment(nproc: int) -> dict[str, str]:
-    """Loopback only, and no more threads than cores; what the user has set stays."""
+    """Return the environment of ranks: loopback only, no more threads than cores. What the user has set wins."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     defaults = {"OMP_NUM_THREADS": str(max(1, cores // nproc)), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
     if sys.platform.startswith("linux"):
@@ -170,11 +170,13 @@ def _environment(nproc: int) -> dict[str, str]:
 
 
 def _failure(folder: Path, nproc: int) -> MconvError:
-    """The first rank's own error, before the errors of those that lost their peer to it."""
+    """Return the error of the rank that failed first; the others failed because they lost their peer."""
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("error.*.json"))]
     reports.sort(key=lambda report: (not report["ours"], report["time"]))
     if not reports:
-        return MconvError(f"a rank died without a word (killed, or out of memory?); its log ends:\n{_tail(folder)}")
+        return MconvError(
+            f"a rank died without an error message (killed, or out of memory?); its log ends:\n{_tail(folder)}"
+        )
     report = reports[0]
     if report["ours"]:
         kind: type[MconvError] = getattr(errors, report["kind"], MconvError)
@@ -184,7 +186,7 @@ def _failure(folder: Path, nproc: int) -> MconvError:
 
 
 def _tail(folder: Path, *, lines: int = 15) -> str:
-    """The last lines that any rank or the agent wrote to standard error."""
+    """Return the last lines that any rank or the agent wrote to standard error."""
     logs = [*(folder / "logs").rglob("stderr.log"), folder / "agent.log"]
     texts = [path.read_text(errors="replace").strip() for path in logs]
     return "\n".join(next((text for text in texts if text), "(nothing)").splitlines()[-lines:])

@@ -1,4 +1,4 @@
-"""Stopping well: whatever asks any process of a run to stop or to save, all ranks agree on one step and do it there."""
+"""Stop in order: whichever process of a run is asked to stop or to save, all ranks agree on one step and do it there."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ from mconv.train.launch import answer
 from mconv.train.launch.answer import ASKED
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-"""What asks a run to save and stop."""
+"""Signals that ask a run to save and stop."""
 SAVE = 1
 WHY = {
     SAVE: "the save trigger",
@@ -33,17 +33,17 @@ WHY = {
     7: "SIGUSR2",
     8: "SIGTERM",
 }
-"""What may be asked for, by number: of several, the largest counts. All but the first are ends."""
+"""Reasons to save or stop, by number: the largest of several wins. All but the first stop the run."""
 NUMBERS = {text: number for number, text in WHY.items()}
 
 _heard: list[int] = []
-"""Stop signals that this process got. Of the module, since signals are of the process."""
+"""Stop signals that this process has received. Module-wide, since signals belong to the process."""
 
 
 # ---- signals ---------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def listening(*, alone: bool = False, answers: bool = False) -> Iterator[None]:
-    """Note stop signals without obeying them; a second SIGINT interrupts as ever. In threads but the main one: nothing.
+    """Record stop signals without obeying them; a second SIGINT interrupts. Does nothing outside the main thread.
 
     `alone`: this process is the command itself, which a second SIGTERM ends. A rank may get several from Slurm.
     `answers`: say at once what the run finishes before it stops.
@@ -72,7 +72,7 @@ def listening(*, alone: bool = False, answers: bool = False) -> Iterator[None]:
 
 
 def _answer(insist: tuple[int, ...]) -> Callable[[int], str]:
-    """Return what answers the first signal of a kind: nothing where it stops no run (SIGCHLD)."""
+    """Return a function that words the answer to a signal: "" for one that stops no run (SIGCHLD)."""
     return lambda number: answer.sentence(number, insist=number in insist) if number in SIGNALS else ""
 
 
@@ -85,7 +85,7 @@ def obey(number: int) -> None:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Stop signals wait until the end; processes that start inside are deaf to them (Slurm sends to every process)."""
+    """Block stop signals within; processes that start inside ignore them for good (Slurm signals every process)."""
     masked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -94,7 +94,7 @@ def held_back() -> Iterator[None]:
 
 
 def pass_on(number: int, file: Path) -> None:
-    """Leave a signal that a launcher or its agent got where the ranks look for it."""
+    """Write the name of a signal that a launcher or its agent received to the file that the ranks read."""
     beside = file.with_suffix(f".{os.getpid()}")
     beside.write_text(signal.Signals(number).name)
     beside.replace(file)
@@ -103,45 +103,45 @@ def pass_on(number: int, file: Path) -> None:
 # ---- what is asked for -----------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Word:
-    """What all ranks do next."""
+    """The decision of all ranks after a step."""
 
     number: int = 0
     iteration: int = 0
 
     @property
     def save(self) -> bool:
-        """Whether a checkpoint is wanted now."""
+        """True if a checkpoint is to be saved now."""
         return self.number > 0
 
     @property
     def stop(self) -> bool:
-        """Whether this is the run's last step."""
+        """True if this was the run's last step."""
         return self.number > SAVE
 
     @property
     def why(self) -> str | None:
-        """What ended the run; None if nothing did."""
+        """The reason why the run stops; None if it does not."""
         return f"{WHY[self.number]}, at iteration {self.iteration}" if self.stop else None
 
 
 @dataclass(slots=True, kw_only=True)
 class Stops:
-    """What may stop a run or ask it for a checkpoint. Every rank has one; that of rank 0 looks at files and clocks."""
+    """What may stop a run or ask it for a checkpoint. Each rank has one; rank 0's also watches files and clocks."""
 
     rank: int
     triggers: Path | None
     exit_interval: int | None
     seen: set[str] = field(default_factory=set)
-    """Triggers that were found: one that is set while the answer to another is still being given stays."""
+    """Triggers found at the last step: one that is set while a checkpoint is being saved stays for the next step."""
     ends: dict[int, float]
-    """When time is up, by the clock of `time.monotonic`, for each number of WHY that is a time."""
+    """Deadlines on the clock of `time.monotonic`, by their number in WHY."""
     deaf: set[str] = field(default_factory=set)
-    """Triggers that were heeded and could not be removed: they would ask again and again."""
+    """Triggers that could not be removed: they are ignored, since they would ask again at each step."""
 
     def ask(self, iteration: int, *, first: bool = False) -> Word:
-        """What all ranks do after `iteration` steps: one small all-reduce. Every rank calls it.
+        """Return what all ranks do after `iteration` steps, agreed by one small all-reduce. Every rank calls it.
 
-        `first`: before a run's first step, where there is nothing new to save: only an end counts then. Raises
+        `first`: before a run's first step there is nothing new to save, so only reasons to stop count. Raises
         ConfigError where the time that the run was given is over by then: a queue of such jobs would not get on.
         """
         from mconv.train import agree
@@ -154,17 +154,17 @@ class Stops:
         return Word(number=number, iteration=iteration)
 
     def done(self, word: Word) -> Iterator[str]:
-        """What was asked for is done: triggers that asked for it go; lines on those that cannot."""
+        """Remove the triggers whose request is done; yields a line for each that cannot be removed."""
         for name in sorted(self.seen) if word.save else ():
             try:
                 self._trigger(name).unlink(missing_ok=True)
             except OSError as error:
                 self.deaf.add(name)
-                yield f"warning: {self._trigger(name)} cannot be removed ({error.strerror}): this run no longer heeds it"
+                yield f"warning: {self._trigger(name)} cannot be removed ({error.strerror}): this run ignores it now"
         self.seen.clear()
 
     def _local(self, iteration: int, *, first: bool) -> Iterator[int]:
-        """What this rank knows to be asked for."""
+        """Yield the requests that this rank knows of, as numbers of WHY."""
         yield from (NUMBERS[signal.Signals(number).name] for number in _heard)
         if self.exit_interval and not first and iteration % self.exit_interval == 0:
             yield NUMBERS["exit_interval"]
@@ -186,7 +186,7 @@ class Stops:
 
 
 def stops(config: Any, *, rank: int, began: float) -> Stops:
-    """What may stop a run of `config` that began at `began` (`time.monotonic`); makes the folder of the triggers.
+    """Return what may stop a run of `config` that began at `began` (`time.monotonic`); makes the trigger folder.
 
     Every rank calls it. Raises ConfigError where that folder cannot be made.
     """
@@ -211,12 +211,14 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"the folder of the triggers, {folder}, cannot be made: {error.strerror}") from error
+        raise ConfigError(
+            f"the trigger folder {folder} cannot be made: {error.strerror}; choose another --trigger-dir"
+        ) from error
 
 
 # ---- Slurm -----------------------------------------------------------------------------------------------------------
 def slurm_limit() -> float | None:
-    """When Slurm will end this job, by the clock of `time.time`; None outside of a job, or where it has no limit."""
+    """Return when Slurm will end this job, on the clock of `time.time`; None outside of a job or without a limit."""
     if said := os.environ.get("SLURM_JOB_END_TIME"):
         return float(said) if re.fullmatch(r"\d+", said) else None
     job = os.environ.get("SLURM_JOB_ID")

@@ -1,4 +1,4 @@
-"""What a run tells: Megatron's iteration line, one JSON line per step, boards if wanted."""
+"""The log of a run: Megatron's iteration line, one JSON line per step, and boards."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ class Step:
     loss: float
     """Mean over the global batch's tokens, in nats."""
     grad_norm: float | None
-    """Before clipping; None if the optimizer does not tell."""
+    """Before clipping; None if the optimizer does not report it."""
     lr: float
     """Learning rate after the step, as Megatron prints it: that of the next step."""
     seconds: float
@@ -75,7 +75,7 @@ def line(
 
 
 def mean(window: list[Step]) -> Step:
-    """The steps of a window as one, as Megatron-LM prints them: losses of the steps that were taken, skips counted."""
+    """Return the steps of a window as one, as Megatron-LM prints them: mean loss of the steps taken, skips counted."""
     taken = [step.loss for step in window if not step.skipped]
     return dataclasses.replace(
         window[-1],
@@ -104,7 +104,7 @@ class Log:
     window: list[Step] = field(default_factory=list)
     """Steps since the last printed line."""
     failed: set[str] = field(default_factory=set)
-    """What could not be written to, and was said to be so."""
+    """Logs that could not be written to, each reported once."""
 
     def step(self, step: Step) -> None:
         """Record a step, and print the line that is due: means over the steps since the last one."""
@@ -150,7 +150,7 @@ class Log:
         )
 
     def _rates(self, seconds: float, record: dict[str, Any]) -> dict[str, float]:
-        """Speeds over a window whose steps took `seconds` on average."""
+        """Return the speeds over a window whose steps took `seconds` on average."""
         share = record["seconds"] / seconds
         names = ("tokens_per_second_per_gpu", "tflops_per_gpu", "mfu")
         return {name: record[name] * share for name in names if name in record}
@@ -173,7 +173,7 @@ class Log:
         except Exception as error:  # boards have kinds of their own
             if name not in self.failed:
                 self.failed.add(name)
-                self.say(f"warning: {name}: {error}; the run goes on, and what it cannot take is missing there")
+                self.say(f"warning: {name}: {error}; the run continues, and what could not be written is missing there")
 
 
 def _append(file: Path, line: str) -> None:
@@ -186,12 +186,12 @@ def _name(board: Board) -> str:
 
 
 def _written(value: Any) -> bool:
-    """JSON has neither NaN nor infinity."""
+    """Return whether JSON can hold a value: it has neither NaN nor infinity."""
     return not isinstance(value, float) or math.isfinite(value)
 
 
 def forget_after(file: Path, iteration: int) -> None:
-    """Drop the lines of steps that a resumed run will take again."""
+    """Remove the lines of steps that a resumed run will take again."""
     if file.is_file():
         lines = [text for text in file.read_text().splitlines() if _iteration(text) <= iteration]
         beside = file.with_name(f".{file.name}.part")
@@ -200,7 +200,7 @@ def forget_after(file: Path, iteration: int) -> None:
 
 
 def _iteration(text: str) -> float:
-    """A line's iteration; a line that a kill cut short belongs to none."""
+    """Return a line's iteration; infinity for a line that a kill cut short."""
     try:
         return float(json.loads(text)["iteration"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What a step says of speed: tokens and FLOP a second for each GPU, the share of the peak, memory, the time left."""
+"""Measure each step: tokens and FLOP/s per GPU, share of the peak, memory, time left."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from mconv.train.estimate import flops
 
 RECENT = 50
-"""Steps whose mean time says how long the rest will take."""
+"""Steps whose mean time predicts the time left."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Meter:
-    """One run on so many devices."""
+    """Speed of one run on a number of devices."""
 
     ranks: int
     train_iters: int
@@ -22,7 +22,7 @@ class Meter:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def measure(self, *, iteration: int, seconds: float, tokens_per_second: float) -> dict[str, float]:
-        """Numbers of one step by name; `mfu` is a share, `seconds_left` is of all steps to come."""
+        """Return the numbers of one step by name; `mfu` is a share, `seconds_left` covers all steps to come."""
         each = tokens_per_second / self.ranks
         self.recent.append(seconds)
         found = {
@@ -35,20 +35,20 @@ class Meter:
 
 
 def meter(*, per_token: float, train_iters: int, ranks: int, dtype: str) -> Meter:
-    """A meter for this machine's devices; `dtype` as torch spells it."""
+    """Return a meter for this machine's devices; `dtype` as torch spells it."""
     short = {"bfloat16": "bf16", "float16": "fp16"}.get(dtype, "fp32")
     return Meter(ranks=ranks, train_iters=train_iters, per_token=per_token, peak=flops.peak(device_name(), short))
 
 
 def device_name() -> str:
-    """What torch calls this rank's device."""
+    """Return the name of this rank's device."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def memory() -> int:
-    """Bytes: the most that this rank ever had allocated on its GPU; without one, what the process holds now."""
+    """Return bytes: the peak allocation on this rank's GPU; without one, what the process holds now."""
     import psutil
     import torch
 
@@ -58,7 +58,7 @@ def memory() -> int:
 
 
 def clock(seconds: float) -> str:
-    """A duration as 4:05 or 27:04:05 or 3 days, 1:02:03."""
+    """Return a duration as 4:05 or 27:04:05 or 3 days, 1:02:03."""
     days, rest = divmod(round(seconds), 86400)
     hours, minutes, left = rest // 3600, rest // 60 % 60, rest % 60
     short = f"{hours}:{minutes:02d}:{left:02d}" if hours or days else f"{minutes}:{left:02d}"

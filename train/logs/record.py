@@ -33,7 +33,7 @@ KEPT = re.compile(
     r"(CUDA|NCCL|GLOO|SLURM|OMP|MKL|TORCH|PYTORCH|TRITON|FI|UCX|WANDB|HF|MCONV|MASTER|NVTE|NVIDIA|XLA)_\w+"
     r"|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|HOSTNAME|LD_LIBRARY_PATH|PYTHONPATH|VIRTUAL_ENV"
 )
-"""Variables that can change what a run does. Others are nobody's business."""
+"""Variables that can change what a run does. Others are not recorded."""
 ARCHITECTURE = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
     "vocab_size", "max_position_embeddings", "norm_epsilon", "position_embedding_type", "rotary_base",
@@ -89,7 +89,7 @@ def _dotted(name: str, value: Any, origin: str) -> str:
 
 # ---- surroundings ----------------------------------------------------------------------------------------------------
 def write(folder: Path, config: TrainConfig, spec: ModelSpec, *, ranks: int, iteration: int) -> list[str]:
-    """Add this start to the run's record. Returns what a run that is gone on with no longer has as it was, in lines."""
+    """Add this start to the run's record. Returns a line for each package or code that a resumed run has changed."""
     file, known = folder / NAME, secrets(os.environ)
     before = _starts(file)
     start = {
@@ -106,7 +106,7 @@ def write(folder: Path, config: TrainConfig, spec: ModelSpec, *, ranks: int, ite
 
 
 def keep_diff(folder: Path, diff: str) -> str:
-    """The name of a file that holds what was changed in code since its commit: one for all starts that had the same."""
+    """Write a diff to a file named by its digest, once for all starts that share it; return the name."""
     name = f"{hashlib.sha256(diff.encode()).hexdigest()[:16]}.diff"
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(diff)
@@ -114,7 +114,7 @@ def keep_diff(folder: Path, diff: str) -> str:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Code and packages that compute, where two starts differ in them."""
+    """Return a line for each computing package or code that differs between two starts."""
     was, is_now = (_computing(start) for start in (before, now))
     return [f"note: {name} was {was[name]} at the run's last start and is {is_now[name]} now"
             for name in was if was[name] != is_now[name]]  # fmt: skip
@@ -127,7 +127,7 @@ def _computing(start: dict[str, Any]) -> dict[str, Any]:
 
 
 def _code(where: dict[str, Any] | None) -> str:
-    """Version, commit and changes in a few words."""
+    """Return version, commit and diff in a few words."""
     words = [str((where or {}).get(name, ""))[:12] for name in ("version", "commit", "diff")]
     return " ".join(filter(None, words)) or "outside of git"
 
@@ -140,7 +140,7 @@ def _starts(file: Path) -> list[Any]:
 
 
 def surroundings() -> dict[str, Any]:
-    """Command, code, packages, machine and the variables that matter, secrets included: see `redact`."""
+    """Return command, code, packages, machine and recorded variables, with secrets: see `redact`."""
     home = Path(mconv.__file__).parent
     own = git(home) if _git(home, "ls-files", "__init__.py") else None  # else another's repository lies around it
     return {
@@ -158,20 +158,20 @@ def surroundings() -> dict[str, Any]:
 
 @functools.cache
 def packages() -> dict[str, str]:
-    """Versions of all that is installed here, by name."""
+    """Return the versions of all installed packages, by name."""
     found = (distribution.metadata for distribution in distributions())
     return dict(sorted((each["Name"], each["Version"]) for each in found if each["Name"]))
 
 
 def devices() -> list[str]:
-    """This machine's GPUs by name."""
+    """Return the names of this machine's GPUs."""
     import torch
 
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
 
 
 def git(folder: Path) -> dict[str, Any] | None:
-    """The commit that `folder` is at, and whether it was changed since; None outside of git."""
+    """Return the commit that `folder` is at, and whether files have changed since; None outside of git."""
     commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit.strip(), "changed": bool(changes)} if commit else None
 
