@@ -59,7 +59,7 @@ def point(root: Path, iteration: int) -> None:
 
 
 def pointer(root: Path, iteration: int) -> Path:
-    """Write the next tracker to a hidden file and return it: before the checkpoint is renamed, a full disk shows early."""
+    """Write the next tracker to a hidden file and return it: before the checkpoint is renamed a full disk shows early."""
     beside = root / f".{TRACKER}.part"
     try:
         beside.write_text(f"{iteration}\n")
