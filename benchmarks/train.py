@@ -136,7 +136,7 @@ def layouts(source: Path, data: Path, asked: argparse.Namespace, *, dtype: str) 
                 "data-cache": f"{data}.cache",
             }  # fmt: skip
             flags = [word for name, value in argv.items() for word in (f"--{name}", str(value))]
-            flags += [*options, *(["--bf16"] if dtype == "bf16" else [])]
+            flags += [*options, f"--{dtype}"]
             command = [sys.executable, "-m", "mconv", "train", *flags]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             lines = [json.loads(line) for line in (Path(folder) / "train.jsonl").read_text().splitlines()]

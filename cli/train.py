@@ -17,7 +17,17 @@ from cyclopts import Group, Parameter
 from mconv.convert import naming
 from mconv.convert.place import TRACKER
 from mconv.errors import CheckFailed, MconvError
-from mconv.train.config import PREFIX, SECTIONS, TrainConfig, help_of, is_list, make, read_environment, read_yaml
+from mconv.train.config import (
+    PREFIX,
+    SECTIONS,
+    TrainConfig,
+    help_of,
+    is_list,
+    make,
+    merged,
+    read_environment,
+    read_yaml,
+)
 
 if TYPE_CHECKING:
     from mconv.convert.scan import Found
@@ -117,7 +127,7 @@ def told(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in flags.items() if value is not None}
     if os.environ.get("RANK", "0") == "0":
         _say({name: value for name, value in sorted(environment.items()) if name not in given})
-    return {**file, **environment, **given}
+    return merged(file, environment, given)
 
 
 def here(values: dict[str, Any]) -> dict[str, Any]:
@@ -196,10 +206,9 @@ def _next(folder: Path, *, adapter: bool) -> None:
 def _parameter(field: "dataclasses.Field[Any]", group: Group) -> inspect.Parameter:
     """A flag for a field: not given is None, so that the file's value, or the field's default, stands."""
     default = "" if field.default in (None, False, dataclasses.MISSING) else f" [default: {field.default}]"
-    negative = "--fp32" if field.name == "bf16" else ()
     meta = Parameter(
         name=["--save", "--out"] if field.name == "save" else None,
-        help=help_of()[field.name] + default, negative=negative, show_default=False, group=group,
+        help=help_of()[field.name] + default, negative=(), show_default=False, group=group,
         consume_multiple=is_list(field.type) or None,
     )  # fmt: skip
     kind: Any = Union[field.type, None]  # noqa: UP007 (the type is a value here)

@@ -87,6 +87,7 @@ def as_json(plan: "Plan") -> dict[str, Any]:
             "dummy": layout.padded_vocab - spec.vocab_size,
         },
         "layout": {"tp": layout.tp, "pp": layout.pp, "vpp": layout.vpp, "dp": plan.replicas, "world": plan.world},
+        "precision": dataclasses.asdict(plan.precision),
         "micro_batches": plan.micro_batches,
         "ranks": [{**dataclasses.asdict(rank), "total": rank.total} for rank in plan.ranks],
         "iterations": plan.iterations,
@@ -128,6 +129,7 @@ def _head(plan: "Plan") -> list[tuple[str, str]]:
         ("vocabulary", f"{spec.vocab_size:,} padded to {layout.padded_vocab:,} ({dummy:,} dummy tokens)"),
         ("ranks", f"{plan.world}: tp {layout.tp} x pp {layout.pp}{chunks} x dp {plan.replicas}; seq_length "
                   f"{plan.seq_length}, {plan.micro_batches} micro batches a step"),
+        ("precision", f"{plan.precision.name}, {plan.precision.why}"),
         ("", "of each rank, by its stage:"),
     ]  # fmt: skip
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mconv.convert import bridge, sidecar, tokens
+from mconv.convert import bridge, dtypes, sidecar, tokens
 from mconv.convert.dialects import DIALECTS
 from mconv.convert.formats import bin, hf, meta
 from mconv.convert.formats.tensors import Located
@@ -80,12 +80,9 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of most of its bytes."""
-        total: dict[torch.dtype, int] = {}
-        for stored in self.stored:
-            where = self.located[stored.key]
-            total[where.dtype] = total.get(where.dtype, 0) + where.nbytes
-        return max(total, key=lambda d: total[d])
+        """The dtype of most of its elements."""
+        located = [self.located[stored.key] for stored in self.stored]
+        return dtypes.most((where.dtype, where.nbytes // where.dtype.itemsize) for where in located)
 
     @property
     def parameters(self) -> int:

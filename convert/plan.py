@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from mconv.convert import manifest, pool, sidecar, spell, tokens
+from mconv.convert import dtypes, manifest, pool, sidecar, spell, tokens
 from mconv.convert.checkpoint import TRACKER, Checkpoint, target_layout
 from mconv.convert.dialects import DIALECTS
 from mconv.convert.dialects.bridge import refusals
@@ -131,7 +131,8 @@ class Plan:
 
     @property
     def final_dtype(self) -> torch.dtype:
-        return self.dtype or self.source.dtype
+        """The dtype of most elements of what is written."""
+        return dtypes.most((target.dtype, target.nbytes // target.dtype.itemsize) for target in self.targets)
 
 
 def make(

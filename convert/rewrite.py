@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from mconv.convert import bridge, journal, manifest, pool, sidecar, spell, tokens
+from mconv.convert import bridge, dtypes, journal, manifest, pool, sidecar, spell, tokens
 from mconv.convert.carry import Done, Goal, Terms, Unit, carry
 from mconv.convert.checkpoint import SIDE_FOLDER
 from mconv.convert.dialects import DIALECTS, mcore
@@ -202,9 +202,11 @@ def _write_side_files(plan: Plan, folder: Path) -> dict[str, str]:
     into.mkdir(exist_ok=True)
     digests = sidecar.copy(plan.side_files, into)
     config = into / "config.json"
-    if not config.is_file() or not _still_true(plan, read_json(config)):
-        old = read_json(config) if config.is_file() else {}
+    old = read_json(config) if config.is_file() else {}
+    if not old or not _still_true(plan, old):
         config.write_text(json.dumps(_config(plan, old), indent=2) + "\n", encoding="utf-8")
+    else:
+        dtypes.set_in(config, _name(plan.final_dtype))
     return {name: digest for name, digest in digests.items() if name != config.name}
 
 
@@ -215,12 +217,12 @@ def _emit(plan: Plan, folder: Path, layout: Layout) -> None:
 
 
 def _still_true(plan: Plan, config: dict[str, Any]) -> bool:
+    """Return whether a config describes what is written; its dtype aside, which can be set by itself."""
     family = plan.source.family
-    told = config.get("dtype") or config.get("torch_dtype")
     same = family.read_config(config, plan.source.ignored.get("config_keys", ())) == family.expressible(plan.source.spec)
     named = [str(name).lower() for name in config.get("architectures") or [family.architecture]]
     whole = named == [family.architecture.lower()]  # what is written has its head, whatever the source had
-    return same and whole and (plan.dtype is None or told == _name(plan.dtype))
+    return same and whole
 
 
 def _config(plan: Plan, old: dict[str, Any]) -> dict[str, Any]:

@@ -25,8 +25,9 @@ from mconv.train.model.checks import check_known
 from mconv.train.model.engine import build_chunks, init, unwrap
 from mconv.train.model.freeze import count, freeze
 from mconv.train.model.loss import TrueVocabLoss
+from mconv.train.model.precision import dtype_of, resolved
 from mconv.train.optim.normalise import Normalise
-from mconv.train.optim.optimizer import dtype_of, make_optimizer
+from mconv.train.optim.optimizer import make_optimizer
 from mconv.train.optim.precision import scale_losses
 from mconv.train.optim.replicas import replicated
 from mconv.train.optim.schedule import scheduler as make_scheduler
@@ -41,6 +42,7 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
         _check_folders(config)
     init(parallel, seed=config.seed)
     source = _source(config)
+    config, precision = resolved(config, source.opened)
     spec = source.opened.spec
     seq_length = config.seq_length or spec.max_position_embeddings
     _check(config, spec, seq_length)
@@ -72,6 +74,7 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
         tokens = seq_length / parallel.data_parallel(torch.distributed.get_world_size())
         scale_losses(chunks, optimizer, tokens=lambda: batch_size(config, run.consumed) * tokens)
     _tell(run, source, padded, say)
+    say(precision.line)
     for line in settings.changes(config, run.memory.get("settings"), iteration=run.iteration):
         say(line)
     run.memory["settings"] = settings.deciding(config)

@@ -92,7 +92,8 @@ def test_flags_win_over_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(ranks, "run", run)
     argv = ["train", str(tmp_path / "c.yaml"), "--lr", "0.5", "--fp32", "--data", "r", "s", "--lr-decay-style", "linear"]
     assert app.run(argv) == 0
-    assert (seen["lr"], seen["bf16"], seen["data"], seen["tp"], seen["nproc"]) == (0.5, False, ["r", "s"], 2, 2)
+    assert (seen["lr"], seen["fp32"], seen["bf16"], seen["data"]) == (0.5, True, None, ["r", "s"])
+    assert (seen["tp"], seen["nproc"]) == (2, 2)
     assert seen["lr_decay_style"] == "linear" and seen["train_iters"] == 5
     assert not seen["stops_well"]  # there is no folder to save to
 

@@ -2,14 +2,16 @@
 
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mconv.convert import manifest, sidecar
+from mconv.convert import dtypes, manifest, sidecar
 from mconv.convert.checkpoint import SIDE_FOLDER, Checkpoint
 from mconv.convert.dialects.mcore import args_of, layout_of
+from mconv.errors import FormatError
 from mconv.spec import ModelSpec
 from mconv.train.checkpoints import adapt, folders
 from mconv.train.config import TrainConfig
@@ -115,6 +117,9 @@ def finish(folder: Path, spec: ModelSpec, args: Namespace, *, origin: Checkpoint
     if lora := getattr(args, "lora", None):
         made["adapter"] = {name: lora[name] for name in ("rank", "alpha") if name in lora}
     made["side_files"] = sidecar.copy(_side_files(folder.parent, origin), folder / SIDE_FOLDER)
+    if sidecar.CONFIG in made["side_files"]:
+        with suppress(FormatError):  # a config that cannot be read must not cost the checkpoint
+            dtypes.set_in(folder / SIDE_FOLDER / sidecar.CONFIG, made["dtype"])
     made["side_files"].pop(sidecar.CONFIG, None)  # it is the config of what is there, not of what was
     manifest.write(folder, made)
 

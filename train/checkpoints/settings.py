@@ -19,7 +19,7 @@ ORDER = (Data, Instruction, Length)
 STEP = (Boundaries, Schedule, Optimizer, Precision, Trained)
 ASIDE = {
     "micro_batch_size", "valid_data", "test_data", "data_cache", "num_workers", "no_mmap_bin_files",
-    "allow_other_tokenizer",
+    "allow_other_tokenizer", "fp32",
 }  # fmt: skip
 """Fields of those that change no step."""
 

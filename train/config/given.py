@@ -11,10 +11,24 @@ import yaml
 
 from mconv.errors import ConfigError, refuse
 from mconv.train.config import TrainConfig
+from mconv.train.config.precision import NAMES
 from mconv.train.config.read import is_list, is_text, unknown
 
 PREFIX = "MCONV_TRAIN_"
 """Before a field's name in capitals: the variable that sets it."""
+EITHER = (NAMES, ("resume", "finetune"))
+"""Fields of which one at most is true: a flag for one of them takes the place of another one's in a file."""
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of all layers, later ones over earlier ones, such as flags over a file."""
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for names in EITHER:
+            if any(layer.get(name) is True for name in names):
+                values = {name: value for name, value in values.items() if name not in names}
+        values.update(layer)
+    return values
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -6,15 +6,20 @@ from typing import Any
 
 from mconv.train.config import rules
 
+NAMES = ("fp32", "bf16", "fp16")
+"""The precisions. With none of them asked for, a run takes that of the weights (`train/model/precision.py`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """Precision: fp32, bf16 or fp16, and fp16's loss scale."""
+    """Precision: that of the weights if none is asked for, and fp16's loss scale."""
 
-    bf16: bool = False
-    """Train in bfloat16 with fp32 main weights and gradients; in fp32 otherwise."""
-    fp16: bool = False
-    """Train in float16 with fp32 main weights and gradients, and a loss scale that keeps small gradients above zero."""
+    fp32: bool | None = None
+    """Train in float32, whatever the weights are. With none of fp32, bf16 and fp16: in the dtype of the weights."""
+    bf16: bool | None = None
+    """Train in bfloat16 with fp32 main weights and gradients; false: not, even where the weights are bfloat16."""
+    fp16: bool | None = None
+    """Train in float16 with fp32 main weights and gradients and a scaled loss; false: not, even where the weights are."""
     loss_scale: float | None = None
     """Constant loss scale for fp16; adjusted during the run if not given."""
     initial_loss_scale: float = 2.0**32
@@ -31,9 +36,12 @@ class Precision:
         """Yield the broken rules of this section."""
         yield from rules.at_least_1(config, "loss_scale_window hysteresis")
         yield from rules.positive(config, "loss_scale initial_loss_scale min_loss_scale")
-        if config.bf16 and config.fp16:
-            yield "bf16 and fp16 are two precisions; set one of them"
-        if config.loss_scale is not None and not config.fp16:
+        asked = [name for name in NAMES if getattr(config, name)]
+        if len(asked) > 1:
+            yield f"{' and '.join(asked)} are two precisions; set one of them"
+        if all(getattr(config, name) is False for name in NAMES):
+            yield f"{', '.join(NAMES)} are all false, which leaves no precision; set one of them"
+        if config.loss_scale is not None and (config.fp16 is False or asked not in ([], ["fp16"])):
             yield "loss_scale is for fp16; bf16 and fp32 need none"
         if config.min_loss_scale > config.initial_loss_scale:
             yield f"min_loss_scale {config.min_loss_scale} is more than initial_loss_scale {config.initial_loss_scale}"

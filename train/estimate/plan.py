@@ -11,6 +11,7 @@ from mconv.train.config.length import unshared
 from mconv.train.estimate import flops, memory
 from mconv.train.model import architecture
 from mconv.train.model.adapter import asked, wanted
+from mconv.train.model.precision import Precision, dtype_of, resolved
 from mconv.train.model.trains import Trains, check
 from mconv.train.parallel import uneven_of
 
@@ -44,6 +45,7 @@ class Plan:
     layout: Layout
     world: int
     seq_length: int
+    precision: Precision
     micro_batches: int
     ranks: list[memory.Rank]
     iterations: int | None
@@ -84,6 +86,7 @@ def plan(
     whatever the configuration says. `cpu`: for ranks without a GPU. Raises ConfigError or LayoutError, as the run would.
     """
     opened = architecture.origin(config)
+    config, precision = resolved(config, opened)
     trains = trains_of(config, opened)
     layout, world = layout_of(config, opened), world or config.nproc_per_node or config.tp * config.pp
     length = config.seq_length or opened.spec.max_position_embeddings
@@ -94,9 +97,9 @@ def plan(
     steps, per_token = None if endless else iterations(config), flops.per_token(opened.spec, length, trains)
     samples = samples_of(config, steps) if steps else None
     return Plan(
-        origin=opened, layout=layout, world=world, seq_length=length, micro_batches=micro_batches,
-        ranks=memory.ranks(opened.spec, layout, setting), iterations=steps, samples=samples, flops_per_token=per_token,
-        flops_per_iteration=per_token * length * config.global_batch_size,
+        origin=opened, layout=layout, world=world, seq_length=length, precision=precision,
+        micro_batches=micro_batches, ranks=memory.ranks(opened.spec, layout, setting), iterations=steps,
+        samples=samples, flops_per_token=per_token, flops_per_iteration=per_token * length * config.global_batch_size,
         pace=_pace(per_token, world, None if samples is None else samples.train * length, tokens_per_second, tflops),
     )  # fmt: skip
 
@@ -143,7 +146,7 @@ def setting_of(
         micro_batch_size=config.micro_batch_size,
         micro_batches=micro_batches,
         replicas=replicas,
-        itemsize=2 if config.bf16 or config.fp16 else 4,
+        itemsize=dtype_of(config).itemsize,
         sequence_parallel=config.sequence_parallel,
         distributed_optimizer=config.distributed_optimizer,
         moments=2 if config.optimizer == "adam" else int(config.sgd_momentum > 0),

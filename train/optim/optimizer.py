@@ -7,17 +7,13 @@ import torch
 from mconv.train.agree import largest
 from mconv.train.config import TrainConfig
 from mconv.train.mcore import DistributedOptimizer, OptimizerConfig, get_megatron_optimizer
+from mconv.train.model.precision import dtype_of
 
 SAME = (
     "optimizer", "lr", "min_lr", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "sgd_momentum", "clip_grad",
     "bf16", "fp16", "loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis",
 )  # fmt: skip
 """Fields that megatron-core's OptimizerConfig has under our names."""
-
-
-def dtype_of(config: TrainConfig) -> torch.dtype:
-    """What the weights are in, in forward and backward passes."""
-    return torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else torch.float32
 
 
 def make_optimizer(chunks: list[Any], config: TrainConfig) -> Any:

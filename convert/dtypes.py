@@ -1,0 +1,38 @@
+"""One dtype for a model of many tensors, and what a config.json says of it."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mconv.convert.jsonfile import read_json
+
+KEYS = ("dtype", "torch_dtype")
+"""The dtype in a config.json: the key of transformers 5, then that of transformers 4."""
+DEFAULT = "float32"
+"""The dtype of a config.json without these keys, as transformers 4 reads it."""
+
+
+def most(counted: Iterable[tuple[torch.dtype, int]]) -> torch.dtype:
+    """Return the dtype with the most elements, of pairs of a dtype and a number of elements."""
+    total: dict[torch.dtype, int] = {}
+    for dtype, elements in counted:
+        total[dtype] = total.get(dtype, 0) + elements
+    return max(total, key=lambda dtype: total[dtype])
+
+
+def said(config: dict[str, Any]) -> set[str]:
+    """Return the dtypes that a config names, by their names as they stand there."""
+    return {str(config[key]) for key in KEYS if config.get(key) is not None} or {DEFAULT}
+
+
+def set_in(file: Path, name: str) -> None:
+    """Make a config.json name this dtype, under the keys that it has; nothing is written where it does already."""
+    config = read_json(file)
+    if said(config) == {name}:
+        return
+    keys = [key for key in KEYS if config.get(key) is not None] or KEYS
+    changed = {**config, **dict.fromkeys(keys, name)}
+    file.write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
