@@ -16,7 +16,7 @@ from cyclopts import Group, Parameter
 
 from mconv.convert import naming
 from mconv.convert.place import TRACKER
-from mconv.errors import CheckFailed, MconvError
+from mconv.errors import CheckFailed, ConfigError, MconvError
 from mconv.train.config import (
     PREFIX,
     SECTIONS,
@@ -78,7 +78,7 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
     check_environment()
     values = told(config, flags)
     with guarded(queue_of(values)):
-        made = make(here(values))
+        made = settled(here(values))
         if not joined() and _already(made):
             return 0
         check_load(made)
@@ -130,6 +130,38 @@ def told(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
     return merged(file, environment, given)
 
 
+def settled(values: dict[str, Any]) -> TrainConfig:
+    """Return the configuration of a run: with `resume`, what is not given is taken from the run that goes on.
+
+    Raises ConfigError on what is missing or wrong. Where `load` holds a run and nothing says whether that is to go on,
+    this comes first.
+    """
+    try:
+        return make(inherited(values) if values.get("resume") else values)
+    except ConfigError:
+        if not values.get("resume"):
+            inherited(values)
+        raise
+
+
+def inherited(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with the settings of the run that `resume` goes on with, where they are not given; says which."""
+    load, save = values.get("load"), values.get("save")
+    if load is None or (not values.get("resume") and not Path(load).is_dir()):
+        return values
+    if not (save and (Path(save) / TRACKER).is_file()):
+        from mconv.convert.locate import check_path
+
+        check_path(Path(load))
+    from mconv.train.checkpoints.inherit import filled
+
+    found = filled(values)
+    if os.environ.get("RANK", "0") == "0":
+        for line in found.lines:
+            print(line, flush=True)
+    return found.values
+
+
 def here(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values with what to load and where to save, where neither they nor a model from scratch say it.
 
@@ -142,6 +174,8 @@ def here(values: dict[str, Any]) -> dict[str, Any]:
 
     save = values.get("save")
     found = _own_run(save) or choose.newest("train", "Megatron checkpoint", name="--load")
+    if found.trained and save is None and values.get("finetune"):
+        raise MconvError(f"--finetune begins a new run with the weights of {found.path}; give --save a folder for it")
     if save is None and not values.get("eval_only"):
         save = str(found.path) if found.trained else naming.run(choose.called_path(found.path))
         if not found.trained and os.environ.get("RANK", "0") == "0":

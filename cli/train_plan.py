@@ -48,7 +48,8 @@ def _plan(
     if presets:
         print(json_.dumps(_presets(), indent=1) if json else "\n".join(_preset_lines()))
         return 0
-    values, known = _filled(told(config, flags))
+    given = told(config, flags)
+    values, known = _filled(_inherited(given) if given.get("resume") else given)
     asked = make(values)
     check_load(asked)
     from mconv.train.estimate.plan import plan
@@ -62,6 +63,13 @@ def _plan(
         new = flags.get("preset") or flags.get("model")
         choose.next_training(config, **{**flags, "init": "random" if new else flags.get("init")})
     return 0
+
+
+def _inherited(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with the settings of the run that `resume` goes on with, where they are not given."""
+    from mconv.train.checkpoints.inherit import filled
+
+    return filled(values).values
 
 
 def _filled(values: dict[str, Any]) -> tuple[dict[str, Any], bool]:

@@ -55,6 +55,19 @@ def with_padding(checkpoint: Checkpoint) -> Checkpoint:
     return dataclasses.replace(checkpoint, spec=spec, stored=stored)
 
 
+def has_state(checkpoint: Checkpoint) -> bool:
+    """Return whether a checkpoint holds an optimizer's state beside its weights, of whatever kind."""
+    if checkpoint.format == "torch_dist":
+        return any(name.startswith("optimizer.") for part in torch_dist.open_training(checkpoint.path) for name in part)
+    if checkpoint.format != "mp_rank":
+        return False
+    folders = [folder for folder in checkpoint.path.glob("mp_rank_*") if folder.is_dir()]
+    files = (FLAT_FILE, mp_rank.OPTIMIZER_FILE)
+    return bool(checkpoint.common.get("optimizer")) or any(
+        (folder / name).is_file() for folder in folders for name in files
+    )
+
+
 def open_state(checkpoint: Checkpoint) -> OptimizerState:
     """The optimizer's state beside a checkpoint's weights. Raises FormatError if there is none, or one unknown."""
     try:

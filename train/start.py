@@ -13,7 +13,7 @@ from mconv.convert.source import Source, check_copies
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 from mconv.train import agree, layouts
-from mconv.train.checkpoints import adapt, beside, checkpoint, intact, room, settings, takeover
+from mconv.train.checkpoints import adapt, anew, beside, checkpoint, inherit, intact, room, settings, takeover
 from mconv.train.checkpoints.begin import Beginning, confirm, where
 from mconv.train.checkpoints.saving import Saver
 from mconv.train.config import TrainConfig
@@ -38,10 +38,10 @@ from mconv.train.run import Run
 def start(config: TrainConfig, *, say: logs.Say) -> Run:
     """Everything that the first step needs. Raises ConfigError or LayoutError on what cannot work."""
     parallel = parallel_of(config)
-    if not config.eval_only:
-        _check_folders(config)
     init(parallel, seed=config.seed)
     source = _source(config)
+    if not config.eval_only:
+        _check_folders(config)
     config, precision = resolved(config, source.opened)
     spec = source.opened.spec
     seq_length = config.seq_length or spec.max_position_embeddings
@@ -74,8 +74,10 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
         tokens = seq_length / parallel.data_parallel(torch.distributed.get_world_size())
         scale_losses(chunks, optimizer, tokens=lambda: batch_size(config, run.consumed) * tokens)
     _tell(run, source, padded, say)
-    say(precision.line)
-    for line in settings.changes(config, run.memory.get("settings"), iteration=run.iteration):
+    for line in filter(None, (source.left_out, precision.line)):
+        say(line)
+    then = run.memory.get("settings") or (inherit.known(source.opened) if source.others else None)
+    for line in settings.changes(config, then, iteration=run.iteration):
         say(line)
     run.memory["settings"] = settings.deciding(config)
     return run
@@ -90,6 +92,8 @@ class _Source:
     """Its model's weights: its own, or those that it begins with."""
     adapted: bool
     """Whether adapters alone are trained: the run's checkpoints hold these, and `opened` is always `load`."""
+    left_out: str | None
+    """A line on optimizer state in `load` that a new run does not use."""
     others: OptimizerState | None
     """State of a run that megatron-core's loader cannot read back here: another program's, or shared otherwise."""
 
@@ -108,15 +112,18 @@ def _source(config: TrainConfig) -> _Source:
     """Open what the run starts or goes on from. Raises ConfigError where that is another model's."""
     at, adapted = agree.on_rank_0(lambda: where(config)), adapter.wanted(config)
     own = at.own is not None and not adapted
+    if config.finetune and at.own and _lies_in(Path(str(config.load)), Path(str(config.save))):
+        raise ConfigError(f"finetune begins a new run, but save {config.save} holds the run in load; give another --save")
     if own:
         opened = weights.open_weights(str(at.own), vocab_size=config.vocab_size, ignore=architecture.passes(config))
     else:
         opened = architecture.origin(config, iteration=at.iteration)
         agree.on_rank_0(lambda: check_copies(Source.of(opened)))  # each rank would begin with a copy of its own choice
     _check_same_run(config, opened, resumed=at.own is not None)
+    left_out = None if at.own or config.load is None else anew.left_out(opened, vars(config))
     taken_over = (config.resume and not at.own) or _reshared(config, opened, own=own)
     others = takeover.opened(opened) if taken_over and not config.eval_only else None
-    return _Source(at=at, opened=opened, adapted=adapted, others=others)
+    return _Source(at=at, opened=opened, adapted=adapted, left_out=left_out, others=others)
 
 
 def _models(config: TrainConfig, parallel: Parallel, source: _Source, padded: int) -> list[Any]:
@@ -216,6 +223,11 @@ def _check_same_run(config: TrainConfig, opened: Checkpoint, *, resumed: bool) -
 def _is_elsewhere(load: Path, save: Path) -> bool:
     """Whether what a run began with is still there, and is not its own folder."""
     return load.is_dir() and load.resolve() != save.resolve()
+
+
+def _lies_in(load: Path, save: Path) -> bool:
+    """Return whether a run would begin with weights of the folder that it saves in."""
+    return load.resolve().is_relative_to(save.resolve())
 
 
 def _check(config: TrainConfig, spec: ModelSpec, seq_length: int) -> None:

@@ -38,6 +38,9 @@ def test_a_run_starts_from_the_newest_and_the_same_command_goes_on(tmp_path, mak
     make("llama-run", base, step="train", iteration=5)
     assert told() == ("llama-megatron-tp4/release", "llama-run")
     assert told(save="second") == ("llama-run", "second"), "another stage begins where the run stands"
+    assert told(save="second", finetune=True) == ("llama-run", "second")
+    with pytest.raises(MconvError, match="--finetune begins a new run with the weights of llama-run; give --save"):
+        told(finetune=True)
     make("llama-megatron-tp2", base)
     with pytest.raises(MconvError, match=r"2 fit equally.*give --load"):
         told()

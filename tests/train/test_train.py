@@ -211,7 +211,7 @@ def test_a_checkpoint_is_a_checkpoint(run, world, tmp_path):
     counted = Uneven(embedding=True, loss=True)
     assert opened.layout == Layout(pp=2, vpp=3, padded_vocab=96, uneven=counted)
     assert opened.manifest["layout"] == dataclasses.asdict(opened.layout)
-    again = jobs.train(**run | {"load": str(tmp_path), "train_iters": 3})
+    again = jobs.train(**run | {"load": str(tmp_path), "train_iters": 3, "finetune": True})
     assert again["losses"][0] < result["losses"][0] - 0.5
 
 

@@ -44,6 +44,17 @@ class TrainConfig(
 
 
 from mconv.train.config.given import PREFIX, merged, read_environment, read_yaml  # noqa: E402 (these read the class above)
-from mconv.train.config.read import help_of, is_list, make  # noqa: E402
+from mconv.train.config.read import fitting, help_of, is_list, make  # noqa: E402
 
-__all__ = ["PREFIX", "SECTIONS", "TrainConfig", "help_of", "is_list", "make", "merged", "read_environment", "read_yaml"]
+__all__ = [
+    "PREFIX",
+    "SECTIONS",
+    "TrainConfig",
+    "fitting",
+    "help_of",
+    "is_list",
+    "make",
+    "merged",
+    "read_environment",
+    "read_yaml",
+]

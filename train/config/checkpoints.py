@@ -27,7 +27,10 @@ class Checkpoints:
     allow_full_disk: bool = False
     """Start even if the disk of `save` has no room for a checkpoint."""
     resume: bool = False
-    """Go on with the run that `load` holds, Megatron-LM's or mconv's: its optimizer, iteration and samples seen too."""
+    """Go on with the run that `load` holds, Megatron-LM's or mconv's: its iteration, optimizer and schedule. Its settings
+    are taken where they are not given."""
+    finetune: bool = False
+    """Take the weights of `load` alone and begin at iteration 0; the optimizer state that it may hold is left out."""
     iteration: int | None = None
     """Iteration to continue from in `save`, or to start from in `load`; the one in the tracker if not given."""
     overwrite: bool = False
@@ -41,6 +44,10 @@ class Checkpoints:
         for name in ("save_interval", "exit_after", "async_save", "keep_last"):
             if getattr(config, name) and config.save is None:
                 yield f"{name} needs save, the folder for the checkpoints"
+        if config.resume and config.finetune:
+            yield "resume goes on with the run in load, finetune begins a new one with its weights; give one of them"
+        if config.finetune and config.init == "random":
+            yield "finetune begins with the weights of load; init random has none, so leave it out"
         if config.resume and config.load is None:
             yield "resume goes on with the run that load holds; give load"
         if config.resume and config.optimizer != "adam":

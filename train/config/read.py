@@ -29,6 +29,15 @@ def make(values: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**values)
 
 
+def fitting(name: str, value: Any) -> Any:
+    """Return a value as a field holds it, or None where it is not of the field's kind or there is no such field."""
+    kinds = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
+    if name not in kinds:
+        return None
+    plain = _plain(name, value)
+    return plain if _is(plain, kinds[name]) else None
+
+
 def unknown(names: Iterable[Any]) -> list[str]:
     """A problem for each name that is no field's, with what is likely meant."""
     known = [field.name for field in dataclasses.fields(TrainConfig)]

@@ -57,12 +57,12 @@ _FROM_MODEL = "it is part of the model: the checkpoint, preset or config.json sa
 _TOKENIZER = "not needed: the tokenizer's files are beside the checkpoint and recorded with the data"
 _ALWAYS_CORE = "models are always megatron-core's"
 NEEDLESS = {
-    "use_checkpoint_args": "the architecture always comes from the checkpoint",
+    "use_checkpoint_args": "the model always comes from the checkpoint; with resume, settings that are not given do too",
     "use_mcore_models": _ALWAYS_CORE, "use_legacy_models": _ALWAYS_CORE,
-    "use_checkpoint_opt_param_scheduler": "a resumed run always continues its own schedule",
-    "finetune": "load alone begins anew; with resume it goes on",
-    "no_load_optim": "load alone begins anew; with resume it goes on",
-    "no_load_rng": "load alone begins anew; with resume it goes on",
+    "use_checkpoint_opt_param_scheduler": "with resume the schedule comes from the checkpoint where it is not given",
+    "override_opt_param_scheduler": "what is given always counts; with resume each difference from the run is printed",
+    "no_load_optim": "finetune takes the weights alone and begins at iteration 0",
+    "no_load_rng": "a resumed run of another program starts its random generators anew; finetune always does",
     "exit_signal_handler": "signals always save and stop",
     "ckpt_format": "checkpoints are torch_dist; mconv reshard writes others",
     "use_dist_ckpt": "checkpoints are torch_dist; mconv reshard writes others",

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,7 +54,8 @@ def precision_of(config: TrainConfig, opened: Checkpoint) -> Precision:
 def resolved(config: TrainConfig, opened: Checkpoint) -> tuple[TrainConfig, Precision]:
     """Return the configuration with one of fp32, bf16 and fp16 true and the others false, and why that one."""
     found = precision_of(config, opened)
-    return dataclasses.replace(config, **{name: name == found.name for name in NAMES}), found
+    asked: dict[str, Any] = {name: name == found.name for name in NAMES}
+    return dataclasses.replace(config, **asked), found
 
 
 def dtype_of(config: TrainConfig) -> torch.dtype:
