@@ -90,6 +90,8 @@ def test_flags_win_over_the_file(tmp_path, monkeypatch):
         return {"saved": None, "stopped": None}
 
     monkeypatch.setattr(ranks, "run", run)
+    monkeypatch.setattr("mconv.cli.train.check_load", lambda _: None)  # neither x nor r and s is there
+    monkeypatch.setattr("mconv.train.data.sources.check_present", lambda _: None)
     argv = ["train", str(tmp_path / "c.yaml"), "--lr", "0.5", "--fp32", "--data", "r", "s", "--lr-decay-style", "linear"]
     assert app.run(argv) == 0
     assert (seen["lr"], seen["fp32"], seen["bf16"], seen["data"]) == (0.5, True, None, ["r", "s"])
