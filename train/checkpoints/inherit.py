@@ -56,7 +56,8 @@ NOT_TAKEN = (
      "eval_only exit_after exit_interval exit_duration_in_mins stop_before_limit on_first_failure cancel_job"),
     ("no step depends on it, or Megatron-LM has no such arg",
      "keep_last keep_every after_checkpoint after_checkpoint_background after_checkpoint_failure export_hf_every "
-     "log_interval log_throughput print_args on_full_disk allow_full_disk on_nan spike_factor spike_window on_spike max_skips"),
+     "log_interval log_throughput print_args on_full_disk allow_full_disk on_nan spike_factor "
+     "spike_window on_spike max_skips"),
     ("LoRA begins anew", "lora_rank lora_alpha lora_dropout lora_targets lora_load"),
 )  # fmt: skip
 """Reason, and the fields that are not taken from a checkpoint for it."""
