@@ -60,7 +60,7 @@ COMMANDS = {
         "mconv.cli.train_plan:plan",
         "Memory, parameters, steps and time of a training run, before it starts.\n\nCONFIG, variables and flags are "
         "those of mconv train. Nothing is started and no weights are read. Data, learning rate and the length of the run "
-        "may be left out.",
+        "may be left out. Exit code 0: planned; 1: it does not fit into --gpu-memory; 2: it could not run.",
     ),
     "train": (
         "mconv.cli.train:train",

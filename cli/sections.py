@@ -23,7 +23,7 @@ EXAMPLES = {
     ),
     "plan": (
         "mconv plan run.yaml --world-size 64 --tflops 400",
-        "mconv plan --preset llama2-7b --tp 8 --seq-length 4096",
+        "mconv plan --preset llama2-7b --bf16 --gpus 8 --gpu-memory 80 --suggest",
     ),
 }
 ALL = "all"
@@ -126,7 +126,8 @@ def _own(command: str) -> Iterator[tuple[str, str]]:
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in help_of():
             kind, meta = get_args(parameter.annotation)[:2]
             plain = next((part for part in get_args(kind) if part is not type(None)), kind)
-            yield f"--{parameter.name.replace('_', '-')}{_value(plain)}", meta.help
+            names = meta.name or (f"--{parameter.name.replace('_', '-')}",)
+            yield ", ".join(names) + _value(plain), meta.help
 
 
 def _row(name: str, about: str, width: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json as json_
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,18 +11,46 @@ from rich.filesize import decimal
 
 from mconv.cli import choose
 from mconv.cli import options as o
+from mconv.cli import plan_memory as pm
 from mconv.cli.train import check_load, told, with_fields
-from mconv.train.config import make
+from mconv.errors import ConfigError
+from mconv.train.config import TrainConfig, make
 
 if TYPE_CHECKING:
+    from mconv.convert.checkpoint import Checkpoint
+    from mconv.train.estimate.fit import Gpu, Remedies
     from mconv.train.estimate.plan import Plan
+    from mconv.train.estimate.suggest import Suggestion
 
-World = Annotated[int | None, Parameter(help="Ranks over all machines; nproc_per_node, or tp * pp, if not given.")]
-Tokens = Annotated[float | None, Parameter(help="Tokens a second over all ranks, to tell the days by.")]
-Tflops = Annotated[float | None, Parameter(help="TFLOP/s of each rank, to tell the days by.")]
-Presets = Annotated[bool, Parameter(help="List the models that `preset` names, and nothing else.", negative=())]
+World = Annotated[
+    int | None,
+    Parameter(
+        name=["--world-size", "--gpus"],
+        help="Ranks (GPUs) over all machines; nproc_per_node, or tp * pp, if not given.",
+    ),
+]
+Tokens = Annotated[float | None, Parameter(help="Tokens per second over all ranks, to compute the run's time.")]
+Tflops = Annotated[
+    float | None, Parameter(help="TFLOP/s of each rank, to compute the run's time, or to rank suggestions.")
+]
+Presets = Annotated[bool, Parameter(help="List the models that --preset names, and nothing else.", negative=())]
+Memory = Annotated[
+    float | None,
+    Parameter(
+        help="Memory of one GPU in GB (10^9 bytes), such as 80: does each rank fit, and if not, what would make it fit? "
+        "2 GB and 5 % are left for the CUDA context, NCCL and the allocator."
+    ),
+]
+Suggest = Annotated[
+    bool,
+    Parameter(
+        help="List the layouts that fit --world-size GPUs of --gpu-memory, fastest first by an estimate. Flags of the "
+        "layout that are given stay as they are; those of CONFIG may change.",
+        negative=(),
+    ),
+]
 Cpu = Annotated[
-    bool, Parameter(help="For ranks without a GPU, whose kernels keep more of what is dropped out.", negative=())
+    bool, Parameter(help="Count the memory of ranks without a GPU, whose kernels keep more for dropout.", negative=())
 ]
 COLUMNS = ("weights", "gradients", "optimizer", "activations", "total")
 
@@ -31,6 +60,8 @@ def _plan(
     /,
     *,
     world_size: World = None,
+    gpu_memory: Memory = None,
+    suggest: Suggest = False,
     tokens_per_second: Tokens = None,
     tflops: Tflops = None,
     cpu: Cpu = False,
@@ -52,17 +83,83 @@ def _plan(
     values, known = _filled(_inherited(given) if given.get("resume") else given)
     asked = make(values)
     check_load(asked)
+    gpu = pm.gpu_of(gpu_memory)
+    fixed = {name for name, value in flags.items() if value is not None}
+    if suggest:
+        assumed = " (the default; give yours)" * ("global_batch_size" not in values)
+        return _suggest(asked, world_size, gpu, fixed=fixed, tflops=tflops, json=json, assumed=assumed)
     from mconv.train.estimate.plan import plan
 
-    pace = {"tokens_per_second": tokens_per_second, "tflops": tflops}
-    made = plan(asked, world=world_size, endless=not known, cpu=cpu, **pace)
+    def again(config: TrainConfig, world: int | None) -> "Plan":
+        return plan(config, world=world, endless=not known, cpu=cpu, tokens_per_second=tokens_per_second, tflops=tflops)
+
+    made = again(asked, world_size)
+    grows = world_size is None and made.config.nproc_per_node is None
+    found = pm.remedies(made, gpu, grows=grows, again=again) if gpu else None
     if json:
-        print(json_.dumps(as_json(made), indent=1))
+        fit = {"gpu_memory": pm.as_json(made, gpu, found)} if gpu else {}
+        print(json_.dumps({**as_json(made), **fit}, indent=1))
     else:
-        show(made)
-        new = flags.get("preset") or flags.get("model")
-        choose.next_training(config, **{**flags, "init": "random" if new else flags.get("init")})
-    return 0
+        show(made, gpu, found, fixed)
+        if found is None:
+            new = flags.get("preset") or flags.get("model")
+            choose.next_training(config, **{**flags, "init": "random" if new else flags.get("init")})
+    return 0 if found is None else 1
+
+
+def _suggest(
+    config: TrainConfig,
+    world: int | None,
+    gpu: "Gpu | None",
+    *,
+    fixed: Set[str],
+    tflops: float | None,
+    json: bool,
+    assumed: str,
+) -> int:
+    """List the layouts that fit; exit code 1 where none does."""
+    from mconv.train.estimate.plan import opened
+    from mconv.train.estimate.speed import Machine
+    from mconv.train.estimate.suggest import suggest
+
+    world = world or config.nproc_per_node
+    if gpu is None or world is None:
+        raise ConfigError(
+            "--suggest needs the GPUs: --world-size, how many, and --gpu-memory, the GB of each, such as 80"
+        )
+    config, origin, _ = opened(config)
+    machine = Machine(node=config.nproc_per_node or 8, **({"tflops": tflops} if tflops else {}))
+    found = suggest(config, origin, world=world, gpu=gpu, fixed=fixed, machine=machine)
+    if json:
+        print(json_.dumps({"suggestions": [pm.suggestion_json(one) for one in found]}, indent=1))
+    else:
+        _show_suggestions(config, origin, found, world=world, gpu=gpu, notes=(assumed, pm.known(machine)))
+    return 0 if found else 1
+
+
+def _show_suggestions(
+    config: TrainConfig,
+    origin: "Checkpoint",
+    found: "list[Suggestion]",
+    *,
+    world: int,
+    gpu: "Gpu",
+    notes: tuple[str, str],
+) -> None:
+    length = config.seq_length or origin.spec.max_position_embeddings
+    run = f"{_length(length, config.seq_length is None)}, global_batch_size {config.global_batch_size}{notes[0]}"
+    print(f"{origin.name}: {origin.parameters:,} parameters on {world} GPUs; {run}")
+    print(f"memory: {pm.counted(gpu)}")
+    if not found:
+        print(f"no layout fits on {world} GPUs; more GPUs, or a smaller seq_length, would")
+        return
+    _table(pm.HEAD, pm.rows(found))
+    print("\n".join(f"{number}: {one.flags}" for number, one in enumerate(found, 1)))
+    print(notes[1])
+
+
+def _length(length: int, inherited: bool) -> str:
+    return f"seq_length {length}" + " (the model's max_position_embeddings)" * inherited
 
 
 def _inherited(values: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +182,7 @@ def _filled(values: dict[str, Any]) -> tuple[dict[str, Any], bool]:
 
 
 def as_json(plan: "Plan") -> dict[str, Any]:
-    """For programs; bytes, samples and tokens are whole numbers, operations are of forward and backward."""
+    """Return a plan for programs; bytes, samples and tokens are whole numbers, operations are of forward and backward."""
     spec, layout = plan.origin.spec, plan.layout
     return {
         "model": {"name": plan.origin.name, "parameters": plan.origin.parameters, "spec": spec.to_dict()},
@@ -102,29 +199,39 @@ def as_json(plan: "Plan") -> dict[str, Any]:
         "samples": None if plan.samples is None else dataclasses.asdict(plan.samples),
         "tokens": plan.tokens,
         "flops": {"per_token": plan.flops_per_token, "per_iteration": plan.flops_per_iteration, "run": plan.flops},
-        "pace": None if plan.pace is None else dataclasses.asdict(plan.pace),
+        "pace": None if plan.pace is None else {**dataclasses.asdict(plan.pace), "seconds": plan.pace.seconds},
+        "disk": {"checkpoint": plan.checkpoint, "export": plan.export},
     }
 
 
-def show(plan: "Plan") -> None:
-    """For people."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="", pad_edge=False)
-    table.add_column("stage")
+def show(plan: "Plan", gpu: "Gpu | None" = None, found: "Remedies | None" = None, fixed: Set[str] = frozenset()) -> None:
+    """Print a plan for people; with a GPU, whether it fits, and what would make it fit."""
     partly = any(rank.trained < rank.parameters for rank in plan.ranks)
     counts = ("layers", "parameters", *(["trained"] if partly else []))
-    for name in (*counts, *COLUMNS):
-        table.add_column(name, justify="right")
-    for rank in plan.ranks:
-        numbers = (f"{getattr(rank, name):,}" for name in counts)
-        table.add_row(str(rank.stage), *numbers, *(decimal(getattr(rank, name)) for name in COLUMNS))
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, 100)  # in a narrow pipe rich would cut numbers short
-    console.print("\n".join(f"{name:<11} {text}" for name, text in _head(plan)), markup=False)
-    console.print(table)
-    console.print("\n".join(f"{name:<11} {text}" for name, text in _tail(plan)), markup=False)
+    rows = [
+        (str(rank.stage), *(f"{getattr(rank, name):,}" for name in counts), *(decimal(getattr(rank, n)) for n in COLUMNS))
+        for rank in plan.ranks
+    ]
+    _lines(_head(plan))
+    _table(("stage", *counts, *COLUMNS), rows)
+    if gpu:
+        _lines(pm.fit_lines(plan, gpu, found))
+    if gpu and found and not found.alone and not found.together:
+        _lines([pm.more_line(pm.more_gpus(plan, gpu, fixed), plan.world)])
+    _lines(_tail(plan))
+
+
+def _lines(found: list[tuple[str, str]]) -> None:
+    print("\n".join(f"{name:<11} {text}" for name, text in found))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns: the first to the left, numbers to the right."""
+    widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
+    for row in (head, *rows):
+        first, *others = (cell.ljust(width) if not at else cell.rjust(width)
+                          for at, (cell, width) in enumerate(zip(row, widths, strict=True)))  # fmt: skip
+        print("  ".join([first, *others]).rstrip())
 
 
 def _head(plan: "Plan") -> list[tuple[str, str]]:
@@ -135,8 +242,8 @@ def _head(plan: "Plan") -> list[tuple[str, str]]:
     return [
         ("model", f"{plan.origin.name}: {shape}, {size}"),
         ("vocabulary", f"{spec.vocab_size:,} padded to {layout.padded_vocab:,} ({dummy:,} dummy tokens)"),
-        ("ranks", f"{plan.world}: tp {layout.tp} x pp {layout.pp}{chunks} x dp {plan.replicas}; seq_length "
-                  f"{plan.seq_length}, {plan.micro_batches} micro batches a step"),
+        ("ranks", f"{plan.world}: tp {layout.tp} x pp {layout.pp}{chunks} x dp {plan.replicas}; "
+                  f"{_length(plan.seq_length, plan.inherited)}, {plan.micro_batches} micro batches a step"),
         ("precision", f"{plan.precision.name}, {plan.precision.why}"),
         ("", "of each rank, by its stage:"),
     ]  # fmt: skip
@@ -144,15 +251,25 @@ def _head(plan: "Plan") -> list[tuple[str, str]]:
 
 def _tail(plan: "Plan") -> list[tuple[str, str]]:
     run = "" if plan.flops is None else f", {plan.flops:.3g} in all"
+    from mconv.train.estimate.units import duration
+
     lines = [("operations", f"{plan.flops_per_token:.4g} a token, {plan.flops_per_iteration:.4g} an iteration{run}")]
     if plan.samples is not None and plan.iterations is not None:
         data = ", ".join(f"{name} {count:,}" for name, count in dataclasses.asdict(plan.samples).items())
         lines += [("run", f"{plan.iterations:,} iterations, {plan.tokens:,} tokens"), ("samples", data)]
     if plan.pace is not None:
-        days = "" if plan.pace.days is None else f": {plan.pace.days:.1f} days"
+        time = "" if plan.pace.seconds is None else f": {duration(plan.pace.seconds)}"
         rate = f"{plan.pace.tokens_per_second:,.0f} tokens/s, {plan.pace.tflops:.1f} TFLOP/s a rank"
-        lines += [("time", f"at {rate}{days}")]
-    return lines
+        lines += [("time", f"at {rate}{time}")]
+    return [*lines, ("disk", _disk(plan))]
+
+
+def _disk(plan: "Plan") -> str:
+    from mconv.train.estimate.storage import kept
+
+    text = f"{decimal(plan.checkpoint)} a checkpoint with optimizer state, {decimal(plan.export)} an export"
+    count = kept(plan.config, plan.iterations) if plan.config.save else None
+    return text + (f"; {count:,} checkpoints stay: {decimal(count * plan.checkpoint)}" if count else "")
 
 
 def _presets() -> list[dict[str, Any]]:

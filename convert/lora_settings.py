@@ -18,7 +18,7 @@ class Settings:
     dropout: float = 0.0
     rslora: bool = False
     """Whether the scale is alpha over the root of the rank, not alpha over the rank."""
-    own: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    own: Mapping[str, tuple[int, float]] = field(default_factory=dict, hash=False)
     """Rank and alpha of the modules that differ, by full name. Rank 0: this module has no adapter."""
 
     def rank_of(self, module: str) -> int:

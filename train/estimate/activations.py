@@ -5,6 +5,7 @@ imports megatron-core.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mconv.convert.lora import Linear
 from mconv.convert.table import Logical
@@ -68,6 +69,7 @@ class Layer:
         return self.norms + self.attention + self.scores + self.mlp + self.dropout
 
 
+@lru_cache(maxsize=1024)  # most layers of a model are alike
 def layer(spec: ModelSpec, setting: Setting, at: Flow, *, tp: int) -> Layer:
     """What one layer keeps on each of `tp` ranks, gradients flowing as `at` says."""
     e, h, outer = setting.itemsize, spec.hidden_size, tp if setting.sequence_parallel else 1

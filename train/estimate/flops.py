@@ -7,6 +7,7 @@ computed again (recompute) are not. Norms, softmax and rotary embedding are left
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 from mconv.convert.lora import FACTORS, Linear
@@ -79,6 +80,7 @@ def forward(spec: ModelSpec, seq_length: int) -> Forward:
     )
 
 
+@lru_cache(maxsize=64)
 def per_token(spec: ModelSpec, seq_length: int, trains: Trains = ALL) -> float:
     """Operations of training, forward and backward, for each token of a sample of `seq_length`.
 

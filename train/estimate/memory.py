@@ -6,6 +6,7 @@ The first three are exact, but that replicas' shares of the optimizer differ by 
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 from mconv.convert import spell
@@ -15,8 +16,10 @@ from mconv.convert.lora import FACTORS
 from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec
 from mconv.train.estimate.activations import FP32, Setting, activations
-from mconv.train.model.trains import Trains
+from mconv.train.model.trains import ALL, Trains
 
+ADAM = 2
+"""fp32 numbers that Adam keeps for each parameter."""
 ALIGNED, BUCKET = 64, 128
 """Elements to which megatron-core pads each parameter and each buffer that replicas are to share."""
 
@@ -38,6 +41,14 @@ class Rank:
     """At most at one time, `again` among them."""
     again: int
     """What backward makes anew at one time, of what was not kept."""
+    step: int
+    """Memory that the optimizer needs while it steps, when activations are gone: torch's AdamW takes the square roots of
+    all second moments at once on a GPU."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the fullest moment of an iteration: in the backward pass, or in the optimizer's step."""
+        return self.weights + self.gradients + self.optimizer + max(self.activations, self.step)
 
     @property
     def total(self) -> int:
@@ -50,6 +61,18 @@ def ranks(spec: ModelSpec, layout: Layout, setting: Setting) -> list[Rank]:
     return [_rank(spec, layout, setting, stage, held) for stage, held in enumerate(_held(spec, layout, setting.trains))]
 
 
+def count(spec: ModelSpec, layout: Layout) -> int:
+    """Return the number of parameters that a checkpoint stores: the vocabulary padded, nothing twice."""
+    (held,) = _held(spec, Layout(padded_vocab=layout.padded_vocab), ALL)
+    return sum(one.elements for one in held)
+
+
+def trained(spec: ModelSpec, trains: Trains) -> int:
+    """Return the number of parameters that have a gradient, over a whole model without padding."""
+    (held,) = _held(spec, Layout(padded_vocab=spec.vocab_size), trains)
+    return sum(one.elements for one in held if one.trained)
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """A tensor of one rank."""
@@ -59,6 +82,7 @@ class Held:
     trained: bool
 
 
+@lru_cache(maxsize=256)  # a search for layouts comes back to each
 def _held(spec: ModelSpec, layout: Layout, trains: Trains) -> list[list[Held]]:
     """What one rank of each stage holds, adapters among it."""
     family = FAMILIES[spec.family]
@@ -99,6 +123,7 @@ def _rank(spec: ModelSpec, layout: Layout, setting: Setting, stage: int, held: l
         optimizer=FP32 * (setting.moments + half) * sum(trained) // shared,
         activations=round(kept + again),
         again=round(again),
+        step=0 if setting.cpu or setting.moments < ADAM else FP32 * sum(trained) // shared,
     )
 
 

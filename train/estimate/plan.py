@@ -8,7 +8,7 @@ from mconv.errors import ConfigError, refuse
 from mconv.shard.layout import Layout, padded_vocab
 from mconv.train.config import TrainConfig
 from mconv.train.config.length import unshared
-from mconv.train.estimate import flops, memory
+from mconv.train.estimate import flops, memory, storage, units
 from mconv.train.model import architecture
 from mconv.train.model.adapter import asked, wanted
 from mconv.train.model.precision import Precision, dtype_of, resolved
@@ -36,16 +36,24 @@ class Pace:
     days: float | None
     """None where the run has no length."""
 
+    @property
+    def seconds(self) -> float | None:
+        """The time of the whole run; None where it has no length."""
+        return None if self.days is None else self.days * units.DAY
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A run before it is begun."""
 
+    config: TrainConfig
     origin: Checkpoint
     layout: Layout
     world: int
     seq_length: int
     precision: Precision
+    inherited: bool
+    """Whether `seq_length` is the model's max_position_embeddings, since the configuration gives none."""
     micro_batches: int
     ranks: list[memory.Rank]
     iterations: int | None
@@ -54,6 +62,10 @@ class Plan:
     flops_per_token: float
     flops_per_iteration: float
     pace: Pace | None
+    checkpoint: int
+    """Bytes of one checkpoint with its optimizer state."""
+    export: int
+    """Bytes of one export to Hugging Face, in the dtype of the run."""
 
     @property
     def replicas(self) -> int:
@@ -71,6 +83,13 @@ class Plan:
         return None if self.samples is None else self.samples.train * self.seq_length
 
 
+def opened(config: TrainConfig) -> tuple[TrainConfig, Checkpoint, Precision]:
+    """Return a configuration with its precision filled in, its model, and why that precision. Raises ConfigError."""
+    origin = architecture.origin(config)
+    config, precision = resolved(config, origin)
+    return config, origin, precision
+
+
 def plan(
     config: TrainConfig,
     *,
@@ -85,23 +104,31 @@ def plan(
     `tokens_per_second`: over all ranks; or `tflops`: of each rank. `endless`: nobody knows how long the run is,
     whatever the configuration says. `cpu`: for ranks without a GPU. Raises ConfigError or LayoutError, as the run would.
     """
-    opened = architecture.origin(config)
-    config, precision = resolved(config, opened)
-    trains = trains_of(config, opened)
-    layout, world = layout_of(config, opened), world or config.nproc_per_node or config.tp * config.pp
-    length = config.seq_length or opened.spec.max_position_embeddings
-    refuse(list(_problems(config, opened, length, world)), doing="planning the run", kind=ConfigError)
+    config, origin, precision = opened(config)
+    trains = trains_of(config, origin)
+    layout, world = layout_of(config, origin), world or config.nproc_per_node or config.tp * config.pp
+    length = config.seq_length or origin.spec.max_position_embeddings
+    refuse(list(problems(config, origin, length, world)), doing="planning the run", kind=ConfigError)
     replicas = world // (layout.tp * layout.pp)
     micro_batches = config.global_batch_size // (config.micro_batch_size * replicas)
     setting = setting_of(config, trains, seq_length=length, micro_batches=micro_batches, replicas=replicas, cpu=cpu)
-    steps, per_token = None if endless else iterations(config), flops.per_token(opened.spec, length, trains)
+    steps, per_token = None if endless else iterations(config), flops.per_token(origin.spec, length, trains)
     samples = samples_of(config, steps) if steps else None
     return Plan(
-        origin=opened, layout=layout, world=world, seq_length=length, precision=precision,
-        micro_batches=micro_batches, ranks=memory.ranks(opened.spec, layout, setting), iterations=steps,
+        config=config, origin=origin, layout=layout, world=world, seq_length=length, inherited=config.seq_length is None,
+        precision=precision, micro_batches=micro_batches, ranks=memory.ranks(origin.spec, layout, setting), iterations=steps,
         samples=samples, flops_per_token=per_token, flops_per_iteration=per_token * length * config.global_batch_size,
         pace=_pace(per_token, world, None if samples is None else samples.train * length, tokens_per_second, tflops),
+        checkpoint=_checkpoint(config, origin, layout, setting), export=setting.itemsize * origin.parameters,
     )  # fmt: skip
+
+
+def _checkpoint(config: TrainConfig, opened: Checkpoint, layout: Layout, setting: memory.Setting) -> int:
+    """Return the bytes of one checkpoint: of the model, its vocabulary padded, or of its adapters alone."""
+    whole = memory.count(opened.spec, layout)
+    trained = memory.trained(opened.spec, setting.trains)
+    weights = setting.itemsize * (trained if setting.trains.adapter else whole)
+    return storage.checkpoint_bytes(config, trained=trained, weights=weights)
 
 
 def trains_of(config: TrainConfig, opened: Checkpoint) -> Trains:
@@ -113,7 +140,7 @@ def trains_of(config: TrainConfig, opened: Checkpoint) -> Trains:
     return trains
 
 
-def _problems(config: TrainConfig, opened: Checkpoint, length: int, world: int) -> Iterator[str]:
+def problems(config: TrainConfig, opened: Checkpoint, length: int, world: int) -> Iterator[str]:
     """What the run itself would refuse, and what is not counted here."""
     shared, most = config.tp * config.pp, opened.spec.max_position_embeddings
     replicas = world // shared
@@ -200,5 +227,5 @@ def _pace(
     return Pace(
         tokens_per_second=tokens_per_second,
         tflops=tokens_per_second * per_token / world / 1e12,
-        days=None if tokens is None else tokens / tokens_per_second / 86400,
+        days=None if tokens is None else tokens / tokens_per_second / units.DAY,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mconv.convert.dialects import mcore
 from mconv.convert.families import FAMILIES
@@ -80,6 +81,7 @@ class Flow:
     leaves: bool
 
 
+@lru_cache(maxsize=4096)  # a plan asks for the same layers at many layouts
 def flow(spec: ModelSpec, trained: Trains, layer: int, *, enters: bool) -> Flow:
     """Where gradients flow in a layer whose input asks for one, or does not."""
     own = [logical for logical in FAMILIES[spec.family].logicals(spec) if logical.layer == layer and trained.has(logical)]
