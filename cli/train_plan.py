@@ -127,13 +127,13 @@ def _suggest(
         raise ConfigError(
             "--suggest needs the GPUs: --world-size, how many, and --gpu-memory, the GB of each, such as 80"
         )
-    config, origin, _ = opened(config)
+    config, origin, precision = opened(config)
     machine = Machine(node=config.nproc_per_node or 8, **({"tflops": tflops} if tflops else {}))
     found = suggest(config, origin, world=world, gpu=gpu, fixed=fixed, machine=machine)
     if json:
         print(json_.dumps({"suggestions": [pm.suggestion_json(one) for one in found]}, indent=1))
     else:
-        _show_suggestions(config, origin, found, world=world, gpu=gpu, notes=(assumed, pm.known(machine)))
+        _show_suggestions(config, origin, found, world=world, gpu=gpu, notes=(assumed, precision.line, pm.known(machine)))
     return 0 if found else 1
 
 
@@ -144,18 +144,19 @@ def _show_suggestions(
     *,
     world: int,
     gpu: "Gpu",
-    notes: tuple[str, str],
+    notes: tuple[str, str, str],
 ) -> None:
     length = config.seq_length or origin.spec.max_position_embeddings
     run = f"{_length(length, config.seq_length is None)}, global_batch_size {config.global_batch_size}{notes[0]}"
     print(f"{origin.name}: {origin.parameters:,} parameters on {world} GPUs; {run}")
+    print(notes[1])
     print(f"memory: {pm.counted(gpu)}")
     if not found:
         print(f"no layout fits on {world} GPUs; more GPUs, or a smaller seq_length, would")
         return
     _table(pm.HEAD, pm.rows(found))
     print("\n".join(f"{number}: {one.flags}" for number, one in enumerate(found, 1)))
-    print(notes[1])
+    print(notes[2])
 
 
 def _length(length: int, inherited: bool) -> str:

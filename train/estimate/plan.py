@@ -116,8 +116,9 @@ def plan(
     samples = samples_of(config, steps) if steps else None
     return Plan(
         config=config, origin=origin, layout=layout, world=world, seq_length=length, inherited=config.seq_length is None,
-        precision=precision, micro_batches=micro_batches, ranks=memory.ranks(origin.spec, layout, setting), iterations=steps,
-        samples=samples, flops_per_token=per_token, flops_per_iteration=per_token * length * config.global_batch_size,
+        precision=precision, micro_batches=micro_batches, ranks=memory.ranks(origin.spec, layout, setting),
+        iterations=steps, samples=samples, flops_per_token=per_token,
+        flops_per_iteration=per_token * length * config.global_batch_size,
         pace=_pace(per_token, world, None if samples is None else samples.train * length, tokens_per_second, tflops),
         checkpoint=_checkpoint(config, origin, layout, setting), export=setting.itemsize * origin.parameters,
     )  # fmt: skip
