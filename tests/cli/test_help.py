@@ -65,7 +65,10 @@ def test_one_section_is_that_section_alone(helped):
 
 def test_the_plans_own_options_are_in_its_overview(helped):
     text = helped("plan --help")
-    assert all(flag in text for flag in ("--world-size, --gpus N", "--gpu-memory X", "--suggest ", "--tflops X", "--presets ", "--json "))
+    assert all(
+        flag in text
+        for flag in ("--world-size, --gpus N", "--gpu-memory X", "--suggest ", "--tflops X", "--presets ", "--json ")
+    )
 
 
 def test_an_unknown_section_is_answered_with_the_list(capsys):
