@@ -69,7 +69,7 @@ def walk(out: Path, *, wheel: Path, iterations: int) -> None:
     mconv("train", "--load", at["megatron"], "--data", at["chats"], "--data-type", "instruction", "--packing",
           "--save", at["run"], "--lora-rank", 16, "--lora-alpha", 32, "--lr", 1e-3, "--lr-warmup-iters", 5,
           "--train-iters", iterations, "--seq-length", 256, "--micro-batch-size", 2,
-          "--global-batch-size", 2)  # fmt: skip
+          "--global-batch-size", 2, "--fp32")  # fmt: skip
     mconv("lora", "merge", at["run"], "--out", at["merged"], "--format", "torch_dist", "--tp", 3, "--pp", 2)
     mconv("meg2hf", at["merged"], "--out", at["tuned"])
     mconv("verify", at["merged"], at["tuned"], "--tp", 3, "--pp", 2, "--record")

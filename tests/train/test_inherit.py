@@ -13,6 +13,7 @@ from mconv.errors import ConfigError, FormatError
 from mconv.train.checkpoints import anew, inherit, settings
 from mconv.train.checkpoints.inherit import filled, known
 from mconv.train.config import TrainConfig, make
+from mconv.train.logs import megatron_log
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-lm"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden checkpoints are not beside this checkout")
@@ -49,6 +50,25 @@ def test_a_run_of_megatron_lm_needs_no_flags(case, seed):
     assert found.lines[0].startswith("taken from the run in ckpt/iter_0000003, since not given (")
     assert "  micro_batch_size 2, global_batch_size 4, train_iters 3" in found.lines
     assert "  lr 0.001, min_lr 0.0001" in found.lines
+
+
+OPTIM = GOLDEN.parent / "megatron-lm-optim" / "llama-tp2-pp2-fp32"
+
+
+@pytest.mark.parametrize("form", ["mprank-tp2", "td-adam-tp2", "td-dp-pp2"])
+def test_a_bare_resume_prints_the_losses_of_the_unbroken_run(form, capsys):
+    """Megatron-LM's own, of its iterations 4 to 6: from two tensor or pipeline ranks, with no flag repeated."""
+    from mconv.cli.app import run
+
+    told = json.loads((OPTIM / "case.json").read_text())["runs"][form]["uninterrupted"]
+    assert run(["train", "--load", str(OPTIM / form), "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert f"taken from the run in {form}/iter_0000003, since not given" in out
+    assert "under other settings" not in out and "precision: fp32, as the weights of" in out
+    lines = megatron_log.read(out.splitlines()).iterations
+    for line, step in zip(lines, ("4", "5", "6"), strict=True):
+        assert line.values["lm loss"] == pytest.approx(told["loss"][step], abs=2e-6)
+        assert line.values["grad norm"] == pytest.approx(told["grad_norm"][step], abs=1.5e-3)
 
 
 def test_what_is_given_counts_and_each_difference_is_printed():
