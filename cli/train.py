@@ -136,12 +136,16 @@ def settled(values: dict[str, Any]) -> TrainConfig:
     Raises ConfigError on what is missing or wrong. Where `load` holds a run and nothing says whether that is to go on,
     this comes first.
     """
+    if values.get("resume"):
+        return make(inherited(values))
     try:
-        return make(inherited(values) if values.get("resume") else values)
+        made = make(values)
     except ConfigError:
-        if not values.get("resume"):
-            inherited(values)
+        inherited(values)
         raise
+    if made.verify_first:
+        inherited(values)  # asks, which the run itself would do after minutes of judging
+    return made
 
 
 def inherited(values: dict[str, Any]) -> dict[str, Any]:

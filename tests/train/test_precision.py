@@ -128,6 +128,19 @@ def test_random_weights_are_fp32_unless_a_config_says_otherwise(made, tmp_path):
     assert random(model=str(file), bf16=False).name == "fp32"
 
 
+def test_a_plan_says_and_counts_the_same(made, capsys):
+    from mconv.cli.app import run
+
+    assert run(["plan", "--load", str(made["bf16", "hf"])]) == 0
+    assert "precision   bf16, as the weights of bf16 are; --fp32 trains in fp32" in capsys.readouterr().out
+    counted = {}
+    for asked in ([], ["--fp32"]):
+        assert run(["plan", "--load", str(made["bf16", "hf"]), "--json", *asked]) == 0
+        told = json.loads(capsys.readouterr().out)
+        counted[told["precision"]["name"]] = told["ranks"][0]["weights"]
+    assert counted["fp32"] == 2 * counted["bf16"]
+
+
 def test_a_flag_takes_the_place_of_another_precision_of_the_file():
     file = {"bf16": True, "lr": 1.0}
     assert merged(file, {}, {"fp32": True}) == {"lr": 1.0, "fp32": True}
