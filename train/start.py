@@ -17,6 +17,7 @@ from mconv.train.checkpoints import adapt, anew, beside, checkpoint, inherit, in
 from mconv.train.checkpoints.begin import Beginning, confirm, where
 from mconv.train.checkpoints.saving import Saver
 from mconv.train.config import TrainConfig
+from mconv.train.estimate import storage
 from mconv.train.estimate.machine import existing, writable
 from mconv.train.length import batch_size, length
 from mconv.train.logs import log as logs
@@ -175,7 +176,7 @@ def _room(config: TrainConfig, models: list[Any], source: _Source, say: logs.Say
         return 0
     itemsize = dtype_of(config).itemsize
     weights = (trained if source.adapted else whole) * itemsize
-    size = room.checkpoint_bytes(config, trained=trained, weights=weights, half=itemsize < room.FP32)
+    size = storage.checkpoint_bytes(config, trained=trained, weights=weights)
     size += sum(file.stat().st_size for file in source.opened.side_files.values())
     at = (source.opened.iteration if source.others else source.at.saved) or 0
     for line in agree.on_rank_0(

@@ -12,6 +12,8 @@ import pytest
 from mconv.errors import ConfigError, DiskFull, MconvError
 from mconv.train.checkpoints import folders, room
 from mconv.train.config import make
+from mconv.train.estimate import storage
+from mconv.train.estimate.plan import plan
 from mconv.train.unsaved import unsaved
 
 
@@ -27,7 +29,7 @@ def whole(run):
 
 
 @pytest.fixture
-def disk(tmp_path):
+def mounted(tmp_path):
     """A disk of its own of 3 MB."""
     (folder := tmp_path / "disk").mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(folder)], capture_output=True, text=True)
@@ -60,26 +62,28 @@ KINDS = {
     "sgd": ({"optimizer": "sgd"}, 8),
     "bf16": ({"bf16": True, "keep_last": 1, "save_interval": 1}, 14),
     "lora": ({"lora_rank": 4}, 12),
+    "freeze": ({"freeze": ["embedding"]}, None),
 }
-"""Fields of a run -> bytes for each parameter that is trained."""
+"""Fields of a run -> bytes for each parameter that is trained; None where others are saved, too."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_counted_is_what_is_written(kind, run, tmp_path, monkeypatch):
     fields, each = KINDS[kind]
     counted = {}
-    original = room.checkpoint_bytes
+    original = storage.checkpoint_bytes
 
     def noted(*args, **options):
         counted.update(options, size=original(*args, **options))
         return counted["size"]
 
-    monkeypatch.setattr(room, "checkpoint_bytes", noted)
+    monkeypatch.setattr(storage, "checkpoint_bytes", noted)
     saved = train(**run, **fields, save=str(tmp_path), exit_after=1)["saved"]
-    exact = counted["size"] - room.BESIDE
-    assert exact == each * counted["trained"]
+    assert plan(make({**run, **fields, "save": "s"})).checkpoint == counted["size"], "plan counts from shapes alone"
+    exact = counted["size"] - storage.BESIDE
+    assert each is None or exact == each * counted["trained"]
     written = room.nbytes(folders.folder_of(tmp_path, 1))
-    assert exact < written < exact + 1.5 * room.BESIDE and saved.endswith("iter_0000001")
+    assert exact < written < exact + 1.5 * storage.BESIDE and saved.endswith("iter_0000001")
 
 
 GB = 10**9
@@ -149,15 +153,15 @@ def until(text, lines):
 
 # ---- when it runs out ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("background", [False, True])
-def test_a_full_disk_ends_the_run_and_costs_no_checkpoint(background, run, whole, disk):
+def test_a_full_disk_ends_the_run_and_costs_no_checkpoint(background, run, whole, mounted):
     """Filled by somebody else after the third step: the save at 4 has no room; the checkpoint at 2 is whole."""
-    save = {"save": str(disk / "run"), "save_interval": 2, "async_save": background}
+    save = {"save": str(mounted / "run"), "save_interval": 2, "async_save": background}
     lines = []
 
     def say(line):
         lines.append(line)
         if "iteration        3/" in line:
-            fill(disk, leave=60_000)
+            fill(mounted, leave=60_000)
 
     train(**run, **save, exit_after=2)
     with pytest.raises(DiskFull) as caught:
@@ -167,32 +171,32 @@ def test_a_full_disk_ends_the_run_and_costs_no_checkpoint(background, run, whole
         r"iteration [456] was not saved: no room left on the disk of .*run, which has \d+ kB free, and a", text
     )
     assert "takes about 5" in text and "the last checkpoint is 2" in text and "the same command resumes" in text, text
-    assert held(disk / "run") == [2] == [folders.latest(disk / "run")] and not list((disk / "run").glob(".*"))
-    (disk / "filler").unlink()
+    assert held(mounted / "run") == [2] == [folders.latest(mounted / "run")] and not list((mounted / "run").glob(".*"))
+    (mounted / "filler").unlink()
     assert train(**run, **save)["losses"] == whole[2:]
 
 
-def test_a_run_may_go_on_and_save_when_there_is_room_again(run, whole, disk):
+def test_a_run_may_go_on_and_save_when_there_is_room_again(run, whole, mounted):
     lines = []
 
     def say(line):
         lines.append(line)
         if "iteration        3/" in line:
-            fill(disk, leave=200_000)
+            fill(mounted, leave=200_000)
         if "warning" in line and "was not saved" in line:
-            (disk / "filler").unlink()
+            (mounted / "filler").unlink()
 
-    result = train(say, **run, save=str(disk / "run"), save_interval=2, on_full_disk="continue", keep_last=1)
-    assert result["losses"] == whole and held(disk / "run") == [6]
+    result = train(say, **run, save=str(mounted / "run"), save_interval=2, on_full_disk="continue", keep_last=1)
+    assert result["losses"] == whole and held(mounted / "run") == [6]
     [line] = [line for line in lines if "was not saved" in line]
     assert "iteration 4 was not saved: no room left" in line and "the next save tries again" in line
 
 
-def test_a_last_save_without_room_is_an_error_by_any_policy(run, disk):
-    say = lambda line: fill(disk, leave=20_000) if "iteration        1/" in line else None  # noqa: E731
+def test_a_last_save_without_room_is_an_error_by_any_policy(run, mounted):
+    say = lambda line: fill(mounted, leave=20_000) if "iteration        1/" in line else None  # noqa: E731
     with pytest.raises(DiskFull, match=r"iteration 2 was not saved: .*there is no checkpoint yet. The run ends here"):
-        train(say, **run, save=str(disk / "run"), on_full_disk="continue", exit_after=2)
-    assert not held(disk / "run") and not list((disk / "run").glob(".*"))
+        train(say, **run, save=str(mounted / "run"), on_full_disk="continue", exit_after=2)
+    assert not held(mounted / "run") and not list((mounted / "run").glob(".*"))
 
 
 PLACES = {"the first file": "_common", "the index": "save_config", "what is beside": "beside.finish", "a name": "_flush"}
@@ -226,10 +230,10 @@ def test_another_failure_is_not_taken_for_a_full_disk(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_torch_says_of_a_full_disk(disk):
+def test_what_torch_says_of_a_full_disk(mounted):
     """It hides the reason; a megabyte that cannot be written shows it."""
-    fill(disk, leave=0)
-    with pytest.raises(DiskFull, match="unexpected pos"), room.noticed(disk):
+    fill(mounted, leave=0)
+    with pytest.raises(DiskFull, match="unexpected pos"), room.noticed(mounted):
         raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
 
 

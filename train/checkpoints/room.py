@@ -15,26 +15,13 @@ from mconv.train.checkpoints import folders
 from mconv.train.config import TrainConfig
 from mconv.train.estimate.machine import existing
 
-FP32 = 4
-BESIDE = 256 << 10
-"""Bytes of random states, index and headers in a small checkpoint, as measured: 150 to 260 KiB."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TORCH = re.compile("unexpected pos|PytorchStreamWriter|enforce fail")
 """What torch says, without an error number, when a file cannot be written."""
 PROBE = 1 << 20
 
 
-# ---- how much a checkpoint takes -------------------------------------------------------------------------------------
-def checkpoint_bytes(config: TrainConfig, *, trained: int, weights: int, half: bool) -> int:
-    """Return the bytes of one checkpoint: of its `weights`, and of the optimizer state of `trained` parameters.
-
-    Main weights in fp32 are saved beside weights in half precision, and by the distributed optimizer in any case.
-    """
-    main = half or config.distributed_optimizer
-    moments = 2 if config.optimizer == "adam" else 1
-    return weights + trained * FP32 * (moments + main) + BESIDE
-
-
+# ---- how much checkpoints take -------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Keep:
     """Which checkpoints stay."""

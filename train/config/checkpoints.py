@@ -41,7 +41,7 @@ class Checkpoints:
         """Yield the broken rules of this section."""
         yield from rules.not_negative(config, "save_interval")
         yield from rules.at_least_1(config, "keep_last keep_every iteration")
-        for name in ("save_interval", "exit_after", "async_save", "keep_last"):
+        for name in ("save_interval", "exit_after", "async_save", "keep_last", "allow_full_disk"):
             if getattr(config, name) and config.save is None:
                 yield f"{name} needs save, the folder for the checkpoints"
         if config.resume and config.finetune:
