@@ -79,8 +79,9 @@ def test_what_is_counted_is_what_is_written(kind, run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(storage, "checkpoint_bytes", noted)
     saved = train(**run, **fields, save=str(tmp_path), exit_after=1)["saved"]
-    assert plan(make({**run, **fields, "save": "s"})).checkpoint == counted["size"], "plan counts from shapes alone"
-    exact = counted["size"] - storage.BESIDE
+    size = counted["size"]
+    assert plan(make({**run, **fields, "save": "s"})).checkpoint == size, "a plan counts the same from shapes alone"
+    exact = size - storage.BESIDE
     assert each is None or exact == each * counted["trained"]
     written = room.nbytes(folders.folder_of(tmp_path, 1))
     assert exact < written < exact + 1.5 * storage.BESIDE and saved.endswith("iter_0000001")

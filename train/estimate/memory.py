@@ -67,9 +67,9 @@ def count(spec: ModelSpec, layout: Layout) -> int:
     return sum(one.elements for one in held)
 
 
-def trained(spec: ModelSpec, trains: Trains) -> int:
-    """Return the number of parameters that have a gradient, over a whole model without padding."""
-    (held,) = _held(spec, Layout(padded_vocab=spec.vocab_size), trains)
+def trained(spec: ModelSpec, trains: Trains, *, padded_vocab: int | None = None) -> int:
+    """Return the number of parameters that have a gradient, over a whole model, without padding if not given."""
+    (held,) = _held(spec, Layout(padded_vocab=padded_vocab or spec.vocab_size), trains)
     return sum(one.elements for one in held if one.trained)
 
 

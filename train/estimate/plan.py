@@ -127,7 +127,7 @@ def plan(
 def _checkpoint(config: TrainConfig, opened: Checkpoint, layout: Layout, setting: memory.Setting) -> int:
     """Return the bytes of one checkpoint: of the model, its vocabulary padded, or of its adapters alone."""
     whole = memory.count(opened.spec, layout)
-    trained = memory.trained(opened.spec, setting.trains)
+    trained = memory.trained(opened.spec, setting.trains, padded_vocab=layout.padded_vocab)  # their state is saved, too
     weights = setting.itemsize * (trained if setting.trains.adapter else whole)
     return storage.checkpoint_bytes(config, trained=trained, weights=weights)
 
