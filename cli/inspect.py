@@ -1,18 +1,19 @@
-"""`mconv inspect`: what a checkpoint is."""
+"""`mconv inspect`: what a checkpoint is, or token data."""
 
 import json as jsonlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.filesize import decimal
-
+from mconv.cli import facts as in_words
 from mconv.cli import options as o
 from mconv.cli.terminal import dtype_name
 
 if TYPE_CHECKING:
     from mconv.convert.adapted import Run
     from mconv.convert.checkpoint import Checkpoint
+    from mconv.convert.table import Stored
     from mconv.shard.layout import Layout
 
 
@@ -33,13 +34,17 @@ def inspect(
     rope_factor: float | None = None,
     ignoring: o.Ignores = o.IGNORING,
 ) -> None:
-    """Say what a checkpoint is: format, dialect, layout, architecture, parameters, bytes, dtype.
+    """Show what a checkpoint or token data is.
+
+    Of a checkpoint: format, dialect, layout, architecture, parameters, dtype, optimizer state. Of token data (PREFIX.bin
+    and PREFIX.idx): documents, tokens, lengths, ids, how documents end, the tokenizer; of long data, a sample is read.
 
     Parameters
     ----------
     path
-        A Hugging Face folder, one in Meta's or Mistral's own files, a Megatron root, the folder of one iteration, or a
-        repository ORG/NAME of the Hub's cache.
+        A Hugging Face folder, one in Meta's or Mistral's own files, a Megatron root, the folder of one iteration, a
+        repository ORG/NAME of the Hub's cache, a PEFT adapter; or token data: its prefix, .bin or .idx, or a folder of
+        several.
     tensors
         List every stored tensor, and the tensor of the model that it is a part of.
     tp
@@ -55,16 +60,18 @@ def inspect(
     rope_factor
         The factor of Llama 3's rope scaling, where Meta's params.json sets use_scaled_rope without a factor.
     """
+    if prefixes := _data(path):
+        _show_data(prefixes, json=json)
+        return
     path = o.checkpoint(path, iteration)
-    from mconv.convert import adapted, peft
+    from mconv.convert import adapted, peft, peft_facts
     from mconv.convert.opening import open_checkpoint
 
     if path.is_dir() and peft.is_adapter(path):
-        _show_adapter(path, json=json)
+        _show(peft_facts.facts(path), in_words.of_adapter, json=json)
         return
     if adapted.is_run(path, iteration):
-        facts = _facts_of_run(adapted.open_run(path, iteration))
-        print(jsonlib.dumps(facts, indent=1) if json else "\n".join(f"{k:<24} {v}" for k, v in facts.items()))
+        _show(_facts_of_run(adapted.open_run(path, iteration)), in_words.of_lora_run, json=json)
         return
     found = open_checkpoint(
         path, iteration=iteration, vocab_size=vocab_size, dialect=dialect, config=config, ignore=ignoring.names,
@@ -74,34 +81,66 @@ def inspect(
         print(f"note: {note}", file=sys.stderr)
     facts = facts_of(found)
     if tensors:
-        facts["tensors"] = [
-            {
-                "key": s.key,
-                "logical": str(s.logical),
-                "shape": list(found.located[s.key].shape),
-                "dtype": dtype_name(found.located[s.key].dtype),
-            }
-            for s in found.stored
-        ]
-    preview = any(n is not None for n in (tp, pp, vpp))
-    if preview or plot:
-        from mconv.cli import picture
+        facts["tensors"] = [_tensor(found, stored) for stored in found.stored]
+    facts |= _drawn(found, plot, tp=tp, pp=pp, vpp=vpp)
+    _show(facts, in_words.of_checkpoint, json=json)
 
-        layout = _preview(found, tp=tp, pp=pp, vpp=vpp) if preview or found.layout is None else found.layout
-        if preview:
-            sizes = {"tp": layout.tp, "pp": layout.pp, "vpp": layout.vpp, "padded_vocab": layout.padded_vocab}
-            facts["preview"] = {**sizes, "bytes_per_rank": picture.per_rank(found, layout)}
-        if plot:
-            picture.draw(found, layout, plot)
-            facts["plot"] = str(plot)
+
+def _data(path: Path) -> list[Path]:
+    """Return the prefixes of token data that a path names: one, or all in a folder that holds nothing else."""
+    from mconv.convert.recognize import what_is
+
+    if path.is_dir() and what_is(path).kind != "data":  # before an import
+        return []
+    from mconv.train.data import facts
+
+    if path.is_dir():
+        return facts.prefixes_of(path)
+    prefix = facts.prefix_of(path)
+    return [prefix] if prefix else []
+
+
+def _show_data(prefixes: list[Path], *, json: bool) -> None:
+    from mconv.train.data.facts import facts
+
+    found = [facts(prefix) for prefix in prefixes]
     if json:
-        print(jsonlib.dumps(facts, indent=1))
+        print(jsonlib.dumps(found[0] if len(found) == 1 else found, indent=1))
     else:
-        _print_facts(facts)
+        print("\n\n".join("\n".join(in_words.of_data(one)) for one in found))
+
+
+def _show(facts: dict[str, Any], worded: Callable[[dict[str, Any]], Iterator[str]], *, json: bool) -> None:
+    """Print facts as one JSON object, or in words."""
+    print(jsonlib.dumps(facts, indent=1) if json else "\n".join(worded(facts)))
+
+
+def _tensor(found: "Checkpoint", stored: "Stored") -> dict[str, Any]:
+    where = found.located[stored.key]
+    dtype = dtype_name(where.dtype)
+    return {"key": stored.key, "logical": str(stored.logical), "shape": list(where.shape), "dtype": dtype}
+
+
+def _drawn(found: "Checkpoint", plot: Path | None, *, tp: int | None, pp: int | None, vpp: int | None) -> dict[str, Any]:
+    """Return the preview of another layout, and where the picture is, if either was asked for."""
+    preview = any(n is not None for n in (tp, pp, vpp))
+    if not (preview or plot):
+        return {}
+    from mconv.cli import picture
+
+    facts: dict[str, Any] = {}
+    layout = _preview(found, tp=tp, pp=pp, vpp=vpp) if preview or found.layout is None else found.layout
+    if preview:
+        sizes = {"tp": layout.tp, "pp": layout.pp, "vpp": layout.vpp, "padded_vocab": layout.padded_vocab}
+        facts["preview"] = {**sizes, "bytes_per_rank": picture.per_rank(found, layout)}
+    if plot:
+        picture.draw(found, layout, plot)
+        facts["plot"] = str(plot)
+    return facts
 
 
 def _preview(c: "Checkpoint", *, tp: int | None, pp: int | None, vpp: int | None) -> "Layout":
-    """The layout asked for; what is not said is as the checkpoint has it."""
+    """Return the layout that is asked for; sizes that were not given are the checkpoint's."""
     from mconv.convert.checkpoint import target_layout
 
     own = c.layout
@@ -110,22 +149,12 @@ def _preview(c: "Checkpoint", *, tp: int | None, pp: int | None, vpp: int | None
     return target_layout(c.spec, c.family, tp=sizes[0], pp=sizes[1], vpp=chunks, dialect=c.dialect or "mcore")
 
 
-def _show_adapter(folder: Path, *, json: bool) -> None:
-    """Print what a PEFT adapter's folder is, and what stands in the way of merging it."""
-    from mconv.convert.peft_facts import facts
-
-    found = facts(folder)
-    if json:
-        print(jsonlib.dumps(found, indent=1))
-        return
-    shown = {**found, "bytes": decimal(found["bytes"]), "parameters": f"{found['parameters']:,}"}
-    for key, value in shown.items():
-        for one in value if key == "problems" else [", ".join(map(str, value)) if isinstance(value, list) else value]:
-            print(f"{key:<24} {one}")
-
-
 def _facts_of_run(run: "Run") -> dict[str, Any]:
-    """Of a LoRA run's checkpoint: the adapter that it holds, and what lies beneath."""
+    """Return the facts of a LoRA run's checkpoint: the adapter that it holds, its base, its training."""
+    from mconv.convert import training_state
+    from mconv.convert.formats import torch_dist
+
+    _, common = torch_dist.open_folder(run.folder)
     settings, factors = run.adapter.settings, run.adapter.factors
     return {
         "path": str(run.folder), "holds": "a LoRA adapter", "family": run.adapter.family.name,
@@ -133,10 +162,13 @@ def _facts_of_run(run: "Run") -> dict[str, Any]:
         "parameters": sum(factor.numel() for factor in factors.values()),
         "dtype": dtype_name(next(iter(factors.values())).dtype), "base": run.base["name"],
         "base_path": run.base["path"], "base_digest": run.base["digest"],
+        "training": training_state.facts(run.folder, "torch_dist", common),
     }  # fmt: skip
 
 
 def facts_of(c: "Checkpoint") -> dict[str, Any]:
+    """Return the facts of a checkpoint, as JSON has them."""
+    from mconv.convert import training_state
     from mconv.convert.recognize import what_is
 
     layout = c.layout
@@ -160,16 +192,5 @@ def facts_of(c: "Checkpoint") -> dict[str, Any]:
         "left_out": [f"{item.name} ({item.why})" for item in c.beside.left_out],
         "manifest": c.manifest is not None,
         "history": (c.manifest or {}).get("history", []),
+        "training": training_state.facts(c.path, c.format, c.common),
     }
-
-
-def _print_facts(facts: dict[str, Any]) -> None:
-    shown = {**facts, **facts["spec"], "bytes": decimal(facts["bytes"]), "parameters": f"{facts['parameters']:,}"}
-    shown["history"] = " -> ".join(step["step"] for step in facts["history"]) or "none recorded"
-    for key, value in shown.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{k} {v}" for k, v in value.items())
-        if key not in ("tensors", "spec"):
-            print(f"{key:<24} {', '.join(value) if isinstance(value, list) else value}")
-    for t in facts.get("tensors", []):
-        print(f"{t['key']}  {tuple(t['shape'])}  {t['dtype']}  {t['logical']}")

@@ -188,7 +188,13 @@ FILES = (
     Row("archive", ("*.zip|*.tar|*.tar.*|*.tgz|*.7z|*.zst|*.gz",), "an archive", "unpack it and give the folder"),
     Row("data", ("*.idx",), "the index of token data, not a model", "it is for `mconv train --data`, without .idx"),
     Row("run", ("*.yaml|*.yml|*.toml",), "a configuration, not a model", "it is for `mconv train FILE`"),
-    Row("torch", ("*.pt|*.bin|*.ckpt",), "a file of torch.save", SAVE),
+    Row(
+        "torch",
+        ("*.bin",),
+        "a file of torch.save, or token data without its .idx",
+        f"{SAVE}; token data needs both files",
+    ),
+    Row("torch", ("*.pt|*.ckpt",), "a file of torch.save", SAVE),
 )
 
 WANTED = (

@@ -158,7 +158,8 @@ def iterations(path: Path, names: Sequence[str]) -> str:
 def _file(path: Path) -> What:
     row = next((row for row in FILES if _fits(row, [path.name])), None)
     if row is None:
-        return What(kind="file", text="a file", advice="give the folder of a model", readable=False)
+        return What(kind="file", text="a file that is no model, no checkpoint and no token data",
+                    advice="give the folder of a model, or the prefix of token data", readable=False)  # fmt: skip
     return _what(row, path)
 
 
@@ -170,6 +171,12 @@ def _absent(path: Path) -> What:
         if (above / f"{path.name}.bin").is_file() and (above / f"{path.name}.idx").is_file():
             return What(kind="data", text="a prefix of token data, not a model",
                         advice=f"it is for `mconv train --data {path}`", readable=False)  # fmt: skip
+        pair = [f"{path.name}.bin", f"{path.name}.idx"]
+        have = [name for name in pair if (above / name).is_file()]
+        if len(have) == 1:
+            lacks = next(name for name in pair if name not in have)
+            return What(kind="data", text=f"a prefix of token data of which {have[0]} is there and {lacks} is not",
+                        advice="copy the other file too, or make both again", readable=False)  # fmt: skip
         there = [name.rstrip("/") for name in names_in(above) if name.endswith("/") and not name.startswith(".")]
         near = difflib.get_close_matches(path.name, there, n=2, cutoff=0.75)
     advice = "give a Hugging Face folder or a Megatron checkpoint"

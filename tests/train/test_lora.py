@@ -394,6 +394,10 @@ def test_what_the_commands_say(saved, run, tmp_path, capsys):
     assert app.run(["inspect", str(folder), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["rank"], facts["targets"], facts["base"]) == (4, ", ".join(SOME), "hf")
+    assert (facts["training"]["optimizer_state"], facts["training"]["iteration"]) == ("by parameter", 3)
+    assert app.run(["inspect", str(folder)]) == 0
+    assert "under the parameters' names, whole" in (text := capsys.readouterr().out)
+    assert not re.search("None|True|False|[{}]", text)
     assert app.run(["meg2hf", str(folder), "--out", str(tmp_path / "x")]) == 2
     assert "`mconv lora merge` makes one model of both" in capsys.readouterr().err
     jobs.hf_folder(tmp_path / "other", jobs.SPEC, seed=1)
