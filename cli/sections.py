@@ -6,6 +6,7 @@ import inspect
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from mconv.errors import MconvError
@@ -113,6 +114,8 @@ def _value(kind: Any) -> str:
     if kind is bool:
         return ""
     named = str(kind).removesuffix(" | None")
+    if kind is Path:
+        return " PATH"
     letter = "N" if "int" in named else "X" if "float" in named else "TEXT"
     return f" {letter}{' ...' if is_list(kind) else ''}"
 

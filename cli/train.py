@@ -49,7 +49,7 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _room() -> Iterator[None]:
-    """Where memory does not do, say what would ask for less."""
+    """Say what would need less, where memory runs out."""
     import torch
 
     try:
@@ -57,12 +57,22 @@ def _room() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         what = str(error).partition(". ")[0]
         raise MconvError(
-            f"{what}. mconv plan tells what a run asks for; less: a smaller micro_batch_size or seq_length, "
-            "recompute_granularity, more tp or pp, distributed_optimizer with more replicas, bf16"
+            f"{what}. mconv plan --gpu-memory GB says what would make the run fit. What needs less: a smaller "
+            "micro_batch_size or seq_length, recompute_granularity, more tp or pp, distributed_optimizer with more "
+            "replicas, bf16"
         ) from error
 
 
-def _train(config: Path | None = None, /, **flags: Any) -> int:
+WriteConfig = Annotated[
+    Path | None,
+    Parameter(
+        help="Write a complete, commented YAML file with what CONFIG, variables and flags set, and train nothing. A file "
+        "that is there is replaced with --overwrite only."
+    ),
+]
+
+
+def _train(config: Path | None = None, /, *, write_config: WriteConfig = None, **flags: Any) -> int:
     """Train on megatron-core.
 
     Parameters
@@ -70,6 +80,8 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
     config
         A YAML file with `field: value` lines, the fields being the flags below with underscores.
     """
+    if write_config:
+        return _write(write_config, config, flags)
     from mconv.cli import gate
     from mconv.train.data import sources
     from mconv.train.launch.chain import guarded, queue_of
@@ -95,6 +107,30 @@ def _train(config: Path | None = None, /, **flags: Any) -> int:
                 result = run("mconv.cli.train:work", fields, nproc=nproc, stops_well=well, preload=PRELOAD)
     if os.environ.get("RANK", "0") == "0":
         _end(result, adapter=bool(made.lora_rank or made.lora_load))
+    return 0
+
+
+def _write(path: Path, config: Path | None, flags: dict[str, Any]) -> int:
+    """Write a configuration as a commented file, and say what a run would still need."""
+    from mconv.train.config.read import checked
+    from mconv.train.config.written import text
+
+    replaces = bool(flags.pop("overwrite", None))
+    if path.exists() and not replaces:
+        raise MconvError(f"{path} is there already; name another file, or replace it with --overwrite")
+    values = checked(told(config, flags))
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text(values), encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    print(f"wrote {path}: {len(values)} of {len(help_of())} options set")
+    try:
+        make(values)
+    except ConfigError as error:
+        print(f"before it can run: {error}")
+    print(f"next: mconv train {shlex.quote(str(path))}")
     return 0
 
 

@@ -14,27 +14,12 @@ from mconv.errors import ConfigError, DiskFull, MconvError
 from mconv.train.checkpoints import folders
 from mconv.train.config import TrainConfig
 from mconv.train.estimate.machine import existing
+from mconv.train.estimate.storage import Keep as Keep
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TORCH = re.compile("unexpected pos|PytorchStreamWriter|enforce fail")
 """What torch says, without an error number, when a file cannot be written."""
 PROBE = 1 << 20
-
-
-# ---- how much checkpoints take -------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """Which checkpoints stay."""
-
-    last: int | None = None
-    """The newest so many; all if None."""
-    every: int | None = None
-    """And those whose iteration is a multiple of this."""
-
-    def expired(self, mine: Iterable[int]) -> list[int]:
-        """Return those of a run's iterations, the oldest first, that are not to be kept."""
-        old = sorted(mine)[: -self.last] if self.last else []
-        return [iteration for iteration in old if not (self.every and iteration % self.every == 0)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

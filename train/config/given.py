@@ -5,7 +5,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -35,7 +35,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The fields that a YAML file sets. Raises ConfigError on a key that TrainConfig does not have, by name."""
     try:
         with path.open("rb") as file:
-            values = yaml.load(file, _Loader) or {}  # a SafeLoader
+            values = load(file) or {}
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; the one word without a flag is CONFIG, a YAML file") from error
     except yaml.YAMLError as error:
@@ -44,6 +44,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: expected `field: value` lines, found a {type(values).__name__}")
     refuse([f"{path}: {problem}" for problem in unknown(values)], doing=f"reading {path}", kind=ConfigError)
     return values
+
+
+def load(source: str | IO[bytes]) -> Any:
+    """Return YAML's value, numbers as people write them."""
+    return yaml.load(source, _Loader)  # a SafeLoader
 
 
 def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -71,7 +76,7 @@ def _value(name: str, text: str, kind: Any) -> Any:
 
 def _scalar(text: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        return load(text)
     except yaml.YAMLError:
         return text
 

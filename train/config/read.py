@@ -19,14 +19,19 @@ WORDS = {
 
 
 def make(values: Mapping[str, Any]) -> TrainConfig:
-    """A TrainConfig from a mapping. Raises ConfigError on an unknown field or a value of the wrong type, by name."""
+    """Return a TrainConfig from a mapping. Raises ConfigError on what `checked` refuses, and on broken rules."""
+    return TrainConfig(**checked(values))
+
+
+def checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as fields hold them. Raises ConfigError on an unknown field or a value of the wrong type, by name."""
     refuse(unknown(values), doing="reading the training configuration", kind=ConfigError)
     kinds = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
     values = {name: _plain(name, value) for name, value in values.items()}
     bad = [f"{name} is {value!r}; it must be {_expected(kinds[name])}: {help_of()[name]}"
            for name, value in values.items() if value is not None and not _is(value, kinds[name])]  # fmt: skip
     refuse(bad, doing="reading the training configuration", kind=ConfigError)
-    return TrainConfig(**values)
+    return values
 
 
 def fitting(name: str, value: Any) -> Any:

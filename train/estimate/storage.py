@@ -1,4 +1,7 @@
-"""Bytes that a run writes: one checkpoint with its optimizer state, and one export."""
+"""Bytes that a run writes: one checkpoint with its optimizer state, and how many checkpoints stay."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from mconv.train.config import TrainConfig
 from mconv.train.estimate.activations import FP32
@@ -17,11 +20,25 @@ def checkpoint_bytes(config: TrainConfig, *, trained: int, weights: int) -> int:
     return weights + trained * FP32 * (moments + bool(main)) + BESIDE
 
 
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Which checkpoints stay."""
+
+    last: int | None = None
+    """The newest so many; all if None."""
+    every: int | None = None
+    """And those whose iteration is a multiple of this."""
+
+    def expired(self, mine: Iterable[int]) -> list[int]:
+        """Return those of a run's iterations, the oldest first, that are not to be kept."""
+        old = sorted(mine)[: -self.last] if self.last else []
+        return [iteration for iteration in old if not (self.every and iteration % self.every == 0)]
+
+
 def kept(config: TrainConfig, iterations: int | None) -> int | None:
     """Return how many checkpoints a run leaves; None where its length is not known."""
     if iterations is None:
         return None
     every = config.save_interval or iterations
     saved = sorted({*range(every, iterations + 1, every), iterations})
-    old = saved[: -config.keep_last] if config.keep_last else []
-    return len(saved) - sum(not (config.keep_every and iteration % config.keep_every == 0) for iteration in old)
+    return len(saved) - len(Keep(config.keep_last, config.keep_every).expired(saved))
