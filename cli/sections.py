@@ -13,7 +13,9 @@ from mconv.errors import MconvError
 from mconv.train.config import SECTIONS, TrainConfig, help_of, is_list
 
 COMMON = {
-    "train": "load data save train_iters lr seq_length global_batch_size micro_batch_size tp pp save_interval resume",
+    "train": (
+        "load data save train_iters lr seq_length global_batch_size micro_batch_size tp pp save_interval resume finetune"
+    ),
     "plan": "preset load seq_length global_batch_size micro_batch_size tp pp train_iters",
 }
 """A command -> the fields that most of its runs set."""

@@ -124,6 +124,8 @@ def _source(config: TrainConfig) -> _Source:
     left_out = None if at.own or config.load is None else anew.left_out(opened, vars(config))
     taken_over = (config.resume and not at.own) or _reshared(config, opened, own=own)
     others = takeover.opened(opened) if taken_over and not config.eval_only else None
+    if others and not at.own:
+        takeover.check_unfinished(opened, length(config).iterations)
     return _Source(at=at, opened=opened, adapted=adapted, left_out=left_out, others=others)
 
 

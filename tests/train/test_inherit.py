@@ -217,6 +217,8 @@ def test_the_question_comes_before_what_is_missing_and_leaves_nothing(tmp_path, 
     err = capsys.readouterr().err
     assert "--resume" in err and "--finetune" in err and "lr is not set" not in err and len(err.splitlines()) == 1
     assert not (tmp_path / "new").exists()
+    assert run(["train", "--load", str(RUN), "--resume", "--save", str(tmp_path / "new")]) == 2
+    assert "at its end, iteration 3 of 3" in capsys.readouterr().err and not (tmp_path / "new").exists()
     assert run(["train", "--load", str(RUN), "--resume", "--finetune", "--mock-data"]) == 2
     assert "give one of them" in capsys.readouterr().err
 

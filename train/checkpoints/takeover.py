@@ -15,7 +15,7 @@ from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.dialects.arguments import shown
 from mconv.convert.formats.tensors import Located
 from mconv.convert.optimizer import OptimizerState, open_state, with_padding
-from mconv.errors import FormatError, refuse
+from mconv.errors import ConfigError, FormatError, refuse
 from mconv.train.checkpoints.checkpoint import Loaded
 from mconv.train.mcore import DistributedOptimizer
 from mconv.train.model import weights
@@ -51,6 +51,15 @@ def counted(checkpoint: Checkpoint) -> Loaded:
     memory = common.get("mconv", {})
     iteration, consumed, scheduled = (int(value) for value in found.values())  # type: ignore[arg-type]
     return Loaded(iteration=iteration, consumed=consumed, scheduled=scheduled, memory=memory)
+
+
+def check_unfinished(checkpoint: Checkpoint, iterations: int) -> None:
+    """Raise ConfigError where the run of a checkpoint has no step left of so many iterations."""
+    if (now := counted(checkpoint).iteration) >= iterations:
+        raise ConfigError(
+            f"the run in {checkpoint.name} is at its end, iteration {now} of {iterations}: nothing is left to train; "
+            "give a larger --train-iters (or --train-samples) to go on"
+        )
 
 
 def take_over(
