@@ -187,12 +187,12 @@ def settled(values: dict[str, Any]) -> TrainConfig:
 def inherited(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values with the settings of the run that `resume` goes on with, where they are not given; says which."""
     load, save = values.get("load"), values.get("save")
-    if load is None or (not values.get("resume") and not Path(load).is_dir()):
+    if load is None or (not values.get("resume") and not Path(str(load)).is_dir()):
         return values
-    if not (save and (Path(save) / TRACKER).is_file()):
+    if not (save and (Path(str(save)) / TRACKER).is_file()):
         from mconv.convert.locate import check_path
 
-        check_path(Path(load))
+        check_path(Path(str(load)))
     from mconv.train.checkpoints.inherit import filled
 
     found = filled(values)

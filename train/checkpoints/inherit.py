@@ -92,6 +92,7 @@ def filled(values: Mapping[str, Any]) -> Inherited:
     Raises ConfigError where `load` holds a run and nothing says whether it is to go on, and FormatError where `resume` is
     given and there is none: before a word on what is missing.
     """
+    values = {name: value if (fit := fitting(name, value)) is None else fit for name, value in values.items()}
     own = _own(values)
     if not values.get("resume"):
         if own is None and values.get("load") is not None and not values.get("finetune"):
@@ -227,17 +228,20 @@ def _is_number(word: str) -> bool:
 
 def _can_evaluate(values: Mapping[str, Any]) -> bool:
     """Whether the data of a run has a share for validation."""
-    valid = sum(shares(values.get("split"))[1:2]) if values.get("data") else 0
+    split = values.get("split")
+    valid = sum(shares(split)[1:2]) if values.get("data") and isinstance(split, str) else 0
     return bool(values.get("mock_data") or values.get("valid_data") or valid)
 
 
 # ---- where it is, and what to say ------------------------------------------------------------------------------------
 def _opened(values: Mapping[str, Any], own: Path | None) -> Checkpoint:
-    """Open the run's own checkpoint, or else `load`, as the run itself will."""
-    passes = ignored(args=values.get("ignore_arg") or (), config_keys=values.get("ignore_config_key") or ())
-    iteration = None if own else values.get("iteration")
-    path = own or Path(str(values["load"]))
-    return open_checkpoint(path, vocab_size=values.get("vocab_size"), iteration=iteration, ignore=passes)
+    """Open the run's own checkpoint, or else `load`, as the run itself will; a value of a wrong kind is refused later."""
+    names = ("ignore_arg", "ignore_config_key", "vocab_size", "iteration")
+    args, keys, vocab, number = (None if values.get(name) is None else fitting(name, values[name]) for name in names)
+    return open_checkpoint(
+        own or Path(str(values["load"])), vocab_size=vocab, iteration=None if own else number,
+        ignore=ignored(args=args or (), config_keys=keys or ()),
+    )  # fmt: skip
 
 
 def _own(values: Mapping[str, Any]) -> Path | None:
