@@ -150,6 +150,8 @@ def _found(path: Path | None, *, iteration: int | None) -> Path | None:
         return None
     from mconv.convert.recognize import explain, what_is
 
+    if not path.exists() and what_is(path).kind == "unfinished":  # of a name with a slash, which could be a repository's
+        raise FormatError(explain(path))
     try:
         found = o.local(path)
     except MconvError as error:

@@ -151,7 +151,7 @@ def _by_logits(
     except MconvError as error:
         if report["passed"]:
             raise
-        report["failures"].append(f"the logits could not be compared: {error}")
+        report["failures"].append(f"{reports.NO_LOGITS}: {error}")
         return None
     failures = report["failures"] + logits.get("failures", [])
     if report["training"] and logits:

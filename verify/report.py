@@ -17,6 +17,10 @@ KEPT = ("max_abs_error", "mean_abs_error", "relative_max", "kl", "argmax_agreeme
 """Numbers of logits that a manifest keeps of a verdict."""
 
 
+NO_LOGITS = "the logits could not be compared"
+"""How the failure begins that says why."""
+
+
 def as_json(report: dict[str, Any]) -> dict[str, Any]:
     """The report for programs. What the tensors alone say stands at the top where nothing else was asked."""
     return report if "max_abs_error" in report else {**(report["digests"] or {}), **report}
@@ -28,7 +32,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     if report.get("training") and not report["passed"]:
         return training_lines.lines(report)
     if "max_abs_error" not in report:
-        return _unlike(report, tensors) if report.get("not_compared") else tensors
+        return _unlike(report, tensors) if report.get("not_compared") else [*tensors, *_besides(report)]
     reference, candidate = report["reference"], report["candidate"]
     layout = f"tp {report['tp']} x pp {report['pp']}" + (" with sequence parallelism" * report["sequence_parallel"])
     out = [
@@ -56,6 +60,15 @@ def _ran(side: dict[str, Any], layout: str) -> str:
 def _unlike(report: dict[str, Any], tensors: list[str]) -> list[str]:
     """Return the lines about two models of different architectures, of which nothing was run."""
     return [f"FAIL: {report['not_compared']}", *(f"  {line}" for line in tensors[1:])]
+
+
+def _besides(report: dict[str, Any]) -> list[str]:
+    """Return what is known beyond the comparison of tensors, where no logits were compared: faults, and why not."""
+    found = report.get("diagnosis") or {}
+    unknown = {guess["text"] for guess in found.get("guesses", ()) if not guess["name"]}
+    told = [line for line in found.get("lines", ()) if line not in unknown]
+    missing = [f"because {reason}" for reason in report.get("failures", ()) if reason.startswith(NO_LOGITS)]
+    return [f"  {line}" for line in (*told, *missing)]
 
 
 def _numbers(report: dict[str, Any]) -> list[str]:

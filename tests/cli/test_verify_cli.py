@@ -78,3 +78,17 @@ def test_what_cannot_be_judged_is_2(pair, capfd, options, says, monkeypatch):
     assert run(["verify", str(hf), str(b), *options]) == 2
     error = capfd.readouterr().err
     assert error.startswith("mconv: ") and says in error and "Traceback" not in error
+
+
+def test_an_unfinished_conversion_is_named_whatever_its_path_looks_like(tmp_path, capfd, monkeypatch):
+    (tmp_path / "models" / ".mconv-partial-out").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert run(["verify", "models/out"]) == 2  # a name with one slash could be a repository's
+    assert "models/out is an unfinished conversion" in capfd.readouterr().err
+
+
+def test_a_path_that_is_not_there_is_refused_before_torch_is_imported(tmp_path):
+    words = "['verify', 'nothing', 'nobody/nothing']"
+    code = f"import sys; from mconv.cli.app import run; print(run({words}), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=100)
+    assert done.stdout.split() == ["2", "False"] and done.stderr.startswith("mconv: nothing is not a folder")

@@ -221,6 +221,8 @@ def test_report_only_exits_0_and_says_that_it_failed(tmp_path, capsys):
     assert run(["verify", str(hf), str(other), "--length", "16"]) == 1
     assert run(["verify", str(hf), str(other), "--length", "16", "--report-only"]) == 0
     assert capsys.readouterr().out.count("FAIL") == 2
+    assert run(["verify", str(hf), str(other), "--digests"]) == 1
+    assert "layer 2 mlp_in.weight: gate and up are swapped" in capsys.readouterr().out
 
 
 def test_models_of_other_sizes_are_different_not_an_error(tmp_path):
@@ -236,6 +238,7 @@ def test_what_cannot_run_is_different_where_the_tensors_say_so_and_else_not_judg
     assert "ALiBi" in capsys.readouterr().err
     other = make_model("falcon-rw", tmp_path / "other", seed=1)
     assert run(["verify", str(other), str(megatron), "--length", "16"]) == 1
+    assert "because the logits could not be compared" in capsys.readouterr().out
     assert run(["verify", str(hf), str(megatron), "--digests"]) == 0
 
 

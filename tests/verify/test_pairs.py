@@ -106,7 +106,7 @@ def test_a_spelling_is_no_difference(made, b):
     assert judged(made[b], made["small"], proofs="logits")["passed"] is False
 
 
-def test_the_command_line_lists_the_fields_that_differ(made, tmp_path, capsys):
+def test_the_command_line_lists_the_fields_that_differ(made, tmp_path, capsys, monkeypatch):
     a, b, html = str(made["llama"]), str(made["small"]), str(tmp_path / "page.html")
     assert run(["verify", a, b, "--html", html]) == 1
     out = capsys.readouterr().out
@@ -117,6 +117,11 @@ def test_the_command_line_lists_the_fields_that_differ(made, tmp_path, capsys):
     )
     assert any(line.split() == ["hidden_size", "32", "against", "16"] for line in rest)
     assert "different architectures" in Path(html).read_text()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert run(["verify", a, b]) == 1  # on a terminal, it says what it begins
+    said = capsys.readouterr().err
+    assert said.startswith("verify: loading torch") and "verify: comparing tensors" in said
+    monkeypatch.undo()
     for words in (["--json", "--logits"], ["--json", "--digests"], ["--json", "--streamed", "--generate", "2"]):
         assert run(["verify", a, b, *words]) == 1
         assert json.loads(capsys.readouterr().out)["failures"][0].startswith("the architectures differ: hidden size")
