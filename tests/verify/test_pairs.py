@@ -76,9 +76,10 @@ def check(report, same):
 
 @pytest.mark.parametrize("a", MODELS)
 def test_no_pair_of_models_has_the_same_tensors(made, a):
-    """Every model against each later one; those of other sizes by both proofs, of which they need only their specs."""
+    """Every model against the first, the smallest and two others, by turns as the reference."""
     names = list(MODELS)
-    for b in names[names.index(a) :]:
+    here = names.index(a)
+    for b in dict.fromkeys(["llama", "small", *(names[(here + step) % len(names)] for step in (1, 6))]):
         same = SAME.get(a, a) == SAME.get(b, b)
         report = judged(made[a], made[b], proofs="digests")
         check(report, same)
@@ -87,11 +88,12 @@ def test_no_pair_of_models_has_the_same_tensors(made, a):
             assert whole["verdicts"]["logits"] == "not run" and "hidden size" in lines(whole)[0]
 
 
-@pytest.mark.parametrize("b", [name for name in MODELS if name not in ("small", "falcon-rw", "gpt2-short")])
+@pytest.mark.parametrize("b", ["deep", "vocabulary", "heads", "positions", "mistral", "falcon"])
 def test_what_models_compute_is_compared_or_they_are_told_apart(made, b):
     megatron = convert(made[b], made[b].parent / f"{b}-megatron")
     report = judged(made["llama"], megatron, proofs="logits", streamed=b == "heads", generate=b == "vocabulary", **SHORT)
-    check(report, b in ("llama", "positions"))
+    check(report, b == "positions")
+    assert (report["verdicts"]["logits"] == "not run") is (b == "falcon")
 
 
 @pytest.mark.parametrize("pair", [("gpt2", "gpt2-short"), ("gpt2-short", "gpt2"), ("vocabulary", "llama")], ids="-".join)
@@ -101,8 +103,8 @@ def test_ids_and_positions_are_those_that_both_models_have(made, pair):
 
 @pytest.mark.parametrize("b", SPELLINGS)
 def test_a_spelling_is_no_difference(made, b):
-    report = judged(made["llama"], made[b], **SHORT)
-    check(report, True)
+    run_too = b in ("padded", "mp_rank", "bf16")
+    check(judged(made["llama"], made[b], **(SHORT if run_too else {"proofs": "digests"})), True)
     assert judged(made[b], made["small"], proofs="logits")["passed"] is False
 
 
