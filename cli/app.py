@@ -71,7 +71,13 @@ COMMANDS = {
     ),
     "doctor": ("mconv.cli.doctor:doctor", "Check what this machine offers to a training run."),
     "plot": ("mconv.cli.plot:plot", "Plot loss, learning rate, gradient norm and throughput of runs, Megatron-LM's too."),
-    "push": ("mconv.cli.hub:push", "Publish a model on the Hugging Face Hub."),
+    "push": (
+        "mconv.cli.hub:push",
+        "Publish a model on the Hugging Face Hub.\n\nWhat is quick to check comes first: the folder, the token and its "
+        "rights, the repository. Then the proof that the folder is what it was made from. Nothing is sent before. The "
+        "token comes from HF_TOKEN or from `hf auth login`, never from the command line. Exit code 0: published, or a "
+        "dry run found that it could be; 1: not the same model; 2: something is missing.",
+    ),
     "pull": ("mconv.cli.hub:pull", "Download a model from the Hugging Face Hub."),
     "demo": ("mconv.cli.demo:demo", "Run every step once, offline, on a small model."),
 }

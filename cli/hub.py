@@ -7,28 +7,20 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from mconv.cli import choose
+from mconv.cli import choose, publishing
 from mconv.cli import options as o
 from mconv.errors import MconvError
 
 Flag = Annotated[bool, Parameter(negative=())]
+ANY = publishing.Options()
 
 
 def push(
     folder: Path | None = None,
     repo: str | None = None,
     *,
-    private: Flag = False,
-    revision: str | None = None,
-    yes: Flag = False,
     dry_run: Flag = False,
-    overwrite: Flag = False,
-    overwrite_card: Flag = False,
-    license: str | None = None,
-    against: Path | None = None,
-    record: Flag = False,
-    unverified: Flag = False,
-    json: Flag = False,
+    how: Annotated[publishing.Options, Parameter(name="*")] = ANY,
 ) -> int:
     """Publish a model folder on the Hugging Face Hub, in one commit, once it is proven to be what it was made from.
 
@@ -47,39 +39,16 @@ def push(
     repo
         ORG/NAME, or NAME for a repository of your own. The push makes it if it does not exist. Default: the folder's
         name under your own, once you confirm it.
-    private
-        Make the repository private.
-    revision
-        The branch to push to. The push makes it if it does not exist. Default: main.
-    yes
-        Take the default repository without asking: for scripts.
     dry_run
         Send nothing: list the files, show the card, check all that a push needs, and compare the tensors with the
         source's. Exit code 0: a push would go ahead.
-    overwrite
-        Delete weights and tokenizer files of the repository that this push does not replace.
-    overwrite_card
-        Replace a README.md that somebody wrote.
-    license
-        The license for the card, an identifier of the Hub such as llama2.
-    against
-        Verify the folder against this checkpoint, folder, or repository in the Hub's cache. Default: its source.
-    record
-        Keep the verdict in the folder's mconv.json too, not only in what is published.
-    unverified
-        Publish without a proof; the card then says so.
-    json
-        Print one JSON object instead of tables.
     """
-    from mconv.cli import publishing
-
     if folder and repo is None and not folder.exists() and len(folder.parts) == 2:
         raise MconvError(f"{folder} is not a folder here; a repository comes second: `mconv push FOLDER {folder}`")
-    folder = o.checkpoint(folder or choose.newest("push", "Hugging Face folder that mconv made").path)
-    asked = publishing.Asked(
-        folder=folder, repo=repo, private=private, revision=revision, yes=yes, overwrite=overwrite,
-        overwrite_card=overwrite_card, license=license, against=against, record=record, unverified=unverified, json=json,
-    )  # fmt: skip
+    folder = folder or choose.newest("push", "Hugging Face folder that mconv made").path
+    if not (dry_run and folder.is_dir()):  # of a folder that cannot be pushed a dry run lists that with the rest
+        folder = o.checkpoint(folder)
+    asked = publishing.Asked(folder=folder, repo=repo, how=how)
     return publishing.rehearse(asked) if dry_run else publishing.publish(asked)
 
 
@@ -109,7 +78,6 @@ def pull(
     json
         Print one JSON object.
     """
-    from mconv.cli import publishing
     from mconv.convert.sidecar import LeftOut, note
     from mconv.hub import adapter
     from mconv.hub.fetch import pull as fetch

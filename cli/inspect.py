@@ -3,8 +3,11 @@
 import json as jsonlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from mconv.cli import facts as in_words
 from mconv.cli import options as o
@@ -17,6 +20,23 @@ if TYPE_CHECKING:
     from mconv.shard.layout import Layout
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """Another layout to show, and a file to draw to."""
+
+    tp: Annotated[
+        int | None, Parameter(help="Preview another layout: its tensor-parallel size. Default: the checkpoint's.")
+    ] = None
+    pp: Annotated[int | None, Parameter(help="Preview another layout: its pipeline-parallel size.")] = None
+    vpp: Annotated[int | None, Parameter(help="Preview another layout: its model chunks on each pipeline rank.")] = None
+    plot: Annotated[
+        Path | None, Parameter(help="Draw which rank holds which slice: a .png, .svg, .pdf or .html file.")
+    ] = None
+
+
+AS_IT_IS = Picture()
+
+
 def inspect(
     path: Path,
     *,
@@ -26,10 +46,7 @@ def inspect(
     config: o.Config = None,
     json: o.Json = False,
     tensors: o.Flag = False,
-    tp: int | None = None,
-    pp: int | None = None,
-    vpp: int | None = None,
-    plot: Path | None = None,
+    layout: Annotated[Picture, Parameter(name="*")] = AS_IT_IS,
     max_position_embeddings: int | None = None,
     rope_factor: float | None = None,
     ignoring: o.Ignores = o.IGNORING,
@@ -47,14 +64,6 @@ def inspect(
         several.
     tensors
         List every stored tensor, and the tensor of the model that it is a part of.
-    tp
-        Preview another layout: its tensor-parallel size. Default: the checkpoint's.
-    pp
-        Preview another layout: its pipeline-parallel size.
-    vpp
-        Preview another layout: its model chunks on each pipeline rank.
-    plot
-        Draw which rank holds which slice: a .png, .svg, .pdf or .html file.
     max_position_embeddings
         The model's context length, which Meta's params.json does not say.
     rope_factor
@@ -82,7 +91,7 @@ def inspect(
     facts = facts_of(found)
     if tensors:
         facts["tensors"] = [_tensor(found, stored) for stored in found.stored]
-    facts |= _drawn(found, plot, tp=tp, pp=pp, vpp=vpp)
+    facts |= _drawn(found, layout)
     _show(facts, in_words.of_checkpoint, json=json)
 
 
@@ -121,32 +130,33 @@ def _tensor(found: "Checkpoint", stored: "Stored") -> dict[str, Any]:
     return {"key": stored.key, "logical": str(stored.logical), "shape": list(where.shape), "dtype": dtype}
 
 
-def _drawn(found: "Checkpoint", plot: Path | None, *, tp: int | None, pp: int | None, vpp: int | None) -> dict[str, Any]:
+def _drawn(found: "Checkpoint", asked: Picture) -> dict[str, Any]:
     """Return the preview of another layout, and where the picture is, if either was asked for."""
-    preview = any(n is not None for n in (tp, pp, vpp))
-    if not (preview or plot):
+    preview = any(n is not None for n in (asked.tp, asked.pp, asked.vpp))
+    if not (preview or asked.plot):
         return {}
     from mconv.cli import picture
 
     facts: dict[str, Any] = {}
-    layout = _preview(found, tp=tp, pp=pp, vpp=vpp) if preview or found.layout is None else found.layout
+    layout = _preview(found, asked) if preview or found.layout is None else found.layout
     if preview:
         sizes = {"tp": layout.tp, "pp": layout.pp, "vpp": layout.vpp, "padded_vocab": layout.padded_vocab}
         facts["preview"] = {**sizes, "bytes_per_rank": picture.per_rank(found, layout)}
-    if plot:
-        picture.draw(found, layout, plot)
-        facts["plot"] = str(plot)
+    if asked.plot:
+        picture.draw(found, layout, asked.plot)
+        facts["plot"] = str(asked.plot)
     return facts
 
 
-def _preview(c: "Checkpoint", *, tp: int | None, pp: int | None, vpp: int | None) -> "Layout":
+def _preview(c: "Checkpoint", asked: Picture) -> "Layout":
     """Return the layout that is asked for; sizes that were not given are the checkpoint's."""
     from mconv.convert.checkpoint import target_layout
 
     own = c.layout
-    sizes = [asked if asked is not None else getattr(own, name, 1) for name, asked in (("tp", tp), ("pp", pp))]
-    chunks = vpp if vpp is not None else own.vpp if own and pp in (None, own.pp) else 1
-    return target_layout(c.spec, c.family, tp=sizes[0], pp=sizes[1], vpp=chunks, dialect=c.dialect or "mcore")
+    tp = getattr(own, "tp", 1) if asked.tp is None else asked.tp
+    pp = getattr(own, "pp", 1) if asked.pp is None else asked.pp
+    vpp = asked.vpp if asked.vpp is not None else own.vpp if own and asked.pp in (None, own.pp) else 1
+    return target_layout(c.spec, c.family, tp=tp, pp=pp, vpp=vpp, dialect=c.dialect or "mcore")
 
 
 def _facts_of_run(run: "Run") -> dict[str, Any]:

@@ -5,7 +5,9 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from mconv.cli import choose
 from mconv.convert import logbook
@@ -22,31 +24,56 @@ _MARKS = {True: "ok", False: "NO", None: "?"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a push is to do."""
+
+    private: Annotated[bool, Parameter(help="Make the repository private.", negative=())] = False
+    revision: Annotated[
+        str | None,
+        Parameter(help="The branch to push to. The push makes it if it does not exist. Default: main."),
+    ] = None
+    yes: Annotated[bool, Parameter(help="Take the default repository without asking: for scripts.", negative=())] = False
+    overwrite: Annotated[
+        bool,
+        Parameter(
+            help="Delete weights and tokenizer files of the repository that this push does not replace.", negative=()
+        ),
+    ] = False
+    overwrite_card: Annotated[bool, Parameter(help="Replace a README.md that somebody wrote.", negative=())] = False
+    license: Annotated[
+        str | None, Parameter(help="The license for the card, an identifier of the Hub such as llama2.")
+    ] = None
+    against: Annotated[
+        Path | None,
+        Parameter(
+            help="Verify the folder against this checkpoint, folder or cached repository of the Hub. Default: its source."
+        ),
+    ] = None
+    record: Annotated[
+        bool,
+        Parameter(help="Keep the verdict in the folder's mconv.json too, not only in what is published.", negative=()),
+    ] = False
+    unverified: Annotated[bool, Parameter(help="Publish without a proof; the card then says so.", negative=())] = False
+    json: Annotated[bool, Parameter(help="Print one JSON object instead of tables.", negative=())] = False
+
+    def __post_init__(self) -> None:
+        if self.unverified and (self.against or self.record):
+            raise MconvError("--unverified skips the proof; --against and --record belong to one: drop one or the other")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """A push as the command line asks for it."""
 
     folder: Path
     repo: str | None
     """None: the folder's name, under that of the token's owner, once it is confirmed."""
-    private: bool
-    revision: str | None
-    yes: bool
-    overwrite: bool
-    overwrite_card: bool
-    license: str | None
-    against: Path | None
-    record: bool
-    unverified: bool
-    json: bool
-
-    def __post_init__(self) -> None:
-        if self.unverified and (self.against or self.record):
-            raise MconvError("--unverified skips the proof; --against and --record belong to one: drop one or the other")
+    how: Options
 
     @property
     def card(self) -> dict[str, Any]:
         """Return the options that decide the model card."""
-        return {"overwrite_card": self.overwrite_card, "license": self.license}
+        return {"overwrite_card": self.how.overwrite_card, "license": self.how.license}
 
     @property
     def endpoint(self) -> str | None:
@@ -65,8 +92,8 @@ class Asked:
 
         files = frozenset(file.name for file in planned.files) if planned else frozenset()
         return look(
-            Wanted(repo=self.name, branch=self.revision or "main", private=self.private, overwrite=self.overwrite,
-                   files=files),
+            Wanted(repo=self.name, branch=self.how.revision or "main", private=self.how.private,
+                   overwrite=self.how.overwrite, files=files),
             endpoint=self.endpoint,
         )  # fmt: skip
 
@@ -75,23 +102,23 @@ def publish(asked: Asked) -> int:
     """Push a folder once all that is quick to check holds, and then the proof. Return the exit code."""
     from mconv.hub import push as hub
 
-    folder, json = asked.folder, asked.json
-    if not (asked.repo or asked.yes or sys.stdin.isatty()):
+    folder, json = asked.folder, asked.how.json
+    if not (asked.repo or asked.how.yes or sys.stdin.isatty()):
         raise MconvError(
             f"no repository was named, and there is no terminal to confirm one at: give ORG/NAME, or --yes for "
             f"{asked.name} under the name of the token's owner"
         )
     ready = asked.look(hub.plan(folder, asked.name, **asked.card)).require()
-    repo = ready.repo if asked.repo else _confirmed(folder, ready.repo, yes=asked.yes)
+    repo = ready.repo if asked.repo else _confirmed(folder, ready.repo, yes=asked.how.yes)
     found = _gate(asked)
     if not json:
         print("\n".join(found.lines), flush=True)
-    if not (found.passed or asked.unverified):
+    if not (found.passed or asked.how.unverified):
         show({"verification": found.as_json()}) if json else print("nothing was sent")
         return 1
     with hub.progress(shown=not json and sys.stderr.isatty()):
         done = hub.push(
-            folder, repo, private=asked.private, revision=asked.revision, overwrite=asked.overwrite,
+            folder, repo, private=asked.how.private, revision=asked.how.revision, overwrite=asked.how.overwrite,
             verified=found.verdicts, endpoint=asked.endpoint, **asked.card,
         )  # fmt: skip
     logbook.add(folder, "pushed", repo=done.repo, url=done.url, commit=done.commit)
@@ -115,10 +142,10 @@ def _gate(asked: Asked, *, rehearsal: bool = False) -> "Finding":
     from mconv.hub import adapter
 
     if adapter.is_adapter(asked.folder):
-        return gate.of_an_adapter(asked.folder, asked=asked.against is not None or asked.record)
-    if asked.unverified:
+        return gate.of_an_adapter(asked.folder, asked=asked.how.against is not None or asked.how.record)
+    if asked.how.unverified:
         return gate.without_a_verdict(asked.folder)
-    return gate.before_publishing(asked.folder, against=asked.against, rehearsal=rehearsal, record=asked.record)
+    return gate.before_publishing(asked.folder, against=asked.how.against, rehearsal=rehearsal, record=asked.how.record)
 
 
 # ---- dry run ---------------------------------------------------------------------------------------------------------
@@ -129,20 +156,20 @@ def rehearse(asked: Asked) -> int:
     """
     from mconv.hub import push as hub
 
-    if asked.record:
+    if asked.how.record:
         raise MconvError("--record keeps a verdict, and a dry run reaches none: drop one of the two")
     planned, folder = _planned(asked)
     ready = asked.look(planned)
     checks = [folder, *ready.checks]
     if planned:
         planned = hub.plan(asked.folder, ready.repo, **asked.card)
-        if not asked.json:
+        if not asked.how.json:
             _print_plan(planned)
-    if not asked.json:
+    if not asked.how.json:
         print("\n".join(["", "what a push needs:", *map(_line, checks)]), flush=True)
     proof, found = _proof(asked) if planned else (None, None)
     checks += [proof] if proof else []
-    if asked.json:
+    if asked.how.json:
         if planned and found:
             planned = hub.plan(asked.folder, ready.repo, verified=found.verdicts, **asked.card)
         _show_rehearsal(planned, ready.repo, checks, proof, found)
@@ -151,7 +178,7 @@ def rehearse(asked: Asked) -> int:
     missing = [check.name for check in checks if check.passed is False and not (found and check is proof)]
     if missing:
         raise MconvError(f"a push would be refused, and nothing was sent: see {', '.join(missing)} above")
-    return 0 if not found or found.passed or asked.unverified else 1
+    return 0 if not found or found.passed or asked.how.unverified else 1
 
 
 def _planned(asked: Asked) -> "tuple[PushPlan | None, Check]":
@@ -181,7 +208,7 @@ def _proof(asked: Asked) -> "tuple[Check, Finding | None]":
         found = _gate(asked, rehearsal=True)
     except MconvError as error:
         return Check(name="proof", passed=False, text=str(error)), None
-    passed = found.passed or asked.unverified
+    passed = found.passed or asked.how.unverified
     return Check(name="proof", passed=passed, text=found.lines[0] if found.lines else ""), found
 
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mconv.convert.jsonfile import read_json
 from mconv.convert.sidecar import LEGAL, LeftOut
 from mconv.errors import ConfigError, FormatError, MconvError, refuse
 from mconv.hub import card as cards
-from mconv.hub.folder import CARD, MANIFEST, read_object, secrets_in
+from mconv.hub.folder import CARD, MANIFEST, secrets_in
 from mconv.hub.folder import missing as missing_of_a_model
 
 CONFIG, WEIGHTS, OLD_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -61,7 +62,7 @@ def check_tensors(folder: Path) -> None:
     """Raise FormatError unless an adapter's file is whole, with both factors of each module and no NaN or infinity."""
     from mconv.convert import peft
 
-    read_object(folder / CONFIG)
+    read_json(folder / CONFIG)
     found = peft.tensors(folder)
     bad = [f"{key}: is of {where.dtype}" for key, where in found.items() if where.dtype not in peft.DTYPES]
     refuse(bad, doing=f"{folder} is not a whole adapter", kind=FormatError)
@@ -82,7 +83,7 @@ def _other_factor(key: str) -> str | None:
 def _base_problems(folder: Path) -> list[str]:
     """Return why nobody else could find the base that the config names."""
     try:
-        name = read_object(folder / CONFIG).get("base_model_name_or_path")
+        name = read_json(folder / CONFIG).get("base_model_name_or_path")
     except MconvError as error:
         return [str(error)]
     here = isinstance(name, str) and name and (Path(name).is_absolute() or _is_beside(folder, name))
@@ -101,7 +102,7 @@ def _is_beside(folder: Path, name: str) -> bool:
 
 def published_config(folder: Path) -> bytes | None:
     """Return the config without paths of this machine in what the training was told; None if it has none."""
-    config = read_object(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     plain = {key: cards.public(value) if key.endswith("_config") else value for key, value in config.items()}
     return None if plain == config else (json.dumps(plain, indent=2) + "\n").encode()
 

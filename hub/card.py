@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mconv.convert.jsonfile import read_json
 from mconv.convert.sidecar import judge, sha256
 from mconv.errors import ConfigError, FormatError
-from mconv.hub.folder import MANIFEST, read_object
+from mconv.hub.folder import MANIFEST
 
 STEPS = {
     "hf2meg": "Converted from Hugging Face to Megatron",
@@ -66,7 +67,7 @@ def is_license(text: str) -> bool:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """`mconv.json` of a folder, {} if there is none; raises FormatError."""
-    return check_manifest(read_object(folder / MANIFEST)) if (folder / MANIFEST).is_file() else {}
+    return check_manifest(read_json(folder / MANIFEST)) if (folder / MANIFEST).is_file() else {}
 
 
 def check_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """A Hugging Face model folder: which of its files belong to the model, and whether they are whole."""
 
 import fnmatch
-import json
 import re
 from pathlib import Path
-from typing import Any
 
+from mconv.convert.jsonfile import read_json
 from mconv.convert.recognize import explain, what_is
 from mconv.convert.sidecar import LeftOut, look
 from mconv.errors import FormatError, MconvError, refuse
@@ -101,23 +100,10 @@ def missing(folder: Path) -> list[str]:
     return sorted(name for name in needed if not (folder / name).is_file())
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; raises FormatError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FormatError(f"{path}: missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{path}: holds no JSON object")
-    return value
-
-
 def shards(folder: Path, index: str = INDEX, pattern: str = "*.safetensors") -> dict[str, str]:
     """Tensor name to shard name, as the index has it; raises FormatError."""
     path = folder / index
-    named = read_object(path).get("weight_map")
+    named = read_json(path).get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(v, str) for v in named.values()):
         raise FormatError(f"{path}: 'weight_map' must map tensor names to file names")
     if strange := sorted({v for v in named.values() if not matches(v, (pattern,))}):
@@ -127,7 +113,7 @@ def shards(folder: Path, index: str = INDEX, pattern: str = "*.safetensors") -> 
 
 def _config_problems(folder: Path) -> list[str]:
     try:
-        config = read_object(folder / "config.json")
+        config = read_json(folder / "config.json")
     except MconvError as error:
         return [str(error)]
     if not isinstance(config.get("model_type"), str):

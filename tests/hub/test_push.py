@@ -136,7 +136,7 @@ def escape(folder: Path) -> None:
 
 
 FAULTS = {
-    "no config": (lambda f: (f / "config.json").unlink(), r"config\.json: missing"),
+    "no config": (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
     "broken config": (lambda f: (f / "config.json").write_text("{"), r"config\.json: not readable as JSON"),
     "empty config": (lambda f: (f / "config.json").write_text("{}"), r"config\.json: has no 'model_type'"),
     "no shard": (lambda f: (f / "model-00002-of-00003.safetensors").unlink(), r"00002-of-00003\.safetensors: missing"),

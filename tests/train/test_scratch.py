@@ -5,6 +5,7 @@ import math
 
 import jobs
 import pytest
+import tiny
 import torch
 
 from mconv.convert.families import FAMILIES
@@ -43,6 +44,14 @@ def test_presets_have_the_parameters_that_their_names_say(preset, told, counted)
     assert opened.parameters / 1e9 == pytest.approx(told, rel=0.03)
     padding = (51200 - opened.spec.vocab_size) * opened.spec.hidden_size if preset.startswith("gpt3") else 0
     assert round((opened.parameters + padding) / 1e9, 2) == counted
+
+
+def test_a_key_of_a_config_that_mconv_does_not_know_passes_by_name(tmp_path):
+    tiny.edit_json(tiny.make_llama(tmp_path / "hf") / "config.json", novelty=3)
+    for path in (tmp_path / "hf", tmp_path / "hf" / "config.json"):
+        with pytest.raises(ConfigError, match="novelty"):
+            spec_of(model=str(path))
+        assert spec_of(model=str(path), ignore_config_key=["novelty"]).num_layers == 4
 
 
 def test_llama_2_has_the_mlp_of_its_checkpoints_and_not_the_one_that_megatron_would_make():

@@ -10,8 +10,7 @@ from typing import Any
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.dialects.mcore import family_named
-from mconv.convert.families import family_of
-from mconv.convert.formats.hf import read_json
+from mconv.convert.families import described
 from mconv.convert.ignored import Ignored, ignored
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError, refuse
@@ -54,8 +53,7 @@ def _base(config: TrainConfig) -> tuple[ModelSpec, float, Path]:
         preset = PRESETS[config.preset]
         return preset.spec, preset.init_method_std, Path(config.preset)
     path = Path(str(config.model))
-    values = read_json(path / "config.json" if path.is_dir() else path)
-    return family_of(values).read_config(values), DEFAULT_STD, path if path.is_dir() else path.parent
+    return described(path, passes(config)), DEFAULT_STD, path if path.is_dir() else path.parent
 
 
 def changed(spec: ModelSpec, config: TrainConfig) -> ModelSpec:
