@@ -36,6 +36,6 @@ def test_tokenize_train_and_resume(tmp_path):
     kept = {path.name for path in (tmp_path / "run" / "iter_0000006" / "hf").iterdir()}
     assert {"config.json", "tokenizer.json"} <= kept
 
-    refused = mconv("train", tmp_path / "run.yaml", "--tp", 3, "--lr", "1")
+    refused = mconv("train", tmp_path / "run.yaml", "--tp", 3, "--train-iters", 9)
     assert refused.returncode == 2 and "Traceback" not in refused.stderr, refused
     assert "padded vocabulary 256 is not a multiple of tp 3" in refused.stderr

@@ -188,7 +188,7 @@ def test_a_killed_save_is_not_seen(run, tmp_path, monkeypatch):
     fields = run | {"save": str(tmp_path), "save_interval": 2}
     whole = jobs.train(**run)
     jobs.train(**fields, exit_after=2)
-    for module, dies_in in ((beside, "finish"), (folders, "publish"), (folders, "point")):
+    for module, dies_in in ((beside, "finish"), (folders, "publish"), (folders, "follow")):
         with monkeypatch.context() as patch:
             patch.setattr(module, dies_in, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
