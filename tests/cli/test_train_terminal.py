@@ -1,7 +1,6 @@
 """`mconv train` on a terminal: a line before anything slow, log lines above the bar, an answer to Ctrl-C."""
 
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -10,18 +9,12 @@ import time
 
 import jobs
 import pytest
+from terminal import on_terminal
 from tiny import make_llama
 
 from mconv.cli.app import run
 from mconv.train.launch import answer
 
-CHILD = """
-import fcntl, os, sys, termios
-os.setsid()
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.executable, [sys.executable, "-m", "mconv", *sys.argv[1:]])
-"""
-"""Be mconv on a terminal that sends its Ctrl-C to it."""
 SLOW = [
     "importing torch and megatron-core", "building the model and reading its weights from hf",
     "preparing the data", "taking the first step",
@@ -40,28 +33,6 @@ def words(place, **more):
     given = {"load": place / "hf", "data": place / "data", "save": place / "run", "lr": 1e-3, "seq-length": 16,
              "train-iters": 100000, "global-batch-size": 2, "micro-batch-size": 2, **more}  # fmt: skip
     return ["train", *(str(word) for name, value in given.items() for word in (f"--{name}", value))]
-
-
-def on_terminal(argv, *, after):
-    """(exit code, lines) of a command to which Ctrl-C is typed once it has printed `after`."""
-    ours, theirs = pty.openpty()
-    env = {**os.environ, "COLUMNS": "300", "TERM": "xterm-256color"}
-    process = subprocess.Popen([sys.executable, "-c", CHILD, *argv], stdin=theirs, stdout=theirs, stderr=theirs, env=env)
-    os.close(theirs)
-    shown, typed = b"", False
-    try:
-        while part := os.read(ours, 65536):
-            shown += part
-            if after in shown and not typed:
-                typed = bool(os.write(ours, b"\x03"))
-    except OSError:  # Linux: the other end is closed
-        pass
-    finally:
-        process.kill() if not typed else None
-        code = process.wait(timeout=60)
-        os.close(ours)
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    return code, [line for line in re.split(r"[\r\n]+", text) if line.strip()]
 
 
 def test_a_run_on_a_terminal_and_its_repetition(place, capfd):
