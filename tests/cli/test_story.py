@@ -90,9 +90,7 @@ def test_a_conversion_is_proven_and_each_step_names_the_next(walk):
 
 def test_nobody_trains_in_another_precision_by_accident(walk):
     walk["plan"].reads(0, "bf16")
-    walk["train"].reads(
-        0, "precision: bf16", "--fp32", "saved tiny-run/iter_0000003", "next: mconv meg2hf"
-    )
+    walk["train"].reads(0, "precision: bf16", "--fp32", "saved tiny-run/iter_0000003", "next: mconv meg2hf")
     walk["finetune"].reads(0, "precision: fp32")
     assert json.loads(Path("tiny-run-iter_3-hf/config.json").read_text())["dtype"] == "bfloat16"
     assert {tensor.dtype for tensor in load_file("tiny-run-iter_3-hf/model.safetensors").values()} == {torch.bfloat16}
@@ -127,8 +125,8 @@ def test_what_a_run_is_and_what_it_changed(walk):
 
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden checkpoints are not beside this checkout")
 def test_a_run_of_megatron_lm_is_resumed_with_its_own_settings(walk):
-    resumed = Answer(f"mconv train --load {GOLDEN} --resume --mock-data --split 1,1,1 --exit-after 4 --weight-decay 0.2")
-    resumed.reads(0, "precision: bf16", "iteration        4/       6")
+    resumed = Answer(f"mconv train --load {GOLDEN} --resume --mock-data --split 1,1,1 --train-iters 4 --weight-decay 0.2")
+    resumed.reads(0, "taken from the run", "precision: bf16", "iteration        4/       4")
     assert "weight_decay 0.1 -> 0.2" in resumed.text and "0.001" in resumed.text, resumed.text
     assert re.search(r"iteration +4/.*global batch size: +4 ", resumed.text)
 
