@@ -120,7 +120,7 @@ def test_what_a_run_is_and_what_it_changed(walk):
     walk["before and after"].reads(1, "changed", "KL", "loss")
     assert "bit is flipped" not in walk["before and after"].text
     walk["another size"].reads(1, "FAIL", "hidden size", "32", "64")
-    walk["push"].reads(2, "token", "HF_TOKEN")
+    walk["push"].reads(2, "no Hugging Face login was found", "HF_TOKEN")
 
 
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden checkpoints are not beside this checkout")
