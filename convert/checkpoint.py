@@ -81,8 +81,7 @@ class Checkpoint:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of most of its elements."""
-        located = [self.located[stored.key] for stored in self.stored]
-        return dtypes.most((where.dtype, where.nbytes // where.dtype.itemsize) for where in located)
+        return dtypes.of(self.located[stored.key] for stored in self.stored)
 
     @property
     def parameters(self) -> int:

@@ -23,9 +23,22 @@ def most(counted: Iterable[tuple[torch.dtype, int]]) -> torch.dtype:
     return max(total, key=lambda dtype: total[dtype])
 
 
+def of(tensors: Iterable[Any]) -> torch.dtype:
+    """Return the dtype of most elements of stored tensors."""
+    return most((where.dtype, where.nbytes // where.dtype.itemsize) for where in tensors)
+
+
 def said(config: dict[str, Any]) -> set[str]:
     """Return the dtypes that a config names, by their names as they stand there."""
     return {str(config[key]) for key in KEYS if config.get(key) is not None} or {DEFAULT}
+
+
+def note(file: Path, config: dict[str, Any], held: torch.dtype) -> list[str]:
+    """Return a line where a config.json names another dtype than most of its model's weights have."""
+    words = {str(config[key]).removeprefix("torch.") for key in KEYS if config.get(key) is not None}
+    stored = str(held).removeprefix("torch.")
+    other = " and ".join(sorted(w for w in words - {stored} if isinstance(getattr(torch, w, None), torch.dtype)))
+    return [f"{file} names the dtype {other}, which transformers casts to; most weights are {stored}"] if other else []
 
 
 def set_in(file: Path, name: str) -> None:

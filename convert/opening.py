@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mconv.convert import hugging, lora, manifest, meta, params, peft, spell
+from mconv.convert import dtypes, hugging, lora, manifest, meta, params, peft, spell
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.complete import check_complete, check_depth
 from mconv.convert.dialects import DIALECTS, mcore
@@ -12,6 +12,7 @@ from mconv.convert.formats import hf, mp_rank, torch_dist
 from mconv.convert.formats import meta as meta_files
 from mconv.convert.identify import Said, identify
 from mconv.convert.ignored import NOTHING, Ignored, joined, recorded
+from mconv.convert.jsonfile import read_json
 from mconv.convert.locate import OWN
 from mconv.convert.locate import iteration_folder as iteration_folder
 from mconv.convert.recognize import explain, what_is
@@ -101,9 +102,13 @@ def _open_hf(path: Path, ignore: Ignored) -> Checkpoint:
         path, ignore.config_keys, (made or {}).get("ignored", {}).get("config_keys", {})
     )
     located, notes = hugging.weights(path, family, spec)
+    stored = spell.hf(family, spec, located)
+    held = [located[one.key] for one in stored if one.key in located]  # what is missing is refused later
+    if held:
+        notes = (*notes, *dtypes.note(path / "config.json", read_json(path / "config.json"), dtypes.of(held)))
     return Checkpoint(
         path=path, format="hf", dialect=None, family=family, spec=spec, layout=None, iteration=None,
-        stored=spell.hf(family, spec, located), located=located, manifest=made,
+        stored=stored, located=located, manifest=made,
         notes=(*notes, *peft.beside(path)),
         ignored=joined((made or {}).get("ignored", {}), {"config_keys": passed}),
     )  # fmt: skip

@@ -230,6 +230,17 @@ def test_a_config_that_is_right_stays_byte_for_byte(made, tmp_path):
     assert (back / "config.json").read_bytes() == (hf / "config.json").read_bytes()
 
 
+def test_a_config_that_names_another_dtype_is_pointed_out(tmp_path):
+    hf = make_llama(tmp_path / "hf", num_hidden_layers=1)
+    assert not open_checkpoint(hf).notes
+    for keys in ({"dtype": "bfloat16"}, {"dtype": None, "torch_dtype": "bfloat16"}):
+        edit_json(hf / "config.json", **keys)
+        (note,) = open_checkpoint(hf).notes
+        assert note.endswith("names the dtype bfloat16, which transformers casts to; most weights are float32")
+    edit_json(hf / "config.json", torch_dtype="auto")
+    assert not open_checkpoint(hf).notes
+
+
 def test_a_merged_adapter_is_written_in_the_dtype_that_its_config_names(made, tmp_path):
     """The base's config names another dtype than its weights have."""
     import lora_jobs
