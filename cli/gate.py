@@ -106,19 +106,23 @@ class Finding:
 
 
 def before_publishing(folder: Path, *, against: Path | None, rehearsal: bool, record: bool) -> Finding:
-    """A verdict on `folder`: the last one of its manifest if it is of these bytes and a pass, else one reached now.
+    """Return a verdict on `folder`: the last one in its manifest if it passed and still holds, else a new one.
 
-    `rehearsal` compares tensors alone. Raises MconvError where it cannot be judged.
+    `rehearsal` compares tensors alone. Raises MconvError if there is nothing to verify the folder against.
     """
     from mconv.convert.opening import open_checkpoint
     from mconv.verify.standing import standing
 
-    with _or_do(f"`mconv verify CHECKPOINT {folder} --record` makes a verdict that counts, --unverified goes without"):
+    with _or_do(
+        f"`mconv verify CHECKPOINT {folder} --record` leaves a verdict that counts; --unverified publishes without one"
+    ):
         found = open_checkpoint(folder)
         with progress(_nbytes(found), "reading the weights that verdicts are of") as advance:
             holding = tuple(standing(found, progress=advance))
         if not holding and (found.manifest or {}).get("verified"):
-            print(f"note: the verdict in {folder}/mconv.json is of other weights; it does not count", file=sys.stderr)
+            print(
+                f"note: the verdict in {folder}/mconv.json is about other weights, so it does not count", file=sys.stderr
+            )
         if against is None and holding and holding[-1].get("passed") is True:
             return _recorded(holding)
         reference = reference_of(found, None if against is None else str(against))
@@ -129,18 +133,18 @@ def before_publishing(folder: Path, *, against: Path | None, rehearsal: bool, re
 
 
 def of_an_adapter(folder: Path, *, asked: bool) -> Finding:
-    """Return what is known of an adapter: nothing but itself says what it should be. `asked`: for a verdict."""
+    """Return the finding on an adapter, which nothing can be compared with. `asked`: the user wants a verdict."""
     if asked:
         raise MconvError(
-            f"{folder} is an adapter, which no verdict can be about; `mconv lora merge` makes a model of it and its "
-            "base, and that can be verified"
+            f"{folder} is an adapter, and there is nothing to verify one against: drop --against and --record; the model "
+            "that `mconv lora merge` makes of it and its base can be verified"
         )
-    line = f"{folder} is an adapter: its tensors are whole and finite, and there is nothing that it must equal"
+    line = f"{folder} is an adapter: its tensors are whole and finite; there is nothing to verify it against"
     return Finding(state="adapter", passed=True, against=None, lines=(line,), verdicts=())
 
 
 def without_a_verdict(folder: Path) -> Finding:
-    """Nobody asks; a verdict of its manifest that is of other bytes must not reach the card all the same."""
+    """Return the finding of --unverified. Verdicts of the manifest that are about other weights do not reach the card."""
     from mconv.convert.opening import open_checkpoint
     from mconv.verify.standing import standing
 
@@ -153,15 +157,15 @@ def without_a_verdict(folder: Path) -> Finding:
 
 def _recorded(holding: tuple[dict[str, Any], ...]) -> Finding:
     against = str(holding[-1].get("against", "?"))
-    line = f"verified against {against} before, and the same weights since"
+    line = f"verified against {against} before; the weights are the same since"
     return Finding(state="recorded", passed=True, against=against, lines=(line,), verdicts=holding)
 
 
 def _rehearsed(reference: "Origin", found: "Checkpoint", holding: tuple[dict[str, Any], ...]) -> Finding:
-    """Of a dry run: the tensors alone."""
+    """Return the finding of a dry run, which compares tensors alone."""
     report = judged(reference, found, proofs="digests")
-    later = "the tensors" if reference.adapter else "now the tensors alone, at the push what they compute too"
-    line = f"would be verified against {reference}; {later}"
+    later = "tensors" if reference.adapter else "tensors now; a push compares what they compute too"
+    line = f"to be verified against {reference}: {later}"
     return Finding(
         state="tensors", passed=report["passed"], against=report["against"], lines=(line, *report["lines"]),
         verdicts=holding,

@@ -61,7 +61,7 @@ def status(folder: Path = Path(), *, json: o.Json = False) -> None:
 
 # ---- the tree --------------------------------------------------------------------------------------------------------
 def tree(looked: Scan) -> list[Node]:
-    """Return the roots: what was made from nothing that is known, and places elsewhere from which something here is."""
+    """Return the roots: checkpoints without a known source, and sources outside of the folder."""
     here = {id(one): Node(name=scan.shown(str(one.path)), found=one) for one in looked.found}
     outside: dict[Path, Node] = {}
     roots: list[Node] = []
@@ -75,7 +75,7 @@ def tree(looked: Scan) -> list[Node]:
 
 
 def _above(looked: Scan, one: Found, place: Path, here: dict[int, Node], outside: dict[Path, Node]) -> Node:
-    """The node of what one was made from; a place that is not here gets one of its own."""
+    """Return the node of a checkpoint's source; a source outside of the folder gets a node of its own."""
     if (source := looked.holds(place)) and source is not one:
         return here[id(source)]
     if place not in outside:
@@ -96,7 +96,7 @@ def _state(looked: Scan, place: Path) -> str:
 
 
 def _place_name(looked: Scan, one: Found, place: Path) -> str:
-    """A repository's name if that is what it is the cached folder of, else as seen from the folder."""
+    """Return a repository's name for its folder in the Hub's cache, else the path as seen from the folder."""
     source = (one.manifest or {}).get("source", {}).get("name")
     if isinstance(source, str) and len(one.ancestors) == 1 and f"models--{source.replace('/', '--')}" in place.parts:
         return source
@@ -106,13 +106,13 @@ def _place_name(looked: Scan, one: Found, place: Path) -> str:
 
 
 def _within(node: Node, root: Node) -> bool:
-    """Whether a node hangs below another one: manifests that name each other must not make a circle."""
+    """Return whether a node is below another one: manifests that name each other must not make a circle."""
     return node is root or any(_within(node, child) for child in root.children)
 
 
 # ---- one of it -------------------------------------------------------------------------------------------------------
 def _facts(node: Node) -> dict[str, Any]:
-    """A node for programs."""
+    """Return a node as JSON has it."""
     facts: dict[str, Any] = {"name": node.name, "state": node.state}
     if node.found:
         facts |= {**facts_of(node.found), "also_from": list(node.also)}
@@ -157,7 +157,7 @@ def _nbytes(folder: Path) -> int:
 
 
 def _lines(node: Node, before: str = "", own: str = "") -> Iterator[str]:
-    """A node and what hangs below it, with the branches of a tree drawn before them."""
+    """Yield the lines of a node and of those below it, with the branches of a tree drawn before them."""
     yield own + node.name + (f" ({_where(node)})" if node.found is None else "")
     rest = before + ("│ " if node.children else "  ")
     for line in _about(node.found) if node.found else ():
@@ -174,7 +174,7 @@ def _where(node: Node) -> str:
 
 
 def _about(one: Found) -> Iterator[str]:
-    """Lines on a checkpoint: what it is, how it came to be, what was done with it."""
+    """Yield lines on a checkpoint: what it is, how it was made, when it was verified and pushed."""
     from rich.filesize import decimal
 
     facts = facts_of(one)
@@ -197,7 +197,7 @@ def _also(one: Found) -> list[str]:
 
 
 def _last(entries: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """The last entry on each of what `name` names."""
+    """Return the last entry for each value of the field `name`."""
     return list({str(entry.get(name)): entry for entry in entries}.values())
 
 

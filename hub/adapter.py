@@ -17,7 +17,7 @@ CONFIG, WEIGHTS, OLD_WEIGHTS = "adapter_config.json", "adapter_model.safetensors
 PUBLISHED = (CONFIG, WEIGHTS, CARD, MANIFEST)
 """All of an adapter's files that are published, beside those that say what may be done with it."""
 UNFILLED = "[More Information Needed]"
-"""What PEFT writes in place of an answer, some forty times, in the card that nobody has filled in."""
+"""PEFT's placeholder: a card that nobody has filled in has it some forty times."""
 
 
 def is_adapter(folder: Path) -> bool:
@@ -90,7 +90,7 @@ def _base_problems(folder: Path) -> list[str]:
     if isinstance(name, str) and not here and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII):
         return []
     return [
-        f"{folder / CONFIG}: base_model_name_or_path is {name!r}, which nobody else has; write the base's name on the "
+        f"{folder / CONFIG}: base_model_name_or_path is {name!r}, which nobody else has: write the base's name on the "
         "Hub there (of a run's adapter: `mconv lora export RUN --base-model ORG/NAME`)"
     ]
 

@@ -1,4 +1,4 @@
-"""The model card: what was converted, how to load it, how it was checked. Every value is taken for hostile."""
+"""The model card: what was converted, how to load it, how it was checked. No value of a manifest is trusted."""
 
 import hashlib
 import html
@@ -47,7 +47,7 @@ class Plain(str):
 
 
 def render(manifest: Mapping[str, Any], *, repo: str, license: str | None = None, source: str | None = None) -> str:
-    """The whole README.md of `repo`.
+    """Return the whole README.md of `repo`.
 
     `manifest` is what `mconv.json` holds, or {} without one. `license` is an identifier of the Hub, such as `llama2`;
     without one the card names none. `source` is the file that has the source's card. Raises FormatError if a key of the
@@ -66,7 +66,7 @@ def is_license(text: str) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """`mconv.json` of a folder, {} if there is none; raises FormatError."""
+    """Return the `mconv.json` of a folder, {} if there is none. Raises FormatError if it is damaged."""
     return check_manifest(read_json(folder / MANIFEST)) if (folder / MANIFEST).is_file() else {}
 
 
@@ -82,7 +82,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def published(manifest: Mapping[str, Any], *, verified: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """What the world gets of a manifest: nothing of this machine. `verified` stands in for the verdicts that it holds."""
+    """Return a manifest as it is published: without paths of this machine. `verified` replaces the verdicts in it."""
     facts = {key: value for key, value in manifest.items() if key not in _LOCAL}
     if verified is not None and (verified or "verified" in facts):
         facts["verified"] = [dict(verdict) for verdict in verified]
@@ -98,7 +98,7 @@ def is_the_sources(manifest: Mapping[str, Any], card: Path) -> bool:
 
 
 def public(value: Any) -> Any:
-    """`value` with every path cut down to its last name: where files lay on this machine is not published."""
+    """Return `value` with every path cut down to its last name: where files are on this machine is not published."""
     if isinstance(value, dict):
         return {public(key): public(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -113,13 +113,13 @@ def _last_name(path: str) -> str:
 
 
 def seal(text: str) -> str:
-    """`text` and a digest of it, by which `is_ours` knows later that nobody has edited the card."""
+    """Return `text` with a digest of it at the end, by which `is_ours` finds out whether the card was edited."""
     text = text.rstrip() + "\n"
     return text + "\n" + _SEAL.format(hashlib.sha256(text.encode()).hexdigest()) + "\n"
 
 
 def is_ours(text: str) -> bool:
-    """Whether mconv wrote this card and no one has changed it since."""
+    """Return whether mconv wrote this card and nobody has edited it since."""
     found = _SEALED.search(text.replace("\r\n", "\n"))
     if not found:
         return False
@@ -127,7 +127,7 @@ def is_ours(text: str) -> bool:
 
 
 def escape(value: object) -> str:
-    """One line of Markdown that shows `value` and does nothing else: no markup, no HTML, no links."""
+    """Return one line of Markdown that shows `value` as plain text: no markup, no HTML, no links."""
     if isinstance(value, Plain):
         return str(value)
     text = f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -211,7 +211,7 @@ def _check(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: object) -> object:
-    """A value of JSON as one short text; numbers stay numbers."""
+    """Return a value of JSON as one short text; numbers stay numbers."""
     if isinstance(value, dict):
         return ", ".join(f"{k} {_short(v)}" for k, v in value.items())
     return ", ".join(str(_short(v)) for v in value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""What the Hub's client raises, said in one line that tells what to do."""
+"""Errors of the Hub's client as one line that says what to do."""
 
 import contextlib
 import re
@@ -12,7 +12,7 @@ _TOKEN = re.compile(r"hf_[A-Za-z0-9]+|Bearer\s+\S+")
 
 @contextlib.contextmanager
 def one_line(repo: str, *, doing: str) -> Iterator[None]:
-    """Turn what goes wrong on the way to the Hub into an MconvError; a bug of ours stays a bug."""
+    """Turn an error of the network or of the Hub into an MconvError; other exceptions pass unchanged."""
     from huggingface_hub.errors import HfHubHTTPError
 
     # HTTPError of the client's HTTP library, whichever that is in this version.
@@ -26,7 +26,7 @@ def one_line(repo: str, *, doing: str) -> Iterator[None]:
 
 
 def explain(error: BaseException, *, repo: str) -> str:
-    """The cause and the remedy, without secrets and without a line break."""
+    """Return the cause of an error and what to do, in one line without secrets."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     chain = list(_causes(error))
@@ -51,7 +51,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(error: object) -> str:
-    """An answer of the Hub that is no success."""
+    """Return what an HTTP error of the Hub means, and what to do."""
     status = error.response.status_code  # type: ignore[attr-defined]
     said = getattr(error, "server_message", None) or ""
     advice = {
@@ -68,7 +68,7 @@ def _status(error: object) -> str:
 
 
 def clean(text: str) -> str:
-    """One printable line without tokens, of sane length."""
+    """Return a text as one printable line without tokens, of 400 characters at most."""
     text = _TOKEN.sub("[token]", " ".join(text.split()))
     return "".join(c for c in text if c.isprintable())[:400]
 

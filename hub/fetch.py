@@ -30,12 +30,12 @@ OWN: tuple[tuple[str, ...], ...] = (
 NOT_IT = ("consolidated*", "adapter_*", "*.fp16*", "*.bf16*", "*.fp32*", "*.int8*", "*.non_ema*")
 """Copies of the weights in another format or precision, and what is no model, under names that fit those."""
 Tell = Callable[[Sequence[LeftOut]], None]
-"""Is told what of a repository was not fetched."""
+"""A callback for the files of a repository that are not downloaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """Where a model lies, and its true size."""
+    """A model's repository, and its true size."""
 
     repo: str
     billions: float
@@ -78,16 +78,16 @@ REPOSITORIES: dict[tuple[str, str], Known] = {
     ("falcon3", "10"):   _known("tiiuae/Falcon3-10B-Base", 10.31),
 }
 # fmt: on
-"""(family, size) to repository and parameters. A size picks a repository; the config decides what the model is."""
+"""Repository and parameters by family and size. The architecture comes from the repository's config."""
 
 
 def expected_parameters(family: str, size: str) -> float:
-    """Parameters in billions, tied embeddings counted once; raises ConfigError on an unknown pair."""
+    """Return parameters in billions, tied embeddings counted once. Raises ConfigError on an unknown pair."""
     return _pick(family, size).billions
 
 
 def silent(left_out: Sequence[LeftOut]) -> None:
-    """Tell nobody."""
+    """Ignore the files that are not downloaded."""
 
 
 def resolve(
@@ -100,11 +100,11 @@ def resolve(
     endpoint: str | None = None,
     tell: Tell = silent,
 ) -> Path:
-    """The folder of `source`: a local folder wins, then the local cache of the Hub, then a download.
+    """Return the folder of `source`: a local folder first, then the local cache of the Hub, then a download.
 
     `source` is a folder, `ORG/NAME`, or a family (with `size`). Fetched are weights (safetensors, or `.bin` where there
-    are none) and what stands beside them by the rule of `convert/sidecar.py`; no code is ever run. `tell` hears what was
-    left there. Raises ConfigError on an unknown name, MconvError if it cannot be had.
+    are none) and what stands beside them by the rule of `convert/sidecar.py`; no code is ever run. `tell` is
+    called with what was not. Raises ConfigError on an unknown name, MconvError if the download fails.
     """
     if (folder := Path(source).expanduser()).is_dir():
         return folder
@@ -133,7 +133,7 @@ def pull(
 ) -> Path:
     """Download `source` into the folder `out` and check that the model is whole; an interrupted pull is resumed.
 
-    `tell` hears what of the repository was left there, and why.
+    `tell` is called with the files that were not downloaded, and why.
 
     Raises FormatError if `out` holds other files (unless `overwrite`) or if what arrived is damaged.
     """
@@ -148,7 +148,7 @@ def pull(
 
 
 def repository(source: str, *, size: str | None = None) -> str:
-    """`ORG/NAME` of a family and size, or `source` itself; raises ConfigError."""
+    """Return `ORG/NAME`: that of a family and size, or `source` itself. Raises ConfigError."""
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ConfigError(f"{source}: no such folder")
     if is_family(source):
@@ -167,19 +167,19 @@ ALIASES = {"llama1": "llama", "llama3.0": "llama3", "mistralv0.1": "mistral", "f
 
 
 def _normal(family: str) -> str:
-    """`Llama-2`, `llama 2` and `llama2` are one family, and so are `Llama-3-1` and `llama3.1`."""
+    """Return the table's name of a family: `Llama-2` and `llama 2` are `llama2`, `Llama-3-1` is `llama3.1`."""
     plain = re.sub(r"(?<=\d)[-_ ](?=\d)", ".", family.strip().lower())
     plain = re.sub(r"[-_ ]", "", plain)
     return ALIASES.get(plain, plain)
 
 
 def is_family(name: str) -> bool:
-    """Whether a name is that of a family in the table."""
+    """Return whether a name is a family of the table."""
     return any(family == _normal(name) for family, _ in REPOSITORIES)
 
 
 def _pick(family: str, size: str | None) -> Known:
-    """The model of a family and size. Where there is one size only, it need not be given."""
+    """Return the model of a family and size; a family of one size needs none. Raises ConfigError."""
     sizes = [s for f, s in REPOSITORIES if f == _normal(family)]
     wanted = (size or "").lower().removesuffix("b") or (sizes[0] if len(sizes) == 1 else "")
     found = REPOSITORIES.get((_normal(family), wanted))
@@ -190,7 +190,7 @@ def _pick(family: str, size: str | None) -> Known:
 
 
 def check_size(parameters: int, *, size: str, family: str | None = None) -> None:
-    """Hold a model's parameters against the size that somebody named; raises ConfigError where they are another's.
+    """Compare a model's parameters with the size that was asked for. Raises ConfigError if they do not fit.
 
     Of a known family and size the parameters are known, up to rows that a finetune added to the vocabulary; else the size
     is a round number of billions.
@@ -229,7 +229,7 @@ def _fits(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _cached(repo: str, *, cache_dir: Path | None, revision: str | None, essential: bool) -> Path | None:
-    """The snapshot in the local cache if all of it is there, or with `essential` all that a model cannot do without."""
+    """Return the snapshot in the local cache if it is whole; with `essential`, if it has config and weights."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -243,7 +243,7 @@ def _cached(repo: str, *, cache_dir: Path | None, revision: str | None, essentia
 
 
 def _known_tree(repo: str, **where: Any) -> dict[str, int | None] | None:
-    """The files of a repository as the client has noted them, or None if it has not (before its version 2)."""
+    """Return the files of a repository from the client's records, None without them (clients before version 2)."""
     try:
         from huggingface_hub import get_cached_repo_tree
         from huggingface_hub.errors import CachedRepoTreeNotFoundError
@@ -256,7 +256,7 @@ def _known_tree(repo: str, **where: Any) -> dict[str, int | None] | None:
 
 
 def _chosen(sizes: Mapping[str, int | None] | None) -> list[str] | None:
-    """What the client is asked for: these files by name, or all where nobody knows which there are."""
+    """Return the names of the files to download, or None for all, where the repository's list is not known."""
     return None if sizes is None else [re.sub(r"([*?[])", r"[\1]", name) for name in wanted(sizes)[0]]
 
 

@@ -14,12 +14,12 @@ INDEX = "model.safetensors.index.json"
 PUBLISHED = (WEIGHTS, "model-*-of-*.safetensors", INDEX)
 """Weights that are published. What stands beside them is chosen by the rule of `convert/sidecar.py`."""
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-"""The older weights: read where there are no safetensors, never published."""
+"""Weights in torch.save files: read where there are no safetensors, never published."""
 OWN = ("meta", "mistral")
 """Kinds of folders with weights in their makers' own files: fetched where there are no others."""
 CARD = "README.md"
 SOURCE_CARD = "SOURCE_README.md"
-"""What the card of the model that a folder was made from is called where it is published."""
+"""Name in the repository of the card that came along from the source model."""
 MANIFEST = "mconv.json"
 STALE = (
     "*.safetensors",
@@ -40,7 +40,7 @@ _SECRET = re.compile(
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a pattern fits; `*` stays within one folder."""
+    """Return whether a pattern fits; `*` stays within one folder."""
     return any(name.count("/") == p.count("/") and fnmatch.fnmatchcase(name, p) for p in patterns)
 
 
@@ -87,7 +87,7 @@ def check(folder: Path) -> None:
 
 
 def missing(folder: Path) -> list[str]:
-    """Files that the model cannot do without and that are not there: headers are not looked at."""
+    """Return the files that a model needs and that are missing. Does not read headers."""
     if what_is(folder).kind in OWN:
         return []
     needed = {"config.json", WEIGHTS}
@@ -101,7 +101,7 @@ def missing(folder: Path) -> list[str]:
 
 
 def shards(folder: Path, index: str = INDEX, pattern: str = "*.safetensors") -> dict[str, str]:
-    """Tensor name to shard name, as the index has it; raises FormatError."""
+    """Return the shard of each tensor, as the index has it. Raises FormatError."""
     path = folder / index
     named = read_json(path).get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(v, str) for v in named.values()):
@@ -138,7 +138,7 @@ def _weight_problems(folder: Path, names: list[str]) -> list[str]:
 
 
 def _header_problem(path: Path, *, wanted: set[str] | None) -> str | None:
-    """What is wrong with one safetensors file: its header, its length, or the tensors that it holds."""
+    """Return what is wrong with a safetensors file (header, length or tensors), None if nothing is."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -160,7 +160,7 @@ def secrets_in(folder: Path, names: list[str]) -> list[str]:
 
 
 def _kind(secret: bytes) -> str:
-    """What a secret is, without a letter of it."""
+    """Return what kind of secret it is, without a letter of it."""
     if secret.startswith(b"hf_"):
         return "a Hugging Face token"
     return "a private key" if secret.startswith(b"-----") else "what looks like an access token"

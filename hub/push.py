@@ -49,7 +49,7 @@ class PushPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushResult:
-    """Where the model is now."""
+    """A finished push: where the model is now."""
 
     repo: str
     url: str
@@ -68,7 +68,7 @@ def plan(
     license: str | None = None,
     verified: Sequence[Mapping[str, Any]] | None = None,
 ) -> PushPlan:
-    """Check `folder` and list what a push to `repo` would send. Contacts nobody.
+    """Check `folder` and return what a push to `repo` would send, without asking the Hub.
 
     A README.md that a person wrote or edited is kept unless `overwrite_card`; otherwise the card is made from
     `mconv.json`, and one that came along from the source is sent as SOURCE_README.md. `verified` are the verdicts to
@@ -185,7 +185,7 @@ def _make(api: Any, repo: str, *, branch: str, private: bool) -> str:
 def _without_kept_card(
     api: Any, planned: PushPlan, remote: frozenset[str], *, repo: str, branch: str, overwrite_card: bool
 ) -> tuple[tuple[PushFile, ...], tuple[str, ...]]:
-    """(files, kept): a card that somebody edited on the Hub is not replaced by a generated one."""
+    """Return (files to send, files kept): a card that somebody edited on the Hub is not replaced by a generated one."""
     if overwrite_card or not planned.card_is_ours or CARD not in remote:
         return planned.files, ()
     with one_line(repo, doing="cannot read its README.md"):
