@@ -139,7 +139,7 @@ def known(machine: "Machine") -> str:
         "the pipeline, uneven stages, and bytes between GPUs, at assumed rates: "
         f"{machine.tflops:g} TFLOP/s a GPU, {machine.node} GPUs a machine, {machine.inside / 1e9:g} GB/s between them, "
         f"{machine.outside / 1e9:g} GB/s to other machines. It does not know how fast kernels are at a size, what "
-        "overlaps, or how your network is laid out: time the first two or three for some steps, with --log-throughput."
+        "else overlaps, or how your network is laid out: time the first two or three for some steps (--log-throughput)."
     )
 
 

@@ -72,6 +72,16 @@ def test_the_option_tables_are_those_of_the_code():
     assert "".join(pages).count("<!-- end -->") == 7
 
 
+def test_the_recipes_are_what_plan_suggests():
+    """docs/which-layout.md is what `python docs/layouts.py` makes of it."""
+    loaded = importlib.util.spec_from_file_location("layouts_page", ROOT / "docs" / "layouts.py")
+    module = importlib.util.module_from_spec(loaded)
+    loaded.loader.exec_module(module)
+    page = module.PAGE.read_text()
+    assert module.filled(page) == page, "run `python docs/layouts.py` and commit what it writes"
+    assert page.count("<!-- end -->") == 2 and "| 70B | 64 x 80 GB |" in page
+
+
 STUBS = """
 mconv() { printf '%s\\n' "$@" '--end--' >> "$COMMANDS"; }
 python() { :; }; grep() { :; }; kill() { :; }; wait() { :; }

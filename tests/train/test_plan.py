@@ -335,6 +335,12 @@ def test_a_steps_time_by_hand():
     assert step.imbalance == pytest.approx(step.compute * (slowest - 1))
     assert step.bubble == pytest.approx(step.compute / 8 * slowest * 3 / 2)
     assert (step.recompute, step.tensor, step.data) == (0, 0, 0) and step.pipeline > 0
+    pair = setting_of(config, Trains(), seq_length=4096, micro_batches=4, replicas=2, cpu=False)
+    options = {"trained": 4 * 10**9, "machine": speed.Machine(tflops=100.0, node=1)}
+    apart = speed.step(config, made.origin.spec, made.layout, pair, **options)
+    assert apart.data == pytest.approx(4 * 2 * 1e9 / (2 * 40e9))  # an all-reduce of fp32 gradients
+    hidden = dataclasses.replace(config, overlap_grad_reduce=True)
+    assert speed.step(hidden, made.origin.spec, made.layout, pair, **options).data == 0
     full = dataclasses.replace(config, recompute_granularity="full")
     again = speed.step(full, made.origin.spec, made.layout, setting, trained=0, machine=speed.Machine(tflops=100.0))
     assert again.recompute == pytest.approx(step.compute / 3 * (once.total - once.head) / once.total)

@@ -67,6 +67,13 @@ def count(spec: ModelSpec, layout: Layout) -> int:
     return sum(one.elements for one in held)
 
 
+def least(layout: Layout, setting: Setting, *, count: int, trained: int) -> float:
+    """Return what the fullest rank of a model of so many parameters has at least: an even share, without activations."""
+    shared = setting.replicas if setting.distributed_optimizer else 1
+    state = FP32 * (setting.moments + (setting.itemsize < FP32)) * trained / shared
+    return (setting.itemsize * count + FP32 * trained + state) / (layout.tp * layout.pp)
+
+
 def trained(spec: ModelSpec, trains: Trains, *, padded_vocab: int | None = None) -> int:
     """Return the number of parameters that have a gradient, over a whole model, without padding if not given."""
     (held,) = _held(spec, Layout(padded_vocab=padded_vocab or spec.vocab_size), trains)

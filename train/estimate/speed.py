@@ -45,7 +45,7 @@ class Step:
     pipeline: float
     """Exchange between stages."""
     data: float
-    """Exchange of gradients and weights among replicas, unless it overlaps."""
+    """Exchange of gradients and weights among replicas, as far as nothing is computed meanwhile."""
 
     @property
     def seconds(self) -> float:
@@ -75,7 +75,7 @@ def step(
         bubble=(layout.pp - 1) / layout.vpp * (one + between),
         tensor=m * between,
         pipeline=m * _pipeline(spec, layout, setting, machine),
-        data=_data(config, layout, setting, trained / (layout.tp * layout.pp), machine),
+        data=_data(config, layout, setting, trained / (layout.tp * layout.pp), one / passes, machine),
     )
 
 
@@ -116,12 +116,18 @@ def _pipeline(spec: ModelSpec, layout: Layout, setting: Setting, machine: Machin
     return 2 * layout.vpp * size / (machine.inside if near else machine.outside)
 
 
-def _data(config: TrainConfig, layout: Layout, setting: Setting, trained: float, machine: Machine) -> float:
-    """Return the seconds in which replicas exchange gradients, and weights where they share the optimizer's work."""
+def _data(
+    config: TrainConfig, layout: Layout, setting: Setting, trained: float, forward: float, machine: Machine
+) -> float:
+    """Return the seconds in which replicas exchange gradients, and weights where they share the optimizer's work.
+
+    Overlapped, gradients go while the last micro batch's backward pass runs, and weights in the first one's `forward`.
+    """
     if setting.replicas == 1:
         return 0.0
     part = (setting.replicas - 1) / setting.replicas
-    reduce = 0.0 if config.overlap_grad_reduce else FP32 * trained * (1 if setting.distributed_optimizer else 2)
-    gather = setting.itemsize * trained if setting.distributed_optimizer and not config.overlap_param_gather else 0
-    rate = machine.inside if layout.tp * setting.replicas <= machine.node else machine.outside
-    return part * (reduce + gather) / rate
+    rate = (machine.inside if layout.tp * setting.replicas <= machine.node else machine.outside) / part
+    reduce = FP32 * trained * (1 if setting.distributed_optimizer else 2) / rate
+    gather = setting.itemsize * trained / rate if setting.distributed_optimizer else 0.0
+    hidden = 2 * forward * config.overlap_grad_reduce, forward * config.overlap_param_gather
+    return max(0.0, reduce - hidden[0]) + max(0.0, gather - hidden[1])

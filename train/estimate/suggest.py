@@ -21,10 +21,11 @@ RECOMPUTE: tuple[dict[str, Any], ...] = (
     {"recompute_granularity": "full", "recompute_modules": None},
 )
 VARIED = (
-    "tp", "pp", "vpp", "micro_batch_size", "sequence_parallel", "distributed_optimizer", "recompute_granularity",
-    "recompute_modules",
+    "tp", "pp", "vpp", "micro_batch_size", "recompute_granularity", "recompute_modules", "sequence_parallel",
+    "distributed_optimizer", "overlap_grad_reduce", "overlap_param_gather",
 )  # fmt: skip
 """Fields that a suggestion sets, in the order of its flags."""
+SHARING = {"distributed_optimizer", "overlap_grad_reduce", "overlap_param_gather"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +101,13 @@ def suggest(
     found = list(_candidates(search, reasons))
     if not found:
         refuse(list(reasons), doing=f"looking for layouts on {world} GPUs", kind=ConfigError)
+    sizes = {"count": opened.parameters, "trained": memory.trained(opened.spec, trains)}
     taken: dict[tuple[int, int], Suggestion] = {}
     for one in sorted(found, key=_order):
         key = one.layout.tp, one.layout.pp
-        if key not in taken and (fits := _fitting(one, opened, gpu)):
+        if key in taken or memory.least(one.layout, one.setting, **sizes) > gpu.usable:
+            continue
+        if fits := _fitting(one, opened, gpu):
             taken[key] = fits
         if len(taken) == count:
             break
@@ -162,15 +166,15 @@ def _sizes(search: _Search) -> Iterator[tuple[int, int, int]]:
     layers = search.opened.spec.num_layers
     for tp in [config.tp] if "tp" in fixed else (n for n in (1, 2, 4, 8) if n <= min(search.machine.node, world)):
         for pp in [config.pp] if "pp" in fixed else (n for n in range(1, world // tp + 1) if world % (tp * n) == 0):
-            chunks = (n for n in CHUNKS if n == 1 or (pp > 1 and layers % (pp * n) == 0))
+            chunks = (n for n in CHUNKS if n == 1 or (pp > 1 and layers % (2 * pp * n) == 0))
             yield from ((tp, pp, vpp) for vpp in ([config.vpp] if "vpp" in fixed else chunks))
 
 
 def _choices(search: _Search, *, replicas: int) -> Iterator[dict[str, Any]]:
-    """Yield what else may vary: the micro batch and what is recomputed."""
+    """Yield what else may vary: the micro batch, what is recomputed, and how replicas share the optimizer's work."""
     config, fixed = search.config, search.fixed
-    shares = {"distributed_optimizer": replicas > 1 and config.optimizer == "adam"}
-    free = {} if "distributed_optimizer" in fixed else shares
+    shares = replicas > 1 and config.optimizer == "adam"
+    free = {} if SHARING & fixed else dict.fromkeys(SHARING, shares)
     for size in [config.micro_batch_size] if "micro_batch_size" in fixed else BATCHES:
         for again in [{}] if "recompute_granularity" in fixed else RECOMPUTE:
             yield {**free, "micro_batch_size": size, **again}
