@@ -21,6 +21,10 @@ from mconv.cli.app import run
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-lm" / "td-dp2-distopt" / "ckpt"
 TEMPLATE = "{% for m in messages %}{{ '<s>' + m['role'] + ' ' + m['content'] + '</s>' }}{% endfor %}"
 CHAT = "--data chat --data-type instruction --lr 1e-3 --seq-length 32 --global-batch-size 4"
+SLOW = [
+    "importing torch and megatron-core", "building the model and reading its weights from tiny-megatron",
+    "preparing the data", "taking the first step",
+]  # fmt: skip
 STORY = {
     "convert": "mconv hf2meg tiny",
     "verify": "mconv verify",
@@ -144,9 +148,25 @@ def test_a_disk_without_room_is_told_before_the_first_step(walk):
         subprocess.run(["umount", "-l", "disk"], check=True)
 
 
-def test_ctrl_c_is_answered_at_once(walk):
-    command = f"train --load tiny-megatron --save long-run {CHAT} --train-iters 100000"
-    code, lines = on_terminal(command.split(), after=b"iteration        2/")
-    assert code == 0, lines
-    assert any("then saving; Ctrl-C again stops now and loses it" in line for line in lines), lines
-    assert lines[-1].startswith("next: ") or any(line.startswith("saved long-run/iter_") for line in lines), lines
+def test_a_run_on_a_terminal_answers_ctrl_c_at_once(walk):
+    """Lines before what takes long, log lines above the bar; then Ctrl-C, and the same command once there is no data."""
+    command = f"train --load tiny-megatron --save long-run {CHAT} --train-iters"
+    code, lines = on_terminal([*command.split(), "100000"], after=b"iteration        2/")
+    text = "\n".join(lines)
+    assert code == 0, text
+    places = [text.index(line) for line in [*SLOW, "iteration        1/"]]
+    assert places == sorted(places), "each line comes before what takes long"
+    kept = [line for line in lines if re.match(r" \[20\d\d-.* iteration +\d+/  100000 \|.*lm loss", line)]
+    bars = [line for line in lines if re.match(r" *\d+/100000 [━╸╺]", line)]
+    assert len(kept) >= 2 and bars and lines.index(kept[0]) < lines.index(bars[-1]), "lines stay, the bar is below"
+    [said] = [re.search(r"(finishing step|saving iteration) (\d+), then \w+; Ctrl-C again stops now and loses it", text)]
+    stopped = int(re.search(r"stopped by SIGINT, at iteration (\d+)", text)[1])
+    assert int(said[2]) == stopped and f"saved long-run/iter_{stopped:07d}" in text
+    assert text.index(said[0]) < text.index("stopped by SIGINT")
+
+    Path("chat-text.bin").rename("gone")  # a run that is over reads no data, and judges nothing
+    again = Answer(f"mconv {command} {stopped} --verify-first")
+    Path("gone").rename("chat-text.bin")
+    again.reads(0, f"long-run is already at iteration {stopped} of {stopped}: nothing to train", "raise --train-iters",
+                "next: mconv meg2hf long-run")  # fmt: skip
+    assert not re.search(r"saved|verif|argument|building", again.text), again.text

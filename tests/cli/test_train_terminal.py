@@ -1,7 +1,6 @@
 """`mconv train` on a terminal: a line before anything slow, log lines above the bar, an answer to Ctrl-C."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -9,16 +8,10 @@ import time
 
 import jobs
 import pytest
-from terminal import on_terminal
 from tiny import make_llama
 
 from mconv.cli.app import run
 from mconv.train.launch import answer
-
-SLOW = [
-    "importing torch and megatron-core", "building the model and reading its weights from hf",
-    "preparing the data", "taking the first step",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,29 +26,6 @@ def words(place, **more):
     given = {"load": place / "hf", "data": place / "data", "save": place / "run", "lr": 1e-3, "seq-length": 16,
              "train-iters": 100000, "global-batch-size": 2, "micro-batch-size": 2, **more}  # fmt: skip
     return ["train", *(str(word) for name, value in given.items() for word in (f"--{name}", value))]
-
-
-def test_a_run_on_a_terminal_and_its_repetition(place, capfd):
-    code, lines = on_terminal(words(place), after=b"iteration        2/")
-    text = "\n".join(lines)
-    assert code == 0, text
-    places = [text.index(line) for line in [*SLOW, "iteration        1/"]]
-    assert places == sorted(places), "each line comes before what takes long"
-    kept = [line for line in lines if re.match(r" \[20\d\d-.* iteration +\d+/  100000 \|.*lm loss", line)]
-    bars = [line for line in lines if re.match(r" *\d+/100000 [━╸╺]", line)]
-    assert len(kept) >= 2 and bars and lines.index(kept[0]) < lines.index(bars[-1]), "lines stay, the bar is below"
-    [said] = [re.search(r"(finishing step|saving iteration) (\d+), then \w+; Ctrl-C again stops now and loses it", text)]
-    stopped = int(re.search(r"stopped by SIGINT, at iteration (\d+)", text)[1])
-    assert int(said[2]) == stopped and f"saved {place / 'run' / f'iter_{stopped:07d}'}" in text
-    assert text.index(said[0]) < text.index("stopped by SIGINT")
-
-    (place / "data.bin").rename(place / "gone")  # a run that is over reads no data, and judges nothing
-    assert run([*words(place, **{"train-iters": stopped}), "--verify-first"]) == 0
-    out = capfd.readouterr().out
-    assert f"{place / 'run'} is already at iteration {stopped} of {stopped}: nothing to train" in out
-    assert "raise --train-iters" in out and f"next: mconv meg2hf {place / 'run'}" in out
-    (place / "gone").rename(place / "data.bin")
-    assert not re.search(r"saved|verif|argument|building|data", out.replace(str(place), "")), out
 
 
 def test_what_a_signal_is_answered(monkeypatch, tmp_path):
