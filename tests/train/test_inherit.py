@@ -227,10 +227,13 @@ def test_finetune_begins_anew_and_not_in_the_folder_of_the_run(tmp_path):
     from mconv.train.loop import train
 
     fields = jobs.fields(tmp_path, spec=jobs.SMALL, mock=True, train_iters=2, save=str(tmp_path / "run"))
+    fields["freeze"] = ["embedding"]
     jobs.train(**fields)
     new = fields | {"load": str(tmp_path / "run"), "train_iters": 1, "save": str(tmp_path / "new")}
     with pytest.raises(ConfigError, match="give --resume to go on"):
         train(make(new), say=print)
+    with pytest.raises(FormatError, match=r"no state of embed.weight: it trained with freeze.*--finetune begins anew"):
+        train(make(new | {"resume": True}), say=print)
     assert not (tmp_path / "new").exists()
     said: list[str] = []
     assert train(make(new | {"finetune": True}), say=said.append)["iteration"] == 1

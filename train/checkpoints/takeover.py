@@ -31,7 +31,22 @@ def opened(checkpoint: Checkpoint) -> OptimizerState:
             f"--resume: {checkpoint.name} holds weights only, so there is no run to resume; remove --resume"
         )
     counted(checkpoint)  # what is wrong with them stops before a model is built
-    return open_state(with_padding(checkpoint))
+    try:
+        return open_state(with_padding(checkpoint))
+    except FormatError as error:
+        if not _frozen(checkpoint):
+            raise
+        raise FormatError(
+            f"{error}: it trained with freeze, and such a run goes on in its own folder alone (--save "
+            f"{checkpoint.path.parent}), with distributed_optimizer as it was; --finetune begins anew with its weights"
+        ) from error
+
+
+def _frozen(checkpoint: Checkpoint) -> bool:
+    """Return whether a checkpoint is of a run of mconv's that trained a part of its weights."""
+    memory = checkpoint.common.get("mconv")
+    settings = memory.get("settings") if isinstance(memory, dict) else None
+    return isinstance(settings, dict) and bool(settings.get("freeze"))
 
 
 def counted(checkpoint: Checkpoint) -> Loaded:
