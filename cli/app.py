@@ -32,6 +32,7 @@ app = App(
     default_parameter=Parameter(converter=_exactly, show_default=_default),
     help="Convert language models between Hugging Face and Megatron, verify, train and publish them.",
     help_on_error=False,
+    suppress_keyboard_interrupt=False,  # `run` answers it
 )
 data = App(name="data", help="Tokenize training data.")
 app.command(data)
@@ -96,6 +97,15 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
+def _worded(message: str, argv: list[str]) -> str:
+    """Return a message that names a run's fields as they were typed."""
+    if argv[:1] not in (["train"], ["plan"]):
+        return message
+    from mconv.cli.spelling import as_typed
+
+    return as_typed(message, argv)
+
+
 def run(argv: list[str]) -> int:
     """Run one command and return its exit code. A user's mistake is one message, never a traceback."""
     typed[:] = argv
@@ -112,7 +122,7 @@ def run(argv: list[str]) -> int:
         return 2
     except MconvError as error:
         if error.args and str(error):
-            print(f"mconv: {error}", file=sys.stderr)
+            print(f"mconv: {_worded(str(error), argv)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("mconv: interrupted", file=sys.stderr)

@@ -87,11 +87,11 @@ def hf2meg(
     from mconv.hub import fetch
 
     name, folder, origin = _find(model, source, size=size, cache_dir=cache_dir, offline=offline)
-    o.checkpoint(folder)
+    _check_kind(o.checkpoint(folder), hf=True)
     from mconv.convert.opening import open_checkpoint
 
     said = {"config": config, "max_position_embeddings": max_position_embeddings, "rope_factor": rope_factor}
-    checkpoint = _expect(open_checkpoint(folder, ignore=ignoring.names, **said), hf=True)  # type: ignore[arg-type]
+    checkpoint = open_checkpoint(folder, ignore=ignoring.names, **said)  # type: ignore[arg-type]
     if size is not None:
         family = None if model is None or Path(model).expanduser().is_dir() else model
         fetch.check_size(checkpoint.parameters, size=size, family=family)
@@ -278,6 +278,8 @@ def _find(
     named = source or model
     if named is None:
         raise MconvError("give a model: `mconv hf2meg llama2 --size 7`, `mconv hf2meg FOLDER`, or `--from FOLDER`")
+    if Path(named).expanduser().is_file():
+        o.checkpoint(Path(named).expanduser())
     local = Path(named).expanduser().is_dir()
     picked = size if not source or fetch.is_family(source) else None
     folder = fetch.resolve(named, size=picked, cache_dir=cache_dir, offline=offline, tell=_tell_of_the_rest)
@@ -301,13 +303,13 @@ def _open(
     config: Path | None,
     ignoring: o.Ignoring,
 ) -> "Checkpoint":
-    """A Megatron checkpoint, with what the user says of it."""
-    o.checkpoint(path, None if (path / "config.json").is_file() else iteration)
+    """Return a Megatron checkpoint, opened with what the user says of it."""
+    _check_kind(path, hf=False)
+    path = o.checkpoint(path, iteration)
     from mconv.convert.opening import open_checkpoint
 
     said = {"iteration": iteration, "vocab_size": vocab_size, "dialect": dialect, "config": config}
-    fitting: dict[str, Any] = {} if (path / "config.json").is_file() else said
-    return _expect(open_checkpoint(path, ignore=ignoring.names, **fitting), hf=False)
+    return open_checkpoint(path, ignore=ignoring.names, **said)  # type: ignore[arg-type]
 
 
 def _root(found: "Checkpoint", **kind: Any) -> Path:
@@ -320,11 +322,17 @@ def _root(found: "Checkpoint", **kind: Any) -> Path:
     return Path(name)
 
 
-def _expect(checkpoint: "Checkpoint", *, hf: bool) -> "Checkpoint":
-    if checkpoint.importable != hf:
-        verb = "`mconv hf2meg`" if checkpoint.importable else "`mconv reshard` or `mconv meg2hf`"
-        raise MconvError(f"{checkpoint.path} is a {checkpoint.format} checkpoint; use {verb}")
-    return checkpoint
+def _check_kind(path: Path, *, hf: bool) -> None:
+    """Refuse a Megatron checkpoint where a Hugging Face model is wanted, and the reverse; name the command for it."""
+    from mconv.convert.recognize import what_is
+
+    found = what_is(path)
+    if hf and found.kind in ("megatron", "torch_dist", "mp_rank"):
+        raise MconvError(
+            f"{path} is {found.text} already; `mconv reshard {path}` changes its layout, `mconv meg2hf {path}` exports it"
+        )
+    if not hf and found.kind in ("hf", "meta", "mistral"):
+        raise MconvError(f"{path} is {found.text}, not a Megatron checkpoint; `mconv hf2meg {path}` makes one of it")
 
 
 def _uneven(first: int | None, last: int | None) -> "Uneven":

@@ -155,7 +155,7 @@ _ADAPTER = {
     **_all("safe_serialization", "weights are always written as safetensors"),
 }  # fmt: skip
 _ADAPTERS = "adapter_name_or_path peft_model peft_model_path lora_weights lora_path lora_model adapter_path load load_dir"
-LORA_EXPORT = _ADAPTER | _all(_ADAPTERS, "RUN")
+LORA_EXPORT = {name: ours for name, ours in _ADAPTER.items() if name != "base_model"} | _all(_ADAPTERS, "RUN")
 LORA_MERGE = {
     **_ADAPTER, **_DTYPES, **_TP, **_PP, **_all(_ADAPTERS, "ADAPTER"),
     **_all("scaling weight lora_scale", "the scale is the adapter's own alpha / rank"), **_all("dryrun", "--dry-run"),

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from mconv.errors import MconvError
+
 if TYPE_CHECKING:
     from mconv.convert.ignored import Ignored
 
@@ -141,7 +143,7 @@ def tokenizer(path: Path) -> Path:
 
 
 def local(path: Path) -> Path:
-    """The folder itself, or that of a repository in the Hub's cache."""
+    """Return the path itself, or the folder of a repository ORG/NAME that is in the Hub's cache."""
     from mconv.convert import unfinished
 
     if (
@@ -154,4 +156,7 @@ def local(path: Path) -> Path:
         return path
     from mconv.hub import fetch
 
-    return fetch.resolve(str(path), offline=True)
+    try:
+        return fetch.resolve(str(path), offline=True)
+    except MconvError:  # neither: what is said of a folder that is not there names `mconv pull`
+        return path

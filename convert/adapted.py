@@ -44,7 +44,7 @@ def open_run(path: Path, iteration: int | None = None) -> Run:
     if not is_run(path, iteration):
         found = what_is(path)
         advice = f"; {found.advice}" if found.advice else ", with a whole model in it"
-        raise FormatError(f"{path} is not the checkpoint of a LoRA run and no PEFT adapter: it is {found.text}{advice}")
+        raise FormatError(f"{path} is neither a LoRA run nor a PEFT adapter: it is {found.text}{advice}")
     folder = opening.iteration_folder(path, iteration)
     tensors, common = torch_dist.open_folder(folder)
     said: dict[str, Any] = lora.of_args(common) or {}
@@ -101,7 +101,10 @@ def with_base(
         raise FormatError(f"{where}, the base of {path}, is not there; say with --base where it is now")
     beneath = opening.open_checkpoint(where, ignore=ignore | recorded(manifest.read(run.folder)))
     if beneath.spec != run.adapter.spec:
-        raise FormatError(f"{where} is not the base of {path}: it is another architecture than {run.base['name']}")
+        raise FormatError(
+            f"{where} is not the base of {path}: its architecture differs from that of {run.base['name']}, on which the "
+            "adapter was trained"
+        )
     found = digests(Source.of(beneath), allow_nonfinite=True, progress=progress).stored
     if combined(found) != run.base["digest"]:
         raise FormatError(f"{where} has not the weights that {path} was trained on ({run.base['name']})")

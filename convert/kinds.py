@@ -40,7 +40,7 @@ DCP = (
     f"merge-weights {{path}} OUT`) {BESIDE}"
 )
 OLD = "load it in transformers 4 (`from_pretrained(FOLDER, %s=True)`), `save_pretrained`, and give that folder"
-DATA = "`mconv data tokenize` makes data for training of it"
+DATA = "`mconv data tokenize` makes training data of it"
 
 READABLE = ("hf", "meta", "mistral", "megatron", "torch_dist", "mp_rank")
 """Kinds that `open_checkpoint` takes."""
@@ -184,7 +184,7 @@ FILES = (
     Row("file", (OF_A_MODEL,), "a file of a model", "give its folder, {parent}"),
     Row("gguf", ("*.gguf|*.ggml",), "a model for llama.cpp (GGUF)", GGUF),
     Row("nemo", ("*.nemo",), "an archive of NeMo", NEMO),
-    Row("texts", ("*.jsonl|*.jsonl.gz|*.parquet|*.arrow|*.txt|*.csv",), "a text, not a model", DATA),
+    Row("texts", ("*.jsonl|*.jsonl.gz|*.parquet|*.arrow|*.txt|*.csv",), "a text file, not a model", DATA),
     Row("archive", ("*.zip|*.tar|*.tar.*|*.tgz|*.7z|*.zst|*.gz",), "an archive", "unpack it and give the folder"),
     Row("data", ("*.idx",), "the index of token data, not a model", "it is for `mconv train --data`, without .idx"),
     Row("run", ("*.yaml|*.yml|*.toml",), "a configuration, not a model", "it is for `mconv train FILE`"),

@@ -36,7 +36,7 @@ def iteration_folder(root: Path, iteration: int | None = None) -> Path:
     if iteration is not None:
         folder = root / f"iter_{iteration:07d}"
         if not folder.is_dir():
-            have = sorted(p.name for p in root.glob("iter_*"))
+            have = ", ".join(sorted(p.name for p in (*root.glob("iter_*"), *root.glob("release"))))
             raise FormatError(f"{folder} does not exist; {root} has {have or 'no iterations'}")
         return _known(folder)
     tracker = root / TRACKER

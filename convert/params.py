@@ -87,8 +87,8 @@ def _problem(name: str, value: Any) -> str | None:
         return f"{name} says that it is {OTHERS[name]}, which mconv does not convert"
     if kind is None:
         return (
-            f"no row claims {name}={repr(value)[:60]}; mconv cannot tell whether that changes the model. If it does not: "
-            f"--ignore-config-key {shlex.quote(name)}"
+            f"mconv does not know {name}={repr(value)[:60]}, and cannot tell whether it changes the model. If it does "
+            f"not: --ignore-config-key {shlex.quote(name)}"
         )
     if type(value) is not kind and (kind is not float or type(value) is not int):
         return f"{name} is {repr(value)[:60]}, not {kind.__name__}"

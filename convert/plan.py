@@ -215,13 +215,21 @@ def _problems(plan: Plan, *, check_room: bool) -> list[str]:
     taken = out.exists() and (not out.is_dir() or any(p.name for p in out.iterdir() if not p.name.startswith(".mconv-")))
     source, target, place = plan.source.path.resolve(), out.resolve(), Place.of(plan.folder)
     taken = taken and not (plan.resume and place.unfinished)  # it was looked at when that run began
-    if source.is_relative_to(target) or target.is_relative_to(source):
-        problems.append(f"{out} and the source {plan.source.path} lie in one another; write to another folder")
+    if target == Path.cwd():
+        problems.append(f"--out {out} is the current directory, which a conversion would replace; choose another folder")
+    elif source == target:
+        problems.append(f"--out {out} is the source itself; choose another folder")
+    elif source.is_relative_to(target):
+        problems.append(f"--out {out} contains the source, {plan.source.path}; choose another folder")
+    elif target.is_relative_to(source):
+        problems.append(f"--out {out} is inside the source, {plan.source.path}; choose another folder")
+    elif out.is_file():
+        problems.append(f"--out {out} is a file; name a folder")
     elif taken and not plan.overwrite:
-        problems.append(f"{out} exists and is not empty; give --overwrite to replace it, or name another folder")
+        problems.append(f"--out {out} exists and is not empty; give --overwrite to replace it, or name another folder")
     elif taken and not _ours_to_replace(plan):
         problems.append(
-            f"{out} is not a checkpoint, so --overwrite will not replace it; remove it yourself or name another folder"
+            f"--out {out} is not a checkpoint, so --overwrite will not replace it; remove it, or name another folder"
         )
     elif plan.format == "hf" and Path.cwd().is_relative_to(target):
         problems.append(
@@ -231,14 +239,15 @@ def _problems(plan: Plan, *, check_room: bool) -> list[str]:
         problems.append(f"{plan.side_folder} is not a folder; --tokenizer takes a folder with tokenizer files")
     elif plan.side_folder is not None and not tokens.makes_tokenizer(plan._given):
         problems.append(
-            f"{plan.side_folder} has no tokenizer ({', '.join(tokens.VOCABULARY[:2])}): --tokenizer takes a whole one"
+            f"no tokenizer files in {plan.side_folder} ({', '.join(tokens.VOCABULARY[:2])} or the like); give "
+            "--tokenizer a folder with a whole tokenizer"
         )
     else:
         problems += _side_problems(plan)
     parent = plan.standing
     if out.is_symlink() and not out.exists():
         problems.append(f"{out} is a link to nothing; remove it or name another folder")
-    elif not parent.is_dir():
+    elif not parent.is_dir() and parent != target:
         problems.append(f"{parent} is a file, so nothing can be written below it")
     elif check_room and (short := shortage(plan)):
         problems.append(short)

@@ -159,7 +159,7 @@ class Family:
             unclaimed = ", ".join(f"{_shown(name)}={repr(value)[:60]}" for name, value in unknown.items())
             flags = " ".join(f"--ignore-config-key {shlex.quote(_shown(name))}" for name in unknown)
             raise ConfigError(
-                f"config.json: no row of the {self.name} table claims {unclaimed}; mconv cannot tell whether that "
+                f"config.json: mconv does not know {unclaimed} of a {self.name} model, and cannot tell whether it "
                 f"changes what the model computes. If it does not: {flags}"
             )
         return ModelSpec(**fields)

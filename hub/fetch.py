@@ -140,7 +140,7 @@ def pull(
     repo = repository(source, size=size)
     resumable = (out / room.CLIENT).is_dir()
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not resumable and not overwrite)):
-        raise FormatError(f"{out}: not an empty folder; give another one, or --overwrite")
+        raise FormatError(f"{out} is not an empty folder; name another one, or give --overwrite")
     room.check_writable(out)
     folder = _download(repo, cache_dir=None, local_dir=out, revision=revision, endpoint=endpoint, tell=tell)
     adapter.check_tensors(folder) if adapter.is_adapter(folder) else check_weights(folder)
@@ -157,7 +157,9 @@ def repository(source: str, *, size: str | None = None) -> str:
         families = list(dict.fromkeys(family for family, _ in REPOSITORIES))
         near = difflib.get_close_matches(_normal(source), families, n=2, cutoff=0.7)
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ConfigError(f"{source!r} is no folder, no ORG/NAME, and none of the families {', '.join(families)}{meant}")
+        raise ConfigError(
+            f"{source!r} is neither a folder nor a repository ORG/NAME nor a family ({', '.join(families)}){meant}"
+        )
     check_repo_id(source)
     return source
 
@@ -204,7 +206,11 @@ def check_size(parameters: int, *, size: str, family: str | None = None) -> None
     if not low <= parameters / 1e9 <= high:
         of = f" of {family}" if family else ""
         expected = f"; it should have {known.billions:g}" if known else ""
-        raise ConfigError(f"--size {size}{of}, but its config says {parameters / 1e9:.3g} billion parameters{expected}")
+        raise ConfigError(f"--size {size}{of}, but its config.json describes {_count(parameters)} parameters{expected}")
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.3g} billion" if parameters >= 1e8 else f"{parameters:,}"
 
 
 def wanted(sizes: Mapping[str, int | None]) -> tuple[list[str], list[LeftOut]]:

@@ -37,6 +37,10 @@ class Layout:
         return [(t, p) for p in range(self.pp) for t in range(self.tp)]
 
 
+AXES = {"g": "query groups", "f": "rows of the MLP", "e": "experts", "v": "tokens of the vocabulary"}
+"""An axis that tp cuts -> what it counts."""
+
+
 def padded_vocab(vocab_size: int, *, tp: int, multiple: int = 128) -> int:
     """Megatron's rule: the next multiple of `multiple` * tp (its `--make-vocab-size-divisible-by`)."""
     if multiple < 1:
@@ -56,7 +60,8 @@ def check_tp(rows: Iterable[tuple[str, Axes, str]], sizes: dict[str, int], *, tp
     most = max(sizes["g"] * sizes["q"], *(sizes[cut] for _, _, cut in cuttable))
     fits = [n for n in range(1, most + 1) if all(can_share(axes, sizes, cut, n) for _, axes, cut in cuttable)]
     shown = ", ".join(map(str, fits[:12])) + (", ..." if len(fits) > 12 else "")
+    cuts = {cut: [name for name, _, other in bad if other == cut] for _, _, cut in bad}
     return [
-        f"{name}: axis '{cut}' of '{axes}' has size {sizes[cut]}, which tp {tp} cannot share evenly; tp can be {shown}"
-        for name, axes, cut in bad
+        f"tp {tp} does not divide {sizes[cut]} {AXES.get(cut, f'along {cut}')} ({', '.join(names)}); tp can be {shown}"
+        for cut, names in cuts.items()
     ]

@@ -84,8 +84,8 @@ def _refuse(num_layers: int, rest: int, between: int, *, pp: int, vpp: int) -> N
         raise LayoutError(
             f"{rest} of {num_layers} layers are left for {between} stages{chunks}, which cannot share them evenly"
         )
-    fits = [n for n in range(1, num_layers + 1) if num_layers % (n * vpp) == 0]
-    raise LayoutError(f"{num_layers} layers cannot be shared evenly by pp {pp}{chunks}; pp can be {fits}")
+    fits = ", ".join(str(n) for n in range(1, num_layers + 1) if num_layers % (n * vpp) == 0)
+    raise LayoutError(f"{num_layers} layers cannot be divided evenly among pp {pp}{chunks}; pp can be {fits or 'none'}")
 
 
 def places(num_layers: int, *, pp: int, vpp: int = 1, uneven: Uneven = EVEN) -> list[Place]:

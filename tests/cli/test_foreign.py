@@ -5,6 +5,7 @@ import re
 import pytest
 
 from mconv.cli import app, foreign
+from mconv.cli.spelling import as_typed
 from mconv.train.config import theirs
 
 COMMANDS = [*foreign.TABLES, "train", "plan"]
@@ -86,3 +87,27 @@ def test_each_thing_that_is_wrong_with_a_command_line_is_a_line(line, capsys):
 def test_underscores_are_taken_in_our_own_names(capsys):
     assert app.run(["hf2meg", "no-such-folder", "--vocab_padding", "zeros"]) == 2
     assert "no-such-folder" in capsys.readouterr().err
+
+
+SPELLED = {
+    "seq_length 4096 is more than the model's 64": "--seq-length 4096 is more than the model's 64",
+    "lr is not set: give lr": "--lr is not set: give --lr",
+    "a:\n  - data is not set\n  - the data of x": "a:\n  - --data is not set\n  - the data of x",
+    "config.json: hidden_size is 3": "config.json: hidden_size is 3",
+    "run/seq_length.txt: seq_length: 3, --seq-length": "run/seq_length.txt: seq_length: 3, --seq-length",
+    "run: torch_dist tp 1 x pp 1, tp 2 is": "run: torch_dist tp 1 x pp 1, --tp 2 is",
+    "save needs load; adam_beta1 is 1": "--save needs --load; MCONV_TRAIN_ADAM_BETA1 is 1",
+}
+
+
+@pytest.mark.parametrize("message", SPELLED)
+def test_messages_name_fields_as_they_were_typed(message, monkeypatch):
+    monkeypatch.setenv("MCONV_TRAIN_ADAM_BETA1", "1")
+    assert as_typed(message, ["train", "--lr=1"]) == SPELLED[message]
+    if "MCONV" not in SPELLED[message]:
+        assert as_typed(message, ["train", "run.yaml"]) == message
+
+
+def test_a_field_given_as_a_flag_is_one_beside_a_file_too():
+    typed = as_typed("hidden_size is 3; ffn_hidden_size is 4", ["train", "c.yaml", "--hidden_size", "3"])
+    assert typed == "--hidden-size is 3; ffn_hidden_size is 4"

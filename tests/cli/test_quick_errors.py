@@ -34,6 +34,9 @@ meg2hf untracked
 inspect nothere
 inspect empty
 inspect untracked
+verify nothere
+verify nothere empty
+verify empty empty
 push nothere
 push empty you/model
 push nothere you/model --dry-run

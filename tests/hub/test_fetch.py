@@ -137,7 +137,7 @@ def test_a_repository_without_safetensors(hub, tmp_path):
     [
         ("llama2", None, r"needs a size; known sizes: 7, 13, 70"),
         ("llama2", "30", r"has no size '30'; known sizes: 7, 13, 70"),
-        ("gpt2", None, "no folder, no ORG/NAME, and none of the families"),
+        ("gpt2", None, "neither a folder nor a repository ORG/NAME nor a family"),
         ("lama2", "7", "did you mean llama2"),
         ("mistal", None, "did you mean mistral"),
         ("flacon", "7", "did you mean falcon"),
@@ -191,7 +191,7 @@ def test_names_as_people_write_them(name, size, repo):
         (1.67, "1", "falcon3", None),  # its name is rounded far down
         (32.5, "30", "llama", None),
         (7.6, "7", None, None),
-        (1.0, "7", None, "its config says 1 billion"),
+        (1.0, "7", None, "its config.json describes 1 billion"),
         (7.0, "seven", None, "not a number of billions"),
         (7.0, "nan", None, "billion"),
         (7.0, "8", "llama2", "has no size '8'"),

@@ -98,7 +98,7 @@ def test_refusals_name_the_numbers(tmp_path):
         engine.init(Parallel(tp=3))
     with pytest.raises(LayoutError, match="ffn_hidden_size 48 is not a multiple of tp 5"):
         checks.check(jobs.SPEC, padded_vocab_size=100, parallel=Parallel(tp=5))
-    with pytest.raises(LayoutError, match="4 layers cannot be shared evenly by pp 3"):
+    with pytest.raises(LayoutError, match="4 layers cannot be divided evenly among pp 3"):
         checks.check(jobs.SPEC, padded_vocab_size=96, parallel=Parallel(pp=3))
 
 

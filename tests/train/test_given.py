@@ -67,7 +67,7 @@ def test_a_mistake_in_the_file_is_named(name, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["none.yaml", "."])
 def test_what_is_no_file_is_said_to_be_the_config(name, tmp_path):
-    with pytest.raises(ConfigError, match=r"(No such file|Is a directory)[^\n]*the one word without a flag is CONFIG"):
+    with pytest.raises(ConfigError, match=r"(No such file|Is a directory)[^\n]*CONFIG, the argument without a flag"):
         read_yaml(tmp_path / name)
 
 

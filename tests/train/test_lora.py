@@ -405,7 +405,7 @@ def test_what_the_commands_say(saved, run, tmp_path, capsys):
     assert app.run(["lora", "merge", str(folder), *other]) == 2
     assert "has not the weights that" in capsys.readouterr().err
     assert app.run(["lora", "export", run["load"], "--out", str(tmp_path / "x")]) == 2
-    assert "is not the checkpoint of a LoRA run" in capsys.readouterr().err
+    assert "is neither a LoRA run nor a PEFT adapter" in capsys.readouterr().err
 
 
 REFUSED = {

@@ -75,8 +75,8 @@ def test_steps_are_counted_as_megatron_core_counts_them(fields):
 @pytest.mark.parametrize(
     "fields, world, says",
     [
-        ({"tp": 3}, None, "cannot share evenly"),
-        ({"pp": 5}, None, "36 layers cannot be shared evenly by pp 5"),
+        ({"tp": 3}, None, "tp 3 does not divide"),
+        ({"pp": 5}, None, "36 layers cannot be divided evenly among pp 5"),
         ({"tp": 8}, 12, "tp 8 x pp 1 does not divide 12 ranks"),
         ({"tp": 8}, 40, "global_batch_size 288 is not a multiple of micro_batch_size 1 x 5 replicas"),
         ({"freeze": ["norms", "layers.36"]}, None, "freeze: 'layers.36' names no weight of this model"),

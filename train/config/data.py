@@ -69,8 +69,8 @@ def _one_source(config: Any) -> Iterator[str]:
     given = [name for name in ("data", "mock_data") if getattr(config, name)] + apart[:1]
     if not given:
         yield (
-            "data is not set: prefixes of .bin/.idx files (mconv data tokenize makes them) in data, or in train_data, "
-            "or mock_data"
+            "data is not set: give data (or train_data) prefixes of .bin/.idx files, which mconv data tokenize makes, or "
+            "set mock_data"
         )
     elif len(given) > 1:
         yield f"{given[0]} and {given[1]} are both set; give one of them (valid_data and test_data go with train_data)"

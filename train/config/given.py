@@ -37,9 +37,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             values = load(file) or {}
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; the one word without a flag is CONFIG, a YAML file") from error
+        raise ConfigError(f"{path}: {error.strerror}; CONFIG, the argument without a flag, is a YAML file") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(_not_yaml(path, error)) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `field: value` lines, found a {type(values).__name__}")
     refuse([f"{path}: {problem}" for problem in unknown(values)], doing=f"reading {path}", kind=ConfigError)
@@ -51,13 +51,29 @@ def load(source: str | IO[bytes]) -> Any:
     return yaml.load(source, _Loader)  # a SafeLoader
 
 
+def _as_variables(problem: str) -> str:
+    """Return a problem of an unknown field, the field that is meant named as a variable."""
+    return re.sub(r"(?<=did you mean ')\w+", lambda found: f"{PREFIX}{found[0].upper()}", problem)
+
+
+def _not_yaml(path: Path, error: yaml.YAMLError) -> str:
+    """Return where a file is no YAML, and why."""
+    begun = getattr(error, "context_mark", None) or getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or getattr(error, "context", None)
+    if begun is None:
+        return f"{path}: {error}"
+    return f"{path}, line {begun.line + 1}: {problem}" + "; a line of it is `field: value`" * ("expected" in str(problem))
+
+
 def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """The fields that variables set, each written as in YAML, lists with spaces; an empty one sets nothing.
 
     Raises ConfigError on a variable that no field has, by name.
     """
     told = {name.removeprefix(PREFIX).lower(): text for name, text in environment.items() if name.startswith(PREFIX)}
-    bad = [f"environment: {PREFIX}{name.upper()}: {problem}" for name in told for problem in unknown([name])]
+    bad = [
+        f"environment: {PREFIX}{name.upper()}: {_as_variables(problem)}" for name in told for problem in unknown([name])
+    ]
     refuse(bad, doing="reading the environment", kind=ConfigError)
     kinds = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
     return {name: _value(name, text, kinds[name]) for name, text in told.items() if text}

@@ -29,7 +29,8 @@ class Length:
         yield from rules.at_least_1(config, "micro_batch_size global_batch_size train_iters train_samples")
         given = [name for name in ("train_iters", "train_samples") if getattr(config, name) is not None]
         if len(given) == 2 or (not given and not config.eval_only):
-            yield "a run is as long as train_iters or train_samples says: set one of them" + " only" * bool(given)
+            both = "train_iters and train_samples are both set; give one of them"
+            yield both if given else "the length of the run is not set: give train_iters or train_samples"
         if config.train_samples is not None and 0 < config.train_samples < config.global_batch_size:
             yield f"train_samples {config.train_samples} is less than one global batch of {config.global_batch_size}"
         if config.rampup_batch_size is not None:

@@ -78,7 +78,7 @@ def _from_scratch(config: Any) -> Iterator[str]:
 def _from_a_checkpoint(config: Any) -> Iterator[str]:
     """Yield what needs random weights."""
     if config.load is None:
-        yield "load is not set: a Megatron checkpoint or a Hugging Face folder; or give init random and a preset"
+        yield "load is not set: give load a Megatron checkpoint or a Hugging Face folder, or init random and a preset"
     said = [name for name in ("preset", "model", "init_method_std", *CHANGES) if getattr(config, name) is not None]
     if said:
         yield f"{', '.join(said)}: allowed only with init random; a checkpoint has its own architecture"

@@ -48,7 +48,7 @@ class Schedule:
             lambda lr: 0 < lr < math.inf and lr >= max(config.min_lr, config.lr_warmup_init),
         )  # fmt: skip
         if config.lr is None and not config.eval_only:
-            yield "lr is not set: the highest learning rate"
+            yield "lr is not set: give the highest learning rate, such as 1e-5"
         yield from _units(config)
         yield from _spans(config)
 
