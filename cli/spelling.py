@@ -39,7 +39,7 @@ def as_typed(message: str, argv: Sequence[str]) -> str:
 
 def _places(name: str) -> str:
     """Return a pattern for a field's name where it stands for the field: no part of a path, a flag or another word."""
-    layout = r"(?! \d+ x )"  # "tp 2 x pp 1" describes a checkpoint
+    layout = r"(?! \d+ x )" if name in ("tp", "pp", "vpp") else ""  # "tp 2 x pp 1" describes a checkpoint
     alone = rf"(?<![\w./'\"`-])(?<! x ){name}(?![\w./'\"`=-])(?!: ){layout}"
     if "_" in name or name in ABBREVIATIONS:
         return alone

@@ -342,7 +342,7 @@ ROWS = (
         attn_logit_softcapping=0.0, qk_norm=False, num_local_experts=0, use_sliding_window=False, residual_multiplier=1.0,
         tie_encoder_decoder=False)),
     same("a key that the user knows", config(novelty=3), ignore=("novelty",)),
-    refused("a key that nobody knows", config(novelty=3), "claims novelty=3.*--ignore-config-key novelty"),
+    refused("a key that nobody knows", config(novelty=3), "does not know novelty=3.*--ignore-config-key novelty"),
     refused("soft-capped scores", config(attn_logit_softcapping=30.0), "attn_logit_softcapping=30.0"),
     refused("a multiplier", config(residual_multiplier=0.22), "residual_multiplier=0.22.*--ignore-config-key"),
     refused("a key that a row claims, ignored", lambda f: f.config(**dict.fromkeys(ACTIVATION, "relu")),

@@ -128,7 +128,7 @@ def test_llama2_as_the_hub_has_it():
         ({"layer_types": ["full_attention"] * 31}, "layer_types has 31 entries, but num_hidden_layers is 32"),
         ({"layer_types": ["sliding_attention"] * 32}, "supports only 'full_attention'"),
         ({"layer_types": "full_attention"}, "layer_types is 'full_attention'"),
-        ({"use_sliding_window": True}, "claims use_sliding_window=True"),
+        ({"use_sliding_window": True}, "does not know use_sliding_window=True"),
         ({"hidden_size": 4096.0}, "hidden_size is 4096.0, not int"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True, not int"),
     ],

@@ -73,7 +73,7 @@ def test_the_manifest_lets_pass_only_what_it_recorded(folder):
     (folder / manifest.NAME).write_text(json.dumps({"ignored": {"config_keys": {"novelty": 3}}}))
     assert open_checkpoint(folder).ignored == {"config_keys": {"novelty": 3}}
     edit_json(folder / "config.json", novelty=4)
-    with pytest.raises(ConfigError, match="claims novelty=4"):
+    with pytest.raises(ConfigError, match="does not know novelty=4"):
         open_checkpoint(folder)
 
 
@@ -98,7 +98,7 @@ def test_a_key_is_shown_as_it_can_be_typed(folder):
 def test_a_key_of_params_json_passes_by_name_too(tmp_path):
     params = {"dim": 48, "n_layers": 1, "n_heads": 8, "norm_eps": 1e-5, "novelty": 3}
     (tmp_path / "params.json").write_text(json.dumps(params))
-    with pytest.raises(ConfigError, match=r"no row claims novelty=3.*--ignore-config-key novelty"):
+    with pytest.raises(ConfigError, match=r"mconv does not know novelty=3.*--ignore-config-key novelty"):
         read(tmp_path)
     assert "novelty" not in read(tmp_path, ["novelty"])
     assert passed_over(tmp_path, ["novelty", "not_there"]) == {"novelty": 3}

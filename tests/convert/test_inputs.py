@@ -272,7 +272,7 @@ def test_defaults_of_params_json(tmp_path):
 
 
 WRONG = {
-    "unknown": ({"quantization_args": {"scheme": "int4"}}, "no row claims quantization_args"),
+    "unknown": ({"quantization_args": {"scheme": "int4"}}, "mconv does not know quantization_args"),
     "missing": ({"norm_eps": None}, "no 'norm_eps'"),
     "kind": ({"dim": "48"}, "dim is '48', not int"),
     "negative": ({"n_layers": -1}, "must be positive"),
@@ -434,7 +434,7 @@ WRONG_MISTRALS = {
     "quantised": ({"quantization": {"qformat_weight": "fp8_e4m3"}}, "quantised weights"),
     "yarn": ({"yarn": {"factor": 4}}, "YaRN"),
     "adapter": ({"lora": {"enable": True}}, "an adapter"),
-    "unknown": ({"novelty": 3}, "no row claims novelty=3"),
+    "unknown": ({"novelty": 3}, "mconv does not know novelty=3"),
     "mamba": ({"model_type": "mamba"}, "model_type is 'mamba'; mconv supports only 'transformer'"),
     "activation": ({"activation": "gelu"}, "activation is 'gelu'"),
     "causal": ({"causal": False}, "causal is False"),

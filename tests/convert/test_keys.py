@@ -115,7 +115,7 @@ def test_a_key_whose_value_says_nothing_passes(made, name):
     for value in NOTHING if name != "bias" else [False]:
         assert family.read_config({**config, name: value}) == family.read_config(config)
     if name != "bias":
-        with pytest.raises(ConfigError, match=f"claims {name}=2.*--ignore-config-key {name}"):
+        with pytest.raises(ConfigError, match=f"does not know {name}=2.*--ignore-config-key {name}"):
             family.read_config({**config, name: 2})
         assert family.read_config({**config, name: 2}, {name}) == family.read_config(config)
 
@@ -126,7 +126,7 @@ def test_no_is_not_always_nothing(made):
     config = json.loads((folder / "config.json").read_text())
     for name, fine, wrong in [*((n, True, False) for n in YES), *((n, 1.0, 0.0) for n in ONE), ("x_multiplier", None, 0)]:
         assert family.read_config({**config, name: fine}) == family.read_config(config)
-        with pytest.raises(ConfigError, match=f"claims {name}="):
+        with pytest.raises(ConfigError, match=f"does not know {name}="):
             family.read_config({**config, name: wrong})
     for change in ({"is_causal": False}, {"per_layer_config": {"0": {}}}, {"text_config": {"a": 1}}):
         with pytest.raises(ConfigError, match=next(iter(change))):

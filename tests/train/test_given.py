@@ -23,7 +23,7 @@ wandb_exp_name: 2024-01-01
 wandb_project: 7
 """
 MISTAKES = {
-    "twice": (LINES + "lr: 1\n", ["c.yaml: lr is set twice", "line 7"]),
+    "twice": (LINES + "lr: 1\n", ["c.yaml, line 7: lr is set twice"]),
     "twice, deeper": ("data: {a: 1, a: 2}\n", ["a is set twice"]),
     "octal": (LINES + "tp: 010\n", ["tp is '010'; it must be a whole number: Tensor parallel size: ranks that share"]),
     "sixties": (LINES + "exit_duration_in_mins: 1:30\nsave: s\n", ["is '1:30'; it must be a number", "minutes"]),
@@ -155,7 +155,9 @@ def test_a_variable_changes_a_preset_and_is_checked_before_anything_starts(monke
 
 
 def test_an_unknown_variable_is_refused():
-    with pytest.raises(ConfigError, match="MCONV_TRAIN_NUM_LAYER: unknown field 'num_layer'; did you mean 'num_layers'"):
+    with pytest.raises(
+        ConfigError, match="MCONV_TRAIN_NUM_LAYER: unknown field 'num_layer'; did you mean 'MCONV_TRAIN_NUM_LAYERS'"
+    ):
         read_environment({"MCONV_TRAIN_NUM_LAYER": "2", "MCONV_TIMEOUT_MINUTES": "1"})
     with pytest.raises(ConfigError, match='MCONV_TRAIN_DATA is "it\'s": No closing quotation'):
         read_environment({"MCONV_TRAIN_DATA": "it's"})

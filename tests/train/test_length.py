@@ -119,8 +119,8 @@ def test_batches_that_replicas_cannot_share_are_refused():
 
 
 BAD = {
-    "neither": ({}, "set one of them"),
-    "both": ({"train_iters": 5, "train_samples": 40}, "set one of them only"),
+    "neither": ({}, "the length of the run is not set: give train_iters or train_samples"),
+    "both": ({"train_iters": 5, "train_samples": 40}, "train_iters and train_samples are both set"),
     "no batch": ({"train_samples": 7}, "less than one global batch of 8"),
     "no rate": ({"train_iters": 5, "lr": None}, "lr is not set"),
     "samples for iters": ({"train_iters": 5, "lr_decay_samples": 9}, "say lr_decay_iters"),

@@ -314,7 +314,7 @@ def test_suggestions_for_people(capsys):
     [
         ("--suggest --gpu-memory 80", "--suggest needs the GPUs: --world-size"),
         ("--suggest --gpus 8", "--suggest needs the GPUs"), ("--gpu-memory 1", "the GB of one GPU, such as 80"),
-        ("--gpu-memory nan", "the GB of one GPU"), ("--suggest --gpus 7 --gpu-memory 80", "global_batch_size 8 is not"),
+        ("--gpu-memory nan", "the GB of one GPU"), ("--suggest --gpus 7 --gpu-memory 80", "--global-batch-size 8 is not"),
     ],
 )  # fmt: skip
 def test_gpus_that_cannot_be(line, says, capsys):

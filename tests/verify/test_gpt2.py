@@ -79,7 +79,7 @@ def test_files_saved_without_a_head_have_shorter_names_and_masks_in_them(tmp_pat
         ({"activation_function": "relu"}, "activation_function is 'relu'"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
         ({"n_head": 7}, "n_embd 48 is not a multiple of n_head 7"),
-        ({"rms_norm_eps": 1e-5}, "claims rms_norm_eps"),
+        ({"rms_norm_eps": 1e-5}, "does not know rms_norm_eps"),
     ],
 )
 def test_what_is_refused_by_name(change, says, made, tmp_path):
