@@ -11,7 +11,7 @@ from mconv.convert.source import Progress, quiet
 from mconv.errors import MconvError
 from mconv.verify.sides import Said, Side, open_both
 
-TRAINED = "it is the result of a training, and equal to nothing that was there before"
+TRAINED = "it is the result of training, so there is no earlier checkpoint that it must equal"
 PLAIN: Said = {}
 
 

@@ -49,7 +49,7 @@ def choose(a: Checkpoint, b: Checkpoint, *, tp: int | None, pp: int | None, unev
         return Choice(notes=(f"{why}: judged at tp 1 x pp 1",))
     cores = _cores()
     turns = needed > max(1, cores) and not _gpus() and world()[1] == 1
-    note = f"{needed} ranks take turns on {cores} cores here; --tp 1 --pp 1 judges the same on one rank"
+    note = f"{needed} ranks take turns on {_counted(cores)} here; --tp 1 --pp 1 judges the same on one rank"
     return replace(found, notes=(note,) if turns else ())
 
 
@@ -70,10 +70,11 @@ def recorded(a: Checkpoint, b: Checkpoint, ran: Choice) -> dict[str, Any] | None
     if not any(sides.values()):
         return None
     told = {n: None if x is None else {"tp": x.tp, "pp": x.pp, "vpp": x.vpp} for n, x in sides.items()}
-    return {**told, "line": _line({n: x for n, x in sides.items() if x}, ran)}
+    same_depth = a.spec.num_layers == b.spec.num_layers
+    return {**told, "line": _line({n: x for n, x in sides.items() if x}, ran, same_depth=same_depth)}
 
 
-def _line(known: dict[str, Layout], ran: Choice) -> str:
+def _line(known: dict[str, Layout], ran: Choice, *, same_depth: bool) -> str:
     """Return which layout was recorded and which was proven, in words."""
     texts = {name: said(layout) for name, layout in known.items()}
     alike = len(set(texts.values())) == 1
@@ -83,7 +84,7 @@ def _line(known: dict[str, Layout], ran: Choice) -> str:
         return f"recorded {told}, proven there"
     wanted = known.get("candidate") or known["reference"]
     proven = f"recorded {told}, proven at tp {ran.tp} x pp {ran.pp}"
-    if (wanted.tp, wanted.pp) == (ran.tp, ran.pp):
+    if (wanted.tp, wanted.pp) == (ran.tp, ran.pp) or not same_depth:  # stages would cut the two in different places
         return proven
     if not ran.provable:
         return f"{proven}; megatron-core cannot run it as recorded"
@@ -118,9 +119,13 @@ def _costly(needed: int, a: Checkpoint, b: Checkpoint) -> str | None:
     if gpus := _gpus():
         return None if gpus >= needed else f"{needed} ranks need as many GPUs, and there are {gpus} here"
     if needed > TURNS * _cores():
-        return f"{needed} ranks on {_cores()} cores are slow"
+        return f"{needed} ranks on {_counted(_cores())} are slow"
     wanted = needed * RANK_BYTES + 4 * max(c.parameters for c in (a, b))
     return None if wanted < environment.available() else f"{needed} ranks need more memory than is free"
+
+
+def _counted(cores: int) -> str:
+    return "1 core" if cores == 1 else f"{cores} cores"
 
 
 def _gpus() -> int:

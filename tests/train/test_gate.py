@@ -110,7 +110,7 @@ def test_a_published_model_needs_no_verdict_and_a_trained_one_has_no_equal(place
     assert run(words(place, load="run", save="next")) == 2
     assert "--resume to go on" in capfd.readouterr().err  # before anything is judged
     assert run(words(place, "--finetune", load="run", save="next")) == 2
-    assert "the result of a training" in capfd.readouterr().err and not (place / "next").exists()
+    assert "the result of training" in capfd.readouterr().err and not (place / "next").exists()
     assert run(["meg2hf", str(place / "run"), "--out", str(place / "tuned")]) == 0
     capfd.readouterr()
     assert run(words(place, load="tuned", save="next")) == 0 and "PASS: run/iter_0000002" in capfd.readouterr().out, (
