@@ -85,11 +85,15 @@ def pull(
     from mconv.hub.push import progress
 
     left: list[LeftOut] = []
-    with progress(shown=not json and sys.stderr.isatty()):
-        folder = fetch(
-            repo, out, size=size, revision=revision, overwrite=overwrite, endpoint=os.environ.get("HF_ENDPOINT"),
-            tell=left.extend,
-        )  # fmt: skip
+    try:
+        with progress(shown=not json and sys.stderr.isatty()):
+            folder = fetch(
+                repo, out, size=size, revision=revision, overwrite=overwrite, endpoint=os.environ.get("HF_ENDPOINT"),
+                tell=left.extend,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        print("what has arrived is kept: the same command completes the download", file=sys.stderr)
+        raise
     if behind := note(left):
         print(f"note: {behind}", file=sys.stderr)
     alone = adapter.is_adapter(folder)

@@ -31,6 +31,8 @@ def of_run(folder: Path, base: Mapping[str, str]) -> str:
     if found := next((name for name in known if name), None):
         return found
     why = "its manifest does not tell which Hugging Face model it was made from"
+    if first:
+        why = f"it was made from {first[0]}, where no Hugging Face model is now"
     if changed:
         why = "it was trained, so it is no published model; `mconv meg2hf` makes its Hugging Face folder"
     raise MconvError(
