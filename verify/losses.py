@@ -52,4 +52,4 @@ def normal_loss(report: dict[str, Any]) -> str | None:
     """Return which loss random ids have with a sound model, in words."""
     if not (size := report.get("vocab_size")):
         return None
-    return f"ln({size:,}) = {math.log(size):.2f} and somewhat more is normal"
+    return f"about ln({size:,}) = {math.log(size):.2f}, or a few nats more, is normal"
