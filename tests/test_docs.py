@@ -1,5 +1,6 @@
 """Every `mconv` command in the documents and the examples is one that the command line takes."""
 
+import ast
 import importlib.util
 import itertools
 import os
@@ -13,6 +14,7 @@ import pytest
 from mconv.cli.app import app
 
 ROOT = Path(__file__).parents[1]
+PARTS = ["shard", "convert", "train", "verify", "hub", "cli"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OUTSIDE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md"]
 """Pages that are not of the site, whose links `mkdocs build --strict` does not check."""
@@ -80,6 +82,51 @@ def test_the_recipes_are_what_plan_suggests():
     page = module.PAGE.read_text()
     assert module.filled(page) == page, "run `python docs/layouts.py` and commit what it writes"
     assert page.count("<!-- end -->") == 2 and "| 70B | 64 x 80 GB |" in page
+
+
+def messages():
+    """Return every text of the program's code, `...` in place of what is filled in."""
+    for file in (file for part in PARTS for file in (ROOT / part).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def quoted(page):
+    """Return the messages that a page of troubles quotes: the code in the first column of its tables."""
+    first = [row.split(" | ")[0] for row in page.splitlines() if row.startswith("| `")]
+    return [text for cell in first for text in re.findall(r"`([^`]+)`", cell)]
+
+
+def unknown(quotes, texts):
+    """Return the quotes of which the parts between `...` are in no text, in their order."""
+    return [quote for quote in quotes if not any(in_order(quote.split("..."), text) for text in texts)]
+
+
+def in_order(parts, text):
+    place = 0
+    for part in parts:
+        place = text.find(part, place)
+        if place < 0:
+            return False
+        place += len(part)
+    return True
+
+
+def test_the_messages_under_troubleshooting_are_the_programs():
+    """Where a message was changed on purpose, docs/troubleshooting.md follows it."""
+    quotes = quoted((ROOT / "docs" / "troubleshooting.md").read_text())
+    assert len(quotes) > 40 and unknown(quotes, list(messages())) == []
+
+
+def test_a_message_that_no_code_has_is_found():
+    texts = ["... is not empty; name ...", "no room"]
+    assert unknown(["... is not empty", "no roof", "name ... is not empty"], texts) == [
+        "no roof",
+        "name ... is not empty",
+    ]
 
 
 STUBS = """
