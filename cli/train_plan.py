@@ -69,7 +69,7 @@ def _plan(
     json: o.Json = False,
     **flags: Any,
 ) -> int:
-    """What a run asks for.
+    """Plan a training run.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def _inherited(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _filled(values: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The fields with what a plan does not depend on filled in, and whether they say how long the run is."""
+    """Return the fields with what a plan does not depend on filled in, and whether they give the run's length."""
     known = any(values.get(name) is not None for name in ("train_iters", "train_samples"))
     read = any(values.get(name) for name in ("mock_data", "train_data"))
     idle: dict[str, Any] = {"lr": 1.0, "data": None if read else ["none"]}

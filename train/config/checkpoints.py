@@ -23,14 +23,15 @@ class Checkpoints:
     keep_every: int | None = None
     """With keep_last: also keep every checkpoint whose iteration is a multiple of this."""
     on_full_disk: Literal["stop", "continue"] = "stop"
-    """When a checkpoint finds no room: end the run with exit code 2, or train on and try again at the next save."""
+    """When a save finds the disk full. stop: end the run with exit code 2. continue: train on and try again at the next
+    save."""
     allow_full_disk: bool = False
     """Start even if the disk of `save` has no room for a checkpoint."""
     resume: bool = False
-    """Go on with the run that `load` holds, Megatron-LM's or mconv's: its iteration, optimizer and schedule. Its settings
-    are taken where they are not given."""
+    """Continue the run in load (Megatron-LM's or mconv's): its iteration, optimizer state and schedule. Settings that are
+    not given are taken from it."""
     finetune: bool = False
-    """Take the weights of `load` alone and begin at iteration 0; the optimizer state that it may hold is left out."""
+    """Take only the weights of load and start at iteration 0; its optimizer state is left out."""
     iteration: int | None = None
     """Iteration to continue from in `save`, or to start from in `load`; the one in the tracker if not given."""
     overwrite: bool = False

@@ -16,7 +16,8 @@ class Logs:
     log_throughput: bool = False
     """Also print each GPU's TFLOP/s, tokens/s and MFU, its memory, and the time left. The log file always has them."""
     print_args: bool = False
-    """Print all arguments at the start, as Megatron-LM does; else those that are not at their defaults, or inherited."""
+    """Print all arguments at the start, in Megatron-LM's form; otherwise only those that are not at their defaults or
+    were inherited."""
     tensorboard_dir: str | None = None
     """Folder for TensorBoard event files."""
     wandb_project: str | None = None

@@ -15,11 +15,13 @@ class Precision:
     """Precision: that of the weights if none is asked for, and fp16's loss scale."""
 
     fp32: bool | None = None
-    """Train in float32, whatever the weights are. With none of fp32, bf16 and fp16: in the dtype of the weights."""
+    """Train in float32, whatever the dtype of the weights. Without fp32, bf16 or fp16 a run uses the dtype of its
+    weights."""
     bf16: bool | None = None
-    """Train in bfloat16 with fp32 main weights and gradients; false: not, even where the weights are bfloat16."""
+    """Train in bfloat16 with fp32 main weights and gradients. false: not in bf16, even if the weights are."""
     fp16: bool | None = None
-    """Train in float16 with fp32 main weights and gradients and a scaled loss; false: not, even where the weights are."""
+    """Train in float16 with fp32 main weights and gradients, and a loss scale. false: not in fp16, even if the weights
+    are."""
     loss_scale: float | None = None
     """Constant loss scale for fp16; adjusted during the run if not given."""
     initial_loss_scale: float = 2.0**32

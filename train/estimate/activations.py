@@ -65,13 +65,13 @@ class Layer:
 
     @property
     def total(self) -> float:
-        """All of them but `entry`, which the norms keep."""
+        """Return the sum of all but `entry`, which the norms keep."""
         return self.norms + self.attention + self.scores + self.mlp + self.dropout
 
 
 @lru_cache(maxsize=1024)  # most layers of a model are alike
 def layer(spec: ModelSpec, setting: Setting, at: Flow, *, tp: int) -> Layer:
-    """What one layer keeps on each of `tp` ranks, gradients flowing as `at` says."""
+    """Return what one layer keeps on each of `tp` ranks, where gradients flow as `at` says."""
     e, h, outer = setting.itemsize, spec.hidden_size, tp if setting.sequence_parallel else 1
     read = {row: _read(spec, setting, at, row) for row in ("layer.qkv", "layer.mlp_in", "layer.mlp_out")}
     together = spec.parallel_attention  # two branches beside each other read the same hidden states, once kept
@@ -95,13 +95,13 @@ def layer(spec: ModelSpec, setting: Setting, at: Flow, *, tp: int) -> Layer:
 
 
 def _read(spec: ModelSpec, setting: Setting, at: Flow, row: str) -> bool:
-    """Whether a linear's input is kept: for its weight's gradient or its adapters', which keep it dropped instead."""
+    """Return whether a linear's input is kept: for the gradient of its weight, or of adapters without dropout."""
     adapter = setting.trains.adapter
     return row in at.weights or (adapter is not None and not adapter.dropout and bool(setting.trains.adapters(spec, row)))
 
 
 def _adapters(spec: ModelSpec, setting: Setting, rows: tuple[str, ...], *, tp: int) -> float:
-    """What adapters of some rows keep beside their input: what passes between their factors, and dropped inputs."""
+    """Return what adapters of some rows keep beside their input: what passes between their factors, dropped inputs."""
     found = [linear for row in rows for linear in setting.trains.adapters(spec, row)]
     return sum((_adapter(spec, setting, linear, tp=tp) for linear in found), 0.0)
 
@@ -115,17 +115,17 @@ def _adapter(spec: ModelSpec, setting: Setting, linear: Linear, *, tp: int) -> f
 
 
 def _mask(setting: Setting) -> int:
-    """Bytes of each element of a dropout's mask."""
+    """Return the bytes of one element of a dropout mask."""
     return setting.itemsize if setting.cpu else 1
 
 
 def _statistics(spec: ModelSpec, e: int) -> int:
-    """A norm's own: one number in fp32, or mean and deviation."""
+    """Return the bytes of a norm's statistics: one number in fp32, or mean and deviation."""
     return FP32 if spec.norm == "rms" else 2 * e
 
 
 def _attention(spec: ModelSpec, setting: Setting) -> float:
-    """Of all heads. The fused QKV stays because values are a view of it; rotary embedding makes new queries and keys."""
+    """Return the bytes of all heads. The fused QKV stays (values are a view of it); rotary makes new queries and keys."""
     e, width, kv = setting.itemsize, spec.num_attention_heads * spec.kv_channels, spec.num_query_groups * spec.kv_channels
     windowed = spec.sliding_window is not None and spec.sliding_window < setting.seq_length
     statistics = FP32 * spec.num_attention_heads
@@ -141,14 +141,14 @@ def _attention(spec: ModelSpec, setting: Setting) -> float:
 
 
 def _scores(spec: ModelSpec, setting: Setting) -> float:
-    """Softmax, mask and what is left, where a CPU drops attention out; a GPU's kernel draws its mask again."""
+    """Return the bytes of softmax, mask and product of attention's dropout on a CPU; a GPU draws its mask again."""
     if not (setting.cpu and setting.attention_dropout):
         return 0.0
     return 3.0 * FP32 * spec.num_attention_heads * setting.seq_length
 
 
 def activations(spec: ModelSpec, layout: Layout, setting: Setting, stage: int) -> tuple[float, float]:
-    """Of all micro batches that are between their forward and their backward, at most; and what backward makes anew."""
+    """Return the most bytes of micro batches between forward and backward, and the bytes that backward recomputes."""
     tokens = setting.seq_length * setting.micro_batch_size
     chunks = [_flows(spec, layout, setting, stage, chunk) for chunk in range(layout.vpp)]
     layers = [[layer(spec, setting, at, tp=layout.tp) for at in chunk] for chunk in chunks]
@@ -160,7 +160,7 @@ def activations(spec: ModelSpec, layout: Layout, setting: Setting, stage: int) -
 
 
 def _flows(spec: ModelSpec, layout: Layout, setting: Setting, stage: int, chunk: int) -> list[Flow]:
-    """Of each layer of a chunk. What comes from another stage asks for a gradient, needed or not.
+    """Return the flow of each layer of a chunk. What comes from another stage asks for a gradient, needed or not.
 
     So does what an embedding gives to adapters, and to layers that are computed again.
     """
@@ -170,7 +170,7 @@ def _flows(spec: ModelSpec, layout: Layout, setting: Setting, stage: int, chunk:
 
 
 def _in_flight(layout: Layout, setting: Setting, stage: int) -> int:
-    """Passes through a chunk whose backward is still to come, at most: megatron-core's warmup, and the next one."""
+    """Return the most passes through a chunk that wait for their backward: megatron-core's warmup, and the next one."""
     behind = layout.pp - stage - 1
     if layout.vpp == 1:
         return min(setting.micro_batches, behind + 1)
@@ -178,7 +178,7 @@ def _in_flight(layout: Layout, setting: Setting, stage: int) -> int:
 
 
 def _kept(layers: list[Layer], setting: Setting) -> float:
-    """What a chunk keeps for each token until its backward begins."""
+    """Return the bytes that a chunk keeps for each token until its backward begins."""
     if setting.recompute == "full":
         if setting.by_block:
             again, whole = layers[: setting.recompute_layers], layers[setting.recompute_layers :]
@@ -188,7 +188,7 @@ def _kept(layers: list[Layer], setting: Setting) -> float:
 
 
 def _dropped(one: Layer, setting: Setting) -> float:
-    """What selective recompute does not keep of a layer. Attention's inputs and output stay: it is little."""
+    """Return the bytes of a layer that selective recompute does not keep. Attention's inputs and output stay."""
     if setting.recompute != "selective":
         return 0.0
     parts = {"mlp": one.mlp, "core_attn": one.scores}
@@ -196,7 +196,7 @@ def _dropped(one: Layer, setting: Setting) -> float:
 
 
 def _again(layers: list[Layer], setting: Setting) -> float:
-    """What backward makes anew at one time."""
+    """Return the most bytes that backward recomputes at one time."""
     if setting.recompute == "full":
         size = 1 if setting.by_block else setting.recompute_layers
         units = (layers[start : start + size] for start in range(0, len(layers), size))
@@ -205,7 +205,7 @@ def _again(layers: list[Layer], setting: Setting) -> float:
 
 
 def _ends(spec: ModelSpec, layout: Layout, setting: Setting, stage: int, *, asks: bool) -> float:
-    """Of the embedding, and of the last norm, the head's input and the logits, in whose place their gradient comes.
+    """Return the bytes of the embedding, the last norm, the head's input and the logits (their gradient replaces them).
 
     `asks`: whether what the last layer gives asks for a gradient.
     """

@@ -59,12 +59,12 @@ class Forward:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Return the sum of all."""
         return self.projections + self.scores + self.mlp + self.head
 
 
 def forward(spec: ModelSpec, seq_length: int) -> Forward:
-    """Operations for each token of a sample of `seq_length`, by place.
+    """Return the operations for each token of a sample of `seq_length`, by place.
 
     Attention counts the whole square of a sample (with a window, the band beside it), and not only the half that a
     causal mask leaves, as papers and other Megatrons count it; so a kernel that skips the other half can seem faster.
@@ -82,7 +82,7 @@ def forward(spec: ModelSpec, seq_length: int) -> Forward:
 
 @lru_cache(maxsize=64)
 def per_token(spec: ModelSpec, seq_length: int, trains: Trains = ALL) -> float:
-    """Operations of training, forward and backward, for each token of a sample of `seq_length`.
+    """Return the operations of training, forward and backward, for each token of a sample of `seq_length`.
 
     Where a part is trained only, what is left out is left out: gradients of frozen matrices, and of whatever lies before
     the first thing that is trained.
@@ -93,7 +93,7 @@ def per_token(spec: ModelSpec, seq_length: int, trains: Trains = ALL) -> float:
 
 
 def _backward(spec: ModelSpec, seq_length: int, trains: Trains) -> float:
-    """Operations of the gradients alone, and of adapters both ways."""
+    """Return the operations of the gradients, and of adapters both ways."""
     once, n = forward(spec, seq_length), spec.num_layers
     kv, width = 2 * spec.num_query_groups * spec.kv_channels, spec.num_attention_heads * spec.kv_channels
     ingoing = (width + kv) / (2 * width + kv)  # query, key and value, of all projections
@@ -112,7 +112,7 @@ def _backward(spec: ModelSpec, seq_length: int, trains: Trains) -> float:
 
 
 def _adapter(spec: ModelSpec, trains: Trains, linear: Linear, at: Flow) -> float:
-    """Of one adapter in one layer: both factors forward and their gradients, and its input's where that asks for one."""
+    """Return the operations of one adapter in one layer: its factors, their gradients, and its input's if needed."""
     assert trains.adapter is not None
     a, b = (2.0 * prod(linear.shape(factor, rank=trains.adapter.width, sizes=spec.sizes)) for factor in FACTORS)
     places = {"layer.qkv": at.normed, "layer.attn_out": at.attention, "layer.mlp_in": at.normed_again}
@@ -120,12 +120,12 @@ def _adapter(spec: ModelSpec, trains: Trains, linear: Linear, at: Flow) -> float
 
 
 def per_iteration(spec: ModelSpec, *, seq_length: int, global_batch_size: int) -> float:
-    """Operations of one optimizer step of the whole model, over all ranks."""
+    """Return the operations of one optimizer step of the whole model, over all ranks."""
     return per_token(spec, seq_length) * seq_length * global_batch_size
 
 
 def peak(device: str, dtype: str, *, peak_tflops: float | None = None) -> float | None:
-    """Dense FLOP/s of one device; None where they are not known.
+    """Return the dense FLOP/s of one device; None where they are not known.
 
     `device` is the name that torch gives it, `dtype` one of bf16, fp16, fp32. `peak_tflops`, else the environment
     variable MCONV_PEAK_TFLOPS, is the answer (in TFLOP/s) where it is set.
@@ -138,7 +138,7 @@ def peak(device: str, dtype: str, *, peak_tflops: float | None = None) -> float 
 
 
 def _environment() -> float | None:
-    """MCONV_PEAK_TFLOPS, if it is set. Raises ConfigError if it is no positive number."""
+    """Return MCONV_PEAK_TFLOPS if it is set. Raises ConfigError if it is not a positive number."""
     text = os.environ.get(OVERRIDE)
     if text is None:
         return None

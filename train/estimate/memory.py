@@ -47,17 +47,17 @@ class Rank:
 
     @property
     def peak(self) -> int:
-        """Bytes at the fullest moment of an iteration: in the backward pass, or in the optimizer's step."""
+        """Return the bytes at the fullest moment of an iteration: in the backward pass, or in the optimizer's step."""
         return self.weights + self.gradients + self.optimizer + max(self.activations, self.step)
 
     @property
     def total(self) -> int:
-        """Bytes of all four."""
+        """Return the bytes of weights, gradients, optimizer state and activations."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
 def ranks(spec: ModelSpec, layout: Layout, setting: Setting) -> list[Rank]:
-    """The first tensor-parallel rank of each stage."""
+    """Return the memory of the first tensor-parallel rank of each stage."""
     return [_rank(spec, layout, setting, stage, held) for stage, held in enumerate(_held(spec, layout, setting.trains))]
 
 
@@ -91,7 +91,7 @@ class Held:
 
 @lru_cache(maxsize=256)  # a search for layouts comes back to each
 def _held(spec: ModelSpec, layout: Layout, trains: Trains) -> list[list[Held]]:
-    """What one rank of each stage holds, adapters among it."""
+    """Return the tensors that one rank of each stage holds, adapters included."""
     family = FAMILIES[spec.family]
     real = set(family.logicals(spec))  # biases that megatron-core has on top stay zero, without gradient
     found: list[list[Held]] = [[] for _ in range(layout.pp)]
@@ -105,7 +105,7 @@ def _held(spec: ModelSpec, layout: Layout, trains: Trains) -> list[list[Held]]:
 
 
 def _factors(spec: ModelSpec, layout: Layout, trains: Trains) -> list[int]:
-    """Elements of the factors of a layer's adapters, on one rank."""
+    """Return the number of elements of each factor of a layer's adapters, on one rank."""
     rank = trains.adapter.width if trains.adapter else 0
     return [
         prod(linear.share(factor, rank=rank, sizes=spec.sizes, tp=layout.tp))
@@ -135,7 +135,7 @@ def _rank(spec: ModelSpec, layout: Layout, setting: Setting, stage: int, held: l
 
 
 def _buffered(trained: list[int], setting: Setting) -> int:
-    """Elements of the buffer that gradients lie in; padded where replicas share the optimizer's work."""
+    """Return the elements of the gradient buffer, which is padded where replicas share the optimizer's work."""
     if not setting.distributed_optimizer:
         return sum(trained)
     return _up(sum(_up(n, ALIGNED) for n in trained), math.lcm(setting.replicas, BUCKET))

@@ -38,7 +38,7 @@ class Pace:
 
     @property
     def seconds(self) -> float | None:
-        """The time of the whole run; None where it has no length."""
+        """Return the time of the whole run; None where it has no length."""
         return None if self.days is None else self.days * units.DAY
 
 
@@ -69,17 +69,17 @@ class Plan:
 
     @property
     def replicas(self) -> int:
-        """Data-parallel ranks."""
+        """Return the number of data-parallel replicas."""
         return self.world // (self.layout.tp * self.layout.pp)
 
     @property
     def flops(self) -> float | None:
-        """Operations of the whole run."""
+        """Return the operations of the whole run."""
         return None if self.iterations is None else self.flops_per_iteration * self.iterations
 
     @property
     def tokens(self) -> int | None:
-        """Tokens of the whole run."""
+        """Return the tokens of the whole run."""
         return None if self.samples is None else self.samples.train * self.seq_length
 
 
@@ -133,7 +133,7 @@ def _checkpoint(config: TrainConfig, opened: Checkpoint, layout: Layout, setting
 
 
 def trains_of(config: TrainConfig, opened: Checkpoint) -> Trains:
-    """What a configuration trains. Raises ConfigError, as the run would, on words and linears that the model has not."""
+    """Return what a configuration trains. Raises ConfigError, as the run would, on names that the model has not."""
     if wanted(config):
         return Trains(adapter=asked(config, opened)[0])
     trains = Trains(freeze=tuple(config.freeze or ()))
@@ -142,7 +142,7 @@ def trains_of(config: TrainConfig, opened: Checkpoint) -> Trains:
 
 
 def problems(config: TrainConfig, opened: Checkpoint, length: int, world: int) -> Iterator[str]:
-    """What the run itself would refuse, and what is not counted here."""
+    """Yield what the run itself would refuse."""
     shared, most = config.tp * config.pp, opened.spec.max_position_embeddings
     replicas = world // shared
     if world % shared:
@@ -154,7 +154,7 @@ def problems(config: TrainConfig, opened: Checkpoint, length: int, world: int) -
 
 
 def layout_of(config: TrainConfig, opened: Checkpoint) -> Layout:
-    """The run's layout. Raises LayoutError, all at once, on sizes that do not fit the model."""
+    """Return the run's layout. Raises LayoutError with every size that does not fit the model."""
     wanted = target_layout(
         opened.spec, opened.family, tp=config.tp, pp=config.pp, vpp=config.vpp, uneven=uneven_of(config),
         vocab_multiple=config.make_vocab_size_divisible_by,
@@ -168,7 +168,7 @@ def layout_of(config: TrainConfig, opened: Checkpoint) -> Layout:
 def setting_of(
     config: TrainConfig, trains: Trains, *, seq_length: int, micro_batches: int, replicas: int, cpu: bool
 ) -> memory.Setting:
-    """What memory depends on, of a configuration."""
+    """Return the settings of a configuration that memory depends on."""
     return memory.Setting(
         seq_length=seq_length,
         micro_batch_size=config.micro_batch_size,
@@ -191,7 +191,7 @@ def setting_of(
 
 
 def iterations(config: TrainConfig) -> int | None:
-    """Optimizer steps; None where the configuration gives no length. A last batch that is not full is left out."""
+    """Return the number of optimizer steps, None without a length. A last batch that is not full is left out."""
     if config.train_samples is None:
         return config.train_iters
     steps = consumed = 0
@@ -206,7 +206,7 @@ def iterations(config: TrainConfig) -> int | None:
 
 
 def samples_of(config: TrainConfig, steps: int) -> Samples:
-    """Samples of each split: evaluations are one more than their intervals, and one at the end on the test split."""
+    """Return the samples of each split: one evaluation for each interval and one more, and one of the test split."""
     batch = config.eval_iters * config.global_batch_size if config.eval_interval else 0
     times = steps // config.eval_interval + 1 if config.eval_interval else 0
     return Samples(
