@@ -65,7 +65,7 @@ def test_the_command_merges_file_variables_and_flags(tmp_path, monkeypatch, caps
     line = ["train", "old.yaml", "--write-config", "new.yaml", "--lr", "3e-4", "--packing=false"]
     assert run(line) == 0
     said = capsys.readouterr().out
-    assert "wrote new.yaml: 6 of" in said and "before it can run: a run is as long as" in said
+    assert "wrote new.yaml: 6 of" in said and "before it can run: the length of the run is not set" in said
     monkeypatch.delenv("MCONV_TRAIN_TP")
     whole = {"load": "x", "data": ["a"], "lr": 3e-4, "tp": 4, "split": "9,1,0", "packing": False}
     assert checked(read_yaml(Path("new.yaml"))) == whole
