@@ -201,9 +201,9 @@ def _logits(
     if options.sequence_parallel and tp == 1:
         raise LayoutError("--sequence-parallel shares positions among tensor-parallel ranks; give --tp 2 or more with it")
     parallel = Parallel(tp=tp, pp=pp, uneven=ran.uneven, sequence_parallel=options.sequence_parallel)
-    for spec in (c.spec for c in (a, b) if c.format != "hf"):  # before ranks are started
-        bad = problems(spec, padded_vocab_size=padded_vocab(spec.vocab_size, tp=tp), parallel=parallel)
-        refuse(bad, doing="sharing the model among ranks", kind=LayoutError)
+    for c in (c for c in (a, b) if c.format != "hf"):  # before ranks are started
+        bad = problems(c.spec, padded_vocab_size=padded_vocab(c.spec.vocab_size, tp=tp), parallel=parallel)
+        refuse(bad, doing=f"running {c.name} at tp {tp} x pp {pp}", kind=LayoutError)
     payload = {
         "a": str(a.path.resolve()), "a_options": sides[0].said,
         "b": str(b.path.resolve()), "b_options": sides[1].said,
