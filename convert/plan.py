@@ -215,8 +215,10 @@ def _problems(plan: Plan, *, check_room: bool) -> list[str]:
     taken = out.exists() and (not out.is_dir() or any(p.name for p in out.iterdir() if not p.name.startswith(".mconv-")))
     source, target, place = plan.source.path.resolve(), out.resolve(), Place.of(plan.folder)
     taken = taken and not (plan.resume and place.unfinished)  # it was looked at when that run began
-    if target == Path.cwd():
-        problems.append(f"--out {out} is the current directory, which a conversion would replace; choose another folder")
+    if plan.format == "hf" and Path.cwd().is_relative_to(target):
+        problems.append(
+            f"--out {out} is the current working directory, which a conversion would replace; choose another directory"
+        )
     elif source == target:
         problems.append(f"--out {out} is the source itself; choose another folder")
     elif source.is_relative_to(target):
@@ -230,10 +232,6 @@ def _problems(plan: Plan, *, check_room: bool) -> list[str]:
     elif taken and not _ours_to_replace(plan):
         problems.append(
             f"--out {out} is not a checkpoint, so --overwrite will not replace it; remove it, or name another folder"
-        )
-    elif plan.format == "hf" and Path.cwd().is_relative_to(target):
-        problems.append(
-            f"--out {out} is the current working directory, which a conversion would replace; choose another directory"
         )
     if plan.side_folder is not None and not plan.side_folder.is_dir():
         problems.append(f"{plan.side_folder} is not a folder; --tokenizer takes a folder with tokenizer files")

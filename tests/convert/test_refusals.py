@@ -273,14 +273,14 @@ def test_a_single_file_beside_an_index(copy, made):
 @pytest.mark.parametrize(
     "options, says",
     [
-        ({"tp": 3}, ("layer.qkv.weight", "'g'", "size 4", "tp 3", "1, 2, 4")),
-        ({"tp": 5}, ("layer.mlp_in.weight", "'f'", "size 64")),
+        ({"tp": 3}, ("layer.qkv.weight", "does not divide 4 query groups", "tp 3", "1, 2, 4")),
+        ({"tp": 5}, ("layer.mlp_in.weight", "tp 5 does not divide 64 rows of the MLP")),
         ({"tp": 64}, ("layer.qkv.weight", "tp can be 1, 2, 4")),
         ({"tp": 0}, "tp 0"),
         ({"tp": -2}, "tp -2"),
         ({"pp": 0}, "pp 0"),
         ({"vpp": -1}, "vpp -1"),
-        ({"pp": 3}, ("2 layers", "pp 3", "[1, 2]")),
+        ({"pp": 3}, ("2 layers", "pp 3", "pp can be 1, 2")),
         ({"pp": 4}, "pp 4"),
         ({"pp": 2, "vpp": 2}, "2 virtual chunks"),
         ({"vpp": 2}, "vpp 2 needs pp > 1"),
@@ -304,7 +304,7 @@ def test_all_problems_are_listed_at_once(made, tmp_path):
     with pytest.raises(LayoutError) as caught:
         convert(made / "hf", tmp_path / "out", tp=3, pp=3)
     assert {"layer.qkv.weight", "layer.attn_out.weight", "layer.mlp_in.weight", "layer.mlp_out.weight"} <= {
-        word.strip(":") for word in str(caught.value).split()
+        word.strip("(),;") for word in str(caught.value).split()
     }
 
 

@@ -38,4 +38,4 @@ def test_tokenize_train_and_resume(tmp_path):
 
     refused = mconv("train", tmp_path / "run.yaml", "--tp", 3, "--train-iters", 9)
     assert refused.returncode == 2 and "Traceback" not in refused.stderr, refused
-    assert "padded vocabulary 256 is not a multiple of tp 3" in refused.stderr
+    assert "padded vocabulary 256 is not a multiple of --tp 3" in refused.stderr
