@@ -103,8 +103,8 @@ def test_nobody_trains_in_another_precision_by_accident(walk):
 def test_the_arguments_that_are_not_the_defaults_are_listed(walk):
     listed = walk["train"].text.partition(" arguments -")[2].partition("end of arguments")[0]
     names = set(re.findall(r"^  (\w+) \.", listed, re.M))
-    assert {"lr", "global_batch_size", "data", "train_iters"} <= names
-    assert not names & {"adam_beta1", "rope_scaling_factor", "tp", "tensorboard_dir", "weight_decay"}
+    assert {"lr", "global_batch_size", "data", "train_iters", "bf16"} <= names
+    assert not names & {"fp16", "fp32", "adam_beta1", "rope_scaling_factor", "tp", "tensorboard_dir", "weight_decay"}
 
 
 def test_a_run_goes_on_only_as_it_was_asked_to(walk):

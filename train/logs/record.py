@@ -80,7 +80,8 @@ def _applies(name: str, told: Mapping[str, Any]) -> bool:
 
 def _notable(name: str, value: Any, origin: str) -> bool:
     """Return whether the short list has an argument: not at its default, or inherited and not merely absent."""
-    return value is not None and value is not False if origin else value != DEFAULTS.get(name)
+    absent = value is None or value is False
+    return not absent if origin else value != DEFAULTS.get(name) and not (absent and not DEFAULTS.get(name))
 
 
 def _dotted(name: str, value: Any, origin: str) -> str:
