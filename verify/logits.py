@@ -22,7 +22,7 @@ from mconv.errors import CheckFailed, CopiesDiffer
 from mconv.shard.stages import Uneven
 from mconv.train.parallel import Parallel, from_rank_0, world
 from mconv.verify import bisect, digests, generate, probes, shards
-from mconv.verify.compare import CHUNK, LIMITS, Errors, Pair, allowed, compare, distance, failures
+from mconv.verify.compare import CHUNK, LIMITS, Comparison, Errors, Limits, Pair, allowed, compare, distance, failures
 from mconv.verify.environment import all_cores, reuse_memory
 from mconv.verify.guesses.explain import Guess, explain
 from mconv.verify.models import How, Model, Scores, model_of, rounded
@@ -84,13 +84,7 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
     return {
         "passed": not wrong and (spoken is None or spoken["passed"]),
         "failures": wrong + ([] if spoken is None else spoken["failures"]),
-        **asdict(found),
-        "by_row": [{"row": name, **one} for name, one in zip(asked.rows, found.by_row, strict=True)],
-        "limits": {
-            **{n: allowed(n, limits, noise=noise) for n in ("mean_abs_error", "relative_max", "relative_rms")},
-            "times_noise": limits.times_noise,
-        },
-        "noise": {name: getattr(noise, name) for name in ("max_abs_error", "relative_max", "relative_rms", "scale")},
+        **_compared(found, limits, noise, asked),
         "padding": padding(own, asked, true=b.spec.vocab_size),
         "layers": layer_errors(scores, own),
         "generation": spoken,
@@ -100,6 +94,19 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
         **_setting(payload, asked, how),
         "max_position_embeddings": a.spec.max_position_embeddings,
         "vocab_size": common,
+    }
+
+
+def _compared(found: Comparison, limits: Limits, noise: Errors, asked: Probe) -> dict[str, Any]:
+    """Return the part of a report that is about the numbers, with what they may be."""
+    return {
+        **asdict(found),
+        "by_row": [{"row": name, **one} for name, one in zip(asked.rows, found.by_row, strict=True)],
+        "limits": {
+            **{n: allowed(n, limits, noise=noise) for n in ("mean_abs_error", "relative_max", "relative_rms")},
+            "times_noise": limits.times_noise,
+        },
+        "noise": {name: getattr(noise, name) for name in ("max_abs_error", "relative_max", "relative_rms", "scale")},
     }
 
 
