@@ -111,4 +111,4 @@ def test_notes_and_meta_options_reach_the_user(tmp_path, capsys):
     assert "--max-position-embeddings" in capsys.readouterr().err
     assert (tmp_path / "m/iter_0000000/run_config.yaml").is_file()
     assert run(["meg2hf", str(tmp_path / "meta"), "--out", str(tmp_path / "x")]) == 2
-    assert "use `mconv hf2meg`" in capsys.readouterr().err
+    assert f"`mconv hf2meg {tmp_path}" in capsys.readouterr().err
