@@ -35,7 +35,7 @@ def before_training(config: "TrainConfig") -> bool:
         return True  # nothing will be trained
     load = Path(str(config.load))
     if not load.is_dir() and config.save and (Path(config.save) / TRACKER).is_file():
-        _say(f"not verified: {load} is gone, and the run goes on from its own checkpoint in {config.save}")
+        _say(f"not verified: {load} is gone, and the run continues from its own checkpoint in {config.save}")
         return True
     found = open_checkpoint(load, vocab_size=config.vocab_size, ignore=passes(config))
     if config.verify_against is None and found.importable and found.manifest is None:

@@ -262,7 +262,7 @@ def _say(environment: dict[str, Any]) -> None:
 def _end(result: dict[str, Any], *, adapter: bool) -> None:
     """Say how the run ended, what this start of it saved, and what to type next."""
     if result["stopped"]:
-        print(f"stopped by {result['stopped']}; the same command goes on from there")
+        print(f"stopped by {result['stopped']}; the same command resumes the run")
     if result["saved"] and result["losses"]:
         print(f"saved {result['saved']}")
     if result["saved"] and result["iteration"] >= result["iterations"]:

@@ -109,9 +109,7 @@ class Follow:
         for line in bad:
             self.say(f"warning: {line}")
         if bad and self.config.after_checkpoint_failure == "stop":
-            raise CheckFailed(
-                f"{'; '.join(bad)}; the run stops, as after_checkpoint_failure says, and can be gone on with"
-            )
+            raise CheckFailed(f"{'; '.join(bad)}; the run stops, as after_checkpoint_failure says, and can be resumed")
 
 
 def follow(run: Run, *, say: Callable[[str], None]) -> Follow:

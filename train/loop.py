@@ -179,7 +179,7 @@ def _log(run: Run, say: logs.Say, show: logs.Show | None) -> logs.Log:
             for note in record.write(file.parent, config, run.spec, ranks=world, iteration=run.iteration):
                 say(note)
         except OSError as error:  # a full disk
-            say(f"warning: {file.parent}/{record.NAME} was not written: {error}; the run goes on without it")
+            say(f"warning: {file.parent}/{record.NAME} was not written: {error}; the run continues without it")
     for line in record.arguments(config, run.spec, inherited=run.inherited, source=run.origin.name):
         say(line)
     dtype = str(unwrap(run.chunks[0]).config.params_dtype).removeprefix("torch.")

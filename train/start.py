@@ -214,7 +214,7 @@ def _check_folders(config: TrainConfig) -> None:
 
 
 def _check_same_run(config: TrainConfig, opened: Checkpoint, *, resumed: bool) -> None:
-    """A run that is gone on with must be of the model that `load` names, where that is still there."""
+    """Raise ConfigError unless the run that is resumed is of the model that `load` names, where that is still there."""
     if not resumed or (config.load and not _is_elsewhere(Path(config.load), Path(str(config.save)))):
         return
     asked = architecture.origin(config)

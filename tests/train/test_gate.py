@@ -108,7 +108,7 @@ def test_a_published_model_needs_no_verdict_and_a_trained_one_has_no_equal(place
     assert run(words(place, load="hf")) == 0
     assert "nothing to verify" in capfd.readouterr().out
     assert run(words(place, load="run", save="next")) == 2
-    assert "--resume to go on" in capfd.readouterr().err  # before anything is judged
+    assert "--resume to continue" in capfd.readouterr().err  # before anything is judged
     assert run(words(place, "--finetune", load="run", save="next")) == 2
     assert "the result of training" in capfd.readouterr().err and not (place / "next").exists()
     assert run(["meg2hf", str(place / "run"), "--out", str(place / "tuned")]) == 0
@@ -122,7 +122,7 @@ def test_a_run_that_goes_on(place, capfd):
     assert run(words(place)) == 0
     shutil.rmtree(place / "again")
     assert run(words(place, iters=3)) == 0
-    assert "again is gone, and the run goes on from its own checkpoint" in capfd.readouterr().out
+    assert "again is gone, and the run continues from its own checkpoint" in capfd.readouterr().out
     shutil.rmtree(place / "run")
     assert run(words(place)) == 2 and "again is not a folder" in capfd.readouterr().err
 

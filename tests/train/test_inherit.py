@@ -183,7 +183,7 @@ def test_a_run_of_mconvs_is_branched_with_its_own_settings(tmp_path):
 
 
 # ---- go on, or begin anew --------------------------------------------------------------------------------------------
-ASKS = "holds a run with optimizer state, at iteration 3: give --resume to go on .* or --finetune to take its weights"
+ASKS = "holds a run with optimizer state, at iteration 3: give --resume to continue .* or --finetune to take its weights"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_checkpoint_with_optimizer_state_asks(case):
 def test_weights_alone_need_no_word(place):
     assert filled({"load": str(GOLDEN / place)}).lines == ()
     assert anew.left_out(open_checkpoint(GOLDEN / place), {}) is None
-    with pytest.raises(FormatError, match="holds weights, and no run to go on with"):
+    with pytest.raises(FormatError, match="holds weights only, so there is no run to resume"):
         filled({"load": str(GOLDEN / place), "resume": True})
 
 
@@ -230,7 +230,7 @@ def test_finetune_begins_anew_and_not_in_the_folder_of_the_run(tmp_path):
     fields["freeze"] = ["embedding"]
     jobs.train(**fields)
     new = fields | {"load": str(tmp_path / "run"), "train_iters": 1, "save": str(tmp_path / "new")}
-    with pytest.raises(ConfigError, match="give --resume to go on"):
+    with pytest.raises(ConfigError, match="give --resume to continue"):
         train(make(new), say=print)
     with pytest.raises(FormatError, match=r"no state of embed.weight: it trained with freeze.*--finetune begins anew"):
         train(make(new | {"resume": True}), say=print)

@@ -21,6 +21,6 @@ def left_out(opened: Checkpoint, values: Mapping[str, Any]) -> str | None:
     if values.get("finetune"):
         return f"finetune: begins at iteration 0 with the weights of {opened.name}; its optimizer state {at} is not used"
     raise ConfigError(
-        f"{opened.name} holds a run with optimizer state, {at}: give --resume to go on with its iteration, optimizer and "
-        "schedule, or --finetune to take its weights alone and begin at iteration 0"
+        f"{opened.name} holds a run with optimizer state, {at}: give --resume to continue with its iteration, optimizer "
+        "and schedule, or --finetune to take its weights alone and begin at iteration 0"
     )

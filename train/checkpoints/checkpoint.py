@@ -141,7 +141,7 @@ def lora_of(folder: Path) -> dict[str, Any]:
     common = torch_dist.open_folder(folder)[1]
     found = lora.of_args(common)
     if found is None:
-        raise FormatError(f"{folder} is of a run without LoRA; go on without lora_rank, or give another --save")
+        raise FormatError(f"{folder} is of a run without LoRA; resume it without lora_rank, or give another --save")
     return {**found, "distributed_optimizer": getattr(common["args"], "use_distributed_optimizer", None)}
 
 

@@ -12,7 +12,7 @@ from mconv.train.config import TrainConfig
 from mconv.train.estimate.plan import iterations
 from mconv.train.model import adapter, architecture
 
-MORE = "to go on: raise --train-iters (or --train-samples)"
+MORE = "to continue: raise --train-iters (or --train-samples)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,10 @@ class Finished:
             ]
         reached = f"{root} is already at iteration {self.iteration} of {self.of}: nothing to train"
         if self.iteration < self.of:
-            return [f"{reached} before --exit-after {self.exit_after}", "to go on: raise --exit-after, or leave it out"]
+            return [
+                f"{reached} before --exit-after {self.exit_after}",
+                "to continue: raise --exit-after, or leave it out",
+            ]
         return [reached, MORE]
 
 

@@ -102,7 +102,7 @@ def filled(values: Mapping[str, Any]) -> Inherited:
         return Inherited(dict(values))  # which is refused, with the reason
     opened = _opened(values, own)
     if not own and not has_state(opened):
-        raise FormatError(f"resume: {opened.name} holds weights, and no run to go on with; leave resume out")
+        raise FormatError(f"resume: {opened.name} holds weights only, so there is no run to resume; leave resume out")
     found = known(opened)
     given = {name: value for name, value in values.items() if value is not None}
     values, taken, notes = {**found, **given}, {}, []

@@ -15,7 +15,7 @@ def check(folder: Path) -> None:
     parts = _parts(folder)
     begin, end = (len(parts) * number // world for number in (rank, rank + 1))
     if bad := [found for found in from_all_ranks(_damage(parts[begin:end])) if found]:
-        raise FormatError(f"{bad[0]}; go on from an earlier checkpoint (--iteration N)")
+        raise FormatError(f"{bad[0]}; resume from an earlier checkpoint (--iteration N)")
 
 
 def _parts(folder: Path) -> list[tuple[Path, int, int | None]]:

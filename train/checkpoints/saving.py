@@ -157,7 +157,7 @@ class Saver:
         text = f"{self.root}: iteration {iteration} was not saved: {why}; {there}"
         if full and self.skips and not self.last:
             self.owed = False
-            self.say(f"warning: {text}. Training goes on, and the next save tries again; make room until then")
+            self.say(f"warning: {text}. Training continues, and the next save tries again; make room until then")
         elif background:
             self.background, self.owed = False, True
             self.say(f"warning: {text}. From here on training waits for its saves")

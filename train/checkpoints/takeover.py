@@ -37,7 +37,7 @@ def opened(checkpoint: Checkpoint) -> OptimizerState:
         if not _frozen(checkpoint):
             raise
         raise FormatError(
-            f"{error}: it trained with freeze, and such a run goes on in its own folder alone (--save "
+            f"{error}: it trained with freeze, and such a run can be resumed in its own folder only (--save "
             f"{checkpoint.path.parent}), with distributed_optimizer as it was; --finetune begins anew with its weights"
         ) from error
 
@@ -59,7 +59,7 @@ def counted(checkpoint: Checkpoint) -> Loaded:
         "opt_param_scheduler.num_steps": scheduler.get("num_steps", consumed) if isinstance(scheduler, dict) else None,
     }
     refuse(
-        [f"{checkpoint.path}: {name} is {shown(name, value)}; a run to go on with has a whole number there"
+        [f"{checkpoint.path}: {name} is {shown(name, value)}; a run that can be resumed has a whole number there"
          for name, value in found.items() if type(value) is not int or value < 0],
         doing="resume", kind=FormatError,
     )  # fmt: skip
@@ -73,7 +73,7 @@ def check_unfinished(checkpoint: Checkpoint, iterations: int) -> None:
     if (now := counted(checkpoint).iteration) >= iterations:
         raise ConfigError(
             f"the run in {checkpoint.name} is at its end, iteration {now} of {iterations}: nothing is left to train; "
-            "give a larger --train-iters (or --train-samples) to go on"
+            "give a larger --train-iters (or --train-samples) to continue"
         )
 
 

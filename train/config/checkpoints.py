@@ -46,11 +46,11 @@ class Checkpoints:
             if getattr(config, name) and config.save is None:
                 yield f"{name} needs save, the folder for the checkpoints"
         if config.resume and config.finetune:
-            yield "resume goes on with the run in load, finetune begins a new one with its weights; give one of them"
+            yield "resume continues the run in load, finetune begins a new one with its weights; give one of them"
         if config.finetune and config.init == "random":
             yield "finetune begins with the weights of load; init random has none, so leave it out"
         if config.resume and config.load is None:
-            yield "resume goes on with the run that load holds; give load"
+            yield "resume continues the run that load holds; give load"
         if config.resume and config.optimizer != "adam":
             yield f"resume takes over Adam's state; optimizer is {config.optimizer}"
         if config.keep_every and not config.keep_last:

@@ -33,7 +33,7 @@ class Lora:
         if config.freeze is not None and (config.lora_rank or config.lora_load):
             yield "freeze names weights of the model, and LoRA trains none of these; leave it out"
         if config.resume and (config.lora_rank or config.lora_load):
-            yield "resume goes on with the optimizer of a whole model's run, and LoRA begins anew; leave resume out"
+            yield "resume continues a run of the whole model with its optimizer, and LoRA begins anew; leave resume out"
         asked = {"lora_alpha": None, "lora_dropout": 0.0, "lora_targets": None}
         if config.lora_rank is None and config.lora_load is None:
             given = [name for name, without in asked.items() if getattr(config, name) != without]
