@@ -129,7 +129,7 @@ def test_a_run_that_goes_on(place, capfd):
 
 def test_verify_against_is_of_verify_first(place, capfd):
     argv = [word for word in words(place, "--verify-against", place / "hf") if word != "--verify-first"]
-    assert run(argv) == 2 and "verify_against is for verify_first" in capfd.readouterr().err
+    assert run(argv) == 2 and "--verify-against is for --verify-first" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["hf", [1], ["\0"], ["."], ["nowhere/at/all"]])

@@ -20,9 +20,10 @@ PATIENCE = 120
 
 
 def stepped() -> None:
-    """A step was taken: whatever fails from now on is not the fault of the start."""
+    """Note that a step was taken: whatever fails from now on is not the fault of the start."""
     if file := os.environ.get(STEPPED):
-        Path(file).touch()
+        with contextlib.suppress(FileNotFoundError):  # the command that asked is over
+            Path(file).touch()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
