@@ -214,7 +214,7 @@ def test_a_failing_first_step_cancels_the_chain_once(run, tmp_path, monkeypatch,
     (tmp_path / "cancelled").unlink()
     assert app.run(["train", str(tmp_path / "run.json"), "--seq-length", "4096"]) == 2
     assert (tmp_path / "cancelled").read_text() == "78 79_1\n"
-    assert "positions" in (tmp_path / "told").read_text() and "cancel_job 78,79_1: done" in capsys.readouterr().err
+    assert "positions" in (tmp_path / "told").read_text() and "--cancel-job 78,79_1: done" in capsys.readouterr().err
     assert app.run(["train", str(tmp_path / "run.json"), "--lr", "1e30", "--clip-grad", "0"]) == 1  # step 2 is not finite
     assert (tmp_path / "cancelled").read_text() == "78 79_1\n"
 
