@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from mconv.cli import choose
 from mconv.cli import options as o
 from mconv.cli import plan_memory as pm
-from mconv.cli.train import check_load, told, with_fields
+from mconv.cli.fields import check_load, given_values, with_fields
 from mconv.errors import ConfigError
 from mconv.train.config import TrainConfig, make
 
@@ -79,7 +79,7 @@ def _plan(
     if presets:
         print(json_.dumps(_presets(), indent=1) if json else "\n".join(_preset_lines()))
         return 0
-    given = told(config, flags)
+    given = given_values(config, flags)
     values, known = _filled(_inherited(given) if given.get("resume") else given)
     asked = make(values)
     check_load(asked)

@@ -8,7 +8,7 @@ import pytest
 
 from mconv.cli import choose
 from mconv.cli.app import run
-from mconv.cli.train import here
+from mconv.cli.fields import here
 from mconv.errors import MconvError
 
 DATA = {"data": ["x"], "lr": 1.0}
