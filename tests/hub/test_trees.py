@@ -260,7 +260,7 @@ def test_a_given_tokenizer_replaces_the_whole_one(source, tmp_path, capsys):
     (given / "tokenizer.json").unlink()
     put(given, {"chat_template.jinja": b"hint"})
     assert run(["meg2hf", str(megatron), "--out", str(tmp_path / "no"), "--tokenizer", str(given)]) == 2
-    assert "has no tokenizer" in capsys.readouterr().err and not (tmp_path / "no").exists()
+    assert "no tokenizer files in" in capsys.readouterr().err and not (tmp_path / "no").exists()
     (out / "mine").mkdir()
     (out / "mine/thesis.txt").write_text("x")
     assert run(["meg2hf", str(megatron), "--out", str(out), "--overwrite"]) == 2, "a folder that mconv did not make"

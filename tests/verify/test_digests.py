@@ -319,8 +319,9 @@ def test_exit_codes_and_words(made, changed, capsys):
     other = changed({name: torch.zeros_like(tensors(made / "hf")[name])}, rms_norm_eps=1e-6).path
     assert run(["verify", str(made / "torch_dist"), str(other), "--digests"]) == 1
     out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith("DIFFERENT") and "1e-05 against 1e-06" in out[1] and len(out) == 3
+    assert out[0].startswith("DIFFERENT") and "1e-05 against 1e-06" in out[1] and len(out) == 5
     assert "layer.1.mlp_in.weight" in out[2] and "bits: 3,072 of 6,144 elements differ" in out[2]
+    assert "layer 1 mlp_in.weight: the gate half of it is zero" in out[3] and "norm_epsilon" in out[4]
     assert run(["verify", str(made / "torch_dist"), str(other), "--digests", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert not report["same"] and report["differences"][0]["at"]["p"] == 0
