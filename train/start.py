@@ -210,7 +210,7 @@ def _check_folders(config: TrainConfig) -> None:
         if (wanted := getattr(config, name)) and not writable(Path(wanted)):
             near = existing(Path(wanted))
             why = "cannot be written to" if near.is_dir() else "is a file"
-            raise ConfigError(f"{name} {wanted} cannot be used: {near} {why}; choose another folder")
+            raise ConfigError(f"{name} is {wanted}, but {near} {why}; choose another folder")
 
 
 def _check_same_run(config: TrainConfig, opened: Checkpoint, *, resumed: bool) -> None:
