@@ -131,7 +131,7 @@ def test_a_message_that_no_code_has_is_found():
 
 STUBS = """
 mconv() { printf '%s\\n' "$@" '--end--' >> "$COMMANDS"; }
-python() { :; }; grep() { :; }; kill() { :; }; wait() { :; }
+python() { :; }; grep() { :; }; kill() { :; }
 """
 
 

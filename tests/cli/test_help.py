@@ -48,7 +48,7 @@ def test_every_option_is_in_one_section_and_everything_has_all(helped):
         assert sum(bool(re.search(rf"\n  {flag}[\s,]", text)) for text in found) == 1, flag
     assert len(found) == len(SECTIONS)
     everything = helped("train --help all")
-    assert all(flag[:24] in everything for flag in flags)  # a narrow terminal breaks longer ones
+    assert not [flag for flag in flags if flag[:24] not in everything]  # a narrow terminal breaks longer ones
     assert "--presets" in helped("plan --help all")
 
 
