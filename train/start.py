@@ -26,7 +26,7 @@ from mconv.train.model.checks import check_known
 from mconv.train.model.engine import build_chunks, init, unwrap
 from mconv.train.model.freeze import count, freeze
 from mconv.train.model.loss import TrueVocabLoss
-from mconv.train.model.precision import dtype_of, resolved
+from mconv.train.model.precision import dtype_of, precision_of, resolved
 from mconv.train.optim.normalise import Normalise
 from mconv.train.optim.optimizer import make_optimizer
 from mconv.train.optim.precision import scale_losses
@@ -122,7 +122,7 @@ def _source(config: TrainConfig) -> _Source:
         agree.on_rank_0(lambda: check_copies(Source.of(opened)))  # each rank would begin with a copy of its own choice
     _check_same_run(config, opened, resumed=at.own is not None)
     left_out = None if at.own or config.load is None else anew.left_out(opened, vars(config))
-    taken_over = (config.resume and not at.own) or _reshared(config, opened, own=own)
+    taken_over = (config.resume and not at.own) or _changed(config, opened, own=own)
     others = takeover.opened(opened) if taken_over and not config.eval_only else None
     if others and not at.own:
         takeover.check_unfinished(opened, length(config).iterations)
@@ -165,9 +165,10 @@ def _loaded(source: _Source, parallel: Parallel, *, chunks: list[Any], optimizer
     return checkpoint.Loaded()
 
 
-def _reshared(config: TrainConfig, opened: Checkpoint, *, own: bool) -> bool:
-    """Whether the run's own optimizer is to be shared among replicas and was not, or was and is not to be."""
-    return own and beside.distributed(opened) not in (None, config.distributed_optimizer)
+def _changed(config: TrainConfig, opened: Checkpoint, *, own: bool) -> bool:
+    """Return whether the run's own optimizer is not kept as this run keeps it: megatron-core cannot load it."""
+    shared = beside.distributed(opened) not in (None, config.distributed_optimizer)
+    return own and (shared or beside.precision(opened.common) not in (None, precision_of(config, opened).name))
 
 
 def _room(config: TrainConfig, models: list[Any], source: _Source, say: logs.Say) -> int:

@@ -127,6 +127,15 @@ def test_the_optimizer_may_be_shared_among_replicas_or_not(half, tmp_path):
     assert jobs.train(**other, save=str(tmp_path))["losses"] == pytest.approx(whole[2:], abs=1e-6)
 
 
+@pytest.mark.parametrize("first, then", [("bf16", "fp32"), ("fp32", "bf16")])
+def test_the_precision_may_change(first, then, half, tmp_path):
+    """The main weights and moments stay: not megatron-core's own loading, but the same losses within rounding."""
+    fields = half[0] | {"hidden_dropout": 0.0, "save": str(tmp_path)}
+    whole = jobs.train(**fields | {"save": None, first: True})["losses"]
+    jobs.train(**fields, **{first: True}, exit_after=2)
+    assert jobs.train(**fields, **{then: True})["losses"] == pytest.approx(whole[2:], abs=2e-2)
+
+
 CHANGES = {
     "train_iters 5 -> 8": ({"train_iters": 8}, True),
     "lr 0.01 -> 0.005, clip_grad 1.0 -> 0.5": ({"lr": 5e-3, "clip_grad": 0.5}, False),

@@ -17,6 +17,7 @@ from mconv.convert.lora import Settings
 from mconv.convert.source import Source, digests
 from mconv.errors import ConfigError
 from mconv.train.config import TrainConfig
+from mconv.train.config.precision import NAMES
 from mconv.train.model import lora
 from mconv.train.model.adapter import asked
 from mconv.train.parallel import from_all_ranks
@@ -88,6 +89,12 @@ def _check_same(config: TrainConfig, now: dict[str, Any], then: dict[str, Any]) 
         raise ConfigError(
             f"distributed_optimizer is {config.distributed_optimizer}, but the run in {config.save} has {shared}, and an "
             "adapter's optimizer is not shared otherwise on the way; leave it as it was"
+        )
+    then_in = then.get("precision")
+    if then_in not in (None, *(name for name in NAMES if getattr(config, name))) and not config.eval_only:
+        raise ConfigError(
+            f"the adapter in {config.save} was trained with {then_in}, and a LoRA run cannot change its precision: give "
+            f"--{then_in}, or another --save"
         )
     if now["base"]["digest"] != (then.get("base") or {}).get("digest"):
         named = config.load or config.preset or config.model

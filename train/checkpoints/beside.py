@@ -72,6 +72,14 @@ def distributed(checkpoint: Checkpoint) -> bool | None:
     return None if said is None else bool(said)
 
 
+def precision(common: Mapping[str, Any]) -> str | None:
+    """Return the precision in which the run of a checkpoint trained, by its args; None if they do not say it."""
+    args = vars(common["args"]) if "args" in common else {}
+    if "params_dtype" not in args:
+        return None
+    return next((name for name in ("bf16", "fp16") if args.get(name)), "fp32")
+
+
 def args_now(spec: ModelSpec, parallel: Parallel, chunks: list[Any], settings: Mapping[str, Any]) -> Namespace:
     """Megatron-LM's args of this checkpoint: plain values only, since it loads with torch's weights_only."""
     whole = unwrap(chunks[0])

@@ -16,7 +16,7 @@ from mconv.convert.formats import torch_dist
 from mconv.errors import FormatError
 from mconv.spec import ModelSpec
 from mconv.train.checkpoints import adapt
-from mconv.train.checkpoints.beside import args_now
+from mconv.train.checkpoints.beside import args_now, precision
 from mconv.train.mcore import (
     ShardedObject,
     ShardedTensor,
@@ -142,7 +142,8 @@ def lora_of(folder: Path) -> dict[str, Any]:
     found = lora.of_args(common)
     if found is None:
         raise FormatError(f"{folder} is of a run without LoRA; resume it without lora_rank, or give another --save")
-    return {**found, "distributed_optimizer": getattr(common["args"], "use_distributed_optimizer", None)}
+    shared = getattr(common["args"], "use_distributed_optimizer", None)
+    return {**found, "distributed_optimizer": shared, "precision": precision(common)}
 
 
 def _sharded(chunks: list[Any], optimizer: Any, *, loading: bool) -> dict[str, Any]:
