@@ -111,8 +111,10 @@ def next_training(config: Path | None = None, **values: Any) -> None:
 
 
 def _option(name: str, value: Any) -> list[str]:
-    """Return an option as it is typed; what is None or a switch that is off is left out."""
-    if value is None or value is False:
+    """Return an option as it is typed; None is left out."""
+    if value is None:
         return []
+    if value is False:
+        return [f"--{name.replace('_', '-')}=false"]
     values = [] if value is True else [str(one) for one in value] if isinstance(value, list) else [str(value)]
     return [f"--{name.replace('_', '-')}", *values]

@@ -3,7 +3,7 @@
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from cyclopts import (
@@ -74,7 +74,8 @@ def _unknown_options(error: UnknownOptionError, command: str) -> Iterator[str]:
         name = word.partition("=")[0].replace("_", "-")
         if re.match("--?[A-Za-z]", name) and name not in seen:
             seen.add(name)
-            advice = foreign.advice(command, name, _given(words)) or _close(name, known) or f"; {_help(command)}"
+            advice = (foreign.advice(command, name, _given(words)) or _off(name, error.argument_collection)
+                      or _close(name, known) or f"; {_help(command)}")  # fmt: skip
             yield f"{command} has no option {word.partition('=')[0]}{advice}"
 
 
@@ -84,6 +85,13 @@ def _given(words: Sequence[str]) -> dict[str, str]:
         (word, rest or after) for word, after in itertools.pairwise([*words, ""]) for rest in [word.partition("=")[2]]
     )
     return {foreign.plain(word): value for word, value in pairs if word.startswith("--")}
+
+
+def _off(name: str, known: "Iterable[Argument]") -> str | None:
+    """Return how a switch is turned off that is typed with `--no-` before its name."""
+    switch = re.sub("^--(no|disable)-", "--", name)
+    kinds = [one.hint for one in known if switch != name and switch in one.names]
+    return f"; to turn it off: {switch}=false" if any(bool in (kind, *get_args(kind)) for kind in kinds) else None
 
 
 def _close(name: str, known: list[str]) -> str | None:

@@ -27,9 +27,14 @@ def gpu_of(gigabytes: float | None) -> "Gpu | None":
 
     if gigabytes is None:
         return None
-    made = Gpu(round(gigabytes * GB)) if 0 < gigabytes < float("inf") else None
-    if made is None or made.usable <= 0:
+    if not 0 < gigabytes < float("inf"):
         raise ConfigError(f"--gpu-memory is {gigabytes:g}; it must be the GB of one GPU, such as 80")
+    made = Gpu(round(gigabytes * GB))
+    if made.usable <= 0:
+        raise ConfigError(
+            f"--gpu-memory {gigabytes:g} leaves nothing for a run: {decimal(made.reserved)} of it are kept for the CUDA "
+            "context, NCCL and the allocator; it must be the GB of one GPU, such as 80"
+        )
     return made
 
 

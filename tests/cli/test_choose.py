@@ -110,7 +110,7 @@ def test_the_next_command_is_ready_to_paste_but_for_words_in_capitals(tmp_path, 
     choose.next_command("push", "a folder")
     assert capsys.readouterr().out.splitlines() == [
         "next: mconv train --data 'data/my text' --data-type instruction --lr LR --train-iters N",
-        f"next: mconv train {tmp_path / 'run.yaml'} --train-iters 5 --bf16",
+        f"next: mconv train {tmp_path / 'run.yaml'} --train-iters 5 --bf16 --packing=false",
         "next: mconv train --preset llama2-7b --init random --eval-only --data a b",
         "next: mconv push 'a folder'",
     ]

@@ -62,6 +62,11 @@ WRONG = {
         "train has no option --save-retain-interval: N is --keep-every N with --keep-last 1: the newest checkpoint "
         "stays, too",
     ],
+    "train --no-bf16 --params_dtype=float32": [
+        "train has no option --no-bf16; to turn it off: --bf16=false",
+        "train has no option --params_dtype: it is one of --bf16, --fp16 and --fp32; without one, a run uses the dtype "
+        "of its weights",
+    ],
     "train --learning-rate 1": ["train has no option --learning-rate; here it is --lr"],
     "hf2meg m --tpp 2": ["hf2meg has no option --tpp; did you mean --tp?"],
     "hf2meg m -tp 2": ["hf2meg has no option -tp; did you mean --tp?"],

@@ -120,8 +120,10 @@ def test_suggestions_for_people(capsys):
     "line, says",
     [
         ("--suggest --gpu-memory 80", "--suggest needs the GPUs: --world-size"),
-        ("--suggest --gpus 8", "--suggest needs the GPUs"), ("--gpu-memory 1", "the GB of one GPU, such as 80"),
-        ("--gpu-memory nan", "the GB of one GPU"), ("--suggest --gpus 7 --gpu-memory 80", "--global-batch-size 8 is not"),
+        ("--suggest --gpus 8", "--suggest needs the GPUs"), ("--gpu-memory 1", "--gpu-memory 1 leaves nothing for a run"),
+        ("--gpu-memory nan", "the GB of one GPU"),
+        ("--suggest --gpus 7 --gpu-memory 80", "not a multiple of the replicas of any layout; 7 are"),
+        ("--suggest --gpus 8 --tp 3 --gpu-memory 80", "--tp 3 does not divide 8 GPUs"),
     ],
 )  # fmt: skip
 def test_gpus_that_cannot_be(line, says, capsys):

@@ -51,6 +51,10 @@ CONVERTED = {
     "save_strategy": "{save_interval} saves every so many iterations; 0 saves only at the end",
     "report_to": "{wandb_project} or {tensorboard_dir} turns one on",
     "wandb_logger": "{wandb_project} is enough",
+    **dict.fromkeys(
+        ("precision", "mixed_precision", "dtype", "torch_dtype", "params_dtype"),
+        "it is one of {bf16}, {fp16} and {fp32}; without one, a run uses the dtype of its weights",
+    ),
 }  # fmt: skip
 """Another unit or another meaning: how to say it here. Braces hold fields."""
 _FROM_MODEL = "it is part of the model: the checkpoint, preset or config.json says it"

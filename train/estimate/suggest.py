@@ -97,8 +97,11 @@ def suggest(
     """
     trains, machine = plan.trains_of(config, opened), machine or speed.Machine()
     search = _Search(config=config, opened=opened, trains=trains, world=world, fixed=fixed, machine=machine)
-    reasons: dict[str, None] = {}
-    found = list(_candidates(search, reasons))
+    reasons = _undivided(search)
+    layouts = [] if reasons else list(_layouts(search, reasons))
+    if undealt := _undealt(search, layouts):
+        raise ConfigError(undealt)
+    found = list(_candidates(search, layouts, reasons))
     if not found:
         refuse(list(reasons), doing=f"looking for layouts on {world} GPUs", kind=ConfigError)
     sizes = {"count": opened.parameters, "trained": memory.trained(opened.spec, trains)}
@@ -112,6 +115,26 @@ def suggest(
         if len(taken) == count:
             break
     return list(taken.values())
+
+
+def _undivided(search: _Search) -> dict[str, None]:
+    """Return why the GPUs cannot be divided into ranks of the tp and pp that are given; empty where they can."""
+    given = {name: getattr(search.config, name) for name in ("tp", "pp") if name in search.fixed}
+    if not search.world % math.prod(given.values()):
+        return {}
+    return {f"{' x '.join(f'{name} {size}' for name, size in given.items())} does not divide {search.world} GPUs": None}
+
+
+def _undealt(search: _Search, layouts: list[tuple[TrainConfig, Layout]]) -> str | None:
+    """Return why no layout can deal the batch among its replicas; None where one can, or where there is none."""
+    batch = search.config.global_batch_size
+    fewest = min((search.world // (config.tp * config.pp) for config, _ in layouts), default=0)
+    if not fewest or any(batch % (search.world // (config.tp * config.pp)) == 0 for config, _ in layouts):
+        return None
+    return (
+        f"global_batch_size {batch} is not a multiple of the replicas of any layout; {fewest} are the fewest: give a "
+        f"multiple of {fewest}, or other GPUs"
+    )
 
 
 def _order(one: _Candidate) -> tuple[int, ...]:
@@ -130,12 +153,14 @@ def _fitting(one: _Candidate, opened: Checkpoint, gpu: Gpu) -> Suggestion | None
     )  # fmt: skip
 
 
-def _candidates(search: _Search, reasons: dict[str, None]) -> Iterator[_Candidate]:
+def _candidates(
+    search: _Search, layouts: list[tuple[TrainConfig, Layout]], reasons: dict[str, None]
+) -> Iterator[_Candidate]:
     """Yield every way in which the run could go on so many GPUs, whether it fits or not; note why others cannot."""
     spec, world = search.opened.spec, search.world
     length = search.config.seq_length or spec.max_position_embeddings
     trained = memory.trained(spec, search.trains)
-    for config, layout in _layouts(search, reasons):
+    for config, layout in layouts:
         replicas = world // (config.tp * config.pp)
         for fields in _choices(search, replicas=replicas):
             changed = replace(config, **fields)
