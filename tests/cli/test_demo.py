@@ -50,6 +50,9 @@ def test_the_proofs_can_fail(tmp_path):
         demo._fallen(state, [])
     with pytest.raises(CheckFailed, match="nothing was verified"):
         demo._published("https://hub/demo/tiny-python-llama  commit 1234")
+    assert demo._judged("  ok  proof  verified against a before", "verified against") == "verified against a before"
+    with pytest.raises(CheckFailed, match="nothing was verified"):
+        demo._judged("  NO  proof  not verified against a", "verified against")
 
 
 def test_the_report_is_one_page(tmp_path):
