@@ -101,6 +101,8 @@ def _write(path: Path, config: Path | None, flags: dict[str, Any]) -> int:
     from mconv.train.config.written import text
 
     replaces = bool(flags.pop("overwrite", None))
+    if path.is_dir():
+        raise MconvError(f"{path} is a folder; name a file in it, such as {path / 'run.yaml'}")
     if path.exists() and not replaces:
         raise MconvError(f"{path} is there already; name another file, or replace it with --overwrite")
     values = checked(given_values(config, flags))
@@ -108,8 +110,11 @@ def _write(path: Path, config: Path | None, flags: dict[str, Any]) -> int:
     try:
         beside.write_text(text(values), encoding="utf-8")
         beside.replace(path)
+    except OSError as error:
+        raise MconvError(f"{path} cannot be written: {path.parent}: {error.strerror}; name another file") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
     print(f"wrote {path}: {len(values)} of {len(help_of())} options set")
     try:
         make(values)
@@ -145,7 +150,8 @@ def _already(made: TrainConfig) -> bool:
 def _end(result: dict[str, Any], *, adapter: bool) -> None:
     """Say how the run ended, what this start of it saved, and what to type next."""
     if result["stopped"]:
-        print(f"stopped by {result['stopped']}; the same command resumes the run")
+        then = "resumes the run" if result["saved"] else "starts the run again, since nothing is saved"
+        print(f"stopped by {result['stopped']}; the same command {then}")
     if result["saved"] and result["losses"]:
         print(f"saved {result['saved']}")
     if result["saved"] and result["iteration"] >= result["iterations"]:

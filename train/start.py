@@ -78,7 +78,7 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     for line in filter(None, (source.left_out, precision.line)):
         say(line)
     then = run.memory.get("settings") or (inherit.known(source.opened) if source.others else None)
-    for line in settings.changes(config, then, iteration=run.iteration):
+    for line in [] if config.eval_only else settings.changes(config, then, iteration=run.iteration):
         say(line)
     run.memory["settings"] = settings.deciding(config)
     return run

@@ -180,6 +180,8 @@ def test_a_run_of_mconvs_is_branched_with_its_own_settings(tmp_path):
         assert found.lines[0].startswith(f"taken from the run in {('run', 'branch')[start - 2]}/iter_000000{start}")
         if start == 2:
             assert jobs.train(**found.values)["iteration"] == 3
+    (line,) = filled(first | {"load": bare["load"], "resume": True, "save": str(tmp_path / "other")}).lines
+    assert line.endswith(" settings, all as mconv's defaults")  # no colon with nothing after it
 
 
 # ---- go on, or begin anew --------------------------------------------------------------------------------------------

@@ -80,7 +80,13 @@ def test_a_file_is_not_replaced_unless_asked(tmp_path, monkeypatch, capsys):
     assert run(["train", "--write-config", "run.yaml", "--overwrite", "--tp", "2"]) == 0
     assert read_yaml(Path("run.yaml")) == {"tp": 2} and [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
     assert "next: mconv train run.yaml" in capsys.readouterr().out
-    assert run(["train", "--write-config", "no/run.yaml"]) == 2 and "no" in capsys.readouterr().err
+    assert run(["train", "--write-config", "no/run.yaml"]) == 2
+    said = "no/run.yaml cannot be written: no: No such file or directory; name another file"
+    assert capsys.readouterr().err == f"mconv: {said}\n"
+    Path("folder").mkdir()
+    for more in ([], ["--overwrite"]):
+        assert run(["train", "--write-config", "folder", *more]) == 2
+        assert "folder is a folder; name a file in it, such as folder/run.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv, says", [(["--tp", "x"], "whole number"), (["bad.yaml"], "unknown field 'lrr'")])

@@ -261,8 +261,10 @@ def _lines(opened: Checkpoint, taken: dict[str, Any]) -> Iterator[str]:
     other = {name: value for name, value in taken.items() if value != defaults[name]}
     same = len(taken) - len(other)
     also = f" ({same} more are as mconv's defaults)" if same else ""
-    if taken:
+    if other:
         yield f"taken from the run in {opened.name}, since not given{also}:"
+    elif same:
+        yield f"taken from the run in {opened.name}, since not given: {same} settings, all as mconv's defaults"
     for section in SECTIONS:
         words = [f"{name} {_shown(other[name])}" for name in section.__annotations__ if name in other]
         if words:
