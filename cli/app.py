@@ -1,5 +1,6 @@
 """The command table. A command's module is imported only when it runs: help needs neither torch nor time."""
 
+import errno
 import os
 import sys
 import traceback
@@ -106,6 +107,13 @@ def _worded(message: str, argv: list[str]) -> str:
     return as_typed(message, argv)
 
 
+def _system(error: OSError) -> str:
+    """Return what the system says; of a full disk it says only that there is one."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
+        return f"no room left on the disk that this command writes to: {error.strerror}"
+    return str(error)
+
+
 def run(argv: list[str]) -> int:
     """Run one command and return its exit code. A user's mistake is one message, never a traceback."""
     typed[:] = argv
@@ -131,7 +139,7 @@ def run(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"mconv: {error}", file=sys.stderr)
+        print(f"mconv: {_system(error)}", file=sys.stderr)
         return 2
     except Exception:  # a fault of ours: shown whole, and never taken for the verdict "checked, and wrong" (1)
         traceback.print_exc()

@@ -1,5 +1,7 @@
 """Other programs' option names lead to ours, and what a command line gets wrong is answered in one line each."""
 
+import errno
+import os
 import re
 
 import pytest
@@ -87,6 +89,15 @@ def test_each_thing_that_is_wrong_with_a_command_line_is_a_line(line, capsys):
     assert app.run(line.split()) == 2
     said = capsys.readouterr()
     assert said.err.splitlines() == [f"mconv: {text}" for text in WRONG[line]] and not said.out
+
+
+def test_a_full_disk_without_a_name_is_said_in_words(monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(app, "app", full)
+    assert app.run(["doctor"]) == 2
+    assert capsys.readouterr().err.startswith("mconv: no room left on the disk that this command writes to: No space")
 
 
 def test_underscores_are_taken_in_our_own_names(capsys):

@@ -143,6 +143,14 @@ def test_a_disk_that_will_be_full_is_said_before_the_first_step(run, tmp_path, m
     ]
 
 
+@pytest.mark.parametrize(
+    "free, last, says", [(35, None, 2), (25, None, 1), (15, None, None), (45, 5, 3), (25, 1, None)]
+)  # fmt: skip
+def test_the_keep_last_that_is_named_is_one_that_there_is_room_for(free, last, says):
+    found = room._fewer(room.Room(size=10, free=free, keep=room.Keep(last)), list(range(1, 7)))
+    assert found == (f"--keep-last {says} keeps only the newest, " if says else "")
+
+
 def until(text, lines):
     def say(line):
         lines.append(line)

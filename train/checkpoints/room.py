@@ -82,16 +82,23 @@ def check(config: TrainConfig, size: int, *, weights: int, iteration: int, itera
     needs = f"{existing(root)} has {told(room.free)} free, and each checkpoint takes about {told(size)}"
     if full != todo[0]:
         fits = todo[todo.index(full) - 1]
-        how = "--keep-last 2 keeps only the newest" if config.keep_last is None else "a smaller --keep-last keeps fewer"
         yield (
-            f"warning: the disk of --save will be full after about iteration {fits} of {todo[-1]}: {needs}; {how}, a "
-            "larger --save-interval writes fewer"
+            f"warning: the disk of --save will be full after about iteration {fits} of {todo[-1]}: {needs}; "
+            f"{_fewer(room, todo)}a larger --save-interval writes fewer"
         )
         return
     text = f"no room for a checkpoint: {needs} while it is written, beside those that are there"
     if not config.allow_full_disk:
         raise ConfigError(f"{text}; make room, choose another --save, or start all the same with --allow-full-disk")
     yield f"warning: {text}"
+
+
+def _fewer(room: Room, todo: list[int]) -> str:
+    """Return which `--keep-last` the disk has room for, or an empty text where even one has none."""
+    for last in range((room.keep.last or 3) - 1, 0, -1):
+        if dataclasses.replace(room, keep=dataclasses.replace(room.keep, last=last)).full_at(todo) is None:
+            return f"--keep-last {last} keeps only the newest, "
+    return ""
 
 
 def exports(config: TrainConfig, iteration: int, iterations: int) -> bool:
