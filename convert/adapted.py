@@ -43,6 +43,8 @@ def open_run(path: Path, iteration: int | None = None) -> Run:
     """The adapter that a LoRA run's checkpoint holds. Raises FormatError if it is of another run, or damaged."""
     if not is_run(path, iteration):
         found = what_is(path)
+        if found.kind == "adapter":
+            raise FormatError(f"{path} is a PEFT adapter already, not a LoRA run: it needs no export")
         advice = f"; {found.advice}" if found.advice else ", with a whole model in it"
         raise FormatError(f"{path} is neither a LoRA run nor a PEFT adapter: it is {found.text}{advice}")
     folder = opening.iteration_folder(path, iteration)

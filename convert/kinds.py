@@ -205,7 +205,8 @@ WANTED = (
     ("one iteration of it", "metadata.json and .metadata (torch_dist), or mp_rank_00/ and so on (mp_rank)"),
 )
 """What each format that mconv reads would have needed."""
-AROUND = ("run", "texts", "optimizer", "tokenizer", "onnx", "deepspeed", "torch", "data", "config-only", "unfinished")
+AROUND = ("run", "texts", "optimizer", "tokenizer", "onnx", "deepspeed", "torch", "data", "config-only", "weights-only",
+          "unfinished")  # fmt: skip
 """Kinds that say little where a folder below is a model: that one is named."""
 PLAIN = ("unknown", "empty", "adapter", "root", "parent", "side", "rank", "unfinished")
 """Kinds whose message needs no list of files, or has one already."""

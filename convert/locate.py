@@ -64,6 +64,8 @@ def tokenizer_folder(path: Path) -> Path:
 
     Raises FormatError that says which places were looked in, for which files.
     """
+    if what_is(path).kind == "unfinished":
+        raise FormatError(explain(path))
     if not path.is_dir():
         raise FormatError(f"{path} is not a folder; give the model's folder, or a checkpoint that mconv made of it")
     places = list(_places(path))

@@ -156,11 +156,17 @@ def iterations(path: Path, names: Sequence[str]) -> str:
 
 
 def _file(path: Path) -> What:
+    if path.suffix == ".bin" and path.with_suffix(".idx").is_file():
+        return _token_data("the tokens of token data, not a model", path.with_suffix(""))
     row = next((row for row in FILES if _fits(row, [path.name])), None)
     if row is None:
         return What(kind="file", text="a file that is no model, no checkpoint and no token data",
                     advice="give the folder of a model, or the prefix of token data", readable=False)  # fmt: skip
     return _what(row, path)
+
+
+def _token_data(text: str, prefix: Path) -> What:
+    return What(kind="data", text=text, advice=f"it is for `mconv train --data {prefix}`", readable=False)
 
 
 def _absent(path: Path) -> What:
@@ -169,8 +175,7 @@ def _absent(path: Path) -> What:
     near: list[str] = []
     if above.is_dir():
         if (above / f"{path.name}.bin").is_file() and (above / f"{path.name}.idx").is_file():
-            return What(kind="data", text="a prefix of token data, not a model",
-                        advice=f"it is for `mconv train --data {path}`", readable=False)  # fmt: skip
+            return _token_data("a prefix of token data, not a model", path)
         pair = [f"{path.name}.bin", f"{path.name}.idx"]
         have = [name for name in pair if (above / name).is_file()]
         if len(have) == 1:

@@ -58,7 +58,7 @@ def _instead(folder: Path) -> str:
     other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.safetensors"))
     variants = [name for name in other if VARIANT.fullmatch(name)]
     advice = f"; {variants[0]} is a variant of them: if it is meant, give it that name" if variants else ""
-    return f"; it has {other[:4]}{advice}" if other else ""
+    return f"; it has {', '.join(other[:4])}{advice}" if other else ""
 
 
 Reader = Callable[[Path], dict[str, Located]]

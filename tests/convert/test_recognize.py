@@ -4,6 +4,7 @@ import pytest
 from tiny import make_llama
 
 from mconv.convert import plan
+from mconv.convert.adapted import open_run
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.recognize import explain, what_is
 from mconv.convert.rewrite import rewrite
@@ -41,6 +42,7 @@ FOLDERS = [
     ("tokenizer.json tokenizer_config.json", "tokenizer", "--tokenizer"),
     ("config.json tokenizer.json", "config-only", "without its weights"),
     ("model.safetensors", "weights-only", "without a config.json"),
+    ("left.safetensors hf/config.json hf/model.safetensors", "parent", "give {}/hf"),
     ("params.json tokenizer.model", "params-only", "without its weights"),
     ("snapshots/0123/config.json refs/main blobs/ab", "hub-cache", "ORG/NAME.*{}/snapshots"),
     ("a.txt b.txt c.py d.md", "unknown", "a.txt, b.txt, c.py, d.md; what each format would need: a Hugging Face folder: "
@@ -116,8 +118,15 @@ def test_paths_that_are_not_there(tmp_path, monkeypatch):
     for end in ("bin", "idx"):
         (tmp_path / f"books.{end}").touch()
     assert "mconv train --data" in explain(tmp_path / "books")
+    assert explain(tmp_path / "books.bin").endswith(f"not a model; it is for `mconv train --data {tmp_path / 'books'}`")
     monkeypatch.chdir(tmp_path)
     assert "mconv pull org/name" in explain("org/name")
+
+
+def test_an_adapter_needs_no_export(tmp_path):
+    folder = make(tmp_path / "x", "adapter_config.json adapter_model.safetensors")
+    with pytest.raises(FormatError, match="is a PEFT adapter already, not a LoRA run: it needs no export"):
+        open_run(folder)
 
 
 def test_parts_of_a_megatron_checkpoint(tmp_path):

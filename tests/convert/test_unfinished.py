@@ -73,6 +73,7 @@ COMMANDS = {
     "meg2hf": lambda path, root: ["meg2hf", path, "--out", root / "x"],
     "hf2meg": lambda path, root: ["hf2meg", path, "--out", root / "x"],
     "push": lambda path, root: ["push", path, "a/b"],
+    "data tokenize": lambda path, root: ["data", "tokenize", __file__, "--out", root / "x", "--tokenizer", path],
     "lora export": lambda path, root: ["lora", "export", path, "--out", root / "x"],
     "lora merge": lambda path, root: ["lora", "merge", path, "--out", root / "x"],
 }  # fmt: skip
