@@ -139,7 +139,9 @@ def pull(
     """
     repo = repository(source, size=size)
     resumable = (out / room.CLIENT).is_dir()
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not resumable and not overwrite)):
+    if out.exists() and not out.is_dir():
+        raise FormatError(f"{out} is a file; name a folder")
+    if out.exists() and any(out.iterdir()) and not resumable and not overwrite:
         raise FormatError(f"{out} is not an empty folder; name another one, or give --overwrite")
     room.check_writable(out)
     folder = _download(repo, cache_dir=None, local_dir=out, revision=revision, endpoint=endpoint, tell=tell)

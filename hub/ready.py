@@ -8,7 +8,7 @@ from typing import Any
 from mconv.convert.tokens import is_tokenizer
 from mconv.errors import MconvError, refuse
 from mconv.hub.faults import LOGIN, check_repo_id, clean, explain, one_line
-from mconv.hub.folder import STALE, matches
+from mconv.hub.folder import MANIFEST, STALE, matches
 
 MAY_WRITE = ("write", "admin", "god")
 """Roles of a token that may write wherever its owner may."""
@@ -175,7 +175,10 @@ def _read(found: _Look) -> bool:
 
 
 def stale(files: Iterable[str], remote: frozenset[str], *, overwrite: bool) -> tuple[str, ...]:
-    """Return weights and tokenizer files that a push does not replace. Raises MconvError unless it may delete them."""
+    """Return weights and tokenizer files that a push does not replace. Raises MconvError unless it may delete them.
+
+    A manifest that the push does not replace is always deleted, because it describes the weights that go.
+    """
     left = tuple(sorted(name for name in remote - set(files) if matches(name, STALE) or is_tokenizer(name)))
     if left and not overwrite:
         shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
@@ -183,7 +186,7 @@ def stale(files: Iterable[str], remote: frozenset[str], *, overwrite: bool) -> t
             f"it holds weights or tokenizer files that would be left beside the new ones: {shown}; "
             "delete them in the same commit with --overwrite, or push to another repository"
         )
-    return left
+    return (*left, *({MANIFEST} & (remote - set(files))))
 
 
 # ---- rights ----------------------------------------------------------------------------------------------------------

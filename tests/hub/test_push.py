@@ -66,6 +66,16 @@ def test_stale_shards_are_refused_or_deleted(hub, make_model, tmp_path):
     assert set(pulled(hub, "tester/tiny", tmp_path / "c")) == {*contents(single), "README.md"}
 
 
+def test_a_manifest_of_the_weights_before_is_deleted(hub, make_model, tmp_path):
+    """mconv.json would claim of the new weights what was true of the old ones, so it goes without --overwrite."""
+    with_manifest = make_model("with", seed=1)
+    (with_manifest / "mconv.json").write_text("{}")
+    push(with_manifest, "tiny", endpoint=hub.url)
+    done = push(make_model("without", seed=2), "tiny", endpoint=hub.url)
+    assert done.deleted == ("mconv.json",)
+    assert "mconv.json" not in pulled(hub, "tester/tiny", tmp_path / "c")
+
+
 def test_revision_makes_a_branch(hub, make_model, tmp_path):
     push(make_model("a", seed=1), "tiny", endpoint=hub.url)
     done = push(make_model("b", seed=2), "tiny", endpoint=hub.url, revision="try/2")
