@@ -34,13 +34,22 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
 def of_checkpoint(facts: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of a checkpoint."""
     shown = {
-        **facts, **facts["spec"], "bytes": decimal(facts["bytes"]), "parameters": f"{facts['parameters']:,}",
+        **facts, **facts["spec"], "rope": _rope(facts["spec"]),
+        "bytes": decimal(facts["bytes"]), "parameters": f"{facts['parameters']:,}",
         "history": " -> ".join(step["step"] for step in facts["history"]) or "none recorded",
     }  # fmt: skip
     yield from lines({name: value for name, value in shown.items() if name not in _LEFT_OUT})
     yield from _of_training(facts["training"])
     for t in facts.get("tensors", []):
         yield f"{t['key']}  {' x '.join(map(str, t['shape'])) or 'one number'}  {t['dtype']}  {t['logical']}"
+
+
+def _rope(spec: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the fields of a model's rope that its kind of rope computes with, or None if it has none."""
+    from mconv.verify.specs import ROPE_FIELDS
+
+    rope = spec["rope"]
+    return {name: rope[name] for name in ("kind", *ROPE_FIELDS[rope["kind"]])} if spec["position"] == "rope" else None
 
 
 def of_lora_run(facts: Mapping[str, Any]) -> Iterator[str]:

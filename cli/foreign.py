@@ -37,8 +37,8 @@ _LAYOUT = _TP | _PP | _all(
 ) | _all("context_parallel_size", "context parallelism does not change a checkpoint")  # fmt: skip
 _CHUNKS = {
     "num_virtual_stages_per_pipeline_rank": "--vpp", "virtual_pipeline_model_parallel_size": "--vpp",
-    "num_layers_per_virtual_pipeline_stage": "--vpp counts chunks per pipeline rank: it is the model's layers / "
-    "(--pp x the layers per virtual stage)",
+    "num_layers_per_virtual_pipeline_stage": "--vpp, which counts chunks per pipeline rank and not layers: the model's "
+    "layers / (--pp x the layers per virtual stage)",
 }  # fmt: skip
 _FORMATS = _all(
     "target_ckpt_format save_ckpt_format ckpt_format ckpt_convert_format dist_ckpt_format use_dist_ckpt", "--format"

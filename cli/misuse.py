@@ -106,7 +106,8 @@ def _unknown_command(error: UnknownCommandError, command: str) -> str:
     names = [name for name in here if not name.startswith("-")]
     plain = word.removesuffix(".py").replace("-", "_")
     close = difflib.get_close_matches(word, names, n=1)
-    ours = f"{command} {close[0]}".strip() if close else VERBS.get(plain)
+    ours = f"{command} {close[0]}".strip() if close else None
+    ours = VERBS.get(plain, ours) if not command else ours or VERBS.get(plain)  # "upload" is push, though near to "plot"
     advice = f"did you mean {ours}?" if ours else f"there are {', '.join(names)}"
     return f"there is no command {f'{command} {word}'.strip()!r}; {advice}"
 

@@ -80,6 +80,8 @@ WRONG = {
     "train --save a --out b": ["train: --out and --save are one option; give it once"],
     "hf2meg a b": ["hf2meg: 'b' is more than it takes; `mconv hf2meg --help` shows how it is used"],
     "hf2mg x": ["there is no command 'hf2mg'; did you mean hf2meg?"],
+    "upload x": ["there is no command 'upload'; did you mean push?"],
+    "export x": ["there is no command 'export'; did you mean meg2hf or lora export?"],
     "convert x": ["there is no command 'convert'; did you mean hf2meg or meg2hf?"],
 }
 
