@@ -207,5 +207,7 @@ def _told(errors: dict[Key, float], parted: list[Key], places: list[str], tried:
 def _headline(at: str | None, places: list[str], errors: dict[Key, float], parted: list[Key]) -> str:
     if at is None:
         return "given the same input, every module gives the same on one rank in fp32"
-    others = f"; {len(places) - 1} other places depart as well: {', '.join(places[1:9])}" if len(places) > 1 else ""
+    named = [f"layer {place}" if place.isdigit() else place.replace("_", " ") for place in places[1:9]]
+    more = f" and {len(places) - 9} more" if len(places) > 9 else ""
+    others = f"; so do {', '.join(named)}{more}" if named else ""
     return f"departs at {at}: {errors[parted[0]]:.2g} of its scale{others}"

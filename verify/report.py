@@ -10,6 +10,7 @@ from mconv.errors import CopiesDiffer, MconvError
 from mconv.verify import training_lines
 from mconv.verify.digests import Difference, Report
 from mconv.verify.losses import losses
+from mconv.verify.specs import plain
 from mconv.verify.standing import OF, identity
 
 KEPT = ("max_abs_error", "mean_abs_error", "relative_max", "kl", "argmax_agreement", "passed", "tp", "pp",
@@ -138,21 +139,24 @@ def keep(folder: Path, verdict: dict[str, Any]) -> None:
 # ---- digests -------------------------------------------------------------------------------------------------------
 SHOWN_PIECES = 3
 FEW = 4
-"""Tensors that are listed where two models are of different sizes, so that most of their tensors differ in shape."""
+"""Tensors that are listed where two models are of different sizes or kinds, so that most of their tensors differ."""
+SHAPING = {"hidden_size", "ffn_hidden_size", "num_query_groups", "position", "norm"}
+"""Fields of which another value makes another model."""
 
 
 def digest_lines(report: Report, *, limit: int = 20) -> list[str]:
     """Return the report for people, the answer first. Shapes that follow from other sizes are few lines."""
-    limit = min(limit, FEW) if {"hidden_size", "ffn_hidden_size"} & report.spec.keys() else limit
+    limit = min(limit, FEW) if SHAPING & report.spec.keys() else limit
     size = f"{report.nbytes / 1e9:.3g} GB" if report.nbytes >= 1e9 else f"{report.nbytes / 1e6:.3g} MB"
     if report.same:
         out = [f"SAME: {report.a} and {report.b} hold the same {report.tensors} tensors ({size}), {_how_same(report)}"]
     elif report.contradictions and not report.differences and not report.spec:
         out = [f"WRONG: copies that should be the same differ; {report.a} and {report.b} are the same otherwise"]
     else:
-        count = f"{len(report.differences)} tensors and {len(report.spec)} other things"
+        counts = ((len(report.differences), "tensor"), (len(report.spec), "setting"))
+        count = " and ".join(f"{number} {noun}" + "s" * (number > 1) for number, noun in counts if number)
         out = [f"DIFFERENT: {report.a} and {report.b} differ in {count} ({report.tensors} tensors, {size} compared)"]
-    out += [f"  {name:<32} {a} against {b}" for name, (a, b) in report.spec.items()]
+    out += [f"  {name:<32} {plain(a)} against {plain(b)}" for name, (a, b) in report.spec.items()]
     out += [f"  {text}" for text in report.contradictions[:limit]]
     if len(report.contradictions) > limit:
         out.append(f"  ... and {len(report.contradictions) - limit} more tensors (--json lists all)")
@@ -160,7 +164,7 @@ def digest_lines(report: Report, *, limit: int = 20) -> list[str]:
     out += [f"  {d.tensor:<32} {_difference(d)}" for d in shown]
     if len(report.differences) > limit:
         out.append(f"  ... and {len(report.differences) - limit} more tensors (--json lists all)")
-    out += [f"  {name:<32} {a} against {b}: the same function" for name, (a, b) in report.noted.items()]
+    out += [f"  {name:<32} {plain(a)} against {plain(b)}: the same function" for name, (a, b) in report.noted.items()]
     out += [f"  {line}" for line in _casts(report)]
     if report.zero_biases:
         out.append(f"  {len(report.zero_biases)} biases are stored on one side only, and zero there: no difference")

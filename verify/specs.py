@@ -49,12 +49,11 @@ def incomparable(a: ModelSpec, b: ModelSpec) -> bool:
 def in_words(differing: Mapping[str, Two]) -> str:
     """Return the fields of `spec_differences` as one phrase: `hidden size 576 / 64, layers 30 / 4`."""
     return ", ".join(
-        f"{WORDS.get(name, name.replace('_', ' '))} {_plain(one)} / {_plain(two)}"
-        for name, (one, two) in differing.items()
+        f"{WORDS.get(name, name.replace('_', ' '))} {plain(one)} / {plain(two)}" for name, (one, two) in differing.items()
     )
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """Return a value as a person would write it."""
     known = {None: "none", True: "yes", False: "no"}
     return (
