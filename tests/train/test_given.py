@@ -111,7 +111,7 @@ def test_flags_are_answered_with_flags():
     assert theirs.advice("--warmup-ratio=0.1").startswith("it is --lr-warmup-fraction")
 
 
-@pytest.mark.parametrize("name, how", [("x.bin", "give the prefix without .bin"), ("x", "tokenize ... --prefix")])
+@pytest.mark.parametrize("name, how", [("x.bin", "give the prefix without .bin"), ("x", "tokenize ... --out")])
 def test_a_prefix_that_is_none_is_answered_with_what_to_do(name, how, tmp_path):
     with pytest.raises(MconvError, match=f"{name}.bin: no such file; .*{how}"):
         index.open_index(tmp_path / name)

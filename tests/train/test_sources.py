@@ -75,7 +75,7 @@ OTHER_TYPE = {  # files there -> what is given, its data_type, what the answer s
     "text, read as conversations": (["d"], "d", "instruction", "but there is .*d.bin, .*: leave --data-type instruction"),
     "-text, given with its ending": (["d-text", "d-role"], "d-text", "instruction", "without -text or -role: .*/d$"),
     "a folder of text": (["x/d"], "x", "instruction", "no prefix with -text and -role .*: leave --data-type instruction"),
-    "nothing": ([], "d", "instruction", "d-text.bin: no such file; mconv data instruct ... --prefix .*/d makes it"),
+    "nothing": ([], "d", "instruction", "d-text.bin: no such file; mconv data instruct ... --out .*/d makes it"),
 }  # fmt: skip
 
 

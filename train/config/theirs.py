@@ -68,6 +68,8 @@ NEEDLESS = {
     "no_load_optim": "finetune takes the weights alone and begins at iteration 0",
     "no_load_rng": "a resumed run of another program starts its random generators anew; finetune always does",
     "exit_signal_handler": "signals always save and stop",
+    "no_gradient_accumulation_fusion": "gradients are never accumulated by Apex's fused kernel",
+    "exit_on_missing_checkpoint": "a load without a checkpoint always stops",
     "ckpt_format": "checkpoints are torch_dist; mconv reshard writes others",
     "use_dist_ckpt": "checkpoints are torch_dist; mconv reshard writes others",
     "untie_embeddings_and_output_weights": _FROM_MODEL, "swiglu": _FROM_MODEL, "normalization": _FROM_MODEL,

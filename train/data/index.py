@@ -115,7 +115,7 @@ def missing(prefix: Path) -> list[str]:
     """Return a problem for each of PREFIX.bin and PREFIX.idx that is not there."""
     talks = prefix.name.endswith((TEXT, ROLE))
     command, made = ("instruct", str(prefix)[: -len(TEXT)]) if talks else ("tokenize", prefix)
-    how = f"mconv data {command} ... --prefix {made} makes it"
+    how = f"mconv data {command} ... --out {made} makes it"
     if prefix.suffix in (".bin", ".idx"):
         how = f"give the prefix without {prefix.suffix}"
     paths = (beside(prefix, ending) for ending in (".bin", ".idx"))
