@@ -181,7 +181,11 @@ def _numbered(checkpoint: Checkpoint, ranks: Mapping[str, Any]) -> dict[str, Che
                 state = {kind: inner["state"][number][kind] for kind in MOMENTS}
                 for kind, tensor in {**state, **({"param": mains[index][place]} if mains else {})}.items():
                     if not isinstance(tensor, Located) or tensor.shape != shape:
-                        raise FormatError(f"{where}: {kind} of {key} should have shape {shape}")
+                        found = f"shape {tensor.shape}" if isinstance(tensor, Located) else "no tensor"
+                        raise FormatError(
+                            f"{where} has {found} where {kind} of {key}, {shape}, is expected: its parameters are not in "
+                            "Megatron-LM's order; --finetune takes the weights alone"
+                        )
                     located.setdefault(kind, {})[key] = tensor
     return beside(checkpoint, located)
 

@@ -10,7 +10,7 @@ import pytest
 
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError, FormatError
-from mconv.train.checkpoints import anew, inherit, settings
+from mconv.train.checkpoints import anew, inherit, settings, takeover
 from mconv.train.checkpoints.inherit import filled, known
 from mconv.train.config import TrainConfig, make
 from mconv.train.logs import megatron_log
@@ -210,6 +210,13 @@ def test_weights_alone_need_no_word(place):
     assert anew.left_out(open_checkpoint(GOLDEN / place), {}) is None
     with pytest.raises(FormatError, match="holds weights only, so there is no run to resume"):
         filled({"load": str(GOLDEN / place), "resume": True})
+
+
+def test_an_optimizer_in_another_order_is_refused_with_what_can_be_done():
+    """Megatron-LLM numbers its parameters in its own order."""
+    opened = open_checkpoint(GOLDEN.parent / "megatron-llm/llama2-trained/megatron-trained", vocab_size=389)
+    with pytest.raises(FormatError, match=r"has shape \(512, 48\) where .*--finetune takes the weights alone"):
+        takeover.opened(opened)
 
 
 def test_the_question_comes_before_what_is_missing_and_leaves_nothing(tmp_path, capsys):
