@@ -81,4 +81,5 @@ def check_repo_id(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise ConfigError(f"{clean(repo)!r} is no repository; write ORG/NAME ({clean(str(error))})") from None
+        why = clean(str(error)).partition(" Use `repo_type`")[0]  # an argument of Python's
+        raise ConfigError(f"{clean(repo)!r} is no repository; write ORG/NAME ({why})") from None

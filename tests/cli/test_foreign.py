@@ -80,6 +80,10 @@ WRONG = {
     "train --save a --out b": ["train: --out and --save are one option; give it once"],
     "hf2meg a b": ["hf2meg: 'b' is more than it takes; `mconv hf2meg --help` shows how it is used"],
     "hf2mg x": ["there is no command 'hf2mg'; did you mean hf2meg?"],
+    "plan --num-nodes 2": [
+        "plan has no option --num-nodes: a command starts the ranks of one machine, --nproc-per-node of them; torchrun "
+        "or srun starts more machines, and `mconv plan --world-size` counts the GPUs of all"
+    ],
     "upload x": ["there is no command 'upload'; did you mean push?"],
     "export x": ["there is no command 'export'; did you mean meg2hf or lora export?"],
     "convert x": ["there is no command 'convert'; did you mean hf2meg or meg2hf?"],

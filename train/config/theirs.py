@@ -52,6 +52,11 @@ CONVERTED = {
     "report_to": "{wandb_project} or {tensorboard_dir} turns one on",
     "wandb_logger": "{wandb_project} is enough",
     **dict.fromkeys(
+        ("nnodes", "num_nodes"),
+        "a command starts the ranks of one machine, {nproc_per_node} of them; torchrun or srun starts more machines, and "
+        "`mconv plan --world-size` counts the GPUs of all",
+    ),
+    **dict.fromkeys(
         ("precision", "mixed_precision", "dtype", "torch_dtype", "params_dtype"),
         "it is one of {bf16}, {fp16} and {fp32}; without one, a run uses the dtype of its weights",
     ),
