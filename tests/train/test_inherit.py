@@ -248,5 +248,8 @@ def test_finetune_begins_anew_and_not_in_the_folder_of_the_run(tmp_path):
     assert train(make(new | {"finetune": True}), say=said.append)["iteration"] == 1
     assert any("its optimizer state at iteration 2 is not used" in line for line in said)
     assert train(make(new | {"finetune": True, "train_iters": 2}), say=print)["iteration"] == 2  # again: it goes on
+    assert inherit.filled(new | {"finetune": True}).lines == (
+        f"{tmp_path / 'new'} holds a run, which continues from iter_0000002: finetune and load are for a new one",
+    )
     with pytest.raises(ConfigError, match="give another --save"):
         train(make(new | {"finetune": True, "train_iters": 9, "save": str(tmp_path / "run")}), say=print)

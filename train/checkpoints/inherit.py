@@ -97,7 +97,7 @@ def filled(values: Mapping[str, Any]) -> Inherited:
     if not values.get("resume"):
         if own is None and values.get("load") is not None and not values.get("finetune"):
             left_out(_opened(values, None), values)
-        return Inherited(dict(values))
+        return Inherited(dict(values), _continued(values, own))
     if values.get("load") is None or any(values.get(name) for name in ("finetune", "lora_rank", "lora_load")):
         return Inherited(dict(values))  # which is refused, with the reason
     opened = _opened(values, own)
@@ -115,6 +115,13 @@ def filled(values: Mapping[str, Any]) -> Inherited:
             del values[name]
             notes += [f"not taken from there: {name} {_shown(value)} ({why})"] * (why != SILENT)
     return Inherited({**given, **taken}, (*_lines(opened, taken), *notes, *_otherwise(opened)))
+
+
+def _continued(values: Mapping[str, Any], own: Path | None) -> tuple[str, ...]:
+    """Return a line that `finetune` begins nothing here, where `save` holds a run that continues."""
+    if own is None or not values.get("finetune"):
+        return ()
+    return (f"{values['save']} holds a run, which continues from {own.name}: finetune and load are for a new one",)
 
 
 def known(opened: Checkpoint) -> dict[str, Any]:
