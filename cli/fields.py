@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 from cyclopts import Group, Parameter
 
 from mconv.convert import naming
-from mconv.convert.place import TRACKER
+from mconv.convert.place import has_saved
 from mconv.errors import ConfigError, MconvError
 from mconv.train.config import (
     PREFIX,
@@ -60,7 +60,7 @@ def inherited(values: dict[str, Any]) -> dict[str, Any]:
     load, save = values.get("load"), values.get("save")
     if load is None or (not values.get("resume") and not Path(str(load)).is_dir()):
         return values
-    if not (save and (Path(str(save)) / TRACKER).is_file()):
+    if not has_saved(save):
         from mconv.convert.locate import check_path
 
         check_path(Path(str(load)))
@@ -100,8 +100,7 @@ def here(values: dict[str, Any]) -> dict[str, Any]:
 
 def check_load(config: TrainConfig) -> None:
     """Refuse a `load` that holds no checkpoint before ranks are started. A run that has saved can do without."""
-    own = config.save is not None and (Path(config.save) / TRACKER).is_file()
-    if config.load is not None and config.init != "random" and not own:
+    if config.load is not None and config.init != "random" and not has_saved(config.save):
         from mconv.convert.locate import check_path
 
         check_path(Path(config.load))
@@ -117,7 +116,7 @@ def _own_run(save: str | None) -> "Found | None":
 
 def _check_free(save: Path) -> None:
     """Refuse a default that is something else's; a run that has begun there and saved nothing yet begins anew."""
-    begun = (save / "run.lock").is_file() and not (save / TRACKER).is_file()
+    begun = (save / "run.lock").is_file() and not has_saved(save)
     if not begun and save.exists() and (not save.is_dir() or any(save.iterdir())):
         raise MconvError(f"{save}, where this run would be saved by default, is taken; give --save another folder")
 

@@ -24,8 +24,8 @@ def before_training(config: "TrainConfig") -> bool:
 
     Raises MconvError where it cannot be judged.
     """
-    from mconv.convert.checkpoint import TRACKER
     from mconv.convert.opening import open_checkpoint
+    from mconv.convert.place import has_saved
     from mconv.train import agree
     from mconv.train.checkpoints.finished import finished
     from mconv.train.model.architecture import passes
@@ -34,7 +34,7 @@ def before_training(config: "TrainConfig") -> bool:
     if agree.on_rank_0(lambda: finished(config)):
         return True  # nothing will be trained
     load = Path(str(config.load))
-    if not load.is_dir() and config.save and (Path(config.save) / TRACKER).is_file():
+    if not load.is_dir() and has_saved(config.save):
         _say(f"not verified: {load} is gone, and the run continues from its own checkpoint in {config.save}")
         return True
     found = open_checkpoint(load, vocab_size=config.vocab_size, ignore=passes(config))

@@ -10,6 +10,7 @@ from typing import Any
 
 from mconv.cli import options as o
 from mconv.convert import logbook, scan
+from mconv.convert.host import nbytes
 from mconv.convert.scan import Found, Scan
 from mconv.errors import MconvError
 
@@ -139,21 +140,10 @@ def facts_of(one: Found) -> dict[str, Any]:
         "dtype": made.get("dtype"),
         "iteration": one.iteration,
         "iterations": list(one.iterations),
-        "bytes": _nbytes(one.folder),
+        "bytes": nbytes(one.folder),
         "verified": [*recorded, *(entry for entry in log if entry.get("what") == "verified")],
         "pushed": [entry for entry in log if entry.get("what") == "pushed"],
     }
-
-
-def _nbytes(folder: Path) -> int:
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += Path(place, name).stat().st_size
-            except OSError:
-                continue
-    return total
 
 
 def _lines(node: Node, before: str = "", own: str = "") -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from mconv.cli.fields import check_load, given_values, here, settled, with_fields
-from mconv.convert.place import TRACKER
+from mconv.convert.place import has_saved
 from mconv.errors import CheckFailed, ConfigError, MconvError
 from mconv.train.config import TrainConfig, help_of, make
 
@@ -135,7 +135,7 @@ def _interrupted(made: TrainConfig) -> contextlib.AbstractContextManager[None]:
 
 def _already(made: TrainConfig) -> bool:
     """Say so if the run in `save` has no step left, and what to type next; returns whether that is so."""
-    if made.save is None or not (Path(made.save) / TRACKER).is_file():  # imports nothing for a run that begins
+    if not has_saved(made.save):  # imports nothing for a run that begins
         return False
     print(f"looking where the run in {made.save} stands", flush=True)  # torch is imported first
     from mconv.train.checkpoints.finished import finished

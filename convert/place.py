@@ -22,6 +22,11 @@ PULLED = PULL.with_name("mconv-pulled.json")
 TRACKER = "latest_checkpointed_iteration.txt"
 
 
+def has_saved(root: str | Path | None) -> bool:
+    """Return whether a folder holds a run, or a model, to which its tracker points."""
+    return bool(root) and (Path(str(root)) / TRACKER).is_file()
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a conversion is being made."""

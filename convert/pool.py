@@ -11,6 +11,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from mconv.convert.host import cores
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -21,8 +23,7 @@ class Stopped(Exception):
 
 def workers() -> int:
     """As many as there are processors for this process; under torchrun, this rank's share of them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, min(16, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,14 +160,18 @@ def _download(folder: Path) -> Unfinished:
     begun = _read(folder / PULL)
     repo, sizes = _plain(str(begun.get("repo", "?"))), begun.get("files")
     sizes = {k: v for k, v in sizes.items() if isinstance(v, int)} if isinstance(sizes, dict) else {}
-    here = [path for path in (folder / name for name in sizes) if path.is_file()]
-    here += list((folder / PULL).parent.rglob("*.incomplete"))
-    percent = _percent(sum(path.stat().st_size for path in here), sum(sizes.values()), "there")
+    percent = _percent(downloaded(folder, sizes), sum(sizes.values()), "there")
     shown = f" ({percent})" if percent else ""
     branch = f" --revision {_plain(str(begun['revision']))}" if begun.get("revision") else ""
     return Unfinished(
         text=f"an unfinished download of {repo}{shown}", advice=f"`mconv pull {repo} {folder}{branch}` completes it"
     )
+
+
+def downloaded(folder: Path, names: Iterable[str]) -> int:
+    """Return the bytes that a download of these files has left in its folder, those of unfinished files included."""
+    paths = [*(folder / name for name in names), *(folder / PULL).parent.rglob("*.incomplete")]
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mconv.convert import unfinished
+from mconv.convert.place import PULL
 from mconv.convert.recognize import explain, shown
 from mconv.convert.sidecar import LeftOut, judge
 from mconv.errors import ConfigError, FormatError, MconvError
@@ -138,7 +139,7 @@ def pull(
     Raises FormatError if `out` holds other files (unless `overwrite`) or if what arrived is damaged.
     """
     repo = repository(source, size=size)
-    resumable = (out / room.CLIENT).is_dir()
+    resumable = (out / PULL).parent.is_dir()
     if out.exists() and not out.is_dir():
         raise FormatError(f"{out} is a file; name a folder")
     if out.exists() and any(out.iterdir()) and not resumable and not overwrite:

@@ -3,23 +3,22 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal
 
+from mconv.convert.host import existing
 from mconv.convert.place import PULL, PULLED
+from mconv.convert.unfinished import downloaded
 from mconv.errors import MconvError
-
-CLIENT = PULL.parent
-"""Where the Hub's client keeps its own files within a folder that it downloads to."""
 
 
 def check_writable(out: Path) -> None:
     """Raise MconvError if a folder cannot be made, or written to."""
-    above = _existing(out)
+    above = existing(out)
     if not above.is_dir():
         raise MconvError(f"{above} is a file, so {out} cannot be made; give another folder")
     if not os.access(above, os.W_OK | os.X_OK):
@@ -31,8 +30,8 @@ def check(repo: str, sizes: Mapping[str, int], *, cache_dir: Path | None, local_
     from huggingface_hub import constants
 
     place = local_dir or cache_dir or Path(constants.HF_HUB_CACHE)
-    here = _in_folder(place, sizes) if local_dir else _in_cache(place, repo)
-    missing, free = max(0, sum(sizes.values()) - here), shutil.disk_usage(_existing(place)).free
+    here = downloaded(place, sizes) if local_dir else _in_cache(place, repo)
+    missing, free = max(0, sum(sizes.values()) - here), shutil.disk_usage(existing(place)).free
     if missing > free:
         raise MconvError(
             f"{repo}: {decimal(missing)} are still to come, and {place} has {decimal(free)} free: make room there, or "
@@ -55,26 +54,13 @@ def begun(folder: Path | None, record: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except Exception:
-        if fresh and not _in_folder(folder, record["files"]):
+        if fresh and not downloaded(folder, record["files"]):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     path.replace(folder / PULLED)
 
 
-def _in_folder(folder: Path, sizes: Mapping[str, int]) -> int:
-    """Return the bytes that an earlier download has left in a folder, those of unfinished files included."""
-    return _nbytes([*(folder / name for name in sizes), *(folder / CLIENT / "download").rglob("*.incomplete")])
-
-
 def _in_cache(cache: Path, repo: str) -> int:
     """Return the bytes of a repository that the Hub's cache has."""
-    return _nbytes((cache / f"models--{repo.replace('/', '--')}" / "blobs").glob("*"))
-
-
-def _nbytes(paths: Iterable[Path]) -> int:
-    return sum(path.stat().st_size for path in paths if path.is_file())
-
-
-def _existing(path: Path) -> Path:
-    """Return a path, or the nearest folder above it that exists."""
-    return next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+    blobs = (cache / f"models--{repo.replace('/', '--')}" / "blobs").glob("*")
+    return sum(path.stat().st_size for path in blobs if path.is_file())

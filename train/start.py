@@ -8,6 +8,7 @@ import torch
 
 from mconv.convert import sidecar
 from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.host import existing, writable
 from mconv.convert.optimizer import OptimizerState, with_padding
 from mconv.convert.source import Source, check_copies
 from mconv.errors import ConfigError
@@ -18,7 +19,6 @@ from mconv.train.checkpoints.begin import Beginning, confirm, where
 from mconv.train.checkpoints.saving import Saver
 from mconv.train.config import TrainConfig
 from mconv.train.estimate import storage
-from mconv.train.estimate.machine import existing, writable
 from mconv.train.length import batch_size, length
 from mconv.train.logs import log as logs
 from mconv.train.model import adapter, architecture, backend, recompute, weights
@@ -194,7 +194,7 @@ def _saver(config: TrainConfig, begun: Beginning, say: logs.Say, size: int) -> S
         return None
     return Saver(
         root=Path(config.save), content=checkpoint.CONTENT, say=say, background=config.async_save, saved=begun.saved,
-        confirm=lambda: confirm(config, begun), keep=room.Keep(config.keep_last, config.keep_every),
+        confirm=lambda: confirm(config, begun), keep=storage.Keep(config.keep_last, config.keep_every),
         size=size, skips=config.on_full_disk == "continue",
     )  # fmt: skip
 

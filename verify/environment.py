@@ -13,6 +13,7 @@ from typing import Any
 
 import mconv
 from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.host import cores
 
 PACKAGES = ("torch", "transformers", "megatron-core", "safetensors", "numpy")
 LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -55,7 +56,7 @@ def spare_threads() -> int | None:
     """Threads that one rank may have while the others wait: all cores, unless the user says how many a process has."""
     if "OMP_NUM_THREADS" in os.environ:
         return None
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return cores()
 
 
 def describe(*, seconds: float) -> dict[str, Any]:

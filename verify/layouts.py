@@ -1,11 +1,11 @@
 """The layout at which the Megatron side of a comparison runs: as asked, else as recorded where that is cheap."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.host import cores
 from mconv.errors import LayoutError
 from mconv.shard.layout import Layout, padded_vocab
 from mconv.shard.stages import EVEN, Uneven
@@ -47,9 +47,8 @@ def choose(a: Checkpoint, b: Checkpoint, *, tp: int | None, pp: int | None, unev
     needed = found.tp * found.pp
     if why := _costly(needed, a, b):
         return Choice(notes=(f"{why}: judged at tp 1 x pp 1",))
-    cores = _cores()
-    turns = needed > max(1, cores) and not _gpus() and world()[1] == 1
-    note = f"{needed} ranks take turns on {_counted(cores)} here; --tp 1 --pp 1 judges the same on one rank"
+    turns = needed > cores() and not _gpus() and world()[1] == 1
+    note = f"{needed} ranks take turns on {_counted(cores())} here; --tp 1 --pp 1 judges the same on one rank"
     return replace(found, notes=(note,) if turns else ())
 
 
@@ -118,21 +117,17 @@ def _costly(needed: int, a: Checkpoint, b: Checkpoint) -> str | None:
         return None if size % needed == 0 else f"its recorded layout needs {needed} ranks, and torchrun started {size}"
     if gpus := _gpus():
         return None if gpus >= needed else f"{needed} ranks need as many GPUs, and there are {gpus} here"
-    if needed > TURNS * _cores():
-        return f"{needed} ranks on {_counted(_cores())} are slow"
+    if needed > TURNS * cores():
+        return f"{needed} ranks on {_counted(cores())} are slow"
     wanted = needed * RANK_BYTES + 4 * max(c.parameters for c in (a, b))
     return None if wanted < environment.available() else f"{needed} ranks need more memory than is free"
 
 
-def _counted(cores: int) -> str:
-    return "1 core" if cores == 1 else f"{cores} cores"
+def _counted(number: int) -> str:
+    return "1 core" if number == 1 else f"{number} cores"
 
 
 def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

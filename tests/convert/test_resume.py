@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from interrupts import stop_after
 from tiny import make_llama
 
 from mconv.convert import plan
@@ -29,20 +30,6 @@ def convert(source, out, **options):
 
 def files(root):
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-def stop_after(monkeypatch, count):
-    """Ctrl-C at the write of this number, and a list of all writes."""
-    seen, write = [], os.pwrite
-
-    def writing(*args):
-        seen.append(args)
-        if len(seen) == count:
-            raise KeyboardInterrupt
-        return write(*args)
-
-    monkeypatch.setattr(os, "pwrite", writing)
-    return seen
 
 
 def interrupted(source, out, monkeypatch):

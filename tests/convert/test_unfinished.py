@@ -2,10 +2,10 @@
 
 import fcntl
 import json
-import os
 
 import pytest
 import torch
+from interrupts import stop_after
 from tiny import make_llama
 
 from mconv.cli.app import run
@@ -24,7 +24,7 @@ def killed(tmp_path_factory):
         for form in formats:
             source, options = ("hf", ["--format", form]) if command == "hf2meg" else ("whole", [])
             with pytest.MonkeyPatch.context() as patch:
-                _stop_after(patch, 12)
+                stop_after(patch, 12)
                 out = str(root / f"new-{form}")
                 interrupted(command, root / source, "--out", out, *options)
     return root
@@ -33,18 +33,6 @@ def killed(tmp_path_factory):
 def interrupted(*argv):
     """Run a command that Ctrl-C ends."""
     assert run([str(word) for word in argv]) == 130
-
-
-def _stop_after(monkeypatch, count):
-    seen, write = [], os.pwrite
-
-    def writing(*args):
-        seen.append(args)
-        if len(seen) == count:
-            raise KeyboardInterrupt
-        return write(*args)
-
-    monkeypatch.setattr(os, "pwrite", writing)
 
 
 def command_of(root, form):
@@ -105,7 +93,7 @@ def test_the_share_that_is_written_grows_and_the_journal_is_named_too(killed, ca
 def test_resume_completes_it_and_one_that_another_process_writes_is_not_called_unfinished(killed, tmp_path, capsys):
     out = killed / "again"
     with pytest.MonkeyPatch.context() as patch:
-        _stop_after(patch, 12)
+        stop_after(patch, 12)
         interrupted("hf2meg", killed / "hf", "--out", out)
     assert capsys.readouterr().err.endswith("the same command with --resume completes it\nmconv: interrupted\n")
     lock = out / ".mconv-partial-release.lock"
@@ -137,7 +125,7 @@ def test_a_conversion_without_its_tracker_lacks_nothing_but_that(killed, monkeyp
 
 def test_a_checkpoint_beside_which_one_is_unfinished_is_read(killed, tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
-        _stop_after(patch, 12)
+        stop_after(patch, 12)
         interrupted("hf2meg", killed / "hf", "--out", killed / "whole", "--overwrite")
     assert run(["inspect", str(killed / "whole")]) == 0
     assert run(["status", str(killed)]) == 0

@@ -92,13 +92,13 @@ PLANS = {
     "all": ({}, range(10, 51, 10), 5 * GB, None),
     "all but one": ({}, range(10, 51, 10), 5 * GB - 1, 50),
     "not even one": ({}, [10], GB - 1, 10),
-    "the newest, and one beside": ({"keep": room.Keep(1)}, range(10, 1001, 10), 2 * GB, None),
-    "the newest, and none beside": ({"keep": room.Keep(1)}, range(10, 1001, 10), 2 * GB - 1, 20),
-    "some for good": ({"keep": room.Keep(1, 30)}, range(10, 101, 10), 4 * GB - 1, 80),
-    "old ones go": ({"keep": room.Keep(1), "present": {1: GB, 2: GB}}, range(10, 51, 10), GB, None),
+    "the newest, and one beside": ({"keep": storage.Keep(1)}, range(10, 1001, 10), 2 * GB, None),
+    "the newest, and none beside": ({"keep": storage.Keep(1)}, range(10, 1001, 10), 2 * GB - 1, 20),
+    "some for good": ({"keep": storage.Keep(1, 30)}, range(10, 101, 10), 4 * GB - 1, 80),
+    "old ones go": ({"keep": storage.Keep(1), "present": {1: GB, 2: GB}}, range(10, 51, 10), GB, None),
     "old ones stay": ({"present": {1: GB, 2: GB}}, range(10, 51, 10), GB, 20),
     "one is replaced": ({"present": {10: GB}}, [10, 20], GB, None),
-    "exports": ({"keep": room.Keep(1), "export": lambda i: GB if i % 20 == 0 else 0}, range(10, 101, 10), 4 * GB, 70),
+    "exports": ({"keep": storage.Keep(1), "export": lambda i: GB if i % 20 == 0 else 0}, range(10, 101, 10), 4 * GB, 70),
 }
 """What there is and what is kept, the iterations to save, the free bytes -> the first one without room."""
 
@@ -106,7 +106,7 @@ PLANS = {
 @pytest.mark.parametrize("name", PLANS)
 def test_when_the_disk_is_full(name):
     more, todo, free, full = PLANS[name]
-    assert room.Room(size=GB, free=free, **{"keep": room.Keep(), **more}).full_at(todo) == full
+    assert room.Room(size=GB, free=free, **{"keep": storage.Keep(), **more}).full_at(todo) == full
 
 
 def test_which_iterations_are_saved():
@@ -147,7 +147,7 @@ def test_a_disk_that_will_be_full_is_said_before_the_first_step(run, tmp_path, m
     "free, last, says", [(35, None, 2), (25, None, 1), (15, None, None), (45, 5, 3), (25, 1, None)]
 )  # fmt: skip
 def test_the_keep_last_that_is_named_is_one_that_there_is_room_for(free, last, says):
-    found = room._fewer(room.Room(size=10, free=free, keep=room.Keep(last)), list(range(1, 7)))
+    found = room._fewer(room.Room(size=10, free=free, keep=storage.Keep(last)), list(range(1, 7)))
     assert found == (f"--keep-last {says} keeps only the newest, " if says else "")
 
 

@@ -34,7 +34,7 @@ def machine(monkeypatch):
 
     def set_to(gpus=0, cores=2, free=1 << 40):
         monkeypatch.setattr(layouts, "_gpus", lambda: gpus)
-        monkeypatch.setattr(layouts, "_cores", lambda: cores)
+        monkeypatch.setattr(layouts, "cores", lambda: cores)
         monkeypatch.setattr(layouts.environment, "available", lambda: free)
 
     return set_to

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mconv.convert.host import existing, nbytes
 from mconv.errors import ConfigError, DiskFull, MconvError
 from mconv.train.checkpoints import folders
 from mconv.train.config import TrainConfig
-from mconv.train.estimate.machine import existing
-from mconv.train.estimate.storage import Keep as Keep
+from mconv.train.estimate import storage
+from mconv.train.estimate.storage import Keep
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TORCH = re.compile("unexpected pos|PytorchStreamWriter|enforce fail")
@@ -55,11 +56,8 @@ class Room:
 
 
 def saves(config: TrainConfig, *, iteration: int, iterations: int) -> list[int]:
-    """Return the iterations that a run will save: by its interval, and its last one."""
-    last = min(iterations, config.exit_after or iterations)
-    step = config.save_interval or iterations
-    regular = list(range((iteration // step + 1) * step, last + 1, step))
-    return regular if regular[-1:] == [last] or last <= iteration else [*regular, last]
+    """Return the iterations that a start of a run will save, up to its last one or the one that it exits after."""
+    return storage.saved(config, min(iterations, config.exit_after or iterations), after=iteration)
 
 
 # ---- before the first step -------------------------------------------------------------------------------------------
@@ -115,15 +113,6 @@ def _present(root: Path) -> dict[int, int]:
 def _left(root: Path) -> int:
     """Return the bytes that saves which were killed have left, and that the next save removes."""
     return sum(nbytes(folder) for folder in folders.leftovers(root))
-
-
-def nbytes(folder: Path) -> int:
-    """Return the bytes of all files of a folder."""
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.stat().st_size if path.is_file() else 0
-    return total
 
 
 def free(folder: Path) -> int:

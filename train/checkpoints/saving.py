@@ -13,6 +13,7 @@ from mconv.errors import CheckFailed, DiskFull, FormatError, MconvError
 from mconv.train import agree
 from mconv.train.checkpoints import folders, room, writing
 from mconv.train.checkpoints.claim import Claim, claimed
+from mconv.train.estimate import storage
 from mconv.train.mcore import quiet
 
 Finish = Callable[[Path], None]
@@ -50,7 +51,7 @@ class Saver:
     say: Callable[[str], None]
     background: bool = False
     """True if training continues while files are written."""
-    keep: room.Keep = field(default_factory=room.Keep)
+    keep: storage.Keep = field(default_factory=storage.Keep)
     size: int = 0
     """Bytes of a checkpoint, as estimated."""
     skips: bool = False

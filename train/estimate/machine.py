@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mconv.convert.host import cores, existing, writable
+
 PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "safetensors", "huggingface_hub")
 """What mconv stands on."""
 EXTRAS = {
@@ -32,7 +34,7 @@ def machine(folder: Path) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "extras": {name: version(name) or "yes" if found(module) else None for name, module in EXTRAS.items()},
         "dataset_helpers": dataset_helpers(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory": memory(),
         "disk": {"folder": str(folder), "free": shutil.disk_usage(existing(folder)).free, "writable": writable(folder)},
         "shm": shm(),
@@ -114,16 +116,6 @@ def memory() -> dict[str, int] | None:
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
     return {"size": min(size, int(text)) if text.isdigit() else size, "free": free}
-
-
-def existing(folder: Path) -> Path:
-    """The folder, or the first above it that is there."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-
-
-def writable(folder: Path) -> bool:
-    """Whether files can be made in the folder, or the folder itself where it is not there yet."""
-    return existing(folder).is_dir() and os.access(existing(folder), os.W_OK | os.X_OK)
 
 
 def shm() -> dict[str, int] | None:

@@ -35,10 +35,16 @@ class Keep:
         return [iteration for iteration in old if not (self.every and iteration % self.every == 0)]
 
 
+def saved(config: TrainConfig, last: int, *, after: int = 0) -> list[int]:
+    """Return the iterations after one that are saved until the `last`: by the interval, and the last one."""
+    step = config.save_interval or last
+    regular = list(range((after // step + 1) * step, last + 1, step))
+    return regular if regular[-1:] == [last] or last <= after else [*regular, last]
+
+
 def kept(config: TrainConfig, iterations: int | None) -> int | None:
     """Return how many checkpoints a run leaves; None where its length is not known."""
     if iterations is None:
         return None
-    every = config.save_interval or iterations
-    saved = sorted({*range(every, iterations + 1, every), iterations})
-    return len(saved) - len(Keep(config.keep_last, config.keep_every).expired(saved))
+    all_of_them = saved(config, iterations)
+    return len(all_of_them) - len(Keep(config.keep_last, config.keep_every).expired(all_of_them))

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from mconv import errors
+from mconv.convert.host import cores
 from mconv.errors import MconvError
 from mconv.train.launch import answer, stop
 
@@ -162,8 +163,7 @@ def _command(target: str, nproc: int, folder: Path) -> list[str]:
 
 def _environment(nproc: int) -> dict[str, str]:
     """Return the environment of ranks: loopback only, no more threads than cores. What the user has set wins."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    defaults = {"OMP_NUM_THREADS": str(max(1, cores // nproc)), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
+    defaults = {"OMP_NUM_THREADS": str(max(1, cores() // nproc)), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
     if sys.platform.startswith("linux"):
         defaults["GLOO_SOCKET_IFNAME"] = "lo"
     return {**defaults, **os.environ}

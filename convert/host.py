@@ -1,0 +1,31 @@
+"""This machine and its disks, as every part of mconv asks for them."""
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def existing(path: Path) -> Path:
+    """Return a path, or the nearest folder above it that exists."""
+    return next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+
+
+def writable(folder: Path) -> bool:
+    """Return whether files can be made in a folder, or the folder itself where it is not there yet."""
+    near = existing(folder)
+    return near.is_dir() and os.access(near, os.W_OK | os.X_OK)
+
+
+def nbytes(folder: Path) -> int:
+    """Return the bytes of all files of a folder; what goes away meanwhile does not count."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += Path(place, name).stat().st_size
+    return total
