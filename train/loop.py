@@ -73,7 +73,6 @@ def _steps(run: Run, data: Sets, *, began: float, say: logs.Say, show: logs.Show
     while run.iteration < end and not word.stop:
         if not steps:
             say("taking the first step, which is slower than those after it")
-        answer.doing("step", run.iteration + 1)
         steps.append(step(run, batches, again=lambda: feed(run, data.train, consumed=run.consumed)))
         chain.stepped()
         log.step(steps[-1])
@@ -159,7 +158,8 @@ def _save(run: Run, data: Sets, after: Follow, *, last: bool = False) -> None:
         run.saver.background, run.saver.last = False, True
     if run.saver and not run.saver.has(run.iteration):
         iteration, consumed = run.iteration, run.consumed
-        answer.doing("save", iteration)
+        if last:  # another one is followed by a step, after which the run stops
+            answer.doing("save", iteration)
         run.say(f"saving iteration {iteration} to {run.config.save}")
         run.memory["sample"] = last_drawn(run, data.train)
         with stop.held_back():  # also from the process that writes, which a signal to every process would end

@@ -41,6 +41,11 @@ _heard: list[int] = []
 
 
 # ---- signals ---------------------------------------------------------------------------------------------------------
+def _number(signum: int) -> int:
+    """Return the number of WHY of a signal."""
+    return NUMBERS[signal.Signals(signum).name]
+
+
 @contextlib.contextmanager
 def listening(*, alone: bool = False, answers: bool = False) -> Iterator[None]:
     """Record stop signals without obeying them; a second SIGINT interrupts. Does nothing outside the main thread.
@@ -146,7 +151,9 @@ class Stops:
         """
         from mconv.train import agree
 
-        number = agree.largest(max(self._local(iteration, first=first), default=0))
+        numbers = [*self._local(iteration, first=first), *map(_number, _heard)]
+        answer.doing("step", iteration + 1)  # a signal that comes from here on is obeyed after that step
+        number = agree.largest(max(numbers, default=0))
         if first and number == NUMBERS["exit_duration_in_mins"]:
             raise ConfigError(
                 "exit_duration_in_mins was over before the first step; give the run more than it takes to load"
@@ -164,8 +171,7 @@ class Stops:
         self.seen.clear()
 
     def _local(self, iteration: int, *, first: bool) -> Iterator[int]:
-        """Yield the requests that this rank knows of, as numbers of WHY."""
-        yield from (NUMBERS[signal.Signals(number).name] for number in _heard)
+        """Yield the requests that this rank knows of, signals aside, as numbers of WHY."""
         if self.exit_interval and not first and iteration % self.exit_interval == 0:
             yield NUMBERS["exit_interval"]
         if self.rank == 0:
