@@ -22,11 +22,11 @@ from convert import convert, copy, measure  # noqa: TID251  # the file beside th
 MEGATRON = """import torch
 from pathlib import Path
 from mconv.convert.opening import open_checkpoint
-from mconv.train.cpu import install
+from mconv.train.megatron.cpu import install
 install()
 from mconv.train.checkpoints.checkpoint import CONTENT
 from mconv.train.model.engine import Parallel, build
-from mconv.train.mcore import dist_checkpointing
+from mconv.train.megatron.imports import dist_checkpointing
 from mconv.train.parallel import init
 from mconv.train.model.weights import fill, padded_size"""
 SAVE = """

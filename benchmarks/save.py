@@ -42,7 +42,7 @@ def measure(folder: Path, *, layers: int, rounds: int) -> dict[str, list[float]]
     """Seconds of each kind, one for each round."""
     from mconv.train import steps
     from mconv.train.feed import feed, sets
-    from mconv.train.mcore import quiet
+    from mconv.train.megatron.imports import quiet
 
     model = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 768, "intermediate_size": 2048,

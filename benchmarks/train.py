@@ -79,7 +79,7 @@ def make_data(prefix: Path, shape: tuple[int, ...], *, steps: int) -> None:
     """Random tokens, enough that no sample comes twice."""
     import numpy as np
 
-    from mconv.train.mcore import IndexedDatasetBuilder
+    from mconv.train.megatron.imports import IndexedDatasetBuilder
 
     vocabulary, length, micro, count = shape[5:]
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)

@@ -16,7 +16,7 @@ def test_annotations_are_checked():
 
 
 def test_axes_of_one_name_are_of_one_size():
-    import mconv.train.mcore  # noqa: F401 (first: it imports megatron-core quietly)
+    import mconv.train.megatron.imports  # noqa: F401 (first: it imports megatron-core quietly)
     from mconv.train.model import cross_entropy
     from mconv.verify import generate
 

@@ -14,7 +14,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-WARM = ("mconv.train.mcore", "mconv.train.loop", "mconv.verify.logits", "transformers.models.llama.modeling_llama")
+WARM = (
+    "mconv.train.megatron.imports",
+    "mconv.train.loop",
+    "mconv.verify.logits",
+    "transformers.models.llama.modeling_llama",
+)
 """What most ranks import: megatron-core first, by the module that does it quietly."""
 DIED = (False, "it died")
 

@@ -19,7 +19,7 @@ from mconv.train.data.loader import Shuffled, batches, sample_numbers
 from mconv.train.data.sources import TEXT, Blend, blend
 from mconv.train.length import length
 from mconv.train.logs.log import Say
-from mconv.train.mcore import parallel_state
+from mconv.train.megatron.imports import parallel_state
 from mconv.train.run import Run
 from mconv.train.steps import Batches, Feeds
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mconv.errors import CheckFailed
-from mconv.train.mcore import parallel_state
+from mconv.train.megatron.imports import parallel_state
 from mconv.train.model.engine import unwrap
 from mconv.train.model.freeze import whole_name
 from mconv.train.parallel import from_all_ranks

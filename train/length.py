@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mconv.train.config import TrainConfig
-from mconv.train.mcore import ConstantNumMicroBatchesCalculator, RampupBatchsizeNumMicroBatchesCalculator
+from mconv.train.megatron.imports import ConstantNumMicroBatchesCalculator, RampupBatchsizeNumMicroBatchesCalculator
 
 
 @dataclass(frozen=True, slots=True)

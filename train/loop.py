@@ -21,7 +21,7 @@ from mconv.train.logs import log as logs
 from mconv.train.logs import record, redact
 from mconv.train.logs.boards import boards
 from mconv.train.logs.meter import meter
-from mconv.train.mcore import quiet
+from mconv.train.megatron.imports import quiet
 from mconv.train.model.engine import unwrap
 from mconv.train.parallel import init, parallel_of, rank
 from mconv.train.run import Run, save

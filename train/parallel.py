@@ -106,7 +106,7 @@ def init(parallel: Parallel, *, seed: int = 1234) -> None:
     Call it again with another layout at any time, on all ranks: the groups are replaced, the world stays. Outside
     of torchrun the world is this one process, with no port opened. Raises LayoutError if tp x pp does not fit.
     """
-    from mconv.train.mcore import parallel_state, tensor_parallel
+    from mconv.train.megatron.imports import parallel_state, tensor_parallel
 
     size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else world()[1]
     parallel.data_parallel(size)
@@ -130,7 +130,7 @@ def init(parallel: Parallel, *, seed: int = 1234) -> None:
 
 def _layout_now() -> tuple[int, int, int] | None:
     """(tp, pp, vpp) of the groups that are there, or None."""
-    from mconv.train.mcore import parallel_state
+    from mconv.train.megatron.imports import parallel_state
 
     if not parallel_state.model_parallel_is_initialized():
         return None
@@ -144,7 +144,7 @@ def _layout_now() -> tuple[int, int, int] | None:
 
 def _destroy_groups() -> None:
     """Let go of megatron-core's groups, and of their sockets and threads, which it only forgets (dozens a layout)."""
-    from mconv.train.mcore import parallel_state
+    from mconv.train.megatron.imports import parallel_state
 
     groups = {id(group): group for group in parallel_state._global_process_group_list or [] if group is not None}
     parallel_state.destroy_model_parallel()

@@ -23,7 +23,7 @@ from mconv.verify.guesses.explain import explain
 from mconv.verify.sides import Side, open_both
 from mconv.verify.specs import in_words, incomparable, spec_differences
 
-PRELOAD = ("mconv.train.mcore", "mconv.train.model.engine", "mconv.verify.logits")
+PRELOAD = ("mconv.train.megatron.imports", "mconv.train.model.engine", "mconv.verify.logits")
 """What all ranks import."""
 SCHEMA = 1
 """Of the report. Fields may be added under one number, never changed or removed."""

@@ -20,7 +20,7 @@ def wrong(model: Model, checkpoint: Checkpoint, how: How, *, failed: bool) -> li
         return []
     if not from_rank_0(failed) or how.streamed:
         return []
-    from mconv.train.mcore import parallel_state
+    from mconv.train.megatron.imports import parallel_state
 
     rank = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
     said: list[Any] = [None] * torch.distributed.get_world_size()

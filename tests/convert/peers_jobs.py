@@ -54,7 +54,7 @@ def args_like(template: Namespace | None, spec: ModelSpec, *, tp: int, pp: int, 
 
 def chunks(spec: ModelSpec, *, tp: int, pp: int, vpp: int = 1, dtype: Any = torch.float32) -> list[Any]:
     """This rank's model chunks; interleaved ones as Megatron-LM's `get_model` builds them."""
-    from mconv.train.mcore import (
+    from mconv.train.megatron.imports import (
         GPTModel,
         TransformerBlockSubmodules,
         get_num_layers_to_build,
@@ -99,7 +99,7 @@ def chunks(spec: ModelSpec, *, tp: int, pp: int, vpp: int = 1, dtype: Any = torc
 
 def fill(models: list[Any], spec: ModelSpec) -> None:
     """Random weights, the same in all copies, other ones in every share; padded rows hold noise, as after training."""
-    from mconv.train.mcore import parallel_state
+    from mconv.train.megatron.imports import parallel_state
 
     tp_rank = parallel_state.get_tensor_model_parallel_rank()
     for model in models:
@@ -123,7 +123,7 @@ def write(
     dtype: str = "float32", how: str = "plain", format: str = "torch_dist",
 ) -> torch.Tensor | None:  # fmt: skip
     """megatron-core saves a random model; its logits, on rank 0."""
-    from mconv.train.mcore import quiet
+    from mconv.train.megatron.imports import quiet
     from mconv.train.model import engine, forward
 
     model_spec, kind = ModelSpec.from_dict(spec), getattr(torch, dtype)
@@ -146,7 +146,7 @@ def _save_distributed(folder: str, model: Any, args: Namespace, how: str) -> Non
     from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
     from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 
-    from mconv.train.mcore import dist_checkpointing, parallel_state
+    from mconv.train.megatron.imports import dist_checkpointing, parallel_state
 
     content: dict[str, Any] = {"singleton_local_shards": how == "singleton", "chained_optim_avoid_prefix": True}
     if how == "layers":
@@ -169,7 +169,7 @@ def _save_distributed(folder: str, model: Any, args: Namespace, how: str) -> Non
 
 def _save_ranks(folder: str, models: list[Any], args: Namespace, how: str, *, tp: int, pp: int) -> None:
     """As Megatron-LM's `torch` format: one file a rank, from the ranks of the first replica."""
-    from mconv.train.mcore import parallel_state
+    from mconv.train.megatron.imports import parallel_state
 
     if parallel_state.get_data_parallel_rank():
         return
@@ -265,7 +265,7 @@ def _differences(models: list[Any], want: list[dict[str, torch.Tensor]], where: 
 def _want(hf: str, spec: ModelSpec, *, tp: int, pp: int, vpp: int = 1) -> list[dict[str, torch.Tensor]]:
     from safetensors.torch import load_file
 
-    from mconv.train.mcore import parallel_state
+    from mconv.train.megatron.imports import parallel_state
 
     ranks = {
         "tp_rank": parallel_state.get_tensor_model_parallel_rank(),
@@ -286,7 +286,7 @@ def read_distributed(
     )
     from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 
-    from mconv.train.mcore import StrictHandling, dist_checkpointing, parallel_state, quiet
+    from mconv.train.megatron.imports import StrictHandling, dist_checkpointing, parallel_state, quiet
 
     problems, model_spec = [], ModelSpec.from_dict(spec)
     for tp, pp in layouts:
@@ -313,10 +313,10 @@ def read_distributed(
 
 def read_ranks(folder: str, hf: str, spec: dict[str, Any], *, tp: int, pp: int, vpp: int, dtype: str) -> list[str]:
     """As Megatron-LM's `load_checkpoint` reads its `torch` format: weights_only, strict, chunk by chunk."""
-    importlib.import_module("mconv.train.mcore")  # first: it imports megatron-core quietly
+    importlib.import_module("mconv.train.megatron.imports")  # first: it imports megatron-core quietly
     from megatron.core.safe_globals import register_safe_globals
 
-    from mconv.train.mcore import parallel_state
+    from mconv.train.megatron.imports import parallel_state
 
     register_safe_globals()
     model_spec = ModelSpec.from_dict(spec)

@@ -38,7 +38,7 @@ def template():
     file = GOLDEN / "td-tp2pp2-llama3/ckpt/iter_0000100/common.pt"
     if not file.is_file():
         return None
-    importlib.import_module("mconv.train.mcore")  # first: it imports megatron-core quietly
+    importlib.import_module("mconv.train.megatron.imports")  # first: it imports megatron-core quietly
     from megatron.core.safe_globals import register_safe_globals
 
     register_safe_globals()

@@ -40,7 +40,7 @@ def test_uneven_stages_are_refused_with_what_works():
 )  # fmt: skip
 def test_uneven_stages_are_those_of_megatron_core(middle, pp, vpp, first, last, embedding, loss):
     """Its own `get_num_layers_to_build` and `get_transformer_layer_offset` are the oracle, chunk by chunk."""
-    importlib.import_module("mconv.train.mcore")  # the quiet door to megatron-core
+    importlib.import_module("mconv.train.megatron.imports")  # the quiet door to megatron-core
     from megatron.core.transformer.transformer_block import get_num_layers_to_build
     from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 

@@ -114,7 +114,7 @@ def whole_model(spec: ModelSpec, *, seed: int = 0, padded: int = PADDED) -> tupl
 
 def save_weights(model: Any, folder: Path) -> None:
     """torch_dist weights of a model in this process alone, by megatron-core's own saver."""
-    from mconv.train.mcore import dist_checkpointing, quiet
+    from mconv.train.megatron.imports import dist_checkpointing, quiet
 
     folder.mkdir(parents=True)
     with quiet():
@@ -303,7 +303,7 @@ def save_like_megatron(form: str, root: str, **fields: Any) -> None:
     """A run that leaves its last step as Megatron-LM does: flat buckets in torch_dist, or a file for each rank."""
     from mconv.train import loop
     from mconv.train.checkpoints import beside, checkpoint
-    from mconv.train.mcore import parallel_state as ps
+    from mconv.train.megatron.imports import parallel_state as ps
     from mconv.train.optim.optimizer import parts
 
     made: list[Any] = []
@@ -489,7 +489,7 @@ def what_is_asked(*, rank: int, alone: bool) -> int:
     import os
     import signal
 
-    import mconv.train.mcore  # noqa: F401 (its devices are the CPU here)
+    import mconv.train.megatron.imports  # noqa: F401 (its devices are the CPU here)
     from mconv.train import agree
     from mconv.train.launch import stop
 
@@ -510,7 +510,7 @@ def what_is_asked(*, rank: int, alone: bool) -> int:
 def memory(**fields: Any) -> dict[str, int]:
     """Bytes of a run at its start, tensor by tensor, and what autograd keeps of one forward pass of one micro batch."""
     from mconv.train.config import make
-    from mconv.train.mcore import quiet
+    from mconv.train.megatron.imports import quiet
     from mconv.train.start import start
 
     with quiet():

@@ -40,7 +40,7 @@ class StandIn(torch.nn.Module):
 
 def test_the_stand_in_has_the_signatures_of_the_real_one():
     """So that a test with it says something of megatron-core's."""
-    from mconv.train.mcore import parallel_state
+    from mconv.train.megatron.imports import parallel_state
 
     source = Path(parallel_state.__file__).parent / "extensions" / "transformer_engine.py"
     real = next(n for n in ast.walk(ast.parse(source.read_text())) if getattr(n, "name", "") == "TEDotProductAttention")

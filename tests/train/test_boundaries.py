@@ -19,7 +19,7 @@ LENGTH = 32
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run over short documents, several to a sample, and no record of how they were made."""
-    from mconv.train.mcore import IndexedDatasetBuilder
+    from mconv.train.megatron.imports import IndexedDatasetBuilder
 
     folder = tmp_path_factory.mktemp("boundaries")
     # sharp attention: the starting weights of a small model hardly look back, and a leak would not be seen
@@ -116,7 +116,7 @@ def test_masks_and_positions_are_megatron_cores(samples):
 
 
 def test_a_window_holds_within_a_document():
-    from mconv.train.mcore import TransformerConfig
+    from mconv.train.megatron.imports import TransformerConfig
     from mconv.train.model.attention import CoreAttention
     from mconv.train.model.boundaries import attention_mask
 

@@ -19,7 +19,7 @@ EOS, LENGTH, TALKS = 2, 48, 16
 
 def write(prefix, conversations):
     """The two pairs of files, by megatron-core's builder, from (ids, roles)."""
-    from mconv.train.mcore import IndexedDatasetBuilder
+    from mconv.train.megatron.imports import IndexedDatasetBuilder
 
     conversations = list(conversations)
     for kind, number in (("text", 0), ("role", 1)):
@@ -244,7 +244,7 @@ HOSTILE = {
 
 
 def write_roles(prefix, first):
-    from mconv.train.mcore import IndexedDatasetBuilder
+    from mconv.train.megatron.imports import IndexedDatasetBuilder
 
     builder = IndexedDatasetBuilder(f"{prefix}-role.bin", dtype=np.uint16)
     for roles in [first, [1], [1]] if first else [[1]]:

@@ -38,7 +38,7 @@ def source(tmp_path):
 
 def stored(prefix):
     """Documents as megatron-core reads them."""
-    from mconv.train.mcore import IndexedDataset
+    from mconv.train.megatron.imports import IndexedDataset
 
     data = IndexedDataset(str(prefix))
     return [np.array(data[i]).tolist() for i in range(len(data))]

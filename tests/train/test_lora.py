@@ -133,7 +133,7 @@ def test_layers_that_are_computed_again_give_the_same_gradients(run):
     """megatron-core's checkpointing gives none at all to layers whose input, here a frozen embedding, asks for none."""
     from mconv.convert import peft
     from mconv.convert.load import open_checkpoint
-    from mconv.train.mcore import quiet
+    from mconv.train.megatron.imports import quiet
     from mconv.train.model import engine, lora, weights
 
     base, parallel, tokens, found = open_checkpoint(run["load"]), engine.Parallel(), jobs.tokens(), []

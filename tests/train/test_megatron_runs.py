@@ -118,7 +118,7 @@ def test_the_validation_loss_is_the_one_that_megatron_printed(case):
     """
     from mconv.train import feed
     from mconv.train.evaluation import evaluate
-    from mconv.train.mcore import quiet
+    from mconv.train.megatron.imports import quiet
     from mconv.train.start import start
 
     log = (GOLDEN / case / "train.log").read_text()

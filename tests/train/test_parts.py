@@ -265,8 +265,8 @@ def test_only_a_gradient_is_written_over_the_logits():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the adapter is for machines without CUDA")
 def test_the_adapter_sends_cuda_to_the_cpu_once():
-    import mconv.train.mcore  # noqa: F401 (importing megatron-core installs it)
-    from mconv.train import cpu
+    import mconv.train.megatron.imports  # noqa: F401 (importing megatron-core installs it)
+    from mconv.train.megatron import cpu
 
     assert cpu.install() and cpu.install() and len(cpu._installed) == 1
     made = [

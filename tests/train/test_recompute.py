@@ -37,7 +37,7 @@ KINDS = {
 def step(spec, fields, *, frozen=False):
     """(loss, gradients, forwards of each part, bytes kept for the backward pass) of one micro batch, with dropout."""
     from mconv.train.config import make
-    from mconv.train.mcore import quiet
+    from mconv.train.megatron.imports import quiet
     from mconv.train.model import engine, recompute
 
     config = make({"load": "x", "data": ["x"], "train_iters": 1, "lr": 1.0, **fields})

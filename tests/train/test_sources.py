@@ -23,7 +23,7 @@ from mconv.train.data.sources import Blend, blend, check_present
 
 def write(prefix, documents, *, marked=True):
     """A prefix with these documents, by megatron-core's builder."""
-    from mconv.train.mcore import IndexedDatasetBuilder
+    from mconv.train.megatron.imports import IndexedDatasetBuilder
 
     prefix.parent.mkdir(parents=True, exist_ok=True)
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
@@ -103,7 +103,7 @@ def test_refusals(name, tree):
 
 
 def test_the_index_reader_reads_what_megatron_core_reads(tree, tmp_path):
-    from mconv.train.mcore import IndexedDataset
+    from mconv.train.megatron.imports import IndexedDataset
 
     ours, theirs = open_index(tree / "b/y"), IndexedDataset(str(tree / "b/y"))
     assert len(ours) == len(theirs) and all(np.array_equal(ours[i], theirs[i]) for i in range(len(ours)))

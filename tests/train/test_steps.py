@@ -101,7 +101,7 @@ def test_dropout_is_asked_for_and_not_in_evaluation(run, alone):
 
 
 def test_recomputed_attention_drops_the_same(run):
-    from mconv.train.mcore import tensor_parallel
+    from mconv.train.megatron.imports import tensor_parallel
     from mconv.train.model import engine, layers
     from mconv.train.model.attention import CoreAttention
 
@@ -163,7 +163,7 @@ def test_what_cannot_be_frozen_is_refused(freeze, message, run):
 
 def test_layers_that_are_computed_again_above_a_frozen_embedding_have_their_gradients(run):
     from mconv.convert.load import open_checkpoint
-    from mconv.train.mcore import quiet
+    from mconv.train.megatron.imports import quiet
     from mconv.train.model import engine, freeze, weights
 
     parallel, tokens, found = engine.Parallel(), jobs.tokens(), []

@@ -120,7 +120,7 @@ def tanh_gelu(patch, layers):
 
 
 def one_after_the_other(patch, layers):
-    from mconv.train.mcore import TransformerLayer
+    from mconv.train.megatron.imports import TransformerLayer
 
     patch.setattr(layers, "ParallelLayer", TransformerLayer)
 

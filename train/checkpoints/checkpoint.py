@@ -17,7 +17,7 @@ from mconv.errors import FormatError
 from mconv.spec import ModelSpec
 from mconv.train.checkpoints import adapt
 from mconv.train.checkpoints.beside import args_now, precision
-from mconv.train.mcore import (
+from mconv.train.megatron.imports import (
     ShardedObject,
     ShardedTensor,
     ShardedTensorFactory,

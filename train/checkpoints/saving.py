@@ -14,7 +14,7 @@ from mconv.train import agree
 from mconv.train.checkpoints import folders, room, writing
 from mconv.train.checkpoints.claim import Claim, claimed
 from mconv.train.estimate import storage
-from mconv.train.mcore import quiet
+from mconv.train.megatron.imports import quiet
 
 Finish = Callable[[Path], None]
 """Completes a hidden folder, on rank 0."""

@@ -17,7 +17,7 @@ from mconv.convert.formats.tensors import Located
 from mconv.convert.optimizer import OptimizerState, open_state, with_padding
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.train.checkpoints.checkpoint import Loaded
-from mconv.train.mcore import DistributedOptimizer
+from mconv.train.megatron.imports import DistributedOptimizer
 from mconv.train.model import weights
 from mconv.train.model.engine import unwrap
 from mconv.train.optim.optimizer import parts, set_step

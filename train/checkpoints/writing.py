@@ -24,7 +24,7 @@ import torch
 from mconv.errors import DiskFull, MconvError
 from mconv.train import agree
 from mconv.train.checkpoints import room
-from mconv.train.mcore import (
+from mconv.train.megatron.imports import (
     CheckpointingConfig,
     TorchCommonSaveStrategy,
     TorchDistSaveShardedStrategy,

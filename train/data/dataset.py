@@ -16,7 +16,7 @@ from mconv.train.config.data import shares
 from mconv.train.data.cache import cached
 from mconv.train.data.index import Tokens
 from mconv.train.data.sources import Blend
-from mconv.train.mcore import BlendedMegatronDatasetBuilder, GPTDataset, GPTDatasetConfig, IndexedDataset
+from mconv.train.megatron.imports import BlendedMegatronDatasetBuilder, GPTDataset, GPTDatasetConfig, IndexedDataset
 
 SURPLUS = 0.005
 """Samples that megatron-core makes of each prefix beyond its share, as a part of them."""

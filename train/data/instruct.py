@@ -192,7 +192,7 @@ def _write(
     said: Iterable[Said], parts: Sequence[Path], known: dict[str, Any], progress: Callable[[int], None]
 ) -> dict[str, Any]:
     """Feed megatron-core's builders, and return the counts. Megatron-LLM marks no documents, nor do these files."""
-    from mconv.train.mcore import IndexedDatasetBuilder
+    from mconv.train.megatron.imports import IndexedDatasetBuilder
 
     texts, roles = (IndexedDatasetBuilder(str(parts[n]), dtype=np.dtype(known["dtype"]).type) for n in (0, 2))
     with closing(texts.data_file), closing(roles.data_file):

@@ -180,7 +180,7 @@ class Mixed:
 
 def mixed(parts: Sequence[Any], shares: Sequence[float], *, samples: int) -> Mixed:
     """`samples` samples of endless datasets, by the rule of megatron-core's blends."""
-    from megatron.core.datasets import helpers
+    from mconv.train.megatron.imports import helpers
 
     which, at = np.zeros(samples, np.int16), np.zeros(samples, np.int64)
     share = np.asarray(shares, np.float64) / sum(shares)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mconv.train.mcore import BlendedMegatronDatasetBuilder, GPTDatasetConfig, MockGPTDataset
+from mconv.train.megatron.imports import BlendedMegatronDatasetBuilder, GPTDatasetConfig, MockGPTDataset
 
 
 @dataclass(frozen=True, slots=True)

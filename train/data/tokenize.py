@@ -121,7 +121,7 @@ def _write(
     encoded: Iterable[list[int]], data: Path, index: Path, known: dict[str, Any], progress: Callable[[int], None]
 ) -> dict[str, Any]:
     """Feed megatron-core's builder, and count."""
-    from mconv.train.mcore import IndexedDatasetBuilder
+    from mconv.train.megatron.imports import IndexedDatasetBuilder
 
     builder = IndexedDatasetBuilder(str(data), dtype=np.dtype(known["dtype"]).type)
     with closing(builder.data_file):

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mconv.train.mcore import MegatronModule, TransformerConfig, tensor_parallel
+from mconv.train.megatron.imports import MegatronModule, TransformerConfig, tensor_parallel
 from mconv.train.model.elementwise import rms_norm
 
 CUDNN_FIRST = [

@@ -11,7 +11,7 @@ import torch
 
 from mconv.errors import ConfigError, refuse
 from mconv.train.config import TrainConfig
-from mconv.train.mcore import transformer_engine_attention
+from mconv.train.megatron.imports import transformer_engine_attention
 from mconv.train.model.attention import CoreAttention, CudnnAttention
 
 MASKS = ("reset_attention_mask", "packing")

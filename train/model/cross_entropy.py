@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mconv.train.mcore import parallel_state
+from mconv.train.megatron.imports import parallel_state
 
 ROWS = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Logits widened together: on a CPU as many as its second cache holds, on a GPU as many as fill it."""

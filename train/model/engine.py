@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mconv.spec import ModelSpec
-from mconv.train.mcore import (
+from mconv.train.megatron.imports import (
     GPTModel,
     TransformerBlockSubmodules,
     TransformerConfig,

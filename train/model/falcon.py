@@ -5,7 +5,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from mconv.train.mcore import IdentityOp, TransformerLayer
+from mconv.train.megatron.imports import IdentityOp, TransformerLayer
 
 
 class ParallelLayer(TransformerLayer):

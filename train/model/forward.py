@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mconv.train.mcore import (
+from mconv.train.megatron.imports import (
     get_forward_backward_func,
     parallel_state,
     quiet,

@@ -7,7 +7,7 @@ import torch
 
 from mconv.errors import ConfigError
 from mconv.train.config.trained import means
-from mconv.train.mcore import GPTModel, parallel_state
+from mconv.train.megatron.imports import GPTModel, parallel_state
 from mconv.train.model.trains import refuse_unknown
 from mconv.train.parallel import from_all_ranks
 

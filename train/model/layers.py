@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mconv.spec import ModelSpec
-from mconv.train.mcore import (
+from mconv.train.megatron.imports import (
     IdentityOp,
     ModuleSpec,
     TransformerConfig,

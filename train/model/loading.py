@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mconv.errors import FormatError, refuse
-from mconv.train.mcore import (
+from mconv.train.megatron.imports import (
     ShardedTensor,
     StrictHandling,
     dist_checkpointing,

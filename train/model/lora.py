@@ -21,7 +21,7 @@ from mconv.convert.dialects import mcore as names
 from mconv.convert.lora import FACTORS, Linear, Settings, linears, padded
 from mconv.convert.table import Family
 from mconv.spec import ModelSpec
-from mconv.train.mcore import (
+from mconv.train.megatron.imports import (
     TransformerConfig,
     make_sharded_tensors_for_checkpoint,
     parallel_state,

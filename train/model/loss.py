@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mconv.train.mcore import parallel_state
+from mconv.train.megatron.imports import parallel_state
 from mconv.train.model.cross_entropy import CrossEntropy
 
 

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from mconv.train.mcore import ShardedTensor
+from mconv.train.megatron.imports import ShardedTensor
 
 
 def read(folder: Path | str, wanted: Mapping[str, Any]) -> dict[str, Tensor]:

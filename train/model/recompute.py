@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mconv.spec import ModelSpec
 from mconv.train.config import TrainConfig
-from mconv.train.mcore import tensor_parallel
+from mconv.train.megatron.imports import tensor_parallel
 from mconv.train.parallel import Parallel
 
 

@@ -9,7 +9,7 @@ from mconv.convert.ignored import NOTHING, Ignored
 from mconv.convert.load import Checkpoint, load_rank, open_checkpoint
 from mconv.errors import LayoutError
 from mconv.shard.layout import padded_vocab
-from mconv.train.mcore import parallel_state
+from mconv.train.megatron.imports import parallel_state
 from mconv.train.model import initial
 from mconv.train.model.engine import Parallel, parameters
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mconv.train.mcore import finalize_model_grads, parallel_state
+from mconv.train.megatron.imports import finalize_model_grads, parallel_state
 
 
 class Normalise:

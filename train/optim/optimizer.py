@@ -6,7 +6,7 @@ import torch
 
 from mconv.train.agree import largest
 from mconv.train.config import TrainConfig
-from mconv.train.mcore import DistributedOptimizer, OptimizerConfig, get_megatron_optimizer
+from mconv.train.megatron.imports import DistributedOptimizer, OptimizerConfig, get_megatron_optimizer
 from mconv.train.model.precision import dtype_of
 
 SAME = (

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mconv.train.config import TrainConfig
-from mconv.train.mcore import DistributedDataParallel, DistributedDataParallelConfig
+from mconv.train.megatron.imports import DistributedDataParallel, DistributedDataParallelConfig
 
 
 def replicated(models: list[Any], config: TrainConfig, *, finalize: Callable[..., None]) -> list[Any]:

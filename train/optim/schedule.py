@@ -3,7 +3,7 @@
 from typing import Any
 
 from mconv.train.config import TrainConfig
-from mconv.train.mcore import OptimizerParamScheduler
+from mconv.train.megatron.imports import OptimizerParamScheduler
 
 
 def scheduler(optimizer: Any, config: TrainConfig, *, scheduled: int = 0) -> OptimizerParamScheduler:

@@ -67,7 +67,7 @@ class Megatron:
     @cached_property
     def _rank_state(self) -> dict[str, Any]:
         """What this rank's file holds, tensors not loaded yet."""
-        from mconv.train.mcore import parallel_state
+        from mconv.train.megatron.imports import parallel_state
 
         rank, stage = (
             parallel_state.get_tensor_model_parallel_rank(),
@@ -79,7 +79,7 @@ class Megatron:
 
     def fill(self, parameters: dict[str, Tensor], *, part: str = "") -> None:
         """Fill parameters, by their names in a rank's file: all of them, or those whose names start with `part`."""
-        from mconv.train.mcore import parallel_state
+        from mconv.train.megatron.imports import parallel_state
         from mconv.train.model import loading
 
         if self.loaded_by == "megatron-core":
@@ -199,7 +199,7 @@ class Megatron:
         return found | ({"final_norm": model.decoder.final_layernorm} if model.post_process else {})
 
     def _whole_sequence(self, hidden: Float[Tensor, "c b d"]) -> Float[Tensor, "s b d"]:
-        from mconv.train.mcore import tensor_parallel
+        from mconv.train.megatron.imports import tensor_parallel
 
         if not self.how.parallel.sequence_parallel:
             return hidden
@@ -208,7 +208,7 @@ class Megatron:
 
     def _on_rank_0(self, kept: dict[str, Tensor]) -> dict[str, Tensor]:
         """All stages' hidden states; only rank 0's answer counts."""
-        from mconv.train.mcore import parallel_state
+        from mconv.train.megatron.imports import parallel_state
 
         if self.how.parallel.pp == 1:
             return kept

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mconv.train import cpu
+from mconv.train.megatron import cpu
 
 
 def _as_it_is(model: Any = None, **_: Any) -> Any:
@@ -48,6 +48,7 @@ def quiet() -> Iterator[None]:
 
 with _quiet_import():
     from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+    from megatron.core.datasets import helpers
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
     from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
@@ -132,6 +133,7 @@ __all__ = [
     "get_gpt_layer_local_spec",
     "get_megatron_optimizer",
     "get_num_layers_to_build",
+    "helpers",
     "make_sharded_tensors_for_checkpoint",
     "parallel_state",
     "quiet",
