@@ -42,7 +42,7 @@ clean:
 
 .venv/base: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[train]'
 	touch $@
 
 .venv/demo: .venv/base

@@ -1,7 +1,6 @@
 """`mconv.json`: what a checkpoint is, what it was made from, and a digest of each logical tensor."""
 
 import hashlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from mconv.convert.ignored import Passed
 from mconv.convert.jsonfile import read_json
 from mconv.convert.place import MANIFEST
 from mconv.errors import FormatError, refuse
+from mconv.extras import version
 
 if TYPE_CHECKING:
     from mconv.shard.layout import Layout
@@ -36,8 +36,9 @@ def now() -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what takes part in a conversion."""
-    return {p: importlib.metadata.version(p) for p in ("torch", "safetensors", "transformers", "megatron-core")}
+    """Return the versions of those packages that are installed; converting needs only the first two."""
+    here = {package: version(package) for package in ("torch", "safetensors", "transformers", "megatron-core")}
+    return {package: found for package, found in here.items() if found}
 
 
 def make(

@@ -33,7 +33,7 @@ FLOORS = [
     "checkpoints",
     "launch",
 ]
-ANYONE = {"errors", "spec"}
+ANYONE = {"errors", "extras", "spec"}
 ONLY = {"megatron": {"train"}, "cyclopts": {"cli"}, "rich": {"cli", "train", "hub"}}
 
 

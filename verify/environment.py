@@ -7,13 +7,13 @@ import platform
 import resource
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import mconv
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.host import cores
+from mconv.extras import version
 
 PACKAGES = ("torch", "transformers", "megatron-core", "safetensors", "numpy")
 LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -65,20 +65,13 @@ def describe(*, seconds: float) -> dict[str, Any]:
 
     return {
         "mconv": mconv.__version__,
-        **{name: _version(name) for name in PACKAGES},
+        **{name: version(name) or "not installed" for name in PACKAGES},
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "seconds": round(seconds, 3),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def too_large(a: Checkpoint, b: Checkpoint, *, dtype_bytes: int, logits: int) -> bool:

@@ -1,6 +1,5 @@
 """What this machine can do for a run: devices, backends, room, limits, and what is installed. Nothing is started."""
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mconv.convert.host import cores, existing, writable
+from mconv.extras import found, version
 
 PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "safetensors", "huggingface_hub")
 """What mconv stands on."""
@@ -83,19 +83,6 @@ def backends() -> dict[str, str | None]:
     dist, cuda = torch.distributed, torch.version.cuda
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if cuda and dist.is_nccl_available() else None
     return {"cuda": cuda, "nccl": nccl, "gloo": "yes" if dist.is_gloo_available() else None}
-
-
-def version(package: str) -> str | None:
-    """A package's version; None if it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def found(module: str) -> bool:
-    """Whether a module is there, without importing it."""
-    return importlib.util.find_spec(module) is not None
 
 
 def dataset_helpers() -> bool | None:

@@ -1,0 +1,69 @@
+"""What a plain install leaves out: which extra brings which packages, and the sentence where one is missing.
+
+pyproject.toml has the same table for pip; a test holds the two together. Nothing is imported here.
+"""
+
+import importlib.metadata
+import importlib.util
+
+from mconv.errors import MconvError
+
+HF = ("transformers", "sentencepiece", "google.protobuf")
+EXTRAS = {
+    "train": (*HF, "megatron.core", "psutil"),
+    "hf": HF,
+    "data": (*HF, "zstandard", "pyarrow"),
+    "log": ("tensorboard",),
+    "plot": ("matplotlib",),
+    "demo": (*HF, "megatron.core", "psutil", "gguf"),
+}
+"""Extra of mconv -> the modules that it brings."""
+NAMES = {"google.protobuf": "protobuf", "megatron.core": "megatron-core"}
+"""Modules of which the package has another name."""
+RANGES = {"transformers": (5, 6)}
+"""Packages that another program may have installed in a version that mconv does not work with: from, below (major)."""
+
+
+class MissingPackage(MconvError):
+    """A command needs a package that is not installed, or not in a version that fits."""
+
+
+def version(package: str) -> str | None:
+    """Return the version of an installed package, None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def found(module: str) -> bool:
+    """Return whether a module could be imported, without importing it (of a.b, a is)."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
+
+
+def need(extra: str, *modules: str, to: str) -> None:
+    """Raise MissingPackage, which names the extra, if any of `modules` is not here. `to`: what for ("reading a.zst")."""
+    problems = [problem for module in modules if (problem := _problem(module))]
+    if problems:
+        raise MissingPackage(f"{to} needs {' and '.join(problems)}: {advice(extra)}")
+
+
+def advice(extra: str) -> str:
+    """Return the command that installs an extra."""
+    return f"pip install 'mconv[{extra}]'"
+
+
+def _problem(module: str) -> str | None:
+    """Return which package is to be installed, None if what is here can be used."""
+    name = NAMES.get(module, module)
+    if not found(module):
+        return name
+    low, high = RANGES.get(module, (0, 0))
+    here = version(name) or ""
+    major = here.split(".")[0]
+    if high and major.isdecimal() and not low <= int(major) < high:
+        return f"{name}>={low},<{high} ({here} is installed)"
+    return None

@@ -1,0 +1,72 @@
+"""A plain install: what each extra adds is one table, and without it a command says which extra it wants."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from mconv import extras
+from mconv.errors import MconvError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OURS = re.compile(r"mconv\[(.*)\]")
+
+
+def packages(extra):
+    """Return the packages of an extra with their ranges, those of the extras that it takes in among them."""
+    found = {}
+    for requirement in PROJECT["optional-dependencies"][extra]:
+        if taken := OURS.fullmatch(requirement):
+            found |= {name: span for part in taken[1].split(",") for name, span in packages(part).items()}
+        else:
+            name, span = re.fullmatch(r"([\w-]+)(.*)", requirement).groups()
+            found[name] = span
+    return found
+
+
+@pytest.mark.parametrize("extra", extras.EXTRAS)
+def test_the_table_of_extras_is_pips(extra):
+    assert {extras.NAMES.get(module, module) for module in extras.EXTRAS[extra]} == packages(extra).keys()
+
+
+def test_the_ranges_are_pips():
+    for module, (low, high) in extras.RANGES.items():
+        assert packages("train")[extras.NAMES.get(module, module)] == f">={low},<{high}"
+
+
+def test_a_plain_install_has_none_of_them():
+    plain = {re.match(r"[\w-]+", requirement)[0] for requirement in PROJECT["dependencies"]}
+    assert "torch" in plain and not plain & {name for extra in extras.EXTRAS for name in packages(extra)}
+
+
+def test_all_that_is_missing_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(extras, "found", lambda module: module != "psutil" and module != "megatron.core")
+    said = "comparing logits needs megatron-core and psutil: pip install 'mconv[train]'"
+    with pytest.raises(MconvError, match=re.escape(said)):
+        extras.need("train", "megatron.core", "psutil", "transformers", to="comparing logits")
+    extras.need("train", "transformers", to="comparing logits")
+
+
+@pytest.mark.parametrize("here", ["4.57.1", "6.0"])
+def test_a_package_of_another_version_is_named_with_both(monkeypatch, here):
+    monkeypatch.setattr(extras, "version", lambda package: here)
+    said = f"comparing logits needs transformers>=5,<6 ({here} is installed): pip install 'mconv[train]'"
+    with pytest.raises(MconvError, match=re.escape(said)):
+        extras.need("train", "transformers", to="comparing logits")
+
+
+@pytest.mark.parametrize("here", ["5.0.0", "5.24.0.dev0"])
+def test_a_package_of_a_fitting_version_is_none_to_name(monkeypatch, here):
+    monkeypatch.setattr(extras, "version", lambda package: here)
+    extras.need("train", "transformers", to="comparing logits")
+
+
+def test_a_module_of_a_package_that_is_not_there_is_not_found():
+    assert extras.found("email.mime") and not extras.found("no_such.module") and not extras.found("no_such")
