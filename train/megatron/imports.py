@@ -30,6 +30,7 @@ def _quiet_import() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*(F|f)alling back")
             warnings.simplefilter("ignore", DeprecationWarning)  # about moves within megatron-core and torch
+            warnings.simplefilter("ignore", SyntaxWarning)  # Python 3.12's, about its docstrings, when they are compiled
             yield
     finally:
         torch.compile = compiler
@@ -47,7 +48,7 @@ def quiet() -> Iterator[None]:
 
 
 with _quiet_import():
-    from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+    from megatron.core import dist_checkpointing, num_microbatches_calculator, parallel_state, tensor_parallel
     from megatron.core.datasets import helpers
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
@@ -56,18 +57,13 @@ with _quiet_import():
     from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
     from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
     from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-    from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
+    from megatron.core.dist_checkpointing.strategies import common, filesystem_async
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
     from megatron.core.dist_checkpointing.validation import StrictHandling
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.models.common.embeddings import rope_utils
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-    from megatron.core.num_microbatches_calculator import (
-        ConstantNumMicroBatchesCalculator,
-        RampupBatchsizeNumMicroBatchesCalculator,
-    )
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, get_canonical_lr_for_logging
@@ -79,6 +75,12 @@ with _quiet_import():
     from megatron.core.transformer.transformer_config import TransformerConfig
     from megatron.core.transformer.transformer_layer import TransformerLayer
     from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+
+ConstantNumMicroBatchesCalculator = num_microbatches_calculator.ConstantNumMicroBatchesCalculator
+RampupBatchsizeNumMicroBatchesCalculator: Any = getattr(
+    num_microbatches_calculator, "RampupBatchsizeNumMicroBatchesCalculator", None
+)  # gone from 0.18
+TorchCommonSaveStrategy: Any = getattr(common, "TorchCommonSaveStrategy", None)  # gone from 0.17
 
 cpu.install()
 # Else a save starts a manager process for it, which takes seconds, and which every later save depends on.

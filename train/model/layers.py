@@ -4,16 +4,20 @@ import functools
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from mconv.spec import ModelSpec
 from mconv.train.megatron.imports import (
     IdentityOp,
+    MegatronModule,
     ModuleSpec,
     TransformerConfig,
     get_gpt_layer_local_spec,
     quiet,
     rope_utils,
 )
+from mconv.train.megatron.specs import set_mlp
 from mconv.train.model.attention import CoreAttention, LayerNorm, RMSNorm
 from mconv.train.model.compiled import one_kernel
 from mconv.train.model.elementwise import swiglu
@@ -29,6 +33,17 @@ ACTIVATIONS = {
 
 # Of megatron-core's own operations it is ten, which pass over queries and keys one by one.
 rope_utils._apply_rotary_pos_emb_bshd = one_kernel(rope_utils._apply_rotary_pos_emb_bshd)
+
+
+class SwiGLU(MegatronModule):
+    """`elementwise.swiglu` as the module that megatron-core asks for; it has no weights, and no place in a checkpoint."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config=config)
+
+    def forward(self, halves: Float[Tensor, "*rows gate_up"]) -> Float[Tensor, "*rows f"]:
+        """silu(gate) * up."""
+        return swiglu(halves)
 
 
 def transformer_config(spec: ModelSpec, parallel: Parallel, *, dtype: torch.dtype, **more: Any) -> TransformerConfig:
@@ -84,8 +99,7 @@ def transformer_config(spec: ModelSpec, parallel: Parallel, *, dtype: torch.dtyp
 def layer_spec(config: TransformerConfig, spec: ModelSpec, core_attention: type = CoreAttention) -> ModuleSpec:
     """megatron-core's local layer, or Falcon's in its place, with our norm and a core attention in it."""
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
-    layer.submodules.mlp.params["ffn_hidden_size"] = config.ffn_hidden_size  # else each layer warns that it guessed it
-    layer.submodules.mlp.submodules.activation_func = swiglu
+    set_mlp(layer, ffn_hidden_size=config.ffn_hidden_size, activation=SwiGLU)
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = NORMS[spec.norm]
     layer.submodules.self_attention.submodules.core_attention = core_attention
     if spec.parallel_attention:
