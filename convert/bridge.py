@@ -216,8 +216,7 @@ def write_train_state(path: Path, *, step: int) -> None:
         "floating_point_operations_so_far": torch.tensor(0.0),
         **{name: torch.tensor(False) for name in ("do_train", "do_valid", "do_test")},
     }
-    tree = {name: pack.Promise((), value.dtype, name) for name, value in values.items()}
-    pack.save(path, tree, values)
+    pack.save(path, values)
 
 
 def emit(folder: Path, spec: ModelSpec, layout: Layout, *, dtype: str, step: int, files: tokens.Files) -> None:

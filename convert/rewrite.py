@@ -17,7 +17,7 @@ from mconv.convert.carry import Done, Goal, Terms, Unit, carry
 from mconv.convert.checkpoint import SIDE_FOLDER
 from mconv.convert.dialects import DIALECTS, mcore
 from mconv.convert.digests import check_digests, combined, recorded
-from mconv.convert.formats import hf, mp_rank, torch_dist
+from mconv.convert.formats import distcp, hf, mp_rank
 from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.laid import Laid
 from mconv.convert.opening import open_checkpoint
@@ -156,7 +156,7 @@ def lay_out(plan: Plan) -> Laid:
         return mp_rank.lay_out(plan.targets, common, DIALECTS[plan.dialect].nests)
     common["content_metadata"] = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
     shapes = spell.global_shapes(plan.source.family, spec, layout)
-    return torch_dist.lay_out(plan.targets, shapes, common, mcore.extra_state_keys(spec.num_layers))
+    return distcp.lay_out(plan.targets, shapes, common, mcore.extra_state_keys(spec.num_layers))
 
 
 def _finish(

@@ -49,16 +49,29 @@ class Promise:
 
 
 class _Pickler(pickle.Pickler):
+    """Pickles what is small; notes the tensors that it meets, and refers to them by keys of its own."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=2)
+        self.tensors: dict[str, torch.Tensor] = {}
+
     def persistent_id(self, obj: object) -> tuple[Any, ...] | None:
         if isinstance(obj, _Slot):
             return ("storage", NAMES[obj.dtype], obj.key, "cpu", obj.numel)
         return None
 
+    def reducer_override(self, obj: object) -> Any:
+        if not isinstance(obj, torch.Tensor):
+            return NotImplemented
+        self.tensors[key := f"t{len(self.tensors)}"] = obj
+        return Promise(tuple(obj.shape), obj.dtype, key).__reduce__()
 
-def _pickled(tree: object) -> bytes:
-    out = io.BytesIO()
-    _Pickler(out, protocol=2).dump(tree)
-    return out.getvalue()
+
+def _pickled(tree: object) -> tuple[bytes, dict[str, bytes]]:
+    """Return the pickle of `tree`, and the bytes of the tensors in it by their keys."""
+    pickler = _Pickler(out := io.BytesIO())
+    pickler.dump(tree)
+    return out.getvalue(), {key: bytes(bytes_of(tensor.cpu())) for key, tensor in pickler.tensors.items()}
 
 
 # ---- the archive -----------------------------------------------------------------------------------------------------
@@ -139,6 +152,16 @@ class Archive:
         file.seek(start + self.directory)
         file.write(self._directory(known))
 
+    def stream(self, file: BinaryIO, promised: Mapping[str, memoryview]) -> None:
+        """Write all of it at the file's position, front to back; `promised` are the bytes of the promises, by key."""
+        data: dict[bytes, bytes | memoryview] = {r.name: r.data for r in self.records if r.data is not None}
+        data |= {_name(f"data/{key}"): held for key, held in promised.items()}
+        crcs = {name: isal_zlib.crc32(held) for name, held in data.items()}
+        for record in self.records:
+            file.write(record.local(crcs[record.name]))
+            file.write(data[record.name])
+        file.write(self._directory(crcs))
+
     def _directory(self, crcs: Mapping[bytes, int]) -> bytes:
         entries = b"".join(record.central(crcs[record.name]) for record in self.records)
         count, at, size = len(self.records), self.directory, len(entries)
@@ -155,9 +178,11 @@ def _name(name: str) -> bytes:
 
 
 def lay_out(tree: object, promised: Sequence[tuple[str, int]] = ()) -> Archive:
-    """Lay out an archive of `tree`: plain values, argparse.Namespace, torch dtypes, and promises (key, bytes)."""
-    contents: list[tuple[str, int | bytes]] = [("data.pkl", _pickled(tree)), ("byteorder", b"little")]
+    """Lay out an archive of `tree`: plain values, argparse.Namespace, small tensors, and promises (key, bytes)."""
+    pickled, tensors = _pickled(tree)
+    contents: list[tuple[str, int | bytes]] = [("data.pkl", pickled), ("byteorder", b"little")]
     contents += [(f"data/{key}", nbytes) for key, nbytes in promised]
+    contents += [(f"data/{key}", held) for key, held in tensors.items()]
     contents.append(("version", b"3\n"))
     records, at = [], 0
     for name, content in contents:
@@ -168,12 +193,7 @@ def lay_out(tree: object, promised: Sequence[tuple[str, int]] = ()) -> Archive:
     return Archive(tuple(records))
 
 
-def save(path: Path, tree: object, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a small archive at once: `tree`, and the tensors of the promises in it, by key."""
-    data = {key: bytes(bytes_of(tensor)) for key, tensor in tensors.items()}
-    packed = lay_out(tree, [(key, len(held)) for key, held in data.items()])
+def save(path: Path, tree: object) -> None:
+    """Write a small archive at once."""
     with path.open("wb") as file:
-        packed.write(file, start=0, crcs={key: isal_zlib.crc32(held) for key, held in data.items()})
-        for key, held in data.items():
-            file.seek(packed.begin(key))
-            file.write(held)
+        lay_out(tree).stream(file, {})

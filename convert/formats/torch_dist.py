@@ -5,36 +5,23 @@
     common.pt        what is not sharded: args, iteration, ...
     metadata.json    the versions; written last, it makes the folder valid
 
-It is read and written here with plain files: no model, no process group, no megatron-core.
+It is read here with plain files, and written in `distcp.py`: no model, no process group, no megatron-core.
 """
 
-import json
-import pickle
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mconv.convert.formats import archive, pack
+from mconv.convert.formats import archive
 from mconv.convert.formats.hf import read_json
-from mconv.convert.formats.laid import Laid, Spot
-from mconv.convert.formats.pack import Promise
-from mconv.convert.formats.tensors import Located, Target
+from mconv.convert.formats.tensors import Located
 from mconv.convert.formats.unpickle import StandIn, loads
 from mconv.errors import FormatError
 
 INDEX, COMMON, VERSIONS = ".metadata", "common.pt", "metadata.json"
-BACKEND = {
-    "sharded_backend": "torch_dist",
-    "sharded_backend_version": 1,
-    "common_backend": "torch",
-    "common_backend_version": 1,
-}
-FILE_LIMIT = 4 << 30
-"""Bytes after which a further .distcp is begun: any number of them is legal, and one huge file is a nuisance."""
 TRAINING_STATE = (
     "optimizer.",
     "optimizer/",
@@ -184,86 +171,16 @@ def _common(folder: Path, blobs: dict[str, Chunk]) -> dict[str, Any]:
     return found
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
+# ---- names -----------------------------------------------------------------------------------------------------------
 def chunk_key(fqn: str, offsets: tuple[int, ...]) -> str:
     """How we name a chunk."""
     return f"{fqn}@{','.join(map(str, offsets))}"
 
 
-def _split(key: str) -> tuple[str, tuple[int, ...]]:
+def split_key(key: str) -> tuple[str, tuple[int, ...]]:
+    """Return the two parts of a `chunk_key`."""
     fqn, _, offsets = key.rpartition("@")
     return fqn, tuple(int(n) for n in offsets.split(","))
-
-
-@dataclass(frozen=True, slots=True)
-class _Lying:
-    """An archive in one of the .distcp files."""
-
-    file: str
-    start: int
-    archive: pack.Archive
-
-
-def lay_out(targets: list[Target], shapes: dict[str, tuple[int, ...]], common: dict[str, Any], extra: list[str]) -> Laid:
-    """A checkpoint of these chunks. Headers, directories and index are written at the end.
-
-    `shapes`: the whole shape of each global tensor. `extra`: keys of the empty byte objects that are asked for.
-    """
-    chunks = [pack.lay_out(Promise(t.shape, t.dtype, "0"), [("0", t.nbytes)]) for t in targets]
-    lying, sizes = _lie([*chunks, *[pack.lay_out([None])] * len(extra)])
-    places = dict(zip([*(t.key for t in targets), *extra], lying, strict=True))
-    spots = {t.key: Spot(at.file, at.start + at.archive.begin("0")) for t, at in zip(targets, lying, strict=False)}
-
-    def finish(folder: Path, crcs: Mapping[str, int]) -> None:
-        for name in sizes:
-            with (folder / name).open("r+b") as file:
-                for key, at in places.items():
-                    if at.file == name:
-                        at.archive.write(file, start=at.start, crcs={"0": crcs[key]} if key in spots else {})
-        _write_index(folder, targets, shapes, extra, places)
-        with (folder / COMMON).open("wb") as file:
-            pack.lay_out(common).write(file, start=0, crcs={})
-        (folder / VERSIONS).write_text(json.dumps(BACKEND), encoding="utf-8")
-
-    return Laid(spots=spots, sizes=sizes, checksums=True, finish=finish)
-
-
-def _lie(archives: list[pack.Archive]) -> tuple[list[_Lying], dict[str, int]]:
-    """Archives end to end, a further file begun when one is full; and the size of each file."""
-    lying: list[_Lying] = []
-    sizes: dict[str, int] = {}
-    name = "__0_0.distcp"
-    for packed in archives:
-        if sizes.get(name, 0) >= FILE_LIMIT:
-            name = f"__0_{len(sizes)}.distcp"
-        start = sizes.get(name, 0)
-        lying.append(_Lying(name, start, packed))
-        sizes[name] = start + packed.size
-    return lying, sizes
-
-
-def _write_index(
-    folder: Path,
-    targets: list[Target],
-    shapes: dict[str, tuple[int, ...]],
-    extra: list[str],
-    places: Mapping[str, _Lying],
-) -> None:
-    from torch.distributed.checkpoint import metadata as meta
-    from torch.distributed.checkpoint.filesystem import _StorageInfo
-
-    entries: dict[str, Any] = {}
-    indices: dict[str, Any] = {fqn: meta.MetadataIndex(fqn) for fqn in extra}
-    for target in targets:
-        fqn, offsets = _split(target.key)
-        properties = meta.TensorProperties(dtype=target.dtype)
-        entry = entries.setdefault(fqn, meta.TensorStorageMetadata(properties, torch.Size(shapes[fqn]), []))
-        entry.chunks.append(meta.ChunkStorageMetadata(torch.Size(offsets), torch.Size(target.shape)))
-        indices[target.key] = meta.MetadataIndex(fqn, torch.Size(offsets))
-    entries |= {fqn: meta.BytesStorageMetadata() for fqn in extra}
-    stored = {indices[key]: _StorageInfo(at.file, at.start, at.archive.size) for key, at in places.items()}
-    with (folder / INDEX).open("wb") as file:
-        pickle.dump(meta.Metadata(state_dict_metadata=entries, planner_data=None, storage_data=stored), file)
 
 
 def layer_of(fqn: str) -> tuple[str, int | None]:

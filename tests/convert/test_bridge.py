@@ -283,7 +283,7 @@ def test_without_args_the_emitted_config_is_enough(model, tmp_path):
     folder = root / "iter_0000000"
     common = archive.read(folder / "common.pt")
     del common["args"]
-    pack.save(folder / "common.pt", common, {})
+    pack.save(folder / "common.pt", common)
     (folder / "mconv.json").unlink()
     shutil.rmtree(folder / "hf")
     out = convert(root, tmp_path / "back", format="hf")

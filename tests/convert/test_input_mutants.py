@@ -39,7 +39,7 @@ def emitted(tmp_path_factory):
     (made.folder / "mconv.json").unlink()
     common = archive.read(made.folder / "common.pt")
     del common["args"]
-    pack.save(made.folder / "common.pt", common, {})
+    pack.save(made.folder / "common.pt", common)
     return folder
 
 
