@@ -1,6 +1,7 @@
 """The house: every package is listed, imports point one way, and converting never imports megatron."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,12 @@ def test_help_and_misuse_import_no_torch(argv):
     quiet = "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()):\n"
     code = f"{quiet}  from mconv.cli.app import run\n  run({argv})"
     assert not {"torch", "transformers", "megatron"} & loaded(code)
+
+
+def test_both_stacks_are_pinned_in_one_file():
+    """constraints.txt: megatron-core's oldest and newest version by Python, and not another package twice."""
+    pins = re.findall(r"^([\w.-]+)==([\w.]+)(.*)$", (ROOT / "constraints.txt").read_text(), re.M)
+    names = [name for name, _, _ in pins]
+    assert [name for name in {*names} if names.count(name) > 1] == ["megatron-core"]
+    ours = {version: marker for name, version, marker in pins if name == "megatron-core"}
+    assert ours == {"0.16.1": '; python_version < "3.12"', "0.19.2": '; python_version >= "3.12"'}

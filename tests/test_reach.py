@@ -25,11 +25,15 @@ def test_a_file_that_touches_megatron_is_selected(text, tmp_path):
 
 
 def test_a_file_that_only_converts_is_not(tmp_path):
-    (tmp_path / "test_planted.py").write_text("import tiny\nfrom mconv.convert import rewrite\nfrom mconv.shard import cut\n")
+    (tmp_path / "test_planted.py").write_text(
+        "import tiny\nfrom mconv.convert import rewrite\nfrom mconv.shard import cut\n"
+    )
     assert not reach.touches(tmp_path / "test_planted.py")
 
 
-@pytest.mark.parametrize("part", ["train", "verify", "convert/test_peers.py", "convert/test_golden.py", "cli/test_story.py"])
+@pytest.mark.parametrize(
+    "part", ["train", "verify", "convert/test_peers.py", "convert/test_golden.py", "cli/test_story.py"]
+)
 def test_what_the_other_stack_must_run_is_selected(part):
     files = [HERE / part] if part.endswith(".py") else sorted((HERE / part).glob("test_*.py"))
     assert [file.name for file in files if not reach.touches(file)] == []
