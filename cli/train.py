@@ -24,7 +24,7 @@ PRELOAD = ("mconv.cli.live", "mconv.train.loop")
 def work(payload: dict[str, Any]) -> dict[str, Any]:
     """One rank of `mconv train`, started by `launch.ranks`."""
     from mconv.cli.live import view
-    from mconv.train.length import length
+    from mconv.train.config.batches import length
     from mconv.train.loop import train as run
 
     made = make(payload)

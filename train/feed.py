@@ -11,13 +11,13 @@ from typing import Any
 import torch
 import xxhash
 
+from mconv.train.config.batches import length
 from mconv.train.config.boundaries import RESETS
 from mconv.train.config.data import shares
 from mconv.train.data import checks, dataset, instruction, mock
 from mconv.train.data.index import beside
 from mconv.train.data.loader import Shuffled, batches, sample_numbers
 from mconv.train.data.sources import TEXT, Blend, blend
-from mconv.train.length import length
 from mconv.train.logs.log import Say
 from mconv.train.megatron.imports import parallel_state
 from mconv.train.run import Run

@@ -18,8 +18,8 @@ from mconv.train.checkpoints import adapt, anew, beside, checkpoint, inherit, in
 from mconv.train.checkpoints.begin import Beginning, confirm, where
 from mconv.train.checkpoints.saving import Saver
 from mconv.train.config import TrainConfig
+from mconv.train.config.batches import batch_size, length
 from mconv.train.estimate import storage
-from mconv.train.length import batch_size, length
 from mconv.train.logs import log as logs
 from mconv.train.model import adapter, architecture, backend, recompute, weights
 from mconv.train.model.checks import check_known

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mconv.train import guard
-from mconv.train.length import batch_size
+from mconv.train.config.batches import batch_size
 from mconv.train.logs import log as logs
 from mconv.train.megatron.imports import get_canonical_lr_for_logging, get_forward_backward_func, parallel_state
 from mconv.train.model.boundaries import attention_mask, rope_at

@@ -107,6 +107,8 @@ CASES = {
                               "rampup_batch_size": [2, 2, 80], "train_iters": None}),
     "samples, given iterations": (SAMPLES, {"train_iters": 9}, {"train_iters": 9, "train_samples": None,
                                   "lr_decay_samples": None, "lr_warmup_samples": None, "rampup_batch_size": None}),
+    "a ramp that megatron-core 0.18 ignored": (SAMPLES | {"step_batch_size_schedule": None}, {},
+                                               {"train_samples": 800, "rampup_batch_size": None}),
     "iterations, given samples": ({"lr_warmup_iters": 1}, {"train_samples": 12}, {"train_samples": 12,
                                   "train_iters": None, "lr_warmup_iters": None}),
     "a decay of its own": ({"lr_decay_iters": 2}, {}, {"lr_decay_iters": 2}),
@@ -159,10 +161,12 @@ def test_data_is_taken_where_its_files_are(saved_with, tmp_path):
 
 def test_args_that_mconv_trains_otherwise_are_named(saved_with):
     assert not [line for line in filled(BARE).lines if line.startswith("warning")]
-    saved_with(decoupled_lr=1e-5, iterations_to_skip=[3])
+    saved_with(decoupled_lr=1e-5, iterations_to_skip=[3], step_batch_size_schedule="0:2 80:4")
     assert [line for line in filled(BARE).lines if line.startswith("warning")] == [
         "warning: the run was trained with decoupled_lr 1e-05; mconv train has one learning rate for all weights",
         "warning: the run was trained with iterations_to_skip [3]; mconv train skips no iterations by number",
+        "warning: the run was trained with step_batch_size_schedule 0:2 80:4; mconv train grows batches evenly, by "
+        "--rampup-batch-size",
     ]
 
 

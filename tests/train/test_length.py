@@ -1,7 +1,6 @@
-"""How long a run is and at what rate it goes: no model, megatron-core's own calculator and scheduler."""
+"""How long a run is and at what rate it goes: no model, megatron-core's own scheduler."""
 
 import math
-import re
 
 import pytest
 
@@ -25,7 +24,7 @@ class Optimizer:
 
 def course(steps, **fields):
     """(rate, decay) before each step, of a schedule that megatron-core keeps."""
-    from mconv.train.length import batch_size
+    from mconv.train.config.batches import batch_size
     from mconv.train.optim.schedule import scheduler
 
     config, optimizer, consumed, seen = configs.make(fields), Optimizer(), 0, []
@@ -43,7 +42,7 @@ def rates(steps, **fields):
 
 
 def test_a_sample_based_run_has_the_seeds_numbers():
-    from mconv.train.length import length
+    from mconv.train.config.batches import length
 
     assert length(configs.make(SEED)).iterations == 508626
     two = SEED | {"global_batch_size": 2}
@@ -90,32 +89,6 @@ def test_weight_decay_grows(style, middle):
     found = [decay for _, decay in course(9, **NEEDED, train_iters=8, weight_decay_incr_style=style, **ends)]
     assert found[4] == pytest.approx(middle) and found[8] == pytest.approx(ends.get("end_weight_decay", 0.01))
     assert style != "cosine" or found[1] < 0.1 + 0.2 / 8  # slower at first than a line
-
-
-def sizes(config):
-    from mconv.train.length import batch_size, length
-
-    found, consumed = [], 0
-    for _ in range(length(config).iterations):
-        found.append(batch_size(config, consumed))
-        consumed += found[-1]
-    return found
-
-
-def test_batches_grow():
-    """2, 4, 6, 8 over 24 samples: a new size once a third of them is through."""
-    config = configs.make(NEEDED | {"rampup_batch_size": [2, 2, 24], "train_samples": 60})
-    assert sizes(config) == [2, 2, 2, 2, 4, 4, 6, 6, 8, 8, 8, 8]
-    assert sizes(configs.make(NEEDED | {"rampup_batch_size": [2, 2, 24], "train_samples": 8})) == [2, 2, 2, 2, 4]
-
-
-def test_batches_that_replicas_cannot_share_are_refused():
-    from mconv.train.config.length import unshared
-
-    config = configs.make(NEEDED | {"rampup_batch_size": [2, 3, 24], "train_samples": 60})
-    assert not list(unshared(config, replicas=1))
-    said = "\n".join(unshared(config, replicas=4))
-    assert re.search(r"(?s)first size 2 is not a multiple.*x 4 replicas.*increment 3 is not", said), said
 
 
 BAD = {

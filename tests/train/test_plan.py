@@ -14,8 +14,7 @@ from mconv.cli.app import run as mconv
 from mconv.errors import MconvError
 from mconv.train.config import make
 from mconv.train.estimate import memory
-from mconv.train.estimate.plan import iterations, plan
-from mconv.train.length import length
+from mconv.train.estimate.plan import plan
 
 AWS = {
     "init": "random", "preset": "gpt3-7.5b", "data": ["x"], "lr": 6e-5, "seq_length": 2048, "global_batch_size": 288,
@@ -52,17 +51,12 @@ def test_days_and_operations():
     assert plan(make(AWS | {"tp": 8}), tflops=1.0, endless=True).pace.days is None
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"train_iters": 7}, {"train_samples": 100}, {"train_samples": 1000, "rampup_batch_size": [8, 8, 300]},
-        {"train_samples": 200, "rampup_batch_size": [4, 4, 300]},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_steps_are_counted_as_megatron_core_counts_them(fields):
-    config = make({"init": "random", "preset": "cineca-mt", "data": ["x"], "lr": 1.0, "global_batch_size": 32, **fields})
-    assert iterations(config) == length(config).iterations
+def test_a_ramp_lengthens_the_plan_and_adds_no_tokens():
+    """1000 samples in batches of 32 are 31 steps; with a ramp they are more and smaller, of as many operations."""
+    asked = AWS | {"tp": 8, "global_batch_size": 32, "train_samples": 1000}
+    flat, ramped = plan(make(asked)), plan(make(asked | {"rampup_batch_size": [8, 8, 300]}))
+    assert (flat.iterations, ramped.iterations) == (31, 45)
+    assert ramped.tokens == flat.tokens == 1000 * 2048 and ramped.flops == flat.flops
 
 
 @pytest.mark.parametrize(

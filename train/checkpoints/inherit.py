@@ -69,6 +69,7 @@ OTHERWISE: dict[str, tuple[Any, str]] = {
     "fp8": (None, "computes in bf16, fp16 or fp32"),
     "fp4": (None, "computes in bf16, fp16 or fp32"),
     "iterations_to_skip": ([], "skips no iterations by number"),
+    "step_batch_size_schedule": (None, "grows batches evenly, by --rampup-batch-size"),
     "data_args_path": (None, "has the prefixes of its data in data"),
     "per_split_data_args_path": (None, "has the prefixes of its data in train_data, valid_data and test_data"),
 }
@@ -142,7 +143,9 @@ def _of_args(args: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, arg in TAKEN.items():
         value = args.get(arg) if arg else None
         if name == "rampup_batch_size" and isinstance(value, list | tuple):
-            value = [int(number) if str(number).isdecimal() else number for number in value]
+            # megatron-core 0.18, which brought the schedule, parses a ramp and ignores it.
+            ignored_there = "step_batch_size_schedule" in args
+            value = None if ignored_there else [int(n) if str(n).isdecimal() else n for n in value]
         if name != "padded_vocab_in_loss" and value is not None and (fit := fitting(name, value)) is not None:
             yield name, fit
     for name in ("bf16", "fp16"):

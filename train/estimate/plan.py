@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mconv.convert.checkpoint import Checkpoint, target_layout
 from mconv.errors import ConfigError, refuse
 from mconv.shard.layout import Layout, padded_vocab
-from mconv.train.config import TrainConfig
+from mconv.train.config import TrainConfig, batches
 from mconv.train.config.length import unshared
 from mconv.train.estimate import flops, memory, storage, units
 from mconv.train.model import architecture
@@ -75,7 +75,7 @@ class Plan:
     @property
     def flops(self) -> float | None:
         """Return the operations of the whole run."""
-        return None if self.iterations is None else self.flops_per_iteration * self.iterations
+        return None if self.tokens is None else self.flops_per_token * self.tokens
 
     @property
     def tokens(self) -> int | None:
@@ -112,7 +112,8 @@ def plan(
     replicas = world // (layout.tp * layout.pp)
     micro_batches = config.global_batch_size // (config.micro_batch_size * replicas)
     setting = setting_of(config, trains, seq_length=length, micro_batches=micro_batches, replicas=replicas, cpu=cpu)
-    steps, per_token = None if endless else iterations(config), flops.per_token(origin.spec, length, trains)
+    steps = None if endless else batches.length(config).iterations or None
+    per_token = flops.per_token(origin.spec, length, trains)
     samples = samples_of(config, steps) if steps else None
     return Plan(
         config=config, origin=origin, layout=layout, world=world, seq_length=length, inherited=config.seq_length is None,
@@ -190,28 +191,11 @@ def setting_of(
     )
 
 
-def iterations(config: TrainConfig) -> int | None:
-    """Return the number of optimizer steps, None without a length. A last batch that is not full is left out."""
-    if config.train_samples is None:
-        return config.train_iters
-    steps = consumed = 0
-    if config.rampup_batch_size:
-        first, increment, samples = config.rampup_batch_size
-        span = samples / ((config.global_batch_size - first) // increment)
-        while consumed <= min(samples, config.train_samples):
-            grown = first + int(consumed / span) * increment
-            consumed += config.global_batch_size if consumed > samples else grown
-            steps += 1
-    return steps + max(0, config.train_samples - consumed) // config.global_batch_size
-
-
 def samples_of(config: TrainConfig, steps: int) -> Samples:
     """Return the samples of each split: one evaluation for each interval and one more, and one of the test split."""
     batch = config.eval_iters * config.global_batch_size if config.eval_interval else 0
     times = steps // config.eval_interval + 1 if config.eval_interval else 0
-    return Samples(
-        train=config.train_samples or steps * config.global_batch_size, validation=times * batch, test=batch
-    )  # fmt: skip
+    return Samples(train=batches.length(config).samples, validation=times * batch, test=batch)
 
 
 def _pace(

@@ -101,7 +101,6 @@ def transformer_engine_attention() -> type | None:
 __all__ = [
     "BlendedMegatronDatasetBuilder",
     "CheckpointingConfig",
-    "ConstantNumMicroBatchesCalculator",
     "DistributedDataParallel",
     "DistributedDataParallelConfig",
     "DistributedOptimizer",
@@ -117,7 +116,6 @@ __all__ = [
     "ModuleSpec",
     "OptimizerConfig",
     "OptimizerParamScheduler",
-    "RampupBatchsizeNumMicroBatchesCalculator",
     "ShardedObject",
     "ShardedTensor",
     "ShardedTensorFactory",
