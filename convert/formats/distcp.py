@@ -15,16 +15,12 @@ from typing import Any
 import torch
 
 from mconv.convert.formats import pack
+from mconv.convert.formats.container import BACKENDS, COMMON, VERSIONS
 from mconv.convert.formats.laid import Laid, Spot
 from mconv.convert.formats.tensors import Target, bytes_of
-from mconv.convert.formats.torch_dist import COMMON, INDEX, VERSIONS, split_key
+from mconv.convert.formats.torch_dist import INDEX, split_key
 
-BACKEND = {
-    "sharded_backend": "torch_dist",
-    "sharded_backend_version": 1,
-    "common_backend": "torch",
-    "common_backend_version": 1,
-}
+BACKEND = {name: values[0] for name, values in BACKENDS.items()}
 FILE_LIMIT = 4 << 30
 """Bytes after which a conversion begins a further .distcp: any number is legal, and one huge file is a nuisance."""
 DATA = "0"

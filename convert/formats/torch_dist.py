@@ -2,7 +2,7 @@
 
     .metadata        pickled index: every global tensor, its chunks, and where each lies
     __R_N.distcp     one `torch.save` archive a chunk, end to end
-    common.pt        what is not sharded: args, iteration, ...
+    common.pt        what is not sharded: args, iteration, ... (`container.py`: megatron-core 0.19 has no such file)
     metadata.json    the versions; written last, it makes the folder valid
 
 It is read here with plain files, and written in `distcp.py`: no model, no process group, no megatron-core.
@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from mconv.convert.formats import archive
-from mconv.convert.formats.hf import read_json
+from mconv.convert.formats import archive, container
+from mconv.convert.formats.container import COMMON as COMMON
+from mconv.convert.formats.container import VERSIONS as VERSIONS
 from mconv.convert.formats.tensors import Located
 from mconv.convert.formats.unpickle import StandIn, loads
 from mconv.errors import FormatError
 
-INDEX, COMMON, VERSIONS = ".metadata", "common.pt", "metadata.json"
+INDEX = ".metadata"
 TRAINING_STATE = (
     "optimizer.",
     "optimizer/",
@@ -81,7 +82,7 @@ def is_torch_dist(folder: Path) -> bool:
 def open_folder(folder: Path) -> tuple[dict[str, Global], dict[str, Any]]:
     """Every global tensor of the model by key, and the common state. Reads the index and the small files only."""
     tensors, blobs = _open(folder)
-    return {fqn: x for fqn, x in tensors.items() if not fqn.startswith(TRAINING_STATE)}, _common(folder, blobs)
+    return {fqn: x for fqn, x in tensors.items() if not fqn.startswith(TRAINING_STATE)}, container.common(folder, blobs)
 
 
 def open_training(folder: Path) -> tuple[dict[str, Global], dict[str, Chunk]]:
@@ -94,13 +95,12 @@ def _open(folder: Path) -> tuple[dict[str, Global], dict[str, Chunk]]:
     for name in (VERSIONS, INDEX):
         if not (folder / name).is_file():
             raise FormatError(f"{folder / name} is missing: the checkpoint was not saved to its end, or not copied whole")
-    backend = read_json(folder / VERSIONS).get("sharded_backend")
-    if backend != "torch_dist":
-        raise FormatError(f"{folder / VERSIONS}: sharded_backend is {backend!r}; mconv reads torch_dist")
+    container.check_backends(folder)
     where = str(folder / INDEX)
     also = {("torch.distributed.checkpoint.metadata", "MetadataIndex"): _Index}
     state = getattr(loads((folder / INDEX).read_bytes(), where=where, also=also), "state", None)
     try:
+        container.check_index(folder / INDEX, state)  # type: ignore[arg-type]
         return _index(folder, state)  # type: ignore[arg-type]
     except FormatError:
         raise
@@ -143,6 +143,7 @@ def _key(fqn: str, offsets: tuple[int, ...]) -> _Index:
 
 
 def _chunk(folder: Path, place: dict[str, Any], offsets: tuple[int, ...], shape: tuple[int, ...]) -> Chunk:
+    container.check_chunk(folder / INDEX, place)
     name = place["relative_path"]
     if Path(name).name != name:
         raise FormatError(f"{folder / INDEX}: {name!r} is not the name of a file in this folder")
@@ -154,21 +155,6 @@ def _chunk(folder: Path, place: dict[str, Any], offsets: tuple[int, ...], shape:
             f"{folder / name} has {size} bytes, the index looks for {start + length}; the file is truncated"
         )
     return Chunk(offsets, shape, folder / name, start, length)
-
-
-def _common(folder: Path, blobs: dict[str, Chunk]) -> dict[str, Any]:
-    """The common state: a file of its own (megatron-core up to 0.18), or a byte object among the chunks (0.19)."""
-    inside = next((chunk for name, chunk in blobs.items() if name.startswith("common_state/")), None)
-    if (folder / COMMON).is_file():
-        found = archive.read(folder / COMMON)
-    elif inside is not None:
-        found = archive.read(inside.path, start=inside.start, length=inside.length)
-        found = found[0] if isinstance(found, list) and found else found
-    else:
-        raise FormatError(f"{folder / COMMON} is missing: the checkpoint is incomplete")
-    if not isinstance(found, dict):
-        raise FormatError(f"{folder / COMMON}: the common state is {type(found).__name__}, not a dictionary")
-    return found
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------

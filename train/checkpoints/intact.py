@@ -23,7 +23,9 @@ def _parts(folder: Path) -> list[tuple[Path, int, int | None]]:
     weights, _ = torch_dist.open_folder(folder)
     training, blobs = torch_dist.open_training(folder)
     chunks = [*blobs.values(), *(c for tensor in (*weights.values(), *training.values()) for c in tensor.chunks)]
-    return [(folder / torch_dist.COMMON, 0, None), *sorted({(c.path, c.start, c.length) for c in chunks})]
+    parts: list[tuple[Path, int, int | None]] = sorted({(c.path, c.start, c.length) for c in chunks})
+    common = folder / torch_dist.COMMON
+    return [(common, 0, None), *parts] if common.is_file() else parts
 
 
 def _damage(parts: list[tuple[Path, int, int | None]]) -> str | None:

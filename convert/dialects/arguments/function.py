@@ -39,6 +39,10 @@ READ: Neutral = {
 }  # fmt: skip
 """More of them, which we do not write: of one version, or of a program beside the plain one."""
 
+HYBRID = "saved by pretrain_hybrid.py or pretrain_mamba.py, one key a sub-layer; mconv reads what pretrain_gpt.py saves"
+MEANINGS = dict.fromkeys(("hybrid_layer_pattern", "hybrid_override_pattern", "is_hybrid_model"), HYBRID)
+"""What an arg is the mark of, where its name and value do not say it."""
+
 CONDITIONS = (
     Condition(unless=("num_experts", "num_moe_experts"), names=names("""
         export_moe_apply_probs_on_input moe_apply_probs_on_input moe_aux_loss_coeff moe_combine_bwd_dtype

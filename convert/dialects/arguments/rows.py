@@ -48,6 +48,8 @@ class Arguments:
     neutral: Mapping[str, tuple[Any, ...]]
     """Args that change the function, and the values with which they do not."""
     conditions: tuple[Condition, ...]
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    """What a neutral arg with another value is the mark of: said beside it."""
     inert: frozenset[str]
     """Args that never change the function: training, data, logging, I/O, parallelism, precision."""
 
@@ -59,7 +61,8 @@ class Arguments:
         """Return what is claimed and has a value that mconv does not compute, as `name is value`."""
         found = [n for n, ok in self.neutral.items() if n in values and not one_of(values[n], ok)]
         found += [n for n, kinds in self.kinds.items() if not _is_one(values.get(n), kinds)]
-        return [f"{name} is {shown(name, values[name])}" for name in found] + list(self._unruled(values))
+        said = [f"{n} is {shown(n, values[n])}{f' ({self.meanings[n]})' if n in self.meanings else ''}" for n in found]
+        return said + list(self._unruled(values))
 
     def _unruled(self, values: Values) -> Iterator[str]:
         """Yield the args of a condition that no switch rules out: those that have it have the switch, too."""

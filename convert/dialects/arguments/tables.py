@@ -29,6 +29,7 @@ MEGATRON_LM = Arguments(
     fields=FIELDS,
     kinds=dict.fromkeys(SWITCHES, (bool,)) | dict.fromkeys(TEXTS, (str,)),
     neutral=function.WRITTEN | function.READ,
+    meanings=function.MEANINGS,
     conditions=function.CONDITIONS,
     inert=INERT,
 )

@@ -1,0 +1,137 @@
+"""Both container forms of a torch_dist folder are read by every command; one that no table knows is named and refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from containers import edit_index, put_inside
+from safetensors.torch import load_file
+from tiny import make_llama, same, tensors
+from transformers import AutoModelForCausalLM
+
+from mconv.cli.app import run
+from mconv.convert import plan
+from mconv.convert.opening import open_checkpoint
+from mconv.convert.rewrite import rewrite
+from mconv.errors import FormatError
+
+GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
+WRITTEN_BY_0_19 = {
+    "megatron-core-hybrid/llama-gqa-untied-bf16": "gpt",  # Megatron-LM
+    "megatron-bridge/llama32-tied-rope-llama3-bf16": "megatron-0.6.2-padded",
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """One small model as a Hugging Face folder and, without a manifest, as torch_dist in both container forms."""
+    root = tmp_path_factory.mktemp("containers")
+    make_llama(root / "hf", num_hidden_layers=2)
+    rewrite(plan.make(open_checkpoint(root / "hf"), root / "older", format="torch_dist", tp=2), step="test")
+    (root / "older/release/mconv.json").unlink()
+    shutil.copytree(root / "older", root / "newer")
+    put_inside(root / "newer/release")
+    return root
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    """A folder that a test may spoil, and its root."""
+    return lambda name: Path(shutil.copytree(made / name, tmp_path / name)) / "release"
+
+
+def test_both_forms_are_the_same_checkpoint(made):
+    older, newer = open_checkpoint(made / "older"), open_checkpoint(made / "newer")
+    assert not (made / "newer/release/common.pt").exists()
+    assert (older.spec, older.layout, older.common) == (newer.spec, newer.layout, newer.common)
+    assert {s.key for s in older.stored} == {s.key for s in newer.stored}
+
+
+def test_every_command_reads_the_newer_form(made, tmp_path, capsys):
+    root, hf = str(made / "newer"), str(made / "hf")
+    assert run(["inspect", root]) == 0 and "torch_dist" in capsys.readouterr().out
+    assert run(["meg2hf", root, "--out", str(tmp_path / "hf")]) == 0
+    assert same(tensors(tmp_path / "hf"), tensors(made / "hf"))
+    assert run(["reshard", root, "--out", str(tmp_path / "m"), "--tp", "1", "--format", "mp_rank"]) == 0
+    assert run(["verify", hf, root, "--digests"]) == 0
+    assert run(["verify", hf, root, "--logits", "--length", "64"]) == 0
+    assert "(megatron-core, tp" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", WRITTEN_BY_0_19)
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden checkpoints are not beside this checkout")
+def test_what_0_19_wrote_goes_through_every_command(case, tmp_path, capsys):
+    """Its own programs wrote it: the export is their source bit for bit, and computes the logits that it computed."""
+    root, source = str(GOLDEN / case / WRITTEN_BY_0_19[case]), GOLDEN / case / "hf"
+    config = ["--config", str(source / "config.json")]
+    assert run(["inspect", root]) == 0 and "mcore" in capsys.readouterr().out
+    assert run(["meg2hf", root, "--out", str(tmp_path / "hf"), *config]) == 0
+    assert same(tensors(tmp_path / "hf"), tensors(source))
+    expected = load_file(GOLDEN / case / "expected.safetensors")
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32, attn_implementation="eager")
+        scores = model(expected["input_ids"], attention_mask=torch.ones_like(expected["input_ids"])).logits
+    assert (scores - expected["logits"]).abs().max() < 1e-5
+    assert run(["reshard", root, "--out", str(tmp_path / "m"), "--tp", "2", "--format", "mp_rank", *config]) == 0
+    assert run(["verify", str(source), str(tmp_path / "m"), "--digests"]) == 0
+    assert run(["verify", str(source), root, "--logits", "--length", "64"]) == 0
+    assert "(megatron-core, tp" in capsys.readouterr().out
+    train = ["train", "--load", root, "--mock-data", "--train-iters", "1", "--lr", "1e-30", "--seq-length", "16"]
+    assert run([*train, "--global-batch-size", "1", "--save", str(tmp_path / "run")]) == 0
+    assert run(["verify", str(source), str(tmp_path / "run"), "--digests"]) == 0
+
+
+def versions(**changes):
+    """Change keys of metadata.json."""
+
+    def spoil(folder):
+        values = json.loads((folder / "metadata.json").read_text()) | changes
+        (folder / "metadata.json").write_text(json.dumps(values))
+
+    return spoil
+
+
+def index(**changes):
+    """Change fields of torch's index."""
+    return lambda folder: edit_index(folder, lambda found: [setattr(found, n, value) for n, value in changes.items()])
+
+
+def squeezed(folder):
+    """Say of the chunks that they are compressed."""
+
+    def change(found):
+        for place in found.storage_data.values():
+            place.transform_descriptors = ["zstd"]
+
+    edit_index(folder, change)
+
+
+WRONG = {
+    "a key": (versions(tensor_backend="zarr4"), r"metadata\.json: 'tensor_backend' is a key of no container"),
+    "a version": (versions(sharded_backend_version=2), r"metadata\.json: sharded_backend_version is 2; mconv reads 1\."),
+    "a backend": (versions(sharded_backend="zarr"), "sharded_backend is 'zarr'; mconv reads 'torch_dist'"),
+    "another common": (versions(common_backend="msgpack"), "common_backend is 'msgpack'; mconv reads 'torch'"),
+    "no backend": (lambda f: (f / "metadata.json").write_text("{}"), r"metadata\.json has no sharded_backend"),
+    "torch's version": (index(version="2.0.0"), r"\.metadata: version '2\.0\.0' of torch's index; mconv reads 1\.0\.0"),
+    "compressed": (squeezed, r"\.metadata: the chunks were stored through \['zstd'\]"),
+    "nowhere": (lambda f: (f / "common.pt").unlink(), r"common\.pt is missing, and no common_state/shard_0_1 is in"),
+    "another name": (
+        lambda f: put_inside(f, name="common_state/shard_0_2"), r"common state is common_state/shard_0_2; mconv knows"),
+    "not a list": (
+        lambda f: put_inside(f, pack=lambda common: common), "common_state/shard_0_1 is dict, not the list of one"),
+    "a list of two": (lambda f: put_inside(f, pack=lambda common: [common, common]), "not the list of one dictionary"),
+    "a list of text": (lambda f: put_inside(f, pack=lambda common: ["x"]), "common state is str, not a dictionary"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_container_of_another_form_is_one_sentence(copy, capsys, name):
+    spoil, says = WRONG[name]
+    folder = copy("older")
+    spoil(folder)
+    with pytest.raises(FormatError, match=says) as caught:
+        open_checkpoint(folder.parent)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    assert run(["inspect", str(folder.parent)]) == 2 and "Traceback" not in capsys.readouterr().err
