@@ -109,14 +109,14 @@ def test_adams_counters_are_where_its_parameters_are():
 @pytest.fixture
 def gpu(monkeypatch):
     """Tensors of this machine are taken for a GPU's."""
-    from mconv.train.model import compiled
+    from mconv.train.megatron import compiled
 
     monkeypatch.setattr(compiled, "_on_gpu", lambda tensor: True)
     monkeypatch.setattr(compiled, "can_compile", lambda: True)
 
 
 def test_a_function_is_compiled_once_and_only_on_a_gpu(gpu, monkeypatch):
-    from mconv.train.model import compiled
+    from mconv.train.megatron import compiled
 
     made = []
     monkeypatch.setattr(torch, "compile", lambda function: made.append(function) or (lambda x: function(x) + 1))
@@ -127,7 +127,7 @@ def test_a_function_is_compiled_once_and_only_on_a_gpu(gpu, monkeypatch):
 
 
 def test_a_compiler_that_fails_costs_time_and_not_the_run(gpu, monkeypatch):
-    from mconv.train.model import compiled
+    from mconv.train.megatron import compiled
 
     def compiler(function):
         return lambda x: (_ for _ in ()).throw(RuntimeError("no compiler here\nand much more"))

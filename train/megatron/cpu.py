@@ -1,10 +1,9 @@
-"""megatron-core 0.16.1 without a CUDA device: stand-ins for what it asks of CUDA and never guards.
+"""megatron-core without a CUDA device: stand-ins for what it asks of CUDA and never guards.
 
 Nothing in its arithmetic changes. With a CUDA device `install` does nothing at all.
 """
 
 import contextlib
-import logging
 from collections.abc import Callable
 from typing import Any, no_type_check
 
@@ -58,11 +57,13 @@ class _Stream:
 def _nothing(*_: Any, **__: Any) -> None: ...
 
 
-def _rng_state(*_: Any, **__: Any) -> torch.Tensor:
+def rng_state(*_: Any, **__: Any) -> torch.Tensor:
+    """Return the CPU generator's state, for that of any device."""
     return torch.get_rng_state()
 
 
-def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
+def set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
+    """Set the CPU generator's state, for that of any device."""
     torch.set_rng_state(state)
 
 
@@ -70,7 +71,7 @@ def _manual_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-_STAND_INS: dict[str, Callable[..., Any]] = {
+STAND_INS: dict[str, Callable[..., Any]] = {
     # asked for the target of every buffer, always as `device=torch.cuda.current_device()`
     "current_device": lambda: "cpu",
     # waits for kernels; CPU kernels are done when they return
@@ -82,8 +83,8 @@ _STAND_INS: dict[str, Callable[..., Any]] = {
     "default_stream": lambda *_: _Stream(),
     "stream": lambda *_: contextlib.nullcontext(),
     # the model-parallel seeds; the CPU generator takes the device generator's part
-    "get_rng_state": _rng_state,
-    "set_rng_state": _set_rng_state,
+    "get_rng_state": rng_state,
+    "set_rng_state": set_rng_state,
     "manual_seed": _manual_seed,
 }
 
@@ -93,21 +94,9 @@ def install() -> bool:
     if torch.cuda.is_available():
         return False
     if not _installed:
-        for name, stand_in in _STAND_INS.items():
+        for name, stand_in in STAND_INS.items():
             setattr(torch.cuda, name, stand_in)
-        _patch_megatron()
         mode = _OnCpu()
         mode.__enter__()  # for the life of the process: megatron-core calls us back from everywhere
         _installed.append(mode)
     return True
-
-
-def _patch_megatron() -> None:
-    """Give megatron-core's own random-state helpers, which reach for CUDA generators by index, the CPU generator."""
-    from megatron.core.tensor_parallel import random
-
-    random._get_cuda_rng_state = _rng_state
-    random._set_cuda_rng_state = _set_rng_state
-    # It warns whenever the CPU generator moves while the device's is forked; here they are the same one.
-    logger = logging.getLogger(random.__name__)
-    logger.addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())

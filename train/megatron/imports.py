@@ -4,14 +4,13 @@ Import this module only from modules that are imported lazily: it costs about a 
 """
 
 import contextlib
-import queue
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from mconv.train.megatron import cpu
+from mconv.train.megatron import cpu, gate, patches
+from mconv.train.megatron.quiet import quiet, while_importing
 
 
 def _as_it_is(model: Any = None, **_: Any) -> Any:
@@ -20,34 +19,24 @@ def _as_it_is(model: Any = None, **_: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet_import() -> Iterator[None]:
-    """Keep megatron-core's import-time warnings and, without CUDA, its import-time `torch.compile` out of the way."""
+def _uncompiled() -> Iterator[None]:
+    """Without CUDA, keep megatron-core from compiling its fused helpers while it is imported.
+
+    On a CPU that asks for a C++ compiler and never pays.
+    """
     compiler: Any = torch.compile
     if not torch.cuda.is_available():
-        # Its fused helpers are compiled at import; on a CPU that asks for a C++ compiler and never pays.
         torch.compile = _as_it_is
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*(F|f)alling back")
-            warnings.simplefilter("ignore", DeprecationWarning)  # about moves within megatron-core and torch
-            warnings.simplefilter("ignore", SyntaxWarning)  # Python 3.12's, about its docstrings, when they are compiled
-            yield
+        yield
     finally:
         torch.compile = compiler
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep from our users what megatron-core's own calls earn it: notes on coming changes, in it and in torch."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"megatron\.")
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", "If you are using transformer_engine as the transformer implementation")
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
-        yield
+CORE = gate.check()
+"""The megatron-core that is imported."""
 
-
-with _quiet_import():
+with gate.importing(CORE), while_importing(), _uncompiled():
     from megatron.core import dist_checkpointing, num_microbatches_calculator, parallel_state, tensor_parallel
     from megatron.core.datasets import helpers
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
@@ -57,7 +46,7 @@ with _quiet_import():
     from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
     from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
     from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
-    from megatron.core.dist_checkpointing.strategies import common, filesystem_async
+    from megatron.core.dist_checkpointing.strategies import common
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
     from megatron.core.dist_checkpointing.validation import StrictHandling
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
@@ -83,14 +72,13 @@ RampupBatchsizeNumMicroBatchesCalculator: Any = getattr(
 TorchCommonSaveStrategy: Any = getattr(common, "TorchCommonSaveStrategy", None)  # gone from 0.17
 
 cpu.install()
-# Else a save starts a manager process for it, which takes seconds, and which every later save depends on.
-filesystem_async._results_queue = queue.Queue()
+patches.apply()
 
 
 def transformer_engine_attention() -> type | None:
     """megatron-core's core attention on Transformer Engine; None where that is not installed or cannot be loaded."""
     try:
-        with _quiet_import():
+        with while_importing(), _uncompiled():
             from megatron.core.extensions.transformer_engine import HAVE_TE, TEDotProductAttention
     except (ImportError, OSError):  # a build for another torch or CUDA
         return None
@@ -99,6 +87,7 @@ def transformer_engine_attention() -> type | None:
 
 
 __all__ = [
+    "CORE",
     "BlendedMegatronDatasetBuilder",
     "CheckpointingConfig",
     "DistributedDataParallel",

@@ -1,9 +1,10 @@
-"""What a layer's spec of megatron-core looks like, which depends on its version."""
+"""What megatron-core names or nests differently from version to version: a layer's spec, a config's fields."""
 
+import dataclasses
 import functools
 from typing import Any
 
-from mconv.train.megatron.imports import MegatronModule, ModuleSpec
+from mconv.train.megatron.imports import MegatronModule, ModuleSpec, TransformerConfig
 
 
 def set_mlp(layer: ModuleSpec, *, ffn_hidden_size: int, activation: type[MegatronModule]) -> None:
@@ -18,3 +19,12 @@ def set_mlp(layer: ModuleSpec, *, ffn_hidden_size: int, activation: type[Megatro
     else:
         mlp.submodules.activation_func = activation
         mlp.params["ffn_hidden_size"] = ffn_hidden_size
+
+
+def no_cuda_graphs() -> dict[str, Any]:
+    """Return the field of TransformerConfig, and its value, that captures nothing; its default is deprecated everywhere.
+
+    It is `cuda_graph_scope` up to 0.17, and `cuda_graph_modules` from 0.18 on, where the old name warns.
+    """
+    names = {field.name for field in dataclasses.fields(TransformerConfig)}
+    return {"cuda_graph_modules" if "cuda_graph_modules" in names else "cuda_graph_scope": []}

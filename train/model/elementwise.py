@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mconv.train.model.compiled import one_kernel
+from mconv.train.megatron.compiled import one_kernel
 
 
 def swiglu(halves: Float[Tensor, "*rows gate_up"]) -> Float[Tensor, "*rows f"]:

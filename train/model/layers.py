@@ -15,11 +15,9 @@ from mconv.train.megatron.imports import (
     TransformerConfig,
     get_gpt_layer_local_spec,
     quiet,
-    rope_utils,
 )
-from mconv.train.megatron.specs import set_mlp
+from mconv.train.megatron.specs import no_cuda_graphs, set_mlp
 from mconv.train.model.attention import CoreAttention, LayerNorm, RMSNorm
-from mconv.train.model.compiled import one_kernel
 from mconv.train.model.elementwise import swiglu
 from mconv.train.model.falcon import ParallelLayer
 from mconv.train.parallel import Parallel
@@ -30,9 +28,6 @@ ACTIVATIONS = {
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
 }
-
-# Of megatron-core's own operations it is ten, which pass over queries and keys one by one.
-rope_utils._apply_rotary_pos_emb_bshd = one_kernel(rope_utils._apply_rotary_pos_emb_bshd)
 
 
 class SwiGLU(MegatronModule):
@@ -90,7 +85,7 @@ def transformer_config(spec: ModelSpec, parallel: Parallel, *, dtype: torch.dtyp
         "masked_softmax_fusion": False,
         "gradient_accumulation_fusion": False,
         "apply_rope_fusion": False,
-        "cuda_graph_scope": [],  # its default is one that its own constructor calls deprecated
+        **no_cuda_graphs(),
     }
     with quiet():
         return TransformerConfig(**{**fields, **more})

@@ -6,7 +6,7 @@ import torch
 
 from mconv.train.agree import largest
 from mconv.train.config import TrainConfig
-from mconv.train.megatron.imports import DistributedOptimizer, OptimizerConfig, get_megatron_optimizer
+from mconv.train.megatron.imports import DistributedOptimizer, OptimizerConfig, get_megatron_optimizer, quiet
 from mconv.train.model.precision import dtype_of
 
 SAME = (
@@ -24,7 +24,8 @@ def make_optimizer(chunks: list[Any], config: TrainConfig) -> Any:
         use_distributed_optimizer=config.distributed_optimizer,
         overlap_param_gather=config.overlap_param_gather,
     )
-    optimizer = get_megatron_optimizer(options, chunks, use_gloo_process_groups=False)
+    with quiet():
+        optimizer = get_megatron_optimizer(options, chunks, use_gloo_process_groups=False)
     for part in parts(optimizer):
         if isinstance(part, DistributedOptimizer):
             _let_step_through(part)

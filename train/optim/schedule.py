@@ -3,9 +3,10 @@
 from typing import Any
 
 from mconv.train.config import TrainConfig
-from mconv.train.megatron.imports import OptimizerParamScheduler
+from mconv.train.megatron.imports import OptimizerParamScheduler, quiet
 
 
+@quiet()
 def scheduler(optimizer: Any, config: TrainConfig, *, scheduled: int = 0) -> OptimizerParamScheduler:
     """A scheduler after `scheduled` samples, those of skipped steps not counted.
 
