@@ -23,13 +23,15 @@ def make(folder: Path, model: str) -> int:
 
     from mconv.convert.families.llama import LLAMA as TABLE
     from mconv.convert.formats import hf
-    from mconv.convert.formats.tensors import Target, bytes_of
+    from mconv.convert.formats.dtype import BFLOAT16
+    from mconv.convert.formats.mapped import bytes_of
+    from mconv.convert.formats.tensors import Target
 
     folder.mkdir(parents=True)
     config = {**LLAMA, **MODELS[model]}
     (folder / "config.json").write_text(json.dumps(config))
     stored = TABLE.stored(TABLE.read_config(dict(config)))
-    targets = [Target(s.key, s.piece.shape, torch.bfloat16) for s in stored]
+    targets = [Target(s.key, s.piece.shape, BFLOAT16) for s in stored]
     laid = hf.lay_out(targets, limit=5_000_000_000)
     laid.create(folder)
     noise = torch.empty(1 << 26, dtype=torch.bfloat16).normal_(std=0.02)

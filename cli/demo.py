@@ -241,7 +241,7 @@ def _equal(a: Path, b: Path, *, exact: bool) -> bool:
     if exact or a.suffix != ".safetensors":
         return a.read_bytes() == b.read_bytes()
     from mconv.convert.formats.hf import read_header
-    from mconv.convert.formats.tensors import bytes_of
+    from mconv.convert.formats.mapped import bytes_of
 
     one, two = read_header(a), read_header(b)
     return one.keys() == two.keys() and all(

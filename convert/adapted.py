@@ -12,6 +12,7 @@ from mconv.convert import lora, manifest, opening, peft
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.digests import combined
 from mconv.convert.formats import torch_dist
+from mconv.convert.formats.dtype import in_torch
 from mconv.convert.formats.hf import read_json
 from mconv.convert.identify import Said, identify
 from mconv.convert.ignored import NOTHING, Ignored, joined, recorded
@@ -65,7 +66,7 @@ def open_run(path: Path, iteration: int | None = None) -> Run:
 
 def _whole(key: str, stored: torch_dist.Global) -> Tensor:
     """A global tensor out of its chunks; NaN, which no adapter may hold, where there is none."""
-    out = torch.full(stored.shape, float("nan"), dtype=stored.dtype)
+    out = torch.full(stored.shape, float("nan"), dtype=in_torch(stored.dtype))
     for chunk in stored.chunks:
         at = tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.shape, strict=True))
         out[at] = chunk.locate(key, stored.dtype).load()

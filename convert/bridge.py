@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from mconv.convert import sidecar, tokens
@@ -23,7 +22,8 @@ from mconv.convert.dialects import bridge
 from mconv.convert.dialects.arguments import NONE_TOLD
 from mconv.convert.dialects.bridge import Values
 from mconv.convert.dialects.mcore import bias_spec
-from mconv.convert.formats import archive, pack
+from mconv.convert.formats import archive, numbers, pack
+from mconv.convert.formats.dtype import INT32, INT64
 from mconv.convert.formats.tensors import Located
 from mconv.errors import ConfigError, FormatError
 from mconv.shard.layout import Layout, padded_vocab
@@ -139,9 +139,9 @@ def steps(folder: Path) -> int:
     if (folder / TRAIN_STATE).is_file():
         state = archive.read(folder / TRAIN_STATE)
         step = state.get("step") if isinstance(state, dict) else None
-        if not isinstance(step, Located) or math.prod(step.shape) != 1:
+        if not isinstance(step, Located) or math.prod(step.shape) != 1 or step.dtype not in (INT32, INT64):
             raise FormatError(f"{folder / TRAIN_STATE} holds no 'step'; it is not one of Megatron-Bridge's")
-        return int(step.load().item())
+        return int(numbers.read(step, 1)[0])
     return int("0" + folder.name.removeprefix("iter_")) if folder.name.removeprefix("iter_").isdigit() else 0
 
 
@@ -210,6 +210,8 @@ def run_config(spec: ModelSpec, layout: Layout, *, dtype: str) -> str:
 
 def write_train_state(path: Path, *, step: int) -> None:
     """The state of a training run that has done `step` steps and nothing else, as Bridge asks for it."""
+    import torch
+
     counts = ("step", "consumed_train_samples", "skipped_train_samples", "consumed_valid_samples")
     values = {
         **{name: torch.tensor(step if name == "step" else 0, dtype=torch.int32) for name in counts},

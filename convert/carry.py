@@ -10,7 +10,8 @@ from isal import isal_zlib
 
 from mconv.convert.digests import ALGORITHM, ALGORITHMS
 from mconv.convert.formats.laid import Spot
-from mconv.convert.formats.tensors import Target, bytes_of
+from mconv.convert.formats.mapped import bytes_of
+from mconv.convert.formats.tensors import Target
 from mconv.convert.source import Progress, Scratch, Slab, Source, check_copies_of, check_finite, check_zero, quiet
 from mconv.convert.table import Logical, Stored
 from mconv.shard.axes import intersect, within

@@ -4,11 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mconv.convert import bridge, dtypes, sidecar, tokens
 from mconv.convert.dialects import DIALECTS
 from mconv.convert.formats import bin, hf, meta
+from mconv.convert.formats.dtype import DType
 from mconv.convert.formats.tensors import Located
 from mconv.convert.ignored import Passed
 from mconv.convert.lora import Adapter
@@ -75,11 +74,11 @@ class Checkpoint:
         return DIALECTS[self.dialect].stored_spec(self.spec) if self.dialect else self.spec
 
     @property
-    def dtypes(self) -> set[torch.dtype]:
+    def dtypes(self) -> set[DType]:
         return {self.located[s.key].dtype for s in self.stored}
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> DType:
         """The dtype of most of its elements."""
         return dtypes.of(self.located[stored.key] for stored in self.stored)
 

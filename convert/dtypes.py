@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from mconv.convert.formats.dtype import BY_NAME, DType
 from mconv.convert.jsonfile import read_json
 
 KEYS = ("dtype", "torch_dtype")
@@ -15,15 +14,15 @@ DEFAULT = "float32"
 """The dtype of a config.json without these keys, as transformers 4 reads it."""
 
 
-def most(counted: Iterable[tuple[torch.dtype, int]]) -> torch.dtype:
+def most(counted: Iterable[tuple[DType, int]]) -> DType:
     """Return the dtype with the most elements, of pairs of a dtype and a number of elements."""
-    total: dict[torch.dtype, int] = {}
+    total: dict[DType, int] = {}
     for dtype, elements in counted:
         total[dtype] = total.get(dtype, 0) + elements
     return max(total, key=lambda dtype: total[dtype])
 
 
-def of(tensors: Iterable[Any]) -> torch.dtype:
+def of(tensors: Iterable[Any]) -> DType:
     """Return the dtype of most elements of stored tensors."""
     return most((where.dtype, where.nbytes // where.dtype.itemsize) for where in tensors)
 
@@ -33,12 +32,11 @@ def said(config: dict[str, Any]) -> set[str]:
     return {str(config[key]) for key in KEYS if config.get(key) is not None} or {DEFAULT}
 
 
-def note(file: Path, config: dict[str, Any], held: torch.dtype) -> list[str]:
+def note(file: Path, config: dict[str, Any], held: DType) -> list[str]:
     """Return a line where a config.json names another dtype than most of its model's weights have."""
     words = {str(config[key]).removeprefix("torch.") for key in KEYS if config.get(key) is not None}
-    stored = str(held).removeprefix("torch.")
-    other = " and ".join(sorted(w for w in words - {stored} if isinstance(getattr(torch, w, None), torch.dtype)))
-    return [f"{file} names the dtype {other}, which transformers casts to; most weights are {stored}"] if other else []
+    other = " and ".join(sorted(words & BY_NAME.keys() - {held.name}))
+    return [f"{file} names the dtype {other}, which transformers casts to; most weights are {held}"] if other else []
 
 
 def set_in(file: Path, name: str) -> None:

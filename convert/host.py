@@ -4,10 +4,18 @@ import contextlib
 import os
 from pathlib import Path
 
+SLAB_BYTES = 4 << 20
+"""How much of a logical tensor is in hand at once: a slab, its gathered and cast copies stay in the processor's cache."""
+
 
 def cores() -> int:
     """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def workers() -> int:
+    """Return how many threads convert: one a processor of this process; under torchrun, of this rank's share of them."""
+    return max(1, min(16, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def existing(path: Path) -> Path:

@@ -11,10 +11,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from mconv.convert.derived import close, rotary
 from mconv.convert.families import FAMILIES, described
-from mconv.convert.formats import meta
+from mconv.convert.formats import meta, numbers
 from mconv.convert.formats.tensors import Located
 from mconv.convert.ignored import NOTHING, Ignored
 from mconv.convert.params import is_mistral, read
@@ -28,6 +27,8 @@ L = "layers.{i}."
 A, M = L + "attention.", L + "feed_forward."
 BUFFERS = ("rope.freqs",)
 """Follow from the config."""
+WIDEST = 1 << 12
+"""Rotary frequencies that are looked at: a head has half as many as it is wide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +216,8 @@ def _check_base(folder: Path, base: float, tensors: Mapping[str, Located]) -> No
     if where is None or not where.dtype.is_floating_point or len(where.shape) != 1:
         return
     n = where.shape[0]
-    wanted = base ** (-torch.arange(n, dtype=torch.float64) / n)
-    if not torch.allclose(where.load().double(), wanted, rtol=1e-2):
+    known = n <= WIDEST and where.dtype in numbers.KNOWN
+    if not known or not close(numbers.read(where, n), rotary(base, n), rtol=1e-2):
         raise ConfigError(
             f"{folder / meta.PARAMS} has no rope_theta, but {BUFFERS[0]} is not that of the default, {base:g}: add the "
             "model's rope_theta to it"

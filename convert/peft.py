@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mconv.convert import peft_keys
 from mconv.convert.formats import bin
+from mconv.convert.formats.dtype import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from mconv.convert.formats.hf import INDEX, SINGLE, read_header, read_json
 from mconv.convert.formats.tensors import Located
 from mconv.convert.lora import FACTORS, Adapter, Linear, Replaced, Settings, linears, modules, places
@@ -28,7 +29,7 @@ from mconv.spec import ModelSpec
 CONFIG, WEIGHTS, OLD_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 MODELS = (SINGLE, INDEX, bin.SINGLE, bin.INDEX)
 """Files that make a folder a whole model."""
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPES = (FLOAT32, BFLOAT16, FLOAT16, FLOAT64)
 ENDS = ("embed", "head")
 """Rows that are one tensor in a tied model."""
 

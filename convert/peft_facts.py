@@ -20,7 +20,7 @@ def facts(folder: Path) -> dict[str, Any]:
     """
     config, tensors = read_json(folder / peft.CONFIG), peft.tensors(folder)
     ranks = _ranks(tensors)
-    dtypes = sorted({str(where.dtype).removeprefix("torch.") for where in tensors.values()})
+    dtypes = sorted({str(where.dtype) for where in tensors.values()})
     return {
         "path": str(folder), "format": "peft", "holds": "a PEFT adapter, not a model",
         "peft_type": config.get("peft_type"), "base": config.get("base_model_name_or_path"),

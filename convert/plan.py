@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from mconv.convert import dtypes, manifest, pool, sidecar, spell, tokens
+from mconv.convert import dtypes, manifest, sidecar, spell, tokens
 from mconv.convert.checkpoint import TRACKER, Checkpoint, target_layout
 from mconv.convert.dialects import DIALECTS
 from mconv.convert.dialects.bridge import refusals
+from mconv.convert.formats.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
 from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.tensors import Target
+from mconv.convert.host import SLAB_BYTES, workers
 from mconv.convert.place import Place
-from mconv.convert.source import SLAB_BYTES
 from mconv.convert.table import Family, Stored
 from mconv.errors import FormatError, LayoutError, MconvError, refuse
 from mconv.shard.cut import repeat_last
@@ -30,7 +29,7 @@ Padding = Literal["zeros", "last-row"]
 SHARD_BYTES = 5_000_000_000
 """Largest safetensors file, if nothing else is asked for."""
 GENERATION = "generation_config.json"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": FLOAT32, "bf16": BFLOAT16, "fp16": FLOAT16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +43,7 @@ class Plan:
     dialect: str
     """Of the names in a Megatron checkpoint."""
     layout: Layout | None
-    dtype: torch.dtype | None
+    dtype: DType | None
     """Cast to this; None keeps every tensor's own."""
     vocab_padding: Padding
     shard_bytes: int
@@ -116,7 +115,7 @@ class Plan:
         """Anonymous memory: for each worker a slab, gathered, cast, put in the order of the target, and a copy of it."""
         spec, width = self.source.spec, max(t.dtype.itemsize for t in self.targets)
         heads = spec.kv_channels * spec.hidden_size * width  # rotary rows are put in another order by whole heads
-        return 4 * pool.workers() * max(2 * SLAB_BYTES, heads)
+        return 4 * workers() * max(2 * SLAB_BYTES, heads)
 
     @property
     def standing(self) -> Path:
@@ -130,7 +129,7 @@ class Plan:
         return shutil.disk_usage(self.standing).free + Place.of(self.folder).nbytes
 
     @property
-    def final_dtype(self) -> torch.dtype:
+    def final_dtype(self) -> DType:
         """The dtype of most elements of what is written."""
         return dtypes.most((target.dtype, target.nbytes // target.dtype.itemsize) for target in self.targets)
 
@@ -199,7 +198,7 @@ def _pad_with_last(family: Family, spec: ModelSpec, stored: Stored) -> Stored:
     return dataclasses.replace(stored, piece=piece)
 
 
-def _dtype(source: Checkpoint, stored: Stored) -> torch.dtype:
+def _dtype(source: Checkpoint, stored: Stored) -> DType:
     """The dtype that a tensor keeps. Raises FormatError if its parts have several."""
     keys = [s.key for s in source.by_logical.get(stored.logical, [])]
     dtypes = {source.located[k].dtype for k in keys}

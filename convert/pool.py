@@ -1,6 +1,5 @@
 """Both cores at work: units are done in any order, and what is done is settled in batches on the side."""
 
-import os
 import queue
 import threading
 from collections import deque
@@ -11,19 +10,12 @@ from typing import Generic, TypeVar
 
 import torch
 
-from mconv.convert.host import cores
-
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
 class Stopped(Exception):
     """Another worker has failed: its error is the one to tell."""
-
-
-def workers() -> int:
-    """As many as there are processors for this process; under torchrun, this rank's share of them."""
-    return max(1, min(16, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 @dataclass(slots=True)

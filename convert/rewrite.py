@@ -18,8 +18,10 @@ from mconv.convert.checkpoint import SIDE_FOLDER
 from mconv.convert.dialects import DIALECTS, mcore
 from mconv.convert.digests import check_digests, combined, recorded
 from mconv.convert.formats import distcp, hf, mp_rank
+from mconv.convert.formats.dtype import in_torch
 from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.laid import Laid
+from mconv.convert.host import workers
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.place import Place
 from mconv.convert.plan import Plan
@@ -99,9 +101,9 @@ def _carry_all(
         if stop.is_set():
             raise pool.Stopped
 
-    source = Source.of(plan.source)
+    source, cast = Source.of(plan.source), None if plan.dtype is None else in_torch(plan.dtype)
     terms = Terms(
-        source=source, folder=place.partial, cast=plan.dtype, allow_nonfinite=allow_nonfinite,
+        source=source, folder=place.partial, cast=cast, allow_nonfinite=allow_nonfinite,
         checksums=laid.checksums, recorded=recorded(plan.source).algorithm, progress=tell, alive=alive,
     )  # fmt: skip
     progress(sum(unit.nbytes for unit in units) - sum(unit.nbytes for unit in left))
@@ -123,7 +125,7 @@ def _carry_mine(units: list[Unit], terms: Terms, place: Place, rank: int, stop: 
         journal.record(place, rank, batch, sorted(set().union(*(files[one.logical] for one in batch))))
         done.update({one.logical: one for one in batch})
 
-    lanes = pool.Lanes.of(units, [unit.nbytes for unit in units], pool.workers())
+    lanes = pool.Lanes.of(units, [unit.nbytes for unit in units], workers())
     with explained(f"could not write {place.folder}", "what was there before is unchanged"):
         pool.run(lanes, work, settle, stop)
     return done
@@ -149,7 +151,7 @@ def lay_out(plan: Plan) -> Laid:
     if layout is None:
         return hf.lay_out(plan.targets, limit=plan.shard_bytes)
     iteration = plan.iteration or 0
-    args = DIALECTS[plan.dialect].args_of(spec, layout, dtype=_name(plan.final_dtype), iteration=iteration)
+    args = DIALECTS[plan.dialect].args_of(spec, layout, dtype=plan.final_dtype.name, iteration=iteration)
     common: dict[str, Any] = {"args": args, "checkpoint_version": 3.0, "iteration": iteration}
     if plan.format == "mp_rank":
         args.ckpt_format = "torch"
@@ -192,10 +194,6 @@ def _check_resumed(place: Place, made: Mapping[str, str], resumed: set[str]) -> 
         )
 
 
-def _name(dtype: object) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _write_side_files(plan: Plan, folder: Path) -> dict[str, str]:
     """Write what travels with the model, bytes as they were but for a config that is no longer true; return digests."""
     into = folder if plan.format == "hf" else folder / SIDE_FOLDER
@@ -206,13 +204,13 @@ def _write_side_files(plan: Plan, folder: Path) -> dict[str, str]:
     if not old or not _still_true(plan, old):
         config.write_text(json.dumps(_config(plan, old), indent=2) + "\n", encoding="utf-8")
     else:
-        dtypes.set_in(config, _name(plan.final_dtype))
+        dtypes.set_in(config, plan.final_dtype.name)
     return {name: digest for name, digest in digests.items() if name != config.name}
 
 
 def _emit(plan: Plan, folder: Path, layout: Layout) -> None:
     """The files of another program, beside the tensors."""
-    dtype, done = _name(plan.final_dtype), plan.iteration or 0
+    dtype, done = plan.final_dtype.name, plan.iteration or 0
     bridge.emit(folder, plan.source.spec, layout, dtype=dtype, step=done, files=plan.side_files)
 
 
@@ -229,7 +227,7 @@ def _config(plan: Plan, old: dict[str, Any]) -> dict[str, Any]:
     """A config.json of the spec, readable by transformers 4 and 5 alike, keeping what the old one says beyond it."""
     family = plan.source.family
     spec = family.expressible(plan.source.spec)
-    name = _name(plan.final_dtype)
+    name = plan.final_dtype.name
     old = old or tokens.special_ids(plan.side_files)
     new: dict[str, Any] = {**old, **family.write_config(spec), "torch_dtype": name, "dtype": name}
     for key, value in plan.source.ignored.get("config_keys", {}).items():  # rope_scaling.x
@@ -247,14 +245,14 @@ def _manifest(plan: Plan, step: str, found: dict[str, str], read: dict[str, str]
     if plan.fingerprint:
         detail["fingerprint"] = plan.fingerprint
     if plan.dtype:
-        detail["cast_to"] = _name(plan.dtype)
+        detail["cast_to"] = plan.dtype.name
     origin = before.get("source") or {"name": plan.origin, "format": plan.source.format, "digest": combined(read)}
     return manifest.make(
         plan.source.spec,
         format=plan.format,
         dialect=None if plan.format == "hf" else plan.dialect,
         layout=plan.layout,
-        dtype=_name(plan.final_dtype),
+        dtype=plan.final_dtype.name,
         source=origin,
         digests=found,
         copies=plan.source.copies,

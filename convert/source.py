@@ -9,15 +9,15 @@ import torch
 
 from mconv.convert.checkpoint import Checkpoint, primary
 from mconv.convert.digests import ALGORITHM, ALGORITHMS, Digests, recorded
-from mconv.convert.formats.tensors import bytes_of
+from mconv.convert.formats.dtype import in_torch
+from mconv.convert.formats.mapped import bytes_of
+from mconv.convert.host import SLAB_BYTES
 from mconv.convert.table import Logical, Stored
 from mconv.errors import CopiesDiffer, FormatError
 from mconv.shard.axes import Box, intersect, lengths, volume, within
 from mconv.shard.cut import Block
 from mconv.shard.patch import Patch, patch_of
 
-SLAB_BYTES = 4 << 20
-"""How much of a logical tensor is in hand at once: a slab, its gathered and cast copies stay in the processor's cache."""
 Progress = Callable[[int], None]
 """Told how many bytes were dealt with since the last call."""
 
@@ -70,7 +70,7 @@ class Source:
     def dtype(self, logical: Logical) -> torch.dtype:
         """The dtype of all its pieces; where they differ, the smallest that holds them all."""
         dtypes = {self.checkpoint.located[s.key].dtype for s in self.groups[logical]}
-        return reduce(torch.promote_types, dtypes)
+        return reduce(torch.promote_types, map(in_torch, dtypes))
 
     def pull(self, logical: Logical, box: Box, scratch: Scratch | None = None) -> torch.Tensor:
         """The box of a logical tensor, with one dimension for each elementary axis; a view where one piece holds it."""

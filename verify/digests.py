@@ -14,8 +14,9 @@ import torch
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.digests import ALGORITHMS, Recorded, recorded
-from mconv.convert.formats.tensors import bytes_of, forget
-from mconv.convert.source import SLAB_BYTES, Progress, Scratch, Slab, Source, differing_copies, quiet, slab_boxes
+from mconv.convert.formats.mapped import bytes_of, forget
+from mconv.convert.host import SLAB_BYTES
+from mconv.convert.source import Progress, Scratch, Slab, Source, differing_copies, quiet, slab_boxes
 from mconv.convert.table import Logical
 from mconv.shard.axes import Axes, Box
 from mconv.verify.specs import spec_differences, spec_notes

@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.formats.tensors import forget
+from mconv.convert.formats.dtype import in_torch
+from mconv.convert.formats.mapped import forget
 from mconv.convert.source import Source, check_copies, slab_boxes
 from mconv.convert.table import Logical
 from mconv.errors import CheckFailed, CopiesDiffer
@@ -210,11 +211,12 @@ def narrower(a: Checkpoint, b: Checkpoint) -> tuple[torch.dtype, ...]:
     Otherwise the rounding of a cast would hide whatever is smaller than it. Of bf16 and fp16 either loses something,
     and bf16, whose range is fp16's and more, is first: then whichever was cast comes to the same.
     """
+    first, second = ({in_torch(dtype) for dtype in c.dtypes} for c in (a, b))
     lossy = {
         dtype
-        for one, other in ((a, b), (b, a))
-        for dtype in one.dtypes
-        if len(one.dtypes) == 1 and any(torch.promote_types(dtype, theirs) != dtype for theirs in other.dtypes)
+        for one, other in ((first, second), (second, first))
+        for dtype in one
+        if len(one) == 1 and any(torch.promote_types(dtype, theirs) != dtype for theirs in other)
     }
     return tuple(dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16) if dtype in lossy)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.formats.tensors import forget
+from mconv.convert.formats.mapped import forget
 from mconv.convert.source import Progress, Source, quiet, slab_boxes
 from mconv.convert.table import Logical
 from mconv.verify.digests import Report, held

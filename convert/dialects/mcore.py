@@ -9,13 +9,12 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from mconv.convert.dialects import flags_megatron
 from mconv.convert.dialects.arguments import MEGATRON_LM, shown
 from mconv.convert.dialects.arguments.function import WRITTEN
 from mconv.convert.dialects.dialect import Dialect
 from mconv.convert.dialects.flags import whole
+from mconv.convert.formats.dtype import BY_NAME
 from mconv.convert.formats.tensors import Located
 from mconv.errors import ConfigError, Unsaid, refuse
 from mconv.shard.layout import Layout
@@ -135,7 +134,7 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
         **{arg: getattr(layout.uneven, name) for name, (arg, _) in UNEVEN.items()},
         "pipeline_model_parallel_layout": None,
         "attention_dropout": 0.0, "hidden_dropout": 0.0, "init_method_std": 0.02, "init_method_xavier_uniform": False,
-        "bf16": dtype == "bfloat16", "fp16": dtype == "float16", "params_dtype": getattr(torch, dtype),
+        "bf16": dtype == "bfloat16", "fp16": dtype == "float16", "params_dtype": BY_NAME[dtype],
         "no_persist_layer_norm": False, "bias_swiglu_fusion": True, "overlap_p2p_comm": False,
         "fp8_param_gather": False,
         "config_logger_dir": "", "cp_comm_type": ["p2p"], "spec": None,

@@ -12,12 +12,11 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from mconv.convert.dialects import flags_megatron_llm
 from mconv.convert.dialects.arguments import MEGATRON_LLM, shown
 from mconv.convert.dialects.dialect import Dialect
 from mconv.convert.dialects.nvidia_legacy import ATTENTION, LAYER, MLP, MODEL, spelled
+from mconv.convert.formats.dtype import BY_NAME
 from mconv.convert.formats.tensors import Located
 from mconv.errors import ConfigError, Unsaid
 from mconv.shard.axes import Axes, lengths
@@ -115,7 +114,7 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
         "hidden_dropout": 0.0, "attention_dropout": 0.0, "lima_dropout": False, "use_post_ln": False,
         "use_flash_attn": True, "bias_gelu_fusion": False, "bias_dropout_fusion": False,
         "tokenizer_type": "SentencePieceTokenizer" if gated else "FalconTokenizer",
-        "bf16": dtype == "bfloat16", "fp16": dtype == "float16", "params_dtype": getattr(torch, dtype),
+        "bf16": dtype == "bfloat16", "fp16": dtype == "float16", "params_dtype": BY_NAME[dtype],
         "iteration": iteration, "consumed_train_samples": 0, "consumed_valid_samples": 0,
         "true_vocab_size": spec.vocab_size,  # an arg of ours: theirs do not know it
     }  # fmt: skip

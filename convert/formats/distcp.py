@@ -9,16 +9,19 @@ import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from mconv.convert.formats import pack
 from mconv.convert.formats.container import BACKENDS, COMMON, VERSIONS
+from mconv.convert.formats.dtype import DType, in_torch
 from mconv.convert.formats.laid import Laid, Spot
-from mconv.convert.formats.tensors import Target, bytes_of
+from mconv.convert.formats.tensors import Target
 from mconv.convert.formats.torch_dist import INDEX, split_key
+
+if TYPE_CHECKING:
+    import torch
 
 BACKEND = {name: values[0] for name, values in BACKENDS.items()}
 FILE_LIMIT = 4 << 30
@@ -32,7 +35,7 @@ class Content:
     """One rectangle of a global tensor; without a dtype an object, of which only the key counts."""
 
     key: str
-    dtype: torch.dtype | None = None
+    dtype: DType | None = None
     whole: tuple[int, ...] = ()
     """Shape of the global tensor."""
     offsets: tuple[int, ...] = ()
@@ -63,7 +66,8 @@ class Part:
 
 
 # ---- layout ----------------------------------------------------------------------------------------------------------
-def tensor_archive(shape: tuple[int, ...], dtype: torch.dtype) -> pack.Archive:
+@lru_cache(maxsize=256)  # all layers of a model have the same
+def tensor_archive(shape: tuple[int, ...], dtype: DType) -> pack.Archive:
     """Lay out an archive of one tensor, to be written later."""
     target = Target(DATA, shape, dtype)
     return pack.lay_out(pack.Promise(shape, dtype, DATA), [(DATA, target.nbytes)])
@@ -110,8 +114,10 @@ def _content(target: Target, shapes: Mapping[str, tuple[int, ...]]) -> Content:
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
-def write_file(path: Path, laid: Sequence[tuple[Part, torch.Tensor | None]]) -> None:
+def write_file(path: Path, laid: "Sequence[tuple[Part, torch.Tensor | None]]") -> None:
     """Write all parts of a rank's file with their tensors (None: an object), front to back, and flush it to the disk."""
+    from mconv.convert.formats.mapped import bytes_of
+
     with path.open("wb") as file:
         for part, tensor in laid:
             part.archive.stream(file, {} if tensor is None else {DATA: bytes_of(tensor)})
@@ -121,6 +127,7 @@ def write_file(path: Path, laid: Sequence[tuple[Part, torch.Tensor | None]]) -> 
 
 def write_index(folder: Path, entries: Iterable[Entry]) -> None:
     """Write `.metadata`: every global tensor and object of all files, and where each chunk lies."""
+    from torch import Size
     from torch.distributed.checkpoint import metadata as meta
     from torch.distributed.checkpoint.filesystem import _StorageInfo
 
@@ -131,10 +138,10 @@ def write_index(folder: Path, entries: Iterable[Entry]) -> None:
         if held.dtype is None:
             described[held.key] = meta.BytesStorageMetadata()
         else:
-            offsets, properties = torch.Size(held.offsets), meta.TensorProperties(dtype=held.dtype)
-            whole = meta.TensorStorageMetadata(properties, torch.Size(held.whole), [])
+            offsets, properties = Size(held.offsets), meta.TensorProperties(dtype=in_torch(held.dtype))
+            whole = meta.TensorStorageMetadata(properties, Size(held.whole), [])
             chunks = described.setdefault(held.key, whole).chunks
-            chunks.append(meta.ChunkStorageMetadata(offsets, torch.Size(held.shape)))
+            chunks.append(meta.ChunkStorageMetadata(offsets, Size(held.shape)))
         stored[meta.MetadataIndex(held.key, offsets)] = _StorageInfo(entry.file, entry.start, entry.length)
     with (folder / INDEX).open("wb") as file:
         pickle.dump(meta.Metadata(state_dict_metadata=described, planner_data=None, storage_data=stored), file)

@@ -14,9 +14,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mconv.convert.formats import bin
+from mconv.convert.formats import dtype as d
 from mconv.convert.formats.laid import Laid, Spot
 from mconv.convert.formats.tensors import Located, Target
 from mconv.convert.jsonfile import read_json as read_json
@@ -28,9 +27,8 @@ VARIANT = re.compile(r"(model|pytorch_model)\.[\w-]+(-\d+-of-\d+)?\.(safetensors
 HEADER_LIMIT = 100_000_000
 """The limit of the safetensors library."""
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F64": d.FLOAT64, "F32": d.FLOAT32, "F16": d.FLOAT16, "BF16": d.BFLOAT16, "I64": d.INT64, "I32": d.INT32,
+    "I16": d.INT16, "I8": d.INT8, "U8": d.UINT8, "BOOL": d.BOOL, "F8_E4M3": d.FLOAT8_E4M3FN, "F8_E5M2": d.FLOAT8_E5M2,
 }  # fmt: skip
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 

@@ -1,76 +1,123 @@
 """The zip archive of `torch.save`, written: laid out from names and sizes alone, filled in any order.
 
 Only stored records, each with its sizes in its local header; zip64 where a size or an offset needs it. Source: PKWARE's
-APPNOTE 6.3, sections 4.3 and 4.5; torch's `serialization.py` for what an archive of it holds.
+APPNOTE 6.3, sections 4.3 and 4.5; torch's `serialization.py` for what an archive of it holds. What a pickle names of
+torch is written as a name: torch itself is not imported.
 """
 
 import collections
 import io
 import pickle
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
-import torch
 from isal import isal_zlib
 
-from mconv.convert.formats.tensors import bytes_of
+from mconv.convert.formats.dtype import DType, of_torch
 from mconv.convert.formats.unpickle import STORAGES
 
 ALIGNMENT = 64
 """torch aligns records so that they can be mapped; an unaligned one would force a copy."""
 ZIP64_FROM = 1 << 31
-NAMES = {dtype: getattr(torch, name) for name, dtype in STORAGES.items()}
 EPOCH = 0x21
 """1 January 1980, zip's first day."""
 
 
 # ---- the pickle ------------------------------------------------------------------------------------------------------
-class _Slot:
-    """In a pickle: the storage of a tensor that will be written later."""
-
-    def __init__(self, key: str, dtype: torch.dtype, numel: int) -> None:
-        self.key, self.dtype, self.numel = key, dtype, numel
-
-
+@dataclass(frozen=True, slots=True)
 class Promise:
     """In a pickle: a contiguous tensor whose bytes will be written later. It unpickles as a torch.Tensor."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, key: str) -> None:
-        self.shape, self.dtype, self.key = shape, dtype, key
+    shape: tuple[int, ...]
+    dtype: DType
+    key: str
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        stride = tuple(prod(self.shape[i + 1 :]) for i in range(len(self.shape)))
-        slot = _Slot(self.key, self.dtype, prod(self.shape))
-        return torch._utils._rebuild_tensor_v2, (slot, 0, self.shape, stride, False, collections.OrderedDict())
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """How many elements further the next one lies, along each axis."""
+        return tuple(prod(self.shape[i + 1 :]) for i in range(len(self.shape)))
 
 
-class _Pickler(pickle.Pickler):
-    """Pickles what is small; notes the tensors that it meets, and refers to them by keys of its own."""
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """In a pickle: the storage of a promise."""
+
+    promise: Promise
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """In a pickle: a class or function of torch, by its name."""
+
+    module: str
+    name: str
+
+
+REBUILD = _Named("torch._utils", "_rebuild_tensor_v2")
+STORAGE_OF = {dtype: _Named("torch", name) for name, dtype in STORAGES.items()}
+_PythonPickler: Any = pickle._Pickler
+
+
+class _Pickler(_PythonPickler):
+    """Writes names of torch without importing it; notes the tensors that it meets, under keys of its own.
+
+    The Python pickler, not the C one: that looks up whatever it names.
+    """
+
+    dispatch: ClassVar[dict[type, Any]] = dict(_PythonPickler.dispatch)
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=2)
-        self.tensors: dict[str, torch.Tensor] = {}
+        self.tensors: dict[str, Any] = {}
+        if "torch" in sys.modules:  # else nobody has made a tensor
+            kinds = {sys.modules["torch"].Tensor: _Pickler.save_tensor}
+            self.dispatch = self.dispatch | kinds  # type: ignore[misc]  # this pickler's own
 
     def persistent_id(self, obj: object) -> tuple[Any, ...] | None:
         if isinstance(obj, _Slot):
-            return ("storage", NAMES[obj.dtype], obj.key, "cpu", obj.numel)
+            made = obj.promise
+            return ("storage", STORAGE_OF[made.dtype], made.key, "cpu", prod(made.shape))
         return None
 
-    def reducer_override(self, obj: object) -> Any:
-        if not isinstance(obj, torch.Tensor):
-            return NotImplemented
-        self.tensors[key := f"t{len(self.tensors)}"] = obj
-        return Promise(tuple(obj.shape), obj.dtype, key).__reduce__()
+    def save_promise(self, made: Promise) -> None:
+        self.rebuilt(made)
+        self.memoize(made)
+
+    def save_tensor(self, tensor: Any) -> None:
+        made = Promise(tuple(tensor.shape), of_torch(tensor.dtype), f"t{len(self.tensors)}")
+        self.tensors[made.key] = tensor
+        self.rebuilt(made)
+        self.memoize(tensor)
+
+    def rebuilt(self, made: Promise) -> None:
+        self.save(REBUILD)
+        self.save((_Slot(made), 0, made.shape, made.stride, False, collections.OrderedDict()))
+        self.write(pickle.REDUCE)
+
+    def save_named(self, named: _Named) -> None:
+        self.write(pickle.GLOBAL + f"{named.module}\n{named.name}\n".encode())
+        self.memoize(named)
+
+    def save_dtype(self, dtype: DType) -> None:
+        self.write(pickle.GLOBAL + f"torch\n{dtype.name}\n".encode())
+        self.memoize(dtype)
+
+    dispatch |= {Promise: save_promise, _Named: save_named, DType: save_dtype}
 
 
 def _pickled(tree: object) -> tuple[bytes, dict[str, bytes]]:
     """Return the pickle of `tree`, and the bytes of the tensors in it by their keys."""
     pickler = _Pickler(out := io.BytesIO())
     pickler.dump(tree)
+    if not pickler.tensors:
+        return out.getvalue(), {}
+    from mconv.convert.formats.mapped import bytes_of
+
     return out.getvalue(), {key: bytes(bytes_of(tensor.cpu())) for key, tensor in pickler.tensors.items()}
 
 

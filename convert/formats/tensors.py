@@ -1,12 +1,14 @@
 """Tensors on disk: located without being loaded, promised before they are written."""
 
-import mmap
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from mconv.convert.formats.dtype import DType
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,20 +17,18 @@ class Located:
 
     path: Path
     offset: int
-    dtype: torch.dtype
+    dtype: DType
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
 
-    def load(self) -> torch.Tensor:
-        """A view on the mapped file: pages are read when touched, and a write would go to a private copy."""
-        if self.nbytes == 0:
-            return torch.empty(self.shape, dtype=self.dtype)
-        status = self.path.stat()
-        mapped = _mapped(self.path.absolute(), status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
-        return torch.frombuffer(mapped, dtype=self.dtype, count=prod(self.shape), offset=self.offset).view(self.shape)
+    def load(self) -> "torch.Tensor":
+        """Return a view on the mapped file. This is where torch comes in: who only plans never calls it."""
+        from mconv.convert.formats import mapped
+
+        return mapped.load(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +37,11 @@ class Joined(Located):
 
     parts: tuple[Located, ...]
 
-    def load(self) -> torch.Tensor:
-        """A copy: the runs end to end."""
-        return torch.cat([part.load().view(-1) for part in self.parts]).view(self.shape)
+    def load(self) -> "torch.Tensor":
+        """Return a copy: the runs end to end."""
+        from mconv.convert.formats import mapped
 
-
-@lru_cache(maxsize=64)
-def _mapped(path: Path, *identity: int) -> mmap.mmap:
-    """`identity` tells a file from another that has taken its name."""
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-
-
-def forget() -> None:
-    """Let go of all mappings that no tensor uses: what was read of them no longer counts as this process's memory."""
-    _mapped.cache_clear()
+        return mapped.joined(self.parts, self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +50,8 @@ class Target:
 
     key: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: DType
 
     @property
     def nbytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
-
-
-def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous tensor, without a copy."""
-    flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")

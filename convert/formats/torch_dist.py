@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mconv.convert.formats import archive, container
 from mconv.convert.formats.container import COMMON as COMMON
 from mconv.convert.formats.container import VERSIONS as VERSIONS
+from mconv.convert.formats.dtype import DType
 from mconv.convert.formats.tensors import Located
 from mconv.convert.formats.unpickle import StandIn, loads
 from mconv.errors import FormatError
@@ -44,7 +43,7 @@ class Chunk:
     start: int
     length: int
 
-    def locate(self, name: str, dtype: torch.dtype) -> Located:
+    def locate(self, name: str, dtype: DType) -> Located:
         """Where its bytes lie. Opens the archive; raises FormatError if it does not hold what the index says."""
         found = archive.read(self.path, start=self.start, length=self.length)
         if not isinstance(found, Located) or (found.shape, found.dtype) != (self.shape, dtype):
@@ -58,7 +57,7 @@ class Global:
     """A global tensor: its whole shape and its chunks."""
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: DType
     chunks: tuple[Chunk, ...]
 
 

@@ -14,17 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
 
-import torch
-
+from mconv.convert.formats import dtype as d
+from mconv.convert.formats.dtype import DType
 from mconv.errors import FormatError
 
 STORAGES = {
-    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+    "FloatStorage": d.FLOAT32, "DoubleStorage": d.FLOAT64, "HalfStorage": d.FLOAT16, "BFloat16Storage": d.BFLOAT16,
+    "LongStorage": d.INT64, "IntStorage": d.INT32, "ShortStorage": d.INT16, "CharStorage": d.INT8,
+    "ByteStorage": d.UINT8, "BoolStorage": d.BOOL,
 }  # fmt: skip
-DTYPES = {str(d).removeprefix("torch."): d for d in (*STORAGES.values(), torch.complex64, torch.float8_e4m3fn,
-                                                     torch.float8_e5m2, torch.uint16, torch.uint32)}  # fmt: skip
 STAND_INS = ("megatron.", "transformer_engine.", "signal", "torch.distributed.checkpoint.")
 """Modules whose classes (enums, index entries) are named in checkpoints: never imported, read as an inert `StandIn`."""
 
@@ -42,7 +40,7 @@ class Storage:
     """A storage record of an archive: its key there, its dtype, its length in elements."""
 
     key: str
-    dtype: torch.dtype
+    dtype: DType
     numel: int
 
 
@@ -56,7 +54,7 @@ class Pending:
     stride: tuple[int, ...]
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> DType:
         return self.storage.dtype
 
 
@@ -142,7 +140,7 @@ COMMON: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "scalar"): _opaque,
     ("numpy._core.multiarray", "scalar"): _opaque,
     ("_codecs", "encode"): _opaque,
-    **{("torch", name): dtype for name, dtype in DTYPES.items()},
+    **{("torch", name): dtype for name, dtype in d.BY_NAME.items()},
     **{("torch", name): dtype for name, dtype in STORAGES.items()},
 }
 
@@ -183,7 +181,7 @@ class Unpickler(_PythonUnpickler):
         )
 
     def persistent_load(self, pid: Any) -> Storage:
-        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], torch.dtype)):
+        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], DType)):
             raise FormatError(f"{self.where}: the pickle refers to something other than a tensor storage")
         return Storage(key=str(pid[2]), dtype=pid[1], numel=int(pid[4]))
 

@@ -21,6 +21,7 @@ from mconv.convert.dialects import bridge as run_config
 from mconv.convert.dialects.arguments import BRIDGE, MEGATRON_LLM, MEGATRON_LM, check
 from mconv.convert.dialects.arguments.function import OPEN
 from mconv.convert.dialects.arguments.rows import says_nothing
+from mconv.convert.formats.dtype import FLOAT32
 from mconv.convert.formats.unpickle import StandIn, stand_in
 from mconv.convert.ignored import ignored
 from mconv.convert.opening import open_checkpoint
@@ -72,7 +73,7 @@ TELLING = {
     "new_norm": "SpecialNorm", "layer_scale": [0.1, 0.2], "per_layer": {"0": "x"}, "fp128": "e99m28", "negative": -1,
     "not_a_number": float("nan"), "endless": float("inf"), "spec": ["my.module", "layer_spec"], "space": " ",
     "activation_func": "relu", "gated_linear_unit": True, "modelopt_enabled": True, "bytes": b"\0", "huge": 10**5000,
-    "a_set": {1}, "a_tuple": (None,), "a_dtype": torch.float32, "namespace": Namespace(a=looped()), "looped": looped(),
+    "a_set": {1}, "a_tuple": (None,), "a_dtype": FLOAT32, "namespace": Namespace(a=looped()), "looped": looped(),
     "laughs": laughs(), "module": types, "stand_in": stand_in("megatron.core.enums", "Novel")(3), "uncalled": uncalled(),
     "lora": True, "with-a-hyphen": 1, "\x1b[31mred": 1, "name with spaces": 1, "ünicode": 1, 5: 1,
 }  # fmt: skip

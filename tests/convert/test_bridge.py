@@ -13,6 +13,7 @@ from tiny import make_llama, same, tensors
 from mconv.convert import bridge, plan
 from mconv.convert.dialects import bridge as table
 from mconv.convert.formats import archive, pack, torch_dist
+from mconv.convert.formats.dtype import in_torch
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError, FormatError, MconvError
@@ -81,7 +82,7 @@ def whole(folder):
     """Every global tensor, put together from its chunks."""
     found = {}
     for fqn, tensor in torch_dist.open_folder(folder)[0].items():
-        out = torch.zeros(tensor.shape, dtype=tensor.dtype)
+        out = torch.zeros(tensor.shape, dtype=in_torch(tensor.dtype))
         for chunk in tensor.chunks:
             at = tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.shape, strict=True))
             out[at] = chunk.locate(fqn, tensor.dtype).load()

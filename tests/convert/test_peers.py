@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import make_llama, same, tensors
 
 from mconv.convert import plan
+from mconv.convert.formats.dtype import in_torch
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.spec import Rope
@@ -308,7 +309,7 @@ def test_layers_stacked_in_one_chunk(tmp_path, layers):
     ours = convert(hf, tmp_path / "m", format="torch_dist") / "release"
     state = {}
     for key, stored in torch_dist.open_folder(ours)[0].items():
-        state[key] = torch.empty(stored.shape, dtype=stored.dtype)
+        state[key] = torch.empty(stored.shape, dtype=in_torch(stored.dtype))
         for chunk in stored.chunks:
             at = tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.shape, strict=True))
             state[key][at] = chunk.locate(key, stored.dtype).load()

@@ -12,6 +12,7 @@ from interrupts import stop_after
 from tiny import make_llama
 
 from mconv.convert import plan
+from mconv.convert.formats.dtype import BFLOAT16, FLOAT16
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.place import Place
 from mconv.convert.rewrite import rewrite
@@ -58,7 +59,7 @@ def test_what_differs_is_said_and_nothing_is_touched(hf, tmp_path, monkeypatch):
     shutil.copytree(hf, source)
     place = interrupted(source, tmp_path / "out", monkeypatch)
     before = files(tmp_path / "out")
-    for options, says in (({"dtype": "fp32"}, "dtype was None, now torch.float32"), ({"tp": 4}, "'tp': 4")):
+    for options, says in (({"dtype": "fp32"}, "dtype was None, now float32"), ({"tp": 4}, "'tp': 4")):
         with pytest.raises(MconvError) as refused:
             convert(source, tmp_path / "out", resume=True, **options)
         assert says in str(refused.value) and "leave --resume out" in str(refused.value)
@@ -175,7 +176,7 @@ def test_a_link_named_as_the_target_stays_one_and_what_it_leads_to_is_replaced(h
     back = convert(root, tmp_path / "disk" / "back", format="hf", tp=1)
     (tmp_path / "link").symlink_to(back)
     convert(root, tmp_path / "link", format="hf", tp=1, dtype="fp16", overwrite=True)
-    assert (tmp_path / "link").is_symlink() and open_checkpoint(back).dtype == torch.float16
+    assert (tmp_path / "link").is_symlink() and open_checkpoint(back).dtype == FLOAT16
     assert not list(tmp_path.rglob(".mconv-*"))
 
 
@@ -206,7 +207,7 @@ def test_memory_does_not_grow_with_the_largest_tensor(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config |= {"vocab_size": 128_000, "hidden_size": 1024, "num_attention_heads": 8, "head_dim": 128}
     (folder / "config.json").write_text(json.dumps(config))
-    targets = [Target(s.key, s.piece.shape, torch.bfloat16) for s in LLAMA.stored(LLAMA.read_config(config))]
+    targets = [Target(s.key, s.piece.shape, BFLOAT16) for s in LLAMA.stored(LLAMA.read_config(config))]
     laid = format.lay_out(targets, limit=10**12)
     (folder / "model.safetensors").unlink()
     laid.create(folder)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tiny import MODELS, VARIANTS, make_llama, make_model, same, tensors
 
 from mconv.convert import plan
+from mconv.convert.formats.dtype import BFLOAT16
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.convert.sidecar import look
@@ -108,7 +109,7 @@ def test_a_cast_is_made_once_and_said(tmp_path):
     hf = make_llama(tmp_path / "hf")
     megatron = to(hf, tmp_path / "m", format="torch_dist", tp=2, dtype="bf16")
     found = open_checkpoint(megatron)
-    assert found.dtypes == {torch.bfloat16} and found.manifest["history"][-1]["detail"]["cast_to"] == "bfloat16"
+    assert found.dtypes == {BFLOAT16} and found.manifest["history"][-1]["detail"]["cast_to"] == "bfloat16"
     out = to(megatron, tmp_path / "out", format="hf")
     assert same(tensors(out), {name: t.bfloat16() for name, t in tensors(hf).items()})
     assert open_checkpoint(out).manifest["digests"] == found.manifest["digests"]

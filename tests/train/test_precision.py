@@ -9,6 +9,7 @@ import torch
 from tiny import edit_json, make_llama, tensors
 
 from mconv.convert import dtypes, plan
+from mconv.convert.formats.dtype import BY_NAME, of_torch
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError
@@ -166,7 +167,7 @@ def test_a_bf16_checkpoint_trains_and_exports_as_it_says(made, asked, dtype, tmp
     assert [line for line in said if line.startswith(f"precision: {short}, ")]
     saved = open_checkpoint(tmp_path / "run")
     args = saved.common["args"]
-    assert saved.dtype == getattr(torch, dtype) == args.params_dtype
+    assert saved.dtype == BY_NAME[dtype] == args.params_dtype
     assert (args.bf16, args.fp16) == (short == "bf16", False)
     assert saved.manifest is not None and saved.manifest["dtype"] == dtype
     assert dtypes.said(json.loads((saved.path / "hf" / "config.json").read_text())) == {dtype}
@@ -181,7 +182,7 @@ def test_a_bf16_checkpoint_trains_and_exports_as_it_says(made, asked, dtype, tmp
 def agrees(folder: Path, dtype: str) -> None:
     """The config of a Hugging Face folder names the dtype that most of its elements have."""
     held = tensors(folder).values()
-    assert str(dtypes.most((x.dtype, x.numel()) for x in held)) == f"torch.{dtype}"
+    assert dtypes.most((of_torch(x.dtype), x.numel()) for x in held).name == dtype
     assert dtypes.said(json.loads((folder / "config.json").read_text())) == {dtype}
 
 

@@ -43,7 +43,7 @@ from wrongs import (
     zero_a_row,
 )
 
-from mconv.convert.formats.tensors import bytes_of
+from mconv.convert.formats.mapped import bytes_of
 from mconv.convert.opening import open_checkpoint
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -89,7 +89,7 @@ def args_now(spec: ModelSpec, parallel: Parallel, chunks: list[Any], settings: M
     world = torch.distributed.get_world_size()
     vars(args).update(
         no_save_optim=False, no_save_rng=False, world_size=world, data_parallel_size=parallel.data_parallel(world),
-        sequence_parallel=parallel.sequence_parallel, **settings,
+        sequence_parallel=parallel.sequence_parallel, params_dtype=whole.config.params_dtype, **settings,
     )  # fmt: skip
     if found := adapt.adapted(whole):
         args.lora = found.to_dict()

@@ -13,6 +13,7 @@ import torch
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.families import FAMILIES
+from mconv.convert.formats.dtype import FLOAT32, in_torch
 from mconv.convert.formats.tensors import Located
 from mconv.convert.table import Stored
 from mconv.shard.cut import entire
@@ -33,7 +34,7 @@ class Drawn(Located):
     def load(self) -> torch.Tensor:
         """Draw it: the same values each time."""
         if self.std is None:
-            return torch.full(self.shape, self.constant, dtype=self.dtype)
+            return torch.full(self.shape, self.constant, dtype=in_torch(self.dtype))
         return _normal(self.shape, self.seed, self.std)
 
 
@@ -72,7 +73,7 @@ def _drawn(stored: Stored, spec: ModelSpec, *, std: float, seed: int) -> Drawn:
     """Megatron's rule: norms 1, biases 0, all else normal, and less wide where it is added to the hidden states."""
     x, shape = stored.logical, stored.piece.shape
     own = int.from_bytes(hashlib.sha256(f"{seed}/{x}".encode()).digest()[:8], "big") >> 1
-    where = (Path("drawn"), 0, torch.float32, shape, own)
+    where = (Path("drawn"), 0, FLOAT32, shape, own)
     if x.leaf == "bias" or x.row.endswith("norm"):
         return Drawn(*where, std=None, constant=float(x.leaf == "weight"))
     return Drawn(*where, std=std / math.sqrt(2 * spec.num_layers) if x.row in LAST else std)

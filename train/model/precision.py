@@ -78,11 +78,11 @@ def _of_weights(config: TrainConfig, opened: Checkpoint) -> tuple[str, str]:
     """The precision of the weights in words: its name, and whose it is."""
     if all(isinstance(where, Drawn) for where in opened.located.values()):
         return _of_random(config)
-    name = str(opened.dtype).removeprefix("torch.")
+    name = opened.dtype.name
     if name not in OF:
         return "fp32", f"for the weights of {opened.name}, which are {name}"
     if len(opened.dtypes) > 1:
-        held = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in opened.dtypes))
+        held = ", ".join(sorted(dtype.name for dtype in opened.dtypes))
         return OF[name], f"as most weights of {opened.name} are (it holds {held})"
     return OF[name], f"as the weights of {opened.name} are"
 

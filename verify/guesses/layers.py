@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mconv.convert.formats.tensors import bytes_of
+from mconv.convert.formats.mapped import bytes_of
 from mconv.convert.source import Source
 from mconv.convert.table import Logical
 from mconv.verify.guesses.pair import entire, narrower, same

@@ -11,7 +11,7 @@ from math import prod
 import torch
 import xxhash
 
-from mconv.convert.formats.tensors import bytes_of
+from mconv.convert.formats.mapped import bytes_of
 from mconv.shard.axes import Axes
 from mconv.verify.guesses.pair import Hit, Mend, Pair
 

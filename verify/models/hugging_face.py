@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mconv.convert import peft
 from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.formats import hf, tensors
+from mconv.convert.formats import hf, mapped
 from mconv.convert.table import Stored
 from mconv.errors import FormatError
 from mconv.shard.cut import Piece
@@ -150,7 +150,7 @@ class HuggingFace:
                 tensor.copy_(self._read(f"{prefix}.{name}"))
             put({f"{prefix}.{name}": tensor for name, tensor in parameters.items()}, self.stored, self.how.repair)
             narrowed(parameters, self.how.narrow)
-            tensors.forget()
+            mapped.forget()
 
         return fill
 

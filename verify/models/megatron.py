@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mconv.convert import spell
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.dialects import mcore
-from mconv.convert.formats import archive, mp_rank, tensors
+from mconv.convert.formats import archive, mapped, mp_rank
 from mconv.convert.load import load_rank
 from mconv.convert.table import Stored
 from mconv.shard.cut import Piece, entire
@@ -100,7 +100,7 @@ class Megatron:
                 stage=parallel_state.get_pipeline_model_parallel_rank(),
                 partial=bool(part),
             )
-        tensors.forget()
+        mapped.forget()
 
     # -- one layer in memory at a time --
     @property

@@ -5,14 +5,14 @@ An arg that no row claims passes if its value says nothing, or if the user lets 
 
 import itertools
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-import torch
-
+from mconv.convert.formats.dtype import DType
 from mconv.convert.formats.unpickle import StandIn
 from mconv.errors import ConfigError, refuse
 
@@ -23,7 +23,7 @@ OFF = (False, None)
 """Values of a switch that is off."""
 SECRET = re.compile(r"api_?key|secret|passw|credential|access_?key|auth_?token", re.IGNORECASE)
 """Names of args whose value must not be printed or kept."""
-FLOAT_MAX = int(torch.finfo(torch.float64).max)
+FLOAT_MAX = int(sys.float_info.max)
 LONGEST, MOST = 80, 12
 """Of a value that is shown: characters, and elements of each container."""
 
@@ -176,5 +176,5 @@ def _text(value: Any, depth: int = 3) -> str:
     if isinstance(value, (list, tuple, set, frozenset)):
         inside = ", ".join(_text(x, depth - 1) for x in itertools.islice(value, MOST))
         return f"[{inside}]" if isinstance(value, list) else f"({inside})"
-    small = isinstance(value, (bool, float, torch.dtype, PurePath)) or (isinstance(value, int) and abs(value) < 1 << 64)
+    small = isinstance(value, (bool, float, DType, PurePath)) or (isinstance(value, int) and abs(value) < 1 << 64)
     return repr(value) if value is None or small else f"a {type(value).__name__}"
