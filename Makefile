@@ -5,9 +5,10 @@ BIN := .venv/bin
 STACK := .venv-stack/bin
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INSTALL := $(BIN)/python $(PIP)
+DIST := dist
 PACKAGES := shard convert train verify hub cli
 
-.PHONY: demo demo-real test test-stack check docs format bench bench-gpu clean
+.PHONY: demo demo-real test test-stack check docs format bench bench-gpu wheel clean
 
 demo: .venv/base  ## the whole path once, offline, on a small model
 	$(BIN)/mconv demo --out mconv-demo --overwrite
@@ -44,8 +45,14 @@ bench: .venv/base  ## ratios against what a user would pick instead
 bench-gpu: .venv/base  ## training on one NVIDIA GPU beside transformers: tokens/s, MFU, memory, the costliest kernels
 	$(BIN)/python benchmarks/train.py --device cuda --model 1b --dtypes bf16 --steps 10 --profile --json bench-gpu.json
 
+wheel: .venv/test  ## the sdist, and the wheel made from it, into dist/; nothing is downloaded
+	rm -rf $(DIST) build/lib build/bdist.* mconv.egg-info
+	$(BIN)/python -c 'from setuptools.build_meta import build_sdist; build_sdist("$(DIST)")' > /dev/null
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation \
+		--wheel-dir $(DIST) $(DIST)/mconv-*.tar.gz
+
 clean:
-	rm -rf .venv .venv-stack build mconv-demo mconv-demo-real bench-gpu.json *.egg-info
+	rm -rf .venv .venv-stack build dist mconv-demo mconv-demo-real bench-gpu.json *.egg-info
 
 .venv/base: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv

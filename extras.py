@@ -5,6 +5,7 @@ pyproject.toml has the same table for pip; a test holds the two together. Nothin
 
 import importlib.metadata
 import importlib.util
+import sys
 
 from mconv.errors import MconvError
 
@@ -38,17 +39,23 @@ def version(package: str) -> str | None:
 
 def found(module: str) -> bool:
     """Return whether a module could be imported, without importing it (of a.b, a is)."""
+    if module in sys.modules:
+        return sys.modules[module] is not None
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # the package around it
         return False
 
 
-def need(extra: str, *modules: str, to: str) -> None:
-    """Raise MissingPackage, which names the extra, if any of `modules` is not here. `to`: what for ("reading a.zst")."""
-    problems = [problem for module in modules if (problem := _problem(module))]
+def need(extra: str, *modules: str, to: str, without: str = "") -> None:
+    """Raise MissingPackage, which names the extra, if any of `modules` (default: all of it) is not here.
+
+    `to`: what for ("reading a.zst"); `without`: what can be done without them.
+    """
+    problems = [problem for module in modules or EXTRAS[extra] if (problem := _problem(module))]
     if problems:
-        raise MissingPackage(f"{to} needs {' and '.join(problems)}: {advice(extra)}")
+        what = f"{to} needs {', '.join(problems[:-1])}{' and ' * (len(problems) > 1)}{problems[-1]}: {advice(extra)}"
+        raise MissingPackage(f"{what}; {without}" if without else what)
 
 
 def advice(extra: str) -> str:

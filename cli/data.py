@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from mconv import extras
 from mconv.cli import choose
 from mconv.cli import options as o
 from mconv.errors import MconvError, refuse
@@ -156,7 +157,10 @@ def instruct(
 
 
 def _check(sources: tuple[Path, ...], prefix: Path) -> None:
-    """Refuse, before anything is imported, sources that are not there and an output that cannot be."""
+    """Refuse, before anything large is imported, sources that are not there or need a package that is not, and an output
+    that cannot be."""
+    from mconv.train.data.text import check_installed
+
     if not sources:
         raise MconvError("give at least one file to read")
     problems = [f"{path}: {'is a folder; give its files' if path.is_dir() else 'no such file'}"
@@ -164,6 +168,9 @@ def _check(sources: tuple[Path, ...], prefix: Path) -> None:
     refuse(problems, doing="reading the input")
     if prefix.is_dir():
         raise MconvError(f"--out {prefix} is a folder; give a prefix in it, such as {prefix / sources[0].stem}")
+    extras.need("data", "transformers", to="mconv data")
+    for path in sources:
+        check_installed(path)
 
 
 def _progress(what: str) -> Callable[[int], None]:

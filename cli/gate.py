@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mconv.cli import options as o
 from mconv.cli.terminal import progress
 from mconv.errors import MconvError
+from mconv.extras import MissingPackage
 
 if TYPE_CHECKING:
     from mconv.convert.checkpoint import Checkpoint
@@ -128,8 +129,24 @@ def before_publishing(folder: Path, *, against: Path | None, rehearsal: bool, re
         reference = reference_of(found, None if against is None else str(against))
         if rehearsal:
             return _rehearsed(reference, found, holding)
-        report = judged(reference, found)
+        report = judged(reference, found, proofs=_proofs(reference, found))
     return _judgement(report, found, holding, record=record)
+
+
+def _proofs(reference: "Origin", found: "Checkpoint") -> str:
+    """Return which proofs a push asks for: both, or tensors alone where what runs the models is not installed."""
+    from mconv.verify.against import sides
+    from mconv.verify.judge import check_installed
+
+    if reference.adapter:
+        return "digests"
+    try:
+        one, two = sides(reference, found.path, {})
+        check_installed(one.checkpoint, two.checkpoint)
+    except MissingPackage as error:
+        print(f"note: tensors alone are compared: {str(error).partition(';')[0]}", file=sys.stderr)
+        return "digests"
+    return "both"
 
 
 def of_an_adapter(folder: Path, *, asked: bool) -> Finding:

@@ -28,7 +28,7 @@ class Pair:
         """Return the report; {} on a rank other than 0."""
         from mconv.convert import logbook, manifest
         from mconv.verify.against import sides
-        from mconv.verify.judge import Options, judge_sides
+        from mconv.verify.judge import Options, check_installed, judge_sides
         from mconv.verify.sides import open_both
 
         merged = self.origin is not None and self.origin.adapter is not None
@@ -39,6 +39,8 @@ class Pair:
         else:
             options = Options(**asked | ({"trained": False} if self.origin and not asked["trained"] else {}))
             both = open_both(self.reference, self.candidate, options.opening)
+            if options.proofs != "digests":
+                check_installed(both[0].checkpoint, both[1].checkpoint)
             _say_layout(both, options, found=self.origin is not None)
         report = judge_sides(both, options, show=_show)
         where = tensors_of(self.candidate, asked["opening"]["iteration"])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
+from mconv import extras
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
@@ -29,11 +30,10 @@ def draw(checkpoint: "Checkpoint", layout: "Layout", file: Path) -> None:
     """Write the picture of a layout of a checkpoint; the name's ending says in which format."""
     if file.suffix.lower() not in KINDS:
         raise MconvError(f"--plot {file}: give a name that ends in {', '.join(KINDS)}")
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MconvError("--plot needs matplotlib: pip install 'mconv[plot]'") from error
+    extras.need("plot", to="--plot")
+    import matplotlib
+    from matplotlib.figure import Figure
+
     bars = _bars(checkpoint, layout)
     heights = [1.3 + 0.42 * layout.vpp, 0.52 * len(bars) + 0.5]
     with matplotlib.rc_context({"font.family": MONO, "font.size": 8, "svg.fonttype": "none", "hatch.linewidth": 0.6}):

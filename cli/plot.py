@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from mconv import extras
 from mconv.cli import options as o
 from mconv.errors import MconvError
 
@@ -93,11 +94,10 @@ def draw(found: "list[Series]", file: Path, *, smooth: int | None) -> None:
 
         file.write_text(page(found, smooth=smooth), encoding="utf-8")
         return
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MconvError("a picture needs matplotlib: pip install 'mconv[plot]'; an .html page does not") from error
+    extras.need("plot", to="a picture", without="an .html page needs nothing")
+    import matplotlib
+    from matplotlib.figure import Figure
+
     shown = panels(found)
     rows = (len(shown) + 1) // 2
     with matplotlib.rc_context(

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from mconv import extras
 from mconv.cli.fields import check_load, given_values, here, settled, with_fields
 from mconv.convert.place import has_saved
 from mconv.errors import CheckFailed, ConfigError, MconvError
@@ -71,7 +72,9 @@ def _train(config: Path | None = None, /, *, write_config: WriteConfig = None, *
     from mconv.train.data import sources
     from mconv.train.launch.chain import guarded, queue_of
     from mconv.train.launch.ranks import check_environment, joined, run
+    from mconv.train.logs import boards
 
+    extras.need("train", "megatron.core", "psutil", to="mconv train")
     check_environment()
     values = given_values(config, flags)
     with guarded(queue_of(values)):
@@ -80,6 +83,7 @@ def _train(config: Path | None = None, /, *, write_config: WriteConfig = None, *
             return 0
         check_load(made)
         sources.check_present(made)
+        boards.check_installed(made)
         nproc, well = made.nproc_per_node or made.tp * made.pp, made.save is not None and not made.eval_only
         with gate.one_world(made):
             if made.verify_first and not gate.before_training(made):

@@ -12,6 +12,7 @@ from mconv.convert.digests import ALGORITHM, ALGORITHMS
 from mconv.convert.formats.laid import Spot
 from mconv.convert.formats.mapped import bytes_of
 from mconv.convert.formats.tensors import Target
+from mconv.convert.lock import BINARY
 from mconv.convert.source import Progress, Scratch, Slab, Source, check_copies_of, check_finite, check_zero, quiet
 from mconv.convert.table import Logical, Stored
 from mconv.shard.axes import intersect, within
@@ -141,12 +142,12 @@ class _Writer:
 
     def _put(self, at: int, data: memoryview) -> None:
         if self.file is None:
-            self.file = os.open(self.path, os.O_WRONLY)
+            self.file = os.open(self.path, os.O_WRONLY | BINARY)
         if self.checksums:
             self.runs.append((at, len(data), isal_zlib.crc32(data)))
         done = 0
         while done < len(data):
-            done += os.pwrite(self.file, data[done : done + WRITE_BYTES], self.start + at + done)
+            done += _write_at(self.file, data[done : done + WRITE_BYTES], self.start + at + done)
 
     def crc(self) -> int:
         """crc32 of the whole target: its runs in the order in which they lie, zeros (padding) where none was written."""
@@ -161,6 +162,14 @@ class _Writer:
         if self.file is not None:
             os.close(self.file)
             self.file = None
+
+
+def _write_at(file: int, data: memoryview, at: int) -> int:
+    """Write at a place of a file of which nobody else has this descriptor."""
+    if hasattr(os, "pwrite"):  # not on Windows
+        return os.pwrite(file, data, at)
+    os.lseek(file, at, os.SEEK_SET)
+    return os.write(file, data)
 
 
 def _zeros(crc: int, length: int) -> int:

@@ -44,7 +44,8 @@ def add(folder: Path, what: str, **facts: Any) -> None:
             return
         name = folder.resolve().relative_to(root.parent).as_posix()
         line = {"what": what, "of": name, "made": _made(folder), "stamp": stamp(folder), "when": manifest.now(), **facts}
-        handle = os.open(root.parent / FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+        follow = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
+        handle = os.open(root.parent / FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | follow, 0o644)
         try:
             os.write(handle, (json.dumps(line) + "\n").encode())
         finally:

@@ -1,13 +1,14 @@
 """Where a conversion is being made, beside the place that it will take."""
 
-import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mconv.convert import lock
 from mconv.errors import MconvError
 
 PARTIAL = ".mconv-partial-"
@@ -19,6 +20,7 @@ PULL = Path(".cache", "huggingface", "mconv-pull.json")
 """What a download is of, within its folder, until it is whole."""
 PULLED = PULL.with_name("mconv-pulled.json")
 """The same record once the download is whole: which repository the folder is of."""
+WINDOWS = sys.platform == "win32"
 TRACKER = "latest_checkpointed_iteration.txt"
 
 
@@ -81,8 +83,7 @@ class Place:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
-            os.close(descriptor)
+            lock.release(path, descriptor)
 
 
 def _locked(path: Path) -> int | None:
@@ -90,10 +91,9 @@ def _locked(path: Path) -> int | None:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
+            if not lock.take(descriptor):
+                os.close(descriptor)
+                return None
         except OSError:  # a file system without locks: then there is nothing to go by
             return descriptor
         with suppress(FileNotFoundError):
@@ -119,8 +119,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def sync(path: Path, *, data_only: bool = False) -> None:
-    """Have the disk hold what was written."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Have the disk hold what was written. Windows opens no folders, and syncs no file that is open for reading."""
+    if WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         (os.fdatasync if data_only and hasattr(os, "fdatasync") else os.fsync)(descriptor)
     finally:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mconv.convert import pieces
 from mconv.convert.jsonfile import read_json
 from mconv.errors import FormatError
 
@@ -126,9 +127,9 @@ def special_ids(files: Files) -> dict[str, int]:
         words = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
         return {f"{key}_id": known[word] for key, word in words.items() if isinstance(word, str) and word in known}
     if MODEL in files and _is_pieces(files[MODEL]):
-        pieces = _sentencepiece(files[MODEL])
-        ids = {"bos_token_id": pieces.bos_id(), "eos_token_id": pieces.eos_id()}
-        return {key: value for key, value in ids.items() if value >= 0}
+        found = pieces.read(files[MODEL])
+        ids = {"bos_token_id": found.bos, "eos_token_id": found.eos}
+        return {key: value for key, value in ids.items() if value is not None}
     return {}
 
 
@@ -175,15 +176,6 @@ def _is_pieces(path: Path) -> bool:
 
 def _pieces(path: Path) -> int:
     if _is_pieces(path):
-        return int(_sentencepiece(path).get_piece_size())
+        return pieces.read(path).count
     with path.open("rb") as file:
         return sum(1 for line in file if line.strip())
-
-
-def _sentencepiece(path: Path) -> Any:
-    from sentencepiece import SentencePieceProcessor
-
-    try:
-        return SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
-        raise FormatError(f"{path}: neither a SentencePiece model nor Llama 3's list of tokens") from error

@@ -3,7 +3,6 @@
 Read are the journal beside a conversion and the list that a download keeps, never a tensor.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mconv.convert import lock
 from mconv.convert.place import MANIFEST, PARTIAL, PLAN, PULL, TRACKER, Place
 
 _OLD = "old-"
@@ -134,14 +134,11 @@ def _is_locked(place: Place) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not lock.take(descriptor, shared=True)
     except OSError:  # a file system without locks
         return False
     finally:
         os.close(descriptor)
-    return False
 
 
 # ---- saves and downloads ---------------------------------------------------------------------------------------------

@@ -53,9 +53,10 @@ def imports(path):
 
 
 def test_every_package_is_listed():
+    """All but the loopback Hub, which is of a checkout alone."""
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = {".".join(("mconv", *path.parent.relative_to(ROOT).parts)) for _, path in modules()} | {"mconv"}
-    assert listed == found
+    assert listed == found - {"mconv.hub.loopback"} < found
     assert all((ROOT / Path(*name.split(".")[1:]) / "__init__.py").is_file() for name in listed)
 
 

@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import os
 import platform
-import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +32,7 @@ def reuse_memory() -> None:
 
     On a virtual machine that had been 40 % of a verification. Elsewhere than on glibc nothing happens.
     """
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, LARGE)
         mallopt(M_TRIM_THRESHOLD, 2 * LARGE - 1)
@@ -70,8 +69,17 @@ def describe(*, seconds: float) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "seconds": round(seconds, 3),
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "peak_rss_bytes": _peak(),
     }
+
+
+def _peak() -> int | None:
+    """Return the most memory that this process has had, in bytes; None on Windows, which has another way to ask."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def too_large(a: Checkpoint, b: Checkpoint, *, dtype_bytes: int, logits: int) -> bool:

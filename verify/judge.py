@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mconv import extras
 from mconv.convert.checkpoint import Checkpoint
 from mconv.errors import CheckFailed, LayoutError, MconvError, refuse
 from mconv.shard.layout import padded_vocab
@@ -81,6 +82,8 @@ def judge_sides(sides: tuple[Side, Side], options: Options, *, show: steps.Show 
     began = time.monotonic()
     one, two = (side.checkpoint for side in sides)
     apart = incomparable(one.spec, two.spec)
+    if options.proofs != "digests":
+        check_installed(one, two)
     report: dict[str, Any] = {"schema": SCHEMA, "passed": True, "failures": [], "digests": None, "diagnosis": None}
     report["assumed"] = [told for side in sides for told in side.assumed]
     report["training"] = _training(one, two, options)
@@ -102,6 +105,15 @@ def judge_sides(sides: tuple[Side, Side], options: Options, *, show: steps.Show 
     report["verdicts"] = verdicts(report["digests"], logits)
     report["environment"] = environment.describe(seconds=time.monotonic() - began)
     return report
+
+
+def check_installed(a: Checkpoint, b: Checkpoint) -> None:
+    """Raise MissingPackage if what runs these models is not installed; models that cannot be compared are not run."""
+    if incomparable(a.spec, b.spec):
+        return
+    engines = {"transformers" if c.format == "hf" else "megatron.core" for c in (a, b)}
+    what, without = "comparing what models compute", "--digests compares tensors alone"
+    extras.need("train", *sorted(engines), "psutil", to=what, without=without)
 
 
 def _training(a: Checkpoint, b: Checkpoint, options: Options) -> dict[str, Any] | None:

@@ -253,7 +253,7 @@ def _environment(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Versions and machine as they are; time and memory in words."""
     words = {"seconds": duration, "peak_rss_bytes": size}
     called = {"seconds": "time", "peak_rss_bytes": "peak memory"}
-    return [(called.get(name, name), words.get(name, str)(value)) for name, value in found.items()]
+    return [(called.get(name, name), words.get(name, str)(value)) for name, value in found.items() if value is not None]
 
 
 def number(value: float | None) -> str:

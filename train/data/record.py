@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mconv import extras
 from mconv.convert.place import sync
 from mconv.convert.tokens import decides
 from mconv.errors import ConfigError, FormatError, MconvError
@@ -83,10 +84,11 @@ def read_record(prefix: Path) -> Tokenized | None:
 @functools.lru_cache(maxsize=1)
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder, read offline, without remote code, once in a process."""
-    from transformers import AutoTokenizer
-
     if not folder.is_dir():
         raise FormatError(f"{folder}: not a folder with a tokenizer")
+    extras.need("data", "transformers", to="a tokenizer")
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mconv.errors import FormatError, MconvError
+from mconv import extras
+from mconv.errors import FormatError
 from mconv.train.data.bad import BadRecord, Kind, OnBad, Place, Rejected, stop
 from mconv.train.data.pool import BATCH, FULL
 
@@ -20,6 +21,8 @@ LONGEST = 1 << 28
 """Bytes of a line: without an end to it, a file could fill any memory, however small it is packed."""
 PIECE = 1 << 13
 """Packed bytes that are unpacked together: at most 256 MiB of what is nothing but repetition."""
+READERS = {".zst": "zstandard", ".parquet": "pyarrow"}
+"""Packages that files are read with, by what their names end in."""
 ROWS = 256
 """Rows of a parquet file that are read together."""
 ROW = FULL // BATCH
@@ -34,6 +37,12 @@ class Raw(NamedTuple):
     """A line's bytes, a row's fields, or Rejected."""
     size: int
     """Bytes, or about as many."""
+
+
+def check_installed(path: Path) -> None:
+    """Raise MissingPackage if what reads a file of this kind is not installed."""
+    if path.suffix in READERS:
+        extras.need("data", READERS[path.suffix], to=f"reading {path}")
 
 
 def documents(path: Path, *, key: str, bad: OnBad = stop) -> Iterator[str | Rejected]:
@@ -201,7 +210,8 @@ def _open_zst(path: Path, _: str) -> Any:
 
 def _frames(path: Path) -> Iterator[bytes]:
     """What a .zst unpacks to, piece by piece. To the package's own reader, a cut file is one that has ended."""
-    module = _optional("zstandard", path)
+    check_installed(path)
+    module = importlib.import_module("zstandard")
     frame, rest = None, b""
     with path.open("rb") as file:
         while packed := rest or file.read(PIECE):
@@ -244,7 +254,8 @@ def _cells(path: Path, key: str) -> Iterator[tuple[Any, Place]]:
 
 def _rows(path: Path, key: str | None = None) -> Iterator[tuple[dict[str, Any] | BadRecord, Place]]:
     """Yield (fields, place) of each row of a parquet file; with `key`, of that column alone."""
-    module = _optional("pyarrow.parquet", path)
+    check_installed(path)
+    module = importlib.import_module("pyarrow.parquet")
     name = str(path)
     try:
         table = module.ParquetFile(path)
@@ -276,12 +287,3 @@ def _row(batch: Any) -> dict[str, Any] | BadRecord:
     except UnicodeDecodeError as error:
         return BadRecord(Kind.NOT_UTF8, f"the text is not UTF-8 (byte {error.start}: {error.reason})")
     return fields
-
-
-def _optional(module: str, path: Path) -> Any:
-    """An optional package, or the command that installs it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise MconvError(f"{path}: reading {path.suffix} needs {package}: pip install {package}") from error

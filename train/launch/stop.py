@@ -20,7 +20,7 @@ from mconv.errors import ConfigError
 from mconv.train.launch import answer
 from mconv.train.launch.answer import ASKED
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR2") if hasattr(signal, name))
 """Signals that ask a run to save and stop."""
 SAVE = 1
 WHY = {

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from mconv import extras
 from mconv.errors import ConfigError, MconvError
 from mconv.train.config import TrainConfig
 
@@ -27,19 +28,25 @@ class Board(Protocol):
 def boards(config: TrainConfig, *, described: dict[str, Any], iteration: int = 0) -> tuple[Board, ...]:
     """The boards that `config` asks for, of a run that begins after `iteration` steps; `described` is what they are told
     of it. Raises MconvError with what to install where one is wanted and not there."""
+    check_installed(config)
     wanted = [TensorBoard(config.tensorboard_dir, iteration=iteration)] if config.tensorboard_dir else []
     return (*wanted, *([WandB(config, described)] if config.wandb_project else []))
+
+
+def check_installed(config: TrainConfig) -> None:
+    """Raise MconvError, with what to install, if a board is asked for and not there."""
+    if config.tensorboard_dir:
+        extras.need("log", to="tensorboard_dir")
+    if config.wandb_project and not extras.found("wandb"):
+        raise MconvError("wandb_project needs wandb: pip install wandb")
 
 
 class TensorBoard:
     """Event files. Steps after `iteration`, which another job had taken before it was killed, are taken back."""
 
     def __init__(self, folder: str, *, iteration: int = 0) -> None:
-        try:
-            writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
-            self.writer = writer(folder, purge_step=iteration + 1 if iteration else None)
-        except ImportError as error:
-            raise MconvError("tensorboard_dir needs the package tensorboard: pip install 'mconv[log]'") from error
+        writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+        self.writer = writer(folder, purge_step=iteration + 1 if iteration else None)
 
     def log(self, values: dict[str, float], iteration: int) -> None:
         for name, value in values.items():
@@ -53,10 +60,7 @@ class WandB:
     """A run of Weights & Biases. The key is W&B's own affair: it reads the environment or its login, we read neither."""
 
     def __init__(self, config: TrainConfig, described: dict[str, Any]) -> None:
-        try:
-            wandb = importlib.import_module("wandb")
-        except ImportError as error:
-            raise MconvError("wandb_project needs the package wandb: pip install wandb") from error
+        wandb = importlib.import_module("wandb")
         folder = Path(str(config.wandb_save_dir or config.save or "."))
         kept = Path(config.save) / WANDB_ID if config.save else None
         before = kept.read_text().strip() if kept and kept.is_file() else None

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
-from mconv.hub.loopback_store import Change, Commit, Entry, HubFault, as_json, check_path, git_oid
-from mconv.hub.loopback_wire import Request, Response, reply
+from mconv.hub.loopback.store import Change, Commit, Entry, HubFault, as_json, check_path, git_oid
+from mconv.hub.loopback.wire import Request, Response, reply
 
 _LFS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.model", "*.gguf", "*.h5", "*.msgpack")
 """Always LFS, as in the `.gitattributes` that the Hub gives a new model."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from mconv.hub.loopback_routes import route
-from mconv.hub.loopback_store import HubFault, Store
-from mconv.hub.loopback_wire import Request, Response, fault
+from mconv.hub.loopback.routes import route
+from mconv.hub.loopback.store import HubFault, Store
+from mconv.hub.loopback.wire import Request, Response, fault
 
 _CHUNK = 1 << 20
 _IN_MEMORY = 1 << 20

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mconv.hub.loopback_store import HubFault
+from mconv.hub.loopback.store import HubFault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
