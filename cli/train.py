@@ -73,8 +73,10 @@ def _train(config: Path | None = None, /, *, write_config: WriteConfig = None, *
     from mconv.train.launch.chain import guarded, queue_of
     from mconv.train.launch.ranks import check_environment, joined, run
     from mconv.train.logs import boards
+    from mconv.train.megatron import gate as core
 
     extras.need("train", "megatron.core", "psutil", to="mconv train")
+    core.check()
     check_environment()
     values = given_values(config, flags)
     with guarded(queue_of(values)):

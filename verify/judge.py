@@ -15,6 +15,7 @@ from mconv.errors import CheckFailed, LayoutError, MconvError, refuse
 from mconv.shard.layout import padded_vocab
 from mconv.shard.stages import EVEN, Uneven
 from mconv.train.launch import ranks
+from mconv.train.megatron import gate
 from mconv.train.model.checks import problems
 from mconv.train.parallel import Parallel, world
 from mconv.verify import digests, environment, layouts, probes, steps, training, training_lines
@@ -114,6 +115,8 @@ def check_installed(a: Checkpoint, b: Checkpoint) -> None:
     engines = {"transformers" if c.format == "hf" else "megatron.core" for c in (a, b)}
     what, without = "comparing what models compute", "--digests compares tensors alone"
     extras.need("train", *sorted(engines), "psutil", to=what, without=without)
+    if "megatron.core" in engines:
+        gate.check()
 
 
 def _training(a: Checkpoint, b: Checkpoint, options: Options) -> dict[str, Any] | None:
