@@ -14,6 +14,7 @@ from mconv import extras
 from mconv.cli import choose
 from mconv.cli import options as o
 from mconv.errors import MconvError, refuse
+from mconv.train.megatron import gate as core
 
 if TYPE_CHECKING:
     from mconv.train.data.record import Tokenized
@@ -106,6 +107,7 @@ def tokenize(
         Put the tokenizer's EOS token after each document, to separate documents within a sample.
     """
     _check(sources, prefix)
+    core.check("tokenizing")
     options = how.options("documents")
     from mconv.train.data.tokenize import tokenize as run
 
@@ -140,6 +142,7 @@ def instruct(
         Put the EOS token after each conversation, unless the template does.
     """
     _check(sources, prefix)
+    core.check("tokenizing")
     options = how.options("conversations")
     from mconv.train.data.claims import Keys
     from mconv.train.data.instruct import instruct as run

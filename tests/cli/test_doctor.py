@@ -41,8 +41,7 @@ def test_no_device_is_said_in_words(capsys, monkeypatch):
 @pytest.mark.parametrize(
     "change, says",
     [
-        ({"versions": {"megatron-core": "0.12.0"}}, "megatron-core is 0.12.0"),
-        ({"versions": {"megatron-core": None}}, "megatron-core is not installed"),
+        ({"core_problem": "megatron-core 0.12.0 is older"}, "megatron-core 0.12.0 is older"),
         ({"dataset_helpers": False}, "helpers are not built"),
         ({"open_files": 1024}, "no more than 1024 files"),
         ({"devices": [{}, {}], "shm": {"size": 64 << 20, "free": 0}, "backends": {"nccl": "2"}}, "less than 1 GiB"),

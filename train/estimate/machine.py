@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mconv.convert.host import cores, existing, writable
+from mconv.errors import MconvError
 from mconv.extras import found, version
+from mconv.train.megatron import gate
 
 PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "safetensors", "huggingface_hub")
 """What mconv stands on."""
@@ -18,8 +20,6 @@ EXTRAS = {
     "wandb": "wandb", "peft": "peft",
 }  # fmt: skip
 """Packages that a run can do without, and the modules that they bring."""
-MEGATRON_CORE = "0.16"
-"""The megatron-core that training is made for."""
 DRIVER = "/proc/driver/nvidia/version"
 SHM, FILES = 1 << 30, 4096
 """Shared memory and open files below which runs of many ranks have been seen to die."""
@@ -33,6 +33,7 @@ def machine(folder: Path) -> dict[str, Any]:
         "backends": backends(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "extras": {name: version(name) or "yes" if found(module) else None for name, module in EXTRAS.items()},
+        "core_problem": core_problem(),
         "dataset_helpers": dataset_helpers(),
         "cores": cores(),
         "memory": memory(),
@@ -45,10 +46,8 @@ def machine(folder: Path) -> dict[str, Any]:
 
 def advice(facts: dict[str, Any]) -> Iterator[str]:
     """What is likely to go wrong, and what to do about it."""
-    core = facts["versions"]["megatron-core"]
-    if not core or not core.startswith(MEGATRON_CORE + "."):
-        wanted = f"training is made for {MEGATRON_CORE}: pip install 'megatron-core=={MEGATRON_CORE}.*'"
-        yield f"megatron-core is {core or 'not installed'}; {wanted}"
+    if facts["core_problem"]:
+        yield facts["core_problem"]
     if facts["nvidia_driver"] and not facts["devices"]:
         built = facts["backends"]["cuda"]
         how = f"is built for CUDA {built}: is the driver too old for it, or CUDA_VISIBLE_DEVICES empty?" if built else (
@@ -83,6 +82,15 @@ def backends() -> dict[str, str | None]:
     dist, cuda = torch.distributed, torch.version.cuda
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if cuda and dist.is_nccl_available() else None
     return {"cuda": cuda, "nccl": nccl, "gloo": "yes" if dist.is_gloo_available() else None}
+
+
+def core_problem() -> str | None:
+    """Why training cannot run on the megatron-core that is here, None where it can. It is not imported."""
+    try:
+        gate.check("training")
+    except MconvError as error:
+        return str(error)
+    return None
 
 
 def dataset_helpers() -> bool | None:

@@ -4,6 +4,7 @@ torch's agent dies of SIGUSR2, and answers SIGTERM by ending its ranks within se
 blocked, as `ranks.run` has left them, and a thread leaves word of them where the ranks look.
 """
 
+import contextlib
 import gc
 import importlib
 import os
@@ -13,6 +14,7 @@ import threading
 import uuid
 from pathlib import Path
 
+from mconv.errors import MconvError
 from mconv.train.launch import stop, worker
 from mconv.train.launch.ranks import PRELOAD
 from mconv.train.orphan import end_with_parent
@@ -36,8 +38,9 @@ def _forked(modules: list[str]) -> None:
     from torch.distributed.launcher.api import elastic_launch
     from torch.distributed.run import config_from_args, parse_args
 
-    for module in modules:
-        importlib.import_module(module)
+    with contextlib.suppress(MconvError):  # each rank meets it again, and reports it
+        for module in modules:
+            importlib.import_module(module)
     said = parse_args(sys.argv[1:])
     said.rdzv_backend, said.rdzv_endpoint, said.rdzv_id = "c10d", "localhost:0", uuid.uuid4().hex  # as --standalone does
     config, _, words = config_from_args(said)
