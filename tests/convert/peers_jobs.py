@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import importlib
+import inspect
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,8 @@ def _save_distributed(folder: str, model: Any, args: Namespace, how: str) -> Non
         strategy = get_default_save_sharded_strategy("torch_dist")
         options["sharded_strategy"] = FullyParallelSaveStrategyWrapper(strategy, group, True)
     if how == "async":
+        if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters:  # from 0.17 on
+            options["async_strategy"] = "mcore"
         request = dist_checkpointing.save(state, folder, async_sharded_save=True, **options)
         request.execute_sync()
     else:
