@@ -73,13 +73,15 @@ def inspect(
         _show_data(prefixes, json=json)
         return
     path = o.checkpoint(path, iteration)
-    from mconv.convert import adapted, peft, peft_facts
-    from mconv.convert.opening import open_checkpoint
+    from mconv.convert import peft, peft_facts
+    from mconv.convert.opening import is_lora_run, open_checkpoint
 
     if path.is_dir() and peft.is_adapter(path):
         _show(peft_facts.facts(path), in_words.of_adapter, json=json)
         return
-    if adapted.is_run(path, iteration):
+    if is_lora_run(path, iteration):
+        from mconv.convert import adapted
+
         _show(_facts_of_run(adapted.open_run(path, iteration)), in_words.of_lora_run, json=json)
         return
     found = open_checkpoint(

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mconv.convert import lora, manifest, opening, peft
+from mconv.convert import adapter as adapters
+from mconv.convert import lora, manifest, opening, peft, peft_adapter
+from mconv.convert.adapter import Adapter
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.digests import combined
 from mconv.convert.formats import torch_dist
@@ -16,7 +18,7 @@ from mconv.convert.formats.dtype import in_torch
 from mconv.convert.formats.hf import read_json
 from mconv.convert.identify import Said, identify
 from mconv.convert.ignored import NOTHING, Ignored, joined, recorded
-from mconv.convert.lora import Adapter, Settings
+from mconv.convert.lora_settings import Settings
 from mconv.convert.recognize import what_is
 from mconv.convert.source import Progress, Source, digests, quiet
 from mconv.errors import FormatError, refuse
@@ -32,17 +34,9 @@ class Run:
     """`name`, `path` as seen from the run's folder, and `digest` of the model beneath."""
 
 
-def is_run(path: Path, iteration: int | None = None) -> bool:
-    """Whether a Megatron root, or one iteration's folder, is of a run that trained an adapter."""
-    if peft.has_adapter(path) or what_is(path).kind not in ("megatron", "torch_dist", "root"):
-        return False
-    folder = opening.iteration_folder(path, iteration)
-    return torch_dist.is_torch_dist(folder) and lora.of_args(torch_dist.open_folder(folder)[1]) is not None
-
-
 def open_run(path: Path, iteration: int | None = None) -> Run:
     """The adapter that a LoRA run's checkpoint holds. Raises FormatError if it is of another run, or damaged."""
-    if not is_run(path, iteration):
+    if not opening.is_lora_run(path, iteration):
         found = what_is(path)
         if found.kind == "adapter":
             raise FormatError(f"{path} is a PEFT adapter already, not a LoRA run: it needs no export")
@@ -59,7 +53,7 @@ def open_run(path: Path, iteration: int | None = None) -> Run:
     bad += [f"{key}: not of the adapter that its args describe" for key in tensors if key not in keys]
     refuse(bad, doing=f"{folder}", kind=FormatError)
     stacks = {key: _whole(key, tensors[key]) for key in keys}
-    factors = lora.unstacked(settings, what.family, what.spec, stacks)
+    factors = adapters.unstacked(settings, what.family, what.spec, stacks)
     adapter = Adapter(settings=settings, family=what.family, spec=what.spec, factors=factors)
     return Run(folder=folder, adapter=adapter, base=dict(said["base"]))
 
@@ -95,7 +89,7 @@ def with_base(
     """
     if peft.has_adapter(path):
         beneath = opening.open_checkpoint(base or _named(path), ignore=ignore)
-        adapter = peft.read(path, family=beneath.family, spec=beneath.spec, ignore=ignore.config_keys)
+        adapter = peft_adapter.read(path, family=beneath.family, spec=beneath.spec, ignore=ignore.config_keys)
         notes = tuple(note for note in beneath.notes if note not in peft.beside(path))  # here it is applied
         return merged(dataclasses.replace(beneath, notes=notes), adapter, lies=path)
     run = open_run(path, iteration)

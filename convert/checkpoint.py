@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mconv.convert import bridge, dtypes, sidecar, tokens
 from mconv.convert.dialects import DIALECTS
@@ -10,7 +10,6 @@ from mconv.convert.formats import bin, hf, meta
 from mconv.convert.formats.dtype import DType
 from mconv.convert.formats.tensors import Located
 from mconv.convert.ignored import Passed
-from mconv.convert.lora import Adapter
 from mconv.convert.place import TRACKER as TRACKER
 from mconv.convert.sidecar import Beside
 from mconv.convert.table import Family, Logical, Stored
@@ -19,6 +18,9 @@ from mconv.shard.axes import volume
 from mconv.shard.layout import Layout, check_tp, padded_vocab
 from mconv.shard.stages import EVEN, Uneven, stage_layers
 from mconv.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from mconv.convert.adapter import Adapter
 
 HUGGING = ("hf", "meta", "mistral")
 """Formats of models as they are published."""
@@ -48,7 +50,7 @@ class Checkpoint:
     """What had to be assumed when it was opened: for the user to know."""
     ignored: Passed = field(default_factory=dict)
     """What no table claims and the user lets pass, now or when it was made."""
-    adapter: Adapter | None = None
+    adapter: "Adapter | None" = None
     """A LoRA adapter that is merged into each tensor as it is read."""
     by_logical: dict[Logical, list[Stored]] = field(init=False)
 

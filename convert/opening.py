@@ -78,6 +78,14 @@ def open_checkpoint(
     return found
 
 
+def is_lora_run(path: Path, iteration: int | None = None) -> bool:
+    """Return whether a Megatron root, or one iteration's folder, is of a run that trained an adapter."""
+    if peft.has_adapter(path) or what_is(path).kind not in ("megatron", "torch_dist", "root"):
+        return False
+    folder = iteration_folder(path, iteration)
+    return torch_dist.is_torch_dist(folder) and lora.of_args(torch_dist.open_folder(folder)[1]) is not None
+
+
 def _fitting(path: Path, kind: str, *, megatron: dict[str, object], config: object, meta: dict[str, object]) -> None:
     """Refuse what is said of a checkpoint that knows it, or that has no such thing."""
     own = OWN.get(kind)

@@ -2,10 +2,10 @@
 
 from mconv.convert import bridge, tokens
 from mconv.convert.checkpoint import SIDE_FOLDER, TRACKER
+from mconv.convert.file_layout import lay_out
 from mconv.convert.formats import hf, torch_dist
 from mconv.convert.manifest import NAME
 from mconv.convert.plan import Plan
-from mconv.convert.rewrite import lay_out
 
 Files = dict[str, int | None]
 """Path below the target -> bytes; None for a small file (config, index, manifest, tracker)."""

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
-import torch
-
 from mconv.errors import MconvError
 
 T = TypeVar("T")
@@ -52,9 +50,11 @@ class Ranks:
         return self.together(lambda: work() if self.rank == 0 else None)[0]  # type: ignore[return-value]  # is rank 0's
 
     def _gather(self, mine: object) -> list[Any]:
+        from torch import distributed
+
         answers: list[Any] = [None] * self.world
         try:
-            torch.distributed.all_gather_object(answers, mine)
+            distributed.all_gather_object(answers, mine)
         except RuntimeError as error:
             raise RankDied(f"rank {self.rank}: another rank has died ({str(error).splitlines()[0]})") from error
         return answers
@@ -71,11 +71,13 @@ def told() -> Ranks:
 def tell(error: MconvError) -> None:
     """Have the other ranks fail too, if this one has failed before it joined them."""
     if told().world > 1 and not error.told:
-        torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
+        from torch import distributed
+
+        distributed.init_process_group("gloo", timeout=TIMEOUT)
         try:
             told().together(partial(_raise, error))
         finally:
-            torch.distributed.destroy_process_group()
+            distributed.destroy_process_group()
 
 
 def _raise(error: Exception) -> NoReturn:
@@ -89,9 +91,11 @@ def joined() -> Iterator[Ranks]:
     if ranks.world == 1:
         yield ALONE
         return
-    torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
+    from torch import distributed
+
+    distributed.init_process_group("gloo", timeout=TIMEOUT)
     try:
         ranks.together(lambda: None)  # a rank that could not even begin says so here
         yield ranks
     finally:
-        torch.distributed.destroy_process_group()
+        distributed.destroy_process_group()

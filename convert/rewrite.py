@@ -12,12 +12,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from mconv.convert import bridge, dtypes, journal, manifest, pool, sidecar, spell, tokens
+from mconv.convert import bridge, dtypes, journal, manifest, pool, sidecar, tokens
 from mconv.convert.carry import Done, Goal, Terms, Unit, carry
 from mconv.convert.checkpoint import SIDE_FOLDER
-from mconv.convert.dialects import DIALECTS, mcore
 from mconv.convert.digests import check_digests, combined, recorded
-from mconv.convert.formats import distcp, hf, mp_rank
+from mconv.convert.file_layout import lay_out
 from mconv.convert.formats.dtype import in_torch
 from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.laid import Laid
@@ -143,22 +142,6 @@ def units_of(plan: Plan, laid: Laid) -> list[Unit]:
         to = tuple(goals.get(logical, ()))
         units.append(Unit(logical, to, sum(goal.target.nbytes for goal in to), digest=logical in inside))
     return units
-
-
-def lay_out(plan: Plan) -> Laid:
-    """The files of the target, from names, shapes and dtypes."""
-    spec, layout = plan.source.spec, plan.layout
-    if layout is None:
-        return hf.lay_out(plan.targets, limit=plan.shard_bytes)
-    iteration = plan.iteration or 0
-    args = DIALECTS[plan.dialect].args_of(spec, layout, dtype=plan.final_dtype.name, iteration=iteration)
-    common: dict[str, Any] = {"args": args, "checkpoint_version": 3.0, "iteration": iteration}
-    if plan.format == "mp_rank":
-        args.ckpt_format = "torch"
-        return mp_rank.lay_out(plan.targets, common, DIALECTS[plan.dialect].nests)
-    common["content_metadata"] = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
-    shapes = spell.global_shapes(plan.source.family, spec, layout)
-    return distcp.lay_out(plan.targets, shapes, common, mcore.extra_state_keys(spec.num_layers))
 
 
 def _finish(

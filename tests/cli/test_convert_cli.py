@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from tiny import edit_json, make_llama, same, tensors
 
 from mconv.cli.app import COMMANDS, run
@@ -213,6 +214,45 @@ def test_help_and_misuse_import_nothing_heavy(tmp_path):
     lines = [*(f"{name} --help" for name in CONVERT), "inspect", "hf2meg --frob", "reshard", "--version"]
     done = subprocess.run([sys.executable, "-c", LIGHT, *lines], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == f"CODES {[0] * len(CONVERT) + [2, 2, 2, 0]} HEAVY []", done.stderr[-500:]
+
+
+PLANS = """\
+hf2meg HF --out q --tp 2 --dry-run
+hf2meg HF --out q --format mp_rank --tp 2 --dry-run --json --tensors
+hf2meg HF --out q --emit megatron-bridge --dtype bf16 --dry-run
+hf2meg OLD --out q --dry-run
+meg2hf TD --out q --dry-run
+meg2hf MP --out q --max-shard-size 0.0001 --dry-run
+reshard TD --out q --tp 1 --dry-run
+reshard MP --out q --format torch_dist --dry-run
+merge TD --out q --dry-run
+inspect HF
+inspect OLD --tensors
+inspect TD --json
+inspect MP --tp 2
+"""
+MISTAKES = """\
+hf2meg HF --out q --tp 3
+hf2meg HF --out HF
+hf2meg absent
+meg2hf HF
+meg2hf TD --out q --dtype fp64
+reshard MP --out q --pp 7
+merge absent
+verify HF absent
+"""
+
+
+def test_plans_inspection_and_mistakes_import_no_torch(made, tmp_path):
+    """A plan is names, shapes and byte counts, of whatever format; torch would take longer than all of it."""
+    shutil.copytree(made / "hf", tmp_path / "old", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(tensors(made / "hf"), tmp_path / "old" / "pytorch_model.bin")
+    named = {"HF": made / "hf", "OLD": tmp_path / "old", "TD": made / "torch_dist", "MP": made / "mp_rank"}
+    plans, mistakes = ([" ".join(str(named.get(word, word)) for word in line.split()) for line in text.splitlines()]
+                       for text in (PLANS, MISTAKES))  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", LIGHT, *plans, *mistakes], capture_output=True, text=True, cwd=tmp_path)
+    codes = [0] * len(plans) + [2] * len(mistakes)
+    assert done.stdout.splitlines()[-1] == f"CODES {codes} HEAVY []", done.stderr[-2000:]
 
 
 def test_the_process_exits_as_it_should(tmp_path):

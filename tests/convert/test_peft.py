@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mconv.cli import app
-from mconv.convert import peft, peft_keys
+from mconv.convert import peft_adapter, peft_keys
 from mconv.convert.load import open_checkpoint
 from mconv.errors import FormatError
 
@@ -373,7 +373,7 @@ def test_tensors_that_are_of_no_adapter_of_this_model(name, models, tmp_path):
     made = change(load_file(folder / "adapter_model.safetensors"))
     save_file({key: value.clone() for key, value in made.items()}, folder / "adapter_model.safetensors")
     with pytest.raises(FormatError, match=message):
-        peft.read(folder, family=base.family, spec=base.spec)
+        peft_adapter.read(folder, family=base.family, spec=base.spec)
 
 
 def test_what_unties_a_tied_model(models, tmp_path):
@@ -384,7 +384,7 @@ def test_what_unties_a_tied_model(models, tmp_path):
     folder = build(tmp_path / "one", base, modules, whole, ["model.embed_tokens.weight"])
     opened = open_checkpoint(base)
     with pytest.raises(FormatError, match="one tensor for embedding and head"):
-        peft.read(folder, family=opened.family, spec=opened.spec)
+        peft_adapter.read(folder, family=opened.family, spec=opened.spec)
     file = folder / "adapter_model.safetensors"
     made = load_file(file)
     head = made["base_model.model.model.embed_tokens.weight"]
@@ -392,10 +392,10 @@ def test_what_unties_a_tied_model(models, tmp_path):
     assert torch.equal(merge(folder, tmp_path / "out")["model.embed_tokens.weight"], head)
     save_file(made | {"base_model.model.lm_head.weight": head + 1}, file)
     with pytest.raises(FormatError, match="one tensor for embedding and head"):
-        peft.read(folder, family=opened.family, spec=opened.spec)
+        peft_adapter.read(folder, family=opened.family, spec=opened.spec)
     on_head = build(tmp_path / "two", base, on("model.embed_tokens"), {"target_modules": ["embed_tokens"]})
     with pytest.raises(FormatError, match="one tensor for embedding and head"):
-        peft.read(on_head, family=opened.family, spec=opened.spec)
+        peft_adapter.read(on_head, family=opened.family, spec=opened.spec)
 
 
 WILD = [
@@ -411,7 +411,7 @@ def test_a_pattern_that_could_be_tried_for_ages(pattern, models, tmp_path):
     folder = build(tmp_path / "adapter", models(model), modules, {"target_modules": pattern})
     opened, start = open_checkpoint(models(model)), time.monotonic()
     with pytest.raises(FormatError, match=r"adapter_config.json"):
-        peft.read(folder, family=opened.family, spec=opened.spec)
+        peft_adapter.read(folder, family=opened.family, spec=opened.spec)
     assert time.monotonic() - start < 5
 
 

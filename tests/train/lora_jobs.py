@@ -11,7 +11,8 @@ SCALE = 4.0
 
 def adapter_folder(folder: Path, model: Path, *, rank: int = 4, targets: tuple[str, ...] | None = None) -> Path:
     """A PEFT adapter of a model's folder, both factors random."""
-    from mconv.convert import lora, peft
+    from mconv.convert import lora, peft_adapter
+    from mconv.convert.adapter import Adapter
     from mconv.convert.load import open_checkpoint
 
     base, random = open_checkpoint(model), torch.Generator().manual_seed(5)
@@ -21,8 +22,8 @@ def adapter_folder(folder: Path, model: Path, *, rank: int = 4, targets: tuple[s
         key: 0.05 * torch.randn(shape, generator=random)
         for key, shape in lora.shapes(settings, base.family, base.spec).items()
     }
-    adapter = lora.Adapter(settings=settings, family=base.family, spec=base.spec, factors=factors)
-    peft.write(adapter, folder, base=str(model))
+    adapter = Adapter(settings=settings, family=base.family, spec=base.spec, factors=factors)
+    peft_adapter.write(adapter, folder, base=str(model))
     return folder
 
 

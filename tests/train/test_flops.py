@@ -10,7 +10,7 @@ from lora_jobs import adapter_folder, by_hand
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mconv.convert import peft
+from mconv.convert import peft_adapter
 from mconv.convert.families import FAMILIES
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError
@@ -89,7 +89,7 @@ def test_what_is_frozen_is_not_counted(name, words, made):
 def test_adapters_are_counted_and_what_they_are_on_is_half(name, targets, made, tmp_path):
     folder, spec = made[name]
     adapter = adapter_folder(tmp_path, folder, targets=targets)
-    settings = peft.read(adapter, family=FAMILIES[spec.family], spec=spec).settings
+    settings = peft_adapter.read(adapter, family=FAMILIES[spec.family], spec=spec).settings
     ours = flops.per_token(spec, LENGTH, Trains(adapter=settings)) * BATCH * LENGTH
     assert ours == pytest.approx(counted(folder, lambda model: by_hand(model, adapter)), rel=0.002)
     assert ours < 0.9 * flops.per_token(spec, LENGTH) * BATCH * LENGTH

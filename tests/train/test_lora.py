@@ -106,7 +106,7 @@ def test_the_real_peft():
     """An adapter that PEFT wrote: logits with it, and the weights that PEFT merged."""
     from safetensors.torch import load_file
 
-    from mconv.convert import adapted, peft
+    from mconv.convert import adapted, peft_adapter
     from mconv.convert.load import open_checkpoint
     from mconv.convert.source import Source
     from mconv.train.model import engine, forward, lora, weights
@@ -116,7 +116,7 @@ def test_the_real_peft():
     model = engine.build(base.spec, padded_vocab_size=256, parallel=parallel, dtype=torch.float32)
     weights.fill(model, base, parallel, padded_vocab_size=256)
     expected = load_file(GOLDEN / "expected.safetensors")
-    adapter = peft.read(GOLDEN / "adapter", family=base.family, spec=base.spec)
+    adapter = peft_adapter.read(GOLDEN / "adapter", family=base.family, spec=base.spec)
     lora.attach(
         model, adapter.settings, family=base.family, spec=base.spec,
         start=lambda linear, layer, factor: adapter.factors[linear.key(layer, factor)],
@@ -131,14 +131,14 @@ def test_the_real_peft():
 
 def test_layers_that_are_computed_again_give_the_same_gradients(run):
     """megatron-core's checkpointing gives none at all to layers whose input, here a frozen embedding, asks for none."""
-    from mconv.convert import peft
+    from mconv.convert import peft_adapter
     from mconv.convert.load import open_checkpoint
     from mconv.train.megatron.imports import quiet
     from mconv.train.model import engine, lora, weights
 
     base, parallel, tokens, found = open_checkpoint(run["load"]), engine.Parallel(), jobs.tokens(), []
     engine.init(parallel)
-    adapter = peft.read(Path(run["lora_load"]), family=base.family, spec=base.spec)
+    adapter = peft_adapter.read(Path(run["lora_load"]), family=base.family, spec=base.spec)
     again = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     for more in ({}, again):
         model = engine.build(base.spec, padded_vocab_size=jobs.PADDED, parallel=parallel, dtype=torch.float32, **more)
@@ -360,7 +360,7 @@ def test_gpt2_whose_rows_are_stored_in_another_order(run, world, tmp_path):
 
 def test_what_is_not_zero_past_a_rank_is_seen(run):
     """The zeros that fill a lower rank up are part of a checkpoint: others are of another adapter."""
-    from mconv.convert import lora
+    from mconv.convert import adapter, lora
     from mconv.convert.load import open_checkpoint
 
     base = open_checkpoint(run["load"])
@@ -375,7 +375,7 @@ def test_what_is_not_zero_past_a_rank_is_seen(run):
         for factor in "AB"
     }
     with pytest.raises(FormatError, match="past its rank of 1 it is not zero"):
-        lora.unstacked(settings, base.family, base.spec, full)
+        adapter.unstacked(settings, base.family, base.spec, full)
 
 
 def test_more_than_a_run_trains_is_refused(run, tmp_path):

@@ -6,13 +6,16 @@ Nothing of megatron-core is needed, so that `mconv plan` answers at once.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mconv.convert import peft
 from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.lora import Adapter, Linear, Settings, chosen, linears
+from mconv.convert.lora import Linear, Settings, chosen, linears
 from mconv.errors import ConfigError, FormatError
 from mconv.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from mconv.convert.adapter import Adapter
 
 
 def wanted(config: TrainConfig) -> bool:
@@ -20,20 +23,22 @@ def wanted(config: TrainConfig) -> bool:
     return config.lora_rank is not None or config.lora_load is not None
 
 
-def asked(config: TrainConfig, base: Checkpoint) -> tuple[Settings, Adapter | None]:
+def asked(config: TrainConfig, base: Checkpoint) -> "tuple[Settings, Adapter | None]":
     """An adapter's settings, and the adapter itself where the run starts from one. Raises ConfigError or FormatError."""
     given = _given(config, base)
     return (given.settings if given else _settings(config, base)), given
 
 
-def _given(config: TrainConfig, base: Checkpoint) -> Adapter | None:
+def _given(config: TrainConfig, base: Checkpoint) -> "Adapter | None":
     """The adapter of `lora_load`, if what else the configuration says of it is true."""
     if config.lora_load is None:
         return None
     if not peft.has_adapter(Path(config.lora_load)):
         raise FormatError(f"lora_load {config.lora_load} has no {peft.CONFIG}; give the folder of a PEFT adapter")
+    from mconv.convert import peft_adapter
+
     ignore = config.ignore_config_key or ()
-    adapter = peft.read(Path(config.lora_load), family=base.family, spec=base.spec, ignore=ignore)
+    adapter = peft_adapter.read(Path(config.lora_load), family=base.family, spec=base.spec, ignore=ignore)
     known = linears(base.family, base.spec)
     _check_trainable(config.lora_load, adapter, known)
     own: dict[str, Any] = {"lora_rank": adapter.settings.rank, "lora_alpha": adapter.settings.alpha}
@@ -47,7 +52,7 @@ def _given(config: TrainConfig, base: Checkpoint) -> Adapter | None:
     return dataclasses.replace(adapter, settings=settings)
 
 
-def _check_trainable(folder: str, adapter: Adapter, known: Mapping[str, Linear]) -> None:
+def _check_trainable(folder: str, adapter: "Adapter", known: Mapping[str, Linear]) -> None:
     """Refuse what a merge can do and a run does not train: whole modules, and adapters outside the layers."""
     outside = [name for name in adapter.settings.targets if name not in known]
     more = [f"an adapter of {name}" for name in outside] + [f"all of {one.logical}" for one in adapter.replaced[:3]]

@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mconv.convert.adapter import padded
 from mconv.convert.dialects import mcore as names
-from mconv.convert.lora import FACTORS, Linear, Settings, linears, padded
+from mconv.convert.lora import FACTORS, Linear, Settings, linears
 from mconv.convert.table import Family
 from mconv.spec import ModelSpec
 from mconv.train.megatron.imports import (
