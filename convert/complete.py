@@ -1,13 +1,11 @@
 """Every tensor on disk is claimed once, every expected one is there, and every element of it is stored once."""
 
-from collections.abc import Iterator
-from itertools import takewhile
 from pathlib import Path
 
 from mconv.convert.checkpoint import Checkpoint, primary
 from mconv.convert.table import Logical, Stored
 from mconv.errors import ConfigError, FormatError, refuse
-from mconv.shard.axes import Box, intersect, volume
+from mconv.shard.axes import overlap, volume
 from mconv.spec import ModelSpec
 
 
@@ -45,15 +43,10 @@ def _covered(c: Checkpoint, logical: Logical, group: list[Stored]) -> list[str]:
     boxes = sorted(block.box for stored in primary(group) for block in stored.piece.blocks)
     total = volume(tuple((0, n) for n in c.family.axes(logical).dims(c.spec.sizes)))
     held = sum(volume(box) for box in boxes)
-    clash = any(intersect(a, b) for i, a in enumerate(boxes) for b in _until_past(boxes[i + 1 :], a))
+    clash = overlap(boxes) is not None
     if held == total and not clash:
         return []
     return [f"{logical}: the stored pieces hold {held} of its {total} elements" + (" and overlap" if clash else "")]
-
-
-def _until_past(boxes: list[Box], box: Box) -> Iterator[Box]:
-    """Of boxes sorted by where they start, those that start before `box` ends on the first axis."""
-    return takewhile(lambda other: other[0][0] < box[0][1], boxes)
 
 
 def check_depth(folder: Path, spec: ModelSpec, tensors: int) -> None:

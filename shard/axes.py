@@ -5,8 +5,10 @@ fused view of a few boxes, so cutting, merging and reading a slice are all inter
 """
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from math import prod
 
 Range = tuple[int, int]
@@ -78,6 +80,28 @@ def intersect(a: Box, b: Box) -> Box | None:
     """What both boxes hold, or None."""
     both = tuple((max(s, t), min(e, f)) for (s, e), (t, f) in zip(a, b, strict=True))
     return both if all(start < stop for start, stop in both) else None
+
+
+def overlap(boxes: Sequence[Box]) -> tuple[int, int] | None:
+    """Return the numbers of two boxes that overlap, of boxes that are sorted; None if all are apart."""
+    pairs = pairwise(range(len(boxes))) if _regular(boxes) else _near(boxes)
+    return next(((i, j) for i, j in pairs if intersect(boxes[i], boxes[j]) is not None), None)
+
+
+def _regular(boxes: Sequence[Box]) -> bool:
+    """Return whether boxes are cells of one grid: of those, two that overlap are the same, and neighbours if sorted."""
+    return len({lengths(box) for box in boxes}) == 1 and all(
+        start % max(stop - start, 1) == 0 for box in boxes for start, stop in box
+    )
+
+
+def _near(boxes: Sequence[Box]) -> Iterator[tuple[int, int]]:
+    """Yield pairs of which the second starts before the first stops, on the first axis."""
+    for i, box in enumerate(boxes):
+        for j in range(i + 1, len(boxes)):
+            if box and boxes[j][0][0] >= box[0][1]:
+                break
+            yield i, j
 
 
 def within(inner: Box, outer: Box) -> tuple[slice, ...]:

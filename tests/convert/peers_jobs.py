@@ -144,10 +144,11 @@ def write(
 
 def _save_distributed(folder: str, model: Any, args: Namespace, how: str) -> None:
     """As Megatron-LM's `save_checkpoint` calls it."""
+    import theirs
     from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
     from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 
-    from mconv.train.megatron.imports import dist_checkpointing, parallel_state
+    from mconv.train.megatron.imports import parallel_state
 
     content: dict[str, Any] = {"singleton_local_shards": how == "singleton", "chained_optim_avoid_prefix": True}
     if how == "layers":
@@ -162,12 +163,12 @@ def _save_distributed(folder: str, model: Any, args: Namespace, how: str) -> Non
         strategy = get_default_save_sharded_strategy("torch_dist")
         options["sharded_strategy"] = FullyParallelSaveStrategyWrapper(strategy, group, True)
     if how == "async":
-        if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters:  # from 0.17 on
+        if "async_strategy" in inspect.signature(theirs.saver().save).parameters:  # from 0.17 on
             options["async_strategy"] = "mcore"
-        request = dist_checkpointing.save(state, folder, async_sharded_save=True, **options)
+        request = theirs.saver().save(state, folder, async_sharded_save=True, **options)
         request.execute_sync()
     else:
-        dist_checkpointing.save(state, folder, **options)
+        theirs.saver().save(state, folder, **options)
 
 
 def _save_ranks(folder: str, models: list[Any], args: Namespace, how: str, *, tp: int, pp: int) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mconv.shard.axes import intersect, lengths, parse, runs, volume, whole, within
+from mconv.shard.axes import intersect, lengths, overlap, parse, runs, volume, whole, within
 
 DIMS = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple)
 
@@ -54,3 +54,22 @@ def test_intersection_is_what_both_hold(dims, data):
     assert (mark == 2).sum() == (volume(both) if both else 0)
     if both:
         assert mark[within(both, whole(dims))].shape == lengths(both)
+
+
+@given(dims=DIMS, cells=st.booleans(), data=st.data())
+def test_boxes_that_overlap_are_found(dims, cells, data):
+    """Cells of one grid and boxes anywhere: two of them hold an element in common, or none do."""
+
+    def box():
+        if cells:
+            return tuple((at, at + 1) for at in (data.draw(st.integers(0, n - 1)) for n in dims))
+        return tuple(tuple(sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n))))) for n in dims)
+
+    boxes = sorted(box() for _ in range(data.draw(st.integers(0, 5))))
+    mark = np.zeros(dims, dtype=int)
+    for one in boxes:
+        mark[within(one, whole(dims))] += 1
+    found = overlap(boxes)
+    assert (found is not None) == (mark > 1).any()
+    if found:
+        assert found[0] != found[1] and intersect(*(boxes[number] for number in found)) is not None

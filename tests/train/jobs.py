@@ -114,11 +114,13 @@ def whole_model(spec: ModelSpec, *, seed: int = 0, padded: int = PADDED) -> tupl
 
 def save_weights(model: Any, folder: Path) -> None:
     """torch_dist weights of a model in this process alone, by megatron-core's own saver."""
-    from mconv.train.megatron.imports import dist_checkpointing, quiet
+    import theirs
+
+    from mconv.train.megatron.imports import quiet
 
     folder.mkdir(parents=True)
     with quiet():
-        dist_checkpointing.save({"model": model.sharded_state_dict()}, str(folder))
+        theirs.saver().save({"model": model.sharded_state_dict()}, str(folder))
 
 
 def logits_of(folder: str, spec: dict[str, Any], tp: int, pp: int, sp: bool, padded: int = PADDED) -> torch.Tensor | None:
@@ -354,19 +356,18 @@ def train_with_one_slow_writer(folder: str, **fields: Any) -> list[tuple[int, in
     """A run that saves at 2 and 4 in the background; rank 1 may write only after its fifth step. (step, tracker)."""
     import time
 
-    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
-
+    from mconv.convert.formats import distcp
     from mconv.train import loop
     from mconv.train.checkpoints import folders
 
     gate, rank = Path(folder) / "gate", torch.distributed.get_rank()
-    write, step = FileSystemWriterAsync.write_preloaded_data, loop.step
+    write, step = distcp.write_file, loop.step
     seen: list[tuple[int, int | None]] = []
 
-    def slow_write(*args: Any, **options: Any) -> None:
+    def slow_write(path: Path, laid: Any) -> None:
         while rank == 1 and not gate.exists():
             time.sleep(0.01)
-        write(*args, **options)
+        write(path, laid)
 
     def noted(run: Any, feed: Any, **options: Any) -> Any:
         seen.append((run.iteration, folders.latest(run.saver.root)))
@@ -375,11 +376,11 @@ def train_with_one_slow_writer(folder: str, **fields: Any) -> list[tuple[int, in
             gate.touch()
         return made
 
-    FileSystemWriterAsync.write_preloaded_data, loop.step = staticmethod(slow_write), noted
+    distcp.write_file, loop.step = slow_write, noted
     try:
         train(**fields, async_save=True, save_interval=2)
     finally:
-        FileSystemWriterAsync.write_preloaded_data, loop.step = staticmethod(write), step
+        distcp.write_file, loop.step = write, step
     return seen
 
 
@@ -389,27 +390,28 @@ def train_losing(*, rank: int, at: int, how: str, **fields: Any) -> tuple[Any, l
     import os
     import signal
 
-    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
-
+    from mconv.convert.formats import distcp
     from mconv.errors import MconvError
     from mconv.train import loop
     from mconv.train.checkpoints import beside, claim
     from mconv.train.config import make
 
-    original, finish, read = FileSystemWriterAsync.write_preloaded_data, beside.finish, claim._read
+    original, finish, read = distcp.write_file, beside.finish, claim._read
     here, said = torch.distributed.get_rank() == rank, []
 
     def full() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def write(transforms: Any, number: int, bucket: Any, results: Any, *rest: Any, **options: Any) -> None:
-        if f"iter_{at:07d}" in str(bucket[0]) and here and how == "killed":
+    def write(path: Path, laid: Any) -> None:
+        struck = here and f"iter_{at:07d}" in str(path)
+        if struck and how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        if f"iter_{at:07d}" in str(bucket[0]) and here and how == "disk full":
-            bucket = (bucket[0], bucket[1], ([], [(None, type("full", (), {"is_cpu": property(lambda _: full())})())]))
-        original(transforms, number, bucket, results, *rest, **options)
+        if struck and how == "disk full":
+            path.write_bytes(b"a half")
+            full()
+        original(path, laid)
 
-    FileSystemWriterAsync.write_preloaded_data = staticmethod(write)
+    distcp.write_file = write
     if how == "disk full at the end" and here:
         beside.finish = lambda *_, **__: full()
     if how == "another folder" and here:
@@ -419,8 +421,51 @@ def train_losing(*, rank: int, at: int, how: str, **fields: Any) -> tuple[Any, l
     except MconvError as error:
         return f"{type(error).__name__}: {error}", said
     finally:
-        FileSystemWriterAsync.write_preloaded_data = staticmethod(original)
+        distcp.write_file = original
         beside.finish, claim._read = finish, read
+
+
+def train_with_other_owners(*, fault: str, **fields: Any) -> str:
+    """A run in which every rank takes itself for the one that writes a shard, or none does: what it ends with."""
+    from mconv.errors import MconvError
+    from mconv.train.checkpoints import shards
+
+    original = shards.is_main_replica
+    shards.is_main_replica = lambda _: fault == "two"
+    try:
+        return str(train(**fields)["losses"])
+    except MconvError as error:
+        return str(error)
+    finally:
+        shards.is_main_replica = original
+
+
+def save_twice(*, root: str, **fields: Any) -> None:
+    """A step of a run that is saved, and the same state saved by megatron-core's own saver beside it."""
+    import theirs
+
+    from mconv.train.checkpoints import checkpoint
+    from mconv.train.megatron.imports import quiet
+
+    state, folder = checkpoint.state, Path(root, "theirs")
+
+    def twice(**given: Any) -> dict[str, Any]:
+        if torch.distributed.get_rank() == 0:
+            folder.mkdir()
+        torch.distributed.barrier()
+        drawn = random.getstate()
+        first = state(**given)
+        random.setstate(drawn)  # tests draw from it to choose what types they check
+        second = state(**given)
+        with quiet():
+            theirs.saver().save(second, str(folder), content_metadata=dict(checkpoint.CONTENT))
+        return first
+
+    checkpoint.state = twice
+    try:
+        train(**fields, save=f"{root}/ours", exit_after=1)
+    finally:
+        checkpoint.state = state
 
 
 def dropped(**_: Any) -> tuple[list[float], list[float]]:

@@ -38,20 +38,23 @@ def held(root):
 
 
 # ---- while training goes on ------------------------------------------------------------------------------------------
+def planted(monkeypatch, write):
+    """Whoever writes a rank's file calls `write` with its path and its parts, and what wrote it before."""
+    from mconv.convert.formats import distcp
+
+    original = distcp.write_file
+    monkeypatch.setattr(distcp, "write_file", lambda path, laid: write(path, laid, original))
+
+
 def slow_writer(monkeypatch, gate, *, dies=False):
-    """Files are written only when `gate` is there; or the writer fails."""
-    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+    """Files are written only when `gate` is there; or the writer fails at its first tensor."""
 
-    original = FileSystemWriterAsync.write_preloaded_data
-
-    def write(*args, **kwargs):
+    def write(path, laid, original):
         while not gate.exists():
             time.sleep(0.01)
-        if dies:
-            args[0].append(None)  # one transform too many: the writing of the first item raises
-        original(*args, **kwargs)
+        original(path, [(part, tensor and "no tensor") for part, tensor in laid] if dies else laid)
 
-    monkeypatch.setattr(FileSystemWriterAsync, "write_preloaded_data", staticmethod(write))
+    planted(monkeypatch, write)
 
 
 def test_training_goes_on_while_files_are_written(run, whole, tmp_path, monkeypatch):
@@ -118,16 +121,14 @@ def test_a_writers_error_is_raised_and_the_old_state_stays(run, whole, tmp_path,
 
 def killed_writer(monkeypatch, *, at):
     """Whoever writes a file of iteration `at` is killed before its end, as when memory runs out."""
-    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
-    def write(transforms, number, bucket, *rest, **options):
-        if f"iter_{at:07d}" in str(bucket[0]):
-            Path(bucket[0]).write_bytes(b"a half")
+    def write(path, laid, original):
+        if f"iter_{at:07d}" in str(path):
+            path.write_bytes(b"a half")
             os.kill(os.getpid(), signal.SIGKILL)
-        original(transforms, number, bucket, *rest, **options)
+        original(path, laid)
 
-    original = FileSystemWriterAsync.write_preloaded_data
-    monkeypatch.setattr(FileSystemWriterAsync, "write_preloaded_data", staticmethod(write))
+    planted(monkeypatch, write)
 
 
 def test_a_writer_that_is_killed_costs_its_checkpoint_alone(run, whole, tmp_path, monkeypatch):
@@ -147,20 +148,18 @@ def test_a_writer_that_is_killed_costs_its_checkpoint_alone(run, whole, tmp_path
 
 def test_a_writer_starts_no_process_and_does_not_outlive_its_rank(run, tmp_path, monkeypatch):
     """There is nobody else to be killed: all that a save starts is the one child, and the kernel ends that with us."""
-    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
-    def write(transforms, number, bucket, *rest, **options):
+    def write(path, laid, original):
         status = Path("/proc/self/status").read_text()
         asked = ctypes.c_int()
         ctypes.CDLL(None).prctl(2, ctypes.byref(asked), 0, 0, 0)  # PR_GET_PDEATHSIG
         (tmp_path / "seen").write_text(f"{os.getppid()} {asked.value} {Path('/proc/self/oom_score_adj').read_text()}")
-        original(transforms, number, bucket, *rest, **options)
+        original(path, laid)
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
         assert not children and "Threads:\t1\n" in status
 
-    original = FileSystemWriterAsync.write_preloaded_data
     before = children_of(os.getpid())
-    monkeypatch.setattr(FileSystemWriterAsync, "write_preloaded_data", staticmethod(write))
+    planted(monkeypatch, write)
     jobs.train(**run, save=str(tmp_path), async_save=True, exit_after=1)
     assert (tmp_path / "seen").read_text().split() == [str(os.getpid()), str(int(signal.SIGKILL)), "1000"]
     assert children_of(os.getpid()) == before

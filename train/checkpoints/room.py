@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,9 +16,6 @@ from mconv.train.estimate import storage
 from mconv.train.estimate.storage import Keep
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-TORCH = re.compile("unexpected pos|PytorchStreamWriter|enforce fail")
-"""What torch says, without an error number, when a file cannot be written."""
-PROBE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,39 +125,19 @@ def told(size: int) -> str:
 
 # ---- when it runs out ------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def noticed(folder: Path) -> Iterator[None]:
-    """Raise DiskFull for what cannot be written within for want of room in `folder`, MconvError for another reason."""
+def noticed() -> Iterator[None]:
+    """Raise DiskFull for what cannot be written within for want of room, MconvError for another reason."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        if full(error, folder):
-            raise DiskFull(str(error)) from error
-        if isinstance(error, OSError) or TORCH.search(str(error)):
-            raise MconvError(str(error)) from error
-        raise
+    except OSError as error:
+        raise (DiskFull if full(error) else MconvError)(str(error)) from error
 
 
-def full(error: BaseException, folder: Path) -> bool:
-    """Return whether an error came of a full disk, or of a quota; torch hides the reason, so that it is tried again."""
+def full(error: BaseException) -> bool:
+    """Return whether an error came of a full disk, or of a quota."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno is not None:
             return cause.errno in FULL
         cause = cause.__cause__ or cause.__context__
-    return bool(TORCH.search(str(error))) and _is_full(folder)
-
-
-def _is_full(folder: Path) -> bool:
-    """Return whether a file of a megabyte has no room: the part of a file that could not be written is still there."""
-    probe = folder / f".room.{os.getpid()}"
-    try:
-        with probe.open("wb") as file:
-            file.write(bytes(PROBE))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        return error.errno in FULL
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink()
     return False

@@ -129,7 +129,7 @@ class Saver:
     def _hidden(self, iteration: int) -> Path:
         """Make a new hidden folder for this save, and remove those that killed saves have left."""
         hidden = self.root / f".iter_{iteration:07d}.{secrets.token_hex(4)}.partial"
-        with room.noticed(self.root):
+        with room.noticed():
             folders.clear(self.root)
             hidden.mkdir(parents=True)
         return hidden
@@ -175,7 +175,7 @@ class Saver:
 
     def _publish(self, save: Pending) -> None:
         """Add the sidecar files, rename the folder, change the tracker; only then remove expired checkpoints."""
-        with room.noticed(self.root):
+        with room.noticed():
             save.finish(save.files.folder)
             if self.claim:
                 self.claim.check()

@@ -1,14 +1,12 @@
-"""A checkpoint's files: planned by megatron-core on all ranks, one written by each, whole on all of them or on none.
+"""A checkpoint's files: laid out by all ranks, one written by each, whole on all of them or on none.
 
 A rank's file is written by a forked process, whose memory is a picture of the moment, and which starts no others. Its
-rank holds one end of a pipe to it, so that whatever ends the process is noticed; megatron-core's own queue, its writers
-and their helpers wait for one another without looking who is still alive.
+rank holds one end of a pipe to it, so that whatever ends the process is noticed.
 """
 
 import contextlib
 import gc
 import multiprocessing
-import queue
 import signal
 import socket
 import time
@@ -21,27 +19,15 @@ from typing import Any
 
 import torch
 
+from mconv.convert.formats import distcp
 from mconv.errors import DiskFull, MconvError
 from mconv.train import agree
-from mconv.train.checkpoints import room
-from mconv.train.megatron.imports import (
-    CheckpointingConfig,
-    TorchCommonSaveStrategy,
-    TorchDistSaveShardedStrategy,
-    save_config,
-    save_preprocess,
-)
+from mconv.train.checkpoints import room, shards
 from mconv.train.orphan import end_with_parent
 from mconv.train.parallel import from_all_ranks, timeout_minutes
 
-FORMAT = ("torch_dist", 1)
-
-
-class _Plan(TorchDistSaveShardedStrategy):
-    """megatron-core's save strategy, stopped after planning."""
-
-    def _get_save_and_finalize_callbacks(self, writer: Any, planned: Any) -> tuple[Any, Any]:
-        return writer, planned[1]
+Laid = list[tuple[distcp.Part, torch.Tensor | None]]
+"""A rank's file: its parts, each with its tensor (None: an object, which its archive holds)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +44,14 @@ class Writing:
     """A checkpoint that is being written, as one rank sees it. All ranks call `close` at the same time, once."""
 
     folder: Path
-    writer: Any
-    """megatron-core's writer, which knows what this rank writes, and where."""
-    index: Any
-    """Index of all files, to be completed by rank 0."""
+    laid: Laid
+    """What this rank writes. It is held until the process is gone: pinned copies that are let go are used again."""
+    index: list[distcp.Entry]
+    """On rank 0: what is where in the files of all ranks."""
     file: Path | None = None
     process: Any = None
     pipe: Connection | None = None
     """Receives the process's report; None once it is here, or if this rank has nothing to write."""
-    results: list[Any] = field(default_factory=list)
     failure: Failure | None = None
     """Why this rank's file will not be whole."""
     size: int = -1
@@ -75,18 +60,19 @@ class Writing:
 
     def start(self) -> None:
         """Start to write this rank's file; an error becomes a `failure`, which `close` shares with all ranks."""
+        if not self.laid:
+            return
         try:
-            for bucket in self.writer.preload_tensors(self.writer.write_buckets or [], True):  # one, for one thread
-                self._fork(bucket)
+            self.laid = _on_host(self.laid)
+            self._fork(self.folder / self.laid[0][0].entry.file)
         except (OSError, RuntimeError, MemoryError) as error:  # no memory for the copies, or for a process
             self.give_up()
             self.failure = Failure(f"no writer could be started: {error}")
-        self.writer.write_buckets = None  # the process has them
 
-    def _fork(self, bucket: Any) -> None:
+    def _fork(self, file: Path) -> None:
         context = multiprocessing.get_context("fork")
-        self.file, (self.pipe, there) = Path(bucket[0]), context.Pipe(duplex=False)
-        self.process = context.Process(target=_write, args=(self.writer, bucket, there), daemon=True)
+        self.file, (self.pipe, there) = file, context.Pipe(duplex=False)
+        self.process = context.Process(target=_write, args=(file, self.laid, there), daemon=True)
         with _forking(), there:  # after that the process alone holds it: when that is gone, the pipe is at its end
             self.process.start()
 
@@ -104,15 +90,12 @@ class Writing:
     def _hear(self, pipe: Connection) -> None:
         """Read the process's report, or note that it died."""
         try:
-            said = pipe.recv()
+            said: Failure | None = pipe.recv()
         except (EOFError, OSError):
             self.process.join()
             said = Failure(f"its writer {_how(self.process.exitcode)}")
         self.give_up()
-        if isinstance(said, Failure):
-            self.failure = said
-        else:
-            self.results = said
+        self.failure = said
 
     def _stuck(self) -> bool:
         """Return whether the file has not grown for as long as a collective would wait: a slow disk is not a dead one."""
@@ -129,6 +112,7 @@ class Writing:
                 self.process.join()
             self.pipe.close()
             self.pipe = None
+        self.laid = []
 
     def close(self) -> None:
         """Let rank 0 write the index when all are `done`.
@@ -140,14 +124,12 @@ class Writing:
             more = f"; and {len(failures) - 3} ranks more" if len(failures) > 3 else ""
             kind = DiskFull if any(why.full for _, why in failures) else MconvError
             raise kind("; ".join(f"rank {rank} {why.text}" for rank, why in failures[:3]) + more)
-        gathered: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.gather_object(self.results, None if torch.distributed.get_rank() else gathered)
-        agree.on_rank_0(lambda: self._finish(gathered))
+        agree.on_rank_0(self._finish)
 
-    def _finish(self, results: list[Any]) -> None:
-        with room.noticed(self.folder):
-            self.writer.finish(self.index, results)
-            save_config(CheckpointingConfig(*FORMAT), str(self.folder))
+    def _finish(self) -> None:
+        with room.noticed():
+            distcp.write_index(self.folder, self.index)
+            distcp.write_versions(self.folder)
 
     @staticmethod
     def _located(failure: Failure | None) -> Failure | None:
@@ -155,21 +137,47 @@ class Writing:
 
 
 def begin(folder: Path, state: dict[str, Any], *, content: dict[str, Any]) -> Writing:
-    """Plan a checkpoint of `state` into an empty folder, and begin to write it. Every rank calls it.
+    """Lay out a checkpoint of `state` in an empty folder, and begin to write it. Every rank calls it.
 
-    Raises DiskFull or MconvError on all ranks where rank 0 cannot write there.
+    Raises DiskFull or MconvError on all ranks where rank 0 cannot write there, or where they do not write everything
+    once.
     """
-    sharded, common = save_preprocess({**state, "content_metadata": dict(content)})
-    agree.on_rank_0(lambda: _common(common, folder))
-    writer, index = _Plan(*FORMAT, thread_count=1).async_save(sharded, folder)
-    writing = Writing(folder=folder, writer=writer, index=index)
+    common, found = shards.take_apart({**state, "content_metadata": dict(content)})
+    laid = shards.lay_out(found, rank=torch.distributed.get_rank())
+    shares = _on_rank_0(shards.share_of(found, [part.entry for part, _ in laid]))
+
+    def first() -> None:
+        shards.check(shares)
+        with room.noticed():
+            distcp.write_common(folder, common)
+
+    agree.on_rank_0(first)
+    writing = Writing(folder=folder, laid=laid, index=[entry for share in shares for entry in share.entries])
     writing.start()
     return writing
 
 
-def _common(common: dict[str, Any], folder: Path) -> None:
-    with room.noticed(folder):
-        TorchCommonSaveStrategy("torch", 1).save_common(common, folder)
+def _on_rank_0(value: Any) -> list[Any]:
+    """Return every rank's value on rank 0, and nothing on the others."""
+    if torch.distributed.get_rank():
+        torch.distributed.gather_object(value)
+        return []
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.gather_object(value, gathered)
+    return gathered
+
+
+def _on_host(laid: Laid) -> Laid:
+    """Return what the process can read: from a device a copy, through pinned memory; on the host the tensors as they are.
+
+    They are contiguous: to make them so later would start threads, which a forked process cannot.
+    """
+    copied = [
+        (part, tensor if tensor is None else tensor.detach().contiguous().to("cpu", non_blocking=True))
+        for part, tensor in laid
+    ]
+    torch.cuda.synchronize()
+    return copied
 
 
 def _how(code: int | None) -> str:
@@ -179,17 +187,16 @@ def _how(code: int | None) -> str:
 
 
 # ---- in the forked process -------------------------------------------------------------------------------------------
-def _write(writer: Any, bucket: Any, answer: Connection) -> None:
-    """Write one file, and send back what is where in it, or a Failure."""
+def _write(file: Path, laid: Laid, answer: Connection) -> None:
+    """Write one file, and send back why it is not whole, or None."""
     end_with_parent(signal.SIGKILL)
     _first_to_go()
-    said: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    transforms = [writer.transforms] if hasattr(writer, "transforms") else []
-    writer.write_preloaded_data(transforms, 0, bucket, said, _Uncounted(), use_fsync=True)
-    _, results = said.get()
-    if isinstance(results, Exception):
-        results = Failure(f"{bucket[0]}: {results}", room.full(results, Path(bucket[0]).parent))
-    answer.send(results)
+    failure = None
+    try:
+        distcp.write_file(file, laid)
+    except Exception as error:
+        failure = Failure(f"{file}: {error}", room.full(error))
+    answer.send(failure)
 
 
 @contextlib.contextmanager
@@ -204,14 +211,6 @@ def _forking() -> Iterator[None]:
     finally:
         if collects:
             gc.enable()
-
-
-class _Uncounted:
-    """Stands in for megatron-core's queue, which counts its helper processes."""
-
-    def get(self) -> None: ...
-
-    def task_done(self) -> None: ...
 
 
 def _first_to_go() -> None:

@@ -42,12 +42,15 @@ with gate.importing(CORE), while_importing(), _uncompiled():
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
     from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
-    from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
     from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
-    from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
-    from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
-    from megatron.core.dist_checkpointing.strategies import common
-    from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+    from megatron.core.dist_checkpointing.mapping import (
+        LocalNonpersistentObject,
+        ShardedObject,
+        ShardedTensor,
+        ShardedTensorFactory,
+        apply_factories,
+        is_main_replica,
+    )
     from megatron.core.dist_checkpointing.validation import StrictHandling
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.models.common.embeddings import rope_utils
@@ -69,7 +72,6 @@ ConstantNumMicroBatchesCalculator = num_microbatches_calculator.ConstantNumMicro
 RampupBatchsizeNumMicroBatchesCalculator: Any = getattr(
     num_microbatches_calculator, "RampupBatchsizeNumMicroBatchesCalculator", None
 )  # gone from 0.18
-TorchCommonSaveStrategy: Any = getattr(common, "TorchCommonSaveStrategy", None)  # gone from 0.17
 
 cpu.install()
 patches.apply()
@@ -89,7 +91,6 @@ def transformer_engine_attention() -> type | None:
 __all__ = [
     "CORE",
     "BlendedMegatronDatasetBuilder",
-    "CheckpointingConfig",
     "DistributedDataParallel",
     "DistributedDataParallelConfig",
     "DistributedOptimizer",
@@ -100,6 +101,7 @@ __all__ = [
     "IdentityOp",
     "IndexedDataset",
     "IndexedDatasetBuilder",
+    "LocalNonpersistentObject",
     "MegatronModule",
     "MockGPTDataset",
     "ModuleSpec",
@@ -109,11 +111,10 @@ __all__ = [
     "ShardedTensor",
     "ShardedTensorFactory",
     "StrictHandling",
-    "TorchCommonSaveStrategy",
-    "TorchDistSaveShardedStrategy",
     "TransformerBlockSubmodules",
     "TransformerConfig",
     "TransformerLayer",
+    "apply_factories",
     "dict_list_map_inplace",
     "dist_checkpointing",
     "finalize_model_grads",
@@ -123,12 +124,11 @@ __all__ = [
     "get_megatron_optimizer",
     "get_num_layers_to_build",
     "helpers",
+    "is_main_replica",
     "make_sharded_tensors_for_checkpoint",
     "parallel_state",
     "quiet",
     "rope_utils",
-    "save_config",
-    "save_preprocess",
     "tensor_parallel",
     "transformer_engine_attention",
 ]

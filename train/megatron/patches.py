@@ -8,7 +8,6 @@ fault that can be shown is gone, so that its row, and our code, can go too.
 import functools
 import importlib
 import inspect
-import queue
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -80,16 +79,6 @@ PATCHES = (
             "(t, freqs, rotary_interleaved=, mla_rotary_interleaved=, mscale=, multi_latent_attention=)",
         ),
         make=one_kernel,
-    ),
-    Patch(
-        symbol="megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue",
-        wrong="a save starts a manager process for it, which takes seconds, and which every later save depends on",
-        versions=ALL,
-        upstream=NONE,
-        until="a save with megatron-core's own writer starts no process of multiprocessing's manager",
-        where="mconv.train.megatron.patches:PATCHES",
-        signatures=("NoneType",),
-        make=lambda _: queue.Queue(),
     ),
     Patch(
         symbol="torch.compile",
