@@ -15,6 +15,9 @@ from mconv.shard.layout import Layout
 from mconv.shard.stages import EVEN, Uneven, stage_layers
 from mconv.train.config.parallelism import Parallelism
 
+_GROUPS: list[Any] = []
+"""The process groups that megatron-core has made for the layout at hand, of which this rank is a member."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parallel:
@@ -146,30 +149,30 @@ def _destroy_groups() -> None:
     """Let go of megatron-core's groups, and of their sockets and threads, which it only forgets (dozens a layout)."""
     from mconv.train.megatron.imports import parallel_state
 
-    groups = {id(group): group for group in parallel_state._global_process_group_list or [] if group is not None}
     parallel_state.destroy_model_parallel()
-    for group in groups.values():
+    for group in _GROUPS:
         torch.distributed.destroy_process_group(group)
+    _GROUPS.clear()
 
 
 @contextlib.contextmanager
 def _one_group_a_set() -> Iterator[None]:
-    """Within it, gloo groups of the same ranks are one group.
+    """Within it, this rank's new groups are noted in `_GROUPS`, and gloo groups of the same ranks are one group.
 
     megatron-core makes some forty groups a layout, of which most have the same few members; and each gloo group has a
     thread that wakes a hundred times a second, so that four idle ranks would keep a core busy.
     """
-    original = torch.distributed.new_group
-    if torch.distributed.get_backend() != "gloo":
-        yield
-        return
+    original, shared = torch.distributed.new_group, torch.distributed.get_backend() == "gloo"
     made: dict[tuple[int, ...] | None, Any] = {}  # filled alike on all ranks, members or not: they ask in one order
 
     def new_group(ranks: Sequence[int] | None = None, *args: Any, **options: Any) -> Any:
         members = None if ranks is None else tuple(ranks)
-        if members not in made:
-            made[members] = original(ranks, *args, **options)
-        return made[members]
+        if shared and members in made:
+            return made[members]
+        made[members] = group = original(ranks, *args, **options)
+        if isinstance(group, torch.distributed.ProcessGroup):  # else this rank is no member
+            _GROUPS.append(group)
+        return group
 
     torch.distributed.new_group = new_group
     try:

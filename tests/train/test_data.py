@@ -38,9 +38,10 @@ def source(tmp_path):
 
 def stored(prefix):
     """Documents as megatron-core reads them."""
-    from mconv.train.megatron.imports import IndexedDataset
+    from mconv.train.megatron.imports import IndexedDataset, quiet
 
-    data = IndexedDataset(str(prefix))
+    with quiet():
+        data = IndexedDataset(str(prefix))
     return [np.array(data[i]).tolist() for i in range(len(data))]
 
 

@@ -103,9 +103,10 @@ def test_refusals(name, tree):
 
 
 def test_the_index_reader_reads_what_megatron_core_reads(tree, tmp_path):
-    from mconv.train.megatron.imports import IndexedDataset
+    from mconv.train.megatron.imports import IndexedDataset, quiet
 
-    ours, theirs = open_index(tree / "b/y"), IndexedDataset(str(tree / "b/y"))
+    with quiet():
+        ours, theirs = open_index(tree / "b/y"), IndexedDataset(str(tree / "b/y"))
     assert len(ours) == len(theirs) and all(np.array_equal(ours[i], theirs[i]) for i in range(len(ours)))
     assert ours.ends.tolist() == theirs.document_indices[1:].tolist() and ours.extremes() == (3, 3)
     bare = open_index(write(tmp_path / "bare", [[1, 2], [3]], marked=False))  # as the ancestor leaves it

@@ -18,6 +18,7 @@ from mconv.convert.optimizer import OptimizerState, open_state, with_padding
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.train.checkpoints.checkpoint import Loaded
 from mconv.train.megatron.imports import DistributedOptimizer
+from mconv.train.megatron.optimizer import kept_slice
 from mconv.train.model import weights
 from mconv.train.model.engine import unwrap
 from mconv.train.optim.optimizer import parts, set_step
@@ -113,9 +114,8 @@ def _mains(optimizer: Any, parameter: torch.nn.Parameter) -> Iterator[tuple[Any,
         if isinstance(part, DistributedOptimizer):
             if parameter in part.model_param_group_index_map:
                 group, place = part.model_param_group_index_map[parameter]
-                kept = part._get_model_param_range_map(parameter)["param"]
                 main = part.optimizer.param_groups[group]["params"][place]
-                yield part.optimizer, main, slice(kept.start, kept.end)
+                yield part.optimizer, main, kept_slice(part, parameter)
         else:
             main = getattr(parameter, "main_param", parameter)
             if main in part.optimizer.state:

@@ -16,7 +16,13 @@ from mconv.train.config.data import shares
 from mconv.train.data.cache import cached
 from mconv.train.data.index import Tokens
 from mconv.train.data.sources import Blend
-from mconv.train.megatron.imports import BlendedMegatronDatasetBuilder, GPTDataset, GPTDatasetConfig, IndexedDataset
+from mconv.train.megatron.imports import (
+    BlendedMegatronDatasetBuilder,
+    GPTDataset,
+    GPTDatasetConfig,
+    IndexedDataset,
+    quiet,
+)
 
 SURPLUS = 0.005
 """Samples that megatron-core makes of each prefix beyond its share, as a part of them."""
@@ -57,6 +63,7 @@ class Text(GPTDataset):
         return sample
 
 
+@quiet()
 def datasets(
     blends: Blend | Sequence[Blend | None],
     *,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mconv.train.megatron.imports import BlendedMegatronDatasetBuilder, GPTDatasetConfig, MockGPTDataset
+from mconv.train.megatron.imports import BlendedMegatronDatasetBuilder, GPTDatasetConfig, MockGPTDataset, quiet
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class _Numbers:
         return {"class": "mconv numbers", "vocab_size": self.vocab_size}
 
 
+@quiet()
 def datasets(*, vocab_size: int, seq_length: int, seed: int, samples: Sequence[int]) -> list[Any]:
     """Datasets for training, validation and test: the samples of Megatron-LM's `--mock-data` with its NullTokenizer.
 

@@ -7,6 +7,7 @@ import torch
 from mconv.train.agree import largest
 from mconv.train.config import TrainConfig
 from mconv.train.megatron.imports import DistributedOptimizer, OptimizerConfig, get_megatron_optimizer, quiet
+from mconv.train.megatron.optimizer import let_step_through
 from mconv.train.model.precision import dtype_of
 
 SAME = (
@@ -28,7 +29,7 @@ def make_optimizer(chunks: list[Any], config: TrainConfig) -> Any:
         optimizer = get_megatron_optimizer(options, chunks, use_gloo_process_groups=False)
     for part in parts(optimizer):
         if isinstance(part, DistributedOptimizer):
-            _let_step_through(part)
+            let_step_through(part)
         if part.init_state_fn is None:  # megatron-core calls it all the same
             part.init_state_fn = lambda *_: None
     _make_state(optimizer)
@@ -115,16 +116,3 @@ def _set_fused(adam: torch.optim.Optimizer, fused: bool | None) -> None:
             state: dict[str, Any] = adam.state[parameter]
             if state:
                 state["step"] = state["step"].to(parameter.device)
-
-
-def _let_step_through(part: Any) -> None:
-    """Let a load pass that brings no `step` per parameter: megatron-core copies every key of Adam's state blindly."""
-    original = part._set_main_param_and_optimizer_states
-
-    def set_states(model_param: torch.nn.Parameter, tensors: dict[str, Any]) -> None:
-        group, order = part.model_param_group_index_map[model_param]
-        state = part.optimizer.state[part.optimizer.param_groups[group]["params"][order]]
-        kept = {"step": state["step"]} if "step" in state else {}
-        original(model_param, {**kept, **tensors})
-
-    part._set_main_param_and_optimizer_states = set_states
