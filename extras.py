@@ -3,7 +3,6 @@
 pyproject.toml has the same table for pip; a test holds the two together. Nothing is imported here.
 """
 
-import importlib.metadata
 import importlib.util
 import sys
 
@@ -31,9 +30,11 @@ class MissingPackage(MconvError):
 
 def version(package: str) -> str | None:
     """Return the version of an installed package, None if it is not installed."""
+    from importlib import metadata  # it costs more than the rest of `--help`'s imports of ours
+
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None
 
 

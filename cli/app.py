@@ -10,6 +10,7 @@ from typing import Any, get_args
 from cyclopts import App, CycloptsError, Parameter, Token, convert
 
 import mconv
+from mconv.cli.filled import Filled
 from mconv.cli.terminal import typed
 from mconv.errors import MconvError
 
@@ -33,6 +34,8 @@ app = App(
     default_parameter=Parameter(converter=_exactly, show_default=_default),
     help="Convert language models between Hugging Face and Megatron, verify, train and publish them.",
     help_on_error=False,
+    help_format="plaintext",
+    help_formatter=Filled(),
     suppress_keyboard_interrupt=False,  # `run` answers it
 )
 data = App(name="data", help="Tokenize training data.")

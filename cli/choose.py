@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mconv.convert import scan
-from mconv.convert.place import TRACKER
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
@@ -17,13 +15,13 @@ if TYPE_CHECKING:
     from mconv.convert.scan import Found
 
 FITS = {
-    "Megatron checkpoint": scan.is_megatron,
-    "Hugging Face folder that mconv made": scan.is_export,
-    "checkpoint that mconv made": scan.is_made,
-    "adapter": scan.is_adapter,
-    "LoRA run": scan.is_lora_run,
+    "Megatron checkpoint": "is_megatron",
+    "Hugging Face folder that mconv made": "is_export",
+    "checkpoint that mconv made": "is_made",
+    "adapter": "is_adapter",
+    "LoRA run": "is_lora_run",
 }
-"""What a command can take, by what it is called in messages."""
+"""What a command can take, by what it is called in messages -> the function of `scan` that knows it."""
 NEXT = {"hf2meg": "verify", "reshard": "verify", "merge": "verify", "meg2hf": "push", "lora merge": "push"}
 """A step -> the command that usually follows."""
 NEEDED = {
@@ -36,6 +34,9 @@ NEEDED = {
 
 def newest(command: str, what: str, *, name: str = "a path") -> "Found":
     """Return the newest of a kind in the current folder, and say which it is and why. Raises MconvError if none is."""
+    from mconv.convert import scan
+    from mconv.convert.place import TRACKER
+
     if Path(TRACKER).is_file():  # its iterations are no checkpoints to choose between, and outputs would land among them
         raise MconvError(
             f"the current folder is a Megatron root itself: go to the folder that it lies in, or give {name}"
@@ -43,7 +44,7 @@ def newest(command: str, what: str, *, name: str = "a path") -> "Found":
     looked = scan.scan(Path())
     for note in looked.notes:
         say(note)
-    choice = scan.newest(looked, FITS[what], what=what, name=name)
+    choice = scan.newest(looked, getattr(scan, FITS[what]), what=what, name=name)
     say(f"{command}: {choice.found.path} ({choice.why})")
     return choice.found
 
