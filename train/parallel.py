@@ -14,6 +14,7 @@ from mconv.errors import LayoutError
 from mconv.shard.layout import Layout
 from mconv.shard.stages import EVEN, Uneven, stage_layers
 from mconv.train.config.parallelism import Parallelism
+from mconv.train.config.uneven import uneven_of
 
 _GROUPS: list[Any] = []
 """The process groups that megatron-core has made for the layout at hand, of which this rank is a member."""
@@ -70,11 +71,6 @@ def parallel_of(config: Parallelism) -> Parallel:
     """The layout that a configuration asks for."""
     sizes: dict[str, Any] = {name: getattr(config, name) for name in ("tp", "pp", "vpp", "sequence_parallel")}
     return Parallel(**sizes, uneven=uneven_of(config))
-
-
-def uneven_of(config: Parallelism) -> Uneven:
-    """What makes its stages hold different numbers of layers."""
-    return Uneven(**{field: getattr(config, name) for field, (name, _) in UNEVEN.items()})
 
 
 def world() -> tuple[int, int]:

@@ -8,6 +8,7 @@ import torch
 
 from mconv.convert import sidecar
 from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.formats.dtype import in_torch
 from mconv.convert.host import existing, writable
 from mconv.convert.optimizer import OptimizerState, with_padding
 from mconv.convert.source import Source, check_copies
@@ -132,12 +133,12 @@ def _source(config: TrainConfig) -> _Source:
 def _models(config: TrainConfig, parallel: Parallel, source: _Source, padded: int) -> list[Any]:
     """This rank's parts of the model, with the weights that the run begins with; empty where its own state follows."""
     models = build_chunks(
-        source.opened.spec, padded_vocab_size=padded, parallel=parallel, dtype=dtype_of(config),
+        source.opened.spec, padded_vocab_size=padded, parallel=parallel, dtype=in_torch(dtype_of(config)),
         calculate_per_token_loss=True, **layouts.schedule(parallel), **recompute.options(config),
         variable_seq_lengths=config.variable_seq_lengths,
         moe_token_dispatcher_type="alltoall",  # the default refuses variable lengths, experts or not
         hidden_dropout=config.hidden_dropout, attention_dropout=config.attention_dropout,
-        core_attention=backend.core_attention(config, dtype=dtype_of(config)),
+        core_attention=backend.core_attention(config, dtype=in_torch(dtype_of(config))),
     )  # fmt: skip
     for number, model in enumerate(models):
         if config.padded_vocab_in_loss:

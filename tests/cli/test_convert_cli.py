@@ -230,6 +230,7 @@ inspect HF
 inspect OLD --tensors
 inspect TD --json
 inspect MP --tp 2
+plan --load HF --mock-data --seq-length 8 --global-batch-size 1
 """
 MISTAKES = """\
 hf2meg HF --out q --tp 3

@@ -91,7 +91,7 @@ def test_resolved_says_each_precision_and_the_dtype_follows(made):
         dtype_of(config)
     settled, _ = resolved(config, architecture.origin(config))
     assert (settled.fp32, settled.bf16, settled.fp16) == (False, True, False)
-    assert dtype_of(settled) == torch.bfloat16
+    assert dtype_of(settled) == BY_NAME["bfloat16"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from mconv.convert.lora import chosen, linears
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError
 from mconv.train.config import make
-from mconv.train.model import architecture, initial
+from mconv.train.model import architecture, drawing
 from mconv.train.model.presets import PRESETS
 
 RUN = {"data": ["x"], "train_iters": 1, "lr": 1e-3, "init": "random"}
@@ -141,7 +141,7 @@ def test_a_rank_has_its_slice_of_them():
         load_rank(opened, held, **place, partial=True)
         halves.append(held[name])
     assert torch.equal(torch.cat(halves), opened.located["layer.2.mlp_in.weight"].load())
-    initial.forget()
+    drawing.forget()
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------

@@ -8,12 +8,12 @@ from mconv.errors import ConfigError, refuse
 from mconv.shard.layout import Layout, padded_vocab
 from mconv.train.config import TrainConfig, batches
 from mconv.train.config.length import unshared
+from mconv.train.config.uneven import uneven_of
 from mconv.train.estimate import flops, memory, storage, units
 from mconv.train.model import architecture
 from mconv.train.model.adapter import asked, wanted
 from mconv.train.model.precision import Precision, dtype_of, resolved
 from mconv.train.model.trains import Trains, check
-from mconv.train.parallel import uneven_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

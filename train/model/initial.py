@@ -6,18 +6,19 @@ So they are the same at every layout, and so are a run's losses. megatron-core's
 import hashlib
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.families import FAMILIES
-from mconv.convert.formats.dtype import FLOAT32, in_torch
+from mconv.convert.formats.dtype import FLOAT32
 from mconv.convert.formats.tensors import Located
 from mconv.convert.table import Stored
 from mconv.shard.cut import entire
 from mconv.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
 
 LAST = ("layer.attn_out", "layer.mlp_out")
 """Rows whose output is added to the hidden states: the more layers do so, the less each may."""
@@ -31,22 +32,13 @@ class Drawn(Located):
     std: float | None
     constant: float = 0.0
 
-    def load(self) -> torch.Tensor:
+    def load(self) -> "torch.Tensor":
         """Draw it: the same values each time."""
+        from mconv.train.model import drawing
+
         if self.std is None:
-            return torch.full(self.shape, self.constant, dtype=in_torch(self.dtype))
-        return _normal(self.shape, self.seed, self.std)
-
-
-@lru_cache(maxsize=1)  # a tensor is read part by part
-def _normal(shape: tuple[int, ...], seed: int, std: float) -> torch.Tensor:
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    return torch.empty(shape, device="cpu").normal_(std=std, generator=generator)
-
-
-def forget() -> None:
-    """Let go of the tensor that was drawn last."""
-    _normal.cache_clear()
+            return drawing.constant(self.shape, self.constant, self.dtype)
+        return drawing.normal(self.shape, self.seed, self.std)
 
 
 def parameters(spec: ModelSpec) -> int:

@@ -4,17 +4,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.formats.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
 from mconv.convert.formats.hf import read_json
 from mconv.errors import ConfigError
 from mconv.train.config import TrainConfig
 from mconv.train.config.precision import NAMES
 from mconv.train.model.initial import Drawn
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OF = {str(dtype).removeprefix("torch."): name for name, dtype in DTYPES.items()}
+DTYPES = {"fp32": FLOAT32, "bf16": BFLOAT16, "fp16": FLOAT16}
+OF = {dtype.name: name for name, dtype in DTYPES.items()}
 """The precision of a dtype's name, as a config.json has it."""
 
 
@@ -58,7 +57,7 @@ def resolved(config: TrainConfig, opened: Checkpoint) -> tuple[TrainConfig, Prec
     return dataclasses.replace(config, **asked), found
 
 
-def dtype_of(config: TrainConfig) -> torch.dtype:
+def dtype_of(config: TrainConfig) -> DType:
     """Return the dtype of weights in forward and backward passes. Raises ConfigError before `resolved`."""
     if found := [name for name in NAMES if getattr(config, name)]:
         return DTYPES[found[0]]

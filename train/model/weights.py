@@ -10,7 +10,7 @@ from mconv.convert.load import Checkpoint, load_rank, open_checkpoint
 from mconv.errors import LayoutError
 from mconv.shard.layout import padded_vocab
 from mconv.train.megatron.imports import parallel_state
-from mconv.train.model import initial
+from mconv.train.model import drawing
 from mconv.train.model.engine import Parallel, parameters
 
 
@@ -53,4 +53,4 @@ def fill_tensors(
         stage=parallel_state.get_pipeline_model_parallel_rank(),
         chunk=chunk,
     )
-    initial.forget()
+    drawing.forget()

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from mconv.convert.formats.dtype import in_torch
 from mconv.train.agree import largest
 from mconv.train.config import TrainConfig
 from mconv.train.megatron.imports import DistributedOptimizer, OptimizerConfig, get_megatron_optimizer, quiet
@@ -21,7 +22,7 @@ def make_optimizer(chunks: list[Any], config: TrainConfig) -> Any:
     """megatron-core's optimizer over a model's chunks: fp32 main weights, clipping by the global norm."""
     options = OptimizerConfig(
         **{name: getattr(config, name) for name in SAME},
-        params_dtype=dtype_of(config),
+        params_dtype=in_torch(dtype_of(config)),
         use_distributed_optimizer=config.distributed_optimizer,
         overlap_param_gather=config.overlap_param_gather,
     )
