@@ -13,14 +13,15 @@ EXTRAS = {
     "train": (*HF, "megatron.core", "psutil"),
     "hf": HF,
     "data": (*HF, "zstandard", "pyarrow"),
+    "hub": ("huggingface_hub",),
     "log": ("tensorboard",),
     "plot": ("matplotlib",),
     "demo": (*HF, "megatron.core", "psutil", "gguf"),
 }
-"""Extra of mconv -> the modules that it brings."""
+"""Extra of mconv -> the modules that it brings; hub's is in a plain install too, in whatever version it finds."""
 NAMES = {"google.protobuf": "protobuf", "megatron.core": "megatron-core"}
 """Modules of which the package has another name."""
-RANGES = {"transformers": (5, 6)}
+RANGES = {"transformers": (5, 6), "huggingface_hub": (1, 3)}
 """Packages that another program may have installed in a version that mconv does not work with: from, below (major)."""
 
 

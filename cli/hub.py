@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from mconv import extras
 from mconv.cli import choose, publishing
 from mconv.cli import options as o
 from mconv.errors import MconvError
@@ -43,6 +44,7 @@ def push(
         Send nothing: list the files, show the card, check all that a push needs, and compare the tensors with the
         source's. Exit code 0: a push would go ahead.
     """
+    extras.need("hub", "huggingface_hub", to="mconv push")
     if folder and repo is None and not folder.exists() and len(folder.parts) == 2:
         raise MconvError(f"{folder} is not a folder here; a repository comes second: `mconv push FOLDER {folder}`")
     folder = folder or choose.newest("push", "Hugging Face folder that mconv made").path

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from mconv import extras
 from mconv.convert import unfinished
 from mconv.convert.place import PULL
 from mconv.convert.recognize import explain, shown
@@ -272,6 +273,7 @@ def _chosen(sizes: Mapping[str, int | None] | None) -> list[str] | None:
 def _download(
     repo: str, *, cache_dir: Path | None, local_dir: Path | None, revision: str | None, endpoint: str | None, tell: Tell
 ) -> Path:
+    extras.need("hub", "huggingface_hub", to=f"downloading {repo}")
     from huggingface_hub import HfApi, snapshot_download
 
     with one_line(repo, doing="cannot download"):

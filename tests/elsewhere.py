@@ -57,7 +57,7 @@ class Blind:
 
 def without_extras():
     """Take away all that an extra brings."""
-    names = {module for modules in EXTRAS.values() for module in modules}
+    names = {module for extra, modules in EXTRAS.items() for module in modules if extra != "hub"}
     for module in [m for m in sys.modules if any(m == name or m.startswith(f"{name}.") for name in names)]:
         del sys.modules[module]
     sys.meta_path[:] = [Blind(finder, names) for finder in sys.meta_path]

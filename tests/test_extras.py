@@ -1,5 +1,6 @@
 """A plain install: what each extra adds is one table, and without it a command says which extra it wants."""
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from mconv import extras
 from mconv.errors import MconvError
+from mconv.train.data import text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -37,13 +39,28 @@ def test_the_table_of_extras_is_pips(extra):
 
 
 def test_the_ranges_are_pips():
+    spans = {name: span for extra in extras.EXTRAS for name, span in packages(extra).items()}
     for module, (low, high) in extras.RANGES.items():
-        assert packages("train")[extras.NAMES.get(module, module)] == f">={low},<{high}"
+        assert spans[extras.NAMES.get(module, module)] == f">={low},<{high}"
+
+
+def test_what_a_command_asks_for_is_in_the_extra_that_it_names():
+    """Calls of `need` with names in their text, and those that it is asked for by a table of their own."""
+    asked = set()
+    for path in (path for part in ("cli", "train", "verify", "hub") for path in (ROOT / part).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "extras.need":
+                names = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+                asked |= {(names[0], module) for module in names[1:] or extras.EXTRAS[names[0]]}
+    assert {("train", "psutil"), ("data", "transformers"), ("hub", "huggingface_hub"), ("plot", "matplotlib")} <= asked
+    assert [pair for pair in asked if pair[1] not in extras.EXTRAS[pair[0]]] == []
+    assert {*text.READERS.values()} <= {*extras.EXTRAS["data"]}
 
 
 def test_a_plain_install_has_none_of_them():
+    """But for the Hub's client, of which an extra asks for more."""
     plain = {re.match(r"[\w-]+", requirement)[0] for requirement in PROJECT["dependencies"]}
-    assert "torch" in plain and not plain & {name for extra in extras.EXTRAS for name in packages(extra)}
+    assert "torch" in plain and not plain & {name for extra in {*extras.EXTRAS} - {"hub"} for name in packages(extra)}
 
 
 def test_all_that_is_missing_is_one_sentence(monkeypatch):
