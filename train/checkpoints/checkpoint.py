@@ -167,7 +167,7 @@ def _sharded(chunks: list[Any], optimizer: Any, *, loading: bool) -> dict[str, A
 def _a_layer_apart(state: Any) -> Any:
     """The state of one layer under a name of its own.
 
-    megatron-core writes all layers as one tensor, and fails where frozen ones have none to write.
+    megatron-core takes layers for parts of one tensor, which must be whole to be saved and loaded; frozen ones have none.
     """
     if isinstance(state, ShardedTensorFactory):
         build = state.build_fn
