@@ -6,6 +6,7 @@ STACK := .venv-stack/bin
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INSTALL := $(BIN)/python $(PIP)
 DIST := dist
+TRANSFORMERS4 := transformers==4.57.6 tokenizers==0.22.2 huggingface_hub==0.36.2
 PACKAGES := shard convert train verify hub cli
 
 .PHONY: demo demo-real test test-stack check docs format bench bench-gpu wheel clean
@@ -74,6 +75,8 @@ clean:
 .venv-stack/test: pyproject.toml constraints.txt
 	test -d .venv-stack || $(STACK_PYTHON) -m venv .venv-stack
 	$(STACK)/python $(PIP) -e '.[test]'
+	rm -rf .venv-stack/transformers4  # apart from the other packages: exports are read by it, nothing else
+	$(STACK)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv-stack/transformers4 $(TRANSFORMERS4)
 	touch $@
 
 # mypy wants a folder named mconv; the repository root is the package, whatever its own name. So: links, in build/.

@@ -48,6 +48,7 @@ ONLY: tuple[Key, ...] = (
         "kv_sharing_modes", "attention_chunk_size", "transformers_weights", "mtp_layer_types", "vision_aspect_ratio",
         "vision_feature_layer", "vision_feature_select_strategy",
     )),
+    Constant("num_kv_shared_layers", None, also=(0,), emit=False),  # of the cache of transformers 5.0
     Constant("is_causal", True, emit=False),
 )  # fmt: skip
 """Keys that transformers reads in every family, with the one value of them that mconv computes."""

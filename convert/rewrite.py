@@ -26,6 +26,7 @@ from mconv.convert.place import Place
 from mconv.convert.plan import Plan
 from mconv.convert.publish import explained, publish
 from mconv.convert.ranks import ALONE, RankDied, Ranks
+from mconv.convert.rope import OLD_KEYS
 from mconv.convert.source import Progress, Scratch, Source, quiet
 from mconv.convert.source import digests as digests_of
 from mconv.convert.table import Logical
@@ -188,6 +189,8 @@ def _write_side_files(plan: Plan, folder: Path) -> dict[str, str]:
         config.write_text(json.dumps(_config(plan, old), indent=2) + "\n", encoding="utf-8")
     else:
         dtypes.set_in(config, plan.final_dtype.name)
+        if plan.format == "hf":
+            _add_old_rope(plan, config)
     return {name: digest for name, digest in digests.items() if name != config.name}
 
 
@@ -204,6 +207,20 @@ def _still_true(plan: Plan, config: dict[str, Any]) -> bool:
     named = [str(name).lower() for name in config.get("architectures") or [family.architecture]]
     whole = named == [family.architecture.lower()]  # what is written has its head, whatever the source had
     return same and whole
+
+
+def _add_old_rope(plan: Plan, file: Path) -> None:
+    """Say rotary settings once more as transformers 4 reads them, where a config.json has them for transformers 5 alone.
+
+    Transformers 4 does not know `rope_parameters`: it would compute with base 10000 and no scaling, without a word.
+    """
+    family, config = plan.source.family, read_json(file)
+    known = {key: value for key, value in config.items() if key != "rope_parameters"}
+    spec, ignored = family.expressible(plan.source.spec), plan.source.ignored.get("config_keys", ())
+    if family.read_config(known, ignored) != spec:
+        written = family.write_config(spec)
+        added = {key: written[key] for key in OLD_KEYS if config.get(key) is None}
+        file.write_text(json.dumps({**config, **added}, indent=2) + "\n", encoding="utf-8")
 
 
 def _config(plan: Plan, old: dict[str, Any]) -> dict[str, Any]:

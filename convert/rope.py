@@ -19,6 +19,8 @@ UNREAD = (
     "mscale_all_dim", "truncate",
 )  # fmt: skip
 """What transformers reads of other kinds: kinds that do not have it ignore it."""
+OLD_KEYS = ("rope_theta", "rope_scaling")
+"""What transformers 4 reads, which does not know `rope_parameters`."""
 TRAINED = "original_max_position_embeddings"
 """How far the model was first trained: a key of the settings, which transformers also takes from beside them."""
 

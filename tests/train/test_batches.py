@@ -21,7 +21,7 @@ def calculator(name):
     """A class of megatron-core's; the test is skipped where the installed version has none of that name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about what is not installed here, and moves within megatron-core
-        module = pytest.importorskip("megatron.core.num_microbatches_calculator")
+        from megatron.core import num_microbatches_calculator as module
     if not hasattr(module, name):
         pytest.skip(f"megatron-core {metadata.version('megatron-core')} has no {name}")
     return getattr(module, name)

@@ -76,7 +76,7 @@ TURN: dict[Use, tuple[str, ...]] = {
 """Fields of a turn. Every other one is handed to the tokenizer's chat template, which must write it."""
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Three names of one field of a turn; transformers fills each from the others."""
+"""Three names of one field of a turn; transformers (5.21, not yet 5.18) fills each from the others."""
 
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 """Values that say nothing, whatever the field is called."""
