@@ -22,7 +22,7 @@ from mconv.train.config import TrainConfig
 from mconv.train.config.batches import batch_size, length
 from mconv.train.estimate import storage
 from mconv.train.logs import log as logs
-from mconv.train.model import adapter, architecture, backend, recompute, weights
+from mconv.train.model import adapter, architecture, backend, recompute, trusted, weights
 from mconv.train.model.checks import check_known
 from mconv.train.model.engine import build_chunks, init, unwrap
 from mconv.train.model.freeze import count, freeze
@@ -167,9 +167,12 @@ def _loaded(source: _Source, parallel: Parallel, *, chunks: list[Any], optimizer
 
 
 def _changed(config: TrainConfig, opened: Checkpoint, *, own: bool) -> bool:
-    """Return whether the run's own optimizer is not kept as this run keeps it: megatron-core cannot load it."""
+    """Return whether megatron-core cannot load the run's own state: kept otherwise, or not to be given to its loader."""
+    if not own:
+        return False
     shared = beside.distributed(opened) not in (None, config.distributed_optimizer)
-    return own and (shared or beside.precision(opened.common) not in (None, precision_of(config, opened).name))
+    other = beside.precision(opened.common) not in (None, precision_of(config, opened).name)
+    return shared or other or not agree.on_rank_0(lambda: trusted.reads_all(opened.path))
 
 
 def _room(config: TrainConfig, models: list[Any], source: _Source, say: logs.Say) -> int:

@@ -18,7 +18,7 @@ from mconv.convert.formats.container import COMMON as COMMON
 from mconv.convert.formats.container import VERSIONS as VERSIONS
 from mconv.convert.formats.dtype import DType
 from mconv.convert.formats.tensors import Located
-from mconv.convert.formats.unpickle import StandIn, loads
+from mconv.convert.formats.unpickle import StandIn, loads, stand_in
 from mconv.errors import FormatError
 
 INDEX = ".metadata"
@@ -74,6 +74,25 @@ class _Index(StandIn):
         return isinstance(other, _Index) and (self.fqn, self.offset) == (other.fqn, other.offset)
 
 
+DCP = "torch.distributed.checkpoint"
+CLASSES = {
+    "metadata": ("Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "TensorProperties",
+                 "_MEM_FORMAT_ENCODING", "StorageMeta"),
+    "filesystem": ("_StorageInfo", "_StoragePrefix"),
+    "planner": ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData"),
+}  # fmt: skip
+"""What torch makes its index of, by module of its `distributed.checkpoint`. Nothing else may be in there: megatron-core
+and torch read it with plain `pickle` later, where verify loads a model."""
+NAMES = {
+    **{
+        (f"{DCP}.{module}", name): stand_in(f"{DCP}.{module}", name)
+        for module, names in CLASSES.items()
+        for name in names
+    },
+    (f"{DCP}.metadata", "MetadataIndex"): _Index,
+}
+
+
 def is_torch_dist(folder: Path) -> bool:
     return (folder / VERSIONS).is_file() or (folder / INDEX).is_file()
 
@@ -96,8 +115,7 @@ def _open(folder: Path) -> tuple[dict[str, Global], dict[str, Chunk]]:
             raise FormatError(f"{folder / name} is missing: the checkpoint was not saved to its end, or not copied whole")
     container.check_backends(folder)
     where = str(folder / INDEX)
-    also = {("torch.distributed.checkpoint.metadata", "MetadataIndex"): _Index}
-    state = getattr(loads((folder / INDEX).read_bytes(), where=where, also=also), "state", None)
+    state = getattr(loads((folder / INDEX).read_bytes(), where=where, also=NAMES, stand_ins=()), "state", None)
     try:
         container.check_index(folder / INDEX, state)  # type: ignore[arg-type]
         return _index(folder, state)  # type: ignore[arg-type]

@@ -111,7 +111,9 @@ def _opaque(*args: object) -> StandIn:
     return StandIn(*args)
 
 
-COMMON: dict[tuple[str, str], Any] = {
+Names = dict[tuple[str, str], Any]
+"""(module, name) in a pickle -> what it is read as."""
+COMMON: Names = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("collections", "defaultdict"): collections.defaultdict,
     ("argparse", "Namespace"): argparse.Namespace,
@@ -164,15 +166,17 @@ class Unpickler(_PythonUnpickler):
 
     dispatch[pickle.BUILD[0]] = load_build
 
-    def __init__(self, file: io.BytesIO, *, where: str, also: dict[tuple[str, str], Any] | None = None) -> None:
+    def __init__(
+        self, file: io.BytesIO, *, where: str, also: Names | None = None, stand_ins: tuple[str, ...] = STAND_INS
+    ) -> None:
         super().__init__(file)
-        self.where = where
+        self.where, self.stand_ins = where, stand_ins
         self.table = COMMON | (also or {})
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.table:
             return self.table[module, name]
-        if module.startswith(STAND_INS) and name.isidentifier():
+        if module.startswith(self.stand_ins) and name.isidentifier():
             return stand_in(module, name)
         if module == "torch._utils" and name in UNREAD:
             raise FormatError(f"{self.where} holds {UNREAD[name]}; give plain weights")
@@ -186,13 +190,16 @@ class Unpickler(_PythonUnpickler):
         return Storage(key=str(pid[2]), dtype=pid[1], numel=int(pid[4]))
 
 
-def loads(data: bytes, *, where: str, also: dict[tuple[str, str], Any] | None = None) -> Any:
-    """Unpickle `data` safely. Raises FormatError, with `where`, on anything that is not understood."""
+def loads(data: bytes, *, where: str, also: Names | None = None, stand_ins: tuple[str, ...] = STAND_INS) -> Any:
+    """Unpickle `data` safely. Raises FormatError, with `where`, on anything that is not understood.
+
+    `also`: names that are known beside those of every pickle; `stand_ins`: modules whose other names are read inertly.
+    """
 
     def fail(error: BaseException) -> NoReturn:
         raise FormatError(f"{where}: damaged or unknown pickle ({type(error).__name__}: {error})") from error
 
-    load: Callable[[], Any] = Unpickler(io.BytesIO(data), where=where, also=also).load
+    load: Callable[[], Any] = Unpickler(io.BytesIO(data), where=where, also=also, stand_ins=stand_ins).load
     try:
         return load()
     except FormatError:

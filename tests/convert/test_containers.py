@@ -1,16 +1,21 @@
 """Both container forms of a torch_dist folder are read by every command; one that no table knows is named and refused."""
 
+import enum
+import io
 import json
+import os
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
-from containers import edit_index, put_inside
 from safetensors.torch import load_file
 from tiny import make_llama, same, tensors
 from transformers import AutoModelForCausalLM
 
+from containers import edit_index, put_inside
 from mconv.cli.app import run
 from mconv.convert import plan
 from mconv.convert.opening import open_checkpoint
@@ -135,3 +140,62 @@ def test_a_container_of_another_form_is_one_sentence(copy, capsys, name):
         open_checkpoint(folder.parent)
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
     assert run(["inspect", str(folder.parent)]) == 2 and "Traceback" not in capsys.readouterr().err
+
+
+# ---- pickles that megatron-core's own loader would run ---------------------------------------------------------------
+class Evil:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def judged(folder, made):
+    return run(["verify", str(made / "hf"), str(folder.parent), "--logits", "--length", "32"])
+
+
+def test_args_of_a_class_that_the_installed_version_does_not_have(copy, made, monkeypatch):
+    """megatron-core's loader stops at it; its own description of the tensors and torch's reader do not need it."""
+    module = types.ModuleType("megatron.core.transformer.newer")
+    module.Novel = enum.Enum("Novel", {"ONE": 1}, module=module.__name__)
+    folder = copy("older")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)
+        common = torch.load(folder / "common.pt", weights_only=False)
+        common["args"].attention_backend = module.Novel.ONE
+        torch.save(common, folder / "common.pt")
+    from mconv.train.model import trusted
+
+    with pytest.raises(FormatError, match="of classes that the installed megatron-core does not have"):
+        trusted.check_all(folder)
+    assert judged(folder, made) == 0
+
+
+def test_no_pickle_among_the_chunks_is_run(copy, made, tmp_path):
+    """megatron-core's loader would hand extra states to `torch.load` without `weights_only`."""
+    folder, buffer = copy("older"), io.BytesIO()
+    torch.save([Evil(tmp_path / "ran")], buffer)
+    (folder / "__9_0.distcp").write_bytes(buffer.getvalue())
+
+    def change(found):
+        for key, place in found.storage_data.items():
+            if "_extra_state" in key.fqn:
+                place.relative_path, place.offset, place.length = "__9_0.distcp", 0, buffer.tell()
+
+    edit_index(folder, change)
+    from mconv.train.model import trusted
+
+    assert trusted.reads_common(folder) and not trusted.reads_all(folder)
+    assert judged(folder, made) == 0 and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("module", ["torch.distributed.checkpoint.format_utils", "megatron.core.utils"])
+def test_the_index_names_its_own_classes_alone(copy, module):
+    """torch and megatron-core read it with plain pickle: a function of theirs would be called."""
+    folder = copy("older")
+    (folder / ".metadata").write_bytes(f"c{module}\ntorch_save_to_dcp\n(tR.".encode())
+    with pytest.raises(FormatError, match=f"names {module}.torch_save_to_dcp, which mconv does not load"):
+        open_checkpoint(folder.parent)

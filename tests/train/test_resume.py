@@ -15,6 +15,8 @@ import jobs
 import pytest
 import torch
 
+from containers import put_inside
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -115,6 +117,21 @@ def test_what_a_resume_loses_is_seen_in_the_losses(fault, half, tmp_path, monkey
         FAULTS[fault](monkeypatch)
     resumed = jobs.train(**fields, save=str(tmp_path / "run"))["losses"]
     assert (resumed == losses[2:]) is (fault is None), (resumed, losses)
+
+
+def test_a_run_in_the_container_of_megatron_core_0_19_goes_on(run, tmp_path):
+    """Whatever version is installed: mconv reads it by itself, and hands none of its pickles to megatron-core."""
+    from mconv.train.model import engine
+
+    fields = run | {"hidden_dropout": 0.0, "train_iters": 4, "save": str(tmp_path / "run")}
+    losses = jobs.train(**fields)["losses"]
+    engine.shutdown()
+    shutil.rmtree(tmp_path / "run")
+    jobs.train(**fields, exit_after=2)
+    engine.shutdown()
+    put_inside(tmp_path / "run/iter_0000002")
+    assert jobs.train(**fields)["losses"] == losses[2:]
+    engine.shutdown()
 
 
 def test_the_optimizer_may_be_shared_among_replicas_or_not(half, tmp_path):

@@ -28,6 +28,7 @@ from mconv.train.megatron.imports import (
     quiet,
     tensor_parallel,
 )
+from mconv.train.model import trusted
 from mconv.train.model.engine import unwrap
 from mconv.train.model.freeze import uneven
 from mconv.train.optim.optimizer import set_step, steps_taken
@@ -95,6 +96,7 @@ def load(folder: Path, *, chunks: list[Any], optimizer: Any) -> Loaded:
     Any tp x pp x dp may read what another one wrote; random states are restored where tp x pp are the same. Raises
     FormatError on anything missing.
     """
+    trusted.check_all(folder)
     wanted = _sharded(chunks, optimizer, loading=True)
     try:
         common = dist_checkpointing.load_common_state_dict(str(folder))

@@ -13,7 +13,7 @@ from mconv.train.megatron.imports import (
     dist_checkpointing,
     quiet,
 )
-from mconv.train.model import partial
+from mconv.train.model import partial, trusted
 from mconv.train.model.engine import parameters, unwrap
 
 
@@ -38,25 +38,26 @@ def load_torch_dist(model: torch.nn.Module, folder: Path | str, *, part: str | N
     """Fill the model from a torch_dist folder (`iter_*` or `release`) with megatron-core's own loader; on all ranks.
 
     `part`: only the parameters whose names start so, by megatron-core's description of them and torch's reader; on any
-    rank. Raises FormatError on a missing tensor, and on a vocabulary of another padding, which megatron-core would
-    stretch or cut in silence. Surplus tensors (optimizer state, extra states) are left alone.
+    rank. So is all of a folder whose common state its loader cannot read. Raises FormatError on a missing tensor, and on
+    a vocabulary of another padding, which megatron-core would stretch or cut in silence. Surplus tensors (optimizer
+    state) are left alone, and so are extra states: those are pickles, which the loader would run.
     """
     whole = unwrap(model)
-    wanted = whole.sharded_state_dict()
-    if part is None and not (Path(folder) / "common.pt").is_file():
-        part = ""  # Megatron-Bridge has no such file, without which megatron-core's loader stumbles
-    if part is not None:
-        wanted = {name: wanted[name] for name, _ in whole.named_parameters() if name.startswith(part)}
+    described, parameters = whole.sharded_state_dict(), dict(whole.named_parameters())
+    wanted = {name: described[name] for name in parameters if name.startswith(part or "")}
     _check_shapes(wanted, str(folder))
-    if part is not None:
-        for name, tensor in partial.read(folder, wanted).items():
-            whole.get_parameter(name).data.copy_(tensor)
-        return
+    read = _by_megatron_core if part is None and trusted.reads_common(folder) else partial.read
+    for name, tensor in read(folder, wanted).items():
+        parameters[name].data.copy_(tensor)
+
+
+def _by_megatron_core(folder: Path | str, wanted: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors that a sharded state dict asks for, by its own names; every rank asks for its own."""
     try:
         loaded = dist_checkpointing.load({"model": wanted}, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
     except dist_checkpointing.core.CheckpointingException as error:
         raise FormatError(f"{folder}: megatron-core cannot load it: {error}") from error
-    whole.load_state_dict(loaded["model"])
+    return dict(loaded["model"])
 
 
 def _check_shapes(wanted: Mapping[str, Any], folder: str) -> None:
