@@ -117,6 +117,7 @@ def test_masks_and_positions_are_megatron_cores(samples):
 
 def test_a_window_holds_within_a_document():
     from mconv.train.megatron.imports import TransformerConfig
+    from mconv.train.megatron.specs import no_cuda_graphs
     from mconv.train.model.attention import CoreAttention
     from mconv.train.model.boundaries import attention_mask
 
@@ -124,7 +125,7 @@ def test_a_window_holds_within_a_document():
         "num_layers": 1,
         "hidden_size": 8,
         "num_attention_heads": 1,
-        "cuda_graph_scope": [],
+        **no_cuda_graphs(),
         "attention_dropout": 0.0,
     }
     attention = CoreAttention(TransformerConfig(**sizes, window_size=(2, 0)))

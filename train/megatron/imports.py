@@ -37,7 +37,7 @@ CORE = gate.check()
 """The megatron-core that is imported."""
 
 with gate.importing(CORE), while_importing(), _uncompiled():
-    from megatron.core import dist_checkpointing, num_microbatches_calculator, parallel_state, tensor_parallel
+    from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
     from megatron.core.datasets import helpers
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
@@ -53,7 +53,6 @@ with gate.importing(CORE), while_importing(), _uncompiled():
     )
     from megatron.core.dist_checkpointing.validation import StrictHandling
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-    from megatron.core.models.common.embeddings import rope_utils
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
@@ -67,11 +66,6 @@ with gate.importing(CORE), while_importing(), _uncompiled():
     from megatron.core.transformer.transformer_config import TransformerConfig
     from megatron.core.transformer.transformer_layer import TransformerLayer
     from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
-
-ConstantNumMicroBatchesCalculator = num_microbatches_calculator.ConstantNumMicroBatchesCalculator
-RampupBatchsizeNumMicroBatchesCalculator: Any = getattr(
-    num_microbatches_calculator, "RampupBatchsizeNumMicroBatchesCalculator", None
-)  # gone from 0.18
 
 cpu.install()
 patches.apply()
@@ -128,7 +122,6 @@ __all__ = [
     "make_sharded_tensors_for_checkpoint",
     "parallel_state",
     "quiet",
-    "rope_utils",
     "tensor_parallel",
     "transformer_engine_attention",
 ]
