@@ -127,3 +127,5 @@ def test_both_stacks_are_pinned_in_one_file():
     assert [name for name in {*names} if names.count(name) > 1] == ["megatron-core"]
     ours = {version: marker for name, version, marker in pins if name == "megatron-core"}
     assert ours == {"0.16.1": '; python_version < "3.12"', "0.19.2": '; python_version >= "3.12"'}
+    page = (ROOT / "docs" / "install.md").read_text()
+    assert all(f"\n| {version} | {python} | " in page for version, python in (("0.16.1", "3.11"), ("0.19.2", "3.12")))
