@@ -32,7 +32,7 @@ def export(
         that the run's base was converted from, its name on the Hub if it came from there.
     """
     run = o.checkpoint(run or choose.newest("lora export", "LoRA run").path, iteration)
-    from mconv.convert import adapted, base_name, peft_adapter
+    from mconv.convert import adapted, base_name
 
     found = adapted.open_run(run, iteration)
     named = base or base_name.of_run(found.folder, found.base)
@@ -40,6 +40,8 @@ def export(
     out = out or Path(naming.adapter(choose.called_path(where), iteration=choose.iteration_of(where)))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MconvError(f"{out} exists and is not empty; name another folder")
+    from mconv.convert import peft_adapter
+
     peft_adapter.write(found.adapter, out, base=named)
     adapted.describe(found, out, base=named)
     print(f"{out}: {found.adapter.settings}; base {named}")

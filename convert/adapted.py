@@ -1,27 +1,24 @@
 """Adapters on disk: the checkpoint of a LoRA run or a PEFT folder, the base beneath it, and both merged into one."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from mconv.convert import adapter as adapters
-from mconv.convert import lora, manifest, opening, peft, peft_adapter
-from mconv.convert.adapter import Adapter
+from mconv.convert import lora, manifest, opening, peft
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.digests import combined
 from mconv.convert.formats import torch_dist
-from mconv.convert.formats.dtype import in_torch
 from mconv.convert.formats.hf import read_json
 from mconv.convert.identify import Said, identify
 from mconv.convert.ignored import NOTHING, Ignored, joined, recorded
 from mconv.convert.lora_settings import Settings
 from mconv.convert.recognize import what_is
-from mconv.convert.source import Progress, Source, digests, quiet
 from mconv.errors import FormatError, refuse
+
+if TYPE_CHECKING:
+    from mconv.convert.adapter import Adapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +26,7 @@ class Run:
     """The checkpoint of a LoRA run, opened."""
 
     folder: Path
-    adapter: Adapter
+    adapter: "Adapter"
     base: dict[str, str]
     """`name`, `path` as seen from the run's folder, and `digest` of the model beneath."""
 
@@ -52,19 +49,12 @@ def open_run(path: Path, iteration: int | None = None) -> Run:
     bad = [f"{key} is missing" for key in keys if key not in tensors]
     bad += [f"{key}: not of the adapter that its args describe" for key in tensors if key not in keys]
     refuse(bad, doing=f"{folder}", kind=FormatError)
-    stacks = {key: _whole(key, tensors[key]) for key in keys}
-    factors = adapters.unstacked(settings, what.family, what.spec, stacks)
+    from mconv.convert.adapter import Adapter, unstacked, whole_tensor
+
+    stacks = {key: whole_tensor(key, tensors[key]) for key in keys}
+    factors = unstacked(settings, what.family, what.spec, stacks)
     adapter = Adapter(settings=settings, family=what.family, spec=what.spec, factors=factors)
     return Run(folder=folder, adapter=adapter, base=dict(said["base"]))
-
-
-def _whole(key: str, stored: torch_dist.Global) -> Tensor:
-    """A global tensor out of its chunks; NaN, which no adapter may hold, where there is none."""
-    out = torch.full(stored.shape, float("nan"), dtype=in_torch(stored.dtype))
-    for chunk in stored.chunks:
-        at = tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.shape, strict=True))
-        out[at] = chunk.locate(key, stored.dtype).load()
-    return out
 
 
 def describe(run: Run, folder: Path, *, base: str) -> None:
@@ -81,7 +71,12 @@ def describe(run: Run, folder: Path, *, base: str) -> None:
 
 
 def with_base(
-    path: Path, base: Path | None, *, iteration: int | None = None, ignore: Ignored = NOTHING, progress: Progress = quiet
+    path: Path,
+    base: Path | None,
+    *,
+    iteration: int | None = None,
+    ignore: Ignored = NOTHING,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Checkpoint:
     """Return the model that an adapter (a LoRA run's checkpoint, or a PEFT folder) makes of its base, or of `base`.
 
@@ -89,6 +84,8 @@ def with_base(
     """
     if peft.has_adapter(path):
         beneath = opening.open_checkpoint(base or _named(path), ignore=ignore)
+        from mconv.convert import peft_adapter
+
         adapter = peft_adapter.read(path, family=beneath.family, spec=beneath.spec, ignore=ignore.config_keys)
         notes = tuple(note for note in beneath.notes if note not in peft.beside(path))  # here it is applied
         return merged(dataclasses.replace(beneath, notes=notes), adapter, lies=path)
@@ -102,6 +99,8 @@ def with_base(
             f"{where} is not the base of {path}: its architecture differs from that of {run.base['name']}, on which the "
             "adapter was trained"
         )
+    from mconv.convert.source import Source, digests
+
     found = digests(Source.of(beneath), allow_nonfinite=True, progress=progress).stored
     if combined(found) != run.base["digest"]:
         raise FormatError(f"{where} has not the weights that {path} was trained on ({run.base['name']})")
@@ -124,7 +123,7 @@ def _named(folder: Path) -> Path:
     raise FormatError(f"{folder} names {name!r} as its base, which is no folder here; give it with --base")
 
 
-def merged(base: Checkpoint, adapter: Adapter, *, lies: Path | None = None) -> Checkpoint:
+def merged(base: Checkpoint, adapter: "Adapter", *, lies: Path | None = None) -> Checkpoint:
     """Return the base, each of whose tensors is read as W + scale * B A; `lies`: the adapter's own folder.
 
     It is a model of its own: nothing vouches for it but the two that it is made of, if it is known where they lie.

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mconv.convert.formats.dtype import in_torch
+from mconv.convert.formats.torch_dist import Global
 from mconv.convert.lora import FACTORS, Linear, linears, places, shapes, stacked_key
 from mconv.convert.lora_settings import Settings
 from mconv.convert.table import Family, Logical
@@ -103,6 +105,15 @@ def reordered(linear: Linear, factor: str, stored: Tensor, sizes: dict[str, int]
     fine = rows.reshape(*(sizes[axis] for axis in old), -1)
     moved = fine.permute(*(old.index(axis) for axis in new), len(old)).reshape(rows.shape)
     return (moved if factor == "B" else moved.t()).contiguous()
+
+
+def whole_tensor(key: str, stored: Global) -> Tensor:
+    """A global tensor out of its chunks; NaN, which no adapter may hold, where there is none."""
+    out = torch.full(stored.shape, float("nan"), dtype=in_torch(stored.dtype))
+    for chunk in stored.chunks:
+        at = tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.shape, strict=True))
+        out[at] = chunk.locate(key, stored.dtype).load()
+    return out
 
 
 def padded(factor: str, tensor: Tensor, width: int) -> Tensor:

@@ -241,6 +241,8 @@ meg2hf TD --out q --dtype fp64
 reshard MP --out q --pp 7
 merge absent
 verify HF absent
+lora merge HF
+lora export HF
 """
 
 
