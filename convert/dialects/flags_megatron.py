@@ -1,9 +1,9 @@
 """Megatron-LM's flags, of megatron-core's model and of the older one beside it (`--use-legacy-models`).
 
 Sources: Megatron-LM core_v0.16.1, core_v0.17.1, core_v0.18.2, core_v0.19.0: `arguments.py`, `load_args_from_checkpoint`
-in `checkpointing.py`, `gpt_builders.py`, from 0.19 on `gpt_config_from_args` in `argument_utils.py`, and
-`legacy/model/language_model.py`. What was read there is in `tests/convert/megatron_facts.json`, and a test holds the
-table against it.
+in `checkpointing.py`, `gpt_builders.py`, from 0.19 on `gpt_config_from_args` in `argument_utils.py` (0.19.2's wheel reads
+the same of rope), and `legacy/model/language_model.py`. What was read there is in `tests/convert/megatron_facts.json`,
+and a test holds the table against it.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from mconv.shard.stages import EVEN
 from mconv.spec import Rope
 
 PROGRAM = "Megatron-LM"
-BEFORE_0_19 = "core 0.16 to 0.18"
+BEFORE_0_19, BEFORE_0_20 = "core 0.16 to 0.18", "core 0.16 to 0.19"
 BUILT_IN = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 """Of llama3 scaling: constants of megatron-core."""
 
@@ -86,7 +86,10 @@ def _dropped_factor(case: Case) -> str | None:
 def _other_factor(case: Case) -> str | None:
     if not _llama3(case) or case.spec.rope.factor == 8:
         return None
-    return f"rope factor {case.spec.rope.factor:g}: --rope-scaling-factor is parsed but never used; it computes with 8"
+    return (
+        f"rope factor {case.spec.rope.factor:g}: --rope-scaling-factor is parsed but never used; it computes with 8 "
+        "(up to 0.19.2; repaired upstream for 0.20)"
+    )
 
 
 def _other_bounds(case: Case) -> str | None:
@@ -175,7 +178,8 @@ MCORE: tuple[Row, ...] = (
         printed="for LLaMA 3.1 and later",
         warning=Warning(text=_other_bounds, docs="others than low 1, high 4, original length 8192")),
     Row(decides="its factor", args=("rope_scaling_factor",),
-        warning=Warning(text=_other_factor, docs="others than 8: `--rope-scaling-factor` is parsed, never passed on")),
+        warning=Warning(text=_other_factor, versions=BEFORE_0_20,
+        docs="others than 8: `--rope-scaling-factor` is parsed, never passed on; repaired upstream for 0.20")),
 )  # fmt: skip
 
 

@@ -176,14 +176,15 @@ def spec_of(
 
 
 def doubts(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, ...]:
-    """Megatron-LM has a flag for the factor of llama3 scaling, keeps it, and computes with 8 all the same."""
+    """Megatron-LM up to core 0.19.2 has a flag for llama3's factor, keeps it, and computes with 8 all the same."""
     values = vars(args)
     factor, ours = values.get("rope_scaling_factor", 8.0), "rope_low_freq_factor" in values
     if ours or not values.get("use_rope_scaling") or factor == 8:
         return ()
     return (
-        f"its args have rope_scaling_factor {factor}, which was taken; but Megatron-LM computes with 8 whatever it says, "
-        "so for a model that was trained there from scratch 8 is right: change it in the exported config.json",
+        f"its args have rope_scaling_factor {factor}, which was taken; but Megatron-LM up to core 0.19.2 computes with 8 "
+        "whatever it says, so for a model that was trained there from scratch 8 is right: change it in the exported "
+        "config.json",
     )
 
 

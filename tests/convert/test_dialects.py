@@ -317,6 +317,6 @@ def test_a_factor_that_megatron_keeps_but_does_not_use_is_said():
 
     doubts = mcore.DIALECT.doubts
     [note] = doubts(Namespace(use_rope_scaling=True, rope_scaling_factor=32.0), {})
-    assert "32.0" in note and "computes with 8" in note
+    assert "32.0" in note and "up to core 0.19.2 computes with 8" in note
     assert doubts(Namespace(use_rope_scaling=True, rope_scaling_factor=8.0), {}) == ()
     assert doubts(Namespace(use_rope_scaling=True, rope_scaling_factor=32.0, rope_low_freq_factor=1.0), {}) == ()
