@@ -93,6 +93,8 @@ MODELS = {
     **{f"gpt2-{name}": (make_gpt2, variant) for name, variant in GPT2S.items()},
 }
 """Every variant of every family: what makes it, and its config."""
+NEW_ROPE = ("falcon-11b", "falcon-40b-linear-rope", "llama-code-llama", "llama-linear-rope", "llama-llama3-rope")
+"""Models whose rotary settings are not transformers' defaults."""
 
 
 def make_model(name: str, folder: Path, **options: object) -> Path:

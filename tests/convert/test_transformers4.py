@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import MODELS, make_model
+from tiny import MODELS, NEW_ROPE, make_model
 
 from mconv.convert import plan
 from mconv.convert.checkpoint import SIDE_FOLDER
@@ -23,8 +23,6 @@ from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 
 APART = Path(sys.prefix) / "transformers4"
-NEW_ROPE = ("falcon-11b", "falcon-40b-linear-rope", "llama-code-llama", "llama-linear-rope", "llama-llama3-rope")
-"""Models whose rotary settings are not transformers' defaults."""
 BARE = (*NEW_ROPE, "falcon-rw", "gpt2-untied", "llama-tied", "mistral-window-free-head-dim")
 """Models that are exported once more without the config.json of their source."""
 TEXT = "a cab bad"
