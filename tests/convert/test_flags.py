@@ -4,9 +4,12 @@ The programs are played from facts of their source (`megatron_facts.json`): defa
 of a checkpoint's args, then what their builder never reads.
 """
 
+import argparse
+import importlib
 import importlib.util
 import json
 import shlex
+import warnings
 from argparse import Namespace
 from pathlib import Path
 
@@ -15,6 +18,8 @@ import transformers
 from tiny import FALCON, MODELS
 
 from mconv.convert.dialects import DIALECTS, flags_megatron, flags_megatron_llm
+from mconv.convert.dialects.arguments import MEGATRON_LM
+from mconv.convert.dialects.arguments.function import OPEN
 from mconv.convert.dialects.flags import Case
 from mconv.convert.families import family_of
 from mconv.errors import LayoutError
@@ -187,6 +192,32 @@ def test_what_the_program_refuses_is_warned_of(specs, dialect, layout, warned):
     case = Case(spec=specs["llama-gqa"], layout=Layout(padded_vocab=256, **layout), load="x", format="mp_rank")
     warnings = DIALECTS[dialect].flags(case)[1]
     assert [warned in text for text in warnings] == [True] if warned else not warnings
+
+
+@pytest.fixture(scope="module")
+def parser():
+    """The parser of the installed megatron.training, which the wheels have from 0.17 on."""
+    importlib.import_module("mconv.train.megatron.imports")  # first: it imports megatron-core quietly
+    if importlib.util.find_spec("megatron.training") is None:
+        pytest.skip("the installed megatron-core has no megatron.training")
+    made = argparse.ArgumentParser(allow_abbrev=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Python 3.12 about argparse, and of what it imports
+        importlib.import_module("megatron.training.arguments").add_megatron_arguments(made)
+    return made
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("format", ["mp_rank", "torch_dist"])
+def test_the_installed_parser_takes_the_printed_line(parser, specs, layout, format):
+    """Ready to paste: no flag is unknown to it, each sets the arg of its row, and no arg of it is unknown to mconv."""
+    for spec in specs.values():
+        asked = Layout(padded_vocab=256, **LAYOUTS[layout])
+        case = Case(spec=spec, layout=asked, load="some where", dtype="bfloat16", format=format, numbered=True)
+        args = vars(parser.parse_args(shlex.split(" ".join(DIALECTS["mcore"].flags(case)[0]))))
+        assert args["load"] == "some where" and args["bf16"] is True and args["finetune"] is True
+        assert args["tensor_model_parallel_size"] == asked.tp and args["layernorm_epsilon"] == spec.norm_epsilon
+        assert args.keys() - MEGATRON_LM.names() <= set(OPEN) and MEGATRON_LM.unclaimed(args) == {}
 
 
 def test_layouts_of_the_test_are_possible():
