@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny import make_llama, same, tensors
 from transformers import AutoModelForCausalLM
 
-from containers import edit_index, put_inside
+from forms import edit_index, put_inside
 from mconv.cli.app import run
 from mconv.convert import plan
 from mconv.convert.opening import open_checkpoint

@@ -15,7 +15,7 @@ import jobs
 import pytest
 import torch
 
-from containers import put_inside
+from forms import put_inside
 
 
 @pytest.fixture(scope="module")
