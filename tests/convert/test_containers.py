@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from forms import edit_index, put_inside
 from safetensors.torch import load_file
 from tiny import make_llama, same, tensors
 from transformers import AutoModelForCausalLM
 
-from forms import edit_index, put_inside
 from mconv.cli.app import run
 from mconv.convert import plan
 from mconv.convert.opening import open_checkpoint

@@ -14,7 +14,6 @@ import time
 import jobs
 import pytest
 import torch
-
 from forms import put_inside
 
 
