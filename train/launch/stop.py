@@ -151,9 +151,10 @@ class Stops:
         """
         from mconv.train import agree
 
-        numbers = [*self._local(iteration, first=first), *map(_number, _heard)]
-        answer.doing("step", iteration + 1)  # a signal that comes from here on is obeyed after that step
-        number = agree.largest(max(numbers, default=0))
+        asked = max([*self._local(iteration, first=first), *map(_number, _heard)], default=0)
+        if asked <= SAVE:  # a signal that comes from here on is obeyed after that step
+            answer.doing("step", iteration + 1)
+        number = agree.largest(asked)
         if first and number == NUMBERS["exit_duration_in_mins"]:
             raise ConfigError(
                 "exit_duration_in_mins was over before the first step; give the run more than it takes to load"
