@@ -42,6 +42,7 @@ def started(monkeypatch):
     seen = {}
     monkeypatch.setattr("mconv.cli.train.check_load", lambda config: None)
     monkeypatch.setattr("mconv.train.data.sources.check_present", lambda config: None)
+    monkeypatch.setattr("mconv.train.logs.boards.check_installed", lambda config: None)  # of wandb, in LINES
     monkeypatch.setattr(
         ranks, "run", lambda target, payload, **how: seen.update(payload) or dict.fromkeys(("saved", "stopped"))
     )
@@ -200,6 +201,7 @@ def test_out_of_memory_says_what_would_ask_for_less(monkeypatch, capsys):
     monkeypatch.setattr("mconv.train.loop.train", train)
     monkeypatch.setattr("mconv.cli.train.check_load", lambda config: None)
     monkeypatch.setattr("mconv.train.data.sources.check_present", lambda config: None)
+    monkeypatch.setattr("mconv.train.logs.boards.check_installed", lambda config: None)  # of wandb, in LINES
     assert app.run(["train", "--load", "x", "--data", "y", "--train-iters", "1", "--lr", "1"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("mconv: CUDA out of memory. mconv plan") and "Traceback" not in said
