@@ -70,9 +70,10 @@ def _problem(module: str) -> str | None:
     name = NAMES.get(module, module)
     if not found(module):
         return name
-    low, high = RANGES.get(module, (0, 0))
-    here = version(name) or ""
+    if module not in RANGES:
+        return None
+    (low, high), here = RANGES[module], version(name) or ""
     major = here.split(".")[0]
-    if high and major.isdecimal() and not low <= int(major) < high:
+    if major.isdecimal() and not low <= int(major) < high:
         return f"{name}>={low},<{high} ({here} is installed)"
     return None

@@ -6,7 +6,6 @@ are installed the first on the path wins. Only its release counts: 0.17.0rc2 is 
 
 import ast
 import contextlib
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -134,9 +133,11 @@ def _of_code(path: Path) -> str | None:
 
 def _of_metadata(*, beside: Path | None = None) -> str | None:
     """Return the version that the installer noted; with `beside`, only one that was installed along with that folder."""
+    from importlib import metadata  # commands whose help is asked for import this module, and need no version
+
     try:
-        noted = importlib.metadata.distribution("megatron-core")
-    except importlib.metadata.PackageNotFoundError:
+        noted = metadata.distribution("megatron-core")
+    except metadata.PackageNotFoundError:
         return None
     if beside is not None and Path(str(noted.locate_file("megatron/core"))).resolve() != beside.resolve():
         return None
