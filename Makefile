@@ -3,13 +3,14 @@ PYTHON ?= python3
 STACK_PYTHON ?= python3.12
 BIN := .venv/bin
 STACK := .venv-stack/bin
+STACK_FOUND := $(shell $(STACK_PYTHON) --version 2> /dev/null)
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INSTALL := $(BIN)/python $(PIP)
 DIST := dist
 TRANSFORMERS4 := transformers==4.57.6 tokenizers==0.22.2 huggingface_hub==0.36.2
 PACKAGES := shard convert train verify hub cli
 
-.PHONY: demo demo-real test test-stack check docs format bench bench-gpu wheel clean
+.PHONY: demo demo-real test test-stack stack check docs format bench bench-gpu wheel clean
 
 demo: .venv/base  ## the whole path once, offline, on a small model
 	$(BIN)/mconv demo --out mconv-demo --overwrite
@@ -22,13 +23,14 @@ test: .venv/test  ## all tests that need no GPU and no big machine
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not big"
 
 test-stack: export PYTHONDONTWRITEBYTECODE :=
-test-stack:  ## the tests that touch megatron, on Python 3.12 with the newest megatron-core
-	@if $(STACK_PYTHON) --version > /dev/null 2>&1; then $(MAKE) --no-print-directory .venv-stack/tested; \
-	else echo "make test-stack: skipped: no $(STACK_PYTHON)"; fi
+test-stack: stack  ## the tests that touch megatron, on Python 3.12 with the newest megatron-core
+ifdef STACK_FOUND
+	$(STACK)/python -m pytest -n 2 --dist loadfile -m "megatron and not once and not gpu and not big"
+else
+	@echo "make test-stack: skipped: no $(STACK_PYTHON)"
+endif
 
-.PHONY: .venv-stack/tested
-.venv-stack/tested: .venv-stack/test
-	$(STACK)/python -m pytest -n 2 --dist loadfile -m "megatron and not gpu and not big"
+stack: $(if $(STACK_FOUND),.venv-stack/test)  ## what test-stack needs, where there is a Python 3.12
 
 check: .venv/test build/types  ## format, lint, types
 	$(BIN)/ruff format --check .

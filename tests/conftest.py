@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -42,3 +43,16 @@ def _leave_no_group() -> Iterator[None]:
     yield
     if parallel := sys.modules.get("mconv.train.parallel"):
         parallel.shutdown()
+        _collect_less()
+
+
+def _collect_less() -> None:
+    """megatron-core collects garbage at each save: what torch and transformers have built need not be looked at."""
+    if len(sys.modules) > 1.2 * frozen[-1]:
+        frozen.append(len(sys.modules))
+        gc.collect()
+        gc.freeze()
+
+
+frozen = [1000]
+"""How many modules were loaded, each time that what they had built was left out of collections."""

@@ -10,8 +10,7 @@ FILES = {
     "imports megatron": "from megatron.core import parallel_state",
     "in a function": "def test():\n    import megatron.core.optimizer",
     "the package's training": "from mconv.train.model import engine",
-    "a command": "from mconv.cli.app import run",
-    "a process": "import sys\nCOMMAND = [sys.executable, '-m', 'mconv', 'train']",
+    "verifying": "def test():\n    from mconv.verify import logits",
     "the ranks": "def test(world):\n    world.run(len)",
     "a helper of the tests": "from jobs import train",
     "golden data": "from pathlib import Path\nGOLDEN = Path('..') / 'shared' / 'golden'",
@@ -32,7 +31,7 @@ def test_a_file_that_only_converts_is_not(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "part", ["train", "verify", "convert/test_peers.py", "convert/test_golden.py", "cli/test_story.py"]
+    "part", ["train", "verify", "convert/test_peers.py", "convert/test_golden.py", "convert/test_containers.py"]
 )
 def test_what_the_other_stack_must_run_is_selected(part):
     files = [HERE / part] if part.endswith(".py") else sorted((HERE / part).glob("test_*.py"))

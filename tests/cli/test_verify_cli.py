@@ -12,6 +12,8 @@ from tiny import make_llama, tensors
 from mconv.cli.app import run
 from mconv.train.launch import ranks
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):

@@ -77,6 +77,7 @@ def test_it_is_judged_at_the_layout_of_the_run(place, capfd, world, monkeypatch)
 
 
 @pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.once
 def test_every_rank_of_torchrun_hears_the_verdict(place, wrong):
     if wrong:
         swap_gate_and_up(place / "hf")

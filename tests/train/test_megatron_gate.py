@@ -35,6 +35,12 @@ def fake(folder, version="0.18.2", *, pre="", code="", metadata=None):
     return folder
 
 
+def unload(monkeypatch):
+    """As if no test of this process had imported megatron-core: a loaded module is found where it was loaded from."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "megatron"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
 def mconv(*argv, path, **env):
     """(exit code, stdout and stderr) of a command of mconv's that finds `path` before all else."""
     code = "import sys; from mconv.cli.app import run; sys.exit(run(sys.argv[1:]))"
@@ -102,7 +108,7 @@ def test_a_newer_one_may_be_tried_and_an_older_one_not(tmp_path, monkeypatch):
 def test_the_version_is_that_of_the_code_that_would_be_imported(tmp_path, monkeypatch):
     """A checkout has no metadata, and comes first; nothing of it is run."""
     monkeypatch.syspath_prepend(fake(tmp_path / "checkout", "0.17.0", pre="rc2"))
-    monkeypatch.delitem(sys.modules, "megatron", raising=False)
+    unload(monkeypatch)
     assert gate.found() == gate.Core("0.17.0rc2", tmp_path / "checkout/megatron/core")
 
 
@@ -188,5 +194,5 @@ def test_comparing_tensors_needs_none(tmp_path, pair):
 
 def test_doctor_tells_it(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(fake(tmp_path / "old", "0.15.3"))
-    monkeypatch.delitem(sys.modules, "megatron", raising=False)
+    unload(monkeypatch)
     assert re.search("megatron-core 0.15.3 .* is older than", machine.core_problem())

@@ -205,6 +205,7 @@ def test_under_torchrun_the_call_joins(jobs, monkeypatch):
     assert ranks.run(jobs, {"x": 1}, nproc=2)["rank"] == 3
 
 
+@pytest.mark.once
 def test_a_ranks_errors_come_back_as_what_they_are(jobs):
     with pytest.raises(LayoutError, match=r"^axis g has 7$"):
         ranks.run(jobs, {"x": 1, "mine": True}, nproc=2)
@@ -214,6 +215,7 @@ def test_a_ranks_errors_come_back_as_what_they_are(jobs):
         ranks.run(jobs, {"x": 1, "die": True}, nproc=2)
 
 
+@pytest.mark.once
 def test_forked_ranks_answer_and_fail_alike(jobs, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     forked = {"nproc": 2, "preload": ("rank_jobs",)}

@@ -250,6 +250,7 @@ def lines(root):
         pytest.param({"async_save": True, "keep_last": 2}, 8, id="async, eight kills", marks=pytest.mark.big),
     ],
 )
+@pytest.mark.once
 def test_a_run_that_is_killed_at_random_moments_has_the_losses_of_one_that_is_not(more, kills, run, world, tmp_path):
     fields = run | {"train_iters": 30 + 20 * kills, "save_interval": 3, "lr_decay_iters": 400, **more}
     killed = finish_in_spite_of_kills(fields, tmp_path / "run", kills=kills, seed=kills)

@@ -247,6 +247,7 @@ def descendants(parent):
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+@pytest.mark.once
 def test_signals_to_the_launchers_processes(run, tmp_path):
     """For real: SIGUSR2 to the launcher, to its agent and to a rank at once; every process lives on to save, exit 0."""
     (tmp_path / "run.json").write_text(json.dumps(run | {"train_iters": 100000, "save": str(tmp_path / "run")}))

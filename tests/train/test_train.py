@@ -62,6 +62,14 @@ def alone(run):
     return jobs.train(**run)
 
 
+HALF = {"train_iters": 5, "lr_decay_iters": 10}
+"""Ten iterations make a model that has learnt; a layout that does something else does it in the first."""
+
+
+def half(whole):
+    return {name: whole[name][: HALF["train_iters"]] for name in ("losses", "grad_norms")}
+
+
 def close(ours, theirs, *, to=1e-4):
     assert len(ours["losses"]) == len(theirs["losses"])
     for name in ("losses", "grad_norms"):
@@ -101,17 +109,17 @@ def test_the_layouts_cover_every_pair():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_do_not_depend_on_the_layout(layout, run, alone, world):
-    results = world.run(jobs.train, **run, **LAYOUTS[layout])
+    results = world.run(jobs.train, **run | HALF, **LAYOUTS[layout])
     assert all(result["losses"] == results[0]["losses"] for result in results)
-    close(results[0], alone)
+    close(results[0], half(alone))
     if os.environ.get("MCONV_SHOW"):
-        worst = max(abs(a - b) for a, b in zip(results[0]["losses"], alone["losses"], strict=True))
-        norm = max(abs(a - b) for a, b in zip(results[0]["grad_norms"], alone["grad_norms"], strict=True))
+        worst = max(abs(a - b) for a, b in zip(results[0]["losses"], alone["losses"], strict=False))
+        norm = max(abs(a - b) for a, b in zip(results[0]["grad_norms"], alone["grad_norms"], strict=False))
         print(f"\n{layout}: {results[0]['losses'][0]:.6f} .. {results[0]['losses'][-1]:.6f}, {worst:.1e}, {norm:.1e}")
 
 
 def test_tied_embeddings_do_not_depend_on_the_layout(run, world):
-    tied = run | {"load": run["load"].replace("/hf", "/tied")}
+    tied = run | HALF | {"load": run["load"].replace("/hf", "/tied")}
     whole = jobs.train(**tied)
     close(world.run(jobs.train, **tied, tp=2, pp=2, vpp=2, sequence_parallel=True)[0], whole)
 
@@ -125,7 +133,7 @@ def test_chunks_that_are_mixed_up_are_seen(run, alone, world):
 
 def test_bf16_does_not_depend_on_the_layout_but_for_rounding(run, world):
     """docs/train.md has what was measured; a sum of many roundings in another order is all that there is."""
-    fields = run | {"bf16": True}
+    fields = run | HALF | {"bf16": True}
     whole = jobs.train(**fields)
     shared = world.run(jobs.train, **fields, **LAYOUTS["tp2 pp2 vpp3 sp counted, distopt, full"])[0]
     for name, limit in {"losses": BF16, "grad_norms": 20 * BF16}.items():
@@ -133,8 +141,8 @@ def test_bf16_does_not_depend_on_the_layout_but_for_rounding(run, world):
 
 
 def test_the_loss_does_not_depend_on_the_padding(run, alone):
-    wide = jobs.train(**run | {"make_vocab_size_divisible_by": 64})
-    close(wide, alone, to=1e-5)
+    wide = jobs.train(**run | HALF | {"make_vocab_size_divisible_by": 64})
+    close(wide, half(alone), to=1e-5)
 
 
 def test_another_seed_or_rate_is_another_run(run):
@@ -149,9 +157,9 @@ def test_another_seed_or_rate_is_another_run(run):
 @pytest.mark.parametrize("distributed", [False, True], ids=["plain", "distopt"])
 def test_resumed_alone_is_bit_equal(bf16, distributed, run, tmp_path):
     """Not a round trip of files: the losses of the run that was never stopped."""
-    fields = run | {"bf16": bf16, "distributed_optimizer": distributed}
+    fields = run | HALF | {"bf16": bf16, "distributed_optimizer": distributed}
     whole = jobs.train(**fields, save=str(tmp_path / "whole"))
-    first = jobs.train(**fields, save=str(tmp_path / "cut"), exit_after=4)
+    first = jobs.train(**fields, save=str(tmp_path / "cut"), exit_after=2)
     second = jobs.train(**fields, save=str(tmp_path / "cut"))
     assert first["losses"] + second["losses"] == whole["losses"]
     assert first["grad_norms"] + second["grad_norms"] == whole["grad_norms"]
@@ -164,9 +172,9 @@ def test_resumed_by_many_ranks_is_bit_equal(run, alone, world, tmp_path):
         "a": {"pp": 2, "vpp": 2, "distributed_optimizer": True, **OVERLAP, "overlap_param_gather": True},
         "b": {"tp": 2, "pp": 2, "sequence_parallel": True},
     }.items():
-        fields = run | layout
+        fields = run | HALF | layout
         whole = world.run(jobs.train, **fields)[0]
-        first = world.run(jobs.train, **fields, save=str(tmp_path / name), exit_after=5)[0]
+        first = world.run(jobs.train, **fields, save=str(tmp_path / name), exit_after=2)[0]
         second = world.run(jobs.train, **fields, save=str(tmp_path / name))[0]
         assert first["losses"] + second["losses"] == whole["losses"]
         assert first["grad_norms"] + second["grad_norms"] == whole["grad_norms"]
@@ -182,11 +190,10 @@ def test_resumed_at_another_layout(run, alone, world, tmp_path):
     close(joined, alone)
 
 
-def test_a_killed_save_is_not_seen(run, tmp_path, monkeypatch):
+def test_a_killed_save_is_not_seen(run, alone, tmp_path, monkeypatch):
     from mconv.train.checkpoints import beside, folders
 
     fields = run | {"save": str(tmp_path), "save_interval": 2}
-    whole = jobs.train(**run)
     jobs.train(**fields, exit_after=2)
     for module, dies_in in ((beside, "finish"), (folders, "publish"), (folders, "follow")):
         with monkeypatch.context() as patch:
@@ -194,7 +201,7 @@ def test_a_killed_save_is_not_seen(run, tmp_path, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 jobs.train(**fields, exit_after=4)
         assert folders.latest(tmp_path) == 2
-    assert jobs.train(**fields)["losses"] == whole["losses"][2:]
+    assert jobs.train(**fields)["losses"] == alone["losses"][2:]
     assert sorted(path.name for path in tmp_path.glob("iter_*")) == [f"iter_{i:07d}" for i in (2, 4, 6, 8, 10)]
     assert not list(tmp_path.glob(".*"))
 

@@ -38,9 +38,10 @@ def test_losses_fall_and_do_not_depend_on_the_layout(model, fields, world, tmp_p
     hf = make_model(model, tmp_path / "hf", **SIZES)
     alone = jobs.train(**fields, load=str(hf))
     assert alone["losses"][0] == pytest.approx(4.5, abs=0.2) and alone["losses"][-1] < alone["losses"][0] - 0.3
-    shared = world.run(jobs.train, **fields, load=str(hf), **WAYS[model])[0]
+    half = fields | {"train_iters": 3, "lr_decay_iters": 6}  # a layout that does something else does it in the first
+    shared = world.run(jobs.train, **half, load=str(hf), **WAYS[model])[0]
     for name in ("losses", "grad_norms"):
-        assert max(abs(a - b) for a, b in zip(shared[name], alone[name], strict=True)) < 1e-4, name
+        assert max(abs(a - b) for a, b in zip(shared[name], alone[name][:3], strict=True)) < 1e-4, name
 
 
 def test_norms_whose_gradients_are_not_added_up_are_seen(fields, world, tmp_path):
