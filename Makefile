@@ -7,7 +7,8 @@ STACK_FOUND := $(shell $(STACK_PYTHON) --version 2> /dev/null)
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INSTALL := $(BIN)/python $(PIP)
 DIST := dist
-TRANSFORMERS4 := transformers==4.57.6 tokenizers==0.22.2 huggingface_hub==0.36.2
+TRANSFORMERS4 := transformers==4.57.6 tokenizers==0.22.2 huggingface_hub==0.36.2 \
+	requests==2.34.2 urllib3==2.8.0 charset-normalizer==3.5.3 certifi==2026.7.22 idna==3.20
 PACKAGES := shard convert train verify hub cli
 
 .PHONY: demo demo-real test test-stack stack check docs format bench bench-gpu wheel clean
@@ -25,7 +26,7 @@ test: .venv/test  ## all tests that need no GPU and no big machine
 test-stack: export PYTHONDONTWRITEBYTECODE :=
 test-stack: stack  ## the tests that touch megatron, on Python 3.12 with the newest megatron-core
 ifdef STACK_FOUND
-	$(STACK)/python -m pytest -n 2 --dist loadfile -m "megatron and not once and not gpu and not big"
+	$(STACK)/python -m pytest -n 2 --dist loadfile -m "megatron and not once and not gpu and not big" --jaxtyping-packages=
 else
 	@echo "make test-stack: skipped: no $(STACK_PYTHON)"
 endif

@@ -30,9 +30,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def world() -> Iterator[World]:
+def world(pytestconfig: pytest.Config) -> Iterator[World]:
     """Four gloo ranks, kept for the whole session and started by the first test that needs them."""
-    ranks = World(4)
+    ranks = World(4, checked=bool(pytestconfig.getoption("--jaxtyping-packages")))
     yield ranks
     ranks.stop()
 

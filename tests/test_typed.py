@@ -5,6 +5,8 @@ import torch
 import typed
 from jaxtyping import TypeCheckError
 
+pytestmark = pytest.mark.once
+
 
 def test_annotations_are_checked():
     from mconv.shard import axes

@@ -31,6 +31,8 @@ from mconv.shard.layout import Layout
 from mconv.shard.stages import Uneven
 from mconv.spec import ModelSpec, Rope
 
+pytestmark = pytest.mark.once
+
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 TABLES = [MEGATRON_LM, MEGATRON_LLM, BRIDGE]
 SPEC = ModelSpec(

@@ -21,6 +21,8 @@ from mconv.convert.rewrite import rewrite
 from mconv.convert.wrappers import plain_names
 from mconv.errors import FormatError, MconvError
 
+pytestmark = pytest.mark.once
+
 MAKE = {"llama": make_llama, "mistral": make_mistral, "falcon": make_falcon, "gpt2": make_gpt2}
 OPTIONS = {"mistral": {"sliding_window": 16}}
 

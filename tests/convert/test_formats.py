@@ -23,6 +23,8 @@ from mconv.convert.opening import open_checkpoint
 from mconv.convert.place import PARTIAL
 from mconv.errors import FormatError, MconvError
 
+pytestmark = pytest.mark.once
+
 GOLDEN = Path(__file__).parents[3] / "shared/golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden is not here")
 

@@ -29,6 +29,8 @@ from mconv.convert.rewrite import rewrite
 from mconv.errors import MconvError
 from mconv.verify.digests import compare
 
+pytestmark = pytest.mark.once
+
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "vocab_size": 40, "max_position_embeddings": 64}  # fmt: skip
 SECONDS, GROWTH = 5, 400

@@ -152,6 +152,14 @@ def test_the_precision_may_change(first, then, half, tmp_path):
     assert jobs.train(**fields, **{then: True})["losses"] == pytest.approx(whole[2:], abs=2e-2)
 
 
+def test_the_rates_may_change(half, tmp_path):
+    """The new ones count from the next step on, whatever groups megatron-core finds again by the old ones."""
+    fields, root, losses = half
+    shutil.copytree(root, tmp_path / "run")
+    resumed = jobs.train(**fields | {"lr": 5e-3, "min_lr": 1e-4, "weight_decay": 0.5}, save=str(tmp_path / "run"))
+    assert resumed["losses"][0] == losses[2] and resumed["losses"][1:] != losses[3:]
+
+
 CHANGES = {
     "train_iters 5 -> 8": ({"train_iters": 8}, True),
     "lr 0.01 -> 0.005, clip_grad 1.0 -> 0.5": ({"lr": 5e-3, "clip_grad": 0.5}, False),

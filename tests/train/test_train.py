@@ -62,7 +62,7 @@ def alone(run):
     return jobs.train(**run)
 
 
-HALF = {"train_iters": 5, "lr_decay_iters": 10}
+HALF = {"train_iters": 4, "lr_decay_iters": 10}
 """Ten iterations make a model that has learnt; a layout that does something else does it in the first."""
 
 

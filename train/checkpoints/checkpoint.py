@@ -111,7 +111,7 @@ def load(folder: Path, *, chunks: list[Any], optimizer: Any) -> Loaded:
         whole.load_state_dict(loaded[name], strict=adapt.adapted(whole) is None)
     if optimizer is not None:
         step, settings = _step_of(common["optimizer"]), _settings(optimizer)
-        optimizer.load_state_dict(_counted(loaded["optimizer"], step))
+        optimizer.load_state_dict(_recognised(_counted(loaded["optimizer"], step), settings))
         for group, kept in zip(optimizer.param_groups, settings, strict=True):
             group.update(kept)
         set_step(optimizer, step)
@@ -130,6 +130,18 @@ def _counted(state: dict[str, Any], step: int) -> dict[str, Any]:
     moments = state.get("optimizer", state).get("state", {})
     if any("exp_avg" in one for one in moments.values() if isinstance(one, dict)):
         moments.setdefault("common_step", torch.tensor(float(step)))
+    return state
+
+
+RATES = ("max_lr", "min_lr", "start_wd", "end_wd")
+"""Settings that all groups share, and by which megatron-core from 0.19 on recognises the saved ones, too."""
+
+
+def _recognised(state: dict[str, Any], settings: list[dict[str, Any]]) -> dict[str, Any]:
+    """The state with the rates of now in its groups: megatron-core finds no group again whose rate has changed."""
+    shared = {name: settings[0][name] for name in RATES if settings and name in settings[0]}
+    for group in state.get("optimizer", state).get("param_groups", ()):  # none on a stage with nothing to train
+        group.update(shared)
     return state
 
 

@@ -120,8 +120,8 @@ def _pairs(text: str) -> Iterator[tuple[str, float]]:
 def own_windows(log: Log) -> list[Line]:
     """The lines with the mean of their own steps each, where Megatron-LM printed the second one over two windows.
 
-    Megatron-LM 0.16 does not reset its counters after a run's first line: the second has the mean of both windows, and
-    skipped and nan counts of both. The first window is one step long.
+    Megatron-LM (core 0.16.1 to 0.19.0) does not reset its counters after a run's first line: the second has the mean of
+    both windows, and skipped and nan counts of both. The first window is one step long.
     """
     lines = list(log.iterations)
     for at, end in itertools.pairwise([*log.starts, len(lines)]):
