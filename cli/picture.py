@@ -121,7 +121,7 @@ def _bars(c: "Checkpoint", layout: "Layout") -> list[tuple[str, int, list[tuple[
 
 
 def _bar(c: "Checkpoint", layout: "Layout", logical: "Logical") -> tuple[str, int, list[tuple[int, int, int, str]]]:
-    from mconv.shard.cut import share
+    from mconv.shard.pattern import piece
 
     axes, sizes, row = c.family.axes(logical), c.spec.sizes, c.family.row(logical.row)
     shape = axes.shape({**sizes, "v": layout.padded_vocab})
@@ -134,8 +134,8 @@ def _bar(c: "Checkpoint", layout: "Layout", logical: "Logical") -> tuple[str, in
     runs = []
     for rank in range(layout.tp):
         padded = layout.padded_vocab if row.cut == "v" else None
-        piece = share(axes, sizes, row.cut, rank=rank, of=layout.tp, padded=padded)
-        for block in piece.blocks:
+        held = piece(axes, sizes, cut=row.cut, rank=rank, of=layout.tp, padded=padded)
+        for block in held.blocks:
             runs += [(a, b, rank, kind) for a, b, kind in _intervals(axes, sizes, dimension, block.box)]
     if row.cut == "v":
         width = layout.padded_vocab // layout.tp

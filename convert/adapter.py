@@ -14,7 +14,7 @@ from mconv.convert.lora import FACTORS, Linear, linears, places, shapes, stacked
 from mconv.convert.lora_settings import Settings
 from mconv.convert.table import Family, Logical
 from mconv.errors import FormatError, refuse
-from mconv.shard.axes import Box, intersect, lengths, parse, whole, within
+from mconv.shard.axes import Box, intersect, lengths, within
 from mconv.spec import ModelSpec
 
 
@@ -74,13 +74,11 @@ class Adapter:
 
     def _add(self, wide: Tensor, linear: Linear, layer: int | None, box: Box) -> None:
         """Add what one linear's adapter adds to a box of the tensor, where they meet."""
-        axes = linear.row.axes_of("weight")
-        mine = tuple((linear.start, linear.stop) if axis == linear.row.cat else span
-                     for axis, span in zip(axes.names, whole(axes.dims(self.spec.sizes)), strict=True))  # fmt: skip
+        mine = linear.box(self.spec.sizes)
         both = intersect(mine, box)
         if both is None:
             return
-        split = len(axes.groups[0])
+        split = len(linear.axes.groups[0])
         b = _cut(self.factors[linear.key(layer, "B")], mine[:split], both[:split])
         a = _cut(self.factors[linear.key(layer, "A")].t(), mine[split:], both[split:])
         wide[within(both, box)] += self.settings.scale_of(linear.at(layer)) * (b @ a.t()).view(lengths(both))
@@ -96,10 +94,10 @@ def reordered(linear: Linear, factor: str, stored: Tensor, sizes: dict[str, int]
 
     GPT-2's c_attn: stored rows of B are (s g h), all queries first; the logical tensor's are (g s h).
     """
-    if linear.row.hf_axes is None:
+    if not linear.reordered:
         return stored
-    ours = linear.row.axes_of("weight").groups[0 if factor == "B" else 1]
-    theirs = next(group for group in parse(linear.row.hf_axes).groups if set(group) == set(ours))
+    ours = linear.axes.groups[0 if factor == "B" else 1]
+    theirs = [term.axis for term in linear.pattern.terms() if term.axis in ours]
     old, new = (ours, theirs) if back else (theirs, ours)
     rows = stored if factor == "B" else stored.t()
     fine = rows.reshape(*(sizes[axis] for axis in old), -1)

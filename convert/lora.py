@@ -14,6 +14,8 @@ from typing import Any
 from mconv.convert.lora_settings import Settings
 from mconv.convert.table import Family, Row
 from mconv.errors import ConfigError, refuse
+from mconv.shard.axes import Axes, Box, lengths
+from mconv.shard.pattern import Pattern
 from mconv.spec import ModelSpec
 
 ROWS = ("layer.qkv", "layer.attn_out", "layer.mlp_in", "layer.mlp_out")
@@ -28,13 +30,12 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A linear of Hugging Face's layer: the logical tensor that it fills, and [start, stop) of axis `row.cat` there."""
+    """A linear of Hugging Face's layer: the logical tensor that it fills, and what of it."""
 
     module: str
     """Its name, with `{i}` for the layer."""
     row: Row
-    start: int
-    stop: int
+    pattern: Pattern
     name: str
     """What `lora_targets` calls it: the last part of the module's name, or the last two where two linears share one."""
 
@@ -46,16 +47,35 @@ class Linear:
     @property
     def column(self) -> bool:
         """Whether tensor parallelism cuts what it makes; else what it takes."""
-        return self.row.cut in self.row.axes_of("weight").groups[0]
+        return self.row.cut in self.axes.groups[0]
+
+    @property
+    def axes(self) -> Axes:
+        """Those of the logical tensor."""
+        return self.row.axes_of("weight")
+
+    @property
+    def parted(self) -> str | None:
+        """The axis that it shares with other linears, or None: the logical tensor is its own."""
+        return next((term.axis for term in self.pattern.terms() if term.part), None)
+
+    @property
+    def reordered(self) -> bool:
+        """Whether Hugging Face's axes lie in another order than the logical tensor's (a transposed matrix)."""
+        return tuple(term.axis for term in self.pattern.terms()) != self.axes.names
+
+    def box(self, sizes: Mapping[str, int]) -> Box:
+        """The part of the logical tensor that it fills."""
+        held = {term.axis: term.range(sizes) for term in self.pattern.terms()}
+        return tuple(held[axis] for axis in self.axes.names)
 
     def dims(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Sizes of the axes that are fused in its output."""
-        mine = {**sizes, self.row.cat or "": self.stop - self.start}
-        return tuple(mine[axis] for axis in self.row.axes_of("weight").groups[0])
+        return lengths(self.box(sizes))[: len(self.axes.groups[0])]
 
     def shape(self, factor: str, *, rank: int, sizes: dict[str, int]) -> tuple[int, int]:
         """(rank, inputs) of A, (outputs, rank) of B."""
-        inputs = self.row.axes_of("weight").shape(sizes)[1]
+        inputs = self.axes.shape(sizes)[1]
         return (rank, inputs) if factor == "A" else (prod(self.dims(sizes)), rank)
 
     def even(self, sizes: Mapping[str, int], tp: int) -> bool:
@@ -99,7 +119,7 @@ def places(family: Family, spec: ModelSpec) -> dict[str, Linear]:
 
 def _named(family: Family, spec: ModelSpec, names: tuple[str, ...]) -> dict[str, Linear]:
     rows = [row for row in family.rows if row.name in names and row.leaves(spec)]
-    parts = [(module, row, start, stop) for row in rows for module, start, stop in row.parts(spec.sizes)]
+    parts = [(module, row, pattern) for row in rows for module, pattern in row.modules.items()]
     last = Counter(module.rpartition(".")[2] for module, *_ in parts)
     found = [Linear(*one, name=".".join(one[0].split(".")[-1 if last[one[0].rpartition(".")[2]] == 1 else -2 :]))
              for one in parts]  # fmt: skip

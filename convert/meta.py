@@ -4,7 +4,6 @@ Rotary rows are interleaved (pairs side by side), as in Megatron-LLM; everything
 Sources: `model.py` of LLaMA 1 to 3 (parallel linears, defaults), llama-models' `args.py`; mistral-inference's `args.py`.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
@@ -17,10 +16,9 @@ from mconv.convert.formats import meta, numbers
 from mconv.convert.formats.tensors import Located
 from mconv.convert.ignored import NOTHING, Ignored
 from mconv.convert.params import is_mistral, read
-from mconv.convert.table import Stored
+from mconv.convert.table import Spelt, Stored, patterns
 from mconv.errors import ConfigError, FormatError, Unsaid
-from mconv.shard.axes import Axes, whole
-from mconv.shard.cut import Block, Piece, interleaved
+from mconv.shard.pattern import piece
 from mconv.spec import ModelSpec, Rope
 
 L = "layers.{i}."
@@ -31,32 +29,17 @@ WIDEST = 1 << 12
 """Rotary frequencies that are looked at: a head has half as many as it is wide."""
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
-    """One of Meta's tensors: the row that it holds (a part of), and the axis that its ranks cut ("": none)."""
-
-    row: str
-    name: str
-    cut: str
-    part: tuple[str, int | str, int | str] | None = None
-    """Only this range of an axis; an end may be the name of an axis, and then is its size."""
-    rotary: bool = False
-
-
-MODULES = (
-    Module("embed",           "tok_embeddings",     "d"),  # Llama 3: "v"; the shapes tell
-    Module("layer.attn_norm", L + "attention_norm", ""),
-    Module("layer.qkv",       A + "wq",             "g", ("s", 0, "q"), rotary=True),
-    Module("layer.qkv",       A + "wk",             "g", ("s", "q", -1), rotary=True),
-    Module("layer.qkv",       A + "wv",             "g", ("s", -1, "s")),
-    Module("layer.attn_out",  A + "wo",             "g"),
-    Module("layer.mlp_norm",  L + "ffn_norm",       ""),
-    Module("layer.mlp_in",    M + "w1",             "f", ("p", 0, 1)),
-    Module("layer.mlp_in",    M + "w3",             "f", ("p", 1, 2)),
-    Module("layer.mlp_out",   M + "w2",             "f"),
-    Module("final_norm",      "norm",               ""),
-    Module("head",            "output",             "v"),
-)  # fmt: skip
+MODULES: dict[str, Spelt] = {
+    "embed":           "tok_embeddings",
+    "layer.attn_norm": L + "attention_norm",
+    "layer.qkv":       {A + "wq": "(g s[:q] h~) d", A + "wk": "(g s[q] h~) d", A + "wv": "(g s[-1] h) d"},
+    "layer.attn_out":  A + "wo",
+    "layer.mlp_norm":  L + "ffn_norm",
+    "layer.mlp_in":    {M + "w1": "(p[0] f) d", M + "w3": "(p[1] f) d"},
+    "layer.mlp_out":   M + "w2",
+    "final_norm":      "norm",
+    "head":            "output",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,34 +54,18 @@ class Told:
     """Keys that no table claims and that may pass."""
 
 
-def piece(module: Module, axes: Axes, sizes: Mapping[str, int], *, rank: int, ranks: int) -> Piece:
-    """What one rank's tensor holds."""
-    ranges = {name: (0, sizes[name]) for name in axes.names}
-    if module.part:
-        axis, start, stop = module.part
-        ranges[axis] = (_end(start, axis, sizes), _end(stop, axis, sizes))
-    if module.cut:
-        width = sizes[module.cut] // ranks
-        ranges[module.cut] = (rank * width, (rank + 1) * width)
-    shape = axes.shape({name: stop - start for name, (start, stop) in ranges.items()})
-    block = Block(tuple(ranges[name] for name in axes.names), whole(shape))
-    return Piece(shape, (interleaved(block, axes.names.index("h")) if module.rotary else block,))
-
-
-def _end(end: int | str, axis: str, sizes: Mapping[str, int]) -> int:
-    return sizes[end] if isinstance(end, str) else end + sizes[axis] * (end < 0)
-
-
 def stored(spec: ModelSpec, *, ranks: int, embed_cut: str) -> Iterator[Stored]:
-    """Every tensor of every rank and the piece of a logical tensor that it holds."""
+    """Every tensor of every rank and the piece of a logical tensor that it holds; `embed_cut`: "d", or "v" in Llama 3."""
     family = FAMILIES[spec.family]
     for logical in family.logicals(spec):
-        for module in (m for m in MODULES if m.row == logical.row):
-            if logical.row == "embed":
-                module = dataclasses.replace(module, cut=embed_cut)
+        row, axes = family.row(logical.row), family.axes(logical)
+        cut = embed_cut if logical.row == "embed" else row.cut
+        for name, pattern in patterns(MODULES[logical.row], row.axes).items():
             for rank in range(ranks):
-                key = meta.key(rank, f"{module.name.format(i=logical.layer)}.{logical.leaf}")
-                yield Stored(key, logical, piece(module, family.axes(logical), spec.sizes, rank=rank, ranks=ranks))
+                key = meta.key(rank, f"{name.format(i=logical.layer)}.{logical.leaf}")
+                yield Stored(
+                    key, logical, piece(axes, spec.sizes, pattern.only(axes.names), cut=cut, rank=rank, of=ranks)
+                )
 
 
 # ---- params.json -----------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def read(folder: Path, *, family: Family, spec: ModelSpec, ignore: Collection[st
     config, located = config_of(folder, ignore=ignore), tensors(folder)
     known, stored = places(family, spec), {one.key: one for one in family.stored(spec)}
     at = {linear.at(layer): (linear, layer) for linear in known.values() for layer in linear.layers(spec)}
-    heads = [module for row in family.rows if row.name in ENDS for module in row.hf]
+    heads = [module for row in family.rows if row.name in ENDS for module in row.modules]
     names, notes = read_names(located, {*at, *(key.rpartition(".")[0] for key in stored), *heads})
     files = {key: _floating(key, where) for key, where in located.items()}
     factors = {key: named for key, named in names.items() if named.part in FACTORS}
@@ -220,7 +220,7 @@ def write(adapter: Adapter, folder: Path, *, base: str) -> None:
         "target_modules": [linear.at(layer) for linear, layer, _ in mine] if some else list(settings.targets),
         "rank_pattern": {name: rank for name, (rank, _) in settings.own.items() if rank not in (0, settings.rank)},
         "alpha_pattern": {name: _plain(a) for name, (rank, a) in settings.own.items() if rank and a != settings.alpha},
-        "bias": "none", "fan_in_fan_out": any(linear.row.hf_axes for linear, _, _ in mine), "inference_mode": True,
+        "bias": "none", "fan_in_fan_out": any(linear.reordered for linear, _, _ in mine), "inference_mode": True,
         "init_lora_weights": True, "use_rslora": settings.rslora, "use_dora": False, "modules_to_save": None,
     }  # fmt: skip
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -10,8 +10,9 @@ from mconv.convert.formats.tensors import Located
 from mconv.convert.table import Family, Logical, Stored
 from mconv.errors import FormatError, refuse
 from mconv.shard.axes import Axes
-from mconv.shard.cut import Piece, region, share
+from mconv.shard.cut import Piece, region
 from mconv.shard.layout import Layout
+from mconv.shard.pattern import piece
 from mconv.shard.stages import Place, places
 from mconv.spec import ModelSpec
 
@@ -36,9 +37,8 @@ def rank_piece(
     """What one tensor-parallel rank stores of a logical tensor."""
     row, axes = family.row(logical.row), family.axes(logical)
     padded = layout.padded_vocab if row.cut == "v" else None
-    return dialect.arrange(
-        row.name, axes, spec, share(axes, spec.sizes, row.cut, rank=tp_rank, of=layout.tp, padded=padded)
-    )
+    return piece(axes, spec.sizes, dialect.pattern(row).only(axes.names), cut=row.cut, rank=tp_rank, of=layout.tp,
+                 padded=padded)  # fmt: skip
 
 
 def rank_tensors(

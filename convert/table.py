@@ -10,11 +10,22 @@ from mconv.convert.derived import MASKS, Buffer
 from mconv.convert.keys import Biases, Config, Key
 from mconv.errors import ConfigError, refuse
 from mconv.shard.axes import Axes, parse
-from mconv.shard.cut import Piece, entire, part, permuted
+from mconv.shard.cut import Piece
+from mconv.shard.pattern import Pattern, piece
+from mconv.shard.pattern import parse as pattern_of
 from mconv.spec import ModelSpec
 
 LONGEST = 80
 """Characters of a config key that a message shows."""
+
+
+Spelt = str | Mapping[str, str]
+"""What a program calls a tensor that it stores as it is; or each of several names, and the pattern of what it holds."""
+
+
+def patterns(spelt: Spelt, axes: str) -> Mapping[str, Pattern]:
+    """Return each name and what it holds of a tensor with these axes."""
+    return {name: pattern_of(text) for name, text in ({spelt: axes} if isinstance(spelt, str) else spelt).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +54,20 @@ class Stored:
 class Row:
     """One logical tensor: its axes, the axis that tensor parallelism cuts, and what Hugging Face calls it.
 
-    `hf` maps module names to how much of axis `cat` each fills, in order; the value may be the name of an axis. Where a
-    family has several names for one tensor, it has several rows, of which `when` and `unless` leave one.
+    `hf`: the module that holds it as it is; or each module, and the pattern (`shard/pattern.py`) of what it holds. Where
+    a family has several names for one tensor, it has several rows, of which `when` and `unless` leave one.
     """
 
     name: str
     axes: str
     cut: str
-    hf: Mapping[str, int | str]
-    cat: str | None = None
+    hf: Spelt
     bias: str | None = None
     """The ModelSpec field that says whether there is a bias: the same row without the input axis."""
     unless: str | None = None
     """The ModelSpec field that makes this row absent."""
     when: str | None = None
     """The ModelSpec field without which this row is absent."""
-    hf_axes: str | None = None
-    """How Hugging Face orders the same axes, where it does so otherwise (a transposed matrix)."""
 
     def leaves(self, spec: ModelSpec) -> list[str]:
         """`weight`, `bias`, both or neither: what this architecture has of the row."""
@@ -75,22 +83,15 @@ class Row:
     def per_layer(self) -> bool:
         return self.name.startswith("layer.")
 
-    def parts(self, sizes: Mapping[str, int]) -> Iterator[tuple[str, int, int]]:
-        """The Hugging Face modules of this row, and [start, stop) of axis `cat` that each fills."""
-        start = 0
-        for module, width in self.hf.items():
-            stop = start + (sizes[width] if isinstance(width, str) else width)
-            yield module, start, stop
-            start = stop
+    @property
+    def modules(self) -> Mapping[str, Pattern]:
+        """The Hugging Face modules of this row, and what each holds of it."""
+        return patterns(self.hf, self.axes)
 
     def pieces(self, axes: Axes, sizes: dict[str, int]) -> Iterator[tuple[str, Piece]]:
-        """The Hugging Face modules of this row and the piece that each holds."""
-        if self.cat is None:
-            stored = parse(self.hf_axes).only(axes.names) if self.hf_axes else axes
-            yield next(iter(self.hf)), permuted(axes, stored, sizes) if stored != axes else entire(axes, sizes)
-            return
-        for module, start, stop in self.parts(sizes):
-            yield module, part(axes, sizes, self.cat, start, stop)
+        """The Hugging Face modules of this row and the piece that each holds; `axes`: the weight's, or fewer."""
+        for module, pattern in self.modules.items():
+            yield module, piece(axes, sizes, pattern.only(axes.names))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +139,7 @@ class Family:
     @property
     def head_key(self) -> str:
         """What Hugging Face calls the head's weight."""
-        return f"{next(iter(self.row('head').hf))}.weight"
+        return f"{next(iter(self.row('head').modules))}.weight"
 
     def axes(self, logical: Logical) -> Axes:
         return self.row(logical.row).axes_of(logical.leaf)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 
-from mconv.errors import LayoutError
 from mconv.shard.axes import Axes, Box, Range, lengths, runs, whole
 
 SUBDIVIDED = {"g": "q"}
@@ -58,43 +57,6 @@ def region(axes: Axes, sizes: dict[str, int], offsets: tuple[int, ...], shape: t
     return Piece(shape, tuple(blocks))
 
 
-def entire(axes: Axes, sizes: dict[str, int]) -> Piece:
-    """The whole logical tensor in one stored tensor."""
-    shape = axes.shape(sizes)
-    return region(axes, sizes, (0,) * len(shape), shape)
-
-
-def permuted(axes: Axes, stored: Axes, sizes: dict[str, int]) -> Piece:
-    """The whole logical tensor in one stored tensor whose dimensions are `stored`: the same axes in another order."""
-    shape, box = stored.shape(sizes), whole(axes.dims(sizes))
-    order = Order(stored.dims(sizes), tuple(stored.names.index(name) for name in axes.names))
-    return Piece(shape, (Block(box, whole(shape), order),))
-
-
-def part(axes: Axes, sizes: dict[str, int], axis: str, start: int, stop: int) -> Piece:
-    """The stored tensor that holds only [start, stop) of `axis`, wherever in a fused dimension that axis is."""
-    box = tuple((start, stop) if name == axis else r for name, r in zip(axes.names, whole(axes.dims(sizes)), strict=True))
-    shape = axes.shape({**sizes, axis: stop - start})
-    return Piece(shape, (Block(box, whole(shape)),))
-
-
-def share(axes: Axes, sizes: dict[str, int], cut: str, *, rank: int, of: int, padded: int | None = None) -> Piece:
-    """What tensor-parallel `rank` of `of` stores. An axis that the tensor lacks cuts nothing: it is replicated.
-
-    `padded` is the size to which `cut` grows before it is cut (vocabulary); rows past the true size are padding.
-    """
-    if cut not in axes.names:
-        return entire(axes, sizes)
-    if not axes.outermost(cut):
-        width = sizes[cut] // of
-        return part(axes, sizes, cut, rank * width, (rank + 1) * width)
-    shape = list(axes.shape({**sizes, cut: padded or sizes[cut]}))
-    dimension = next(i for i, group in enumerate(axes.groups) if group[0] == cut)
-    shape[dimension] //= of
-    offsets = tuple(rank * n if i == dimension else 0 for i, n in enumerate(shape))
-    return region(axes, sizes, offsets, tuple(shape))
-
-
 def repeat_last(piece: Piece, axes: Axes, sizes: dict[str, int]) -> Piece:
     """The piece with every row of padding a copy of the last true row, as some Megatrons pad a vocabulary."""
     size = sizes[axes.names[0]]
@@ -115,13 +77,3 @@ def can_share(axes: Axes, sizes: dict[str, int], cut: str, of: int) -> bool:
     dimension = next(group for group in axes.groups if group[0] == cut)
     rows = prod(sizes[name] for name in dimension)
     return sizes[member] % (of // sizes[cut]) == 0 and rows % of == 0
-
-
-def interleaved(block: Block, axis: int) -> Block:
-    """The same block where elementary axis number `axis` is stored pairwise: 0, n/2, 1, n/2 + 1, ... (rotary rows)."""
-    dims = lengths(block.box)
-    if dims[axis] % 2:
-        raise LayoutError(f"a head of {dims[axis]} channels has no rotary pairs to interleave")
-    shape = (*dims[:axis], dims[axis] // 2, 2, *dims[axis + 1 :])
-    axes = (*range(axis), axis + 1, axis, *range(axis + 2, len(shape)))
-    return Block(block.box, block.at, Order(shape, axes))

@@ -11,8 +11,9 @@ from mconv.convert.checkpoint import primary
 from mconv.convert.source import Source, bits, finite
 from mconv.convert.table import Family, Logical
 from mconv.shard.axes import Box, intersect, within
-from mconv.shard.cut import can_share, share
+from mconv.shard.cut import can_share
 from mconv.shard.layout import padded_vocab
+from mconv.shard.pattern import piece
 from mconv.spec import ModelSpec
 
 
@@ -80,7 +81,7 @@ def tp_ranks(
         return every
     box: Box = tuple((first, last + 1) for first, last in (difference.extent[name] for name in axes.names))
     padded = (padded_vocab_size or padded_vocab(spec.vocab_size, tp=tp)) if cut == "v" else None
-    shares = [share(axes, spec.sizes, cut, rank=rank, of=tp, padded=padded) for rank in every]
+    shares = [piece(axes, spec.sizes, cut=cut, rank=rank, of=tp, padded=padded) for rank in every]
     return [rank for rank in every if any(intersect(block.box, box) for block in shares[rank].blocks)]
 
 

@@ -2,15 +2,15 @@
 
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from mconv.convert.dialects.arguments import Arguments
 from mconv.convert.dialects.flags import Case
 from mconv.convert.formats.tensors import Located
-from mconv.shard.axes import Axes
-from mconv.shard.cut import Piece
+from mconv.convert.table import Row
 from mconv.shard.layout import Layout
+from mconv.shard.pattern import Pattern, parse
 from mconv.spec import ModelSpec
 
 Names = Mapping[str, tuple[str, ...]]
@@ -45,11 +45,6 @@ Flags = Callable[[Case], tuple[list[str], list[str]]]
 """The flags to load a checkpoint with, ready to paste, and warnings where no flag is right."""
 
 
-def as_it_is(row: str, axes: Axes, spec: ModelSpec, piece: Piece) -> Piece:
-    """Rows in the order of the logical tensor."""
-    return piece
-
-
 def no_more(spec: ModelSpec) -> ModelSpec:
     """The spec itself: this dialect can store just the biases that there are."""
     return spec
@@ -79,8 +74,8 @@ class Dialect:
     args_of: ArgsOf
     flags: Flags
     layout_of: Callable[[Namespace, Mapping[str, Located] | None], Layout]
-    arrange: Callable[[str, Axes, ModelSpec, Piece], Piece] = as_it_is
-    """A rank's share of a row, with its blocks moved to where this dialect stores them."""
+    patterns: Mapping[str, str] = field(default_factory=dict)
+    """Row -> how this dialect orders it (`shard/pattern.py`), where it does so otherwise than the row itself."""
     stored_spec: Callable[[ModelSpec], ModelSpec] = no_more
     """The spec with the biases that the dialect must store; one that is added is zero in a conversion."""
     tied_name: str = "head"
@@ -99,3 +94,8 @@ class Dialect:
     """Whether its args may hold some process's flags in place of the model's values."""
     doubts: Callable[[Namespace, Mapping[str, Located]], tuple[str, ...]] = no_doubts
     """What had to be assumed because the args cannot say it: told to the user where nothing else settles it."""
+
+    def pattern(self, row: Row) -> Pattern:
+        """Return how this dialect orders a row; an MLP without a gate has no halves to exchange."""
+        plain, own = parse(row.axes), parse(self.patterns.get(row.name, row.axes))
+        return own if {term.axis for term in own.terms()} == {term.axis for term in plain.terms()} else plain

@@ -19,8 +19,6 @@ from mconv.convert.dialects.nvidia_legacy import ATTENTION, LAYER, MLP, MODEL, s
 from mconv.convert.formats.dtype import BY_NAME
 from mconv.convert.formats.tensors import Located
 from mconv.errors import ConfigError, Unsaid
-from mconv.shard.axes import Axes, lengths
-from mconv.shard.cut import Block, Piece, interleaved
 from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec, Rope
 
@@ -37,6 +35,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "head":            (MODEL + "lm_head",),
     "tied":            ("word_embeddings_for_head.{leaf}",),
 }  # fmt: skip
+PATTERNS = {"layer.qkv": "(g (s[:-1] h~ + s[-1] h)) d", "layer.mlp_in": "(p[1] f + p[0] f) d"}
 PARALLEL = NAMES | {"layer.mlp_norm": spelled(LAYER + "mlp_layernorm.{leaf}")}
 """With attention and MLP side by side, the second norm is named after what it feeds."""
 IMPORTED = MODEL + "transformer."
@@ -50,45 +49,6 @@ TRUE_OF: dict[str, dict[str, float]] = {
 """What the models of each `model_name` have: args that say otherwise are flags that somebody forgot."""
 ROTARY = ("rotary", 1)
 """The position embedding, as the importer spells it and as the value of its enum."""
-
-
-def arrange(row: str, axes: Axes, spec: ModelSpec, piece: Piece) -> Piece:
-    """A rank's share with its rows where this dialect has them: [up; gate], query and key heads interleaved."""
-    if row == "layer.mlp_in" and "p" in axes.names:
-        return Piece(piece.shape, tuple(b for block in piece.blocks for b in _up_first(axes, block)))
-    if row == "layer.qkv":
-        return Piece(piece.shape, tuple(b for block in piece.blocks for b in _groups(axes, block)))
-    return piece
-
-
-def _up_first(axes: Axes, block: Block) -> list[Block]:
-    """The two halves of a gated MLP as blocks of their own, exchanged."""
-    (start, stop), half = block.at[0], axes.names.index("p")
-    middle = (start + stop) // 2
-    gate, up = (_only(block.box, half, n) for n in (0, 1))
-    return [Block(up, ((start, middle), *block.at[1:])), Block(gate, ((middle, stop), *block.at[1:]))]
-
-
-def _groups(axes: Axes, block: Block) -> list[Block]:
-    """Of each query group, the queries and the key (interleaved) and the value (not)."""
-    g, s, h = (axes.names.index(name) for name in "gsh")
-    slots, width = lengths(block.box)[s], lengths(block.box)[h]
-    found, row = [], block.at[0][0]
-    for group in range(*block.box[g]):
-        box = _only(block.box, g, group)
-        for first, last in ((0, slots - 1), (slots - 1, slots)):
-            part = Block(_range(box, s, first, last), ((row, row + (last - first) * width), *block.at[1:]))
-            found.append(interleaved(part, h) if first == 0 else part)
-            row += (last - first) * width
-    return found
-
-
-def _range(box: tuple[tuple[int, int], ...], axis: int, start: int, stop: int) -> tuple[tuple[int, int], ...]:
-    return (*box[:axis], (start, stop), *box[axis + 1 :])
-
-
-def _only(box: tuple[tuple[int, int], ...], axis: int, index: int) -> tuple[tuple[int, int], ...]:
-    return _range(box, axis, index, index + 1)
 
 
 # ---- args ------------------------------------------------------------------------------------------------------------
@@ -282,7 +242,7 @@ DIALECT = Dialect(
     spec_of=spec_of,
     args_of=args_of,
     layout_of=layout_of,
-    arrange=arrange,
+    patterns=PATTERNS,
     refusals=refusals,
     tied_name="tied",
     nests=("language_model", "language_model.embedding", "language_model.embedding.word_embeddings",

@@ -44,17 +44,17 @@ GPT2 = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
     rows=(
-        #   logical            axes         cut  Hugging Face module, and how it stores the tensor
-        Row("embed",           "v d",       "v", {"transformer.wte": 1}),
-        Row("positions",       "m d",       "",  {"transformer.wpe": 1}),
-        Row("layer.attn_norm", "d",         "",  {L + "ln_1": 1}, bias="norm_bias"),
-        Row("layer.qkv",       "(g s h) d", "g", {A + "c_attn": 1}, bias="qkv_bias", hf_axes="d (s g h)"),
-        Row("layer.attn_out",  "d (g q h)", "g", {A + "c_proj": 1}, bias="proj_bias", hf_axes="(g q h) d"),
-        Row("layer.mlp_norm",  "d",         "",  {L + "ln_2": 1}, bias="norm_bias"),
-        Row("layer.mlp_in",    "f d",       "f", {M + "c_fc": 1}, bias="mlp_bias", hf_axes="d f"),
-        Row("layer.mlp_out",   "d f",       "f", {M + "c_proj": 1}, bias="mlp_bias", hf_axes="f d"),
-        Row("final_norm",      "d",         "",  {"transformer.ln_f": 1}, bias="norm_bias"),
-        Row("head",            "v d",       "v", {"lm_head": 1}, unless="tied_embeddings"),
+        #   logical            axes         cut  Hugging Face module, and how it orders the tensor
+        Row("embed",           "v d",       "v", "transformer.wte"),
+        Row("positions",       "m d",       "",  "transformer.wpe"),
+        Row("layer.attn_norm", "d",         "",  L + "ln_1", bias="norm_bias"),
+        Row("layer.qkv",       "(g s h) d", "g", {A + "c_attn": "d (s g h)"}, "qkv_bias"),
+        Row("layer.attn_out",  "d (g q h)", "g", {A + "c_proj": "(g q h) d"}, "proj_bias"),
+        Row("layer.mlp_norm",  "d",         "",  L + "ln_2", bias="norm_bias"),
+        Row("layer.mlp_in",    "f d",       "f", {M + "c_fc": "d f"}, "mlp_bias"),
+        Row("layer.mlp_out",   "d f",       "f", {M + "c_proj": "f d"}, "mlp_bias"),
+        Row("final_norm",      "d",         "",  "transformer.ln_f", bias="norm_bias"),
+        Row("head",            "v d",       "v", "lm_head", unless="tied_embeddings"),
     ),
     config=(
         Alias("hidden_size", "n_embd"),

@@ -12,6 +12,7 @@ from tiny import edit_json, make_llama, make_mistral, same, tensors
 from mconv.cli.app import run
 from mconv.convert import plan
 from mconv.convert.formats import bin
+from mconv.convert.meta import MODULES as modules_of_meta
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError, FormatError, MconvError
@@ -234,7 +235,8 @@ def test_meta_shards_of_any_number(plain, tmp_path, ranks, embed_cut):
 
 def test_a_rotary_order_left_as_it_is_would_be_seen(plain, tmp_path, monkeypatch):
     """The planted fault: equal shapes, other rows."""
-    monkeypatch.setattr("mconv.convert.meta.interleaved", lambda block, axis: block)
+    as_stored = {name: pattern.replace("~", "") for name, pattern in modules_of_meta["layer.qkv"].items()}
+    monkeypatch.setitem(modules_of_meta, "layer.qkv", as_stored)
     assert not same(back(as_meta(plain, tmp_path / "meta"), tmp_path), tensors(plain))
 
 
@@ -486,5 +488,6 @@ def test_the_first_mistrals_archive(mistral, tmp_path):
 
 
 def test_a_rotary_order_of_mistrals_left_as_it_is_would_be_seen(mistral, tmp_path, monkeypatch):
-    monkeypatch.setattr("mconv.convert.meta.interleaved", lambda block, axis: block)
+    as_stored = {name: pattern.replace("~", "") for name, pattern in modules_of_meta["layer.qkv"].items()}
+    monkeypatch.setitem(modules_of_meta, "layer.qkv", as_stored)
     assert not same(back(as_mistral(mistral, tmp_path / "own"), tmp_path), tensors(mistral))

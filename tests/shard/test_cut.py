@@ -9,8 +9,10 @@ from mconv.convert.families.falcon import FALCON
 from mconv.convert.families.llama import LLAMA
 from mconv.errors import LayoutError
 from mconv.shard.axes import parse, whole, within
-from mconv.shard.cut import can_share, part, region, share
+from mconv.shard.cut import can_share, region
 from mconv.shard.layout import Layout, check_tp, padded_vocab
+from mconv.shard.pattern import parse as pattern_of
+from mconv.shard.pattern import piece as piece_of
 
 ROWS = [(row, leaf) for row in (*LLAMA.rows, *FALCON.rows) for leaf in ("weight", "bias")]
 
@@ -52,7 +54,7 @@ def test_merging_what_was_split_is_identity(sizes, tp, multiple, row):
     tensor = np.arange(np.prod(dims)).reshape(axes.shape(sizes))
     values, count = np.full(dims, -1), np.zeros(dims, dtype=int)
     for rank in range(tp):
-        piece = share(axes, sizes, row.cut, rank=rank, of=tp, padded=padded)
+        piece = piece_of(axes, sizes, cut=row.cut, rank=rank, of=tp, padded=padded)
         paste(cut(tensor, axes, dims, piece), dims, piece, (values, count))
     assert (values.reshape(tensor.shape) == tensor).all()
     assert (count == (1 if row.cut in axes.names else tp)).all()
@@ -67,10 +69,10 @@ def test_resharding_to_b_is_splitting_at_b(sizes, a, b, row):
     tensor = np.arange(np.prod(dims)).reshape(axes.shape(sizes))
     merged, count = np.full(dims, -1), np.zeros(dims, dtype=int)
     for rank in range(a):
-        piece = share(axes, sizes, row.cut, rank=rank, of=a)
+        piece = piece_of(axes, sizes, cut=row.cut, rank=rank, of=a)
         paste(cut(tensor, axes, dims, piece), dims, piece, (merged, count))
     for rank in range(b):
-        piece = share(axes, sizes, row.cut, rank=rank, of=b)
+        piece = piece_of(axes, sizes, cut=row.cut, rank=rank, of=b)
         again = cut(merged, axes, dims, piece)
         assert (again == cut(tensor, axes, dims, piece)).all()
 
@@ -82,7 +84,7 @@ def test_qkv_rows_are_cut_evenly_as_megatron_core_does(sizes, tp, bias):
     assume(can_share(axes, sizes, "g", tp))
     tensor = np.arange(np.prod(axes.dims(sizes))).reshape(axes.shape(sizes))
     for rank, rows in enumerate(np.split(tensor, tp)):
-        assert (cut(tensor, axes, axes.dims(sizes), share(axes, sizes, "g", rank=rank, of=tp)) == rows).all()
+        assert (cut(tensor, axes, axes.dims(sizes), piece_of(axes, sizes, cut="g", rank=rank, of=tp)) == rows).all()
 
 
 @given(sizes=sizes(), tp=st.integers(1, 8))
@@ -92,7 +94,7 @@ def test_each_rank_has_its_own_gate_and_up(sizes, tp):
     tensor = np.arange(2 * f * sizes["d"]).reshape(2 * f, sizes["d"])
     for rank in range(tp):
         gate, up = np.split(tensor[:f], tp)[rank], np.split(tensor[f:], tp)[rank]
-        got = cut(tensor, axes, axes.dims(sizes), share(axes, sizes, "f", rank=rank, of=tp))
+        got = cut(tensor, axes, axes.dims(sizes), piece_of(axes, sizes, cut="f", rank=rank, of=tp))
         assert (got == np.concatenate([gate, up])).all()
 
 
@@ -101,9 +103,9 @@ def test_query_key_and_value_are_parts_on_the_slot_axis(sizes):
     axes, (g, q, h, d) = parse("(g s h) d"), (sizes[n] for n in "gqhd")
     query, key, value = (np.random.randint(0, 99, (g, n, h, d)) for n in (q, 1, 1))
     fused = np.concatenate([query, key, value], axis=1).reshape(-1, d)
-    for module, (start, stop) in {"q": (0, q), "k": (q, q + 1), "v": (q + 1, q + 2)}.items():
-        want = {"q": query, "k": key, "v": value}[module].reshape(-1, d)
-        assert (cut(fused, axes, axes.dims(sizes), part(axes, sizes, "s", start, stop)) == want).all()
+    for part, want in {"s[:q]": query, "s[q]": key, "s[-1]": value}.items():
+        piece = piece_of(axes, sizes, pattern_of(f"(g {part} h) d"))
+        assert (cut(fused, axes, axes.dims(sizes), piece) == want.reshape(-1, d)).all()
 
 
 @given(sizes=sizes(), data=st.data())
@@ -118,9 +120,9 @@ def test_a_region_is_a_rectangle_of_the_stored_tensor(sizes, data):
 
 
 def test_rows_past_the_true_vocabulary_are_padding():
-    piece = share(parse("v d"), {"v": 5, "d": 2}, "v", rank=1, of=2, padded=8)
+    piece = piece_of(parse("v d"), {"v": 5, "d": 2}, cut="v", rank=1, of=2, padded=8)
     assert piece.shape == (4, 2) and [b.box for b in piece.blocks] == [((4, 5), (0, 2))]
-    assert share(parse("v d"), {"v": 3, "d": 2}, "v", rank=1, of=2, padded=8).blocks == ()
+    assert piece_of(parse("v d"), {"v": 3, "d": 2}, cut="v", rank=1, of=2, padded=8).blocks == ()
 
 
 @given(sizes=sizes(), tp=st.integers(1, 12))

@@ -14,7 +14,7 @@ from mconv.convert.families import FAMILIES
 from mconv.convert.formats.dtype import FLOAT32
 from mconv.convert.formats.tensors import Located
 from mconv.convert.table import Stored
-from mconv.shard.cut import entire
+from mconv.shard.pattern import piece
 from mconv.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def blueprint(spec: ModelSpec, *, std: float, seed: int, path: Path) -> Checkpoi
     """
     family = FAMILIES[spec.family]
     logicals = family.logicals(spec)
-    stored = [Stored(str(x), x, entire(family.axes(x), spec.sizes)) for x in logicals]
+    stored = [Stored(str(x), x, piece(family.axes(x), spec.sizes)) for x in logicals]
     located: dict[str, Located] = {one.key: _drawn(one, spec, std=std, seed=seed) for one in stored}
     return Checkpoint(
         path=path, format="hf", dialect=None, family=family, spec=spec, layout=None, iteration=None, stored=stored,

@@ -96,12 +96,12 @@ class Adapters(torch.nn.ModuleDict):
         self, x: Float[Tensor, "s b inputs"], parts: list[Linear], like: Float[Tensor, "t b rows"]
     ) -> Float[Tensor, "t b rows"]:
         """What the adapters of a fused linear's parts add to its output, which `like` is."""
-        if parts[0].row.cat is None:
+        if parts[0].parted is None:
             delta: Tensor = self[parts[0].slot](x)
             return self._share(delta) if parts[0].column and not parts[0].even(self.sizes, self.tp) else delta
         cut_evenly = parts[0].even(self.sizes, self.tp)
         sizes = local(parts[0], self.sizes, self.tp) if cut_evenly else self.sizes
-        axis = parts[0].row.axes_of("weight").groups[0].index(parts[0].row.cat)
+        axis = parts[0].axes.groups[0].index(parts[0].parted)
         pieces = []
         for part in parts:
             dims = part.dims(sizes)

@@ -47,7 +47,7 @@ class HuggingFace:
     def __init__(self, checkpoint: Checkpoint, how: How) -> None:
         self.checkpoint, self.how = checkpoint, how
         self.spec = replace(checkpoint.spec, **how.repair.spec)
-        self.names = {row.name: next(iter(row.hf)) for row in checkpoint.family.rows if row.leaves(checkpoint.spec)}
+        self.names = {row.name: next(iter(row.modules)) for row in checkpoint.family.rows if row.leaves(checkpoint.spec)}
         self.model: Any = None
         self._head: Any = None
         if world()[0] == 0:

@@ -15,8 +15,9 @@ from mconv.convert.dialects import mcore
 from mconv.convert.formats import archive, mapped, mp_rank
 from mconv.convert.load import load_rank
 from mconv.convert.table import Stored
-from mconv.shard.cut import Piece, entire
+from mconv.shard.cut import Piece
 from mconv.shard.layout import Layout, padded_vocab
+from mconv.shard.pattern import piece
 from mconv.verify.compare import CHUNK
 from mconv.verify.models.common import How, Keep, narrowed, output_axes, put, sampled
 from mconv.verify.onuse import bind, present
@@ -187,7 +188,7 @@ class Megatron:
         return None if logits is None else MegatronScores(logits, layers, self.spec.vocab_size)
 
     def inner(self, layer: str, row: str) -> list[tuple[nn.Module, Piece]]:
-        whole = entire(output_axes(self.checkpoint, row), self.spec.sizes)
+        whole = piece(output_axes(self.checkpoint, row), self.spec.sizes)
         names = [name.format(i=layer, leaf="") for name in mcore.NAMES[row] if name.endswith(".{leaf}")]
         own = {name for name, _ in self.model.named_parameters()}
         return [(self.model.get_submodule(n[:-1]), whole) for n in names if f"{n}weight" in own]
