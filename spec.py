@@ -10,6 +10,10 @@ ROPE_KEYS = {"base": "base (rope_theta, rotary_base)"}
 """What others call a field that we call otherwise."""
 
 
+UNNAMED = ""
+"""The family of a model of which only args are known: they do not say what Hugging Face called it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rope:
     """Rotary position embedding. Rows are half-split (`rotate_half`); a dialect may store them otherwise."""

@@ -10,13 +10,13 @@ from typing import Any
 from mconv.convert import bridge, manifest
 from mconv.convert.dialects import DIALECTS, Dialect
 from mconv.convert.dialects.arguments import check
-from mconv.convert.families import FAMILIES, described
+from mconv.convert.families import FAMILIES, described, family_for
 from mconv.convert.formats.tensors import Located
 from mconv.convert.ignored import NOTHING, Ignored, Passed, joined
 from mconv.convert.table import Family
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.shard.layout import Layout
-from mconv.spec import ModelSpec
+from mconv.spec import UNNAMED, ModelSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +100,8 @@ def _identity(
     notes: tuple[str, ...],
     passed: dict[str, Any],
 ) -> Identity:
+    if spec.family == UNNAMED:
+        spec = dataclasses.replace(spec, family=family_for(spec).name)
     if spec.family not in FAMILIES:
         raise ConfigError(f"{folder}: family {spec.family!r} is not one of {sorted(FAMILIES)}")
     if spec.vocab_size > layout.padded_vocab:

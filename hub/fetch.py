@@ -78,6 +78,17 @@ REPOSITORIES: dict[tuple[str, str], Known] = {
     ("falcon3", "3"):    _known("tiiuae/Falcon3-3B-Base", 3.23),
     ("falcon3", "7"):    _known("tiiuae/Falcon3-7B-Base", 7.46),
     ("falcon3", "10"):   _known("tiiuae/Falcon3-10B-Base", 10.31),
+    ("qwen2", "0.5"):    _known("Qwen/Qwen2-0.5B", 0.49),
+    ("qwen2", "1.5"):    _known("Qwen/Qwen2-1.5B", 1.54),
+    ("qwen2", "7"):      _known("Qwen/Qwen2-7B", 7.62),
+    ("qwen2", "72"):     _known("Qwen/Qwen2-72B", 72.71),
+    ("qwen2.5", "0.5"):  _known("Qwen/Qwen2.5-0.5B", 0.49),
+    ("qwen2.5", "1.5"):  _known("Qwen/Qwen2.5-1.5B", 1.54),
+    ("qwen2.5", "3"):    _known("Qwen/Qwen2.5-3B", 3.09),
+    ("qwen2.5", "7"):    _known("Qwen/Qwen2.5-7B", 7.62),
+    ("qwen2.5", "14"):   _known("Qwen/Qwen2.5-14B", 14.77),
+    ("qwen2.5", "32"):   _known("Qwen/Qwen2.5-32B", 32.76),
+    ("qwen2.5", "72"):   _known("Qwen/Qwen2.5-72B", 72.71),
 }
 # fmt: on
 """Repository and parameters by family and size. The architecture comes from the repository's config."""

@@ -86,11 +86,24 @@ def make_gpt2(folder: Path, **options: object) -> Path:
     return _make(folder, "GPT2", head="LMHeadModel", **{**GPT2, **options})
 
 
+QWEN2S = {
+    "gqa": {},
+    "tied": {"tie_word_embeddings": True, "num_key_value_heads": 8},
+    "window": {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0},
+}
+
+
+def make_qwen2(folder: Path, **options: object) -> Path:
+    """Save a random Qwen2 in `folder`."""
+    return _make(folder, "Qwen2", **{**BASE, **options})
+
+
 MODELS = {
     **{f"llama-{name}": (make_llama, variant) for name, variant in VARIANTS.items()},
     **{f"mistral-{name}": (make_mistral, variant) for name, variant in MISTRALS.items()},
     **{f"falcon-{name}": (make_falcon, variant) for name, variant in FALCONS.items()},
     **{f"gpt2-{name}": (make_gpt2, variant) for name, variant in GPT2S.items()},
+    **{f"qwen2-{name}": (make_qwen2, variant) for name, variant in QWEN2S.items()},
 }
 """Every variant of every family: what makes it, and its config."""
 NEW_ROPE = ("falcon-11b", "falcon-40b-linear-rope", "llama-code-llama", "llama-linear-rope", "llama-llama3-rope")

@@ -19,7 +19,7 @@ from mconv.convert.formats.tensors import Located
 from mconv.errors import ConfigError, Unsaid, refuse
 from mconv.shard.layout import Layout
 from mconv.shard.stages import EVEN, Uneven
-from mconv.spec import ModelSpec, Rope
+from mconv.spec import UNNAMED, ModelSpec, Rope
 
 LAYER = "decoder.layers.{i}."
 ATTENTION = LAYER + "self_attention."
@@ -161,7 +161,7 @@ def spec_of(
     grouped = values.get("group_query_attention", False)
     function = _function(values, biased=biased)
     return ModelSpec(
-        family=family_named(function),
+        family=UNNAMED,
         **function,
         **{name: _arg(values, name, int) for name in SAME},
         num_query_groups=_arg(values, "num_query_groups" if grouped else "num_attention_heads", int),
@@ -186,19 +186,6 @@ def doubts(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, ...]:
         "whatever it says, so for a model that was trained there from scratch 8 is right: change it in the exported "
         "config.json",
     )
-
-
-def family_named(function: Mapping[str, Any]) -> str:
-    """The first family that can express such a model: args do not know what Hugging Face called it."""
-    norm, gated = function["norm"], function["activation"] == "swiglu"
-    if (norm, gated) == ("layer", False):
-        return "gpt2" if function["position"] == "learned" else "falcon"
-    if (norm, gated) != ("rms", True) or function["position"] == "learned":
-        raise ConfigError(
-            f"the checkpoint's args have normalization {NORMS[norm]} with swiglu {gated} and "
-            f"position_embedding_type {POSITIONS[function['position']]}; no family that mconv supports computes that"
-        )
-    return "mistral" if function["sliding_window"] else "llama"
 
 
 def _function(values: dict[str, Any], *, biased: bool) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from mconv.convert.formats.dtype import BY_NAME
 from mconv.convert.formats.tensors import Located
 from mconv.errors import ConfigError, Unsaid
 from mconv.shard.layout import Layout
-from mconv.spec import ModelSpec, Rope
+from mconv.spec import UNNAMED, ModelSpec, Rope
 
 NAMES: dict[str, tuple[str, ...]] = {
     # logical          as training and resharding write it; the importer says `transformer` and `attention`
@@ -101,7 +101,7 @@ def spec_of(
     factor = _float(values, "rope_scaling_factor", 1.0)
     window = _window(values, imported=imported)
     return ModelSpec(
-        family="falcon" if not rms else "mistral" if window else "llama",
+        family=UNNAMED,
         num_layers=_int(values, "num_layers"), hidden_size=hidden, num_attention_heads=heads,
         ffn_hidden_size=_int(values, "ffn_hidden_size", None if gated else 4 * hidden),
         num_query_groups=_int(values, "num_attention_heads_kv", heads),

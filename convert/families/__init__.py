@@ -1,5 +1,7 @@
 """One file per architecture: a table of weights and a two-way table of config keys."""
 
+import contextlib
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,15 @@ from mconv.convert.families.falcon import FALCON
 from mconv.convert.families.gpt2 import GPT2
 from mconv.convert.families.llama import LLAMA
 from mconv.convert.families.mistral import MISTRAL
+from mconv.convert.families.qwen2 import QWEN2
 from mconv.convert.ignored import NOTHING, Ignored
 from mconv.convert.jsonfile import read_json
 from mconv.convert.table import Family
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, MISTRAL, FALCON, GPT2)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, MISTRAL, FALCON, GPT2, QWEN2)}
+"""In the order in which `family_for` asks them."""
 RENAMED = dict.fromkeys(
     ("RefinedWeb", "RefinedWebModel"),
     "this is how Falcon was called before transformers had it; take today's files of its repository, whose config.json "
@@ -45,6 +49,27 @@ def family_of(config: dict[str, Any]) -> Family:
     return found
 
 
+def family_for(spec: ModelSpec) -> Family:
+    """The first family whose config can say such a model, by itself or with biases that are zero.
+
+    For checkpoints and runs that do not know what Hugging Face called the model. Raises ConfigError if there is none.
+    """
+    for family in FAMILIES.values():
+        with contextlib.suppress(ConfigError):
+            family.write_config(dataclasses.replace(spec, family=family.name))
+            return family
+    for family in FAMILIES.values():
+        with contextlib.suppress(ConfigError):
+            family.write_config(family.expressible(spec))
+            return family
+    biased = [name for name in ("qkv_bias", "proj_bias", "mlp_bias") if getattr(spec, name)]
+    raise ConfigError(
+        f"no family that mconv supports computes this: norm {spec.norm}, activation {spec.activation}, positions "
+        f"{spec.position}, sliding window {spec.sliding_window}, attention and MLP side by side "
+        f"{spec.parallel_attention}, biases {', '.join(biased) or 'none'}"
+    )
+
+
 def is_named(name: Any, family: Family) -> bool:
     """Return whether a name in `architectures` is of the family's model, with or without its head."""
     known = {family.architecture.lower(), family.headless.lower()}
@@ -63,4 +88,4 @@ def _is_hub_code(code: Any, family: Family) -> bool:
     return bool(family.hub_code) and all(isinstance(n, str) and re.fullmatch(family.hub_code or "", n) for n in names)
 
 
-__all__ = ["FAMILIES", "described", "family_of"]
+__all__ = ["FAMILIES", "described", "family_for", "family_of"]

@@ -1,5 +1,6 @@
 """Mistral and Falcon: which model a config describes, what it cannot say, and configs that transformers reads so."""
 
+import dataclasses
 import json
 import shutil
 from math import prod
@@ -12,7 +13,7 @@ from tiny import FALCONS, MISTRALS, edit_json, make_falcon, make_model, same, te
 
 from mconv.convert import plan
 from mconv.convert.dialects import mcore
-from mconv.convert.families import FAMILIES, family_of
+from mconv.convert.families import FAMILIES, family_for, family_of
 from mconv.convert.families.falcon import FALCON
 from mconv.convert.families.llama import LLAMA
 from mconv.convert.families.mistral import MISTRAL
@@ -196,7 +197,8 @@ def falcons(draw):
 @given(spec=falcons())
 def test_a_falcon_survives_its_own_config_and_the_args_of_megatron(spec):
     assert read(json.loads(json.dumps(FALCON.write_config(spec)))) == spec
-    assert mcore.spec_of(mcore.args_of(spec, Layout(padded_vocab=1024), dtype="bfloat16")) == spec
+    told = mcore.spec_of(mcore.args_of(spec, Layout(padded_vocab=1024), dtype="bfloat16"))
+    assert dataclasses.replace(told, family=family_for(told).name) == spec
     assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
@@ -209,7 +211,62 @@ def test_a_mistral_survives_its_own_config_and_the_args_of_megatron():
         spec = spec_of_mistral(**changes)
         assert read(json.loads(json.dumps(MISTRAL.write_config(spec)))) == spec
         told = mcore.spec_of(mcore.args_of(spec, Layout(padded_vocab=32000), dtype="bfloat16"))
-        assert told == (spec if spec.sliding_window else LLAMA.expressible(spec))
+        named = dataclasses.replace(told, family=family_for(told).name)
+        assert named == (spec if spec.sliding_window else LLAMA.expressible(spec))
+
+
+QWEN2_7B = {
+    "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
+    "hidden_act": "silu", "hidden_size": 3584, "initializer_range": 0.02, "intermediate_size": 18944,
+    "max_position_embeddings": 131072, "max_window_layers": 28, "model_type": "qwen2", "num_attention_heads": 28,
+    "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+    "sliding_window": 131072, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.40.1",
+    "use_cache": True, "use_mrope": False, "use_sliding_window": False, "vocab_size": 152064,
+}  # fmt: skip
+"""As Qwen2.5-7B has it on the Hub."""
+
+
+def test_qwen2_has_biases_on_query_key_and_value_alone():
+    spec = read(QWEN2_7B)
+    assert (spec.qkv_bias, spec.proj_bias, spec.mlp_bias, spec.sliding_window) == (True, False, False, None)
+    told = mcore.spec_of(mcore.args_of(spec, Layout(padded_vocab=152064), dtype="bfloat16"))
+    assert dataclasses.replace(told, family=family_for(told).name) == spec
+    assert read(json.loads(json.dumps(family_for(spec).write_config(spec)))) == spec
+
+
+QWEN_WINDOWS = {
+    "used in all layers": ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}, 64),
+    "used beyond the last layer": ({"use_sliding_window": True, "sliding_window": 64}, None),
+    "not there": ({"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, None),
+    "layer_types say full": ({"use_sliding_window": True, "max_window_layers": 0, "layer_types": ["full_attention"] * 28},
+                             None),
+    "layer_types say sliding": ({"use_sliding_window": True, "sliding_window": 64,
+                                 "layer_types": ["sliding_attention"] * 28}, 64),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QWEN_WINDOWS)
+def test_a_window_of_qwen2_that_all_layers_agree_on(name):
+    change, window = QWEN_WINDOWS[name]
+    assert read({**QWEN2_7B, **change}).sliding_window == window
+
+
+MIXED = {
+    "upper layers": (
+        {"use_sliding_window": True, "max_window_layers": 21},
+        "use_sliding_window True, max_window_layers 21",
+    ),
+    "every other": ({"layer_types": ["full_attention", "sliding_attention"] * 14}, "supports only one kind"),
+    "too few": ({"layer_types": ["full_attention"] * 27}, "give 28 layers"),
+    "sliding, not used": ({"layer_types": ["sliding_attention"] * 28}, "but use_sliding_window is False"),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_windows_of_qwen2_that_differ_are_refused(name):
+    change, message = MIXED[name]
+    with pytest.raises(ConfigError, match=message):
+        read({**QWEN2_7B, **change})
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
@@ -316,9 +373,7 @@ def test_such_a_model_is_refused_before_a_byte_is_written(tmp_path):
     state = torch.load(file, weights_only=False)
     state["args"].window_size = (15, 0)
     torch.save(state, file)
-    with pytest.raises(
-        ConfigError, match=r"a MistralForCausalLM cannot be like this model: 3 problems\n  - qkv_bias True would be"
-    ):
+    with pytest.raises(ConfigError, match=r"no family .* sliding window 16, .* biases qkv_bias, proj_bias, mlp_bias"):
         plan.make(open_checkpoint(tmp_path / "m"), tmp_path / "out", format="hf")
 
 

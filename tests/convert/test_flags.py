@@ -57,10 +57,11 @@ ELSEWHERE = {
 @pytest.fixture(scope="module")
 def specs():
     """The architecture of every tiny model, from its config alone."""
-    names = {"make_llama": "Llama", "make_mistral": "Mistral", "make_falcon": "Falcon", "make_gpt2": "GPT2"}
+    names = {"make_llama": "Llama", "make_mistral": "Mistral", "make_falcon": "Falcon", "make_gpt2": "GPT2",
+             "make_qwen2": "Qwen2"}  # fmt: skip
     import tiny
 
-    base = {"Llama": tiny.BASE, "Mistral": tiny.BASE, "Falcon": FALCON, "GPT2": tiny.GPT2}
+    base = {"Llama": tiny.BASE, "Mistral": tiny.BASE, "Falcon": FALCON, "GPT2": tiny.GPT2, "Qwen2": tiny.BASE}
     found = {}
     for name, (make, variant) in MODELS.items():
         kind = names[make.__name__]

@@ -12,15 +12,17 @@ from mconv.convert.keys import Kept
 from mconv.convert.known import BASE_KEYS, ONE, ONLY, YES
 from mconv.errors import ConfigError
 
-MODELS = {"llama": "llama-gqa", "mistral": "mistral-window", "falcon": "falcon-7b", "gpt2": "gpt2-tied"}
-SMALL = {"llama": "num_hidden_layers", "mistral": "num_hidden_layers", "falcon": "num_hidden_layers", "gpt2": "n_layer"}
+MODELS = {"llama": "llama-gqa", "mistral": "mistral-window", "falcon": "falcon-7b", "gpt2": "gpt2-tied",
+          "qwen2": "qwen2-gqa"}  # fmt: skip
+SMALL = {"llama": "num_hidden_layers", "mistral": "num_hidden_layers", "falcon": "num_hidden_layers", "gpt2": "n_layer",
+         "qwen2": "num_hidden_layers"}  # fmt: skip
 MACHINERY = {
     "base_model_tp_plan", "base_model_pp_plan", "base_model_ep_plan", "base_model_fsdp_plan", "sub_configs",
     "sub_configs_defaults", "is_heterogeneous", "default_theta", "default_rope_type", "ignore_keys_at_rope_validation",
     "keys_to_ignore_at_inference", "attribute_map", "rotary", "has_no_defaults_at_init",
 }  # fmt: skip
 """Attributes of transformers' classes, which no config.json sets."""
-VALIDATED = {"num_heads", "head_dim", "rope_parameters"}
+VALIDATED = {"num_heads", "head_dim", "rope_parameters", "mlp_layer_types"}
 """Read only to be held against other keys, in families whose models do not have them."""
 UNTOUCHED = {
     "model_type", "auto_map", "generation_config", "dtype", "torch_dtype", "architectures", "return_dict",

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.dialects.mcore import family_named
-from mconv.convert.families import described
+from mconv.convert.families import described, family_for
 from mconv.convert.ignored import Ignored, ignored
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError, refuse
@@ -67,8 +66,7 @@ def changed(spec: ModelSpec, config: TrainConfig) -> ModelSpec:
     follow = {**_following(spec, asked), **asked}
     refuse(_unfit(spec, asked, follow), doing="changing the model", kind=ConfigError)
     made = dataclasses.replace(spec, **follow)
-    named = {name: getattr(made, name) for name in ("norm", "activation", "position", "sliding_window")}
-    family = made.family if made.position == spec.position else family_named(named)
+    family = made.family if made.position == spec.position else family_for(made).name
     return dataclasses.replace(made, family=family)
 
 
