@@ -64,9 +64,9 @@ def family_for(spec: ModelSpec) -> Family:
             return family
     biased = [name for name in ("qkv_bias", "proj_bias", "mlp_bias") if getattr(spec, name)]
     raise ConfigError(
-        f"no family that mconv supports computes this: norm {spec.norm}, activation {spec.activation}, positions "
-        f"{spec.position}, sliding window {spec.sliding_window}, attention and MLP side by side "
-        f"{spec.parallel_attention}, biases {', '.join(biased) or 'none'}"
+        f"no family that mconv supports computes this: norm {spec.norm}, activation {spec.activation} (swiglu "
+        f"{spec.activation == 'swiglu'}), positions {spec.position}, sliding window {spec.sliding_window}, attention and "
+        f"MLP side by side {spec.parallel_attention}, biases {', '.join(biased) or 'none'}"
     )
 
 

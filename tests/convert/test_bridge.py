@@ -223,7 +223,7 @@ def test_our_run_config_says_what_theirs_says(root, tmp_path):
     assert differ == ({"window_size"} if "mistral" in root.parent.name else set())
     assert made["window_size"] in (None, [15, 0]) and made["vocab_size"] == model["vocab_size"]
     assert set(made) >= RUN | {key.key for key in table.TABLE if isinstance(key, table.Field)}
-    assert bridge.read(ours / "iter_0000000").spec == open_checkpoint(root.parent / "hf").spec
+    assert open_checkpoint(ours).spec == open_checkpoint(root.parent / "hf").spec
 
 
 @golden

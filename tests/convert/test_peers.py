@@ -69,13 +69,13 @@ def written(world, folder, template, name, **options):
 
 def check_export(folder, out, spec, scores):
     found = open_checkpoint(folder)
-    biased = spec.qkv_bias and not spec.proj_bias  # Hugging Face cannot say QKV alone: its o_proj bias is zero
+    family = "qwen2" if spec.qkv_bias and not spec.proj_bias else "llama"  # biases on QKV alone are Qwen2's
     rope = dataclasses.replace(
         spec.rope, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
     )
-    assert found.spec == dataclasses.replace(spec, rope=rope) and found.iteration == 12
+    assert found.spec == dataclasses.replace(spec, rope=rope, family=family) and found.iteration == 12
     convert(folder, out, format="hf")
-    assert not biased or json.loads((out / "config.json").read_text())["attention_bias"]
+    assert json.loads((out / "config.json").read_text())["model_type"] == family
     theirs = logits(out)
     torch.testing.assert_close(theirs, scores[..., : jobs.TRUE], rtol=2e-5, atol=5e-5)
     assert theirs.std() > 0.1
