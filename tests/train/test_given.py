@@ -14,6 +14,8 @@ from mconv.train.config import TrainConfig, make, read_environment, read_yaml, t
 from mconv.train.data import index
 from mconv.train.launch import ranks
 
+pytestmark = pytest.mark.once
+
 LINES = """\
 load: x
 data: [0.3, a, 0.7, b]

@@ -24,6 +24,8 @@ from mconv.train.logs import boards, megatron_log, progress, record
 from mconv.train.logs import log as logs
 from mconv.train.logs.meter import Meter, clock
 
+pytestmark = pytest.mark.once
+
 KEY = "0123456789abcdef-secret"
 
 

@@ -16,6 +16,8 @@ from mconv.train.estimate import storage
 from mconv.train.estimate.plan import plan
 from mconv.train.unsaved import unsaved
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

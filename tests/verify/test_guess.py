@@ -17,6 +17,8 @@ from mconv.verify.guesses import explain as guessing
 from mconv.verify.guesses.pair import entire
 from mconv.verify.where import logical_of
 
+pytestmark = pytest.mark.once
+
 GROUPS, QUERIES, WIDTH, HIDDEN = 4, 2, 6, 48
 L = "model.layers.{}."
 

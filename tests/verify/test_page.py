@@ -20,6 +20,8 @@ from mconv.verify import chart, page
 from mconv.verify.judge import Options, judge
 from mconv.verify.report import as_json
 
+pytestmark = pytest.mark.once
+
 SCHEMA = json.loads((Path(mconv.verify.__file__).parent / "report.schema.json").read_text())
 SHORT = {"length": 32}
 ALL = ("pass", "fail", "digests", "digests-fail", "nan", "streamed", "two-hf", "bf16", "other-eps", "padded")

@@ -16,6 +16,8 @@ from mconv.cli.verify import _finite
 from mconv.verify import page
 from mconv.verify.report import as_json, lines
 
+pytestmark = pytest.mark.once
+
 SCHEMA = json.loads((Path(mconv.verify.__file__).parent / "report.schema.json").read_text())
 LLAMA = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
