@@ -27,7 +27,7 @@ from mconv.convert.formats.dtype import INT32, INT64
 from mconv.convert.formats.tensors import Located
 from mconv.errors import ConfigError, FormatError
 from mconv.shard.layout import Layout, padded_vocab
-from mconv.spec import UNNAMED, ModelSpec
+from mconv.spec import ModelSpec
 
 RUN_CONFIG, TRAIN_STATE, LATEST, TOKENIZER = "run_config.yaml", "train_state.pt", "latest_train_state.pt", "tokenizer"
 LIMIT = 4 << 20
@@ -71,7 +71,7 @@ def read(
         vocab, layout = _vocabulary(model, given=vocab_size)
         window, notes = _window(folder, model, fields["sliding_window"], family, settled)
         fields |= {"sliding_window": window, "vocab_size": vocab}
-        spec = ModelSpec(family=family or UNNAMED, **fields)
+        spec = ModelSpec(family=family, **fields)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return Found(spec=_scaled(spec, settled), layout=layout, notes=(*notes, *_about_scaling(path, spec, settled)),

@@ -13,7 +13,7 @@ from mconv.train.config.theirs import CONVERTED, NEEDLESS, RENAMED
 ROOT = Path(__file__).parents[1]
 PAGES = [Path(__file__).with_name(name) for name in ("from-megatron-lm.md", "option-names.md")]
 FACTS = json.loads((ROOT / "tests" / "convert" / "megatron_facts.json").read_text())["core_v0.16.1"]
-"""What was read in the source of Megatron-LM.1: its options and their defaults."""
+"""What was read in the source of Megatron-LM 0.16.1: its options and their defaults."""
 OURS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 WHY = {
     "adam_beta2": "what LLaMA and most recipes since take",

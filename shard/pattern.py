@@ -36,6 +36,10 @@ class Term:
         stop = self._bound(last, sizes) if last else sizes[self.axis] if colon or not first else start + 1
         return start, stop
 
+    def only(self, names: Sequence[str]) -> "Term | None":
+        """Itself, or None if its axis is not among the names."""
+        return self if self.axis in names else None
+
     def _bound(self, text: str, sizes: Sizes) -> int:
         if text.isalpha():
             return sizes[text]
@@ -54,10 +58,11 @@ class Blocks:
             for one in block:
                 yield from one.terms() if isinstance(one, Blocks) else [one]
 
-    def only(self, names: Sequence[str]) -> "Blocks":
-        """The same without all other axes."""
-        kept = (tuple(one for one in block if isinstance(one, Blocks) or one.axis in names) for block in self.each)
-        return Blocks(tuple(block for block in kept if block))
+    def only(self, names: Sequence[str]) -> "Blocks | None":
+        """What is left without all other axes; None if nothing is."""
+        kept = (tuple(part for one in block if (part := one.only(names)) is not None) for block in self.each)
+        each = tuple(block for block in kept if block)
+        return Blocks(each) if each else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ class Pattern:
 
     def only(self, names: Sequence[str]) -> "Pattern":
         """The pattern of a weight's bias: without all other axes, and without dimensions that have none left."""
-        return Pattern(tuple(dim for dim in (dim.only(names) for dim in self.dims) if dim.each))
+        return Pattern(tuple(dim for one in self.dims if (dim := one.only(names)) is not None))
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -136,26 +141,29 @@ def piece(
 ) -> Piece:  # fmt: skip
     """What tensor-parallel `rank` of `of` stores of a tensor with these axes. An axis that it lacks cuts nothing.
 
-    `pattern`: how it is stored; None: as it is.
-
-    `padded` is the size to which `cut` grows before it is cut (vocabulary); rows past the true size are padding.
+    `pattern`: how it is stored; None: as it is. `padded`: the size to which `cut` grows before it is cut (vocabulary);
+    rows past the true size are padding.
     """
+    return _piece(axes, tuple(sizes.items()), pattern or parse(str(axes)), cut, rank, of, padded)
+
+
+@lru_cache(maxsize=4096)  # every layer's tensors are stored alike
+def _piece(
+    axes: Axes, items: tuple[tuple[str, int], ...], pattern: Pattern, cut: str, rank: int, of: int, padded: int | None
+) -> Piece:
+    sizes = dict(items)
     if of > 1 and cut in axes.names and (padded or sizes[cut]) % of:
         return _through_groups(axes, sizes, pattern, cut, rank=rank, of=of)
     mine = {cut: _share(sizes[cut], padded or sizes[cut], rank, of)} if cut in axes.names else {}
-    stored = [list(_placed(dim, sizes, mine)) for dim in (pattern or _plain(axes)).dims]
+    stored = [list(_placed(dim, sizes, mine)) for dim in pattern.dims]
     shape = tuple(dim[-1][0] + prod(run.room for run in dim[-1][1]) for dim in stored)
     blocks = (_block(axes, chosen) for chosen in product(*stored))
     return Piece(shape, tuple(block for block in blocks if block is not None))
 
 
-def _plain(axes: Axes) -> Pattern:
-    return parse(str(axes))
-
-
-def _through_groups(axes: Axes, sizes: dict[str, int], pattern: Pattern | None, cut: str, *, rank: int, of: int) -> Piece:
+def _through_groups(axes: Axes, sizes: dict[str, int], pattern: Pattern, cut: str, *, rank: int, of: int) -> Piece:
     """Rows cut evenly through the middle of a query group (`cut.SUBDIVIDED`)."""
-    if pattern not in (None, _plain(axes)):
+    if pattern != parse(str(axes)):
         raise LayoutError(f"{sizes[cut]} slices along {cut} cannot be shared by {of} ranks in the order of this dialect")
     shape = list(axes.shape(sizes))
     dimension = next(i for i, group in enumerate(axes.groups) if cut in group)

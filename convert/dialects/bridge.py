@@ -13,12 +13,12 @@ from mconv.convert.dialects import arguments
 from mconv.convert.dialects.arguments import shown
 from mconv.convert.dialects.mcore import bias_spec
 from mconv.errors import ConfigError, refuse
-from mconv.spec import ModelSpec, Rope
+from mconv.spec import UNNAMED, ModelSpec, Rope
 
 Values = dict[str, Any]
 MODELS = "megatron.bridge.models."
-PROVIDERS = {MODELS + "gpt_provider.": "", MODELS + "llama.": "llama", MODELS + "mistral.": "mistral"}
-"""Where the classes come from that compute what the table says -> the family that they are for ("": any)."""
+PROVIDERS = {MODELS + "gpt_provider.": UNNAMED, MODELS + "llama.": "llama", MODELS + "mistral.": "mistral"}
+"""Where the classes come from that compute what the table says -> the family that they are for."""
 LAYERS = tuple(MODELS + f"gpt_provider.{name}" for name in (
     "default_layer_spec", "local_layer_spec", "transformer_engine_layer_spec", "transformer_engine_full_layer_spec",
 ))  # fmt: skip

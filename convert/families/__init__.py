@@ -54,13 +54,11 @@ def family_for(spec: ModelSpec) -> Family:
 
     For checkpoints and runs that do not know what Hugging Face called the model. Raises ConfigError if there is none.
     """
-    for family in FAMILIES.values():
+    itself = [(family, dataclasses.replace(spec, family=family.name)) for family in FAMILIES.values()]
+    with_zeros = [(family, family.expressible(spec)) for family in FAMILIES.values()]
+    for family, made in (*itself, *with_zeros):
         with contextlib.suppress(ConfigError):
-            family.write_config(dataclasses.replace(spec, family=family.name))
-            return family
-    for family in FAMILIES.values():
-        with contextlib.suppress(ConfigError):
-            family.write_config(family.expressible(spec))
+            family.write_config(made)
             return family
     biased = [name for name in ("qkv_bias", "proj_bias", "mlp_bias") if getattr(spec, name)]
     raise ConfigError(

@@ -20,11 +20,11 @@ def kill(tmp_path, *words):
     return subprocess.run([*command, "--folder", str(tmp_path), *words], capture_output=True, text=True)
 
 
-def test_thirty_kills_leave_nothing_wrong_and_resuming_ends_byte_for_byte(tmp_path):
-    done = kill(tmp_path, "--kills", "30")
+def test_sixty_kills_leave_nothing_wrong_and_resuming_ends_byte_for_byte(tmp_path):
+    done = kill(tmp_path, "--kills", "60")
     assert done.returncode == 0, done.stdout + done.stderr
     kills = int(done.stdout.splitlines()[-1].split()[0])
-    assert kills >= 30 and done.stdout.endswith("0 wrong\n") and not list(tmp_path.iterdir())
+    assert kills >= 60 and done.stdout.endswith("0 wrong\n") and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

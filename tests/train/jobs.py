@@ -233,26 +233,20 @@ def fields(folder: Path, *, spec: ModelSpec | None = SPEC, mock: bool = False, *
 def train(**fields: Any) -> dict[str, Any]:
     """A training run of one rank or of the whole world, without output."""
     from mconv.train.config import make
-    from mconv.train.data import mock
     from mconv.train.loop import train as run
 
-    if mock.datasets is not _mock_again:
-        _mock_datasets.append(mock.datasets)
-        mock.datasets = _mock_again
+    _remember_mock_data()
     return run(make(fields), say=lambda line: None)
 
 
-_mock_datasets: list[Any] = []
+@functools.cache
+def _remember_mock_data() -> None:
+    """Make mock data once for all runs of this process that ask for the same: each dataset takes a tenth of a second."""
+    from mconv.train.data import mock
 
-
-def _mock_again(*, samples: Any, **fields: Any) -> list[Any]:
-    """Mock data, made once for all runs of one process that ask for the same: a tenth of a second for each dataset."""
-    return list(_mock_of(samples=tuple(samples), **fields))
-
-
-@functools.lru_cache(maxsize=2)
-def _mock_of(**fields: Any) -> list[Any]:
-    return _mock_datasets[0](**fields)
+    made = mock.datasets
+    kept = functools.lru_cache(maxsize=2)(lambda samples, **fields: made(samples=list(samples), **fields))
+    mock.datasets = lambda *, samples, **fields: list(kept(tuple(samples), **fields))
 
 
 def work(target: str, payload: dict[str, Any]) -> Any:
