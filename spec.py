@@ -65,6 +65,8 @@ class ModelSpec:
     """Attention and MLP read the same hidden states, and both are added to them (Falcon); else one after the other."""
     shared_norm: bool = False
     """With `parallel_attention`: one norm for both, instead of one each."""
+    qk_norm: bool = False
+    """A norm on each head of query and key, before rotary embedding: of the kind of `norm`, without a bias."""
     tied_embeddings: bool = False
     qkv_bias: bool = False
     proj_bias: bool = False

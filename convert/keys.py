@@ -62,13 +62,15 @@ class Heads:
 
     groups: int | None = None
     """num_key_value_heads where the key is absent; null, here and there, is one for each head."""
+    width: int | None = None
+    """head_dim where the key is absent; None: hidden_size over the heads."""
 
     def read(self, left: Config) -> Config:
         heads = take(left, "num_attention_heads", int)
         left.setdefault("num_key_value_heads", self.groups)
         hidden = take(left, "hidden_size", int)
         groups = take(left, "num_key_value_heads", int, heads)
-        width = take(left, "head_dim", int, hidden // heads if heads > 0 else 0)
+        width = take(left, "head_dim", int, self.width or (hidden // heads if heads > 0 else 0))
         return {
             "hidden_size": hidden,
             "num_attention_heads": heads,

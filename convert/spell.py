@@ -8,7 +8,7 @@ from mconv.convert.dialects import Dialect, mcore
 from mconv.convert.formats import mp_rank, torch_dist
 from mconv.convert.formats.tensors import Located
 from mconv.convert.table import Family, Logical, Stored
-from mconv.errors import FormatError, refuse
+from mconv.errors import FormatError, LayoutError, refuse
 from mconv.shard.axes import Axes
 from mconv.shard.cut import Piece, region
 from mconv.shard.layout import Layout
@@ -47,8 +47,10 @@ def rank_tensors(
     """(stage, chunk, local layer), possible names there, logical tensor: everything that a model's ranks hold."""
     where = places(spec.num_layers, pp=layout.pp, vpp=layout.vpp, uneven=layout.uneven)
     first, last = Place(0, 0, 0), Place(layout.pp - 1, layout.vpp - 1, 0)
-    names = dialect.names(spec)
-    for logical in family.logicals(dialect.stored_spec(spec)):
+    names, logicals = dialect.names(spec), family.logicals(dialect.stored_spec(spec))
+    if unknown := sorted({logical.row for logical in logicals} - names.keys()):
+        raise LayoutError(f"the dialect {dialect.name} has no name for {', '.join(unknown)}, which this model has")
+    for logical in logicals:
         place = where[logical.layer] if logical.layer is not None else (first if logical.row in FIRST else last)
         yield place, tuple(name.format(i=place.local, leaf=logical.leaf) for name in names[logical.row]), logical
         if logical.row == "embed" and spec.tied_embeddings and layout.pp > 1:  # the last stage holds a copy

@@ -89,6 +89,12 @@ REPOSITORIES: dict[tuple[str, str], Known] = {
     ("qwen2.5", "14"):   _known("Qwen/Qwen2.5-14B", 14.77),
     ("qwen2.5", "32"):   _known("Qwen/Qwen2.5-32B", 32.76),
     ("qwen2.5", "72"):   _known("Qwen/Qwen2.5-72B", 72.71),
+    ("qwen3", "0.6"):    _known("Qwen/Qwen3-0.6B", 0.60),
+    ("qwen3", "1.7"):    _known("Qwen/Qwen3-1.7B", 1.72),
+    ("qwen3", "4"):      _known("Qwen/Qwen3-4B", 4.02),
+    ("qwen3", "8"):      _known("Qwen/Qwen3-8B", 8.19),
+    ("qwen3", "14"):     _known("Qwen/Qwen3-14B", 14.77),
+    ("qwen3", "32"):     _known("Qwen/Qwen3-32B", 32.76),
 }
 # fmt: on
 """Repository and parameters by family and size. The architecture comes from the repository's config."""

@@ -98,12 +98,25 @@ def make_qwen2(folder: Path, **options: object) -> Path:
     return _make(folder, "Qwen2", **{**BASE, **options})
 
 
+QWEN3S = {
+    "gqa": {"head_dim": 10, "num_key_value_heads": 4},
+    "tied": {"head_dim": 6, "tie_word_embeddings": True},
+    "biases": {"head_dim": 8, "attention_bias": True, "num_key_value_heads": 2},
+}
+
+
+def make_qwen3(folder: Path, **options: object) -> Path:
+    """Save a random Qwen3 in `folder`."""
+    return _make(folder, "Qwen3", **{**BASE, **options})
+
+
 MODELS = {
     **{f"llama-{name}": (make_llama, variant) for name, variant in VARIANTS.items()},
     **{f"mistral-{name}": (make_mistral, variant) for name, variant in MISTRALS.items()},
     **{f"falcon-{name}": (make_falcon, variant) for name, variant in FALCONS.items()},
     **{f"gpt2-{name}": (make_gpt2, variant) for name, variant in GPT2S.items()},
     **{f"qwen2-{name}": (make_qwen2, variant) for name, variant in QWEN2S.items()},
+    **{f"qwen3-{name}": (make_qwen3, variant) for name, variant in QWEN3S.items()},
 }
 """Every variant of every family: what makes it, and its config."""
 NEW_ROPE = ("falcon-11b", "falcon-40b-linear-rope", "llama-code-llama", "llama-linear-rope", "llama-llama3-rope")

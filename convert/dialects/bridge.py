@@ -157,7 +157,7 @@ def name_of(target: str) -> Values:
 
 
 FALSE = (
-    "rotary_interleaved", "layernorm_zero_centered_gamma", "qk_layernorm", "qk_l2_norm", "multi_latent_attention",
+    "rotary_interleaved", "layernorm_zero_centered_gamma", "qk_l2_norm", "multi_latent_attention",
     "apply_residual_connection_post_layernorm", "apply_query_key_layer_scaling", "mtp_enabled", "attention_output_gate",
     "qk_clip", "heterogeneous_block_specs", "is_hybrid_model", "restore_modelopt_state",
     "use_fused_weighted_squared_relu",
@@ -177,6 +177,7 @@ TABLE: tuple[Key, ...] = (
     Field("seq_length",              "max_position_embeddings", int),
     Field("layernorm_epsilon",       "norm_epsilon", float),
     Field("share_embeddings_and_output_weights", "tied_embeddings", bool),
+    Field("qk_layernorm",            "qk_norm", bool),
     Biases(), Ropes(), Window(),
     Constant("normalization",          ("RMSNorm",)),
     Constant("gated_linear_unit",      (True,)),
@@ -195,7 +196,7 @@ TABLE: tuple[Key, ...] = (
 ALWAYS = (
     "normalization", "gated_linear_unit", "activation_func", "position_embedding_type", "add_bias_linear", "add_qkv_bias",
     "rotary_base", "rope_scaling", "rope_scaling_factor", "seq_len_interpolation_factor", "window_size", "kv_channels",
-    "num_query_groups",
+    "num_query_groups", "qk_layernorm",
 )  # fmt: skip
 """Keys that Megatron-Bridge always writes and whose defaults differ from one provider's class to another's."""
 

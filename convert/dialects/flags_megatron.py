@@ -148,6 +148,8 @@ SAID = (
 
 MCORE: tuple[Row, ...] = (
     *LOAD,
+    Row(decides="norms of query and key heads", args=("qk_layernorm",), flag="--qk-layernorm",
+        value=lambda case: case.spec.qk_norm or None, printed="for Qwen3"),
     Row(decides="virtual stages", args=("num_virtual_stages_per_pipeline_rank", "virtual_pipeline_model_parallel_size"),
         flag="--num-virtual-stages-per-pipeline-rank", value=chunks, printed="with `--vpp`"),
     Row(decides="layers of the first stage", args=("decoder_first_pipeline_num_layers",),

@@ -29,6 +29,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "positions":       ("embedding.position_embeddings.{leaf}",),
     "layer.attn_norm": (LAYER + "input_layernorm.{leaf}",            ATTENTION + "linear_qkv.layer_norm_{leaf}"),
     "layer.qkv":       (ATTENTION + "linear_qkv.{leaf}",),
+    "layer.q_norm":    (ATTENTION + "q_layernorm.{leaf}",),
+    "layer.k_norm":    (ATTENTION + "k_layernorm.{leaf}",),
     "layer.attn_out":  (ATTENTION + "linear_proj.{leaf}",),
     "layer.mlp_norm":  (LAYER + "pre_mlp_layernorm.{leaf}",          LAYER + "mlp.linear_fc1.layer_norm_{leaf}"),
     "layer.mlp_in":    (LAYER + "mlp.linear_fc1.{leaf}",),
@@ -75,9 +77,13 @@ def check_stages(args: Namespace) -> None:
         )
 
 
-def extra_state_keys(num_layers: int) -> list[str]:
+QK_NORMS = ("self_attention.q_layernorm", "self_attention.k_layernorm")
+
+
+def extra_state_keys(spec: ModelSpec) -> list[str]:
     """The byte objects that a `torch_dist` checkpoint must list."""
-    inside = [f"decoder.layers.{m}._extra_state/shard_{i}_{num_layers}" for m in EXTRA_STATE for i in range(num_layers)]
+    n, modules = spec.num_layers, (*EXTRA_STATE, *(QK_NORMS if spec.qk_norm else ()))
+    inside = [f"decoder.layers.{module}._extra_state/shard_{i}_{n}" for module in modules for i in range(n)]
     return [*inside, "decoder.final_layernorm._extra_state/shard_0_1"]
 
 
@@ -102,6 +108,7 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
     values |= {
         "group_query_attention": spec.num_query_groups != spec.num_attention_heads,
         "num_query_groups": spec.num_query_groups,
+        "qk_layernorm": spec.qk_norm,
         "swiglu": spec.activation == "swiglu",
         "apply_query_key_layer_scaling": False,  # scores are divided by the layer's number and multiplied by it again
         "bias_gelu_fusion": spec.activation == "gelu_tanh",  # Megatron's fused GELU is the tanh form
@@ -168,6 +175,7 @@ def spec_of(
         vocab_size=_true_vocab(values, given=vocab_size),
         norm_epsilon=_epsilon(values),
         rope=_rope(values),
+        qk_norm=bool(values.get("qk_layernorm", False)),
         tied_embeddings=not values.get("untie_embeddings_and_output_weights", False),
         qkv_bias=biased or bool(values.get("add_qkv_bias", False)),
         proj_bias=biased,

@@ -225,6 +225,7 @@ def refusals(spec: ModelSpec, layout: Layout) -> list[str]:
         f"head width of its own ({spec.kv_channels})": spec.kv_channels * spec.num_attention_heads != spec.hidden_size,
         "llama3 rope scaling": spec.rope.kind == "llama3",
         "ALiBi": spec.position == "alibi",
+        "norms of query and key heads": spec.qk_norm,
         "learned positions that mconv can write": spec.position == "learned",
         "GELU in the tanh form": spec.activation == "gelu_tanh",
         "bias on some linears only": len(biases) > 1,

@@ -61,6 +61,7 @@ def refusals(spec: ModelSpec, layout: Layout) -> list[str]:
         "llama3 rope scaling": spec.rope.kind == "llama3",
         "attention and MLP side by side": spec.parallel_attention,
         "ALiBi": spec.position == "alibi",
+        "norms of query and key heads": spec.qk_norm,
     }
     lacks = [f"NVIDIA's legacy model has no {name}" for name, there in has.items() if there]
     return lacks + mcore.refusals(spec, layout)

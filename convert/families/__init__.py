@@ -11,13 +11,14 @@ from mconv.convert.families.gpt2 import GPT2
 from mconv.convert.families.llama import LLAMA
 from mconv.convert.families.mistral import MISTRAL
 from mconv.convert.families.qwen2 import QWEN2
+from mconv.convert.families.qwen3 import QWEN3
 from mconv.convert.ignored import NOTHING, Ignored
 from mconv.convert.jsonfile import read_json
 from mconv.convert.table import Family
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, MISTRAL, FALCON, GPT2, QWEN2)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, MISTRAL, FALCON, GPT2, QWEN2, QWEN3)}
 """In the order in which `family_for` asks them."""
 RENAMED = dict.fromkeys(
     ("RefinedWeb", "RefinedWebModel"),

@@ -49,7 +49,7 @@ BUILT_WITH = ("rotary_base", "rotary_seq_len_interpolation_factor", "rope_scalin
 ELSEWHERE = {
     "experimental_attention_variant", "fp16_lm_cross_entropy", "heterogeneous_layers_config_path", "moe_grouped_gemm",
     "moe_use_legacy_grouped_gemm", "mtp_num_layers", "multi_latent_attention", "num_experts", "qk_l2_norm",
-    "qk_layernorm", "spec", "yaml_cfg", "vocab_size", "make_vocab_size_divisible_by",
+    "spec", "yaml_cfg", "vocab_size", "make_vocab_size_divisible_by",
 }  # fmt: skip
 """What a builder reads beyond the table: kinds of models that mconv refuses, and what `padded_vocab_size` settles."""
 
@@ -58,10 +58,17 @@ ELSEWHERE = {
 def specs():
     """The architecture of every tiny model, from its config alone."""
     names = {"make_llama": "Llama", "make_mistral": "Mistral", "make_falcon": "Falcon", "make_gpt2": "GPT2",
-             "make_qwen2": "Qwen2"}  # fmt: skip
+             "make_qwen2": "Qwen2", "make_qwen3": "Qwen3"}  # fmt: skip
     import tiny
 
-    base = {"Llama": tiny.BASE, "Mistral": tiny.BASE, "Falcon": FALCON, "GPT2": tiny.GPT2, "Qwen2": tiny.BASE}
+    base = {
+        "Llama": tiny.BASE,
+        "Mistral": tiny.BASE,
+        "Falcon": FALCON,
+        "GPT2": tiny.GPT2,
+        "Qwen2": tiny.BASE,
+        "Qwen3": tiny.BASE,
+    }
     found = {}
     for name, (make, variant) in MODELS.items():
         kind = names[make.__name__]

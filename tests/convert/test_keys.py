@@ -13,9 +13,9 @@ from mconv.convert.known import BASE_KEYS, ONE, ONLY, YES
 from mconv.errors import ConfigError
 
 MODELS = {"llama": "llama-gqa", "mistral": "mistral-window", "falcon": "falcon-7b", "gpt2": "gpt2-tied",
-          "qwen2": "qwen2-gqa"}  # fmt: skip
+          "qwen2": "qwen2-gqa", "qwen3": "qwen3-gqa"}  # fmt: skip
 SMALL = {"llama": "num_hidden_layers", "mistral": "num_hidden_layers", "falcon": "num_hidden_layers", "gpt2": "n_layer",
-         "qwen2": "num_hidden_layers"}  # fmt: skip
+         "qwen2": "num_hidden_layers", "qwen3": "num_hidden_layers"}  # fmt: skip
 MACHINERY = {
     "base_model_tp_plan", "base_model_pp_plan", "base_model_ep_plan", "base_model_fsdp_plan", "sub_configs",
     "sub_configs_defaults", "is_heterogeneous", "default_theta", "default_rope_type", "ignore_keys_at_rope_validation",

@@ -15,6 +15,12 @@ PAIRS = {
         "llama32-tied-rope-llama3-bf16": ["megatron", "megatron-0.6.2-padded", "megatron-pp2"],
         "mistral-window-bf16": ["megatron"],
     },
+    "megatron-bridge-qwen": {
+        "qwen2-tied-bf16": ["megatron-pp2"],
+        "qwen25-gqa-untied-bf16": ["megatron-0.3.1", "megatron-tp2"],
+        "qwen3-headdim-untied-bf16": ["megatron-tp2-padded"],
+        "qwen3-tied-bf16": ["megatron"],
+    },
     "megatron-llm": {
         "codellama-mha": ["megatron"],
         "falcon40-gqa": ["megatron", "megatron-tp1pp2", "megatron-tp2pp1", "megatron-tp2pp2"],

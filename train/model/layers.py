@@ -61,6 +61,7 @@ def transformer_config(spec: ModelSpec, parallel: Parallel, *, dtype: torch.dtyp
         "activation_func": ACTIVATIONS[spec.activation],
         "use_te_activation_func": spec.activation == "swiglu",  # megatron-core's word for one of the layer's own: ours
         "window_size": (spec.sliding_window - 1, 0) if spec.sliding_window else None,
+        "qk_layernorm": spec.qk_norm,
         "add_bias_linear": spec.proj_bias or spec.mlp_bias,
         "add_qkv_bias": spec.qkv_bias,
         "hidden_dropout": 0.0,
@@ -96,7 +97,10 @@ def layer_spec(config: TransformerConfig, spec: ModelSpec, core_attention: type 
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
     set_mlp(layer, ffn_hidden_size=config.ffn_hidden_size, activation=SwiGLU)
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = NORMS[spec.norm]
-    layer.submodules.self_attention.submodules.core_attention = core_attention
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = core_attention
+    if spec.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = NORMS[spec.norm]
     if spec.parallel_attention:
         layer.module = ParallelLayer
     if spec.shared_norm:

@@ -15,7 +15,7 @@ Neutral = dict[str, tuple[Any, ...]]
 
 WRITTEN: Neutral = {
     "rotary_percent": (1.0,), "openai_gelu": OFF, "rotary_interleaved": OFF, "apply_layernorm_1p": OFF,
-    "qk_layernorm": OFF, "squared_relu": OFF, "apply_residual_connection_post_layernorm": OFF,
+    "squared_relu": OFF, "apply_residual_connection_post_layernorm": OFF,
     "multi_latent_attention": OFF, "num_experts": NONE, "mtp_num_layers": NONE, "use_mup": OFF,
     "heterogeneous_layers_config_path": (None,), "softmax_type": ("vanilla",), "attention_output_gate": OFF,
     "linear_attention_type": (None,), "glu_linear_offset": (0.0,), "softmax_scale": (None,),

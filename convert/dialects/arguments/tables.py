@@ -6,7 +6,7 @@ from mconv.convert.dialects.arguments.text import names
 
 SWITCHES = names("""
     swiglu group_query_attention use_rope_scaling parallel_attn parallel_layernorm untie_embeddings_and_output_weights
-    add_bias_linear add_qkv_bias use_rotary_position_embeddings account_for_embedding_in_pipeline_split
+    add_bias_linear add_qkv_bias qk_layernorm use_rotary_position_embeddings account_for_embedding_in_pipeline_split
     account_for_loss_in_pipeline_split
 """)
 TEXTS = ("normalization", "position_embedding_type")
