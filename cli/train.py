@@ -104,7 +104,7 @@ def _train(config: Path | None = None, /, *, write_config: WriteConfig = None, *
 def _write(path: Path, config: Path | None, flags: dict[str, Any]) -> int:
     """Write a configuration as a commented file, and say what a run would still need."""
     from mconv.train.config.read import checked
-    from mconv.train.config.written import text
+    from mconv.train.config.template import text
 
     replaces = bool(flags.pop("overwrite", None))
     if path.is_dir():

@@ -16,7 +16,7 @@ from mconv.convert.formats import archive, mp_rank, torch_dist
 from mconv.convert.formats.tensors import Joined, Located
 from mconv.convert.table import Logical
 from mconv.errors import FormatError
-from mconv.shard.stages import Place
+from mconv.shard.stages import LayerPlacement
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ALIGN = 64
@@ -82,7 +82,7 @@ def _names(checkpoint: Checkpoint, *, tp_rank: int, stage: int, chunk: int) -> l
     return found
 
 
-def _order(place: Place, name: str, logical: Logical, earlier: Sequence[str]) -> tuple[int, int, int]:
+def _order(place: LayerPlacement, name: str, logical: Logical, earlier: Sequence[str]) -> tuple[int, int, int]:
     """Where a parameter comes in its model chunk: before, in or after the layers; which layer; early in it or not."""
     if logical.layer is not None:
         row = logical.row

@@ -117,7 +117,7 @@ def _term(tokens: list[re.Match[str]], text: str) -> Term:
 
 # ---- what is stored --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _Span:
     """A range of an axis that is stored, and the room that it has: more where a vocabulary is padded."""
 
     axis: str
@@ -178,7 +178,7 @@ def _share(size: int, padded: int, rank: int, of: int) -> tuple[int, int, int]:
     return min(rank * room, size), min(rank * room + room, size), room
 
 
-def _placed(dim: Blocks, sizes: Sizes, mine: Mine) -> Iterator[tuple[int, list[_Run]]]:
+def _placed(dim: Blocks, sizes: Sizes, mine: Mine) -> Iterator[tuple[int, list[_Span]]]:
     """Each block of a stored dimension: where it begins, and what it holds."""
     offset = 0
     for runs in _unfolded(dim, sizes, mine):
@@ -186,7 +186,7 @@ def _placed(dim: Blocks, sizes: Sizes, mine: Mine) -> Iterator[tuple[int, list[_
         offset += prod(run.room for run in runs)
 
 
-def _unfolded(dim: Blocks, sizes: Sizes, mine: Mine) -> Iterator[list[_Run]]:
+def _unfolded(dim: Blocks, sizes: Sizes, mine: Mine) -> Iterator[list[_Span]]:
     """The blocks of a dimension in order, those within others one for each index of what is around them."""
     for block in dim.each:
         around = [_run(one, sizes, mine) for one in block if isinstance(one, Term)]
@@ -194,19 +194,19 @@ def _unfolded(dim: Blocks, sizes: Sizes, mine: Mine) -> Iterator[list[_Run]]:
             yield around
             continue
         for index in product(*(range(run.start, run.stop) for run in around)):
-            fixed = [_Run(run.axis, i, i + 1, 1) for run, i in zip(around, index, strict=True)]
+            fixed = [_Span(run.axis, i, i + 1, 1) for run, i in zip(around, index, strict=True)]
             for inner in _unfolded(block[-1], sizes, mine):
                 yield fixed + inner
 
 
-def _run(term: Term, sizes: Sizes, mine: Mine) -> _Run:
+def _run(term: Term, sizes: Sizes, mine: Mine) -> _Span:
     if term.axis in mine:
-        return _Run(term.axis, *mine[term.axis], term.paired)
+        return _Span(term.axis, *mine[term.axis], term.paired)
     start, stop = term.range(sizes)
-    return _Run(term.axis, start, stop, stop - start, term.paired)
+    return _Span(term.axis, start, stop, stop - start, term.paired)
 
 
-def _block(axes: Axes, chosen: Sequence[tuple[int, list[_Run]]]) -> Block | None:
+def _block(axes: Axes, chosen: Sequence[tuple[int, list[_Span]]]) -> Block | None:
     """One block of each dimension as a box of the logical tensor and where it lies; None if nothing of it is true."""
     runs = [run for _, dim in chosen for run in dim]
     if not all(run.n > 0 for run in runs):
@@ -216,7 +216,7 @@ def _block(axes: Axes, chosen: Sequence[tuple[int, list[_Run]]]) -> Block | None
     return Block(tuple(held[name] for name in axes.names), at, _order(axes, runs))
 
 
-def _order(axes: Axes, runs: Sequence[_Run]) -> Order | None:
+def _order(axes: Axes, runs: Sequence[_Span]) -> Order | None:
     """How to bring what is stored into the order of the logical tensor; None if it lies so."""
     if not any(run.paired for run in runs) and tuple(run.axis for run in runs) == axes.names:
         return None

@@ -10,7 +10,7 @@ from mconv.errors import LayoutError
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LayerPlacement:
     """Where a layer lies: pipeline stage, model chunk on that stage, layer number within the chunk."""
 
     stage: int
@@ -88,10 +88,10 @@ def _refuse(num_layers: int, rest: int, between: int, *, pp: int, vpp: int) -> N
     raise LayoutError(f"{num_layers} layers cannot be divided evenly among pp {pp}{chunks}; pp can be {fits or 'none'}")
 
 
-def places(num_layers: int, *, pp: int, vpp: int = 1, uneven: Uneven = EVEN) -> list[Place]:
+def placements(num_layers: int, *, pp: int, vpp: int = 1, uneven: Uneven = EVEN) -> list[LayerPlacement]:
     """The place of each layer, in layer order: the inverse of `stage_layers`."""
     by_layer = {
-        layer: Place(stage, chunk, local)
+        layer: LayerPlacement(stage, chunk, local)
         for (stage, chunk), layers in stage_layers(num_layers, pp=pp, vpp=vpp, uneven=uneven).items()
         for local, layer in enumerate(layers)
     }

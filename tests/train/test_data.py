@@ -236,7 +236,7 @@ def test_training_refuses_ids_that_the_model_lacks(tokenizer, source, tmp_path):
     from mconv.train.data import checks
 
     def check(prefix, *, vocab_size, seq_length):
-        part = checks.Part(name="training", prefixes=[prefix])
+        part = checks.PrefixShare(name="training", prefixes=[prefix])
         checks.check([part], vocab_size=vocab_size, seq_length=seq_length)
 
     record = tokenize([source], tmp_path / "d", tokenizer=tokenizer)

@@ -80,7 +80,7 @@ def with_peft(model, adapter):
 @pytest.mark.parametrize("judge", ["by hand", "peft"])
 def test_losses_are_those_of_a_model_with_the_adapter_on_it(judge, family, run, alone, tmp_path, monkeypatch):
     """Three steps from the same adapter on the same batches: outputs, gradients and updates are PEFT's."""
-    from mconv.train import feed
+    from mconv.train.loop import feed
 
     seen, batches = [], feed.batches
     monkeypatch.setattr(feed, "batches", lambda *a, **k: (seen.append(b) or b for b in batches(*a, **k)))

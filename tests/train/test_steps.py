@@ -226,7 +226,7 @@ def test_a_loss_that_is_not_finite_is_left_out(run, alone, poisoned, tmp_path):
 
 def test_a_batch_without_a_token_that_counts_changes_nothing(run, alone, monkeypatch):
     """A loss of 0 over 0 is no fault of the model: prompts without an answer, cut off."""
-    from mconv.train import feed
+    from mconv.train.loop import feed
 
     whole = feed.batches
 
@@ -305,7 +305,7 @@ def test_evaluating_alone_measures_what_the_end_of_the_run_did(run, tmp_path):
 
 
 def test_perplexity_is_that_of_any_loss():
-    from mconv.train.evaluation import perplexity
+    from mconv.train.loop.evaluate import perplexity
 
     assert perplexity(25.0) == pytest.approx(7.2e10, rel=1e-2) and perplexity(1e4) == math.inf
     assert math.isnan(perplexity(math.nan)), "and not exp(20)"

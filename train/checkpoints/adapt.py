@@ -18,9 +18,9 @@ from mconv.convert.source import Source, digests
 from mconv.errors import ConfigError
 from mconv.train.config import TrainConfig
 from mconv.train.config.precision import NAMES
+from mconv.train.megatron.collectives import from_all_ranks
 from mconv.train.model import lora
 from mconv.train.model.adapter import asked
-from mconv.train.parallel import from_all_ranks
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from mconv.convert.formats import torch_dist
 from mconv.errors import FormatError
 from mconv.spec import ModelSpec
 from mconv.train.checkpoints import adapt
-from mconv.train.checkpoints.beside import args_now, precision
+from mconv.train.checkpoints.metadata import args_now, precision
 from mconv.train.megatron.imports import (
     ShardedObject,
     ShardedTensor,
@@ -28,11 +28,11 @@ from mconv.train.megatron.imports import (
     quiet,
     tensor_parallel,
 )
+from mconv.train.megatron.parallel import Parallel
 from mconv.train.model import trusted
 from mconv.train.model.engine import unwrap
 from mconv.train.model.freeze import uneven
 from mconv.train.optim.optimizer import set_step, steps_taken
-from mconv.train.parallel import Parallel
 
 CONTENT = {
     "singleton_local_shards": False,

@@ -55,24 +55,24 @@ def publish(partial: Path, folder: Path) -> None:
 
 def point(root: Path, iteration: int) -> None:
     """Set the tracker to this iteration, atomically."""
-    follow(root, pointer(root, iteration))
+    move_tracker(root, pointer(root, iteration))
 
 
 def pointer(root: Path, iteration: int) -> Path:
     """Write the next tracker to a hidden file and return it: before the checkpoint is renamed a full disk shows early."""
-    beside = root / f".{TRACKER}.part"
+    hidden = root / f".{TRACKER}.part"
     try:
-        beside.write_text(f"{iteration}\n")
-        _flush(beside)
+        hidden.write_text(f"{iteration}\n")
+        _flush(hidden)
     except OSError:
-        beside.unlink(missing_ok=True)
+        hidden.unlink(missing_ok=True)
         raise
-    return beside
+    return hidden
 
 
-def follow(root: Path, beside: Path) -> None:
+def move_tracker(root: Path, hidden: Path) -> None:
     """Make a `pointer` file the tracker."""
-    beside.replace(root / TRACKER)
+    hidden.replace(root / TRACKER)
     _flush(root)
 
 

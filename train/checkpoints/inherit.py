@@ -14,8 +14,8 @@ from mconv.convert.ignored import ignored
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.optimizer import has_state
 from mconv.errors import FormatError
-from mconv.train.checkpoints.anew import left_out
 from mconv.train.checkpoints.folders import folder_of, iterations, latest
+from mconv.train.checkpoints.resume_choice import left_out
 from mconv.train.config import SECTIONS, TrainConfig, fitting
 from mconv.train.config.data import shares
 

@@ -21,10 +21,11 @@ import torch
 
 from mconv.convert.formats import distcp
 from mconv.errors import DiskFull, MconvError
-from mconv.train import agree
-from mconv.train.checkpoints import room, shards
-from mconv.train.orphan import end_with_parent
-from mconv.train.parallel import from_all_ranks, timeout_minutes
+from mconv.train.checkpoints import disk, shards
+from mconv.train.launch.parent_death import end_with_parent
+from mconv.train.megatron import collectives
+from mconv.train.megatron.collectives import from_all_ranks
+from mconv.train.megatron.parallel import timeout_minutes
 
 Laid = list[tuple[distcp.Part, torch.Tensor | None]]
 """A rank's file: its parts, each with its tensor (None: an object, which its archive holds)."""
@@ -124,10 +125,10 @@ class Writing:
             more = f"; and {len(failures) - 3} ranks more" if len(failures) > 3 else ""
             kind = DiskFull if any(why.full for _, why in failures) else MconvError
             raise kind("; ".join(f"rank {rank} {why.text}" for rank, why in failures[:3]) + more)
-        agree.on_rank_0(self._finish)
+        collectives.on_rank_0(self._finish)
 
     def _finish(self) -> None:
-        with room.noticed():
+        with disk.noticed():
             distcp.write_index(self.folder, self.index)
             distcp.write_versions(self.folder)
 
@@ -148,10 +149,10 @@ def begin(folder: Path, state: dict[str, Any], *, content: dict[str, Any]) -> Wr
 
     def first() -> None:
         shards.check(shares)
-        with room.noticed():
+        with disk.noticed():
             distcp.write_common(folder, common)
 
-    agree.on_rank_0(first)
+    collectives.on_rank_0(first)
     writing = Writing(folder=folder, laid=laid, index=[entry for share in shares for entry in share.entries])
     writing.start()
     return writing
@@ -195,7 +196,7 @@ def _write(file: Path, laid: Laid, answer: Connection) -> None:
     try:
         distcp.write_file(file, laid)
     except Exception as error:
-        failure = Failure(f"{file}: {error}", room.full(error))
+        failure = Failure(f"{file}: {error}", disk.full(error))
     answer.send(failure)
 
 

@@ -43,7 +43,7 @@ class TrainConfig(
         refuse(bad, doing="reading the training configuration", kind=ConfigError)
 
 
-from mconv.train.config.given import PREFIX, merged, read_environment, read_yaml  # noqa: E402 (these read the class above)
+from mconv.train.config.load import PREFIX, merged, read_environment, read_yaml  # noqa: E402 (these read the class above)
 from mconv.train.config.read import fitting, help_of, is_list, make  # noqa: E402
 
 __all__ = [

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from mconv.errors import ConfigError, refuse
-from mconv.train.config import SECTIONS, TrainConfig, theirs
+from mconv.train.config import SECTIONS, TrainConfig, aliases
 
 WORDS = {
     "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "list[str]": "a list of words",
@@ -51,7 +51,7 @@ def unknown(names: Iterable[Any]) -> list[str]:
 
 
 def _hint(name: str, known: list[str], given: Mapping[Any, Any] | None) -> str:
-    if told := theirs.advice(name, given):
+    if told := aliases.advice(name, given):
         return f"; {told}"
     close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -39,7 +39,7 @@ FORMAT = (Kind.NO_OBJECT, Kind.NO_FIELD, Kind.UNKNOWN_FIELD)
 """Kinds that, where every record of a file is of them, say that the file has another format."""
 
 
-class Place(NamedTuple):
+class RecordLocation(NamedTuple):
     """File and line of a record, from 1; of a parquet file the row."""
 
     file: str
@@ -52,7 +52,7 @@ class Place(NamedTuple):
 class Rejected(NamedTuple):
     """A bad record that is left out."""
 
-    place: Place
+    place: RecordLocation
     kind: Kind
     reason: str
 
@@ -60,7 +60,7 @@ class Rejected(NamedTuple):
 class BadRecord(FormatError):
     """A record that cannot be used: says where it is, what is wrong, of which kind that is, and how to go on."""
 
-    def __init__(self, kind: Kind, reason: str, place: Place | None = None) -> None:
+    def __init__(self, kind: Kind, reason: str, place: RecordLocation | None = None) -> None:
         where = f"{place}: " if place else ""
         super().__init__(f"{where}{reason} (kind: {kind}; --on-bad-record skip leaves bad records out)")
         self.kind, self.reason, self.place = kind, reason, place
@@ -69,16 +69,16 @@ class BadRecord(FormatError):
         return BadRecord, (self.kind, self.reason, self.place)
 
 
-OnBad = Callable[[BadRecord, Place], Rejected]
+OnBad = Callable[[BadRecord, RecordLocation], Rejected]
 """What is done about a bad record: `stop` or `skip`."""
 
 
-def stop(error: BadRecord, place: Place) -> Rejected:
+def stop(error: BadRecord, place: RecordLocation) -> Rejected:
     """Raise the error, with its place."""
     raise BadRecord(error.kind, error.reason, place) from None
 
 
-def skip(error: BadRecord, place: Place) -> Rejected:
+def skip(error: BadRecord, place: RecordLocation) -> Rejected:
     """Return what the reject file says of the record."""
     return Rejected(place, error.kind, error.reason)
 

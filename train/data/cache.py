@@ -15,9 +15,9 @@ import xxhash
 
 from mconv.convert.place import sync
 from mconv.errors import ConfigError, FormatError
-from mconv.train.agree import on_rank_0
 from mconv.train.data.index import beside
-from mconv.train.parallel import rank
+from mconv.train.megatron.collectives import on_rank_0
+from mconv.train.megatron.parallel import rank
 
 PIECE = 1 << 24
 """Bytes of an index that are read together."""

@@ -20,7 +20,7 @@ them are looked at once more when they are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class PrefixShare:
     """One use of some prefixes: the share of each between two edges, for training or validation."""
 
     name: str
@@ -28,7 +28,7 @@ class Part:
     edges: tuple[float, float] = (0.0, 1.0)
 
 
-def check(used: Sequence[Part], *, vocab_size: int, seq_length: int) -> None:
+def check(used: Sequence[PrefixShare], *, vocab_size: int, seq_length: int) -> None:
     """Refuse data that is missing, damaged, too short for one sample, or holds ids that the model does not have.
 
     Each part of each prefix must have a sample: megatron-core counts for ever in an empty one.
@@ -98,7 +98,7 @@ def unknown_ids(data: Indexed, vocab_size: int, *, most: int) -> Iterator[str]:
         yield f"{data.prefix} holds token id {lowest}; ids begin at 0, so it is damaged or no text"
 
 
-def _long_enough(data: Indexed, part: Part, seq_length: int) -> Iterator[str]:
+def _long_enough(data: Indexed, part: PrefixShare, seq_length: int) -> Iterator[str]:
     """megatron-core splits by sequences, at rounded numbers of them."""
     first, last = (round(len(data) * edge) for edge in part.edges)
     held = int(data.lengths[first:last].sum())

@@ -30,7 +30,7 @@ END = 3
 """Tokens at the end of an answer among which the one that ends it is looked for: a template may add a line's end."""
 
 
-class Said(NamedTuple):
+class TokenizedTalk(NamedTuple):
     """A conversation as tokens."""
 
     ids: list[int]
@@ -43,7 +43,7 @@ class Said(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class How:
+class Encoding:
     """How a record becomes tokens: all that a process that tokenizes has to know."""
 
     folder: Path
@@ -85,7 +85,7 @@ def instruct(
     if not load_tokenizer(tokenizer).is_fast:
         raise MconvError(f"{tokenizer}: not a fast tokenizer; no other tells from which letters a token comes")
     ends = [f"{kind}{suffix}" for kind in (TEXT, ROLE) for suffix in (".bin", ".idx")] + [f"{TEXT}.mconv.json"]
-    how = How(
+    how = Encoding(
         folder=tokenizer, template=template, keys=keys or Keys(), ignore=frozenset(ignore_fields), bad=bad,
         bos=known["prepend_bos"], eos=known["append_eod"],
     )  # fmt: skip
@@ -110,7 +110,7 @@ def _raws(sources: Iterable[Path], bad: OnBad, rejects: Rejects) -> Iterator[Raw
             yield raw
 
 
-def _said(batch: list[Raw], *, how: How) -> list[Said | Rejected]:
+def _said(batch: list[Raw], *, how: Encoding) -> list[TokenizedTalk | Rejected]:
     """Return ids and roles of each conversation of a batch; none for one without turns."""
     tokenizer = load_tokenizer(how.folder)
     read = [_spoken(raw, how, tokenizer) for raw in batch]
@@ -118,7 +118,7 @@ def _said(batch: list[Raw], *, how: How) -> list[Said | Rejected]:
     coded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False) if texts else {}
     tokens = zip(coded.get("input_ids", []), coded.get("offset_mapping", []), strict=True)
     special = {*tokenizer.all_special_ids, *(n for n, token in tokenizer.added_tokens_decoder.items() if token.special)}
-    made: list[Said | Rejected] = []
+    made: list[TokenizedTalk | Rejected] = []
     for raw, found in zip(batch, read, strict=True):
         if isinstance(found, Rejected):
             made.append(found)
@@ -130,7 +130,7 @@ def _said(batch: list[Raw], *, how: How) -> list[Said | Rejected]:
     return made
 
 
-def _spoken(raw: Raw, how: How, tokenizer: Any) -> tuple[Talk, list[Part]] | Rejected:
+def _spoken(raw: Raw, how: Encoding, tokenizer: Any) -> tuple[Talk, list[Part]] | Rejected:
     """Return the conversation of a record and the parts of its text, or what is wrong with it."""
     if isinstance(raw.value, Rejected):
         return raw.value
@@ -148,12 +148,12 @@ def _spoken(raw: Raw, how: How, tokenizer: Any) -> tuple[Talk, list[Part]] | Rej
 
 
 def _told(
-    talk: Talk, parts: list[Part], ids: list[int], offsets: Sequence[tuple[int, int]], special: Set[int], how: How
-) -> Said:
+    talk: Talk, parts: list[Part], ids: list[int], offsets: Sequence[tuple[int, int]], special: Set[int], how: Encoding
+) -> TokenizedTalk:
     """Return the tokens of a conversation, with their roles."""
     marked = _marked(ids, _roles(offsets, parts), how.bos, how.eos)
     excluded = sum(turn.counted is not turn.role for turn in talk.turns)
-    return Said(*marked, ends(*marked, special), (excluded, talk.ignored, talk.unread))
+    return TokenizedTalk(*marked, ends(*marked, special), (excluded, talk.ignored, talk.unread))
 
 
 def _roles(offsets: Sequence[tuple[int, int]], spoken: Sequence[Part]) -> list[int]:
@@ -189,7 +189,7 @@ def _marked(ids: list[int], roles: list[int], bos: int | None, eos: int | None) 
 
 
 def _write(
-    said: Iterable[Said], parts: Sequence[Path], known: dict[str, Any], progress: Callable[[int], None]
+    said: Iterable[TokenizedTalk], parts: Sequence[Path], known: dict[str, Any], progress: Callable[[int], None]
 ) -> dict[str, Any]:
     """Feed megatron-core's builders, and return the counts. Megatron-LLM marks no documents, nor do these files."""
     from mconv.train.megatron.imports import IndexedDatasetBuilder
@@ -203,7 +203,7 @@ def _write(
 
 
 def _add(
-    texts: Any, roles: Any, said: Iterable[Said], known: dict[str, Any], progress: Callable[[int], None]
+    texts: Any, roles: Any, said: Iterable[TokenizedTalk], known: dict[str, Any], progress: Callable[[int], None]
 ) -> dict[str, Any]:
     """Add every conversation that is not empty, and count. Raises FormatError if none has an answer to learn from."""
     counts = {"documents": 0, "empty": 0, "tokens": 0, "max_id": -1, "answer_tokens": 0, "unended": 0, "excluded": 0}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from mconv import extras
 from mconv.errors import FormatError
-from mconv.train.data.bad import BadRecord, Kind, OnBad, Place, Rejected, stop
+from mconv.train.data.bad import BadRecord, Kind, OnBad, RecordLocation, Rejected, stop
 from mconv.train.data.pool import BATCH, FULL
 
 LONGEST = 1 << 28
@@ -32,7 +32,7 @@ ROW = FULL // BATCH
 class Raw(NamedTuple):
     """A record as it was read, before anything in it is looked at."""
 
-    place: Place
+    place: RecordLocation
     value: Any
     """A line's bytes, a row's fields, or Rejected."""
     size: int
@@ -71,7 +71,7 @@ def records(path: Path, *, bad: OnBad = stop) -> Iterator[Raw]:
 
 
 def _checked(
-    found: Iterable[tuple[Any, Place]], read: Callable[[Any, Place], str], bad: OnBad
+    found: Iterable[tuple[Any, RecordLocation]], read: Callable[[Any, RecordLocation], str], bad: OnBad
 ) -> Iterator[str | Rejected]:
     """Yield the text that `read` finds in each record, or what `bad` makes of one that has none."""
     for value, place in found:
@@ -84,7 +84,7 @@ def _checked(
         yield text
 
 
-def lines(path: Path) -> Iterator[tuple[bytes | BadRecord, Place]]:
+def lines(path: Path) -> Iterator[tuple[bytes | BadRecord, RecordLocation]]:
     """Yield (line, place) of each line that is not blank, unpacked. Raises FormatError where that cannot be."""
     if not path.is_file():
         raise FormatError(f"{path}: no such file")
@@ -93,9 +93,9 @@ def lines(path: Path) -> Iterator[tuple[bytes | BadRecord, Place]]:
         with _open(path) as file:
             for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
                 if len(line) == LONGEST:
-                    yield _passed(file, line), Place(name, number)
+                    yield _passed(file, line), RecordLocation(name, number)
                 elif line.strip():
-                    yield line, Place(name, number)
+                    yield line, RecordLocation(name, number)
     except _unpacking_errors() as error:
         raise FormatError(
             f"{path}: does not unpack as {path.suffix} ({error}); it is cut or of another format"
@@ -125,7 +125,7 @@ def decoded(line: bytes) -> str:
         ) from None
 
 
-def _plain(line: bytes, place: Place) -> str:
+def _plain(line: bytes, place: RecordLocation) -> str:
     """Return a line of a text file: one document. A byte order mark inside the file is part of the text."""
     text = decoded(line)
     return ("\ufeff" * (place.line > 1 and line.startswith(BOM_UTF8)) + text).strip()
@@ -205,7 +205,7 @@ def _open(path: Path) -> Any:
 
 
 def _open_zst(path: Path, _: str) -> Any:
-    return io.BufferedReader(_Joined(_frames(path)), 1 << 20)
+    return io.BufferedReader(_PieceReader(_frames(path)), 1 << 20)
 
 
 def _frames(path: Path) -> Iterator[bytes]:
@@ -223,7 +223,7 @@ def _frames(path: Path) -> Iterator[bytes]:
         raise EOFError("it ends in the middle of a frame")
 
 
-class _Joined(io.RawIOBase):
+class _PieceReader(io.RawIOBase):
     """Pieces of bytes as one file."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
@@ -246,13 +246,13 @@ PACKED: dict[str, Callable[[Path, str], Any]] = {".gz": gzip.open, ".xz": lzma.o
 """What unpacks a file, by what its name ends in."""
 
 
-def _cells(path: Path, key: str) -> Iterator[tuple[Any, Place]]:
+def _cells(path: Path, key: str) -> Iterator[tuple[Any, RecordLocation]]:
     """Yield (value, place) of each row of a column."""
     for fields, place in _rows(path, key):
         yield fields if isinstance(fields, BadRecord) else fields[key], place
 
 
-def _rows(path: Path, key: str | None = None) -> Iterator[tuple[dict[str, Any] | BadRecord, Place]]:
+def _rows(path: Path, key: str | None = None) -> Iterator[tuple[dict[str, Any] | BadRecord, RecordLocation]]:
     """Yield (fields, place) of each row of a parquet file; with `key`, of that column alone."""
     check_installed(path)
     module = importlib.import_module("pyarrow.parquet")
@@ -264,7 +264,7 @@ def _rows(path: Path, key: str | None = None) -> Iterator[tuple[dict[str, Any] |
         batches = table.iter_batches(ROWS, columns=None if key is None else [key])
         rows = (row for batch in batches for row in _fields(batch))
         for number, row in enumerate(rows, 1):
-            yield row, Place(name, number)
+            yield row, RecordLocation(name, number)
     except FormatError:
         raise
     except (OSError, ValueError) as error:

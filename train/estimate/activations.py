@@ -12,7 +12,7 @@ from mconv.convert.table import Logical
 from mconv.shard.layout import Layout
 from mconv.shard.stages import stage_layers
 from mconv.spec import ModelSpec
-from mconv.train.model.trains import ALL, Flow, Trains, flows
+from mconv.train.model.trainable import ALL, Flow, Trainable, flows
 
 FP32 = 4
 
@@ -38,7 +38,7 @@ class Setting:
     """Whether each sample has a mask of its own: documents in it do not see each other."""
     cpu: bool = False
     """Kernels of a CPU, which keep more of what was dropped out."""
-    trains: Trains = ALL
+    trains: Trainable = ALL
     recompute: str = "none"
     """`none`, `selective` or `full`."""
     recompute_modules: tuple[str, ...] = ("core_attn",)

@@ -29,7 +29,7 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class StepTime:
     """Seconds of one optimizer step on the busiest rank, by cause."""
 
     compute: float
@@ -55,7 +55,7 @@ class Step:
 
 def step(
     config: TrainConfig, spec: ModelSpec, layout: Layout, setting: Setting, *, trained: int, machine: Machine
-) -> Step:
+) -> StepTime:
     """Return the time of a step of a model of which so many parameters are trained."""
     tokens, rate = setting.seq_length * setting.micro_batch_size, machine.tflops * 1e12 * layout.tp
     m, once = setting.micro_batches, flops.forward(spec, setting.seq_length)
@@ -68,7 +68,7 @@ def step(
     seconds = tokens * even * passes / rate
     one = seconds * (slowest / even) * (1 + again / passes)
     between = _tensor(config, spec, layout, setting, max(layers), machine)
-    return Step(
+    return StepTime(
         compute=m * seconds,
         recompute=m * seconds * again / passes,
         imbalance=m * (one - seconds * (1 + again / passes)),

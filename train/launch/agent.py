@@ -16,8 +16,8 @@ from pathlib import Path
 
 from mconv.errors import MconvError
 from mconv.train.launch import stop, worker
+from mconv.train.launch.parent_death import end_with_parent
 from mconv.train.launch.ranks import PRELOAD
-from mconv.train.orphan import end_with_parent
 
 
 def main() -> None:

@@ -95,7 +95,7 @@ def _here(target: str, payload: dict[str, Any]) -> dict[str, Any]:
     """Run in this process, and leave no process group behind that was not there before."""
     import torch
 
-    from mconv.train.parallel import shutdown
+    from mconv.train.megatron.parallel import shutdown
 
     before = torch.distributed.is_initialized()
     try:

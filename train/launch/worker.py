@@ -12,8 +12,8 @@ from typing import Any
 
 from mconv.errors import MconvError
 from mconv.train.launch import stop
+from mconv.train.launch.parent_death import end_with_parent
 from mconv.train.launch.ranks import resolve
-from mconv.train.orphan import end_with_parent
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def _report(error: Exception, rank: str) -> dict[str, Any]:
 def _leave() -> None:
     """Say goodbye to the other ranks, if the work joined them."""
     if "torch" in sys.modules:
-        from mconv.train.parallel import shutdown
+        from mconv.train.megatron.parallel import shutdown
 
         shutdown()
 

@@ -51,7 +51,7 @@ class Validation:
 
 
 @dataclass(slots=True, kw_only=True)
-class Log:
+class PrintedLog:
     """All that a log says in lines of known form."""
 
     iterations: list[Line] = field(default_factory=list)
@@ -75,9 +75,9 @@ def _number(value: float, form: str) -> str:
     return format(int(value) if form.endswith("d") else value, form)
 
 
-def read(text: Iterable[str]) -> Log:
+def read(text: Iterable[str]) -> PrintedLog:
     """A log from its lines; what is in no known form is passed over."""
-    log, dumping = Log(), False
+    log, dumping = PrintedLog(), False
     for raw in text:
         if "arguments ------" in raw:
             dumping = "end of arguments" not in raw
@@ -117,7 +117,7 @@ def _pairs(text: str) -> Iterator[tuple[str, float]]:
             return
 
 
-def own_windows(log: Log) -> list[Line]:
+def own_windows(log: PrintedLog) -> list[Line]:
     """The lines with the mean of their own steps each, where Megatron-LM printed the second one over two windows.
 
     Megatron-LM (core 0.16.1 to 0.19.0) does not reset its counters after a run's first line: the second has the mean of

@@ -63,7 +63,7 @@ def _records(text: str) -> dict[str, dict[int, float]]:
     return points
 
 
-def _printed(log: megatron.Log) -> dict[str, dict[int, float]]:
+def _printed(log: megatron.PrintedLog) -> dict[str, dict[int, float]]:
     """From printed lines: each the mean of its own steps."""
     points: dict[str, dict[int, float]] = {name: {} for name in CURVES}
     length = log.arguments.get("seq_length", "")

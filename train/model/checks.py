@@ -2,7 +2,7 @@
 
 from mconv.errors import ConfigError, LayoutError, refuse
 from mconv.spec import ModelSpec
-from mconv.train.parallel import Parallel
+from mconv.train.megatron.parallel import Parallel
 
 
 def check_known(spec: ModelSpec, *, what: str = "the model") -> None:

@@ -21,6 +21,7 @@ from mconv.train.megatron.imports import (
     get_num_layers_to_build,
     parallel_state,
 )
+from mconv.train.megatron.parallel import Parallel, init, shutdown
 from mconv.train.model import recompute
 from mconv.train.model.attention import CoreAttention
 from mconv.train.model.checks import check
@@ -28,7 +29,6 @@ from mconv.train.model.layers import NORMS, layer_spec, transformer_config
 from mconv.train.model.loss import TrueVocabLoss
 from mconv.train.model.meta import OnMeta
 from mconv.train.model.rope import inverse_frequencies
-from mconv.train.parallel import Parallel, init, shutdown
 
 __all__ = ["Parallel", "build", "build_chunks", "init", "parameters", "shutdown", "surplus_biases", "unwrap"]
 

@@ -12,9 +12,9 @@ from mconv.train.megatron.imports import (
     parallel_state,
     quiet,
 )
+from mconv.train.megatron.parallel import Parallel
 from mconv.train.model.boundaries import rope_at
 from mconv.train.model.engine import unwrap
-from mconv.train.parallel import Parallel
 
 SENT = 64
 """Positions whose scores one message holds."""

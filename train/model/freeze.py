@@ -7,9 +7,9 @@ import torch
 
 from mconv.errors import ConfigError
 from mconv.train.config.trained import means
+from mconv.train.megatron.collectives import from_all_ranks
 from mconv.train.megatron.imports import GPTModel, parallel_state
-from mconv.train.model.trains import refuse_unknown
-from mconv.train.parallel import from_all_ranks
+from mconv.train.model.trainable import refuse_unknown
 
 
 def freeze(models: list[GPTModel], wanted: list[str]) -> None:

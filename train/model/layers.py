@@ -16,11 +16,11 @@ from mconv.train.megatron.imports import (
     get_gpt_layer_local_spec,
     quiet,
 )
+from mconv.train.megatron.parallel import Parallel
 from mconv.train.megatron.specs import no_cuda_graphs, set_mlp
 from mconv.train.model.attention import CoreAttention, LayerNorm, RMSNorm
 from mconv.train.model.elementwise import swiglu
 from mconv.train.model.falcon import ParallelLayer
-from mconv.train.parallel import Parallel
 
 NORMS = {"rms": RMSNorm, "layer": LayerNorm}
 ACTIVATIONS = {

@@ -18,7 +18,7 @@ OF = {dtype.name: name for name, dtype in DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Precision:
+class ChosenPrecision:
     """What a run computes in, and why."""
 
     name: str
@@ -31,26 +31,26 @@ class Precision:
         return f"precision: {self.name}, {self.why}"
 
 
-def precision_of(config: TrainConfig, opened: Checkpoint) -> Precision:
+def precision_of(config: TrainConfig, opened: Checkpoint) -> ChosenPrecision:
     """Return the precision that a configuration has with the weights of an opened checkpoint.
 
     Raises ConfigError where the configuration excludes what is left, such as `fp32: false` for fp32 weights.
     """
     if asked := [name for name in NAMES if getattr(config, name)]:
-        return Precision(asked[0], _asked(asked[0], *_of_weights(config, opened)))
+        return ChosenPrecision(asked[0], _asked(asked[0], *_of_weights(config, opened)))
     own, whose = _of_weights(config, opened)
     if getattr(config, own) is not False:
-        return Precision(own, f"{whose}; {_others(own)}")
+        return ChosenPrecision(own, f"{whose}; {_others(own)}")
     if config.fp32 is False:
         excluded, left = ([n for n in NAMES if (getattr(config, n) is False) == out] for out in (True, False))
         raise ConfigError(
             f"{' and '.join(excluded)} {'are' if len(excluded) > 1 else 'is'} false, but the run would be in {own}, "
             f"{whose}: set {' or '.join(left)}"
         )
-    return Precision("fp32", f"since {own} is false; without that it would be {own}, {whose}")
+    return ChosenPrecision("fp32", f"since {own} is false; without that it would be {own}, {whose}")
 
 
-def resolved(config: TrainConfig, opened: Checkpoint) -> tuple[TrainConfig, Precision]:
+def resolved(config: TrainConfig, opened: Checkpoint) -> tuple[TrainConfig, ChosenPrecision]:
     """Return the configuration with one of fp32, bf16 and fp16 true and the others false, and why that one."""
     found = precision_of(config, opened)
     asked: dict[str, Any] = {name: name == found.name for name in NAMES}

@@ -11,7 +11,7 @@ from torch import Tensor
 from mconv.spec import ModelSpec
 from mconv.train.config import TrainConfig
 from mconv.train.megatron.imports import tensor_parallel
-from mconv.train.parallel import Parallel
+from mconv.train.megatron.parallel import Parallel
 
 
 def options(config: TrainConfig) -> dict[str, Any]:

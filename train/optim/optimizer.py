@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from mconv.convert.formats.dtype import in_torch
-from mconv.train.agree import largest
 from mconv.train.config import TrainConfig
+from mconv.train.megatron.collectives import largest
 from mconv.train.megatron.imports import DistributedOptimizer, OptimizerConfig, get_megatron_optimizer, quiet
 from mconv.train.megatron.optimizer import let_step_through
 from mconv.train.model.precision import dtype_of

@@ -12,11 +12,26 @@ from typing import Any, TypeVar
 import torch
 
 from mconv.errors import MconvError
-from mconv.train.parallel import from_rank_0
 
 T = TypeVar("T")
 MOMENT = 1.0
 """Seconds that a rank waits by itself: far less than any collective does."""
+
+
+def from_rank_0(value: Any) -> Any:
+    """Rank 0's value, on every rank of the world that was joined; the value itself outside of one."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return value
+    said = [value]
+    torch.distributed.broadcast_object_list(said, src=0)
+    return said[0]
+
+
+def from_all_ranks(value: Any) -> list[Any]:
+    """Every rank's value, in order, on every rank of the world that was joined."""
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found
 
 
 def largest(number: int) -> int:

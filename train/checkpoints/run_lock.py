@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mconv.errors import ConfigError
-from mconv.train import agree
-from mconv.train.parallel import from_all_ranks
+from mconv.train.megatron import collectives
+from mconv.train.megatron.collectives import from_all_ranks
 
 FILE = "run.lock"
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class RunLock:
     """A run's hold on its folder."""
 
     root: Path
@@ -37,13 +37,13 @@ class Claim:
 
 
 @contextlib.contextmanager
-def claimed(root: Path) -> Iterator[Claim]:
+def locked(root: Path) -> Iterator[RunLock]:
     """Hold a folder for one run; every rank calls it. Raises ConfigError on all of them if that cannot be."""
     with contextlib.ExitStack() as held:
-        run = agree.on_rank_0(lambda: _take(root, held))
+        run = collectives.on_rank_0(lambda: _take(root, held))
         if bad := [f"rank {rank}: {why}" for rank, why in enumerate(from_all_ranks(_wrong(root, run))) if why]:
             raise ConfigError(f"save {root} must be one folder that all ranks share: {'; '.join(bad[:4])}")
-        yield Claim(root, run)
+        yield RunLock(root, run)
 
 
 def _take(root: Path, held: contextlib.ExitStack) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from mconv.train.checkpoints.room import saves
+from mconv.train.checkpoints.disk import saves
 from mconv.train.config import TrainConfig
 from mconv.train.logs.meter import clock
 

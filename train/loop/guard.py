@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from mconv.errors import CheckFailed
+from mconv.train.loop.run import Run
+from mconv.train.megatron.collectives import from_all_ranks
 from mconv.train.megatron.imports import parallel_state
 from mconv.train.model.engine import unwrap
 from mconv.train.model.freeze import whole_name
-from mconv.train.parallel import from_all_ranks
-from mconv.train.run import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def _leave_out(run: Run, found: Trouble, *, size: int, again: Callable[[], Any])
 
 def _trouble(run: Run, loss: float, norm: float) -> Trouble | None:
     config = run.config
-    if not run.normalise.weight:
+    if not run.per_token_loss.weight:
         return Trouble("no token counts in the loss", "skip", finite=True)
     if not math.isfinite(loss):
         return Trouble(f"loss is {loss}", config.on_nan, finite=False)

@@ -7,16 +7,16 @@ import torch
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.spec import ModelSpec
-from mconv.train.checkpoints import adapt, beside, checkpoint
+from mconv.train.checkpoints import adapt, checkpoint, metadata
 from mconv.train.checkpoints.saving import Saver, Then, nothing
 from mconv.train.config import TrainConfig
 from mconv.train.estimate.flops import per_token
 from mconv.train.logs import log as logs
+from mconv.train.megatron.parallel import Parallel
 from mconv.train.model.engine import unwrap
-from mconv.train.model.trains import Trains
-from mconv.train.optim.normalise import Normalise
+from mconv.train.model.trainable import Trainable
+from mconv.train.optim.per_token_loss import PerTokenLoss
 from mconv.train.optim.replicas import gathered
-from mconv.train.parallel import Parallel
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Run:
     """Samples seen."""
     origin: Checkpoint
     """The checkpoint that the run started or resumed from; with LoRA always the base."""
-    normalise: Normalise
+    per_token_loss: PerTokenLoss
     """Divides the gradients of a step by its tokens' weights."""
     saver: Saver | None = None
     """Writes the checkpoints, where there is a folder for them."""
@@ -60,7 +60,7 @@ class Run:
     def flops_per_token(self) -> float:
         """Floating-point operations per token of a step, counting only what this run trains."""
         adapted = adapt.adapted(unwrap(self.chunks[0]))
-        trains = Trains(freeze=tuple(self.config.freeze or ()), adapter=adapted.settings if adapted else None)
+        trains = Trainable(freeze=tuple(self.config.freeze or ()), adapter=adapted.settings if adapted else None)
         return per_token(self.spec, self.seq_length, trains)
 
     @property
@@ -84,9 +84,9 @@ def save(run: Run, *, then: Then = nothing) -> None:
     state = checkpoint.state(
         iteration=run.iteration, consumed=run.consumed, chunks=run.chunks, optimizer=run.optimizer,
         scheduler=run.scheduler, spec=spec, parallel=run.parallel, memory=run.memory,
-        settings=beside.settings_of(run.config, seq_length=run.seq_length), flops=flops,
+        settings=metadata.settings_of(run.config, seq_length=run.seq_length), flops=flops,
     )  # fmt: skip
     args = state["args"]
     run.saver.save(
-        run.iteration, state, finish=lambda folder: beside.finish(folder, spec, args, origin=origin), then=then
+        run.iteration, state, finish=lambda folder: metadata.finish(folder, spec, args, origin=origin), then=then
     )

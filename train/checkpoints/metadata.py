@@ -15,10 +15,10 @@ from mconv.errors import FormatError
 from mconv.spec import ModelSpec
 from mconv.train.checkpoints import adapt, folders
 from mconv.train.config import TrainConfig
+from mconv.train.megatron.parallel import Parallel
 from mconv.train.model.architecture import DEFAULT_STD
 from mconv.train.model.engine import unwrap
 from mconv.train.model.presets import PRESETS
-from mconv.train.parallel import Parallel
 
 SETTINGS = (
     "micro_batch_size", "global_batch_size", "rampup_batch_size", "train_iters", "train_samples", "lr", "min_lr",

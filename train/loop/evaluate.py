@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
+from mconv.train.loop.run import Run
+from mconv.train.loop.steps import SUMS, Feeds, forward_backward
 from mconv.train.model.engine import unwrap
-from mconv.train.run import Run
-from mconv.train.steps import SUMS, Feeds, forward_backward
 
 
 @torch.no_grad()

@@ -14,18 +14,19 @@ from torch import Tensor
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.dialects.arguments import shown
 from mconv.convert.formats.tensors import Located
-from mconv.convert.optimizer import OptimizerState, open_state, with_padding
+from mconv.convert.optimizer import OptimizerState, with_padding
+from mconv.convert.optimizer import open_state as open_optimizer
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.train.checkpoints.checkpoint import Loaded
 from mconv.train.megatron.imports import DistributedOptimizer
 from mconv.train.megatron.optimizer import kept_slice
+from mconv.train.megatron.parallel import Parallel
 from mconv.train.model import weights
 from mconv.train.model.engine import unwrap
 from mconv.train.optim.optimizer import parts, set_step
-from mconv.train.parallel import Parallel
 
 
-def opened(checkpoint: Checkpoint) -> OptimizerState:
+def open_state(checkpoint: Checkpoint) -> OptimizerState:
     """The state of the run that a checkpoint holds. Raises FormatError if it holds weights alone."""
     if checkpoint.layout is None:
         raise FormatError(
@@ -33,7 +34,7 @@ def opened(checkpoint: Checkpoint) -> OptimizerState:
         )
     counted(checkpoint)  # what is wrong with them stops before a model is built
     try:
-        return open_state(with_padding(checkpoint))
+        return open_optimizer(with_padding(checkpoint))
     except FormatError as error:
         if not _frozen(checkpoint):
             raise
@@ -79,7 +80,7 @@ def check_unfinished(checkpoint: Checkpoint, iterations: int) -> None:
         )
 
 
-def take_over(
+def load(
     checkpoint: Checkpoint, state: OptimizerState, *, chunks: list[Any], optimizer: Any, parallel: Parallel
 ) -> Loaded:
     """Fill model and optimizer with `checkpoint`'s run.

@@ -19,9 +19,9 @@ from mconv.train.data.index import beside
 from mconv.train.data.loader import Shuffled, batches, sample_numbers
 from mconv.train.data.sources import TEXT, Blend, blend
 from mconv.train.logs.log import Say
+from mconv.train.loop.run import Run
+from mconv.train.loop.steps import Batches, Feeds
 from mconv.train.megatron.imports import parallel_state
-from mconv.train.run import Run
-from mconv.train.steps import Batches, Feeds
 
 USES = ("training", "validation", "test")
 STEP = 16
@@ -114,7 +114,7 @@ def _text(run: Run, blends: list[Blend | None], prefixes: list[Path]) -> Sets:
     config = run.config
     wanted = _samples(run, weighed=bool(blends[0] and blends[0].weights))
     uses = _uses(run, blends, wanted)
-    parts = [checks.Part(name=use.name, prefixes=use.mix.prefixes, edges=use.edges) for use in uses]
+    parts = [checks.PrefixShare(name=use.name, prefixes=use.mix.prefixes, edges=use.edges) for use in uses]
     checks.check(parts, vocab_size=run.spec.vocab_size, seq_length=run.seq_length)
     given = config.eod_token
     apart = _apart(run, eod=lambda wanted_by: checks.end_of_document(prefixes, given=given, wanted_by=wanted_by))
@@ -144,7 +144,7 @@ def _conversations(run: Run, blends: list[Blend | None], say: Say) -> Sets:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
+class Subset:
     """What one blend, or a share of it, is for."""
 
     name: str
@@ -154,15 +154,15 @@ class Use:
     """None: the data once through."""
 
 
-def _uses(run: Run, blends: list[Blend | None], samples: list[int | None]) -> list[Use]:
+def _uses(run: Run, blends: list[Blend | None], samples: list[int | None]) -> list[Subset]:
     """What is drawn from: one blend is cut by the split, several are whole."""
     if not run.config.data:
         whole = zip(USES, blends, samples, strict=True)
-        return [Use(name=name, mix=mix, samples=count) for name, mix, count in whole if mix and count != 0]
+        return [Subset(name=name, mix=mix, samples=count) for name, mix, count in whole if mix and count != 0]
     parts = shares(run.config.split)
     edges = pairwise([0.0, *accumulate(part / sum(parts) for part in parts)])
     cut = [one for one in zip(USES, edges, parts, samples, strict=True) if one[2] and one[3] != 0]
-    return [Use(name=name, mix=mix, edges=edge, samples=n) for mix in blends if mix for name, edge, _, n in cut]
+    return [Subset(name=name, mix=mix, edges=edge, samples=n) for mix in blends if mix for name, edge, _, n in cut]
 
 
 def _samples(run: Run, *, weighed: bool) -> list[int | None]:

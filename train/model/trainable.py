@@ -14,7 +14,7 @@ from mconv.train.config.trained import PARTS, means
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trains:
+class Trainable:
     """What a run trains: all of a model; all that `freeze` does not name; or nothing but an `adapter`."""
 
     freeze: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class Trains:
         return [known[name] for name in self.adapter.targets if row in (None, known[name].row.name)]
 
 
-ALL = Trains()
+ALL = Trainable()
 
 
 def name_of(logical: Logical) -> str:
@@ -44,7 +44,7 @@ def name_of(logical: Logical) -> str:
     return mcore.NAMES[logical.row][0].format(i=logical.layer, leaf=logical.leaf)
 
 
-def check(trained: Trains, spec: ModelSpec) -> None:
+def check(trained: Trainable, spec: ModelSpec) -> None:
     """Refuse words of `freeze` that name no weight, or leave none. Raises ConfigError, as the run itself."""
     tensors = FAMILIES[spec.family].logicals(spec)
     names = [name_of(logical) for logical in tensors]
@@ -82,7 +82,7 @@ class Flow:
 
 
 @lru_cache(maxsize=4096)  # a plan asks for the same layers at many layouts
-def flow(spec: ModelSpec, trained: Trains, layer: int, *, enters: bool) -> Flow:
+def flow(spec: ModelSpec, trained: Trainable, layer: int, *, enters: bool) -> Flow:
     """Where gradients flow in a layer whose input asks for one, or does not."""
     own = [logical for logical in FAMILIES[spec.family].logicals(spec) if logical.layer == layer and trained.has(logical)]
     some = {logical.row for logical in own} | {linear.row.name for linear in trained.adapters(spec)}
@@ -99,7 +99,7 @@ def flow(spec: ModelSpec, trained: Trains, layer: int, *, enters: bool) -> Flow:
     )  # fmt: skip
 
 
-def flows(spec: ModelSpec, trained: Trains, layers: Iterable[int], *, enters: bool) -> list[Flow]:
+def flows(spec: ModelSpec, trained: Trainable, layers: Iterable[int], *, enters: bool) -> list[Flow]:
     """The same of layers that follow one another."""
     found = []
     for layer in layers:

@@ -1,4 +1,4 @@
-"""Room on the disk of a run's checkpoints: counted before the first step, and missed in words when it runs out."""
+"""DiskSpace on the disk of a run's checkpoints: counted before the first step, and missed in words when it runs out."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class DiskSpace:
     """What a run is about to write, and what there is for it."""
 
     size: int
@@ -63,7 +63,7 @@ def check(config: TrainConfig, size: int, *, weights: int, iteration: int, itera
     the next checkpoint fits, unless the configuration lets that pass. What a quota leaves cannot be known.
     """
     root, todo = Path(str(config.save)), saves(config, iteration=iteration, iterations=iterations)
-    room = Room(
+    room = DiskSpace(
         size=size, free=free(root), keep=Keep(config.keep_last, config.keep_every),
         export=lambda i: weights if exports(config, i, iterations) else 0,
     )  # fmt: skip
@@ -86,7 +86,7 @@ def check(config: TrainConfig, size: int, *, weights: int, iteration: int, itera
     yield f"warning: {text}"
 
 
-def _fewer(room: Room, todo: list[int]) -> str:
+def _fewer(room: DiskSpace, todo: list[int]) -> str:
     """Return which `--keep-last` the disk has room for, or an empty text where even one has none."""
     for last in range((room.keep.last or 3) - 1, 0, -1):
         if dataclasses.replace(room, keep=dataclasses.replace(room.keep, last=last)).full_at(todo) is None:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import yaml
 
 from mconv.train.config import SECTIONS, TrainConfig
-from mconv.train.config.given import load
+from mconv.train.config.load import load
 from mconv.train.config.read import help_of
 
 WIDTH = 100

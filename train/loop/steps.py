@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mconv.train import guard
 from mconv.train.config.batches import batch_size
 from mconv.train.logs import log as logs
+from mconv.train.loop import guard
+from mconv.train.loop.run import Run
 from mconv.train.megatron.imports import get_canonical_lr_for_logging, get_forward_backward_func, parallel_state
 from mconv.train.model.boundaries import attention_mask, rope_at
 from mconv.train.model.engine import unwrap
 from mconv.train.model.loss import counts
 from mconv.train.optim.optimizer import clip_and_step
-from mconv.train.run import Run
 
 Batches = Iterator[dict[str, Tensor]]
 Feeds = list[Batches | None]
@@ -49,7 +49,7 @@ def step(run: Run, feed: Feeds, *, again: Callable[[], Feeds]) -> logs.Step:
         grad_norm=norm,
         lr=get_canonical_lr_for_logging(run.optimizer.param_groups) or 0.0,
         seconds=seconds,
-        tokens_per_second=run.normalise.positions / seconds,
+        tokens_per_second=run.per_token_loss.positions / seconds,
         global_batch_size=size,
         loss_scale=float(run.optimizer.get_loss_scale()),
         skipped=int(not taken),
@@ -78,7 +78,7 @@ def _rerun(run: Run, again: Callable[[], Feeds], size: int) -> None:
 def forward_backward(run: Run, feed: Feeds, *, size: int, forward_only: bool) -> Float[Tensor, "sums"]:
     """megatron-core's schedule over `size` samples; the sums of what `_loss` tells of each micro batch, on every rank."""
     micro, replicas = run.config.micro_batch_size, parallel_state.get_data_parallel_world_size()
-    run.normalise.begin()
+    run.per_token_loss.begin()
     parts = get_forward_backward_func()(
         forward_step_func=partial(_forward, run),
         data_iterator=feed,
@@ -110,8 +110,8 @@ def _forward(run: Run, feed: Batches | None, model: Any) -> tuple[Tensor, Callab
 def _loss(
     run: Run, mask: Float[Tensor, "b s"], losses: Float[Tensor, "b s"], right: Bool[Tensor, "b s"] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(sum to differentiate, tokens for megatron-core to count, sums for the log): `normalise` divides it."""
-    run.normalise.add(mask)
+    """Return the sum to differentiate (`per_token_loss` divides it), tokens for megatron-core, and sums for the log."""
+    run.per_token_loss.add(mask)
     total, tokens = (losses * mask).sum(), mask.sum()
     seen = torch.zeros(SUMS - 2, device=mask.device) if right is None else counts(right, mask)
     return total, tokens.int(), torch.cat([torch.stack([total.detach(), tokens]), seen])

@@ -14,19 +14,19 @@ from mconv.convert import iterations, plan
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import CheckFailed, MconvError
-from mconv.train import agree
-from mconv.train.checkpoints import room
+from mconv.train.checkpoints import disk
 from mconv.train.checkpoints.folders import folder_of
 from mconv.train.config import TrainConfig
 from mconv.train.logs import progress
-from mconv.train.run import Run
+from mconv.train.loop.run import Run
+from mconv.train.megatron import collectives
 
 HF = "hf"
 """Under the save folder: exports, under the names of their iterations, as `mconv meg2hf --iterations` makes them."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Follow:
+class Callbacks:
     """What rank 0 does after each checkpoint of a run; the other ranks wait to hear how it went."""
 
     config: TrainConfig
@@ -45,11 +45,11 @@ class Follow:
     def checkpoint(self, iteration: int, consumed: int) -> None:
         """The checkpoint of `iteration` is whole. Every rank calls it. Raises CheckFailed as `after_checkpoint_failure`
         says, on every rank."""
-        self._heed(agree.on_rank_0(lambda: self._all(iteration, consumed)))
+        self._heed(collectives.on_rank_0(lambda: self._all(iteration, consumed)))
 
     def close(self) -> None:
         """Wait for commands that are still running. Every rank calls it; raises as `checkpoint` does."""
-        self._heed(agree.on_rank_0(lambda: self._ended(wait=True)))
+        self._heed(collectives.on_rank_0(lambda: self._ended(wait=True)))
 
     def read(self) -> set[int]:
         """Iterations that commands in the background may still be reading: rank 0's."""
@@ -76,7 +76,7 @@ class Follow:
         return bad + (self._ended(wait=True) if ends else [])
 
     def _exports(self, iteration: int) -> bool:
-        return room.exports(self.config, iteration, self.iterations)
+        return disk.exports(self.config, iteration, self.iterations)
 
     def _command(self, folder: Path, iteration: int, exported: Path | None) -> list[str]:
         told = {"MCONV_CHECKPOINT": str(folder.resolve()), "MCONV_ITERATION": str(iteration)}
@@ -112,7 +112,7 @@ class Follow:
             raise CheckFailed(f"{'; '.join(bad)}; the run stops, as after_checkpoint_failure says, and can be resumed")
 
 
-def follow(run: Run, *, say: Callable[[str], None]) -> Follow:
+def callbacks(run: Run, *, say: Callable[[str], None]) -> Callbacks:
     """For a run at its start."""
     config, tokens = run.config, run.seq_length
     per_sample = run.flops_per_token * tokens
@@ -126,7 +126,9 @@ def follow(run: Run, *, say: Callable[[str], None]) -> Follow:
             kept.started()
         except OSError as error:
             say(f"warning: {kept.file} was not written: {error}")
-    return Follow(config=config, say=say, iterations=run.iterations, progress=kept, per_sample=per_sample, tokens=tokens)
+    return Callbacks(
+        config=config, say=say, iterations=run.iterations, progress=kept, per_sample=per_sample, tokens=tokens
+    )
 
 
 def export(folder: Path) -> Path:

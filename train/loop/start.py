@@ -14,27 +14,38 @@ from mconv.convert.optimizer import OptimizerState, with_padding
 from mconv.convert.source import Source, check_copies
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
-from mconv.train import agree, layouts
-from mconv.train.checkpoints import adapt, anew, beside, checkpoint, inherit, intact, room, settings, takeover
+from mconv.train.checkpoints import (
+    adapt,
+    checkpoint,
+    disk,
+    foreign_resume,
+    inherit,
+    integrity,
+    metadata,
+    resume_choice,
+    settings,
+)
 from mconv.train.checkpoints.begin import Beginning, confirm, where
 from mconv.train.checkpoints.saving import Saver
 from mconv.train.config import TrainConfig
 from mconv.train.config.batches import batch_size, length
 from mconv.train.estimate import storage
 from mconv.train.logs import log as logs
+from mconv.train.loop import layouts
+from mconv.train.loop.run import Run
+from mconv.train.megatron import collectives
+from mconv.train.megatron.parallel import Parallel, parallel_of
 from mconv.train.model import adapter, architecture, backend, recompute, trusted, weights
 from mconv.train.model.checks import check_known
 from mconv.train.model.engine import build_chunks, init, unwrap
 from mconv.train.model.freeze import count, freeze
 from mconv.train.model.loss import TrueVocabLoss
 from mconv.train.model.precision import dtype_of, precision_of, resolved
-from mconv.train.optim.normalise import Normalise
 from mconv.train.optim.optimizer import make_optimizer
+from mconv.train.optim.per_token_loss import PerTokenLoss
 from mconv.train.optim.precision import scale_losses
 from mconv.train.optim.replicas import replicated
 from mconv.train.optim.schedule import scheduler as make_scheduler
-from mconv.train.parallel import Parallel, parallel_of
-from mconv.train.run import Run
 
 
 def start(config: TrainConfig, *, say: logs.Say) -> Run:
@@ -59,8 +70,8 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
             say(f"computing the digest of the base's weights in {source.opened.name}")
         say(adapt.adapt(models, config, source.opened, resumed=resumed))
     size = 0 if config.eval_only else _room(config, models, source, say)
-    normalise = Normalise()
-    chunks = models if config.eval_only else replicated(models, config, finalize=normalise)
+    per_token_loss = PerTokenLoss()
+    chunks = models if config.eval_only else replicated(models, config, finalize=per_token_loss)
     optimizer = None if config.eval_only else make_optimizer(chunks, config)
     if state := source.own or (source.others and source.opened.name):
         say(f"checking and reading {state}" if source.own else f"reading the optimizer state of {state}")
@@ -70,7 +81,7 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
         scheduler=make_scheduler(optimizer, config, scheduled=at.scheduled) if optimizer else None,
         iterations=length(config).iterations, iteration=at.iteration, consumed=at.consumed, memory=at.memory,
         saver=None if config.eval_only else _saver(config, source.at, say, size), origin=source.opened,
-        normalise=normalise, begun=_name(source), say=say,
+        per_token_loss=per_token_loss, begun=_name(source), say=say,
     )  # fmt: skip
     if optimizer and config.fp16:
         tokens = seq_length / parallel.data_parallel(torch.distributed.get_world_size())
@@ -86,7 +97,7 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
+class _Origin:
     """What a run is made of."""
 
     at: Beginning
@@ -105,14 +116,14 @@ class _Source:
         return self.at.own
 
 
-def _name(source: _Source) -> str:
+def _name(source: _Origin) -> str:
     """Return the checkpoint that the run starts or resumes from: a LoRA run resumes from its adapter's, not the base."""
     return str(source.own) if source.adapted and source.own else source.opened.name
 
 
-def _source(config: TrainConfig) -> _Source:
+def _source(config: TrainConfig) -> _Origin:
     """Open what the run starts or goes on from. Raises ConfigError where that is another model's."""
-    at, adapted = agree.on_rank_0(lambda: where(config)), adapter.wanted(config)
+    at, adapted = collectives.on_rank_0(lambda: where(config)), adapter.wanted(config)
     own = at.own is not None and not adapted
     if config.finetune and at.own and _lies_in(Path(str(config.load)), Path(str(config.save))):
         raise ConfigError(f"finetune begins a new run, but save {config.save} holds the run in load; give another --save")
@@ -120,17 +131,19 @@ def _source(config: TrainConfig) -> _Source:
         opened = weights.open_weights(str(at.own), vocab_size=config.vocab_size, ignore=architecture.passes(config))
     else:
         opened = architecture.origin(config, iteration=at.iteration)
-        agree.on_rank_0(lambda: check_copies(Source.of(opened)))  # each rank would begin with a copy of its own choice
+        collectives.on_rank_0(
+            lambda: check_copies(Source.of(opened))
+        )  # each rank would begin with a copy of its own choice
     _check_same_run(config, opened, resumed=at.own is not None)
-    left_out = None if at.own or config.load is None else anew.left_out(opened, vars(config))
+    left_out = None if at.own or config.load is None else resume_choice.left_out(opened, vars(config))
     taken_over = (config.resume and not at.own) or _changed(config, opened, own=own)
-    others = takeover.opened(opened) if taken_over and not config.eval_only else None
+    others = foreign_resume.open_state(opened) if taken_over and not config.eval_only else None
     if others and not at.own:
-        takeover.check_unfinished(opened, length(config).iterations)
-    return _Source(at=at, opened=opened, adapted=adapted, left_out=left_out, others=others)
+        foreign_resume.check_unfinished(opened, length(config).iterations)
+    return _Origin(at=at, opened=opened, adapted=adapted, left_out=left_out, others=others)
 
 
-def _models(config: TrainConfig, parallel: Parallel, source: _Source, padded: int) -> list[Any]:
+def _models(config: TrainConfig, parallel: Parallel, source: _Origin, padded: int) -> list[Any]:
     """This rank's parts of the model, with the weights that the run begins with; empty where its own state follows."""
     models = build_chunks(
         source.opened.spec, padded_vocab_size=padded, parallel=parallel, dtype=in_torch(dtype_of(config)),
@@ -155,12 +168,12 @@ def _filling(config: TrainConfig, opened: Checkpoint) -> Checkpoint:
     return with_padding(opened) if config.padded_vocab_in_loss and opened.layout is not None else opened
 
 
-def _loaded(source: _Source, parallel: Parallel, *, chunks: list[Any], optimizer: Any) -> checkpoint.Loaded:
+def _loaded(source: _Origin, parallel: Parallel, *, chunks: list[Any], optimizer: Any) -> checkpoint.Loaded:
     """Fill model and optimizer with what the run goes on from, if it does; returns where that stands."""
     if source.own:
-        intact.check(source.own)
+        integrity.check(source.own)
     if source.others:
-        return takeover.take_over(source.opened, source.others, chunks=chunks, optimizer=optimizer, parallel=parallel)
+        return foreign_resume.load(source.opened, source.others, chunks=chunks, optimizer=optimizer, parallel=parallel)
     if source.own:
         return checkpoint.load(source.own, chunks=chunks, optimizer=optimizer)
     return checkpoint.Loaded()
@@ -170,12 +183,12 @@ def _changed(config: TrainConfig, opened: Checkpoint, *, own: bool) -> bool:
     """Return whether megatron-core cannot load the run's own state: kept otherwise, or not to be given to its loader."""
     if not own:
         return False
-    shared = beside.distributed(opened) not in (None, config.distributed_optimizer)
-    other = beside.precision(opened.common) not in (None, precision_of(config, opened).name)
-    return shared or other or not agree.on_rank_0(lambda: trusted.reads_all(opened.path))
+    shared = metadata.distributed(opened) not in (None, config.distributed_optimizer)
+    other = metadata.precision(opened.common) not in (None, precision_of(config, opened).name)
+    return shared or other or not collectives.on_rank_0(lambda: trusted.reads_all(opened.path))
 
 
-def _room(config: TrainConfig, models: list[Any], source: _Source, say: logs.Say) -> int:
+def _room(config: TrainConfig, models: list[Any], source: _Origin, say: logs.Say) -> int:
     """Return the bytes of one checkpoint, and say what the disk will not hold. Raises ConfigError if not even one."""
     trained, whole = count([unwrap(model) for model in models])
     if config.save is None:
@@ -186,8 +199,8 @@ def _room(config: TrainConfig, models: list[Any], source: _Source, say: logs.Say
     size = storage.checkpoint_bytes(config, trained=trained, weights=weights)
     size += sum(file.stat().st_size for file in source.opened.side_files.values())
     at = (source.opened.iteration if source.others else source.at.saved) or 0
-    for line in agree.on_rank_0(
-        lambda: list(room.check(config, size, weights=weights, iteration=at, iterations=length(config).iterations))
+    for line in collectives.on_rank_0(
+        lambda: list(disk.check(config, size, weights=weights, iteration=at, iterations=length(config).iterations))
     ):
         say(line)
     return size
@@ -245,7 +258,7 @@ def _check(config: TrainConfig, spec: ModelSpec, seq_length: int) -> None:
         raise ConfigError(f"seq_length {seq_length} is more than the model's {spec.max_position_embeddings} positions")
 
 
-def _tell(run: Run, source: _Source, padded: int, say: logs.Say) -> None:
+def _tell(run: Run, source: _Origin, padded: int, say: logs.Say) -> None:
     """Say where the run stands and what it inherited."""
     world = torch.distributed.get_world_size()
     begins = "evaluating" if run.config.eval_only else "resuming from" if run.iteration else "starting from"

@@ -6,7 +6,7 @@ import torch
 
 from mconv.convert.formats import archive, torch_dist
 from mconv.errors import FormatError
-from mconv.train.parallel import from_all_ranks
+from mconv.train.megatron.collectives import from_all_ranks
 
 
 def check(folder: Path) -> None:

@@ -9,25 +9,25 @@ from typing import Any
 
 import torch
 
-from mconv.train import agree
 from mconv.train.checkpoints.finished import Finished, finished
 from mconv.train.checkpoints.folders import folder_of
 from mconv.train.config import TrainConfig
-from mconv.train.evaluation import evaluate
-from mconv.train.feed import Sets, feed, last_drawn, other_data, sets
-from mconv.train.follow import Follow, follow
 from mconv.train.launch import answer, chain, stop
 from mconv.train.logs import log as logs
 from mconv.train.logs import record, redact
 from mconv.train.logs.boards import boards
 from mconv.train.logs.meter import meter
+from mconv.train.loop.callbacks import Callbacks, callbacks
+from mconv.train.loop.evaluate import evaluate
+from mconv.train.loop.feed import Sets, feed, last_drawn, other_data, sets
+from mconv.train.loop.run import Run, save
+from mconv.train.loop.start import start
+from mconv.train.loop.steps import step
+from mconv.train.loop.unsaved import unsaved
+from mconv.train.megatron import collectives
 from mconv.train.megatron.imports import quiet
+from mconv.train.megatron.parallel import init, parallel_of, rank
 from mconv.train.model.engine import unwrap
-from mconv.train.parallel import init, parallel_of, rank
-from mconv.train.run import Run, save
-from mconv.train.start import start
-from mconv.train.steps import step
-from mconv.train.unsaved import unsaved
 
 
 @quiet()
@@ -60,17 +60,17 @@ def train(config: TrainConfig, *, say: logs.Say, show: logs.Show | None = None) 
 def _steps(run: Run, data: Sets, *, began: float, say: logs.Say, show: logs.Show | None) -> dict[str, Any]:
     """Take the steps of a run that holds its folder, and evaluate after the last one."""
     config = run.config
-    log, after = _log(run, say, show), follow(run, say=say)
+    log, after = _log(run, say, show), callbacks(run, say=say)
     if run.saver:
         run.saver.read = after.read
-    halts = stop.stops(config, rank=rank(), began=began)
+    halts = stop.stop_conditions(config, rank=rank(), began=began)
     steps: list[logs.Step] = []
     risk = unsaved(config, iteration=run.iteration, iterations=run.iterations)
     for line in other_data(run, data.train):
         say(line)
     batches = feed(run, data.train, consumed=run.consumed)
-    word, end = halts.ask(run.iteration, first=True), min(run.iterations, config.exit_after or run.iterations)
-    while run.iteration < end and not word.stop:
+    decision, end = halts.ask(run.iteration, first=True), min(run.iterations, config.exit_after or run.iterations)
+    while run.iteration < end and not decision.stop:
         if not steps:
             say("taking the first step, which is slower than those after it")
         steps.append(step(run, batches, again=lambda: feed(run, data.train, consumed=run.consumed)))
@@ -83,18 +83,18 @@ def _steps(run: Run, data: Sets, *, began: float, say: logs.Say, show: logs.Show
         if config.eval_interval and run.iteration % config.eval_interval == 0:
             answer.doing("evaluation", run.iteration)
             log.evaluation(run.iteration, evaluate(run, feed(run, data.valid, consumed=_validated(run, before=True))))
-        word = halts.ask(run.iteration)
-        if word.save or _due(run):
-            _save(run, data, after, last=word.stop or run.iteration == end)
-            _done(halts, word, say)
+        decision = halts.ask(run.iteration)
+        if decision.save or _due(run):
+            _save(run, data, after, last=decision.stop or run.iteration == end)
+            _done(halts, decision, say)
     if steps:
         _save(run, data, after, last=True)
     answer.doing("end", run.iteration)
     measured = _at_the_end(run, data, log) if steps and run.iteration == run.iterations else {}
-    _done(halts, word, say)
+    _done(halts, decision, say)
     after.close()
     log.close()
-    return _result(run, steps, why=word.why) | measured
+    return _result(run, steps, why=decision.why) | measured
 
 
 def _due(run: Run) -> bool:
@@ -103,8 +103,8 @@ def _due(run: Run) -> bool:
     return bool(interval and run.iteration % interval == 0) or bool(run.saver and run.saver.owed)
 
 
-def _done(halts: stop.Stops, word: stop.Word, say: logs.Say) -> None:
-    for line in halts.done(word):
+def _done(halts: stop.StopConditions, decision: stop.StopDecision, say: logs.Say) -> None:
+    for line in halts.done(decision):
         say(line)
 
 
@@ -126,7 +126,7 @@ def _finished(config: TrainConfig) -> Finished | None:
     if config.save is None or config.eval_only:
         return None
     init(parallel_of(config), seed=config.seed)
-    return agree.on_rank_0(lambda: finished(config))
+    return collectives.on_rank_0(lambda: finished(config))
 
 
 def _nothing(done: Finished) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _at_the_end(run: Run, data: Sets, log: logs.Log) -> dict[str, dict[str, floa
     return measured
 
 
-def _save(run: Run, data: Sets, after: Follow, *, last: bool = False) -> None:
+def _save(run: Run, data: Sets, after: Callbacks, *, last: bool = False) -> None:
     """Save a checkpoint if the run has a folder, and do what follows one.
 
     After the `last` step the save is waited for; it also replaces a background save that was lost.

@@ -83,22 +83,6 @@ def rank() -> int:
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else world()[0]
 
 
-def from_rank_0(value: Any) -> Any:
-    """Rank 0's value, on every rank of the world that was joined; the value itself outside of one."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return value
-    said = [value]
-    torch.distributed.broadcast_object_list(said, src=0)
-    return said[0]
-
-
-def from_all_ranks(value: Any) -> list[Any]:
-    """Every rank's value, in order, on every rank of the world that was joined."""
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, value)
-    return found
-
-
 def init(parallel: Parallel, *, seed: int = 1234) -> None:
     """Set up torch.distributed (NCCL with CUDA, gloo without) and megatron-core's groups and seeds for `parallel`.
 

@@ -6,9 +6,9 @@ from mconv.errors import ConfigError, refuse
 from mconv.spec import ModelSpec
 from mconv.train.config import TrainConfig
 from mconv.train.config.length import unshared
+from mconv.train.megatron.parallel import Parallel
 from mconv.train.model import recompute
 from mconv.train.model.checks import problems
-from mconv.train.parallel import Parallel
 
 
 def check(config: TrainConfig, parallel: Parallel, spec: ModelSpec, *, padded_vocab_size: int, seq_length: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from mconv.train.megatron.imports import finalize_model_grads, parallel_state
 
 
-class Normalise:
+class PerTokenLoss:
     """What megatron-core calls when all micro batches of a step have gone backward.
 
     Its own `calculate_per_token_loss` divides by a count in int32, in which weights such as 0.1 cannot be told. Here
