@@ -40,8 +40,10 @@ def doing(what: str, iteration: int = 0) -> None:
     global _now
     _now = (what, iteration)
     if (asked := os.environ.get(ASKED)) and os.environ.get("RANK") == "0":
-        with contextlib.suppress(OSError):
-            Path(asked).with_name(DOING).write_text(f"{what} {iteration}")
+        file = Path(asked).with_name(DOING)
+        with contextlib.suppress(OSError):  # by a rename: the launcher would take half a file for the start
+            file.with_suffix(".part").write_text(f"{what} {iteration}")
+            file.with_suffix(".part").replace(file)
 
 
 def told(asked: Path) -> tuple[str, int]:
@@ -49,7 +51,7 @@ def told(asked: Path) -> tuple[str, int]:
     try:
         what, iteration = asked.with_name(DOING).read_text().split()
         return what, int(iteration)
-    except (OSError, ValueError):  # not there yet, or half written
+    except OSError:  # not there yet
         return "start", 0
 
 
