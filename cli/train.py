@@ -25,11 +25,11 @@ PRELOAD = ("mconv.cli.live", "mconv.train.loop")
 def work(payload: dict[str, Any]) -> dict[str, Any]:
     """One rank of `mconv train`, started by `launch.ranks`."""
     from mconv.cli.live import view
-    from mconv.train.config.batches import length
+    from mconv.train.config.length import run_length
     from mconv.train.loop import train as run
 
     made = make(payload)
-    with view(length(made).iterations) as (say, show), _room():
+    with view(run_length(made).iterations) as (say, show), _room():
         return run(made, say=say, show=show)
 
 

@@ -24,7 +24,7 @@ class Optimizer:
 
 def course(steps, **fields):
     """(rate, decay) before each step, of a schedule that megatron-core keeps."""
-    from mconv.train.config.batches import batch_size
+    from mconv.train.config.length import batch_size
     from mconv.train.optim.schedule import scheduler
 
     config, optimizer, consumed, seen = configs.make(fields), Optimizer(), 0, []
@@ -42,11 +42,11 @@ def rates(steps, **fields):
 
 
 def test_a_sample_based_run_has_the_seeds_numbers():
-    from mconv.train.config.batches import length
+    from mconv.train.config.length import run_length
 
-    assert length(configs.make(SEED)).iterations == 508626
+    assert run_length(configs.make(SEED)).iterations == 508626
     two = SEED | {"global_batch_size": 2}
-    assert length(configs.make(two)).iterations == 73242187
+    assert run_length(configs.make(two)).iterations == 73242187
     # the log prints the rate of the next step
     assert [f"{rate:.3E}" for rate in rates(28, **two)[25:]] == ["1.638E-08", "1.704E-08", "1.769E-08"]
 

@@ -17,7 +17,7 @@ from mconv.convert.lora import Settings
 from mconv.convert.source import Source, digests
 from mconv.errors import ConfigError
 from mconv.train.config import TrainConfig
-from mconv.train.config.precision import NAMES
+from mconv.train.config.compute import NAMES
 from mconv.train.megatron.collectives import from_all_ranks
 from mconv.train.model import lora
 from mconv.train.model.adapter import asked

@@ -5,14 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from mconv.train.config import TrainConfig
-from mconv.train.config.boundaries import Boundaries
-from mconv.train.config.data import Data
-from mconv.train.config.instruction import Instruction
+from mconv.train.config.compute import Precision
+from mconv.train.config.data import Boundaries, Data, Instruction
 from mconv.train.config.length import Length
-from mconv.train.config.optimizer import Optimizer
-from mconv.train.config.precision import Precision
-from mconv.train.config.schedule import Schedule
-from mconv.train.config.trained import Trained
+from mconv.train.config.optimizer import Optimizer, Schedule
+from mconv.train.config.trainable import Trained
 
 ORDER = (Data, Instruction, Length)
 """Sections that say which samples come, and when."""

@@ -11,7 +11,7 @@ import yaml
 
 from mconv.errors import ConfigError, refuse
 from mconv.train.config import TrainConfig
-from mconv.train.config.precision import NAMES
+from mconv.train.config.compute import NAMES
 from mconv.train.config.read import is_list, is_text, unknown
 
 PREFIX = "MCONV_TRAIN_"

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mconv.shard.stages import Uneven
 from mconv.train.config import rules
 
 NAMED = "decoder_first_pipeline_num_layers decoder_last_pipeline_num_layers"
@@ -66,3 +67,13 @@ def _stages(config: Any) -> Iterator[str]:
         yield f"vpp {config.vpp} does not go with variable_seq_lengths: interleaved stages exchange rows of one length"
     if len(named) == config.pp == 2 and config.vpp > 1:
         yield f"vpp {config.vpp} with pp 2: name the layers of one stage only; megatron-core cannot place both and chunks"
+
+
+def uneven_of(config: Parallelism) -> Uneven:
+    """Return what makes the stages of a configuration hold different numbers of layers."""
+    return Uneven(
+        first=config.decoder_first_pipeline_num_layers,
+        last=config.decoder_last_pipeline_num_layers,
+        embedding=config.account_for_embedding_in_pipeline_split,
+        loss=config.account_for_loss_in_pipeline_split,
+    )

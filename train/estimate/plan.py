@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from mconv.convert.checkpoint import Checkpoint, target_layout
 from mconv.errors import ConfigError, refuse
 from mconv.shard.layout import Layout, padded_vocab
-from mconv.train.config import TrainConfig, batches
-from mconv.train.config.length import unshared
-from mconv.train.config.uneven import uneven_of
+from mconv.train.config import TrainConfig
+from mconv.train.config.length import run_length, unshared
+from mconv.train.config.parallelism import uneven_of
 from mconv.train.estimate import flops, memory, storage, units
 from mconv.train.model import architecture
 from mconv.train.model.adapter import asked, wanted
@@ -112,7 +112,7 @@ def plan(
     replicas = world // (layout.tp * layout.pp)
     micro_batches = config.global_batch_size // (config.micro_batch_size * replicas)
     setting = setting_of(config, trains, seq_length=length, micro_batches=micro_batches, replicas=replicas, cpu=cpu)
-    steps = None if endless else batches.length(config).iterations or None
+    steps = None if endless else run_length(config).iterations or None
     per_token = flops.per_token(origin.spec, length, trains)
     samples = samples_of(config, steps) if steps else None
     return RunPlan(
@@ -195,7 +195,7 @@ def samples_of(config: TrainConfig, steps: int) -> SampleCounts:
     """Return the samples of each split: one evaluation for each interval and one more, and one of the test split."""
     batch = config.eval_iters * config.global_batch_size if config.eval_interval else 0
     times = steps // config.eval_interval + 1 if config.eval_interval else 0
-    return SampleCounts(train=batches.length(config).samples, validation=times * batch, test=batch)
+    return SampleCounts(train=run_length(config).samples, validation=times * batch, test=batch)
 
 
 def _pace(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mconv.errors import MconvError
-from mconv.train.config.stops import JOBS
+from mconv.train.config.checkpoints import JOBS
 from mconv.train.launch.ranks import joined
 
 STEPPED = "MCONV_STEPPED"

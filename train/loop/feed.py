@@ -11,9 +11,8 @@ from typing import Any
 import torch
 import xxhash
 
-from mconv.train.config.batches import length
-from mconv.train.config.boundaries import RESETS
-from mconv.train.config.data import shares
+from mconv.train.config.data import RESETS, shares
+from mconv.train.config.length import run_length
 from mconv.train.data import checks, dataset, instruction, mock
 from mconv.train.data.index import beside
 from mconv.train.data.loader import Shuffled, batches, sample_numbers
@@ -172,7 +171,7 @@ def _samples(run: Run, *, weighed: bool) -> list[int | None]:
     # one more than there are on the way: after the last step
     evaluations = run.iterations // config.eval_interval + 1 if config.eval_interval else int(config.eval_only)
     once = config.eval_iters * config.global_batch_size
-    trained = None if config.dataloader_type == "cyclic" and not weighed else length(config).samples
+    trained = None if config.dataloader_type == "cyclic" and not weighed else run_length(config).samples
     return [0 if config.eval_only else trained, evaluations * once, once]
 
 

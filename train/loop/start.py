@@ -28,7 +28,7 @@ from mconv.train.checkpoints import (
 from mconv.train.checkpoints.begin import Beginning, confirm, where
 from mconv.train.checkpoints.saving import Saver
 from mconv.train.config import TrainConfig
-from mconv.train.config.batches import batch_size, length
+from mconv.train.config.length import batch_size, run_length
 from mconv.train.estimate import storage
 from mconv.train.logs import log as logs
 from mconv.train.loop import layouts
@@ -79,7 +79,7 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     run = Run(
         config=config, parallel=parallel, spec=spec, seq_length=seq_length, chunks=chunks, optimizer=optimizer,
         scheduler=make_scheduler(optimizer, config, scheduled=at.scheduled) if optimizer else None,
-        iterations=length(config).iterations, iteration=at.iteration, consumed=at.consumed, memory=at.memory,
+        iterations=run_length(config).iterations, iteration=at.iteration, consumed=at.consumed, memory=at.memory,
         saver=None if config.eval_only else _saver(config, source.at, say, size), origin=source.opened,
         per_token_loss=per_token_loss, begun=_name(source), say=say,
     )  # fmt: skip
@@ -139,7 +139,7 @@ def _source(config: TrainConfig) -> _Origin:
     taken_over = (config.resume and not at.own) or _changed(config, opened, own=own)
     others = foreign_resume.open_state(opened) if taken_over and not config.eval_only else None
     if others and not at.own:
-        foreign_resume.check_unfinished(opened, length(config).iterations)
+        foreign_resume.check_unfinished(opened, run_length(config).iterations)
     return _Origin(at=at, opened=opened, adapted=adapted, left_out=left_out, others=others)
 
 
@@ -200,7 +200,7 @@ def _room(config: TrainConfig, models: list[Any], source: _Origin, say: logs.Say
     size += sum(file.stat().st_size for file in source.opened.side_files.values())
     at = (source.opened.iteration if source.others else source.at.saved) or 0
     for line in collectives.on_rank_0(
-        lambda: list(disk.check(config, size, weights=weights, iteration=at, iterations=length(config).iterations))
+        lambda: list(disk.check(config, size, weights=weights, iteration=at, iterations=run_length(config).iterations))
     ):
         say(line)
     return size

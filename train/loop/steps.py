@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mconv.train.config.batches import batch_size
+from mconv.train.config.length import batch_size
 from mconv.train.logs import log as logs
 from mconv.train.loop import guard
 from mconv.train.loop.run import Run

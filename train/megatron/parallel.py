@@ -13,8 +13,7 @@ from mconv.convert.dialects.mcore import UNEVEN
 from mconv.errors import LayoutError
 from mconv.shard.layout import Layout
 from mconv.shard.stages import EVEN, Uneven, stage_layers
-from mconv.train.config.parallelism import Parallelism
-from mconv.train.config.uneven import uneven_of
+from mconv.train.config.parallelism import Parallelism, uneven_of
 
 _GROUPS: list[Any] = []
 """The process groups that megatron-core has made for the layout at hand, of which this rank is a member."""

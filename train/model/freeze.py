@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from mconv.errors import ConfigError
-from mconv.train.config.trained import means
+from mconv.train.config.trainable import means
 from mconv.train.megatron.collectives import from_all_ranks
 from mconv.train.megatron.imports import GPTModel, parallel_state
 from mconv.train.model.trainable import refuse_unknown

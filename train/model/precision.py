@@ -9,7 +9,7 @@ from mconv.convert.formats.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
 from mconv.convert.formats.hf import read_json
 from mconv.errors import ConfigError
 from mconv.train.config import TrainConfig
-from mconv.train.config.precision import NAMES
+from mconv.train.config.compute import NAMES
 from mconv.train.model.initial import Drawn
 
 DTYPES = {"fp32": FLOAT32, "bf16": BFLOAT16, "fp16": FLOAT16}

@@ -10,7 +10,7 @@ from mconv.convert.lora import Linear, Settings, linears
 from mconv.convert.table import Logical
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
-from mconv.train.config.trained import PARTS, means
+from mconv.train.config.trainable import PARTS, means
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
