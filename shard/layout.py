@@ -33,7 +33,7 @@ class Layout:
 
     @property
     def ranks(self) -> list[tuple[int, int]]:
-        """Every (tp rank, stage)."""
+        """Return every (tp rank, stage)."""
         return [(t, p) for p in range(self.pp) for t in range(self.tp)]
 
 
@@ -42,14 +42,14 @@ AXES = {"g": "query groups", "f": "rows of the MLP", "e": "experts", "v": "token
 
 
 def padded_vocab(vocab_size: int, *, tp: int, multiple: int = 128) -> int:
-    """Megatron's rule: the next multiple of `multiple` * tp (its `--make-vocab-size-divisible-by`)."""
+    """Return the next multiple of `multiple` * tp: Megatron's rule (its `--make-vocab-size-divisible-by`)."""
     if multiple < 1:
         raise LayoutError(f"the vocabulary must be padded to a positive multiple, not {multiple}")
     return -(-vocab_size // (multiple * tp)) * multiple * tp
 
 
 def check_tp(rows: Iterable[tuple[str, Axes, str]], sizes: dict[str, int], *, tp: int) -> list[str]:
-    """A problem for each (name, axes, cut) that `tp` ranks cannot share: the tensor, axis, size, and what would work.
+    """Return a problem for each (name, axes, cut) that `tp` ranks cannot share: tensor, axis, size, and what would work.
 
     The vocabulary axis `v` is left out: it is padded until it can be shared.
     """

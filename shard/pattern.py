@@ -30,14 +30,14 @@ class Term:
     paired: bool = False
 
     def range(self, sizes: Sizes) -> Range:
-        """Start and stop of what is stored."""
+        """Return start and stop of the stored part of the axis."""
         first, colon, last = self.part.partition(":")
         start = self._bound(first, sizes) if first else 0
         stop = self._bound(last, sizes) if last else sizes[self.axis] if colon or not first else start + 1
         return start, stop
 
     def only(self, names: Sequence[str]) -> "Term | None":
-        """Itself, or None if its axis is not among the names."""
+        """Return the term itself, or None if its axis is not among the names."""
         return self if self.axis in names else None
 
     def _bound(self, text: str, sizes: Sizes) -> int:
@@ -53,13 +53,13 @@ class Blocks:
     each: tuple[tuple["Term | Blocks", ...], ...]
 
     def terms(self) -> Iterator[Term]:
-        """Every axis, as they stand."""
+        """Yield every axis, in stored order."""
         for block in self.each:
             for one in block:
                 yield from one.terms() if isinstance(one, Blocks) else [one]
 
     def only(self, names: Sequence[str]) -> "Blocks | None":
-        """What is left without all other axes; None if nothing is."""
+        """Return the blocks without all other axes; None if nothing is left."""
         kept = (tuple(part for one in block if (part := one.only(names)) is not None) for block in self.each)
         each = tuple(block for block in kept if block)
         return Blocks(each) if each else None
@@ -72,12 +72,12 @@ class Pattern:
     dims: tuple[Blocks, ...]
 
     def terms(self) -> Iterator[Term]:
-        """Every axis of every dimension, as they stand."""
+        """Yield every axis of every dimension, in stored order."""
         for dim in self.dims:
             yield from dim.terms()
 
     def only(self, names: Sequence[str]) -> "Pattern":
-        """The pattern of a weight's bias: without all other axes, and without dimensions that have none left."""
+        """Return the pattern without all other axes, and without dimensions that have none left (a weight's bias)."""
         return Pattern(tuple(dim for one in self.dims if (dim := one.only(names)) is not None))
 
 
@@ -139,7 +139,7 @@ def piece(
     axes: Axes, sizes: dict[str, int], pattern: Pattern | None = None, *, cut: str = "", rank: int = 0, of: int = 1,
     padded: int | None = None,
 ) -> Piece:  # fmt: skip
-    """What tensor-parallel `rank` of `of` stores of a tensor with these axes. An axis that it lacks cuts nothing.
+    """Return what tensor-parallel `rank` of `of` stores of a tensor with these axes. An axis that it lacks cuts nothing.
 
     `pattern`: how it is stored; None: as it is. `padded`: the size to which `cut` grows before it is cut (vocabulary);
     rows past the true size are padding.
@@ -162,7 +162,7 @@ def _piece(
 
 
 def _through_groups(axes: Axes, sizes: dict[str, int], pattern: Pattern, cut: str, *, rank: int, of: int) -> Piece:
-    """Rows cut evenly through the middle of a query group (`cut.SUBDIVIDED`)."""
+    """Return the piece of rows that are cut evenly through the middle of a query group (`cut.SUBDIVIDED`)."""
     if pattern != parse(str(axes)):
         raise LayoutError(f"{sizes[cut]} slices along {cut} cannot be shared by {of} ranks in the order of this dialect")
     shape = list(axes.shape(sizes))
@@ -173,13 +173,13 @@ def _through_groups(axes: Axes, sizes: dict[str, int], pattern: Pattern, cut: st
 
 
 def _share(size: int, padded: int, rank: int, of: int) -> tuple[int, int, int]:
-    """Start, stop and room of a rank's part of the axis that is cut."""
+    """Return start, stop and room of a rank's part of the axis that is cut."""
     room = padded // of
     return min(rank * room, size), min(rank * room + room, size), room
 
 
 def _placed(dim: Blocks, sizes: Sizes, mine: Mine) -> Iterator[tuple[int, list[_Span]]]:
-    """Each block of a stored dimension: where it begins, and what it holds."""
+    """Yield each block of a stored dimension: its offset, and the ranges of axes that it holds."""
     offset = 0
     for runs in _unfolded(dim, sizes, mine):
         yield offset, runs
@@ -187,7 +187,7 @@ def _placed(dim: Blocks, sizes: Sizes, mine: Mine) -> Iterator[tuple[int, list[_
 
 
 def _unfolded(dim: Blocks, sizes: Sizes, mine: Mine) -> Iterator[list[_Span]]:
-    """The blocks of a dimension in order, those within others one for each index of what is around them."""
+    """Yield the blocks of a dimension in order; a nested block comes once for each index of the axes around it."""
     for block in dim.each:
         around = [_run(one, sizes, mine) for one in block if isinstance(one, Term)]
         if isinstance(block[-1], Term):
@@ -207,7 +207,7 @@ def _run(term: Term, sizes: Sizes, mine: Mine) -> _Span:
 
 
 def _block(axes: Axes, chosen: Sequence[tuple[int, list[_Span]]]) -> Block | None:
-    """One block of each dimension as a box of the logical tensor and where it lies; None if nothing of it is true."""
+    """Return one block of each dimension as a box of the logical tensor and its region; None if all of it is padding."""
     runs = [run for _, dim in chosen for run in dim]
     if not all(run.n > 0 for run in runs):
         return None
@@ -217,7 +217,7 @@ def _block(axes: Axes, chosen: Sequence[tuple[int, list[_Span]]]) -> Block | Non
 
 
 def _order(axes: Axes, runs: Sequence[_Span]) -> Order | None:
-    """How to bring what is stored into the order of the logical tensor; None if it lies so."""
+    """Return how to bring a stored region into the order of the logical tensor; None if it has that order."""
     if not any(run.paired for run in runs) and tuple(run.axis for run in runs) == axes.names:
         return None
     shape: list[int] = []

@@ -32,7 +32,7 @@ class Adapted:
     """Of the model beneath: `name`, `path` as seen from the run's folder, `digest` of its weights."""
 
     def to_dict(self) -> dict[str, Any]:
-        """What a checkpoint's args say under `lora`."""
+        """Return the entry `lora` of a checkpoint's args."""
         return {**self.settings.to_dict(), "base": self.base}
 
 
@@ -60,7 +60,7 @@ def adapt(models: list[Any], config: TrainConfig, base: Checkpoint, *, resumed: 
 
 
 def _described(config: TrainConfig, base: Checkpoint) -> dict[str, str]:
-    """The base by its name, its place and its weights; nothing of a run that leaves no checkpoint."""
+    """Return name, path and digest of the base; nothing for a run that saves no checkpoint."""
     if config.save is None:
         return {}
     path = os.path.relpath(base.path.resolve(), Path(config.save).resolve())
@@ -68,7 +68,7 @@ def _described(config: TrainConfig, base: Checkpoint) -> dict[str, str]:
 
 
 def digest_of(base: Checkpoint) -> str:
-    """One digest of every weight of a checkpoint: each rank reads its share, and all know the result."""
+    """Return one digest of every weight of a checkpoint: each rank reads its share, and all get the result."""
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     names = [str(logical) for logical in base.family.logicals(base.spec)]
     mine = digests(Source.of(base), only=set(names[rank::world]), allow_nonfinite=True).stored
@@ -76,7 +76,7 @@ def digest_of(base: Checkpoint) -> str:
 
 
 def _check_same(config: TrainConfig, now: dict[str, Any], then: dict[str, Any]) -> None:
-    """A run goes on with the adapter that it has, on the base that it was trained on."""
+    """Raise ConfigError unless a resumed run has the adapter and the base of its checkpoint."""
     names = {"rank": "lora_rank", "alpha": "lora_alpha", "targets": "lora_targets"}
     for key, field in names.items():
         if now[key] != then.get(key):
@@ -106,11 +106,11 @@ def _check_same(config: TrainConfig, now: dict[str, Any], then: dict[str, Any]) 
 
 # ---- what a checkpoint holds -----------------------------------------------------------------------------------------
 def kept(model: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """Of a model's state what its checkpoint holds: the adapters if it has some, else all."""
+    """Return the part of a model's state that its checkpoint holds: its adapters if it has some, else all."""
     return {key: part for key, part in state.items() if ".lora." in key} if adapted(model) else state
 
 
 def adapted(model: Any) -> Adapted | None:
-    """What a model with adapters carries; None for any other."""
+    """Return the adapter settings and base of a model with adapters; None for any other."""
     found: Adapted | None = getattr(model, "adapted", None)
     return found

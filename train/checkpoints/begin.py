@@ -35,7 +35,7 @@ def where(config: TrainConfig) -> Beginning:
 
 
 def confirm(config: TrainConfig, begun: Beginning) -> None:
-    """When nobody else can save there: the run begins where it has read, and the tracker is set back if that is wanted.
+    """Check that the run still begins where it has read, and set the tracker back if asked; the folder is locked by now.
 
     Raises ConfigError if another run has saved meanwhile.
     """
@@ -46,7 +46,7 @@ def confirm(config: TrainConfig, begun: Beginning) -> None:
 
 
 def _where(config: TrainConfig) -> Beginning:
-    """The run's own last checkpoint if it has one, or the iteration asked for; else `load`.
+    """Return the run's own last checkpoint if it has one, or the iteration asked for; else `load`.
 
     `iteration` is one of `save`, unless `save` is empty or `load` is another folder that has it: then it is where the run
     began, and the same command goes on from what it has saved since. Raises ConfigError where later checkpoints would

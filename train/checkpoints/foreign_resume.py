@@ -27,7 +27,7 @@ from mconv.train.optim.optimizer import parts, set_step
 
 
 def open_state(checkpoint: Checkpoint) -> OptimizerState:
-    """The state of the run that a checkpoint holds. Raises FormatError if it holds weights alone."""
+    """Open the optimizer state of the run that a checkpoint holds. Raises FormatError if it holds weights alone."""
     if checkpoint.layout is None:
         raise FormatError(
             f"--resume: {checkpoint.name} holds weights only, so there is no run to resume; remove --resume"
@@ -101,7 +101,7 @@ def load(
 
 
 def _put(optimizer: Any, parameter: torch.nn.Parameter, kind: str, whole: Tensor) -> None:
-    """One kind of state of one of this rank's parameters, or as much of it as its replica keeps."""
+    """Copy one kind of state of one of this rank's parameters, or as much of it as its replica keeps."""
     if kind == "param":
         parameter.data.copy_(whole)
     for inner, main, kept in _mains(optimizer, parameter):
@@ -110,7 +110,7 @@ def _put(optimizer: Any, parameter: torch.nn.Parameter, kind: str, whole: Tensor
 
 
 def _mains(optimizer: Any, parameter: torch.nn.Parameter) -> Iterator[tuple[Any, Tensor, slice]]:
-    """(torch's optimizer, the tensor that it steps, the elements of the parameter that this is): none if frozen."""
+    """Yield (torch's optimizer, the tensor that it steps, the elements of the parameter in it); nothing if frozen."""
     for part in parts(optimizer):
         if isinstance(part, DistributedOptimizer):
             if parameter in part.model_param_group_index_map:
@@ -124,7 +124,7 @@ def _mains(optimizer: Any, parameter: torch.nn.Parameter) -> Iterator[tuple[Any,
 
 
 def _set_scale(optimizer: Any, scaler: dict[str, Any] | None) -> None:
-    """The dynamic loss scale, where both sides have one."""
+    """Set the dynamic loss scale, where both sides have one."""
     for part in parts(optimizer):
         if scaler and getattr(part, "grad_scaler", None):
             plain = {name: x.load() if isinstance(x, Located) else x for name, x in scaler.items()}

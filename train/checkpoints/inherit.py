@@ -139,7 +139,7 @@ def known(opened: Checkpoint) -> dict[str, Any]:
 
 
 def _of_args(args: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The fields that args say, each of a kind that the field has."""
+    """Yield the fields that args set to a value of the field's type."""
     for name, arg in TAKEN.items():
         value = args.get(arg) if arg else None
         if name == "rampup_batch_size" and isinstance(value, list | tuple):
@@ -154,7 +154,7 @@ def _of_args(args: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _without_idle(found: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that are not in use: the other unit of length, a schedule's parts of another style, ..."""
+    """Return the settings that are in use: not the other unit of length, nor parts of another schedule, ..."""
     counted, other = ("samples", "iters") if found.get("train_samples") else ("iters", "samples")
     whole = found.get(f"train_{counted}")
     idle = {f"train_{other}", *(unit.format(other) for unit in UNITS)}
@@ -237,7 +237,7 @@ def _is_number(word: str) -> bool:
 
 
 def _can_evaluate(values: Mapping[str, Any]) -> bool:
-    """Whether the data of a run has a share for validation."""
+    """Return whether the data of a run has a share for validation."""
     split = values.get("split")
     valid = sum(shares(split)[1:2]) if values.get("data") and isinstance(split, str) else 0
     return bool(values.get("mock_data") or values.get("valid_data") or valid)
@@ -255,7 +255,7 @@ def _opened(values: Mapping[str, Any], own: Path | None) -> Checkpoint:
 
 
 def _own(values: Mapping[str, Any]) -> Path | None:
-    """The checkpoint of `save` that the run goes on from, if it has one."""
+    """Return the checkpoint of `save` that the run goes on from, if it has one."""
     root, asked = Path(str(values.get("save") or "")), values.get("iteration")
     if not values.get("save") or not root.is_dir():
         return None
@@ -266,7 +266,7 @@ def _own(values: Mapping[str, Any]) -> Path | None:
 
 
 def _lines(opened: Checkpoint, taken: dict[str, Any]) -> Iterator[str]:
-    """What was taken and is not what the fields have by default, a line for each section."""
+    """Yield what was taken and differs from the defaults, a line for each section."""
     defaults = {name: getattr(TrainConfig, name, None) for name in TrainConfig.__dataclass_fields__}
     other = {name: value for name, value in taken.items() if value != defaults[name]}
     same = len(taken) - len(other)
@@ -286,7 +286,7 @@ def _shown(value: Any) -> str:
 
 
 def _otherwise(opened: Checkpoint) -> Iterator[str]:
-    """Lines on args of the run that mconv has no field for and whose steps are others than mconv's."""
+    """Yield a line for each arg of the run that mconv has no field for and that makes its steps differ from mconv's."""
     args = vars(opened.common["args"]) if "args" in opened.common else {}
     for name, (like, ours) in OTHERWISE.items():
         if name in args and args[name] != like and (args[name] or like):

@@ -19,7 +19,7 @@ def check(folder: Path) -> None:
 
 
 def _parts(folder: Path) -> list[tuple[Path, int, int | None]]:
-    """Every archive of a checkpoint: file, start, length; neighbours in a file beside each other."""
+    """Return every archive of a checkpoint as (file, start, length), sorted so that each file is read in order."""
     weights, _ = torch_dist.open_folder(folder)
     training, blobs = torch_dist.open_training(folder)
     chunks = [*blobs.values(), *(c for tensor in (*weights.values(), *training.values()) for c in tensor.chunks)]

@@ -67,7 +67,7 @@ def _split(config: TrainConfig) -> str | None:
 
 
 def distributed(checkpoint: Checkpoint) -> bool | None:
-    """Whether a checkpoint's optimizer was shared among replicas; None if it does not say."""
+    """Return whether a checkpoint's optimizer was shared among replicas; None if its args do not say."""
     said = getattr(checkpoint.common.get("args"), "use_distributed_optimizer", None)
     return None if said is None else bool(said)
 
@@ -81,7 +81,7 @@ def precision(common: Mapping[str, Any]) -> str | None:
 
 
 def args_now(spec: ModelSpec, parallel: Parallel, chunks: list[Any], settings: Mapping[str, Any]) -> Namespace:
-    """Megatron-LM's args of this checkpoint: plain values only, since it loads with torch's weights_only."""
+    """Return Megatron-LM's args of this checkpoint: plain values only, since it loads with torch's weights_only."""
     whole = unwrap(chunks[0])
     layout = parallel.layout(padded_vocab=whole.vocab_size)
     dtype = str(whole.config.params_dtype).removeprefix("torch.")

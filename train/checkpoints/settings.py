@@ -22,12 +22,12 @@ ASIDE = {
 
 
 def deciding(config: TrainConfig) -> dict[str, Any]:
-    """What a checkpoint remembers of a configuration."""
+    """Return the settings that a checkpoint remembers."""
     return {name: getattr(config, name) for name in (*_fields(*ORDER), *_fields(*STEP))}
 
 
 def changes(config: TrainConfig, then: dict[str, Any] | None, *, iteration: int) -> Iterator[str]:
-    """Lines on what is another than in the checkpoint of `iteration`; none where that remembers nothing."""
+    """Yield lines on settings that differ from those of the checkpoint of `iteration`; none if it remembers none."""
     known = {name: (then[name], value) for name, value in deciding(config).items() if then and name in then}
     other = {name: f"{name} {before} -> {now}" for name, (before, now) in known.items() if before != now}
     if other:
@@ -37,6 +37,6 @@ def changes(config: TrainConfig, then: dict[str, Any] | None, *, iteration: int)
 
 
 def _fields(*sections: type) -> list[str]:
-    """Names of fields, and the seed."""
+    """Return the names of fields, and the seed."""
     names = [field.name for section in sections for field in dataclasses.fields(section)]
     return ["seed", *(name for name in names if name not in ASIDE)]

@@ -128,7 +128,7 @@ def _told(described: tuple[DType | None, tuple[int, ...]]) -> str:
 
 
 def _once(name: str, whole: tuple[int, ...], pieces: list[tuple[Box, int]]) -> Iterator[str]:
-    """Boxes that fill the volume without overlapping hold every element once."""
+    """Yield what is wrong with the pieces of a tensor: boxes that fill it without overlapping hold each element once."""
     held, ranks = sum(volume(box) for box, _ in pieces), sorted({rank for _, rank in pieces})
     if clash := overlap([box for box, _ in pieces]):
         (box, rank), (other, second) = (pieces[number] for number in clash)

@@ -64,7 +64,7 @@ class Data:
 
 
 def _one_source(config: Any) -> Iterator[str]:
-    """`data` to be split, prefixes for each use, or mock data."""
+    """Yield what contradicts a single source of data: `data` to be split, prefixes for each use, or mock data."""
     apart = [name for name in ("train_data", "valid_data", "test_data") if getattr(config, name) is not None]
     given = [name for name in ("data", "mock_data") if getattr(config, name)] + apart[:1]
     if not given:
@@ -85,12 +85,12 @@ def _one_source(config: Any) -> Iterator[str]:
 
 
 def _leaves(parts: list[float], eval_only: bool) -> bool:
-    """Whether a split has something to train on, or only to measure."""
+    """Return whether a split has a share to train on, or in an evaluation any share at all."""
     return len(parts) == 3 and min(parts) >= 0 < (sum(parts) if eval_only else parts[0])
 
 
 def shares(split: str | None) -> list[float]:
-    """The numbers of a split; three zeros if they are none."""
+    """Return the three numbers of a split; zeros if it has no such numbers."""
     try:
         found = [float(share) for share in (split or "100,0,0").split(",")]
         return found if all(math.isfinite(share) for share in found) else [0.0, 0.0, 0.0]

@@ -95,7 +95,7 @@ def _ramp(config: Any, ramp: list[int]) -> Iterator[str]:
 
 
 def unshared(config: Any, *, replicas: int) -> list[str]:
-    """Batches that the replicas, and the stages that take turns on them, cannot share."""
+    """Return a problem for each batch size that the replicas (and interleaved stages) cannot share evenly."""
     sizes = {"global_batch_size": config.global_batch_size}
     if config.rampup_batch_size:
         first, increment, _ = config.rampup_batch_size

@@ -32,7 +32,7 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The fields that a YAML file sets. Raises ConfigError on a key that TrainConfig does not have, by name."""
+    """Return the fields that a YAML file sets. Raises ConfigError on a key that TrainConfig does not have, by name."""
     try:
         with path.open("rb") as file:
             values = load(file) or {}
@@ -66,7 +66,7 @@ def _not_yaml(path: Path, error: yaml.YAMLError) -> str:
 
 
 def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The fields that variables set, each written as in YAML, lists with spaces; an empty one sets nothing.
+    """Return the fields that variables set, each written as in YAML, lists with spaces; an empty one sets nothing.
 
     Raises ConfigError on a variable that no field has, by name.
     """
@@ -80,7 +80,7 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _value(name: str, text: str, kind: Any) -> Any:
-    """A variable's text as the YAML of a field's kind."""
+    """Return a variable's text as the YAML value of a field's type."""
     if not is_list(kind):
         return text if is_text(kind) else _scalar(text)
     try:

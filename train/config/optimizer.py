@@ -54,7 +54,7 @@ class Schedule:
 
 
 def _units(config: Any) -> Iterator[str]:
-    """A schedule counts what the run's length counts."""
+    """Yield the spans of the schedule that are not counted in the unit of the run's length."""
     counted, other = ("iters", "samples") if config.train_samples is None else ("samples", "iters")
     for stem in ("lr_decay_", "lr_warmup_", "lr_wsd_decay_"):
         if getattr(config, stem + other):
@@ -69,7 +69,7 @@ def _units(config: Any) -> Iterator[str]:
 
 
 def _spans(config: Any) -> Iterator[str]:
-    """The warmup, and WSD's fall, must fit in the decay."""
+    """Yield the spans that do not fit: the warmup and WSD's final decay must fit in the decay."""
     counted = "iters" if config.train_samples is None else "samples"
     whole = getattr(config, f"lr_decay_{counted}") or getattr(config, f"train_{counted}") or 0
     warmup, fall = (getattr(config, f"lr_{part}_{counted}") or 0 for part in ("warmup", "wsd_decay"))

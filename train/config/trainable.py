@@ -42,7 +42,7 @@ class Trained:
 
 
 def means(word: str, name: str) -> bool:
-    """Whether a word of `freeze` means the parameter of that name."""
+    """Return whether a word of `freeze` matches the parameter of that name."""
     if layers := LAYERS.match(word):
         number = re.match(r"decoder\.layers\.(\d+)\.", name)
         return number is not None and int(layers[1]) <= int(number[1]) <= int(layers[2] or layers[1])

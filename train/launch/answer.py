@@ -75,7 +75,7 @@ def put(line: str) -> None:
 
 @contextlib.contextmanager
 def answering(answer: Callable[[int], str], *, ends: bool = False) -> Iterator[None]:
-    """Within it, the first signal of each kind that Python handles is answered at once with a line.
+    """Answer the first signal of each kind that Python handles with a line, at once, within this context.
 
     `ends`: a second SIGINT ends the process even if the main thread does not come back from a call for GRACE seconds.
     For the main thread; in others it does nothing.

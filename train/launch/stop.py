@@ -115,17 +115,17 @@ class StopDecision:
 
     @property
     def save(self) -> bool:
-        """True if a checkpoint is to be saved now."""
+        """Return whether a checkpoint is to be saved now."""
         return self.number > 0
 
     @property
     def stop(self) -> bool:
-        """True if this was the run's last step."""
+        """Return whether this was the run's last step."""
         return self.number > SAVE
 
     @property
     def why(self) -> str | None:
-        """The reason why the run stops; None if it does not."""
+        """Return the reason why the run stops; None if it does not."""
         return f"{WHY[self.number]}, at iteration {self.iteration}" if self.stop else None
 
 

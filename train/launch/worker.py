@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _report(error: Exception, rank: str) -> dict[str, Any]:
-    """What the parent needs in order to raise the same error."""
+    """Return what the parent needs in order to raise the same error."""
     tail = traceback.format_exc().strip().splitlines()[-8:]
     return {
         "rank": int(rank),

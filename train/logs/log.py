@@ -49,7 +49,7 @@ class Step:
 def line(
     step: Step, *, train_iters: int, global_batch_size: int, now: datetime, measured: dict[str, Any] | None = None
 ) -> str:
-    """Megatron-LM's line, field for field, so that its parsers read ours: no loss where every step was skipped.
+    """Return Megatron-LM's line, field for field, so that its parsers read ours: no loss if every step was skipped.
 
     `measured` adds speed, memory and the time left.
     """

@@ -63,7 +63,7 @@ class PrintedLog:
 
 
 def write(line: Line, *, formats: Mapping[str, str] | None = None, eta: str = "") -> str:
-    """The line as Megatron-LM prints it; `formats` are other ways to print a field (Megatron once had rates as .3E)."""
+    """Return the line as Megatron-LM prints it; `formats` replace those of fields (Megatron once had rates as .3E)."""
     how = FIELDS | dict(formats or {})
     stamp = f"[{line.time:%Y-%m-%d %H:%M:%S.%f}] " if line.time else ""
     shown = [f" {name}: {_number(line.values[name], form)} |" for name, form in how.items() if name in line.values]
@@ -76,7 +76,7 @@ def _number(value: float, form: str) -> str:
 
 
 def read(text: Iterable[str]) -> PrintedLog:
-    """A log from its lines; what is in no known form is passed over."""
+    """Return a log from its lines; lines of no known form are passed over."""
     log, dumping = PrintedLog(), False
     for raw in text:
         if "arguments ------" in raw:
@@ -95,7 +95,7 @@ def read(text: Iterable[str]) -> PrintedLog:
 
 
 def iteration_line(text: str) -> Line | None:
-    """The iteration line in `text`, whatever stands before it (a rank, a time) or behind its last bar."""
+    """Return the iteration line in `text`, whatever stands before it (a rank, a time) or after its last bar."""
     if not (found := _ITERATION.search(text)):
         return None
     stamp = found["time"]
@@ -118,7 +118,7 @@ def _pairs(text: str) -> Iterator[tuple[str, float]]:
 
 
 def own_windows(log: PrintedLog) -> list[Line]:
-    """The lines with the mean of their own steps each, where Megatron-LM printed the second one over two windows.
+    """Return the lines with means over their own steps: Megatron-LM prints the second one over two windows.
 
     Megatron-LM (core 0.16.1 to 0.19.0) does not reset its counters after a run's first line: the second has the mean of
     both windows, and skipped and nan counts of both. The first window is one step long.
@@ -131,7 +131,7 @@ def own_windows(log: PrintedLog) -> list[Line]:
 
 
 def _second(first: Line, second: Line) -> Line:
-    """The second line of a run over its own window. Skipped steps have no loss; each step has a time."""
+    """Return the second line of a run over its own window. Skipped steps have no loss; each step has a time."""
     values = dict(second.values)
     for name in (SKIPPED, NAN):
         if name in values:

@@ -33,7 +33,7 @@ class Series:
 
 
 def read(path: Path) -> Series:
-    """A save folder, its train.jsonl, or a log as it was printed. Raises FormatError where no step is in it."""
+    """Return the curves of a save folder, a train.jsonl, or a printed log. Raises FormatError if it has no step."""
     file = path / logs.NAME if path.is_dir() else path
     try:
         text = file.read_text(errors="replace")
@@ -49,7 +49,7 @@ def read(path: Path) -> Series:
 
 
 def _records(text: str) -> dict[str, dict[int, float]]:
-    """From lines of JSON; of an iteration that was taken twice the later one counts, a line cut short does not."""
+    """Return the points of JSON lines; of an iteration that was taken twice the later one, and no line cut short."""
     points: dict[str, dict[int, float]] = {name: {} for name in CURVES}
     for line in text.splitlines():
         try:
@@ -64,7 +64,7 @@ def _records(text: str) -> dict[str, dict[int, float]]:
 
 
 def _printed(log: megatron.PrintedLog) -> dict[str, dict[int, float]]:
-    """From printed lines: each the mean of its own steps."""
+    """Return the points of printed lines, each the mean of its own steps."""
     points: dict[str, dict[int, float]] = {name: {} for name in CURVES}
     length = log.arguments.get("seq_length", "")
     for line in megatron.own_windows(log):
@@ -87,7 +87,7 @@ def _put(points: dict[int, float], at: int, value: Any) -> None:
 
 
 def several(paths: list[Path]) -> list[Series]:
-    """One each; runs of the same name are told apart by their folders."""
+    """Return the series of several runs; runs of the same name are told apart by their folders."""
     found = [read(path) for path in paths]
     names = [one.name for one in found]
     return [
@@ -97,7 +97,7 @@ def several(paths: list[Path]) -> list[Series]:
 
 
 def smooth(curve: Curve, *, over: int) -> Curve:
-    """Each point as the mean of the `over` points around it, fewer at the ends."""
+    """Return each point as the mean of the `over` points around it, fewer at the ends."""
     values, before = [y for _, y in curve], over // 2
     sums = [0.0]
     for value in values:
@@ -107,14 +107,14 @@ def smooth(curve: Curve, *, over: int) -> Curve:
 
 
 def thin(curve: Curve, *, most: int) -> Curve:
-    """At most `most` points: means of neighbours, so that nothing is drawn that was not there on average."""
+    """Return at most `most` points, each the mean of neighbours."""
     width = math.ceil(len(curve) / most)
     runs = [curve[i : i + width] for i in range(0, len(curve), width)]
     return [(run[-1][0], sum(y for _, y in run) / len(run)) for run in runs]
 
 
 def ends(curve: Curve, *, most: int) -> Curve:
-    """About `most` points: the lowest and the highest of neighbours, so that a spike of one step is still seen."""
+    """Return about `most` points, the lowest and the highest of neighbours, so that a spike of one step is still seen."""
     width = math.ceil(2 * len(curve) / most)
     if width <= 2:
         return curve
