@@ -43,12 +43,12 @@ class Turn:
 
     @property
     def counted(self) -> Role:
-        """The role of its tokens in the role file. An answer that the loss does not count is part of the prompt."""
+        """Return the role of its tokens in the role file. An answer without loss is part of the prompt."""
         return Role.PROMPTER if self.role is Role.ASSISTANT and self.switch is False else self.role
 
     @property
     def content(self) -> Any:
-        """What is said: a text, a list of parts, or None."""
+        """Return what is said: a text, a list of parts, or None."""
         return self.message.get("content")
 
 

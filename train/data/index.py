@@ -45,7 +45,7 @@ class Tokens:
         return self.read(self.dtype, max(0, stop - start), start * self.dtype.itemsize)
 
     def read(self, dtype: npt.DTypeLike, count: int | np.integer, offset: int | np.integer) -> npt.NDArray[np.integer]:
-        """`count` ids from byte `offset` on: megatron-core's call. Raises FormatError where the file has fewer."""
+        """Return `count` ids from byte `offset` on: megatron-core's call. Raises FormatError where the file has fewer."""
         found = np.empty(int(count), dtype)
         missing, at = found.view(np.uint8).data, int(offset)
         while missing:
@@ -76,7 +76,7 @@ class Indexed:
         return self.tokens.read(self.tokens.dtype, self.lengths[number], self.starts[number])
 
     def extremes(self, *, most: int | None = None) -> tuple[int, int]:
-        """The smallest and the largest id: of all, or of parts spread over the file that have `most` ids or so."""
+        """Return the smallest and the largest id: of all, or of parts spread over the file with about `most` ids."""
         starts = range(0, len(self.tokens), CHUNK)
         step = max(1, len(starts) * CHUNK // most) if most else 1
         parts = (self.tokens[start : start + CHUNK] for start in starts[::step])
@@ -85,7 +85,7 @@ class Indexed:
 
 
 def beside(prefix: Path, suffix: str) -> Path:
-    """PREFIX with a suffix; `with_suffix` would cut a prefix that has a dot in its name."""
+    """Return PREFIX with a suffix; `with_suffix` would cut a prefix that has a dot in its name."""
     return prefix.with_name(prefix.name + suffix)
 
 
@@ -123,7 +123,7 @@ def missing(prefix: Path) -> list[str]:
 
 
 def _header(index: Path) -> tuple[type[np.generic], int, int]:
-    """(dtype, sequences, entries of the list of documents)."""
+    """Return (dtype, sequences, entries of the list of documents)."""
     with index.open("rb") as file:
         head = file.read(HEADER)
     if head.startswith(OLD_MAGIC):
@@ -137,7 +137,7 @@ def _header(index: Path) -> tuple[type[np.generic], int, int]:
 
 
 def _check(found: Indexed, index: Path) -> None:
-    """The sequences must lie one behind the other and fill the file: what reads them does not look again."""
+    """Check that the sequences are contiguous and fill the file: readers do not look again."""
     ids, width = found.tokens, found.tokens.dtype.itemsize
     after = np.cumsum(found.lengths, dtype=np.int64) * width
     if found.lengths.min() < 0:

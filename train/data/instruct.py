@@ -172,7 +172,7 @@ def _roles(offsets: Sequence[tuple[int, int]], spoken: Sequence[Part]) -> list[i
 
 
 def ends(ids: Sequence[int], roles: Sequence[int], special: Set[int]) -> bool:
-    """Whether the last answer has a token at its end that says so; true too where there is no answer."""
+    """Return whether the last answer has a special token at its end; true too if there is no answer."""
     answer = int(Role.ASSISTANT)
     last = next((at for at in range(len(roles) - 1, -1, -1) if roles[at] == answer), None)
     if last is None:
@@ -181,7 +181,7 @@ def ends(ids: Sequence[int], roles: Sequence[int], special: Set[int]) -> bool:
 
 
 def _marked(ids: list[int], roles: list[int], bos: int | None, eos: int | None) -> tuple[list[int], list[int]]:
-    """With BOS, which nobody answers, and EOS, which the last to speak says."""
+    """Return ids and roles with BOS, as the prompter's at most, and EOS, in the role of the last token."""
     if not ids:
         return [], []
     head, tail = marks(ids, bos, eos)

@@ -70,7 +70,7 @@ class Rows:
         return len(self.rows)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        """tokens, labels, loss_mask and position_ids, each [s]; `documents` too where rows are shared."""
+        """Return tokens, labels, loss_mask and position_ids, each [s]; also `documents` where rows are shared."""
         said = [self._one(conversation) for conversation in self.rows[number]]
         lengths = np.array([len(ids) - 1 for ids, _ in said])
         sample = {
@@ -83,12 +83,12 @@ class Rows:
         return sample | documents
 
     def _one(self, conversation: int) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
-        """What one conversation says, as much of it as fits, and who says each token."""
+        """Return the ids of one conversation, cut to a row, and the role of each."""
         return self.data.text[conversation][: self.seq_length + 1], self.data.role[conversation][: self.seq_length + 1]
 
 
 def weights(roles: Int[Tensor, "s"], scalar: float) -> Float[Tensor, "s"]:
-    """What the loss of each label counts: 1 for what the assistant says, `scalar` for all else."""
+    """Return the loss weight of each label: 1 for what the assistant says, `scalar` for all else."""
     return torch.where(roles == Role.ASSISTANT, 1.0, scalar)
 
 
@@ -99,7 +99,7 @@ def _joined(parts: Sequence[npt.NDArray[np.integer]]) -> Int[Tensor, "s"]:
 def rows(
     data: Conversations, edges: tuple[float, float], *, seq_length: int, scalar_loss_mask: float, packing: bool
 ) -> Rows:
-    """The rows of a share of the conversations (between two edges), without those that have nothing to train on."""
+    """Return the rows of a share of the conversations (between two edges), without those with nothing to train on."""
     first, last = (round(len(data) * edge) for edge in edges)
     kept = first + np.flatnonzero(_trained(data, first, last, seq_length, scalar_loss_mask))
     shared = (
@@ -113,7 +113,7 @@ def rows(
 
 
 def _trained(data: Conversations, first: int, last: int, seq_length: int, scalar: float) -> npt.NDArray[np.bool_]:
-    """Of each conversation from `first` up to `last`, whether any label within the row counts."""
+    """Return of each conversation from `first` up to `last` whether any label within the row counts."""
     lengths = data.role.lengths[first:last]
     if scalar > 0 or first == last:
         return np.asarray(lengths > 1)
@@ -130,12 +130,12 @@ def _trained(data: Conversations, first: int, last: int, seq_length: int, scalar
 
 
 def _labels(data: Conversations, numbers: npt.NDArray[np.int64], seq_length: int) -> npt.NDArray[np.int64]:
-    """Labels of each of some conversations within a row."""
+    """Return the number of labels of each of these conversations within a row."""
     return np.minimum(data.text.lengths[numbers].astype(np.int64) - 1, seq_length)
 
 
 def told(made: Rows, name: str) -> str:
-    """A line for people: how many conversations, in how many rows, and what was cut."""
+    """Return a line for people: how many conversations, in how many rows, and how many were cut."""
     used = np.fromiter(chain.from_iterable(made.rows), np.int64)
     tokens = int(_labels(made.data, used, made.seq_length).sum())
     filled = f", {tokens / max(1, len(made.rows) * made.seq_length):.0%} full" if made.packing else ""
@@ -179,7 +179,7 @@ class Mixed:
 
 
 def mixed(parts: Sequence[Any], shares: Sequence[float], *, samples: int) -> Mixed:
-    """`samples` samples of endless datasets, by the rule of megatron-core's blends."""
+    """Return `samples` samples of endless datasets, by the rule of megatron-core's blends."""
     from mconv.train.megatron.imports import helpers
 
     which, at = np.zeros(samples, np.int16), np.zeros(samples, np.int64)
@@ -199,7 +199,7 @@ def endless(
     say: Say,
     **options: Any,
 ) -> Shuffled | Mixed:
-    """The rows of a blend for one use, `name`, shuffled epoch by epoch; `options` are those of `rows`.
+    """Return the rows of a blend for one use, `name`, shuffled epoch by epoch; `options` are those of `rows`.
 
     Without `shares` every row comes once an epoch. Raises ConfigError where a prefix leaves no row.
     """

@@ -66,7 +66,7 @@ class Tokenized:
 
 
 def read_record(prefix: Path) -> Tokenized | None:
-    """The record beside PREFIX.bin, or None if there is none or it belongs to other data."""
+    """Return the record beside PREFIX.bin, or None if there is none or it belongs to other data."""
     path = beside(prefix, ".mconv.json")
     if not path.is_file():
         return None
@@ -83,7 +83,7 @@ def read_record(prefix: Path) -> Tokenized | None:
 
 @functools.lru_cache(maxsize=1)
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder, read offline, without remote code, once in a process."""
+    """Return the tokenizer of a folder, read offline, without remote code, once in a process."""
     if not folder.is_dir():
         raise FormatError(f"{folder}: not a folder with a tokenizer")
     extras.need("data", "transformers", to="a tokenizer")
@@ -96,7 +96,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def facts(folder: Path, *, append_eod: bool, prepend_bos: bool) -> dict[str, Any]:
-    """Everything about the tokenizer that the record keeps. Raises ConfigError if it lacks the wanted token."""
+    """Return all that the record keeps of the tokenizer. Raises ConfigError if it lacks a token that is asked for."""
     load_tokenizer.cache_clear()  # the folder may have been written anew since
     tokenizer = load_tokenizer(folder)
     marks = {"append_eod": append_eod and tokenizer.eos_token_id, "prepend_bos": prepend_bos and tokenizer.bos_token_id}
@@ -124,7 +124,7 @@ def _digest(folder: Path) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file."""
+    """Return the sha256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

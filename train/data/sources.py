@@ -24,7 +24,7 @@ class Blend:
 
 
 def blend(entries: Sequence[str], weights: Sequence[float] | None = None, *, instruction: bool = False) -> Blend:
-    """Every prefix that `entries` name, folders searched, with its weight.
+    """Return every prefix that `entries` name, folders searched, with its weight.
 
     An entry is a prefix, a folder, or either behind a weight: "0.3 data/a", or "0.3", "data/a" as Megatron-LM has it.
     A folder's weight is shared by its prefixes in proportion to their tokens. Instruction data is named by the prefix
@@ -57,7 +57,7 @@ def check_present(config: TrainConfig) -> None:
 
 
 def weighed(entries: Sequence[str]) -> tuple[list[str], list[float] | None]:
-    """(names, their weights or None), however the weights are written. Raises ConfigError where some have none."""
+    """Return (names, their weights or None), in any of the notations. Raises ConfigError if only some have one."""
     words = [word for entry in entries for word in _split(entry)]
     numbers = [_number(word) for word in words]
     if not any(number is not None for number in numbers):
@@ -72,7 +72,7 @@ def weighed(entries: Sequence[str]) -> tuple[list[str], list[float] | None]:
 
 
 def _split(entry: str) -> list[str]:
-    """ "0.3 my data/a" -> its weight and its name; a name may hold spaces."""
+    """Return weight and name of an entry ("0.3 my data/a"), or its name alone; a name may hold spaces."""
     head, _, rest = entry.strip().partition(" ")
     return [head, rest.strip()] if rest and _number(head) is not None else [entry.strip()]
 
@@ -85,7 +85,7 @@ def _number(word: str) -> float | None:
 
 
 def _prefixes(path: Path, instruction: bool) -> list[Path]:
-    """The path itself, or all that lie in the folder that it is."""
+    """Return the path itself, or all prefixes in the folder that it is."""
     if not path.is_dir():
         return [path]
     pairs, bad = _search(path)
@@ -118,7 +118,7 @@ def _twin(role: Path) -> Path:
 
 
 def _search(folder: Path) -> tuple[set[Path], list[str]]:
-    """(prefixes with both files, problems), links followed, each folder entered once."""
+    """Return (prefixes with both files, problems), links followed, each folder entered once."""
     halves: dict[str, set[Path]] = {".bin": set(), ".idx": set()}
     entered: set[str] = set()
     for at, below, files in os.walk(folder, followlinks=True):
@@ -142,7 +142,7 @@ def _twice(prefixes: list[Path]) -> list[str]:
 
 
 def _shared(prefixes: list[Path], weight: float, instruction: bool) -> list[float]:
-    """A folder's weight among its prefixes, by their tokens."""
+    """Return a folder's weight divided among its prefixes by their tokens."""
     if len(prefixes) == 1:
         return [weight]
     ends = TEXT if instruction else ""

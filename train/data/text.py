@@ -110,7 +110,7 @@ def _passed(file: Any, line: bytes) -> BadRecord:
 
 
 def _unpacking_errors() -> tuple[type[Exception], ...]:
-    """What the readers raise on a damaged file; zstandard's own where that was imported."""
+    """Return what the readers raise on a damaged file; zstandard's own where that was imported."""
     zstandard: Any = sys.modules.get("zstandard")
     return OSError, EOFError, lzma.LZMAError, zlib.error, *([zstandard.ZstdError] if zstandard else [])
 
@@ -193,14 +193,14 @@ def typed(value: Any) -> str:
 
 
 def named(record: Any) -> str:
-    """The fields of a record, or what else it is: for an error, so the first of them."""
+    """Return the first fields of a record, or its type, for an error message."""
     if not isinstance(record, dict):
         return type(record).__name__
     return f"{sorted(record)[:20]}{' and more' * (len(record) > 20)}"
 
 
 def _open(path: Path) -> Any:
-    """The file's lines as bytes, unpacked by what its name ends in."""
+    """Open a file as lines of bytes, unpacked by what its name ends in."""
     return PACKED.get(path.suffix, Path.open)(path, "rb")
 
 
@@ -209,7 +209,7 @@ def _open_zst(path: Path, _: str) -> Any:
 
 
 def _frames(path: Path) -> Iterator[bytes]:
-    """What a .zst unpacks to, piece by piece. To the package's own reader, a cut file is one that has ended."""
+    """Yield what a .zst unpacks to. Raises EOFError if it is cut, which the package's own reader does not notice."""
     check_installed(path)
     module = importlib.import_module("zstandard")
     frame, rest = None, b""

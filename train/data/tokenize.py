@@ -100,18 +100,18 @@ def _ended(ids: list[int], bos: int | None, eos: int | None) -> list[int]:
 
 
 def marks(ids: list[int], bos: int | None, eos: int | None) -> tuple[list[int], list[int]]:
-    """What goes before and behind the ids of a document: BOS and EOS, neither of them twice."""
+    """Return the ids to put before and behind those of a document: BOS and EOS, neither of them twice."""
     return [] if bos is None or ids[0] == bos else [bos], [] if eos is None or ids[-1] == eos else [eos]
 
 
 def marked(ids: list[int], bos: int | None, eos: int | None) -> list[int]:
-    """Ids with BOS before them and EOS behind."""
+    """Return ids with BOS before them and EOS behind."""
     head, tail = marks(ids, bos, eos)
     return [*head, *ids, *tail]
 
 
 def highest(ids: list[int], vocab_size: int) -> int:
-    """The largest id. Raises FormatError where it is none of the tokenizer's: a builder's cast would wrap it round."""
+    """Return the largest id. Raises FormatError if the tokenizer has no such id: a builder's cast would wrap it round."""
     if (found := max(ids)) >= vocab_size:
         raise FormatError(f"the tokenizer gave id {found}, beyond its own vocabulary of {vocab_size}")
     return found

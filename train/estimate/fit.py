@@ -23,12 +23,12 @@ class Gpu:
 
     @property
     def reserved(self) -> int:
-        """Bytes that a plan must leave free."""
+        """Return the bytes that a plan must leave free."""
         return CONTEXT + round(WASTE * self.memory)
 
     @property
     def usable(self) -> int:
-        """Bytes for weights, gradients, optimizer state and activations."""
+        """Return the bytes for weights, gradients, optimizer state and activations."""
         return self.memory - self.reserved
 
     def holds(self, ranks: list[Rank]) -> bool:

@@ -99,7 +99,7 @@ def plan(
     endless: bool = False,
     cpu: bool = False,
 ) -> RunPlan:
-    """Everything that follows from a configuration on `world` ranks (tp x pp, or `nproc_per_node`, if not given).
+    """Return all that follows from a configuration on `world` ranks (tp x pp, or `nproc_per_node`, if not given).
 
     `tokens_per_second`: over all ranks; or `tflops`: of each rank. `endless`: nobody knows how long the run is,
     whatever the configuration says. `cpu`: for ranks without a GPU. Raises ConfigError or LayoutError, as the run would.

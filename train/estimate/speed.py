@@ -49,7 +49,7 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        """All of them."""
+        """Return the sum of all."""
         return self.compute + self.recompute + self.imbalance + self.bubble + self.tensor + self.pipeline + self.data
 
 

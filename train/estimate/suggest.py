@@ -42,13 +42,13 @@ class Suggestion:
 
     @property
     def bubble(self) -> float:
-        """Idle share of the pipeline's schedule."""
+        """Return the idle share of the pipeline's schedule."""
         idle = (self.layout.pp - 1) / self.layout.vpp
         return idle / (self.micro_batches + idle)
 
     @property
     def flags(self) -> str:
-        """What to add to a command."""
+        """Return the flags to add to a command."""
         return flags({name: getattr(self.config, name) for name in VARIED})
 
 

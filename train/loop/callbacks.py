@@ -43,8 +43,10 @@ class Callbacks:
     """Commands in the background, each with the iteration that it was given."""
 
     def checkpoint(self, iteration: int, consumed: int) -> None:
-        """The checkpoint of `iteration` is whole. Every rank calls it. Raises CheckFailed as `after_checkpoint_failure`
-        says, on every rank."""
+        """Do what follows the checkpoint of `iteration`, which is whole. Every rank calls it.
+
+        Raises CheckFailed on every rank, as `after_checkpoint_failure` says.
+        """
         self._heed(collectives.on_rank_0(lambda: self._all(iteration, consumed)))
 
     def close(self) -> None:
@@ -52,11 +54,11 @@ class Callbacks:
         self._heed(collectives.on_rank_0(lambda: self._ended(wait=True)))
 
     def read(self) -> set[int]:
-        """Iterations that commands in the background may still be reading: rank 0's."""
+        """Return the iterations that commands in the background may still be reading: on rank 0."""
         return {iteration for iteration, process in self.running if process.poll() is None}
 
     def _all(self, iteration: int, consumed: int) -> list[str]:
-        """Everything that is due, and what went wrong with it."""
+        """Do everything that is due; return what went wrong."""
         assert self.progress is not None
         folder = folder_of(Path(str(self.config.save)), iteration)
         bad, exported = self._ended(wait=False), None
@@ -93,7 +95,7 @@ class Callbacks:
         return [] if self.config.after_checkpoint_background else self._ended(wait=True)
 
     def _ended(self, *, wait: bool) -> list[str]:
-        """What those commands that have ended have to say."""
+        """Return the failures of commands that have ended."""
         bad, going = [], []
         for iteration, process in self.running:
             code = process.wait() if wait else process.poll()
@@ -113,7 +115,7 @@ class Callbacks:
 
 
 def callbacks(run: Run, *, say: Callable[[str], None]) -> Callbacks:
-    """For a run at its start."""
+    """Return the callbacks of a run at its start; rank 0 notes the start in `progress.txt`."""
     config, tokens = run.config, run.seq_length
     per_sample = run.flops_per_token * tokens
     kept = None
@@ -142,7 +144,7 @@ def export(folder: Path) -> Path:
 
 
 def alone() -> dict[str, str]:
-    """The environment without what makes a process a rank."""
+    """Return the environment without the variables that make a process a rank."""
     ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
     return {
         name: value for name, value in os.environ.items() if name not in ranks and not name.startswith("TORCHELASTIC_")

@@ -13,7 +13,7 @@ from mconv.train.model.engine import unwrap
 
 @torch.no_grad()
 def evaluate(run: Run, feed: Feeds) -> dict[str, float]:
-    """{"loss", "perplexity", "accuracy"} over all tokens of the next `eval_iters` global batches.
+    """Return {"loss", "perplexity", "accuracy"} over all tokens of the next `eval_iters` global batches.
 
     Accuracy is the share of the tokens that the loss counts which the model finds likeliest. "answer_accuracy" is that
     of the tokens which the loss counts in full, where it counts others for less. Nothing of the run changes.
@@ -30,7 +30,7 @@ def evaluate(run: Run, feed: Feeds) -> dict[str, float]:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), which Megatron-LM ends at exp(20), also for a loss that is none."""
+    """Return exp(loss), also where it is infinite or NaN; Megatron-LM ends it at exp(20)."""
     try:
         return math.exp(loss)
     except OverflowError:
@@ -39,7 +39,7 @@ def perplexity(loss: float) -> float:
 
 @contextlib.contextmanager
 def _measuring(run: Run) -> Iterator[None]:
-    """No dropout, and each forward looks which token is the likeliest."""
+    """Turn dropout off, and have each forward compare the likeliest token with the label, within this context."""
     scores = [unwrap(chunk).compute_language_model_loss for chunk in run.chunks]
     for chunk, score in zip(run.chunks, scores, strict=True):
         chunk.eval()

@@ -55,7 +55,7 @@ def sets(run: Run, say: Say) -> Sets:
 
 
 def feed(run: Run, data: Any, *, consumed: int) -> Feeds:
-    """This replica's micro batches for each chunk; None for one that needs nothing: no tokens, labels or documents."""
+    """Return this replica's micro batches for each chunk; None for one that needs no tokens, labels or documents."""
     config, stage = run.config, parallel_state.get_pipeline_model_parallel_rank()
     apart = config.reset_position_ids or config.reset_attention_mask or config.packing
     fed = [apart or (stage, chunk) in run.parallel.ends for chunk in range(run.parallel.vpp)]
@@ -63,14 +63,14 @@ def feed(run: Run, data: Any, *, consumed: int) -> Feeds:
 
 
 def last_drawn(run: Run, data: Any) -> str | None:
-    """A digest of the last sample up to here: a checkpoint remembers it, and a resumed run knows its data again by it."""
+    """Return a digest of the last sample so far, kept in checkpoints: a resumed run recognises its data by it."""
     if not run.consumed:
         return None
     return xxhash.xxh3_128_hexdigest(data[(run.consumed - 1) % len(data)]["tokens"].numpy())
 
 
 def other_data(run: Run, data: Any) -> Iterator[str]:
-    """A line where the data is not what it was when the checkpoint was saved, or comes in another order."""
+    """Yield a line if the data, or its order, is not what it was when the checkpoint was saved."""
     then = run.memory.get("sample")
     if then and then != last_drawn(run, data):
         yield (
@@ -93,13 +93,13 @@ def _feed(run: Run, data: Any, *, consumed: int) -> Batches:
 
 
 def _cyclic(made: Sets, seed: int) -> Sets:
-    """Training data that is shuffled anew each epoch, if it is not so already."""
+    """Return training data that is shuffled anew each epoch, if it is not already."""
     again = made.train is None or isinstance(made.train, Shuffled)
     return made if again else replace(made, train=Shuffled(made.train, seed))
 
 
 def _mock(run: Run) -> Sets:
-    """Megatron-LM's rising numbers, whose last one ends a document."""
+    """Return datasets of Megatron-LM's rising numbers, whose last one ends a document."""
     config, spec = run.config, run.spec
     samples = [wanted or 1 for wanted in _samples(run, weighed=True)]
     made = mock.datasets(vocab_size=spec.vocab_size, seq_length=run.seq_length, seed=config.seed, samples=samples)
@@ -109,7 +109,7 @@ def _mock(run: Run) -> Sets:
 
 
 def _text(run: Run, blends: list[Blend | None], prefixes: list[Path]) -> Sets:
-    """Running text, through megatron-core's datasets."""
+    """Return datasets of running text, by megatron-core."""
     config = run.config
     wanted = _samples(run, weighed=bool(blends[0] and blends[0].weights))
     uses = _uses(run, blends, wanted)
@@ -127,7 +127,7 @@ def _text(run: Run, blends: list[Blend | None], prefixes: list[Path]) -> Sets:
 
 
 def _conversations(run: Run, blends: list[Blend | None], say: Say) -> Sets:
-    """Instruction data, through our own."""
+    """Return datasets of instruction data, mconv's own."""
     config, uses = run.config, _uses(run, blends, _samples(run, weighed=True))
     prefixes = dict.fromkeys(prefix for use in uses for prefix in use.mix.prefixes)
     opened = checks.conversations(list(prefixes), vocab_size=run.spec.vocab_size)
@@ -154,7 +154,7 @@ class Subset:
 
 
 def _uses(run: Run, blends: list[Blend | None], samples: list[int | None]) -> list[Subset]:
-    """What is drawn from: one blend is cut by the split, several are whole."""
+    """Return the subsets to draw from: one blend cut by the split, or several that are whole."""
     if not run.config.data:
         whole = zip(USES, blends, samples, strict=True)
         return [Subset(name=name, mix=mix, samples=count) for name, mix, count in whole if mix and count != 0]
@@ -165,8 +165,10 @@ def _uses(run: Run, blends: list[Blend | None], samples: list[int | None]) -> li
 
 
 def _samples(run: Run, *, weighed: bool) -> list[int | None]:
-    """Samples for training, validation and test; 0 of what is not drawn from. Without weights a cyclic epoch is the data
-    once through."""
+    """Return the samples for training, validation and test; 0 of what is not drawn from.
+
+    None: without weights a cyclic epoch is the data once through.
+    """
     config = run.config
     # one more than there are on the way: after the last step
     evaluations = run.iterations // config.eval_interval + 1 if config.eval_interval else int(config.eval_only)
@@ -176,7 +178,7 @@ def _samples(run: Run, *, weighed: bool) -> list[int | None]:
 
 
 def _apart(run: Run, *, eod: Callable[[str], int]) -> Callable[[Any], Any]:
-    """What keeps documents apart in a dataset, as the configuration asks; a dataset as it is where it asks nothing.
+    """Return a function that keeps the documents of a dataset apart, as the configuration asks.
 
     `eod` finds the token that ends them, for the option that needs it.
     """

@@ -29,7 +29,7 @@ class Trouble:
 
 
 def may_go_on(run: Run, loss: float, norm: float, *, size: int, again: Callable[[], Any]) -> bool:
-    """Whether a step may change the weights; all ranks have the same numbers, and so the same answer.
+    """Return whether a step may change the weights; all ranks have the same numbers, and so the same answer.
 
     `again` runs the same batch forward once more, to see where it goes wrong. Raises CheckFailed where the policy is to
     stop, or has left out too many steps in a row.
@@ -82,7 +82,7 @@ def _trouble(run: Run, loss: float, norm: float) -> Trouble | None:
 
 
 def _remember(run: Run, loss: float) -> None:
-    """What the next steps are compared with; it is in the checkpoint, so that a resumed run decides the same."""
+    """Remember what the next steps are compared with, in the checkpoint, so that a resumed run decides alike."""
     run.memory.pop("skips", None)
     if run.config.spike_factor is not None:
         run.memory["losses"] = [*run.memory.get("losses", []), loss][-run.config.spike_window :]
@@ -93,7 +93,7 @@ def _at(run: Run, found: Trouble, size: int) -> str:
 
 
 def _where(run: Run, again: Callable[[], Any]) -> str:
-    """Where a forward pass, or else the gradients, are first not finite: all ranks look, and agree."""
+    """Return where a forward pass, or else the gradients, are first not finite, agreed by all ranks."""
     found = [place for place in from_all_ranks(_first_output(run, again)) if place]
     if not found:
         found = [place for place in from_all_ranks(_first_gradient(run)) if place]
@@ -104,7 +104,7 @@ def _where(run: Run, again: Callable[[], Any]) -> str:
 
 
 def _first_output(run: Run, again: Callable[[], Any]) -> tuple[Any, int, str] | None:
-    """(what sorts it among ranks, rank, module and samples) of this rank's first output that is not finite."""
+    """Return (order, rank, module and samples) of this rank's first output that is not finite."""
     found: list[tuple[int, str, int]] = []
     passes = [0] * len(run.chunks)
     with contextlib.ExitStack() as hooks:
@@ -141,7 +141,7 @@ def _first_gradient(run: Run) -> tuple[Any, int, str] | None:
 
 
 def _order(chunk: int) -> tuple[int, int]:
-    """Where in the model a rank's chunk comes."""
+    """Return the position of a rank's chunk in the model."""
     return chunk, parallel_state.get_pipeline_model_parallel_rank()
 
 

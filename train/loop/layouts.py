@@ -22,7 +22,7 @@ def check(config: TrainConfig, parallel: Parallel, spec: ModelSpec, *, padded_vo
 
 
 def schedule(parallel: Parallel) -> dict[str, bool]:
-    """What megatron-core's schedules may do with a stage's outputs once they are sent.
+    """Return what megatron-core's schedules may do with a stage's outputs once they are sent.
 
     Interleaved, they free a tensor while it is still being sent; NCCL has made sure of its memory, gloo has not.
     """
@@ -30,7 +30,7 @@ def schedule(parallel: Parallel) -> dict[str, bool]:
 
 
 def described(parallel: Parallel, spec: ModelSpec, *, world: int) -> str:
-    """A layout for people, with the layers of each stage where these are not obvious."""
+    """Return a layout for people, with the layers of each stage where these are not obvious."""
     sizes = f"tp {parallel.tp} x pp {parallel.pp} x dp {parallel.data_parallel(world)}"
     stages = parallel.stages(spec.num_layers)
     if len({len(layers) for layers in stages.values()}) == parallel.vpp == 1:

@@ -53,19 +53,19 @@ class Run:
 
     @property
     def saved(self) -> int | None:
-        """The last iteration that is saved; None if there is none."""
+        """Return the last iteration that is saved; None if there is none."""
         return self.saver.saved if self.saver else None
 
     @property
     def flops_per_token(self) -> float:
-        """Floating-point operations per token of a step, counting only what this run trains."""
+        """Return the floating-point operations per token of a step, counting only what this run trains."""
         adapted = adapt.adapted(unwrap(self.chunks[0]))
         trains = Trainable(freeze=tuple(self.config.freeze or ()), adapter=adapted.settings if adapted else None)
         return per_token(self.spec, self.seq_length, trains)
 
     @property
     def inherited(self) -> dict[str, tuple[Any, str]]:
-        """Values that the configuration does not give, each with where it comes from."""
+        """Return the values that the configuration does not give, each with its origin."""
         world, padded = torch.distributed.get_world_size(), unwrap(self.chunks[0]).vocab_size
         found = {"padded_vocab_size": (padded, f"{self.spec.vocab_size} padded for tp {self.parallel.tp}"),
                  "data_parallel_size": (self.parallel.data_parallel(world), f"{world} rank{'s' * (world > 1)}"),

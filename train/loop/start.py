@@ -49,7 +49,7 @@ from mconv.train.optim.schedule import scheduler as make_scheduler
 
 
 def start(config: TrainConfig, *, say: logs.Say) -> Run:
-    """Everything that the first step needs. Raises ConfigError or LayoutError on what cannot work."""
+    """Return a run at its first step. Raises ConfigError or LayoutError on what cannot work."""
     parallel = parallel_of(config)
     init(parallel, seed=config.seed)
     source = _source(config)
@@ -112,7 +112,7 @@ class _Origin:
 
     @property
     def own(self) -> Path | None:
-        """The run's own checkpoint, if it has one."""
+        """Return the run's own checkpoint, if it has one."""
         return self.at.own
 
 
@@ -144,7 +144,7 @@ def _source(config: TrainConfig) -> _Origin:
 
 
 def _models(config: TrainConfig, parallel: Parallel, source: _Origin, padded: int) -> list[Any]:
-    """This rank's parts of the model, with the weights that the run begins with; empty where its own state follows."""
+    """Build this rank's parts of the model, with the weights to begin with; empty if its own state follows."""
     models = build_chunks(
         source.opened.spec, padded_vocab_size=padded, parallel=parallel, dtype=in_torch(dtype_of(config)),
         calculate_per_token_loss=True, **layouts.schedule(parallel), **recompute.options(config),
@@ -242,7 +242,7 @@ def _check_same_run(config: TrainConfig, opened: Checkpoint, *, resumed: bool) -
 
 
 def _is_elsewhere(load: Path, save: Path) -> bool:
-    """Whether what a run began with is still there, and is not its own folder."""
+    """Return whether the folder that a run began with is still there, and is not its own."""
     return load.is_dir() and load.resolve() != save.resolve()
 
 

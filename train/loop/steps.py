@@ -28,7 +28,7 @@ SUMS = 6
 
 
 def step(run: Run, feed: Feeds, *, again: Callable[[], Feeds]) -> logs.Step:
-    """One optimizer step over one global batch; `again` feeds the same batch once more, to see what is wrong with it."""
+    """Take one optimizer step over one global batch; `again` feeds the same batch once more, to diagnose it."""
     began = time.perf_counter()
     for chunk in run.chunks:
         chunk.zero_grad_buffer()
@@ -58,7 +58,7 @@ def step(run: Run, feed: Feeds, *, again: Callable[[], Feeds]) -> logs.Step:
 
 
 def _update(run: Run, loss: float, size: int, again: Callable[[], Feeds]) -> tuple[bool, float | None]:
-    """(whether the weights were changed, the gradient norm if so): not on an overflow of fp16, nor against a guard."""
+    """Return (whether the weights were changed, the gradient norm if so): not at an fp16 overflow or against a guard."""
     overflow = run.optimizer.prepare_grads()
     norm = 0.0 if overflow else float(run.optimizer.get_grad_norm())
     rerun = partial(_rerun, run, again, size)
@@ -76,7 +76,7 @@ def _rerun(run: Run, again: Callable[[], Feeds], size: int) -> None:
 
 
 def forward_backward(run: Run, feed: Feeds, *, size: int, forward_only: bool) -> Float[Tensor, "sums"]:
-    """megatron-core's schedule over `size` samples; the sums of what `_loss` tells of each micro batch, on every rank."""
+    """Run megatron-core's schedule over `size` samples; return the sums of `_loss` over all of them, on every rank."""
     micro, replicas = run.config.micro_batch_size, parallel_state.get_data_parallel_world_size()
     run.per_token_loss.begin()
     parts = get_forward_backward_func()(
@@ -97,7 +97,7 @@ def forward_backward(run: Run, feed: Feeds, *, size: int, forward_only: bool) ->
 
 
 def _forward(run: Run, feed: Batches | None, model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
-    """One chunk's forward over one micro batch, in the form that megatron-core's schedules call."""
+    """Run one chunk's forward over one micro batch, in the form that megatron-core's schedules call."""
     batch = next(feed) if feed else {}
     positions, mask = batch.get("position_ids"), attention_mask(batch.get("documents"))
     with rope_at(unwrap(model), positions if run.config.reset_position_ids or run.config.packing else None):

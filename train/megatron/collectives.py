@@ -19,7 +19,7 @@ MOMENT = 1.0
 
 
 def from_rank_0(value: Any) -> Any:
-    """Rank 0's value, on every rank of the world that was joined; the value itself outside of one."""
+    """Return rank 0's value, on every rank of the world that was joined; the value itself outside of one."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return value
     said = [value]
@@ -28,21 +28,21 @@ def from_rank_0(value: Any) -> Any:
 
 
 def from_all_ranks(value: Any) -> list[Any]:
-    """Every rank's value, in order, on every rank of the world that was joined."""
+    """Return every rank's value, in order, on every rank of the world that was joined."""
     found: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, value)
     return found
 
 
 def largest(number: int) -> int:
-    """The largest of all ranks' numbers: one small all-reduce."""
+    """Return the largest of all ranks' numbers: one small all-reduce."""
     told = torch.tensor([number], device=torch.cuda.current_device())
     torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
     return int(told.item())
 
 
 def everywhere(fine: bool) -> bool:
-    """Whether it is so on every rank."""
+    """Return whether it is true on every rank."""
     return not largest(int(not fine))
 
 
@@ -53,7 +53,7 @@ def wait(here: Callable[[float], bool]) -> None:
 
 
 def on_rank_0(work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, on every rank; what it raises there, every rank raises.
+    """Return on every rank what `work` returns on rank 0, or raise there what it raises.
 
     It may take as long as it likes, in a thread of its own, but may not itself speak to other ranks. Raises MconvError
     for an OSError.
@@ -78,7 +78,7 @@ def _tried(work: Callable[[], T]) -> tuple[Any, Exception | None]:
 
 
 def _together(work: Callable[[], T]) -> tuple[Any, Exception | None]:
-    """Rank 0's answer; the others hear of an error that cannot be sent by its name."""
+    """Return rank 0's answer; an error that cannot be sent reaches the other ranks by its name."""
     if torch.distributed.get_rank():
         wait(lambda _: True)
         answer: tuple[Any, Exception | None] = from_rank_0(None)

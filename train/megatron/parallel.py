@@ -40,11 +40,11 @@ class Parallel:
             raise LayoutError("sequence_parallel shares positions among the tensor-parallel ranks; it needs tp > 1")
 
     def layout(self, *, padded_vocab: int) -> Layout:
-        """The same as conversion says it, for an embedding of so many rows."""
+        """Return it as conversion's layout, for an embedding of so many rows."""
         return Layout(tp=self.tp, pp=self.pp, vpp=self.vpp, uneven=self.uneven, padded_vocab=padded_vocab)
 
     def stages(self, num_layers: int) -> dict[tuple[int, int], range]:
-        """The layers of each (stage, chunk). Raises LayoutError if they cannot be shared so."""
+        """Return the layers of each (stage, chunk). Raises LayoutError if they cannot be shared so."""
         said = [f"{arg} {value}" for name, (arg, _) in UNEVEN.items() if (value := getattr(self.uneven, name))]
         try:
             return stage_layers(num_layers, pp=self.pp, vpp=self.vpp, uneven=self.uneven)
@@ -53,11 +53,11 @@ class Parallel:
 
     @property
     def ends(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The (stage, chunk) that has the embedding, and the one that has the head: they alone are fed."""
+        """Return the (stage, chunk) with the embedding, and the one with the head: they alone are fed."""
         return (0, 0), (self.pp - 1, self.vpp - 1)
 
     def data_parallel(self, world: int) -> int:
-        """Replicas of the model in a world of `world` ranks. Raises LayoutError if it does not divide."""
+        """Return the replicas of the model in a world of `world` ranks. Raises LayoutError if it does not divide."""
         if world % (self.tp * self.pp):
             raise LayoutError(
                 f"tp {self.tp} x pp {self.pp} = {self.tp * self.pp} does not divide the world of {world} ranks; "
@@ -67,18 +67,18 @@ class Parallel:
 
 
 def parallel_of(config: Parallelism) -> Parallel:
-    """The layout that a configuration asks for."""
+    """Return the layout that a configuration asks for."""
     sizes: dict[str, Any] = {name: getattr(config, name) for name in ("tp", "pp", "vpp", "sequence_parallel")}
     return Parallel(**sizes, uneven=uneven_of(config))
 
 
 def world() -> tuple[int, int]:
-    """(rank, number of ranks) as torchrun says, or (0, 1) outside of it."""
+    """Return (rank, number of ranks) as torchrun says, or (0, 1) outside of it."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """This process's rank of the world that was joined, else what torchrun says."""
+    """Return this process's rank of the world that was joined, else what torchrun says."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else world()[0]
 
 
@@ -111,7 +111,7 @@ def init(parallel: Parallel, *, seed: int = 1234) -> None:
 
 
 def _layout_now() -> tuple[int, int, int] | None:
-    """(tp, pp, vpp) of the groups that are there, or None."""
+    """Return (tp, pp, vpp) of the groups that are there, or None."""
     from mconv.train.megatron.imports import parallel_state
 
     if not parallel_state.model_parallel_is_initialized():
@@ -136,7 +136,7 @@ def _destroy_groups() -> None:
 
 @contextlib.contextmanager
 def _one_group_a_set() -> Iterator[None]:
-    """Within it, this rank's new groups are noted in `_GROUPS`, and gloo groups of the same ranks are one group.
+    """Note this rank's new groups in `_GROUPS`, and make one gloo group for each set of ranks, within this context.
 
     megatron-core makes some forty groups a layout, of which most have the same few members; and each gloo group has a
     thread that wakes a hundred times a second, so that four idle ranks would keep a core busy.
@@ -161,7 +161,7 @@ def _one_group_a_set() -> Iterator[None]:
 
 
 def timeout_minutes() -> int:
-    """How long a collective waits for a dead rank; `MCONV_TIMEOUT_MINUTES` shortens or stretches it."""
+    """Return how long a collective waits for a dead rank, in minutes: 30, or `MCONV_TIMEOUT_MINUTES`."""
     return int(os.environ.get("MCONV_TIMEOUT_MINUTES", "30"))
 
 
@@ -182,7 +182,7 @@ def _join() -> None:
 
 
 def _device() -> int:
-    """This rank's GPU: the one of its number on this machine; under srun perhaps the only one that it sees.
+    """Return the number of this rank's GPU: its rank on this machine, or, under srun, the only GPU that it sees.
 
     Raises LayoutError where there are fewer than the ranks that torchrun started.
     """

@@ -20,7 +20,7 @@ CUDNN_FIRST = [
 
 @lru_cache(maxsize=1)
 def window_mask(length: int, window: int, device: torch.device) -> Bool[Tensor, "s s"]:
-    """True where a query may look: at itself and the `window` - 1 positions before it. All layers share one."""
+    """Return True where a query may look: at itself and the `window` - 1 positions before it; shared by all layers."""
     at = torch.arange(length, device=device)
     back = at[:, None] - at
     return (back >= 0) & (back < window)
@@ -116,7 +116,7 @@ class LayerNorm(torch.nn.Module):
 
 
 def _replicated(value: float, config: TransformerConfig, size: int) -> torch.nn.Parameter:
-    """A vector that every tensor-parallel rank has whole, marked for megatron-core."""
+    """Return a vector that every tensor-parallel rank holds whole, marked for megatron-core."""
     device = torch.device("cpu") if config.use_cpu_initialization else torch.cuda.current_device()
     parameter = torch.nn.Parameter(torch.full((size,), value, dtype=config.params_dtype, device=device))
     parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ MASKS = ("reset_attention_mask", "packing")
 
 
 def core_attention(config: TrainConfig, *, dtype: torch.dtype) -> type:
-    """The class that megatron-core's layer builds. Raises ConfigError if Transformer Engine's is asked for in vain."""
+    """Return the class that megatron-core's layer builds. Raises ConfigError if the one asked for cannot be had."""
     if config.attention_backend == "sdpa":
         return CoreAttention
     if config.attention_backend == "cudnn":
@@ -43,7 +43,7 @@ def core_attention(config: TrainConfig, *, dtype: torch.dtype) -> type:
 
 @functools.cache
 def causal_only(theirs: type) -> type:
-    """Transformer Engine's attention, which takes a mask and, being causal, does not look at it: an error here."""
+    """Return Transformer Engine's causal attention, which ignores any mask, with an error in place of that."""
 
     def forward(self: Any, query: Any, key: Any, value: Any, attention_mask: Any, *args: Any, **options: Any) -> Any:
         if attention_mask is not None:

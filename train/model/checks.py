@@ -21,7 +21,7 @@ def check(spec: ModelSpec, *, padded_vocab_size: int, parallel: Parallel) -> Non
 
 
 def problems(spec: ModelSpec, *, padded_vocab_size: int, parallel: Parallel) -> list[str]:
-    """Every size that this layout cannot share."""
+    """Return a problem for each size that this layout cannot share."""
     tp, groups = parallel.tp, spec.num_query_groups
     sizes = {
         "num_attention_heads": spec.num_attention_heads,

@@ -29,7 +29,7 @@ class CrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Float[Tensor, "n cut_vocab"], labels: Int[Tensor, "n"], first: int, columns: int
     ) -> Float[Tensor, "n"]:
-        """Losses of all rows, in fp32. `first` is the id of this rank's first column, `columns` how many are tokens."""
+        """Return the losses of all rows, in fp32. `first` is this rank's first id, `columns` the number of its tokens."""
         kept = logits.detach()  # written to, where a gradient is asked for
         losses = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
         for rows in _parts(kept):
@@ -39,7 +39,7 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Float[Tensor, "n"]) -> tuple[Float[Tensor, "n cut_vocab"], None, None, None]:
-        """The gradient that `forward` left in the logits' place, scaled by that of each row's loss."""
+        """Return the gradient that `forward` left in the logits' place, scaled by that of each row's loss."""
         (kept,) = ctx.saved_tensors
         scale = gradients[0] / SCALE.get(kept.dtype, 1)
         if kept.is_cuda:  # one kernel widens, multiplies and rounds; a CPU would make an fp32 copy of it all
@@ -61,7 +61,7 @@ def _parts(logits: Float[Tensor, "n cut_vocab"]) -> Iterator[slice]:
 def _rows(
     logits: Float[Tensor, "n cut_vocab"], labels: Int[Tensor, "n"], columns: int, *, gradient: bool
 ) -> Float[Tensor, "n"]:
-    """Losses of a few rows; with `gradient`, softmax - onehot is left in the place of their logits."""
+    """Return the losses of a few rows; with `gradient`, softmax - onehot is left in the place of their logits."""
     wide = logits[:, :columns].float()
     if wide.data_ptr() == logits.data_ptr() and not gradient:
         wide = wide.clone()
@@ -90,6 +90,6 @@ def _ranks() -> int:
 
 
 def _reduce(values: Tensor, how: Any) -> None:
-    """Over the ranks that share the vocabulary."""
+    """Reduce values over the ranks that share the vocabulary."""
     if _ranks() > 1:
         torch.distributed.all_reduce(values, op=how, group=parallel_state.get_tensor_model_parallel_group())

@@ -17,7 +17,7 @@ class ParallelLayer(TransformerLayer):
     """
 
     def forward(self, hidden_states: Float[Tensor, "s b d"], **kwargs: Any) -> tuple[Float[Tensor, "s b d"], None]:
-        """One layer; `kwargs` as megatron-core's TransformerBlock passes them, of which only attention's count."""
+        """Compute one layer; of TransformerBlock's `kwargs` only those of attention are used."""
         wanted = {name: kwargs.get(name) for name in ("attention_mask", "rotary_pos_emb", "packed_seq_params")}
         normed = self.input_layernorm(hidden_states)
         shared = isinstance(self.pre_mlp_layernorm, IdentityOp)

@@ -42,12 +42,12 @@ class Drawn(Located):
 
 
 def parameters(spec: ModelSpec) -> int:
-    """How many a model has, without padding and copies."""
+    """Return the number of a model's parameters, without padding and copies."""
     return blueprint(spec, std=1.0, seed=0, path=Path()).parameters
 
 
 def blueprint(spec: ModelSpec, *, std: float, seed: int, path: Path) -> Checkpoint:
-    """A checkpoint of `spec` whose tensors are drawn when they are read, in fp32: opened, as it were, at `path`.
+    """Return a checkpoint of `spec`, as if opened at `path`, whose tensors are drawn in fp32 when they are read.
 
     `path` lends it its name and, where it is a folder, its config and tokenizer files.
     """
@@ -62,7 +62,7 @@ def blueprint(spec: ModelSpec, *, std: float, seed: int, path: Path) -> Checkpoi
 
 
 def _drawn(stored: Stored, spec: ModelSpec, *, std: float, seed: int) -> Drawn:
-    """Megatron's rule: norms 1, biases 0, all else normal, and less wide where it is added to the hidden states."""
+    """Return a tensor to draw by Megatron's rule: norms 1, biases 0, else normal, narrower if added to hidden states."""
     x, shape = stored.logical, stored.piece.shape
     own = int.from_bytes(hashlib.sha256(f"{seed}/{x}".encode()).digest()[:8], "big") >> 1
     where = (Path("drawn"), 0, FLOAT32, shape, own)

@@ -27,7 +27,7 @@ class ChosenPrecision:
 
     @property
     def line(self) -> str:
-        """The precision and its reason, for the start of a run and for a plan."""
+        """Return the precision and its reason, for the start of a run and for a plan."""
         return f"precision: {self.name}, {self.why}"
 
 
@@ -69,12 +69,12 @@ def _asked(name: str, own: str, whose: str) -> str:
 
 
 def _others(own: str) -> str:
-    """What to give for another precision."""
+    """Return what to give for another precision."""
     return "--bf16 trains in bf16 with fp32 main weights" if own == "fp32" else "--fp32 trains in fp32"
 
 
 def _of_weights(config: TrainConfig, opened: Checkpoint) -> tuple[str, str]:
-    """The precision of the weights in words: its name, and whose it is."""
+    """Return the name of the weights' precision, and a reason in words."""
     if all(isinstance(where, Drawn) for where in opened.located.values()):
         return _of_random(config)
     name = opened.dtype.name
@@ -87,7 +87,7 @@ def _of_weights(config: TrainConfig, opened: Checkpoint) -> tuple[str, str]:
 
 
 def _of_random(config: TrainConfig) -> tuple[str, str]:
-    """The precision of weights from nothing: what the config.json that `model` names has as its dtype, else fp32."""
+    """Return the precision of random weights: the dtype in the config.json that `model` names, else fp32."""
     path = Path(str(config.model))
     file = path / "config.json" if path.is_dir() else path
     values = read_json(file) if config.model else {}

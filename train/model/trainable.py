@@ -21,15 +21,15 @@ class Trainable:
     adapter: Settings | None = None
 
     def has(self, logical: Logical) -> bool:
-        """Whether a tensor of the model itself is trained."""
+        """Return whether a tensor of the model itself is trained."""
         return self.adapter is None and not any(means(word, name_of(logical)) for word in self.freeze)
 
     def embeds(self, spec: ModelSpec) -> bool:
-        """Whether an embedding is trained: of tokens or of positions."""
+        """Return whether an embedding is trained: of tokens or of positions."""
         return self.has(Logical("embed")) or (spec.position == "learned" and self.has(Logical("positions")))
 
     def adapters(self, spec: ModelSpec, row: str | None = None) -> list[Linear]:
-        """The linears of a layer, or of one of its rows, that have an adapter."""
+        """Return the linears of a layer, or of one of its rows, that have an adapter."""
         if self.adapter is None:
             return []
         known = linears(FAMILIES[spec.family], spec)
@@ -40,7 +40,7 @@ ALL = Trainable()
 
 
 def name_of(logical: Logical) -> str:
-    """megatron-core's name of a tensor, its layer counted through the whole model."""
+    """Return megatron-core's name of a tensor, its layer counted through the whole model."""
     return mcore.NAMES[logical.row][0].format(i=logical.layer, leaf=logical.leaf)
 
 
@@ -83,7 +83,7 @@ class Flow:
 
 @lru_cache(maxsize=4096)  # a plan asks for the same layers at many layouts
 def flow(spec: ModelSpec, trained: Trainable, layer: int, *, enters: bool) -> Flow:
-    """Where gradients flow in a layer whose input asks for one, or does not."""
+    """Return where gradients flow in a layer; `enters`: whether its input asks for one."""
     own = [logical for logical in FAMILIES[spec.family].logicals(spec) if logical.layer == layer and trained.has(logical)]
     some = {logical.row for logical in own} | {linear.row.name for linear in trained.adapters(spec)}
     normed = enters or "layer.attn_norm" in some
@@ -100,7 +100,7 @@ def flow(spec: ModelSpec, trained: Trainable, layer: int, *, enters: bool) -> Fl
 
 
 def flows(spec: ModelSpec, trained: Trainable, layers: Iterable[int], *, enters: bool) -> list[Flow]:
-    """The same of layers that follow one another."""
+    """Return the flow of each of several layers in a row."""
     found = []
     for layer in layers:
         found.append(flow(spec, trained, layer, enters=enters))

@@ -22,7 +22,7 @@ def open_weights(
 
 
 def padded_size(checkpoint: Checkpoint, parallel: Parallel, *, multiple: int) -> int:
-    """Rows of the embedding to train: the checkpoint's if it is padded already, else Megatron's rule."""
+    """Return the rows of the embedding to train: the checkpoint's if it is padded already, else by Megatron's rule."""
     if checkpoint.layout is None:
         return padded_vocab(checkpoint.spec.vocab_size, tp=parallel.tp, multiple=multiple)
     size = checkpoint.layout.padded_vocab
@@ -44,7 +44,7 @@ def fill(
 def fill_tensors(
     tensors: dict[str, Tensor], checkpoint: Checkpoint, parallel: Parallel, *, padded_vocab_size: int, chunk: int = 0
 ) -> None:
-    """The same for tensors that have the shapes and names of the rank's parameters."""
+    """Copy this rank's slices into tensors that have the shapes and names of its parameters."""
     load_rank(
         checkpoint,
         tensors,

@@ -17,7 +17,7 @@ def scale_losses(chunks: list[Any], optimizer: Any, *, tokens: Callable[[], floa
 
 
 def _undone(finalize: Callable[..., None] | None, tokens: Callable[[], float]) -> Callable[..., None] | None:
-    """`finalize`, and then gradients of the sum again."""
+    """Return `finalize`, followed by a scaling that restores gradients of the sum."""
     if finalize is None:  # the schedules ask the first chunk only
         return None
 
