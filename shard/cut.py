@@ -17,7 +17,7 @@ SUBDIVIDED = {"g": "q"}
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """How a stored region is ordered: reshaped to `shape` and permuted by `axes`, it is the box in its own order."""
+    """The order of a stored region: reshaped to `shape` and permuted by `axes`, it is the box in its own order."""
 
     shape: tuple[int, ...]
     axes: tuple[int, ...]

@@ -11,7 +11,7 @@ from mconv.shard.stages import EVEN, Uneven
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Which slice of which tensor lies on which rank."""
+    """A distribution of tensors over ranks: sizes, padding, and stages."""
 
     tp: int = 1
     pp: int = 1
@@ -20,7 +20,7 @@ class Layout:
     padded_vocab: int
     """Rows of the embedding as stored, over all tensor-parallel ranks."""
     uneven: Uneven = EVEN
-    """What makes pipeline stages differ in their number of layers."""
+    """Reasons for pipeline stages to have different numbers of layers."""
 
     def __post_init__(self) -> None:
         for name in ("tp", "pp", "vpp"):

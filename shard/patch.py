@@ -24,7 +24,7 @@ class Patch:
     offset: int
     """Elements from the stored tensor's start to the box's first element."""
     axes: tuple[Dims, ...]
-    """How each elementary axis is stored: as one dimension, or as several if the block has an order."""
+    """Stored dimensions of each elementary axis: one, or several if the block has an order."""
 
     @property
     def split(self) -> int:

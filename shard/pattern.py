@@ -48,7 +48,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """What lies end to end in a stored dimension: products of axes, outermost first, the last of which may be blocks."""
+    """The blocks that lie end to end in a stored dimension: products of axes, outermost first; the last may be blocks."""
 
     each: tuple[tuple["Term | Blocks", ...], ...]
 

@@ -11,7 +11,7 @@ from mconv.errors import LayoutError
 
 @dataclass(frozen=True, slots=True)
 class LayerPlacement:
-    """Where a layer lies: pipeline stage, model chunk on that stage, layer number within the chunk."""
+    """The placement of a layer: pipeline stage, model chunk on that stage, layer number within the chunk."""
 
     stage: int
     chunk: int
@@ -20,7 +20,7 @@ class LayerPlacement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uneven:
-    """What makes stages hold different numbers of layers, as megatron-core counts them."""
+    """Reasons for stages to hold different numbers of layers, as megatron-core counts them."""
 
     first: int | None = None
     """Layers of the first stage; the others share the rest evenly."""

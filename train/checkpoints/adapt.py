@@ -25,11 +25,11 @@ from mconv.train.model.adapter import asked
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """What a model carries that has adapters, as `model.adapted`."""
+    """Adapter settings and base of a model with adapters, kept as `model.adapted`."""
 
     settings: Settings
     base: dict[str, str]
-    """Of the model beneath: `name`, `path` as seen from the run's folder, `digest` of its weights."""
+    """`name` of the base model, `path` as seen from the run's folder, `digest` of its weights."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry `lora` of a checkpoint's args."""

@@ -10,7 +10,7 @@ from mconv.train.config import TrainConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beginning:
-    """What a run is started from."""
+    """The checkpoint and iteration that a run is started from."""
 
     own: Path | None = None
     """The run's own checkpoint, from which it resumes; None for a new run."""
@@ -19,7 +19,7 @@ class Beginning:
     back: bool = False
     """True if the tracker names a later iteration than `own`."""
     iteration: int | None = None
-    """Of a Megatron root in `load`: that one, not the tracker's."""
+    """The iteration to read of a Megatron root in `load`; None for the tracker's."""
 
 
 def where(config: TrainConfig) -> Beginning:

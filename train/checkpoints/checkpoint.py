@@ -41,7 +41,7 @@ CONTENT = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "distrib_optim_fully_reshardable_mem_efficient": False,
 }
-"""How megatron-core is to lay out what it saves; it travels in the checkpoint, and Megatron-LM reads it there."""
+"""Metadata that tells megatron-core how to lay out what it saves; Megatron-LM reads it back from the checkpoint."""
 
 
 def state(
@@ -78,7 +78,7 @@ def state(
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Where a run stood."""
+    """The position of a run that was saved."""
 
     iteration: int = 0
     consumed: int = 0
@@ -86,7 +86,7 @@ class Loaded:
     scheduled: int = 0
     """Samples of steps that were not skipped, by which the schedules count."""
     memory: dict[str, Any] = field(default_factory=dict)
-    """What `state` was given to remember."""
+    """Plain values that `state` was given to remember."""
 
 
 @quiet()

@@ -20,7 +20,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskSpace:
-    """What a run is about to write, and what there is for it."""
+    """Checkpoints that a run is about to write, and the disk space for them."""
 
     size: int
     """Bytes of one checkpoint."""

@@ -27,14 +27,14 @@ class Shard:
 
     content: Content
     main: bool
-    """Whether this rank is the one to write it, among those that hold it."""
+    """True if this rank, among those that hold the shard, is the one to write it."""
     data: Any
     """A tensor; or an object that is pickled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What rank 0 must know of a rank: what it writes, and everything of which it holds a part."""
+    """A rank's report to rank 0: what it writes, and everything of which it holds a part."""
 
     entries: list[distcp.Entry]
     known: dict[str, tuple[DType | None, tuple[int, ...]]]

@@ -37,7 +37,7 @@ class Failure:
 
     text: str
     full: bool = False
-    """Whether its disk has no room."""
+    """True if its disk is full."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,9 +46,9 @@ class Writing:
 
     folder: Path
     laid: Laid
-    """What this rank writes. It is held until the process is gone: pinned copies that are let go are used again."""
+    """The parts of this rank's file, held until the process is gone: released pinned copies are used again."""
     index: list[distcp.Entry]
-    """On rank 0: what is where in the files of all ranks."""
+    """Entries of the files of all ranks, on rank 0; empty on the others."""
     file: Path | None = None
     process: Any = None
     pipe: Connection | None = None
@@ -57,7 +57,7 @@ class Writing:
     """Why this rank's file will not be whole."""
     size: int = -1
     heard: float = field(default_factory=time.monotonic)
-    """When the file last grew."""
+    """Time at which the file last grew."""
 
     def start(self) -> None:
         """Start to write this rank's file; an error becomes a `failure`, which `close` shares with all ranks."""

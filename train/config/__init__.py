@@ -17,7 +17,7 @@ SECTIONS = (
     Start, Model, Data, Boundaries, Instruction, Parallelism, Recompute, Length, Schedule, Optimizer, Precision,
     Attention, Trained, Lora, Checkpoints, Hooks, Stops, Evaluation, Logs, Guards,
 )  # fmt: skip
-"""In the order of `mconv train --help`. A section is a page of fields and the rules that they must keep."""
+"""Sections in the order of `mconv train --help`: each is a group of fields and the rules that they must keep."""
 
 
 @dataclass(frozen=True, kw_only=True)

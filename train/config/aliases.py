@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 Values = Mapping[str, Any]
-"""What else the file or the command line sets, by name."""
+"""All values that the file or the command line sets, by name."""
 
 RENAMED = {
     "tensor_model_parallel_size": "tp", "pipeline_model_parallel_size": "pp",

@@ -15,7 +15,7 @@ from mconv.train.config.compute import NAMES
 from mconv.train.config.read import is_list, is_text, unknown
 
 PREFIX = "MCONV_TRAIN_"
-"""Before a field's name in capitals: the variable that sets it."""
+"""Prefix of the environment variable of a field; the field's name in capitals follows."""
 EITHER = (NAMES, ("resume", "finetune"))
 """Fields of which one at most is true: a flag for one of them takes the place of another one's in a file."""
 

@@ -16,7 +16,7 @@ SHOWN = 3
 
 
 class Kind(str, Enum):
-    """What is wrong with a record."""
+    """Kinds of bad records."""
 
     NOT_UTF8 = "not UTF-8"
     NOT_JSON = "not JSON"
@@ -70,7 +70,7 @@ class BadRecord(FormatError):
 
 
 OnBad = Callable[[BadRecord, RecordLocation], Rejected]
-"""What is done about a bad record: `stop` or `skip`."""
+"""A policy for bad records: `stop` or `skip`."""
 
 
 def stop(error: BadRecord, place: RecordLocation) -> Rejected:

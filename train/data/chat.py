@@ -26,7 +26,7 @@ ROLES: dict[str, tuple[str, Role]] = {
     "tool": ("tool", Role.PROMPTER), "observation": ("tool", Role.PROMPTER), "ipython": ("ipython", Role.PROMPTER),
     "function": ("function", Role.PROMPTER),
 }  # fmt: skip
-"""What data sets call who speaks, in any case: the chat templates' word for it, and whose tokens these are."""
+"""Role names of data sets, in any case -> the chat templates' name of the role, and the role of the tokens."""
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class Turn:
     extras: Sequence[str] = ()
     """Fields of `message` beside role and content that say something: a template must write them."""
     switch: bool | None = None
-    """Whether the record has the loss count it; None: it does not say."""
+    """True or false if a switch in the record says whether the loss counts the turn; None without one."""
 
     @property
     def counted(self) -> Role:
@@ -58,7 +58,7 @@ class Talk:
 
     turns: list[Turn]
     options: dict[str, Any] = field(default_factory=dict)
-    """`tools` and `documents`, as apply_chat_template takes them."""
+    """Arguments `tools` and `documents` of apply_chat_template."""
     variables: dict[str, Any] = field(default_factory=dict)
     """Other variables of the chat template."""
     ignored: list[str] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Template:
     words: dict[str, str]
     """Its word for each role that it can write."""
     header_is_answer: bool
-    """Whether the assistant's <|im_start|>WORD counts as said by it. To a model that is asked, it is given."""
+    """True if the assistant's <|im_start|>WORD counts as part of its answer. In a prompt to a model it is given."""
 
 
 OWN = "tokenizer"

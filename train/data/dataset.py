@@ -30,12 +30,12 @@ SURPLUS = 0.005
 
 @dataclass(frozen=True, slots=True)
 class _Tokenizer:
-    """What GPTDataset asks of a tokenizer: neither number is a token's, since nothing is padded and `eod` is not used."""
+    """A stand-in for GPTDataset's tokenizer. Neither number is a token: nothing is padded, and `eod` is not used."""
 
     pad: int = -(1 << 62)
     eod: int = -2
     vocab_size: int | None = None
-    """None: the width of the file's ids is what its index says, not what a vocabulary suggests."""
+    """Always None: the width of the ids is that of the index, not what a vocabulary suggests."""
 
     @property
     def unique_identifiers(self) -> dict[str, Any]:

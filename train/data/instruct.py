@@ -35,19 +35,19 @@ class TokenizedTalk(NamedTuple):
 
     ids: list[int]
     roles: list[int]
-    """Of each token."""
+    """The role of each token."""
     ended: bool
-    """Whether the last answer has a special token at its end, by which a model learns to stop; true without an answer."""
+    """True if the last answer ends in a special token, by which a model learns to stop, or if there is no answer."""
     talk: tuple[int, list[str], list[str]] = (0, [], [])
     """Answers that are excluded from the loss; fields that were ignored, and that say nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
-    """How a record becomes tokens: all that a process that tokenizes has to know."""
+    """All that a tokenizing process needs to turn a record into tokens."""
 
     folder: Path
-    """Of the tokenizer."""
+    """The tokenizer's folder."""
     template: str
     keys: Keys
     ignore: frozenset[str]

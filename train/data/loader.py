@@ -36,12 +36,12 @@ def sample_numbers(
 
 @dataclass(slots=True)
 class Shuffled:
-    """`data` for ever: each epoch is all of its samples, in an order of its own that `seed` decides."""
+    """An endless dataset: each epoch has all samples of `data`, in an order of its own that `seed` decides."""
 
     data: Any
     seed: int
     kept: tuple[int, npt.NDArray[np.integer]] = (-1, np.zeros(0, np.int64))
-    """(epoch, its order): one value, so that threads never see one of the two without the other."""
+    """The pair (epoch, its order): one value, so that threads never see one without the other."""
 
     def __len__(self) -> int:
         return 1 << 62  # no run comes to its end, so that nothing wraps it round a second time

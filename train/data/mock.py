@@ -10,7 +10,7 @@ from mconv.train.megatron.imports import BlendedMegatronDatasetBuilder, GPTDatas
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
-    """What megatron-core asks of a tokenizer whose tokens are numbers, the last of which ends a document."""
+    """A tokenizer for megatron-core whose tokens are numbers, the last of which ends a document."""
 
     vocab_size: int
 

@@ -17,12 +17,12 @@ from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.train.data.index import beside
 
 OWN = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template")
-"""How the names of a tokenizer's files begin."""
+"""Beginnings of the names of a tokenizer's files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokenized:
-    """What `PREFIX.mconv.json` records: enough to know at training whether model and data belong together."""
+    """The record `PREFIX.mconv.json`: enough to know at training whether model and data belong together."""
 
     tokenizer: str
     """Folder that the tokenizer was read from."""
@@ -45,24 +45,24 @@ class Tokenized:
     bin_bytes: int
     """Size of the .bin file: a record of another size belongs to other data."""
     template: str | None = None
-    """Of instruction data: the chat template, by name, or the tokenizer's own."""
+    """Chat template of instruction data, by name, or the tokenizer's own."""
     answer_tokens: int | None = None
-    """Of instruction data: tokens that the assistant says."""
+    """Tokens that the assistant says, in instruction data."""
     unended: int | None = None
-    """Of instruction data: conversations in which no special token ends the last answer."""
+    """Conversations in which no special token ends the last answer, in instruction data."""
     excluded: int | None = None
-    """Of instruction data: answers that a switch of their turn or record excludes from the loss."""
+    """Answers that a switch of their turn or record excludes from the loss, in instruction data."""
     on_bad_record: str = "stop"
-    """What was done about bad records: `stop` or `skip`."""
+    """The policy for bad records: `stop` or `skip`."""
     rejected: dict[str, int] = field(default_factory=dict)
     """Bad records that were left out, by kind."""
     first_rejected: list[str] = field(default_factory=list)
     reject_file: str | None = None
     """Name of the file beside this record that lists all bad records; None without any."""
     ignored: dict[str, int] = field(default_factory=dict)
-    """Of instruction data: fields that --ignore-field passed over, and how often."""
+    """Fields of instruction data that --ignore-field passed over, and how often."""
     unread: dict[str, int] = field(default_factory=dict)
-    """Of instruction data: fields that are known to say nothing of the conversation, and how often each was there."""
+    """Fields of instruction data that are known to say nothing of the conversation, and how often each was there."""
 
 
 def read_record(prefix: Path) -> Tokenized | None:

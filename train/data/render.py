@@ -13,7 +13,7 @@ class Render:
 
     tokenizer: Any
     options: dict[str, Any]
-    """`tools` and `documents`."""
+    """Arguments `tools` and `documents` of apply_chat_template."""
     variables: dict[str, Any]
     """Other variables of the template."""
 

@@ -12,7 +12,7 @@ from mconv.train.data.render import Render
 from mconv.train.data.written import check_variables, check_written
 
 SECONDS = 60.0
-"""What a template may take for a conversation: the sandbox bounds what it touches, not how long it runs."""
+"""Time limit of a template for one conversation: the sandbox bounds what it touches, not how long it runs."""
 HEAD = 8
 """Letters by which an answer is found that is written without its beginning."""
 

@@ -243,7 +243,7 @@ class _PieceReader(io.RawIOBase):
 
 
 PACKED: dict[str, Callable[[Path, str], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zst}
-"""What unpacks a file, by what its name ends in."""
+"""Openers of packed files, by suffix."""
 
 
 def _cells(path: Path, key: str) -> Iterator[tuple[Any, RecordLocation]]:

@@ -16,7 +16,7 @@ from mconv.train.data.claims import EMPTY, unknown_fields
 from mconv.train.data.render import Render
 
 MARK = "qz{}zq"
-"""What is put behind a text to see whether the template writes it; the number tells the texts apart."""
+"""A mark that is appended to a text to see whether the template writes it; the number tells the texts apart."""
 GENERATION = re.compile(r"{%[-+]?\s*(end)?generation\s*[-+]?%}")
 """A tag of transformers' own."""
 IGNORES = "which the tokenizer's chat template does not write"

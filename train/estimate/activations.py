@@ -19,12 +19,12 @@ FP32 = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What memory depends on beside the model and its layout."""
+    """Settings that memory depends on, apart from the model and its layout."""
 
     seq_length: int
     micro_batch_size: int
     micro_batches: int
-    """Of one step, on one replica."""
+    """Micro batches of one step on one replica."""
     replicas: int = 1
     itemsize: int = FP32
     """Bytes of a weight in forward and backward."""
@@ -35,15 +35,15 @@ class Setting:
     hidden_dropout: bool = False
     attention_dropout: bool = False
     own_masks: bool = False
-    """Whether each sample has a mask of its own: documents in it do not see each other."""
+    """True if each sample has its own mask, since the documents in it do not see each other."""
     cpu: bool = False
     """Kernels of a CPU, which keep more of what was dropped out."""
     trains: Trainable = ALL
     recompute: str = "none"
-    """`none`, `selective` or `full`."""
+    """Granularity of recomputation: `none`, `selective` or `full`."""
     recompute_modules: tuple[str, ...] = ("core_attn",)
     recompute_layers: int = 1
-    """With `full`: layers in a unit, or, `by_block`, layers of each chunk that are computed again."""
+    """Layers in a unit of `full` recomputation or, `by_block`, recomputed layers of each chunk."""
     by_block: bool = False
 
 
@@ -58,9 +58,9 @@ class Layer:
     attention: float
     """Fused QKV and, after rotary embedding, queries and keys; what attention gives; and what its adapters keep."""
     scores: float
-    """Of attention, where a CPU drops some out."""
+    """Attention scores, which a CPU keeps for dropout."""
     mlp: float
-    """Between the two linears of the MLP, and what adapters keep of the MLP."""
+    """Tensors between the two linears of the MLP, and what adapters keep of the MLP."""
     dropout: float
 
     @property

@@ -48,12 +48,12 @@ class Remedy:
 
 @dataclass(frozen=True, slots=True)
 class Remedies:
-    """What would make a run fit."""
+    """Changes that would make a run fit."""
 
     alone: list[Remedy]
-    """Each is enough by itself."""
+    """Changes of which each is enough by itself."""
     together: Remedy | None
-    """Where none is: the first ones that are enough together."""
+    """The first changes that are enough together, if no single one is."""
 
 
 Measure = Callable[[TrainConfig, int], list[Rank]]

@@ -14,7 +14,7 @@ from mconv.extras import found, version
 from mconv.train.megatron import gate
 
 PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "safetensors", "huggingface_hub")
-"""What mconv stands on."""
+"""Packages that mconv is built on."""
 EXTRAS = {
     "transformer-engine": "transformer_engine", "flash-attn": "flash_attn", "apex": "apex", "tensorboard": "tensorboard",
     "wandb": "wandb", "peft": "peft",

@@ -31,16 +31,16 @@ class Rank:
     stage: int
     layers: int
     parameters: int
-    """Those that it holds, padding and copies among them, as Megatron prints them."""
+    """Parameters that the rank holds, including padding and copies, as Megatron prints them."""
     trained: int
-    """Those of them that have a gradient."""
+    """Parameters of the rank that have a gradient."""
     weights: int
     gradients: int
     optimizer: int
     activations: int
-    """At most at one time, `again` among them."""
+    """The most bytes of activations at one time, `again` included."""
     again: int
-    """What backward makes anew at one time, of what was not kept."""
+    """The most bytes that backward recomputes at one time."""
     step: int
     """Memory that the optimizer needs while it steps, when activations are gone: torch's AdamW takes the square roots of
     all second moments at once on a GPU."""

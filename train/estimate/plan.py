@@ -18,7 +18,7 @@ from mconv.train.model.trainable import Trainable, check
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleCounts:
-    """What a run asks of its data, as Megatron counts it."""
+    """Samples that a run draws from its data, as Megatron counts them."""
 
     train: int
     validation: int
@@ -27,14 +27,14 @@ class SampleCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How long a run takes at a throughput."""
+    """The time of a run at a throughput."""
 
     tokens_per_second: float
-    """Over all ranks."""
+    """Tokens per second over all ranks."""
     tflops: float
     """TFLOP/s of each rank."""
     days: float | None
-    """None where the run has no length."""
+    """Days of the whole run; None where it has no length."""
 
     @property
     def seconds(self) -> float | None:
@@ -53,11 +53,11 @@ class RunPlan:
     seq_length: int
     precision: ChosenPrecision
     inherited: bool
-    """Whether `seq_length` is the model's max_position_embeddings, since the configuration gives none."""
+    """True if the configuration gives no `seq_length`: it is the model's max_position_embeddings then."""
     micro_batches: int
     ranks: list[memory.Rank]
     iterations: int | None
-    """None where nothing says how long the run is."""
+    """Steps of the run; None if its length is not known."""
     samples: SampleCounts | None
     flops_per_token: float
     flops_per_iteration: float

@@ -33,7 +33,7 @@ class StepTime:
     """Seconds of one optimizer step on the busiest rank, by cause."""
 
     compute: float
-    """What the model needs, shared evenly."""
+    """Operations that the model needs, shared evenly."""
     recompute: float
     """Operations that are done again."""
     imbalance: float

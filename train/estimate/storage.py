@@ -22,12 +22,12 @@ def checkpoint_bytes(config: TrainConfig, *, trained: int, weights: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Which checkpoints stay."""
+    """The policy of which checkpoints stay."""
 
     last: int | None = None
-    """The newest so many; all if None."""
+    """Number of the newest checkpoints that stay; all if None."""
     every: int | None = None
-    """And those whose iteration is a multiple of this."""
+    """Checkpoints at multiples of this iteration stay, too."""
 
     def expired(self, mine: Iterable[int]) -> list[int]:
         """Return those of a run's iterations, the oldest first, that are not to be kept."""

@@ -15,7 +15,7 @@ from pathlib import Path
 ASKED = "MCONV_ASKED"
 """Names the file in which a launcher and its agent leave the name of a signal that they got."""
 DOING = "doing"
-"""Beside that file: what rank 0 is doing, for the launcher's answer."""
+"""Name of the file, in the same folder, that says what rank 0 is doing, for the launcher's answer."""
 FINISHES = {
     "start": "stopping before the first step",
     "step": "finishing step {0}, then saving",
@@ -23,14 +23,14 @@ FINISHES = {
     "save": "saving iteration {0}, then stopping",
     "end": "finishing what follows the last step; the run is saved",
 }
-"""What the run does before it stops, by what it is doing now and at which iteration."""
+"""Answers by what the run is doing: what it finishes before it stops. {0} is the iteration."""
 AGAIN = {signal.SIGINT: "Ctrl-C again stops now", signal.SIGTERM: "a second SIGTERM stops now"}
 LOSES = ("step", "evaluation", "save")
-"""What a run may be doing when a second signal loses steps."""
+"""Activities in which a second signal loses steps."""
 GRACE = 10.0
 """Seconds that a second Ctrl-C waits for the main thread to come back from a call."""
 CLEAR, CURSOR = "\r\x1b[2K", "\x1b[?25h"
-"""What a terminal takes for an empty line, and for a cursor that is to be seen again: a bar hides it."""
+"""Terminal codes that clear the line, and that show the cursor again, which a progress bar hides."""
 
 _now: tuple[str, int] = ("start", 0)
 

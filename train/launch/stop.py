@@ -131,7 +131,7 @@ class StopDecision:
 
 @dataclass(slots=True, kw_only=True)
 class StopConditions:
-    """What may stop a run or ask it for a checkpoint. Each rank has one; rank 0's also watches files and clocks."""
+    """Conditions that stop a run or ask it for a checkpoint. Each rank has one, rank 0's with files and clocks."""
 
     rank: int
     triggers: Path | None

@@ -11,7 +11,7 @@ from mconv.errors import ConfigError, MconvError
 from mconv.train.config import TrainConfig
 
 WANDB_ID = "wandb_run_id.txt"
-"""In the save folder: which run of W&B a resumed run goes on with."""
+"""File in the save folder with the id of the W&B run that a resumed run continues."""
 
 
 @runtime_checkable

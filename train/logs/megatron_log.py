@@ -36,7 +36,7 @@ class Line:
     iteration: int
     train_iters: int
     values: dict[str, float]
-    """By the names of FIELDS; a field that the line lacks is not there, one that FIELDS lacks is."""
+    """Values by the names of FIELDS, and of any other fields of the line; fields that the line lacks are left out."""
     time: datetime | None = None
 
 
@@ -46,7 +46,7 @@ class Validation:
 
     iteration: int
     on: str | None
-    """`validation` or `test` at the end of a run; None during it."""
+    """Data set (`validation` or `test`) at the end of a run; None during it."""
     values: dict[str, float]
 
 
@@ -59,7 +59,7 @@ class PrintedLog:
     arguments: dict[str, str] = field(default_factory=dict)
     """The dump at the start of the run; the last one, if several runs follow each other in one log."""
     starts: list[int] = field(default_factory=list)
-    """How many lines were there when Megatron-LM itself started a run; empty for a log that it did not print."""
+    """Number of lines before each run that Megatron-LM itself started; empty for a log that it did not print."""
 
 
 def write(line: Line, *, formats: Mapping[str, str] | None = None, eta: str = "") -> str:

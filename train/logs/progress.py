@@ -17,9 +17,9 @@ class Progress:
     file: Path
     gpus: int
     began: datetime
-    """When this job began."""
+    """Time at which this job began."""
     flops_before: float
-    """Operations that the run had taken by then."""
+    """Operations of the run before this job."""
 
     def started(self) -> None:
         """Write that a job begins."""

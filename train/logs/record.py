@@ -24,9 +24,9 @@ from mconv.train.config import TrainConfig
 from mconv.train.logs.redact import hidden, secrets
 
 NAME = "run.json"
-"""In the save folder: a record of each start of the run, the last one last."""
+"""File in the save folder with a record of each start of the run, the last one last."""
 CODE = "code"
-"""In the save folder: what was changed in code since its commit, as git tells it."""
+"""Folder in the save folder with the changes in code since its commit, as git reports them."""
 COMPUTES = ("torch", "megatron-core", "transformer-engine", "flash-attn")
 """Packages that decide what a step computes."""
 KEPT = re.compile(

@@ -19,7 +19,7 @@ CURVES = {
     "tokens_per_second": "tokens per second",
     "samples_per_second": "samples per second",
 }
-"""What is drawn, and what it is called. Samples a second only where a log does not tell how long a sample is."""
+"""Names of curves -> their titles. Samples per second are drawn only if a log does not say how long a sample is."""
 PRINTED = {megatron.LOSS: "loss", megatron.RATE: "lr", megatron.NORM: "grad_norm"}
 Curve = list[tuple[int, float]]
 

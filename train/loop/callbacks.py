@@ -27,18 +27,18 @@ HF = "hf"
 
 @dataclass(slots=True, kw_only=True)
 class Callbacks:
-    """What rank 0 does after each checkpoint of a run; the other ranks wait to hear how it went."""
+    """Rank 0's work after each checkpoint of a run; the other ranks wait for its outcome."""
 
     config: TrainConfig
     say: Callable[[str], None]
     iterations: int
-    """Of the whole run."""
+    """Iterations of the whole run."""
     progress: progress.Progress | None
-    """Rank 0's, of a run that saves."""
+    """The progress file, on rank 0 of a run that saves."""
     per_sample: float
     """Floating-point operations of training on one sample."""
     tokens: int
-    """In one sample."""
+    """Tokens in one sample."""
     running: list[tuple[int, "subprocess.Popen[Any]"]] = field(default_factory=list)
     """Commands in the background, each with the iteration that it was given."""
 

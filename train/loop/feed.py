@@ -144,13 +144,13 @@ def _conversations(run: Run, blends: list[Blend | None], say: Say) -> Sets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subset:
-    """What one blend, or a share of it, is for."""
+    """One blend, or a share of it, and its use."""
 
     name: str
     mix: Blend
     edges: tuple[float, float] = (0.0, 1.0)
     samples: int | None
-    """None: the data once through."""
+    """Samples to draw; None for the data once through."""
 
 
 def _uses(run: Run, blends: list[Blend | None], samples: list[int | None]) -> list[Subset]:

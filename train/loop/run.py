@@ -21,7 +21,7 @@ from mconv.train.optim.replicas import gathered
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """What a run carries from step to step."""
+    """The state that a run carries from step to step."""
 
     config: TrainConfig
     parallel: Parallel
@@ -30,7 +30,7 @@ class Run:
     chunks: list[Any]
     """This rank's parts of the model, each in megatron-core's data-parallel wrapper: one, or one a virtual stage."""
     optimizer: Any = None
-    """None, as the scheduler, in a run that only evaluates."""
+    """The optimizer; None, like the scheduler, in a run that only evaluates."""
     scheduler: Any = None
     iterations: int
     """Steps of the whole run."""

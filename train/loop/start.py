@@ -98,13 +98,13 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Origin:
-    """What a run is made of."""
+    """The checkpoints that a run is made of."""
 
     at: Beginning
     opened: Checkpoint
-    """Its model's weights: its own, or those that it begins with."""
+    """The checkpoint with the model's weights: the run's own, or the one that it begins with."""
     adapted: bool
-    """Whether adapters alone are trained: the run's checkpoints hold these, and `opened` is always `load`."""
+    """True if adapters alone are trained: the run's checkpoints hold these, and `opened` is always `load`."""
     left_out: str | None
     """A line on optimizer state in `load` that a new run does not use."""
     others: OptimizerState | None

@@ -16,7 +16,7 @@ STEPS = 3
 
 @dataclass(slots=True, kw_only=True)
 class Unsaved:
-    """What is known of the time until a run's first checkpoint, if that is its last one too."""
+    """A watch over the time until a run's first checkpoint, if that is also its last one."""
 
     end: int | None
     """The iteration at which the run saves for the first time; None where there is nothing to say."""

@@ -34,7 +34,7 @@ class Core:
 
     version: str
     folder: Path
-    """Where its package `megatron.core` is."""
+    """The folder of its package `megatron.core`."""
 
 
 def check(to: str = "this command") -> Core:

@@ -21,7 +21,7 @@ _GROUPS: list[Any] = []
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parallel:
-    """How one model is spread over ranks. What is left of the world is data parallel."""
+    """The spread of one model over ranks. The rest of the world is data parallel."""
 
     tp: int = 1
     """Ranks that share each matrix (tensor parallel)."""
@@ -30,7 +30,7 @@ class Parallel:
     vpp: int = 1
     """Model chunks on each stage (1: not interleaved)."""
     uneven: Uneven = EVEN
-    """What makes stages differ in their number of layers."""
+    """Reasons for stages to have different numbers of layers."""
     sequence_parallel: bool = False
     """Also share the positions between the matrices; needs tp > 1."""
 

@@ -27,20 +27,20 @@ class CorePatch:
     """One symbol of megatron-core (or of torch, on its account) that is not used as it is."""
 
     symbol: str
-    """Where it is: module, dot, name."""
+    """Full name of the symbol: module, dot, name."""
     wrong: str
     versions: str
-    """Those in which it was found wrong."""
+    """Versions in which it was found wrong."""
     upstream: str
-    """The issue, or that none is known."""
+    """Upstream issue, or a note that none is known."""
     until: str
-    """How to see that it is no longer needed."""
+    """A sign that the row is no longer needed."""
     where: str
-    """Our code in its place, or that works around it: module, colon, name."""
+    """Our code in its place, or our workaround: module, colon, name."""
     signatures: tuple[str, ...]
-    """All that are known, in the form of `signature`; none for what is not megatron-core's own."""
+    """All known signatures, in the form of `signature`; none for what is not megatron-core's own."""
     make: Callable[[Any], Any] | None = None
-    """What is put there, from what was there."""
+    """A function from the original to its replacement."""
     cpu_only: bool = False
 
 
@@ -101,10 +101,10 @@ PATCHES = (
         cpu_only=True,
     ),
 )
-"""What is replaced at import."""
+"""Replacements that are made at import."""
 
 ORIGINALS: dict[str, Any] = {}
-"""What was there before `apply`, by symbol."""
+"""Originals of what `apply` has replaced, by symbol."""
 
 
 def apply() -> None:

@@ -76,7 +76,7 @@ class CoreAttention(MegatronModule):
 
 
 class CudnnAttention(CoreAttention):
-    """The same, by cuDNN's kernel where it can: on Hopper GPUs it is made for them, and torch's flash kernel is not."""
+    """Core attention by cuDNN's kernel where it can: unlike torch's flash kernel it is made for Hopper GPUs."""
 
     def forward(self, *args: Any, **options: Any) -> Float[Tensor, "s b nh"]:
         """Attend."""
@@ -85,7 +85,7 @@ class CudnnAttention(CoreAttention):
 
 
 class RMSNorm(torch.nn.Module):
-    """`elementwise.rms_norm` with a weight.
+    """A norm with a weight: `elementwise.rms_norm`.
 
     The weight is whole on every tensor-parallel rank; under sequence parallelism each rank sees only its share of
     the positions, and the mark `sequence_parallel` makes megatron-core add up its gradient over the ranks.

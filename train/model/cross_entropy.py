@@ -17,9 +17,9 @@ from mconv.train.megatron.imports import parallel_state
 ROWS = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Logits widened together: on a CPU as many as its second cache holds, on a GPU as many as fill it."""
 CUT_ROWS = 1 << 24
-"""The same where ranks must agree on each part: few and large messages."""
+"""Logits widened together where ranks must agree on each part: few and large messages."""
 SCALE = {torch.float16: 1 << 15}
-"""What a gradient is multiplied by while it lies in the logits' place: fp16 ends where probabilities go on."""
+"""Factor of a gradient while it lies in the logits' place: small probabilities are below fp16's range."""
 
 
 class CrossEntropy(torch.autograd.Function):

@@ -9,7 +9,7 @@ from mconv.train.megatron.imports import IdentityOp, TransformerLayer
 
 
 class ParallelLayer(TransformerLayer):
-    """x + attention(norm(x)) + mlp(norm(x)): behind one norm, or two where `pre_mlp_layernorm` is one of its own.
+    """The layer x + attention(norm(x)) + mlp(norm(x)), with one norm, or two if `pre_mlp_layernorm` is another.
 
     Parameters, their names and their cuts are those of megatron-core's layer. Each of the two branches is summed over
     the tensor-parallel ranks by its own last linear (under sequence parallelism: summed and scattered), as in a layer

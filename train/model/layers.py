@@ -31,7 +31,7 @@ ACTIVATIONS = {
 
 
 class SwiGLU(MegatronModule):
-    """`elementwise.swiglu` as the module that megatron-core asks for; it has no weights, and no place in a checkpoint."""
+    """The module that megatron-core asks for, around `elementwise.swiglu`; it has no weights."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config=config)

@@ -19,9 +19,9 @@ class TrueVocabLoss:
 
     vocab_size: int
     watching: bool = False
-    """Whether to look, at each call, if the likeliest token is the label."""
+    """True to compare, at each call, the likeliest token with the label."""
     right: Tensor | None = None
-    """[b s]: what the last call saw, if watching."""
+    """Result of the last comparison, [b s], if watching."""
 
     def __call__(self, labels: Int[Tensor, "b s"], logits: Float[Tensor, "s b cut_vocab"]) -> Float[Tensor, "b s"]:
         """Return the loss of each label. Where it is differentiated, the gradient is written over `logits`."""

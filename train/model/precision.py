@@ -19,7 +19,7 @@ OF = {dtype.name: name for name, dtype in DTYPES.items()}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChosenPrecision:
-    """What a run computes in, and why."""
+    """The precision of a run, and the reason for it."""
 
     name: str
     """fp32, bf16 or fp16."""

@@ -15,7 +15,7 @@ from mconv.train.config.trainable import PARTS, means
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trainable:
-    """What a run trains: all of a model; all that `freeze` does not name; or nothing but an `adapter`."""
+    """The weights that a run trains: all; those that `freeze` does not name; or only those of an `adapter`."""
 
     freeze: tuple[str, ...] = ()
     adapter: Settings | None = None
@@ -64,20 +64,20 @@ def refuse_unknown(words: Iterable[str], found: set[str], names: list[str]) -> N
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """Of one layer: which of the tensors on its way ask for a gradient, and which linears' weights do."""
+    """The gradients of one layer: which of the tensors on its way have one, and which linears' weights do."""
 
     weights: frozenset[str]
     """Rows whose weight is trained."""
     enters: bool
     normed: bool
-    """What query, key and value are made of."""
+    """The normed input, of which query, key and value are made."""
     attention: bool
-    """From query, key and value to what attention gives."""
+    """Query, key and value, up to the output of attention."""
     between: bool
-    """What the norm before the MLP reads."""
+    """The input of the norm before the MLP."""
     normed_again: bool
     mlp: bool
-    """Between the MLP's two linears."""
+    """The tensors between the MLP's two linears."""
     leaves: bool
 
 

@@ -10,7 +10,7 @@ from mconv.train.megatron.imports import finalize_model_grads, parallel_state
 
 
 class PerTokenLoss:
-    """What megatron-core calls when all micro batches of a step have gone backward.
+    """A callback of megatron-core, called when all micro batches of a step have gone backward.
 
     Its own `calculate_per_token_loss` divides by a count in int32, in which weights such as 0.1 cannot be told. Here
     the last stage adds up the loss masks of its micro batches, and all ranks divide by the sum over all replicas.
@@ -21,7 +21,7 @@ class PerTokenLoss:
         self.positions = 0
         """Tokens of the last step's global batch, padding included, on every rank."""
         self.weight = 0.0
-        """What those of them that count in the loss weigh together."""
+        """Sum of the loss weights of these tokens."""
 
     def begin(self) -> None:
         """Forget the step before, or an evaluation."""
