@@ -185,7 +185,7 @@ def test_a_run_of_mconvs_is_branched_with_its_own_settings(tmp_path):
         if start == 2:
             assert jobs.train(**found.values)["iteration"] == 3
     (line,) = filled(first | {"load": bare["load"], "resume": True, "save": str(tmp_path / "other")}).lines
-    assert line.endswith(" settings, all as mconv's defaults")  # no colon with nothing after it
+    assert line.endswith(" settings, all equal to mconv's defaults")  # no colon with nothing after it
 
 
 # ---- go on, or begin anew --------------------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ def test_another_run_is_refused(fresh, saved, tmp_path):
         r"lora_targets is \['q_proj'\], but": {"lora_targets": ["q_proj"]},
         "distributed_optimizer is True, but the run in .* has False": {"distributed_optimizer": True},
         "was trained with fp32, and a LoRA run cannot change its precision: give --fp32": {"bf16": True},
-        "has not the weights that the adapter in": {"load": str(tmp_path / "other")},
+        "does not have the weights that the adapter in": {"load": str(tmp_path / "other")},
         "holds the adapter of a LoRA run": {
             "lora_rank": None,
             "lora_alpha": None,

@@ -385,8 +385,8 @@ def test_an_iteration_that_is_not_there_is_refused(run, saved):
 RULES = {
     "async_save needs save": {"async_save": True},
     "keep_last needs save": {"keep_last": 1},
-    "keep_every is for what keep_last": {"keep_every": 2},
-    "overwrite is for the later": {"overwrite": True},
+    "keep_every needs keep_last": {"keep_every": 2},
+    "overwrite needs iteration": {"overwrite": True},
     "resume: hf holds weights": {"resume": True},
 }
 

@@ -83,12 +83,12 @@ def _check_same(config: TrainConfig, now: dict[str, Any], then: dict[str, Any]) 
             raise ConfigError(f"{field} is {now[key]}, but the run in {config.save} has {then.get(key)}")
     for key, what in {"rslora": "the scale by the root of the rank", "own": "ranks and alphas of single modules"}.items():
         if now.get(key) != then.get(key):
-            raise ConfigError(f"lora_load says other than the run in {config.save} of {what}; give another --save")
+            raise ConfigError(f"lora_load and the run in {config.save} differ in {what}; give another --save")
     shared = then.get("distributed_optimizer")
     if shared not in (None, config.distributed_optimizer) and not config.eval_only:
         raise ConfigError(
-            f"distributed_optimizer is {config.distributed_optimizer}, but the run in {config.save} has {shared}, and an "
-            "adapter's optimizer is not shared otherwise on the way; leave it as it was"
+            f"distributed_optimizer is {config.distributed_optimizer}, but the run in {config.save} has {shared}, and a "
+            "LoRA run cannot change it; leave it as it was"
         )
     then_in = then.get("precision")
     if then_in not in (None, *(name for name in NAMES if getattr(config, name))) and not config.eval_only:
@@ -99,7 +99,7 @@ def _check_same(config: TrainConfig, now: dict[str, Any], then: dict[str, Any]) 
     if now["base"]["digest"] != (then.get("base") or {}).get("digest"):
         named = config.load or config.preset or config.model
         raise ConfigError(
-            f"{named} has not the weights that the adapter in {config.save} was trained on "
+            f"{named} does not have the weights that the adapter in {config.save} was trained on "
             f"({(then.get('base') or {}).get('name')}); give that base with --load, or another --save"
         )
 

@@ -29,7 +29,7 @@ def where(config: TrainConfig) -> Beginning:
     if strange := [i for i in later if not ours(folder_of(Path(str(config.save)), i))]:
         raise ConfigError(
             f"{config.save} holds iteration {', '.join(map(str, strange))}, which mconv train did not write and this run "
-            "may come to replace; give another --save"
+            "might replace; give another --save"
         )
     return found
 
@@ -61,8 +61,8 @@ def _where(config: TrainConfig) -> Beginning:
         return Beginning(own=folder_of(root, named), saved=named, iteration=asked)
     if mine := [i for i in have if ours(folder_of(root, i))]:
         raise ConfigError(
-            f"{root} holds iterations {', '.join(map(str, mine))}, but its tracker names none, and a run that begins "
-            f"anew would replace them: resume from one (--iteration {mine[-1]}), or give another --save"
+            f"{root} holds iterations {', '.join(map(str, mine))}, but its tracker names none, and a new run "
+            f"would replace them: resume from one (--iteration {mine[-1]}), or give another --save"
         )
     if asked is not None and config.load is None:
         raise FormatError(f"there is no iteration {asked}: {config.save or 'the run'} has no checkpoints yet")
@@ -81,6 +81,6 @@ def _back(root: Path, have: list[int], named: int | None, asked: int, *, overwri
     if later and not overwrite:
         raise ConfigError(
             f"{root} also holds iterations {', '.join(map(str, later))}, which a run from {asked} would replace: give it "
-            f"a folder of its own (--load {root} --resume --iteration {asked} --save OTHER), or say --overwrite"
+            f"a folder of its own (--load {root} --resume --iteration {asked} --save OTHER), or give --overwrite"
         )
     return Beginning(own=folder_of(root, asked), saved=asked, back=named != asked)

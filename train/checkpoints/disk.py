@@ -80,9 +80,9 @@ def check(config: TrainConfig, size: int, *, weights: int, iteration: int, itera
             f"{_fewer(room, todo)}a larger --save-interval writes fewer"
         )
         return
-    text = f"no room for a checkpoint: {needs} while it is written, beside those that are there"
+    text = f"no room for a checkpoint: {needs} while it is written, next to the existing ones"
     if not config.allow_full_disk:
-        raise ConfigError(f"{text}; make room, choose another --save, or start all the same with --allow-full-disk")
+        raise ConfigError(f"{text}; free some space, choose another --save, or start anyway with --allow-full-disk")
     yield f"warning: {text}"
 
 

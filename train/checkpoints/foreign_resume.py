@@ -40,8 +40,8 @@ def open_state(checkpoint: Checkpoint) -> OptimizerState:
             raise
         raise FormatError(
             f"{error}: it trained with freeze, and such a run can be resumed in its own folder only (--save "
-            f"{checkpoint.path.parent}), with distributed_optimizer and precision as they were; --finetune begins "
-            "anew with its weights"
+            f"{checkpoint.path.parent}), with distributed_optimizer and precision as they were; --finetune starts "
+            "a new run with its weights"
         ) from error
 
 

@@ -270,11 +270,11 @@ def _lines(opened: Checkpoint, taken: dict[str, Any]) -> Iterator[str]:
     defaults = {name: getattr(TrainConfig, name, None) for name in TrainConfig.__dataclass_fields__}
     other = {name: value for name, value in taken.items() if value != defaults[name]}
     same = len(taken) - len(other)
-    also = f" ({same} more are as mconv's defaults)" if same else ""
+    also = f" ({same} more equal mconv's defaults)" if same else ""
     if other:
         yield f"taken from the run in {opened.name}, since not given{also}:"
     elif same:
-        yield f"taken from the run in {opened.name}, since not given: {same} settings, all as mconv's defaults"
+        yield f"taken from the run in {opened.name}, since not given: {same} settings, all equal to mconv's defaults"
     for section in SECTIONS:
         words = [f"{name} {_shown(other[name])}" for name in section.__annotations__ if name in other]
         if words:

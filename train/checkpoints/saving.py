@@ -21,7 +21,7 @@ Finish = Callable[[Path], None]
 Then = Callable[[], None]
 """Called on every rank when a checkpoint is whole."""
 
-ENDS = ". The run ends here, and the steps since then are lost; make room, and the same command resumes"
+ENDS = ". The run ends here, and the steps since then are lost; free some space, and the same command resumes"
 """Follows the message where a full disk ends the run."""
 OR_GOES_ON = "; with --on-full-disk continue a run trains on and tries again at its next save"
 
@@ -158,7 +158,7 @@ class Saver:
         text = f"{self.root}: iteration {iteration} was not saved: {why}; {there}"
         if full and self.skips and not self.last:
             self.owed = False
-            self.say(f"warning: {text}. Training continues, and the next save tries again; make room until then")
+            self.say(f"warning: {text}. Training continues, and the next save tries again; free some space until then")
         elif background:
             self.background, self.owed = False, True
             self.say(f"warning: {text}. From here on training waits for its saves")

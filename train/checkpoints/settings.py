@@ -33,7 +33,7 @@ def changes(config: TrainConfig, then: dict[str, Any] | None, *, iteration: int)
     if other:
         yield f"warning: iteration {iteration} was saved under other settings: {', '.join(other.values())}"
     if other.keys() & set(_fields(*ORDER)):
-        yield "warning: samples may come in another order from here on: some again, some not at all"
+        yield "warning: the order of samples may change from here on: some may be repeated, others left out"
 
 
 def _fields(*sections: type) -> list[str]:

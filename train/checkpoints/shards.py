@@ -105,7 +105,7 @@ def _name(content: Content) -> str:
 def check(shares: list[Share]) -> None:
     """Raise MconvError, with names and ranks, unless all ranks agree and write every element once."""
     known: dict[str, tuple[int, Any]] = {}
-    doing = "what the ranks would write is no checkpoint"
+    doing = "checking the parts of a checkpoint"
     refuse([line for rank, share in enumerate(shares) for line in _others(share.known, rank, known)], doing=doing)
     written: dict[str, list[tuple[Box, int]]] = {name: [] for name in known}
     for rank, share in enumerate(shares):

@@ -55,9 +55,9 @@ class Checkpoints:
         if config.resume and config.optimizer != "adam":
             yield f"resume takes over Adam's state; optimizer is {config.optimizer}"
         if config.keep_every and not config.keep_last:
-            yield "keep_every is for what keep_last would remove; give that too"
+            yield "keep_every needs keep_last, whose removals it limits; give that too"
         if config.overwrite and config.iteration is None:
-            yield "overwrite is for the later checkpoints of an iteration to go back to; give iteration"
+            yield "overwrite needs iteration, the checkpoint to go back to; give that too"
 
 
 @dataclass(frozen=True, kw_only=True)

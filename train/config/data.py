@@ -139,7 +139,7 @@ class Instruction:
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
         """Yield the broken rules of this section."""
-        yield from rules.each(config, "scalar_loss_mask", "from 0 to 1, which answers have", lambda part: 0 <= part <= 1)
+        yield from rules.each(config, "scalar_loss_mask", "from 0 to 1; answers have 1", lambda part: 0 <= part <= 1)
         for name in ("scalar_loss_mask", "packing", "variable_seq_lengths"):
             if getattr(config, name) and config.data_type != "instruction":
                 yield f"{name} is for data_type instruction; data_type is {config.data_type}"

@@ -91,7 +91,7 @@ def _ramp(config: Any, ramp: list[int]) -> Iterator[str]:
             f"in steps of {increment}"
         )
     if config.train_iters is not None:
-        yield "rampup_batch_size makes iterations of different sizes; say train_samples instead of train_iters"
+        yield "rampup_batch_size makes iterations of different sizes; use train_samples instead of train_iters"
 
 
 def unshared(config: Any, *, replicas: int) -> list[str]:

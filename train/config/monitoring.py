@@ -94,4 +94,4 @@ class Guards:
         yield from rules.at_least_1(config, "spike_window max_skips")
         yield from rules.each(config, "spike_factor", "more than 1", lambda factor: factor > 1)
         if config.on_spike != "warn" and config.spike_factor is None:
-            yield f"on_spike is {config.on_spike}, but without spike_factor nothing is a spike"
+            yield f"on_spike is {config.on_spike}, but without spike_factor no loss counts as a spike"

@@ -58,9 +58,9 @@ def _units(config: Any) -> Iterator[str]:
     counted, other = ("iters", "samples") if config.train_samples is None else ("samples", "iters")
     for stem in ("lr_decay_", "lr_warmup_", "lr_wsd_decay_"):
         if getattr(config, stem + other):
-            yield f"{stem}{other} is not for a run whose length is in train_{counted}; say {stem}{counted}"
+            yield f"{stem}{other} is not for a run whose length is in train_{counted}; use {stem}{counted}"
     if config.lr_warmup_fraction is not None and (config.lr_warmup_iters or config.lr_warmup_samples):
-        yield "lr_warmup_fraction is instead of lr_warmup_iters and lr_warmup_samples; give one of them"
+        yield "lr_warmup_fraction replaces lr_warmup_iters and lr_warmup_samples; give one of them"
     if config.lr_warmup_init and not (config.lr_warmup_iters or config.lr_warmup_samples or config.lr_warmup_fraction):
         yield f"lr_warmup_init is {config.lr_warmup_init}, but there is no warmup"
     wsd = config.lr_wsd_decay_iters or config.lr_wsd_decay_samples

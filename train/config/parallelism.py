@@ -62,7 +62,7 @@ def _stages(config: Any) -> Iterator[str]:
         if named or counted:
             yield f"{', '.join(named + counted)}: with pp 1 there is one stage, which has all layers"
     if named and counted:
-        yield f"{' and '.join(named + counted)} do not go together: name stages' layers, or count what they have beside"
+        yield f"{' and '.join(named + counted)} do not go together: set stages' layers, or count embedding and loss"
     if config.vpp > 1 and config.variable_seq_lengths:
         yield f"vpp {config.vpp} does not go with variable_seq_lengths: interleaved stages exchange rows of one length"
     if len(named) == config.pp == 2 and config.vpp > 1:

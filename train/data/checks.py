@@ -105,7 +105,7 @@ def _long_enough(data: Indexed, part: PrefixShare, seq_length: int) -> Iterator[
     if held < seq_length + 1:
         whole = part.edges == (0.0, 1.0)
         of = f"{held} tokens" if whole else f"{held} tokens of whole documents for {part.name}, after the split"
-        yield f"{data.prefix} holds {of}; one sample of seq_length {seq_length} needs one more"
+        yield f"{data.prefix} holds {of}; one sample of seq_length {seq_length} needs {seq_length + 1}"
 
 
 def end_of_document(prefixes: Sequence[Path], *, given: int | None, wanted_by: str) -> int:

@@ -83,7 +83,7 @@ def instruct(
     known = facts(tokenizer, append_eod=append_eod, prepend_bos=prepend_bos)
     check_template(template, load_tokenizer(tokenizer))
     if not load_tokenizer(tokenizer).is_fast:
-        raise MconvError(f"{tokenizer}: not a fast tokenizer; no other tells from which letters a token comes")
+        raise MconvError(f"{tokenizer}: not a fast tokenizer; only fast ones say from which characters a token comes")
     ends = [f"{kind}{suffix}" for kind in (TEXT, ROLE) for suffix in (".bin", ".idx")] + [f"{TEXT}.mconv.json"]
     how = Encoding(
         folder=tokenizer, template=template, keys=keys or Keys(), ignore=frozenset(ignore_fields), bad=bad,

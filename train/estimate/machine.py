@@ -58,11 +58,11 @@ def advice(facts: dict[str, Any]) -> Iterator[str]:
     if facts["dataset_helpers"] is False:
         yield "megatron-core's dataset helpers are not built: install its wheel, which brings them"
     if len(facts["devices"]) > 1 and facts["shm"] and facts["shm"]["size"] < SHM:
-        yield "/dev/shm is less than 1 GiB, through which NCCL and data loaders speak: docker run --shm-size=128g"
+        yield "/dev/shm is less than 1 GiB, which NCCL and data loaders use: docker run --shm-size=128g"
     if facts["open_files"] is not None and facts["open_files"] < FILES:
         yield f"no more than {facts['open_files']} files may be open at once: ulimit -n {FILES * 16}"
     if facts["devices"] and not facts["backends"]["nccl"]:
-        yield "this torch has no NCCL, so that ranks on several devices cannot speak: install one that is built with it"
+        yield "this torch has no NCCL, so ranks on several devices cannot communicate: install one that is built with it"
 
 
 def devices() -> list[dict[str, Any]]:

@@ -38,13 +38,11 @@ def read(path: Path) -> Series:
     try:
         text = file.read_text(errors="replace")
     except OSError as error:
-        raise FormatError(
-            f"{file}: cannot be read: {error.strerror}; give a save folder, or a log of a training"
-        ) from error
+        raise FormatError(f"{file}: cannot be read: {error.strerror}; give a save folder, or the log of a run") from error
     points = _records(text) if text.lstrip().startswith("{") else _printed(megatron.read(text.splitlines()))
     curves = {name: sorted(points[name].items()) for name in CURVES if points[name]}
     if not curves:
-        raise FormatError(f"{file}: no step of a training is in it; give a save folder, or a log of a training")
+        raise FormatError(f"{file}: it contains no training step; give a save folder, or the log of a run")
     return Series(name=path.name if path.is_dir() else path.stem, curves=curves)
 
 

@@ -74,8 +74,8 @@ def other_data(run: Run, data: Any) -> Iterator[str]:
     then = run.memory.get("sample")
     if then and then != last_drawn(run, data):
         yield (
-            f"warning: the last sample of iteration {run.iteration} is another than it was: the data has changed, or its "
-            "order; some samples may come again, some not at all"
+            f"warning: the last sample of iteration {run.iteration} differs from the one at the save: the data or its "
+            "order has changed; some samples may be repeated, others left out"
         )
 
 

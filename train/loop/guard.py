@@ -48,7 +48,7 @@ def overflowed(run: Run, *, size: int, again: Callable[[], Any]) -> bool:
     scale, config = float(run.optimizer.get_loss_scale()), run.config
     if config.loss_scale is None and scale > config.min_loss_scale:
         return False
-    found = Trouble(f"gradients overflow at a loss scale of {scale:g}, which falls no lower", "skip", finite=False)
+    found = Trouble(f"gradients overflow at a loss scale of {scale:g}, the lowest that is allowed", "skip", finite=False)
     return _leave_out(run, found, size=size, again=again)
 
 
@@ -58,7 +58,7 @@ def _leave_out(run: Run, found: Trouble, *, size: int, again: Callable[[], Any])
     text = _at(run, found, size) + where
     run.memory["skips"] = skips = run.memory.get("skips", 0) + 1
     if found.policy == "skip" and skips <= run.config.max_skips:
-        run.say(f"{text}; the step is left out")
+        run.say(f"{text}; the step is skipped")
         return False
     many = f" ({skips} in a row; max_skips is {run.config.max_skips})" if found.policy == "skip" else ""
     kept = f"the last checkpoint is of iteration {run.saved}" if run.saved else "there is no checkpoint of this run"

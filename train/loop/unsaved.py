@@ -34,7 +34,7 @@ class Unsaved:
             return None
         every = max(1, int(float(f"{OFTEN / each:.2g}")))  # 2608 -> 2600
         return (
-            f"warning: nothing is saved before iteration {end}, in about {clock(left)}: a crash until then loses all; "
+            f"warning: nothing is saved before iteration {end}, in about {clock(left)}: a crash before that loses all; "
             f"--save-interval {every} would save about every {clock(every * each)}"
         )
 

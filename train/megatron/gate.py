@@ -45,7 +45,7 @@ def check(to: str = "this command") -> Core:
     core = found()
     if core is None:
         extras.need("train", "megatron.core", to=to)
-        raise UnfitCore(f"{to} needs megatron-core, and the package `megatron` that is found is none: {INSTALL}")
+        raise UnfitCore(f"{to} needs megatron-core, which the installed package `megatron` is not: {INSTALL}")
     if problem := unfit(core):
         raise UnfitCore(problem)
     return core

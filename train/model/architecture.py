@@ -103,8 +103,8 @@ def _unfit(spec: ModelSpec, asked: dict[str, Any], follow: dict[str, Any]) -> li
     if hidden % heads and "kv_channels" not in asked:
         problems.append(f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}; or give kv_channels")
     if hidden != spec.hidden_size and "ffn_hidden_size" not in follow:
-        problems.append(f"hidden_size is {hidden} in place of {spec.hidden_size}: give ffn_hidden_size, which is no "
-                        "multiple of it that could be guessed")  # fmt: skip
+        problems.append(f"hidden_size is {hidden} in place of {spec.hidden_size}: give ffn_hidden_size too, which "
+                        "was not 4 times the hidden size, so it does not follow")  # fmt: skip
     return problems
 
 

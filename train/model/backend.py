@@ -31,10 +31,8 @@ def core_attention(config: TrainConfig, *, dtype: torch.dtype) -> type:
     if not torch.cuda.is_available():
         against.append("there is no CUDA device")
     if dtype == torch.float32:
-        against.append("its kernels know no fp32: give --bf16")
-    against += [
-        f"{name} hides positions from each other, and it would not look" for name in MASKS if getattr(config, name)
-    ]
+        against.append("its kernels do not support fp32: give --bf16")
+    against += [f"{name} needs a mask, which it would ignore" for name in MASKS if getattr(config, name)]
     if config.attention_backend == "transformer_engine":
         problems = [f"attention_backend transformer_engine: {reason}" for reason in against]
         refuse(problems, doing="choosing what computes attention", kind=ConfigError)
@@ -47,7 +45,7 @@ def causal_only(theirs: type) -> type:
 
     def forward(self: Any, query: Any, key: Any, value: Any, attention_mask: Any, *args: Any, **options: Any) -> Any:
         if attention_mask is not None:
-            raise ConfigError("attention_backend transformer_engine knows no mask but the causal one; take sdpa")
+            raise ConfigError("attention_backend transformer_engine supports no mask but the causal one; use sdpa")
         return theirs.forward(self, query, key, value, attention_mask, *args, **options)  # type: ignore[attr-defined]
 
     return type("CausalOnly", (theirs,), {"forward": forward})

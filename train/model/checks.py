@@ -9,7 +9,7 @@ def check_known(spec: ModelSpec, *, what: str = "the model") -> None:
     """Refuse what megatron-core cannot compute at any layout. Raises ConfigError with the name of `what` it is."""
     if spec.position == "alibi":
         raise ConfigError(
-            f"{what} tells positions apart by ALiBi, and megatron-core has no ALiBi: mconv converts it, but cannot run it"
+            f"{what} has ALiBi positions, which megatron-core does not support: mconv can convert it, but not run it"
         )
 
 
