@@ -115,6 +115,8 @@ def runs(dims: tuple[int, ...], start: int, stop: int) -> list[tuple[int, Box]]:
     An interval of a fused axis is a mixed-radix number range, so at most 2 * len(dims) - 1 boxes are needed. What lies
     past the end of the fused axis (vocabulary padding) belongs to no box.
     """
+    # dims (4, 3): rows (0,0) (0,1) (0,2) (1,0) ...; [2, 11) is the end of row 0, rows 1 and 2, the beginning of row 3:
+    # [(0, (0:1, 2:3)), (1, (1:3, 0:3)), (7, (3:4, 0:2))]
     stop = min(stop, prod(dims))
     if start >= stop:
         return []

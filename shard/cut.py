@@ -45,6 +45,7 @@ class Piece:
 
 def region(axes: Axes, sizes: dict[str, int], offsets: tuple[int, ...], shape: tuple[int, ...]) -> Piece:
     """Return the piece that a rectangle of the *stored* whole tensor holds (a chunk of a distributed checkpoint)."""
+    # "(g s h) d", g=2 s=3 h=2, rows 4:10 -> slot 2 of group 0 in rows 0:2 of the piece, slots 0:2 of group 1 in 2:6
     per_dimension = [
         runs(tuple(sizes[name] for name in group), offset, offset + length)
         for group, offset, length in zip(axes.groups, offsets, shape, strict=True)

@@ -64,6 +64,7 @@ def patch_of(shape: tuple[int, ...], block: Block) -> Patch:
 
 def _strides(dims: Sequence[tuple[int, int]], sizes: Sequence[int]) -> list[int]:
     """Return the strides after the dimensions are split into `sizes`, as a view would have them."""
+    # 12 rows, 4 elements apart, as (2, 3, 2) -> 24, 8, 4
     rest, left, step, out = list(dims), 1, 0, []
     for size in reversed(sizes):
         while left == 1 and size != 1:
@@ -77,6 +78,7 @@ def _strides(dims: Sequence[tuple[int, int]], sizes: Sequence[int]) -> list[int]
 
 def _grouped(fine: Sequence[tuple[int, int]], sizes: Sequence[int]) -> tuple[Dims, ...]:
     """Return the dimensions that make up each of the axes with these sizes."""
+    # (size, stride) (3, 2) (2, 1) (4, 6) as axes of sizes 1, 3, 2, 4 -> (), ((3, 2),), ((2, 1),), ((4, 6),)
     rest, out = [d for d in fine if d[0] != 1][::-1], []
     for size in sizes:
         dims: list[tuple[int, int]] = []
@@ -95,6 +97,7 @@ def by_stride(dims: Dims) -> list[int]:
 
 def contiguous_runs(dims: Dims) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Yield (elements from the start, index of the outer dimensions) of each contiguous run."""
+    # (2, 6) (3, 1): two rows of three, six apart -> (0, (0,)), (6, (1,))
     inner, expected = len(dims), 1
     while inner and dims[inner - 1][1] == expected:
         inner -= 1

@@ -152,6 +152,7 @@ def _piece(
     axes: Axes, items: tuple[tuple[str, int], ...], pattern: Pattern, cut: str, rank: int, of: int, padded: int | None
 ) -> Piece:
     sizes = dict(items)
+    # "(g s h) d", g=2 s=3 h=2, cut by g: rank 1 of 2 stores rows 6:12, which are group 1
     if of > 1 and cut in axes.names and (padded or sizes[cut]) % of:
         return _through_groups(axes, sizes, pattern, cut, rank=rank, of=of)
     mine = {cut: _share(sizes[cut], padded or sizes[cut], rank, of)} if cut in axes.names else {}
@@ -163,6 +164,7 @@ def _piece(
 
 def _through_groups(axes: Axes, sizes: dict[str, int], pattern: Pattern, cut: str, *, rank: int, of: int) -> Piece:
     """Return the piece of rows that are cut evenly through the middle of a query group (`cut.SUBDIVIDED`)."""
+    # "(g s h) d", g=2 s=4 h=2, 16 rows: rank 1 of 4 -> rows 4:8, which are slots 2:4 of group 0
     if pattern != parse(str(axes)):
         raise LayoutError(f"{sizes[cut]} slices along {cut} cannot be shared by {of} ranks in the order of this dialect")
     shape = list(axes.shape(sizes))
@@ -188,6 +190,7 @@ def _placed(dim: Blocks, sizes: Sizes, mine: Mine) -> Iterator[tuple[int, list[_
 
 def _unfolded(dim: Blocks, sizes: Sizes, mine: Mine) -> Iterator[list[_Span]]:
     """Yield the blocks of a dimension in order; a nested block comes once for each index of the axes around it."""
+    # "(g (s[0] h + s[1] h))", g=2 -> g0 s0 h, g0 s1 h, g1 s0 h, g1 s1 h
     for block in dim.each:
         around = [_run(one, sizes, mine) for one in block if isinstance(one, Term)]
         if isinstance(block[-1], Term):
@@ -220,6 +223,7 @@ def _order(axes: Axes, runs: Sequence[_Span]) -> Order | None:
     """Return how to bring a stored region into the order of the logical tensor; None if it has that order."""
     if not any(run.paired for run in runs) and tuple(run.axis for run in runs) == axes.names:
         return None
+    # "(h~)" of 4 channels is stored as 0 2 1 3: reshape to (2, 2) and transpose. "d (s g h)" is permuted to (g, s, h, d).
     shape: list[int] = []
     places: dict[str, list[int]] = {}
     for run in runs:

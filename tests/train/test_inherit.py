@@ -250,7 +250,9 @@ def test_finetune_begins_anew_and_not_in_the_folder_of_the_run(tmp_path):
     new = fields | {"load": str(tmp_path / "run"), "train_iters": 1, "save": str(tmp_path / "new")}
     with pytest.raises(ConfigError, match="give --resume to continue"):
         train(make(new), say=print)
-    with pytest.raises(FormatError, match=r"no state of embed.weight: it trained with freeze.*--finetune starts a new run"):
+    with pytest.raises(
+        FormatError, match=r"no state of embed.weight: it trained with freeze.*--finetune starts a new run"
+    ):
         train(make(new | {"resume": True}), say=print)
     assert not (tmp_path / "new").exists()
     said: list[str] = []

@@ -71,6 +71,8 @@ class Writing:
             self.failure = Failure(f"no writer could be started: {error}")
 
     def _fork(self, file: Path) -> None:
+        # Forked after step 10, the process writes the weights of step 10 while its rank takes step 11. What comes through
+        # the pipe: None (the file is whole), a Failure, or the end of the pipe (the process has died).
         context = multiprocessing.get_context("fork")
         self.file, (self.pipe, there) = file, context.Pipe(duplex=False)
         self.process = context.Process(target=_write, args=(file, self.laid, there), daemon=True)

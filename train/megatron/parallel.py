@@ -142,6 +142,7 @@ def _one_group_a_set() -> Iterator[None]:
     thread that wakes a hundred times a second, so that four idle ranks would keep a core busy.
     """
     original, shared = torch.distributed.new_group, torch.distributed.get_backend() == "gloo"
+    # tp 2 on two ranks: megatron-core asks 25 times for (0, 1), (0,) or (1,), and 3 groups are made.
     made: dict[tuple[int, ...] | None, Any] = {}  # filled alike on all ranks, members or not: they ask in one order
 
     def new_group(ranks: Sequence[int] | None = None, *args: Any, **options: Any) -> Any:
