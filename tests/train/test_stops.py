@@ -114,7 +114,7 @@ def test_a_run_whose_time_is_over_before_its_first_step_fails(run, tmp_path):
         train(**run, save=str(tmp_path), exit_duration_in_mins=1e-4)
 
 
-def test_a_trigger_that_cannot_be_removed_is_heeded_once(run, whole, tmp_path):
+def test_a_trigger_that_cannot_be_removed_is_obeyed_once(run, whole, tmp_path):
     """A folder of that name, as a slip of the hand makes it: one save, a line, and the run goes on."""
     (tmp_path / "triggers" / "save").mkdir(parents=True)
     said = []

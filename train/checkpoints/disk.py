@@ -72,7 +72,7 @@ def check(config: TrainConfig, size: int, *, weights: int, iteration: int, itera
     room = dataclasses.replace(room, free=room.free + _left(root), present=_present(root))
     if (full := room.full_at(todo)) is None:
         return
-    needs = f"{existing(root)} has {told(room.free)} free, and each checkpoint takes about {told(size)}"
+    needs = f"{existing(root)} has {readable(room.free)} free, and each checkpoint takes about {readable(size)}"
     if full != todo[0]:
         fits = todo[todo.index(full) - 1]
         yield (
@@ -115,7 +115,7 @@ def free(folder: Path) -> int:
     return shutil.disk_usage(existing(folder)).free
 
 
-def told(size: int) -> str:
+def readable(size: int) -> str:
     """Return a number of bytes as people write it."""
     for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
         if size >= unit:

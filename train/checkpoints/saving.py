@@ -169,8 +169,8 @@ class Saver:
     def _shortage(self) -> str:
         """Return the bytes of a checkpoint and the free space, after the half-written one has been removed."""
         return (
-            f"no room left on the disk of {self.root}, which has {disk.told(disk.free(self.root))} free, and a "
-            f"checkpoint takes about {disk.told(self.size)}"
+            f"no room left on the disk of {self.root}, which has {disk.readable(disk.free(self.root))} free, and a "
+            f"checkpoint takes about {disk.readable(self.size)}"
         )
 
     def _publish(self, save: PendingSave) -> None:

@@ -119,10 +119,10 @@ def _others(share: Mapping[str, Any], rank: int, known: dict[str, tuple[int, Any
     for name, here in share.items():
         first, there = known.setdefault(name, (rank, here))
         if here != there:
-            yield f"{name} is {_told(here)} on rank {rank} and {_told(there)} on rank {first}"
+            yield f"{name} is {_described(here)} on rank {rank} and {_described(there)} on rank {first}"
 
 
-def _told(described: tuple[DType | None, tuple[int, ...]]) -> str:
+def _described(described: tuple[DType | None, tuple[int, ...]]) -> str:
     dtype, whole = described
     return f"{'an object' if dtype is None else dtype} {list(whole)}"
 

@@ -15,7 +15,7 @@ import xxhash
 
 from mconv.convert.place import sync
 from mconv.errors import ConfigError, FormatError
-from mconv.train.data.index import beside
+from mconv.train.data.index import with_ending
 from mconv.train.megatron.collectives import on_rank_0
 from mconv.train.megatron.parallel import rank
 
@@ -73,7 +73,7 @@ def _key(prefixes: Sequence[Path], told: Any) -> str:
     digest = hashlib.sha256(json.dumps([*map(str, prefixes), told]).encode())
     for prefix in prefixes:
         file = xxhash.xxh3_128()
-        with beside(prefix, ".idx").open("rb") as index:
+        with with_ending(prefix, ".idx").open("rb") as index:
             while piece := index.read(PIECE):
                 file.update(piece)
         digest.update(file.digest())

@@ -6,7 +6,7 @@ from enum import IntEnum
 from typing import Any
 
 from mconv.errors import MconvError
-from mconv.train.data.bad import BadRecord, Kind
+from mconv.train.data.bad_records import BadRecord, Kind
 from mconv.train.data.claims import unknown_fields
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from mconv.train.data.bad import BadRecord, Kind
+from mconv.train.data.bad_records import BadRecord, Kind
 
 
 class Use(str, Enum):

@@ -84,14 +84,14 @@ class Indexed:
         return min((low for low, _ in ends), default=0), max((high for _, high in ends), default=-1)
 
 
-def beside(prefix: Path, suffix: str) -> Path:
+def with_ending(prefix: Path, suffix: str) -> Path:
     """Return PREFIX with a suffix; `with_suffix` would cut a prefix that has a dot in its name."""
     return prefix.with_name(prefix.name + suffix)
 
 
 def open_index(prefix: Path) -> Indexed:
     """Open PREFIX.bin and PREFIX.idx. Raises FormatError, with the file's name, on what is missing or damaged."""
-    data, index = beside(prefix, ".bin"), beside(prefix, ".idx")
+    data, index = with_ending(prefix, ".bin"), with_ending(prefix, ".idx")
     refuse(missing(prefix)[:1], doing="reading data", kind=FormatError)
     dtype, sequences, documents = _header(index)
     sizes = [4 * sequences, 8 * sequences, 8 * documents]
@@ -118,7 +118,7 @@ def missing(prefix: Path) -> list[str]:
     how = f"mconv data {command} ... --out {made} makes it"
     if prefix.suffix in (".bin", ".idx"):
         how = f"give the prefix without {prefix.suffix}"
-    paths = (beside(prefix, ending) for ending in (".bin", ".idx"))
+    paths = (with_ending(prefix, ending) for ending in (".bin", ".idx"))
     return [f"{path}: no such file; {how}" for path in paths if not path.is_file()]
 
 

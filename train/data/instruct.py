@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from mconv.errors import FormatError, MconvError
-from mconv.train.data.bad import REJECTED, BadRecord, Kind, OnBad, Rejected, Rejects
+from mconv.train.data.bad_records import REJECTED, BadRecord, Kind, OnBad, Rejected, Rejects
 from mconv.train.data.chat import OWN, Part, Role, Talk, check_template, spelled
 from mconv.train.data.claims import Keys
 from mconv.train.data.conversation import talk_of
-from mconv.train.data.index import beside
+from mconv.train.data.index import with_ending
 from mconv.train.data.pool import BATCH, in_batches
 from mconv.train.data.record import Tokenized, appearing, facts, load_tokenizer
 from mconv.train.data.sources import ROLE, TEXT
@@ -89,12 +89,12 @@ def instruct(
         folder=tokenizer, template=template, keys=keys or Keys(), ignore=frozenset(ignore_fields), bad=bad,
         bos=known["prepend_bos"], eos=known["append_eod"],
     )  # fmt: skip
-    outputs = [beside(prefix, end) for end in ends]
-    listed = beside(prefix, f"{TEXT}{REJECTED}")
+    outputs = [with_ending(prefix, end) for end in ends]
+    listed = with_ending(prefix, f"{TEXT}{REJECTED}")
     with appearing(outputs, maybe=listed, overwrite=overwrite) as parts:
         with closing(Rejects(parts[-1])) as rejects:
             raws = _raws(sources, bad, rejects)
-            said = in_batches(raws, partial(_said, how=how), workers=workers, letters=lambda raw: raw.size)
+            said = in_batches(raws, partial(_tokenize_batch, how=how), workers=workers, letters=lambda raw: raw.size)
             counts = _write(good(said, rejects), parts, known, progress)
             rejects.check()
         made = Tokenized(**known, **counts, template=template, on_bad_record=on_bad_record, **rejects.facts(listed.name))
@@ -110,10 +110,10 @@ def _raws(sources: Iterable[Path], bad: OnBad, rejects: Rejects) -> Iterator[Raw
             yield raw
 
 
-def _said(batch: list[Raw], *, how: Encoding) -> list[TokenizedTalk | Rejected]:
+def _tokenize_batch(batch: list[Raw], *, how: Encoding) -> list[TokenizedTalk | Rejected]:
     """Return ids and roles of each conversation of a batch; none for one without turns."""
     tokenizer = load_tokenizer(how.folder)
-    read = [_spoken(raw, how, tokenizer) for raw in batch]
+    read = [_read(raw, how, tokenizer) for raw in batch]
     texts = ["".join(text for _, text in found[1]) for found in read if not isinstance(found, Rejected)]
     coded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False) if texts else {}
     tokens = zip(coded.get("input_ids", []), coded.get("offset_mapping", []), strict=True)
@@ -124,13 +124,13 @@ def _said(batch: list[Raw], *, how: Encoding) -> list[TokenizedTalk | Rejected]:
             made.append(found)
             continue
         try:
-            made.append(_told(*found, *next(tokens), special, how))
+            made.append(_tokenized(*found, *next(tokens), special, how))
         except BadRecord as error:
             made.append(how.bad(error, raw.place))
     return made
 
 
-def _spoken(raw: Raw, how: Encoding, tokenizer: Any) -> tuple[Talk, list[Part]] | Rejected:
+def _read(raw: Raw, how: Encoding, tokenizer: Any) -> tuple[Talk, list[Part]] | Rejected:
     """Return the conversation of a record and the parts of its text, or what is wrong with it."""
     if isinstance(raw.value, Rejected):
         return raw.value
@@ -147,7 +147,7 @@ def _spoken(raw: Raw, how: Encoding, tokenizer: Any) -> tuple[Talk, list[Part]] 
     return talk, parts
 
 
-def _told(
+def _tokenized(
     talk: Talk, parts: list[Part], ids: list[int], offsets: Sequence[tuple[int, int]], special: Set[int], how: Encoding
 ) -> TokenizedTalk:
     """Return the tokens of a conversation, with their roles."""

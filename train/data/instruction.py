@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.train.data.chat import Role
-from mconv.train.data.index import CHUNK, Indexed, beside, open_index
+from mconv.train.data.index import CHUNK, Indexed, open_index, with_ending
 from mconv.train.data.loader import Shuffled
 from mconv.train.data.packing import pack
 from mconv.train.data.sources import ROLE, TEXT
@@ -35,7 +35,7 @@ class Conversations:
 
 def open_conversations(prefix: Path) -> Conversations:
     """Open PREFIX-text and PREFIX-role, mconv's or Megatron-LLM's. Raises FormatError if they do not match."""
-    text, role = (open_index(beside(prefix, kind)) for kind in (TEXT, ROLE))
+    text, role = (open_index(with_ending(prefix, kind)) for kind in (TEXT, ROLE))
     if len(text) != len(role):
         raise FormatError(f"{role.prefix}: {len(role)} conversations, {text.prefix} has {len(text)}; make both again")
     if (other := np.flatnonzero(text.lengths != role.lengths)).size:
@@ -134,7 +134,7 @@ def _labels(data: Conversations, numbers: npt.NDArray[np.int64], seq_length: int
     return np.minimum(data.text.lengths[numbers].astype(np.int64) - 1, seq_length)
 
 
-def told(made: Rows, name: str) -> str:
+def summary(made: Rows, name: str) -> str:
     """Return a line for people: how many conversations, in how many rows, and how many were cut."""
     used = np.fromiter(chain.from_iterable(made.rows), np.int64)
     tokens = int(_labels(made.data, used, made.seq_length).sum())
@@ -207,7 +207,7 @@ def endless(
     empty = [f"{part.data.prefix}: no conversation with an answer for {name}" for part in made if not part.rows]
     refuse(empty, doing="opening the data", kind=ConfigError)
     for part in made:
-        say(told(part, name))
+        say(summary(part, name))
     if shares is None or len(made) == 1:
         return Shuffled(Joined(made), seed)
     return mixed([Shuffled(part, seed + number) for number, part in enumerate(made)], shares, samples=samples)

@@ -14,7 +14,7 @@ from mconv import extras
 from mconv.convert.place import sync
 from mconv.convert.tokens import decides
 from mconv.errors import ConfigError, FormatError, MconvError
-from mconv.train.data.index import beside
+from mconv.train.data.index import with_ending
 
 OWN = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template")
 """Beginnings of the names of a tokenizer's files."""
@@ -67,7 +67,7 @@ class Tokenized:
 
 def read_record(prefix: Path) -> Tokenized | None:
     """Return the record beside PREFIX.bin, or None if there is none or it belongs to other data."""
-    path = beside(prefix, ".mconv.json")
+    path = with_ending(prefix, ".mconv.json")
     if not path.is_file():
         return None
     known = {field.name for field in dataclasses.fields(Tokenized)}
@@ -78,7 +78,7 @@ def read_record(prefix: Path) -> Tokenized | None:
         record.tokenizer_files.items()
     except (ValueError, TypeError, AttributeError) as error:
         raise FormatError(f"{path} is damaged ({error}); remove it, or tokenize again") from error
-    return record if record.bin_bytes == beside(prefix, ".bin").stat().st_size else None
+    return record if record.bin_bytes == with_ending(prefix, ".bin").stat().st_size else None
 
 
 @functools.lru_cache(maxsize=1)

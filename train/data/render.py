@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mconv.train.data.bad import BadRecord, Kind
+from mconv.train.data.bad_records import BadRecord, Kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.train.config import TrainConfig
-from mconv.train.data.index import ROLE, TEXT, beside, missing, open_index
+from mconv.train.data.index import ROLE, TEXT, missing, open_index, with_ending
 
 PLAIN = "running text: leave --data-type instruction out (mconv data instruct writes conversations)"
 TALKS = "conversations of mconv data instruct: give --data-type instruction"
@@ -52,7 +52,7 @@ def check_present(config: TrainConfig) -> None:
     apart = (config.train_data, config.valid_data, config.test_data)
     given += [blend(names, instruction=talks) for names in apart if names]
     prefixes = dict.fromkeys(prefix for mix in given for prefix in mix.prefixes)
-    bad = [text for prefix in prefixes for end in ends for text in missing(beside(prefix, end))[:1]]
+    bad = [text for prefix in prefixes for end in ends for text in missing(with_ending(prefix, end))[:1]]
     refuse(bad, doing="looking for data", kind=FormatError)
 
 
@@ -103,7 +103,7 @@ def _prefixes(path: Path, instruction: bool) -> list[Path]:
 
 def _of_the_other_type(prefix: Path, instruction: bool) -> str | None:
     """Return what to give instead, where a prefix has the files of the other data_type; None where it has not."""
-    plain, talks = (beside(prefix, f"{end}.bin").is_file() for end in ("", TEXT))
+    plain, talks = (with_ending(prefix, f"{end}.bin").is_file() for end in ("", TEXT))
     if instruction and not talks and prefix.name.endswith((TEXT, ROLE)):
         return f"{prefix}: give the prefix without {TEXT} or {ROLE}: {prefix.with_name(prefix.name[: -len(TEXT)])}"
     if instruction and plain and not talks:
@@ -146,5 +146,5 @@ def _shared(prefixes: list[Path], weight: float, instruction: bool) -> list[floa
     if len(prefixes) == 1:
         return [weight]
     ends = TEXT if instruction else ""
-    tokens = [len(open_index(beside(prefix, ends)).tokens) for prefix in prefixes]
+    tokens = [len(open_index(with_ending(prefix, ends)).tokens) for prefix in prefixes]
     return [weight * count / sum(tokens) for count in tokens]

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mconv.train.data.bad import BadRecord, Kind
+from mconv.train.data.bad_records import BadRecord, Kind
 from mconv.train.data.chat import Part, Role, Talk, Turn
 from mconv.train.data.render import Render
-from mconv.train.data.written import check_variables, check_written
+from mconv.train.data.template_coverage import check_variables, check_written
 
 SECONDS = 60.0
 """Time limit of a template for one conversation: the sandbox bounds what it touches, not how long it runs."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from mconv import extras
 from mconv.errors import FormatError
-from mconv.train.data.bad import BadRecord, Kind, OnBad, RecordLocation, Rejected, stop
+from mconv.train.data.bad_records import BadRecord, Kind, OnBad, RecordLocation, Rejected, stop
 from mconv.train.data.pool import BATCH, FULL
 
 LONGEST = 1 << 28
@@ -169,7 +169,7 @@ def _text_of(value: Any, key: str) -> str:
     """Return a field's value as text that can be encoded."""
     if not isinstance(value, str):
         kind = Kind.NULL if value is None else Kind.WRONG_TYPE
-        raise BadRecord(kind, f"no text under {key!r}: it is {typed(value)}")
+        raise BadRecord(kind, f"no text under {key!r}: it is {in_words(value)}")
     return unicode(value)
 
 
@@ -182,7 +182,7 @@ def unicode(text: str) -> str:
     return text
 
 
-def typed(value: Any) -> str:
+def in_words(value: Any) -> str:
     """Return in words what a JSON value is: `null`, `the number 7`, `a list`."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from mconv.errors import FormatError, MconvError
-from mconv.train.data.bad import POLICIES, REJECTED, OnBad, Rejected, Rejects
-from mconv.train.data.index import beside
+from mconv.train.data.bad_records import POLICIES, REJECTED, OnBad, Rejected, Rejects
+from mconv.train.data.index import with_ending
 from mconv.train.data.pool import BATCH, in_batches
 from mconv.train.data.record import Tokenized, appearing, facts, load_tokenizer
 from mconv.train.data.text import documents
@@ -40,8 +40,8 @@ def tokenize(
     """
     bad = checked(workers, on_bad_record)
     known = facts(tokenizer, append_eod=append_eod, prepend_bos=prepend_bos)
-    outputs = [beside(prefix, suffix) for suffix in (".bin", ".idx", ".mconv.json")]
-    listed = beside(prefix, REJECTED)
+    outputs = [with_ending(prefix, suffix) for suffix in (".bin", ".idx", ".mconv.json")]
+    listed = with_ending(prefix, REJECTED)
     with appearing(outputs, maybe=listed, overwrite=overwrite) as (data, index, record, rejected):
         with closing(Rejects(rejected)) as rejects:
             texts = _texts(sources, key, bad, rejects)

@@ -10,7 +10,6 @@ from functools import lru_cache
 from mconv.convert.lora import Linear
 from mconv.convert.table import Logical
 from mconv.shard.layout import Layout
-from mconv.shard.stages import stage_layers
 from mconv.spec import ModelSpec
 from mconv.train.model.trainable import ALL, Flow, Trainable, flows
 
@@ -164,7 +163,7 @@ def _flows(spec: ModelSpec, layout: Layout, setting: Setting, stage: int, chunk:
 
     So does what an embedding gives to adapters, and to layers that are computed again.
     """
-    runs = stage_layers(spec.num_layers, pp=layout.pp, vpp=layout.vpp, uneven=layout.uneven)
+    runs = layout.stages(spec.num_layers)
     first = stage == chunk == 0 and setting.recompute == "none" and setting.trains.adapter is None
     return flows(spec, setting.trains, runs[stage, chunk], enters=not first or setting.trains.embeds(spec))
 

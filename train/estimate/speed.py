@@ -7,7 +7,6 @@ not know how fast kernels are at a size, what overlaps, nor how ranks lie in the
 from dataclasses import dataclass
 
 from mconv.shard.layout import Layout
-from mconv.shard.stages import stage_layers
 from mconv.spec import ModelSpec
 from mconv.train.config import TrainConfig
 from mconv.train.estimate import flops
@@ -81,7 +80,7 @@ def step(
 
 def _layers(spec: ModelSpec, layout: Layout) -> list[int]:
     """Return the number of layers of each stage."""
-    runs = stage_layers(spec.num_layers, pp=layout.pp, vpp=layout.vpp, uneven=layout.uneven)
+    runs = layout.stages(spec.num_layers)
     return [sum(len(runs[stage, chunk]) for chunk in range(layout.vpp)) for stage in range(layout.pp)]
 
 

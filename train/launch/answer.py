@@ -46,7 +46,7 @@ def doing(what: str, iteration: int = 0) -> None:
             file.with_suffix(".part").replace(file)
 
 
-def told(asked: Path) -> tuple[str, int]:
+def activity(asked: Path) -> tuple[str, int]:
     """Return what rank 0 was doing last, as the launcher reads it."""
     try:
         what, iteration = asked.with_name(DOING).read_text().split()

@@ -47,11 +47,11 @@ class Callbacks:
 
         Raises CheckFailed on every rank, as `after_checkpoint_failure` says.
         """
-        self._heed(collectives.on_rank_0(lambda: self._all(iteration, consumed)))
+        self._apply_policy(collectives.on_rank_0(lambda: self._all(iteration, consumed)))
 
     def close(self) -> None:
         """Wait for commands that are still running. Every rank calls it; raises as `checkpoint` does."""
-        self._heed(collectives.on_rank_0(lambda: self._ended(wait=True)))
+        self._apply_policy(collectives.on_rank_0(lambda: self._ended(wait=True)))
 
     def read(self) -> set[int]:
         """Return the iterations that commands in the background may still be reading: on rank 0."""
@@ -106,7 +106,7 @@ class Callbacks:
         self.running = going
         return bad
 
-    def _heed(self, bad: list[str]) -> None:
+    def _apply_policy(self, bad: list[str]) -> None:
         """Say what went wrong, and do as the policy says."""
         for line in bad:
             self.say(f"warning: {line}")

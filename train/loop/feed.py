@@ -14,7 +14,7 @@ import xxhash
 from mconv.train.config.data import RESETS, shares
 from mconv.train.config.length import run_length
 from mconv.train.data import checks, dataset, instruction, mock
-from mconv.train.data.index import beside
+from mconv.train.data.index import with_ending
 from mconv.train.data.loader import Shuffled, batches, sample_numbers
 from mconv.train.data.sources import TEXT, Blend, blend
 from mconv.train.logs.log import Say
@@ -49,7 +49,7 @@ def sets(run: Run, say: Say) -> Sets:
     prefixes = list(dict.fromkeys(prefix for mix in blends if mix for prefix in mix.prefixes))
     if not config.allow_other_tokenizer:  # before index files are written
         ends = TEXT if talks else ""
-        checks.same_tokenizer([beside(prefix, ends) for prefix in prefixes], run.origin.side_files)
+        checks.same_tokenizer([with_ending(prefix, ends) for prefix in prefixes], run.origin.side_files)
     made = _conversations(run, blends, say) if talks else _text(run, blends, prefixes)
     return _cyclic(made, config.seed) if config.dataloader_type == "cyclic" else made
 
@@ -117,7 +117,7 @@ def _text(run: Run, blends: list[Blend | None], prefixes: list[Path]) -> Sets:
     checks.check(parts, vocab_size=run.spec.vocab_size, seq_length=run.seq_length)
     given = config.eod_token
     apart = _apart(run, eod=lambda wanted_by: checks.end_of_document(prefixes, given=given, wanted_by=wanted_by))
-    near = Path(config.save) / "data-cache" if config.save else beside(prefixes[0], ".cache")
+    near = Path(config.save) / "data-cache" if config.save else with_ending(prefixes[0], ".cache")
     built = dataset.datasets(
         blends[0] if config.data and blends[0] else blends, split=config.split, seq_length=run.seq_length,
         seed=config.seed, samples=wanted, cache=Path(config.data_cache) if config.data_cache else near,

@@ -11,8 +11,8 @@ import torch
 
 from mconv.convert.dialects.mcore import UNEVEN
 from mconv.errors import LayoutError
-from mconv.shard.layout import Layout
-from mconv.shard.stages import EVEN, Uneven, stage_layers
+from mconv.shard.layout import Grid, Layout
+from mconv.shard.stages import EVEN, Uneven
 from mconv.train.config.parallelism import Parallelism, uneven_of
 
 _GROUPS: list[Any] = []
@@ -20,22 +20,16 @@ _GROUPS: list[Any] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parallel:
+class Parallel(Grid):
     """The spread of one model over ranks. The rest of the world is data parallel."""
 
-    tp: int = 1
-    """Ranks that share each matrix (tensor parallel)."""
-    pp: int = 1
-    """Stages that share the layers (pipeline parallel)."""
-    vpp: int = 1
-    """Model chunks on each stage (1: not interleaved)."""
     uneven: Uneven = EVEN
     """Reasons for stages to have different numbers of layers."""
     sequence_parallel: bool = False
     """Also share the positions between the matrices; needs tp > 1."""
 
     def __post_init__(self) -> None:
-        self.layout(padded_vocab=self.tp)  # its refusals, which are those of conversion
+        Grid.__post_init__(self)
         if self.sequence_parallel and self.tp == 1:
             raise LayoutError("sequence_parallel shares positions among the tensor-parallel ranks; it needs tp > 1")
 
@@ -47,7 +41,7 @@ class Parallel:
         """Return the layers of each (stage, chunk). Raises LayoutError if they cannot be shared so."""
         said = [f"{arg} {value}" for name, (arg, _) in UNEVEN.items() if (value := getattr(self.uneven, name))]
         try:
-            return stage_layers(num_layers, pp=self.pp, vpp=self.vpp, uneven=self.uneven)
+            return self.layout(padded_vocab=self.tp).stages(num_layers)
         except LayoutError as error:
             raise LayoutError(": ".join([*([", ".join(said)] if said else []), str(error)])) from error
 

@@ -126,15 +126,15 @@ class Rejects:
         """Raise FormatError where a whole file, or the whole input, is bad: that is no matter of single records."""
         total = sum(self.counts.values())
         if total and total == sum(self.records.values()):
-            raise FormatError(f"every record of the input is bad: {self.told()}")
+            raise FormatError(f"every record of the input is bad: {self.summary()}")
         for file, foreign in self._foreign.items():
             if foreign == self.records[file]:
                 raise FormatError(
                     f"{file}: no record has the fields that were asked for; this is another format rather than "
-                    f"{foreign} bad records, so --on-bad-record skip does not pass over it: {self.told(file)}"
+                    f"{foreign} bad records, so --on-bad-record skip does not pass over it: {self.summary(file)}"
                 )
 
-    def told(self, file: str = "") -> str:
+    def summary(self, file: str = "") -> str:
         """Return the counts by kind, and the first bad records (of `file`)."""
         counts = ", ".join(f"{count} {kind}" for kind, count in self.counts.most_common())
         first = [line for line in self.first if line.startswith(file)]

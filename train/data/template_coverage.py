@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import jinja2.meta
 
-from mconv.train.data.bad import BadRecord, Kind
+from mconv.train.data.bad_records import BadRecord, Kind
 from mconv.train.data.chat import Role, Talk, Turn
 from mconv.train.data.claims import EMPTY, unknown_fields
 from mconv.train.data.render import Render
