@@ -8,16 +8,14 @@ from pathlib import Path
 
 from mconv.convert import manifest
 from mconv.convert.checkpoint import TRACKER
-from mconv.errors import FormatError, MconvError
+from mconv.convert.locate import tracker_word
+from mconv.errors import MconvError
 
 
 def latest(root: Path) -> int | None:
     """Return the iteration that a folder's tracker names; None without a tracker, or for a converted `release`."""
-    tracker = root / TRACKER
-    word = tracker.read_text(errors="replace").strip() if tracker.is_file() else "release"
-    if word != "release" and not re.fullmatch(r"\d{1,12}", word):
-        raise FormatError(f"{tracker} says {word[:40]!r}; it must be an iteration number or 'release'")
-    return None if word == "release" else int(word)
+    word = tracker_word(root)
+    return None if word in (None, "release") else int(word)
 
 
 def folder_of(root: Path, iteration: int) -> Path:

@@ -128,7 +128,7 @@ class Saver:
 
     def _hidden(self, iteration: int) -> Path:
         """Make a new hidden folder for this save, and remove those that killed saves have left."""
-        hidden = self.root / f".iter_{iteration:07d}.{secrets.token_hex(4)}.partial"
+        hidden = self.root / f".{folders.folder_of(self.root, iteration).name}.{secrets.token_hex(4)}.partial"
         with disk.noticed():
             folders.clear(self.root)
             hidden.mkdir(parents=True)

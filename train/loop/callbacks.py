@@ -102,7 +102,7 @@ class Callbacks:
             if code is None:
                 going.append((iteration, process))
             elif code:
-                bad.append(f"after_checkpoint of iter_{iteration:07d}: exit code {code}")
+                bad.append(f"after_checkpoint of {folder_of(Path(), iteration).name}: exit code {code}")
         self.running = going
         return bad
 
