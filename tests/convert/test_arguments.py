@@ -273,7 +273,9 @@ def test_every_arg_that_megatron_lm_has_is_claimed():
 
 def test_what_training_writes_is_claimed():
     """Args that a run adds to those of a conversion."""
-    tree = ast.parse((Path(mconv.__file__).parent / "train/checkpoints/beside.py").read_text())  # megatron imports slowly
+    tree = ast.parse(
+        (Path(mconv.__file__).parent / "train/checkpoints/metadata.py").read_text()
+    )  # megatron imports slowly
     settings = next(ast.literal_eval(node.value) for node in tree.body
                     if isinstance(node, ast.Assign) and node.targets[0].id == "SETTINGS")  # fmt: skip
     added = {*settings, "use_distributed_optimizer", "transformer_impl", "sequence_parallel", "world_size"}

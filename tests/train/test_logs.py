@@ -132,12 +132,12 @@ def test_an_export_is_made_once(run, tmp_path, monkeypatch, capsys):
     """And it is the export that `meg2hf --iterations` makes: that finds it there."""
     train(**run, save=str(tmp_path), export_hf_every=1, save_interval=2, exit_after=2)
     whole = callbacks.rewrite
-    monkeypatch.setattr(follow, "rewrite", lambda *a, **k: pytest.fail("made again"))
+    monkeypatch.setattr(callbacks, "rewrite", lambda *a, **k: pytest.fail("made again"))
     assert callbacks.export(tmp_path / "iter_0000002") == tmp_path / "hf" / "iter_0000002"
     assert app.run(["meg2hf", str(tmp_path), "--out", str(tmp_path / "hf"), "--iterations", "all"]) == 0
     assert "already there" in capsys.readouterr().out
     (tmp_path / "hf" / "iter_0000002" / "model.safetensors").unlink()  # a damaged one is made again
-    monkeypatch.setattr(follow, "rewrite", whole)
+    monkeypatch.setattr(callbacks, "rewrite", whole)
     assert (callbacks.export(tmp_path / "iter_0000002") / "model.safetensors").is_file()
 
 

@@ -96,7 +96,7 @@ def test_a_part_of_the_state_that_is_lost_is_seen(fault, monkeypatch):
     from mconv.train.checkpoints import foreign_resume
 
     whole, opened = jobs.train(**go_on("legacy-tp1-adam")), foreign_resume.open_state
-    monkeypatch.setattr(takeover, "opened", lambda c: dataclasses.replace(opened(c), **FAULTS[fault]))
+    monkeypatch.setattr(foreign_resume, "open_state", lambda c: dataclasses.replace(opened(c), **FAULTS[fault]))
     losses = jobs.train(**go_on("legacy-tp1-adam"))["losses"]
     assert losses[0] == whole["losses"][0]  # it depends on the weights alone
     assert max(abs(a - b) for a, b in zip(losses, whole["losses"], strict=True)) > 1e-3
