@@ -1,4 +1,4 @@
-"""A layout: tensor and pipeline parallel sizes and vocabulary padding, and every refusal that follows from them."""
+"""A layout: tensor and pipeline parallel sizes and vocabulary padding, with their checks."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""How a stored tensor spells a logical one: `"(g s[:q] h) d"` holds the queries of each group, and nothing else of it.
+"""Patterns of stored tensors: `"(g s[:q] h) d"` holds the queries of each group, and nothing else of the tensor.
 
-A pattern names the axes of each stored dimension as `axes.py` does, in whatever order they lie. Of an axis it may hold a
+A pattern names the axes of each stored dimension as `axes.py` does, in stored order. Of an axis it may hold a
 part (`s[:q]`, `s[-1]`, `p[0]`); a bound may be negative, or an axis, which stands for its size. `h~` is stored pairwise
 (0, n/2, 1, n/2 + 1, ...: rotary rows). `+` puts blocks end to end: `"(p[1] f + p[0] f) d"` has up before gate.
 """

@@ -1,7 +1,7 @@
-"""LoRA in a run: where its adapter begins, which base it is of, and what its checkpoints hold and say.
+"""LoRA in a run: the start of its adapter, the base that it belongs to, and the content of its checkpoints.
 
-They hold the adapter alone, and a digest of the base: not of files but of every weight, so that the same base in another
-format or layout is the same, and another one is refused when the run goes on.
+These hold the adapter alone, and a digest of the base: not of files but of every weight, so that the same base in another
+format or layout passes, and another base is refused when the run resumes.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Where a run begins: at weights, at its own checkpoint, or at another iteration than the last."""
+"""Choose where a run begins: at weights, at its own last checkpoint, or at an earlier iteration."""
 
 from dataclasses import dataclass
 from pathlib import Path

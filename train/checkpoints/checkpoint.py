@@ -1,4 +1,4 @@
-"""What a training checkpoint holds: all that a run needs to go on, in megatron-core's torch_dist; and loaded back."""
+"""Save and load the state of a run: all that it needs to go on, in megatron-core's torch_dist format."""
 
 import dataclasses
 import random

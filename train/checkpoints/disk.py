@@ -1,4 +1,4 @@
-"""DiskSpace on the disk of a run's checkpoints: counted before the first step, and missed in words when it runs out."""
+"""Disk space for a run's checkpoints: checked before the first step, and reported when it runs out."""
 
 import contextlib
 import dataclasses

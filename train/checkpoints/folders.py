@@ -1,4 +1,4 @@
-"""A save folder: its iterations, and the tracker that names one of them. Each change happens whole or not at all."""
+"""A save folder: its iterations, and the tracker that names one of them. Every change is atomic."""
 
 import os
 import re

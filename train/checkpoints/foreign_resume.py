@@ -1,8 +1,8 @@
-"""Go on with a run from its checkpoint's logical tensors: whoever saved it, and at whatever layout.
+"""Resume a run from the logical tensors of its checkpoint, whichever program saved it and at whatever layout.
 
-megatron-core's own loader reads what megatron-core's same optimizer has saved as global tensors. Megatron-LM's default
-(flat buffers cut at the replicas' shares) and its `torch` format are of one layout each; here they are read as tensors of
-the model, and cut for this rank like weights.
+megatron-core's own loader reads optimizer state that the same optimizer saved as global tensors. Megatron-LM's default
+format (flat buffers cut at the replicas' shares) and its `torch` format have one layout each; here they are read as
+tensors of the model, and cut for this rank like weights.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Settings of a run that goes on: those that nobody gives are taken from its checkpoint.
+"""Settings of a resumed run: those that the user does not give are taken from its checkpoint.
 
 Megatron-LM and Megatron-LLM save their args with a checkpoint; mconv saves these too, and its own settings beside them.
 `TAKEN` and `NOT_TAKEN` say for each field of TrainConfig which of the two it is.

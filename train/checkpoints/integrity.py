@@ -1,4 +1,4 @@
-"""A checkpoint's bytes, looked at before a run goes on from them: torch's loader takes whatever they are."""
+"""Verify the checksums of a checkpoint before a run resumes from it: torch's loader does not."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What stands beside the tensors of a training checkpoint: Megatron-LM's args, the manifest, the side files."""
+"""Metadata of a training checkpoint: Megatron-LM's args, the manifest, the side files."""
 
 from argparse import Namespace
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A checkpoint that holds a run: is that run to go on, or is a new one to begin with its weights?"""
+"""The choice that a checkpoint with optimizer state asks for: resume its run, or start a new one with its weights."""
 
 from collections.abc import Mapping
 from typing import Any

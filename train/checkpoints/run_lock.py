@@ -1,7 +1,7 @@
-"""A save folder is one folder for all ranks, and one run's at a time.
+"""The lock of a save folder, which is one folder for all ranks and belongs to one run at a time.
 
-A lock keeps a second run out where the file system has locks. Where it has none, the name of the run that has begun last
-stands in the folder, and an earlier one finds it there before it gives a checkpoint its name.
+A lock keeps a second run out if the file system has locks. If it has none, the id of the run that began last is in the
+folder, and an earlier run finds it there before it publishes a checkpoint.
 """
 
 import contextlib

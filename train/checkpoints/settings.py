@@ -1,4 +1,4 @@
-"""What a run's next steps depend on: a run that goes on under other settings than it was saved with says so."""
+"""Settings that the next steps depend on: a run that is resumed under different ones says so."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A training state taken apart: what is plain, and the shards of tensors and objects, each written by one rank."""
+"""Split a training state into plain values and shards of tensors and objects, each written by one rank."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""A checkpoint's files: laid out by all ranks, one written by each, whole on all of them or on none.
+"""Write a checkpoint's files: laid out by all ranks, one written by each; all succeed or the checkpoint fails.
 
-A rank's file is written by a forked process, whose memory is a picture of the moment, and which starts no others. Its
+A rank's file is written by a forked process, whose memory is a snapshot, and which starts no other processes. Its
 rank holds one end of a pipe to it, so that whatever ends the process is noticed.
 """
 

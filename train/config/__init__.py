@@ -1,4 +1,4 @@
-"""Everything that `mconv train` can be told: one flat dataclass of sections, read from YAML and flags."""
+"""All options of `mconv train`: one flat dataclass of sections, read from YAML, the environment and flags."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Option names of other programs: what each is called here, how its value is converted, or why there is none."""
+"""Option names of other programs: mconv's name for each, how to convert its value, or why there is none."""
 
 import json
 from collections.abc import Mapping

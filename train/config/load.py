@@ -1,4 +1,4 @@
-"""What a run is told: the lines of a YAML file, and variables of the environment."""
+"""Load a run's fields from a YAML file and from environment variables."""
 
 import dataclasses
 import re

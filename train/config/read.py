@@ -1,4 +1,4 @@
-"""A TrainConfig from plain values: names, types and help, all read off the sections."""
+"""Make a TrainConfig from plain values: names, types and help are read from the sections."""
 
 import ast
 import dataclasses

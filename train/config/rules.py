@@ -1,4 +1,4 @@
-"""What a section says about its fields: one line per broken rule, naming the field, its value and the rule."""
+"""Rules for fields: each broken one gives a line with the field, its value and the rule."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Bad records: what is wrong with each, and the file that lists those that were left out."""
+"""Bad records: their kinds, the policies for them, and the file that lists those that were left out."""
 
 import json
 from collections import Counter

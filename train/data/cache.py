@@ -1,4 +1,4 @@
-"""Index files of datasets, made once: beside their place, which they get when they are whole."""
+"""Index files of datasets, built once in a temporary folder, which is renamed when they are complete."""
 
 import contextlib
 import hashlib

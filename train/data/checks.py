@@ -1,4 +1,4 @@
-"""Before the first step: is the data whole, long enough, and of this model? All that is wrong, at once."""
+"""Check before the first step that the data is complete, long enough and fits the model; report all problems at once."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

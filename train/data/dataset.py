@@ -1,4 +1,4 @@
-"""megatron-core's GPTDataset over `.bin/.idx` prefixes: its samples, with documents kept apart where that is asked."""
+"""megatron-core's GPTDataset over `.bin/.idx` prefixes, with documents kept apart if asked."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass

@@ -1,4 +1,4 @@
-"""What token data is, for people: counts and lengths from the index, ids and endings from samples of the .bin."""
+"""Describe token data for people: counts and lengths from the index, ids and endings from samples of the .bin."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A `.bin/.idx` pair as it lies on disk: any program's, checked before it is believed."""
+"""A `.bin/.idx` pair on disk, written by any program and checked before use."""
 
 import os
 import struct

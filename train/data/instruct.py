@@ -1,4 +1,4 @@
-"""Conversations to Megatron-LLM's two pairs of files: the tokens, and who says each of them."""
+"""Tokenize conversations to Megatron-LLM's two pairs of files: the tokens, and the role of each."""
 
 import dataclasses
 import json

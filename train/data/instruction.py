@@ -1,4 +1,4 @@
-"""Conversations as samples: the answers trained, the rest weighed, several to a row where they are packed."""
+"""Conversations as samples: loss on answers, a weight for other tokens, several to a row if they are packed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""From samples to micro batches: in which order, read ahead by threads, on the device."""
+"""Micro batches of samples: their order, reading ahead by threads, and the copy to the device."""
 
 from collections import deque
 from collections.abc import Iterator

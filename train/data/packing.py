@@ -1,4 +1,4 @@
-"""Which samples share a row."""
+"""Pack samples into rows."""
 
 import bisect
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How data was made: the record beside it, and the tokenizer that it names."""
+"""The record beside token data of how it was made, and the tokenizer that the record names."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""`data` as the user writes it: prefixes, folders of prefixes, and weights before either."""
+"""Parse `data` as the user writes it: prefixes, folders of prefixes, and weights before either."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Whether a chat template writes all that is in a conversation: a field that it never looks at would vanish."""
+"""Check that a chat template writes all of a conversation: a field that it ignores would be lost."""
 
 import functools
 import inspect

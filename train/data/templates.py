@@ -1,4 +1,4 @@
-"""A conversation as a tokenizer's own chat template writes it: somebody else's program, run in transformers' sandbox."""
+"""Render a conversation by the tokenizer's own chat template, a foreign program, run in transformers' sandbox."""
 
 import contextlib
 import signal

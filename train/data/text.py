@@ -1,4 +1,4 @@
-"""Text in: the documents of a jsonl, plain text (either compressed) or parquet file, one after the other."""
+"""Read the documents of a jsonl, plain text (either compressed) or parquet file, one after the other."""
 
 import gzip
 import importlib

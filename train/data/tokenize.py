@@ -1,4 +1,4 @@
-"""Text to megatron-core's `.bin`/`.idx`, with the policy of documents' ends recorded beside them."""
+"""Tokenize text to megatron-core's `.bin`/`.idx`, and record beside them how documents end."""
 
 import dataclasses
 import json

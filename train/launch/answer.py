@@ -1,4 +1,4 @@
-"""Answer a stop signal at once, in words, while the step that it has to wait for is still running.
+"""Print an answer to a stop signal at once, while the step that it has to wait for is still running.
 
 Python runs a signal's handler between two bytecodes of the main thread, and a step may spend minutes in one call. So a
 thread reads signals from a pipe (`signal.set_wakeup_fd`) and says what the run finishes first.

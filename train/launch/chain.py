@@ -1,4 +1,4 @@
-"""A run that fails before its first step: its queue of jobs would fail one by one, so it is told once."""
+"""React once to a run that fails before its first step: its queue of jobs would fail one by one."""
 
 import contextlib
 import os

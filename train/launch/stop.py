@@ -1,4 +1,4 @@
-"""Stop in order: whichever process of a run is asked to stop or to save, all ranks agree on one step and do it there."""
+"""Stop in order: whichever process is asked to stop or save, all ranks agree on one step and do it after that."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Boards that a run may report to besides its own log: TensorBoard, and Weights & Biases."""
+"""Boards that a run reports to besides its own log: TensorBoard, and Weights & Biases."""
 
 import importlib
 import math

@@ -1,4 +1,4 @@
-"""Megatron's lines, both ways: one table of fields writes the iteration line and reads Megatron-LM's own logs."""
+"""Write and read Megatron's iteration lines by one table of fields; reads Megatron-LM's own logs, too."""
 
 import itertools
 import re

@@ -1,4 +1,4 @@
-"""What a run was started with: its arguments with where each comes from, and its surroundings, without secrets."""
+"""Record what a run was started with: its arguments with their origins, and its environment, without secrets."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Secrets, which nothing that a run prints, writes or sends may hold."""
+"""Remove secrets from whatever a run prints, writes or sends."""
 
 import dataclasses
 import re

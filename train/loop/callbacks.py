@@ -1,4 +1,4 @@
-"""What follows a whole checkpoint: a line in `progress.txt`, an export to Hugging Face, the user's command."""
+"""Callbacks after a checkpoint: a line in `progress.txt`, an export to Hugging Face, the user's command."""
 
 import os
 import subprocess

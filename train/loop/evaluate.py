@@ -1,4 +1,4 @@
-"""What is measured on data that is not trained on: loss, perplexity, accuracy; the same at every layout."""
+"""Evaluate on held-out data: loss, perplexity, accuracy; the same at every layout."""
 
 import contextlib
 import math

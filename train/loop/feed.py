@@ -1,4 +1,4 @@
-"""What a run reads: its datasets, and the micro batches that each rank draws from them."""
+"""The datasets of a run, and the micro batches that each rank draws from them."""
 
 import math
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite, and spikes: what is done about them, and where they came from."""
+"""React to losses and gradients that are not finite, and to loss spikes; find out where they came from."""
 
 import contextlib
 import math

@@ -1,4 +1,4 @@
-"""Every size of a run that its layout cannot share, found before anything is built."""
+"""Check before anything is built that the layout can share every size of a run; describe the layout."""
 
 import torch
 

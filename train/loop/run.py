@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and its checkpoint."""
+"""The state that a run carries from step to step, and how to save it."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""A run at its start: ranks, model, optimizer and schedule, new or resumed, each inherited value said."""
+"""Start a run, new or resumed: ranks, model, optimizer and schedule; each inherited value is printed."""
 
 from dataclasses import dataclass
 from pathlib import Path

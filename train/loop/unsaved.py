@@ -1,4 +1,4 @@
-"""A run whose work could all be lost: say so once its speed is known."""
+"""Warn about a run that saves too late, once its speed is known."""
 
 from dataclasses import dataclass, field
 

@@ -1,7 +1,7 @@
-"""Ranks that succeed or fail together, and wait for one another however long it takes.
+"""Collectives: values from other ranks, and work that succeeds or fails on all of them, however long it takes.
 
 A rank that fails alone leaves the others in a collective, and a collective gives up after some minutes. So a rank waits
-by itself, a moment at a time, and between two moments all of them say how far they are.
+by itself, a moment at a time, and between two moments all ranks exchange whether they are done.
 """
 
 from collections.abc import Callable

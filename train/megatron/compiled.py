@@ -1,4 +1,4 @@
-"""Pointwise functions as one kernel on a GPU, where torch can compile them there; as they are written everywhere else."""
+"""Compile pointwise functions to one kernel on a GPU if torch can; elsewhere they run as they are written."""
 
 import functools
 import importlib.util

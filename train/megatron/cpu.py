@@ -1,4 +1,4 @@
-"""megatron-core without a CUDA device: stand-ins for what it asks of CUDA and never guards.
+"""Run megatron-core without a CUDA device: stand-ins for the CUDA calls that it makes unconditionally.
 
 Nothing in its arithmetic changes. With a CUDA device `install` does nothing at all.
 """

@@ -1,4 +1,4 @@
-"""Which megatron-core may come in: its version, read without importing it, and one sentence for one that may not.
+"""Admit only supported versions of megatron-core: the version is read without an import; others get one sentence.
 
 The version that counts is that of the code that would be imported: a checkout on PYTHONPATH has no other, and where two
 are installed the first on the path wins. Only its release counts: 0.17.0rc2 is 0.17.0, and so is 0.17.0+abc.

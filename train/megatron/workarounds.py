@@ -1,4 +1,4 @@
-"""What mconv works around in megatron-core without changing it: rows of the same kind as in `patches`."""
+"""Faults of megatron-core that mconv works around without changing it: rows as in `patches`."""
 
 from functools import partial
 

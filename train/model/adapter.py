@@ -1,4 +1,4 @@
-"""Which adapter a configuration is about: one that it makes, or a PEFT adapter that it names.
+"""The adapter of a configuration: a new one, or a PEFT adapter that it names.
 
 Nothing of megatron-core is needed, so that `mconv plan` answers at once.
 """

@@ -1,4 +1,4 @@
-"""Which model a configuration is about: its checkpoint's, or a preset's or config.json's with the changes asked for.
+"""The model of a configuration: that of its checkpoint, or a preset or config.json with the changes asked for.
 
 Nothing of megatron-core is needed, so that `mconv plan` answers at once.
 """

@@ -1,4 +1,4 @@
-"""What megatron-core cannot compute at all, and what ranks cannot share."""
+"""Refuse models that megatron-core cannot compute, and sizes that ranks cannot share."""
 
 from mconv.errors import ConfigError, LayoutError, refuse
 from mconv.spec import ModelSpec

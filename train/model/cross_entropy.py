@@ -1,4 +1,4 @@
-"""Cross entropy over logits that are cut among tensor-parallel ranks, in place: no copy of them, in no precision.
+"""Cross entropy over logits that are cut among tensor-parallel ranks, in place, without any copy of the logits.
 
 The logits of a step are its largest tensor (positions x vocabulary). megatron-core's loss makes an fp32 copy of it, keeps
 that until the backward pass and makes a gradient beside it; torch's own keeps a log-softmax and a gradient. Here rows are

@@ -1,4 +1,4 @@
-"""SwiGLU and RMSNorm that keep for their backward pass what they read, and nothing that they make on the way.
+"""SwiGLU and RMSNorm that keep only their inputs for the backward pass, and no intermediate results.
 
 Written with autograd's own operations they keep three and four tensors as large as their result: of a LLaMA's layer, a
 third of what it keeps. On a CPU both compute what those operations do, in their order of roundings; on a GPU each is one

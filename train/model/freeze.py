@@ -1,4 +1,4 @@
-"""Weights that a run leaves as they are: no gradient, no optimizer state, no memory for either."""
+"""Freeze weights: no gradient, no optimizer state, no memory for either."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A few tensors out of a torch_dist folder, by megatron-core's description of them and torch's own reader.
+"""Read a few tensors of a torch_dist folder, by megatron-core's description of them and torch's own reader.
 
 megatron-core's loader wants all parts of each tensor asked for by all ranks at once. This reads what one rank asks for,
 alone and at any time.

@@ -1,4 +1,4 @@
-"""Models by name: those that the guides train from scratch. `config/model.py` says how a run differs from one."""
+"""Models by name: those that guides train from scratch. Fields of `config/model.py` change them."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Recomputing activations: megatron-core's own, told what to do, and mended where it would lose gradients or itself."""
+"""Recompute activations by megatron-core, patched where it would lose gradients or never end."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""What a run trains, and where gradients flow then: a frozen linear keeps no input, and has no gradient of its own."""
+"""The weights that a run trains, and where gradients flow: a frozen linear keeps no input and has no gradient."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The one place where training meets conversion: what a checkpoint's model is, and its weights on this rank."""
+"""Open a checkpoint by conversion's reader, and copy this rank's slices of its weights into the model."""
 
 from pathlib import Path
 

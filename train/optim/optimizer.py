@@ -1,4 +1,4 @@
-"""megatron-core's optimizers, and what it takes to resume them without Transformer Engine and Apex."""
+"""megatron-core's optimizers, made to resume without Transformer Engine and Apex."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Gradients of a mean over weighted tokens: divided by the sum of the loss mask over the global batch."""
+"""Divide gradients by the sum of the loss mask over the global batch: a mean over weighted tokens."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""fp16's loss scale, where megatron-core leaves it to the trainer."""
+"""Apply fp16's loss scale, which megatron-core leaves to the trainer."""
 
 from collections.abc import Callable
 from typing import Any
