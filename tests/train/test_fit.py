@@ -11,7 +11,7 @@ from mconv.cli.app import run as mconv
 from mconv.train.config import make
 from mconv.train.estimate import flops, speed
 from mconv.train.estimate.plan import plan, setting_of
-from mconv.train.estimate.storage import BESIDE, kept
+from mconv.train.estimate.storage import OVERHEAD, kept
 from mconv.train.estimate.suggest import flags
 from mconv.train.estimate.units import duration
 from mconv.train.model.trainable import Trainable
@@ -160,7 +160,7 @@ def test_a_steps_time_by_hand():
 def test_bytes_on_disk(capsys):
     """Half-precision weights, fp32 main weights and two moments."""
     disk = planned(capsys, SEVEN)["disk"]
-    assert disk == {"checkpoint": 6738415616 * (2 + 12) + BESIDE, "export": 6738415616 * 2}
+    assert disk == {"checkpoint": 6738415616 * (2 + 12) + OVERHEAD, "export": 6738415616 * 2}
     config = make({"load": "x", "data": ["x"], "lr": 1, "train_iters": 100, "save": "s", "save_interval": 30})
     counts = [
         kept(dataclasses.replace(config, **fields), 100)

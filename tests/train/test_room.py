@@ -83,10 +83,10 @@ def test_what_is_counted_is_what_is_written(kind, run, tmp_path, monkeypatch):
     saved = train(**run, **fields, save=str(tmp_path), exit_after=1)["saved"]
     size = counted["size"]
     assert plan(make({**run, **fields, "save": "s"})).checkpoint == size, "a plan counts the same from shapes alone"
-    exact = size - storage.BESIDE
+    exact = size - storage.OVERHEAD
     assert each is None or exact == each * counted["trained"]
     written = disk.nbytes(folders.folder_of(tmp_path, 1))
-    assert exact < written < exact + 1.5 * storage.BESIDE and saved.endswith("iter_0000001")
+    assert exact < written < exact + 1.5 * storage.OVERHEAD and saved.endswith("iter_0000001")
 
 
 GB = 10**9

@@ -210,7 +210,7 @@ and why: without a word where that is plain."""
 
 
 def _against(name: str, value: Any, given: set[str], values: Mapping[str, Any]) -> str | None:
-    """Return why a setting is not taken beside what is given, or None."""
+    """Return why a setting is not taken, by what is given, or None."""
     for names, when, why in AGAINST:
         if name in names.split() and when(given, values):
             return why if value else SILENT

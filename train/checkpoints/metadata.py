@@ -97,7 +97,7 @@ def args_now(spec: ModelSpec, parallel: Parallel, chunks: list[Any], settings: M
 
 
 def _ancestors(folder: Path, origin: Checkpoint | None) -> list[str]:
-    """Return what a run's checkpoint comes from; an earlier one of the same run is not named beside it."""
+    """Return the names of a checkpoint's ancestors, without earlier checkpoints of the same run."""
     if origin is None or not origin.path.is_dir():  # random weights
         return []
     found = manifest.descent(folder, origin.path, origin.manifest)
@@ -105,7 +105,7 @@ def _ancestors(folder: Path, origin: Checkpoint | None) -> list[str]:
 
 
 def finish(folder: Path, spec: ModelSpec, args: Namespace, *, origin: Checkpoint | None) -> None:
-    """Add what conversion wants beside a checkpoint: the manifest, and the side files of the one it came from."""
+    """Add the files that conversion expects: the manifest, and the side files of the checkpoint that it came from."""
     before = (origin.manifest or {}) if origin else {}
     named = {"name": origin.name, "format": origin.format} if origin else {}
     detail = {"from": named.get("name"), "iteration": args.iteration, "samples": args.consumed_train_samples}

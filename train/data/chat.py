@@ -37,7 +37,7 @@ class Turn:
     message: dict[str, Any]
     """The turn as a chat template gets it: role, content and every other field that is not null."""
     extras: Sequence[str] = ()
-    """Fields of `message` beside role and content that say something: a template must write them."""
+    """Fields of `message`, apart from role and content, that are not empty: a template must write them."""
     switch: bool | None = None
     """True or false if a switch in the record says whether the loss counts the turn; None without one."""
 
@@ -86,7 +86,7 @@ TEMPLATES = {
     "chatml": Template({word: word for word in ("system", "user", "assistant")}, header_is_answer=False),
     "megatron-llm": Template({"system": "system", "user": "question", "assistant": "answer"}, header_is_answer=True),
 }
-"""Templates by name, beside the tokenizer's own; the second gives Megatron-LLM's files byte for byte."""
+"""Templates by name, apart from the tokenizer's own; the second gives Megatron-LLM's files byte for byte."""
 
 
 def spelled(talk: Talk, name: str) -> list[Part]:

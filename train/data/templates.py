@@ -91,7 +91,7 @@ def _asked(turns: Sequence[Turn], text: str, at: int, render: Render) -> list[Pa
 
 @contextlib.contextmanager
 def _within(seconds: float) -> Iterator[None]:
-    """End what takes longer, with BadRecord; in a thread beside the main one nothing can."""
+    """Raise BadRecord if the body takes longer; only in the main thread, which alone can be interrupted."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

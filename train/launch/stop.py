@@ -100,9 +100,9 @@ def held_back() -> Iterator[None]:
 
 def pass_on(number: int, file: Path) -> None:
     """Write the name of a signal that a launcher or its agent received to the file that the ranks read."""
-    beside = file.with_suffix(f".{os.getpid()}")
-    beside.write_text(signal.Signals(number).name)
-    beside.replace(file)
+    partial = file.with_suffix(f".{os.getpid()}")
+    partial.write_text(signal.Signals(number).name)
+    partial.replace(file)
 
 
 # ---- what is asked for -----------------------------------------------------------------------------------------------

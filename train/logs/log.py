@@ -194,9 +194,9 @@ def forget_after(file: Path, iteration: int) -> None:
     """Remove the lines of steps that a resumed run will take again."""
     if file.is_file():
         lines = [text for text in file.read_text().splitlines() if _iteration(text) <= iteration]
-        beside = file.with_name(f".{file.name}.part")
-        beside.write_text("".join(text + "\n" for text in lines))
-        beside.replace(file)
+        part = file.with_name(f".{file.name}.part")
+        part.write_text("".join(text + "\n" for text in lines))
+        part.replace(file)
 
 
 def _iteration(text: str) -> float:

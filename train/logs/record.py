@@ -100,9 +100,9 @@ def write(folder: Path, config: TrainConfig, spec: ModelSpec, *, ranks: int, ite
     for name, place in {"mconv": Path(mconv.__file__).parent, "git": Path.cwd()}.items():
         if (start[name] or {}).get("changed"):
             start[name]["diff"] = keep_diff(folder / CODE, _hidden_lines(_git(place, "diff", "HEAD"), known))
-    beside = file.with_name(f".{NAME}.part")
-    beside.write_text(json.dumps({"starts": [*before, hidden(start, known)]}, indent=1, default=str) + "\n")
-    beside.replace(file)
+    partial = file.with_name(f".{NAME}.part")
+    partial.write_text(json.dumps({"starts": [*before, hidden(start, known)]}, indent=1, default=str) + "\n")
+    partial.replace(file)
     return differences(before[-1], start) if before and iteration else []
 
 

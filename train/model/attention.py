@@ -30,7 +30,7 @@ class CoreAttention(MegatronModule):
     """softmax(q k^T) v for one rank's heads, causal; no parameters. Serves CPU and GPU.
 
     Heads and query groups are read off the tensors, so any tensor-parallel cut of megatron-core's fits. With a
-    `window_size` (keys before, 0) in the config a query sees only that many keys beside its own. Dropout draws from the
+    `window_size` (keys before, 0) in the config a query sees only that many keys before its own. Dropout draws from the
     generator that megatron-core keeps for each tensor-parallel rank, whose heads are others.
     """
 

@@ -15,7 +15,7 @@ from mconv.train.megatron.imports import transformer_engine_attention
 from mconv.train.model.attention import CoreAttention, CudnnAttention
 
 MASKS = ("reset_attention_mask", "packing")
-"""Fields with which positions are hidden beside those that come later."""
+"""Fields that hide other positions than later ones."""
 
 
 def core_attention(config: TrainConfig, *, dtype: torch.dtype) -> type:
