@@ -14,24 +14,14 @@ from mconv.convert.ignored import ignored
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.optimizer import has_state
 from mconv.errors import FormatError
+from mconv.train.checkpoints import same_args
 from mconv.train.checkpoints.folders import folder_of, iterations, latest
 from mconv.train.checkpoints.resume_choice import left_out
 from mconv.train.config import SECTIONS, TrainConfig, fitting
 from mconv.train.config.data import shares
 
-SAME = (
-    "seed", "make_vocab_size_divisible_by", "micro_batch_size", "global_batch_size", "rampup_batch_size", "train_iters",
-    "train_samples", "lr", "min_lr", "lr_decay_style", "lr_decay_iters", "lr_decay_samples", "lr_warmup_iters",
-    "lr_warmup_samples", "lr_warmup_fraction", "lr_warmup_init", "lr_wsd_decay_style", "lr_wsd_decay_iters",
-    "lr_wsd_decay_samples", "optimizer", "weight_decay", "start_weight_decay", "end_weight_decay",
-    "weight_decay_incr_style", "adam_beta1", "adam_beta2", "adam_eps", "sgd_momentum", "clip_grad", "loss_scale",
-    "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis", "hidden_dropout", "attention_dropout",
-    "mock_data", "split", "seq_length", "data_type", "dataloader_type", "scalar_loss_mask", "variable_seq_lengths",
-    "reset_position_ids", "reset_attention_mask", "eod_mask_loss", "save_interval",
-)  # fmt: skip
-"""Fields that are args under the same name, with the same meaning."""
 TAKEN = {
-    **{name: name for name in SAME},
+    **{name: name for name in same_args.TAKEN},
     "data": "data_path", "train_data": "train_data_path", "valid_data": "valid_data_path", "test_data": "test_data_path",
     "padded_vocab_in_loss": "padded_vocab_size",  # Megatron's loss counts these columns, whatever its args say
     # mconv's own settings, of which Megatron-LM has no args

@@ -14,23 +14,13 @@ from mconv.convert.dialects.mcore import args_of, layout_of
 from mconv.errors import FormatError
 from mconv.spec import ModelSpec
 from mconv.train.checkpoints import adapt, folders
+from mconv.train.checkpoints.same_args import SAVED
 from mconv.train.config import TrainConfig
 from mconv.train.megatron.parallel import Parallel
 from mconv.train.model.architecture import DEFAULT_STD
 from mconv.train.model.engine import unwrap
 from mconv.train.model.presets import PRESETS
 
-SETTINGS = (
-    "micro_batch_size", "global_batch_size", "rampup_batch_size", "train_iters", "train_samples", "lr", "min_lr",
-    "lr_decay_style", "lr_decay_iters", "lr_decay_samples", "lr_warmup_iters", "lr_warmup_samples", "lr_warmup_fraction",
-    "lr_warmup_init", "lr_wsd_decay_style", "lr_wsd_decay_iters", "lr_wsd_decay_samples", "weight_decay",
-    "weight_decay_incr_style", "adam_beta1", "adam_beta2", "adam_eps", "sgd_momentum", "clip_grad", "optimizer", "seed",
-    "hidden_dropout", "attention_dropout", "bf16", "fp16", "loss_scale", "initial_loss_scale", "min_loss_scale",
-    "loss_scale_window", "hysteresis", "mock_data", "dataloader_type", "num_workers", "reset_position_ids",
-    "reset_attention_mask", "eod_mask_loss", "make_vocab_size_divisible_by", "save_interval", "eval_interval",
-    "eval_iters", "log_interval", "async_save", "overlap_grad_reduce", "overlap_param_gather",
-)  # fmt: skip
-"""Fields of the configuration that are args of Megatron-LM's, by the same names and with the same meaning."""
 RECOMPUTE = ("recompute_granularity", "recompute_method", "recompute_num_layers", "recompute_modules")
 FIXED = {
     "transformer_impl": "local", "calculate_per_token_loss": True, "accumulate_allreduce_grads_in_fp32": True,
@@ -48,7 +38,7 @@ def settings_of(config: TrainConfig, *, seq_length: int) -> dict[str, Any]:
     first, last = config.start_weight_decay, config.end_weight_decay
     return {
         **FIXED,
-        **{name: getattr(config, name) for name in SETTINGS},
+        **{name: getattr(config, name) for name in SAVED},
         **(recompute if config.recompute_granularity != "none" else dict.fromkeys(RECOMPUTE)),
         "seq_length": seq_length, "encoder_seq_length": seq_length,
         "split": _split(config),
