@@ -16,7 +16,7 @@ from mconv.extras import MissingPackage
 if TYPE_CHECKING:
     from mconv.convert.checkpoint import Checkpoint
     from mconv.train.config import TrainConfig
-    from mconv.verify.against import Origin
+    from mconv.verify.origin import Origin
 
 
 # ---- before training -------------------------------------------------------------------------------------------------
@@ -72,12 +72,12 @@ def _layout(config: "TrainConfig", reference: "Origin", found: "Checkpoint") -> 
     from mconv.train.megatron.parallel import parallel_of
     from mconv.train.model.architecture import passes
 
-    opening: dict[str, Any] = {} if config.vocab_size is None else {"vocab_size": config.vocab_size}
-    opening["ignore"] = passes(config).to_dict()
+    hints: dict[str, Any] = {} if config.vocab_size is None else {"vocab_size": config.vocab_size}
+    hints["ignore"] = passes(config).to_dict()
     if found.format == "hf" and (reference.path / "config.json").is_file():
-        return {"opening": opening}
+        return {"hints": hints}
     sizes = {name: getattr(config, name) for name in ("tp", "pp", "sequence_parallel")}
-    return {**sizes, "uneven": parallel_of(config).uneven, "opening": opening}
+    return {**sizes, "uneven": parallel_of(config).uneven, "hints": hints}
 
 
 def _say(line: str) -> None:
@@ -112,14 +112,14 @@ def before_publishing(folder: Path, *, against: Path | None, rehearsal: bool, re
     `rehearsal` compares tensors alone. Raises MconvError if there is nothing to verify the folder against.
     """
     from mconv.convert.opening import open_checkpoint
-    from mconv.verify.standing import standing
+    from mconv.verify.recorded_verdicts import valid_verdicts
 
     with _or_do(
         f"`mconv verify CHECKPOINT {folder} --record` leaves a verdict that counts; --unverified publishes without one"
     ):
         found = open_checkpoint(folder)
         with progress(_nbytes(found), "reading the weights that verdicts are of") as advance:
-            holding = tuple(standing(found, progress=advance))
+            holding = tuple(valid_verdicts(found, progress=advance))
         if not holding and (found.manifest or {}).get("verified"):
             print(
                 f"note: the verdict in {folder}/mconv.json is about other weights, so it does not count", file=sys.stderr
@@ -135,13 +135,13 @@ def before_publishing(folder: Path, *, against: Path | None, rehearsal: bool, re
 
 def _proofs(reference: "Origin", found: "Checkpoint") -> str:
     """Return which proofs a push asks for: both, or tensors alone where what runs the models is not installed."""
-    from mconv.verify.against import sides
     from mconv.verify.judge import check_installed
+    from mconv.verify.origin import open_against
 
     if reference.adapter:
         return "digests"
     try:
-        one, two = sides(reference, found.path, {})
+        one, two = open_against(reference, found.path, {})
         check_installed(one.checkpoint, two.checkpoint)
     except MissingPackage as error:
         print(f"note: tensors alone are compared: {str(error).partition(';')[0]}", file=sys.stderr)
@@ -163,10 +163,10 @@ def of_an_adapter(folder: Path, *, asked: bool) -> Finding:
 def without_a_verdict(folder: Path) -> Finding:
     """Return the finding of --unverified. Verdicts of the manifest that are about other weights do not reach the card."""
     from mconv.convert.opening import open_checkpoint
-    from mconv.verify.standing import standing
+    from mconv.verify.recorded_verdicts import valid_verdicts
 
     try:
-        found = tuple(standing(open_checkpoint(folder)))
+        found = tuple(valid_verdicts(open_checkpoint(folder)))
     except MconvError:  # of a kind that mconv cannot read: then no verdict of it can be told to hold
         found = ()
     return Finding(state="unverified", passed=False, against=None, lines=("not verified (--unverified)",), verdicts=found)
@@ -207,7 +207,7 @@ def _judgement(
 # ---- shared ----------------------------------------------------------------------------------------------------------
 def reference_of(found: "Checkpoint", named: str | None = None) -> "Origin":
     """Return what a checkpoint must equal: what was named, else what it was made from. Raises MconvError."""
-    from mconv.verify.against import Origin, origin_of
+    from mconv.verify.origin import Origin, origin_of
 
     if named is not None:
         return Origin(path=o.local(Path(named)))
@@ -240,19 +240,19 @@ def judged(reference: "Origin", found: "Checkpoint", **asked: Any) -> dict[str, 
     """Return the report with its lines; {} on ranks other than 0. A merge made anew is compared tensor by tensor."""
     from mconv.convert import logbook
     from mconv.verify import report as reports
-    from mconv.verify.against import sides
     from mconv.verify.judge import Options, judge_sides
+    from mconv.verify.origin import open_against
 
     if reference.adapter:
-        asked = {"proofs": "digests", "opening": asked.get("opening", {})}
+        asked = {"proofs": "digests", "hints": asked.get("hints", {})}
     options = Options(**asked)
-    opened = sides(reference, found.path, options.opening)
+    opened = open_against(reference, found.path, options.hints)
     report = judge_sides(opened, options, show=progress)
     if not report:
         return {}
     for warning in (report.get("digests") or {}).get("warnings", ()):
         print(f"warning: {warning}", file=sys.stderr)
-    against = reference.named or opened[0].checkpoint.name
+    against = reference.label or opened[0].checkpoint.name
     if found.manifest is not None:
         logbook.add(found.path, "verified", against=against, passed=report["passed"], **report["verdicts"])
     return {**report, "lines": reports.lines(report), "against": against}

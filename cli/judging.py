@@ -17,33 +17,33 @@ class Pair:
     reference: Path
     candidate: Path
     origin: Any = None
-    """The reference as `verify.against` found it, where nobody named it."""
+    """The reference as `verify.origin` found it, where nobody named it."""
 
     @property
     def against(self) -> str | None:
         """What to call a reference whose folder's name does not say all."""
-        return self.origin.named if self.origin else None
+        return self.origin.label if self.origin else None
 
     def judge(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Return the report; {} on a rank other than 0."""
         from mconv.convert import logbook, manifest
-        from mconv.verify.against import sides
+        from mconv.verify.checkpoints import open_both
         from mconv.verify.judge import Options, check_installed, judge_sides
-        from mconv.verify.sides import open_both
+        from mconv.verify.origin import open_against
 
         merged = self.origin is not None and self.origin.adapter is not None
         if merged:
             _only_tensors(asked, self.origin)
-            options = Options(proofs="digests", opening=asked["opening"])
-            both = sides(self.origin, self.candidate, options.opening)
+            options = Options(proofs="digests", hints=asked["hints"])
+            both = open_against(self.origin, self.candidate, options.hints)
         else:
             options = Options(**asked | ({"trained": False} if self.origin and not asked["trained"] else {}))
-            both = open_both(self.reference, self.candidate, options.opening)
+            both = open_both(self.reference, self.candidate, options.hints)
             if options.proofs != "digests":
                 check_installed(both[0].checkpoint, both[1].checkpoint)
             _say_layout(both, options, found=self.origin is not None)
         report = judge_sides(both, options, show=_show)
-        where = tensors_of(self.candidate, asked["opening"]["iteration"])
+        where = tensors_of(self.candidate, asked["hints"]["iteration"])
         if report and where and manifest.NAME in {path.name for path in where.iterdir()}:
             name = self.against or report.get("reference", {}).get("name", self.reference.name)
             logbook.add(where, "verified", against=name, passed=report["passed"], **report["verdicts"])
@@ -79,8 +79,8 @@ def pair_of(a: Path | None, b: Path | None, said: dict[str, Any]) -> Pair:
     if a is not None and b is not None:
         return Pair(reference=a, candidate=b)
     from mconv.cli import choose, gate
-    from mconv.verify.against import TRAINED
-    from mconv.verify.sides import open_both
+    from mconv.verify.checkpoints import open_both
+    from mconv.verify.origin import TRAINED
 
     candidate = a if a is not None else choose.newest("verify", "checkpoint that mconv made").path
     found = open_both(candidate, candidate, said)[1].checkpoint
@@ -110,7 +110,7 @@ def tensors_of(path: Path, iteration: int | None) -> Path | None:
 
 def _only_tensors(asked: dict[str, Any], origin: Any) -> None:
     """Refuse options about logits where the reference is a merge made in memory, which no program can load."""
-    mixed = flags_of({name: value for name, value in asked.items() if name not in ("proofs", "opening")})
+    mixed = flags_of({name: value for name, value in asked.items() if name not in ("proofs", "hints")})
     if asked["proofs"] == "logits" or mixed:
         named = ", ".join(mixed) or "--logits"
         raise MconvError(

@@ -158,7 +158,7 @@ def _lines(node: Node, before: str = "", own: str = "") -> Iterator[str]:
 
 
 def _where(node: Node) -> str:
-    return {"gone": "not there any more", "elsewhere": "not in this folder"}.get(
+    return {"gone": "no longer exists", "elsewhere": "in another folder"}.get(
         node.state, "an iteration that the run has left behind"
     )
 

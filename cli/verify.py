@@ -128,7 +128,7 @@ def verify(
     if html:
         html.unlink(missing_ok=True)  # whatever happens now, no old verdict is taken for this one
     proofs: Any = "digests" if digests else "logits" if logits else "both"
-    report = pair.judge({"proofs": proofs, "opening": said, "trained": True if trained else None, **asked.given()})
+    report = pair.judge({"proofs": proofs, "hints": said, "trained": True if trained else None, **asked.given()})
     if not report:  # a rank other than 0 of somebody's torchrun
         return 0
     _tell(report, json=json)

@@ -17,7 +17,7 @@ from mconv.convert.formats.tensors import Located
 from mconv.convert.ignored import NOTHING, Ignored
 from mconv.convert.params import is_mistral, read
 from mconv.convert.table import Spelt, Stored, patterns
-from mconv.errors import ConfigError, FormatError, Unsaid
+from mconv.errors import AmbiguousCheckpoint, ConfigError, FormatError
 from mconv.shard.pattern import piece
 from mconv.spec import ModelSpec, Rope
 
@@ -139,7 +139,7 @@ def _mistral_rope(
         return settled.rope
     if "sliding_window" in params:
         return Rope()
-    raise Unsaid(
+    raise AmbiguousCheckpoint(
         f"{folder / meta.PARAMS} has no rope_theta and no sliding_window; Mistral's program then takes a base of 1e6, "
         "transformers' converter 1e4: give --config with the model's config.json, or add rope_theta to it"
     )
@@ -167,7 +167,7 @@ def _rope(
         return Rope(base=base)
     factor = params.get("rope_scaling_factor", told.rope_factor or (settled.rope.factor if settled else None))
     if factor is None:
-        raise Unsaid(
+        raise AmbiguousCheckpoint(
             f"{folder / meta.PARAMS} has use_scaled_rope but no factor, and Llama 3.1 (8) and 3.2 (32) differ in it: "
             "give --rope-factor 8 or 32, or --config with the model's config.json"
         )

@@ -16,7 +16,7 @@ from mconv.convert.dialects.dialect import Dialect
 from mconv.convert.dialects.flags import whole
 from mconv.convert.formats.dtype import BY_NAME
 from mconv.convert.formats.tensors import Located
-from mconv.errors import ConfigError, Unsaid, refuse
+from mconv.errors import AmbiguousCheckpoint, ConfigError, refuse
 from mconv.shard.layout import Layout
 from mconv.shard.stages import EVEN, Uneven
 from mconv.spec import UNNAMED, ModelSpec, Rope
@@ -298,7 +298,7 @@ def _true_vocab(values: dict[str, Any], *, given: int | None) -> int:
     """The true vocabulary. Padded rows hold arbitrary values in a trained checkpoint, so it cannot be found in them."""
     size = values.get("vocab_size")
     if size is None and given is None:
-        raise Unsaid(
+        raise AmbiguousCheckpoint(
             f"the checkpoint does not say its true vocabulary size (padded: {values.get('padded_vocab_size')}); "
             "give --vocab-size, the number of tokens of its tokenizer"
         )

@@ -18,7 +18,7 @@ from mconv.convert.dialects.dialect import Dialect
 from mconv.convert.dialects.nvidia_legacy import ATTENTION, LAYER, MLP, MODEL, spelled
 from mconv.convert.formats.dtype import BY_NAME
 from mconv.convert.formats.tensors import Located
-from mconv.errors import ConfigError, Unsaid
+from mconv.errors import AmbiguousCheckpoint, ConfigError
 from mconv.shard.layout import Layout
 from mconv.spec import UNNAMED, ModelSpec, Rope
 
@@ -141,13 +141,13 @@ def _check_trusted(values: dict[str, Any]) -> None:
     if "true_vocab_size" in values and name is None:
         return
     if name not in TRUE_OF:
-        raise Unsaid(
+        raise AmbiguousCheckpoint(
             f"the checkpoint's args have model_name {name!r}: they hold the flags of the process that wrote it, and "
             "nothing says whether these are the model's; give --config, the model's config.json"
         )
     wrong = [f"{k} {values.get(k)!r} (a {name} has {v:g})" for k, v in TRUE_OF[name].items() if values.get(k) != v]
     if wrong:
-        raise Unsaid(
+        raise AmbiguousCheckpoint(
             f"the checkpoint's args say {' and '.join(wrong)}: they hold the flags of the process that wrote it, which "
             "resharding resets; give --config, the model's config.json"
         )
@@ -179,7 +179,7 @@ def _true_vocab(values: dict[str, Any], tensors: Mapping[str, Located], *, impor
     rows = _rows(tensors)
     known = values.get("true_vocab_size") or (rows if imported and rows else None)
     if known is None and given is None:
-        raise Unsaid(
+        raise AmbiguousCheckpoint(
             f"the checkpoint does not say its true vocabulary size (the tables of its ranks have {rows} rows, padding "
             "included); give --vocab-size, the number of tokens that the model was trained with"
         )

@@ -142,12 +142,12 @@ def test_a_source_in_the_cache_that_has_moved_is_found_by_its_name(here, cached,
 
     assert run(["hf2meg", "llama2", "--size", "7"]) == 0
     cached.rename(tmp_path / "moved")
-    assert run(["verify"]) == 2 and "not there any more" in capsys.readouterr().err
+    assert run(["verify"]) == 2 and "no longer exist" in capsys.readouterr().err
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "moved"))
     assert run(["verify", "--digests"]) == 0
     assert "moved/models--meta-llama--Llama-2-7b-hf" in capsys.readouterr().err
     assert run(["status"]) == 0
-    assert "meta-llama/Llama-2-7b-hf (not there any more)" in capsys.readouterr().out
+    assert "meta-llama/Llama-2-7b-hf (no longer exists)" in capsys.readouterr().out
 
 
 def test_a_folder_without_anything_says_what_is_missing(here, capsys):

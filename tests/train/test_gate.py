@@ -92,7 +92,7 @@ def test_what_there_is_to_judge_by(place, capfd):
     shutil.rmtree(place / "megatron")
     assert run(words(place)) == 2
     error = capfd.readouterr().err
-    for said in ("was made from", "megatron/release", "not there any more", "--verify-against", "--verify-first"):
+    for said in ("was made from", "megatron/release", "no longer exist", "--verify-against", "--verify-first"):
         assert said in error
     (place / "again" / "release" / "mconv.json").unlink()
     assert run(words(place)) == 2 and "mconv did not make it" in capfd.readouterr().err

@@ -1,7 +1,7 @@
-"""Name the known fault behind tensors that differ, and how to undo it in b.
+"""The known fault behind tensors that differ, and how to undo it in b.
 
-Nothing is named that is not exact, to the rounding of a cast: a guess is a claim that can be tried. Only tensors that
-differ are read (and a sample of their like in other layers), one at a time.
+Only exact faults are named, to the rounding of a cast: a guess is a claim that can be tried. Only tensors that differ are
+read (and a sample of the same tensors in other layers), one at a time.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,32 +13,32 @@ import torch
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.source import Source
 from mconv.convert.table import Logical
+from mconv.verify.diagnosis.layers import Moved, moved
+from mconv.verify.diagnosis.order import known_order, shuffled
+from mconv.verify.diagnosis.pair import Hit, Mend, TensorPair, entire
+from mconv.verify.diagnosis.parts import part_added, part_dropped
+from mconv.verify.diagnosis.spec import guesses_of
+from mconv.verify.diagnosis.twins import twins
+from mconv.verify.diagnosis.values import bit_flipped, factor, norm_off_by_one, transposed, zeroed
+from mconv.verify.diagnosis.vocabulary import vocabulary
+from mconv.verify.differences import logical_of
 from mconv.verify.digests import HEAD, Difference, Report, held
-from mconv.verify.guesses.layers import Moved, moved
-from mconv.verify.guesses.order import known_order, shuffled
-from mconv.verify.guesses.pair import Hit, Mend, Pair, entire
-from mconv.verify.guesses.parts import part_added, part_dropped
-from mconv.verify.guesses.spec import guesses_of
-from mconv.verify.guesses.twins import twins
-from mconv.verify.guesses.values import bit_flipped, factor, norm_off_by_one, transposed, zeroed
-from mconv.verify.guesses.vocabulary import vocabulary
-from mconv.verify.where import logical_of
 
-LIGHT: tuple[Callable[[Pair], Hit | None], ...] = (
+LIGHT: tuple[Callable[[TensorPair], Hit | None], ...] = (
     bit_flipped, zeroed, part_dropped, part_added, known_order, transposed, norm_off_by_one, factor,
 )  # fmt: skip
-"""What is tried on every tensor, in this order."""
-HEAVY: tuple[Callable[[Pair], Hit | None], ...] = (shuffled, vocabulary)
-"""What hashes slices."""
+"""Rules that are tried on every tensor, in this order."""
+HEAVY: tuple[Callable[[TensorPair], Hit | None], ...] = (shuffled, vocabulary)
+"""Rules that hash slices."""
 SEARCHED = 8
-"""Tensors of one row that are searched to the full; where nothing is found in them, the others are not read."""
+"""Tensors of one row that are searched with all rules; if nothing is found in them, the others are not read."""
 BIASES = ("qkv_bias", "proj_bias", "mlp_bias")
 OTHER = "other bits, which no known fault explains"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Undo:
-    """How to repair one tensor of b: which tensor to read in its stead (None: itself) and what to do to it."""
+    """Repair of one tensor of b: the tensor to read instead (None: itself), and the change to make to it."""
 
     side: Literal["a", "b"] = "b"
     tensor: Logical | None = None
@@ -47,21 +47,21 @@ class Undo:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Guess:
-    """A fault that explains differences; with an empty name, differences that nothing known explains."""
+    """A fault that explains differences; with an empty name, differences that no known fault explains."""
 
     name: str
-    """Stable: `gate-up-swapped`, `rotary-order`, ..."""
+    """Stable name: `gate-up-swapped`, `rotary-order`, ..."""
     layers: tuple[int, ...] = ()
     tensor: str = ""
-    """Of each of the layers: `mlp_in.weight`. Empty: whole layers, or no tensor at all."""
+    """Tensor concerned in each of the layers: `mlp_in.weight`. Empty for whole layers, or for no tensor."""
     text: str
     undo: Mapping[str, Undo] = field(default_factory=dict)
-    """By logical tensor of b; empty where b does not hold enough to undo it."""
+    """Repairs by logical tensor of b; empty if b does not hold enough to undo the fault."""
     spec: Mapping[str, Any] = field(default_factory=dict)
     """Fields for `dataclasses.replace` that repair b's spec."""
 
     def mended(self, logical: Logical, a: Source, b: Source) -> torch.Tensor | None:
-        """b's logical tensor as it is without the fault, one dimension for each axis. None: not this fault's."""
+        """Return b's logical tensor without the fault, one dimension for each axis; None if the fault is not in it."""
         undo = self.undo.get(str(logical))
         if undo is None:
             return None
@@ -71,13 +71,13 @@ class Guess:
         return tensor if undo.mend is None else undo.mend(tensor)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: the guess in words."""
+        """Return the guess in plain JSON values."""
         return {"name": self.name, "layers": list(self.layers), "tensor": self.tensor, "text": self.text}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Told:
-    """One tensor's fault, before those of the same kind are put together."""
+class TensorFault:
+    """Fault of one tensor, before equal faults are grouped."""
 
     logical: Logical
     name: str
@@ -87,7 +87,7 @@ class _Told:
 
 
 def explain(a: Checkpoint, b: Checkpoint, report: Report) -> list[Guess]:
-    """The known faults that explain `report`, which is `digests.compare(a, b)`, in the order of its tensors."""
+    """Return the faults that explain `report`, which is `digests.compare(a, b)`, in the order of its tensors."""
     left, right = Source.of(a), Source.of(b)
     work = {logical_of(d.tensor): d for d in report.differences}
     guesses = []
@@ -95,108 +95,110 @@ def explain(a: Checkpoint, b: Checkpoint, report: Report) -> list[Guess]:
         guess = _layers(fault, work, a=a)
         work = {x: d for x, d in work.items() if str(x) not in guess.undo and x.layer not in fault.gone}
         guesses.append(guess)
-    told = _untied(a, b, report)
-    told += _twins(left, right, {x: d for x, d in work.items() if d.how == "bits"}, done=[t.logical for t in told])
-    done = {t.logical for t in told}
-    told = _credible([*told, *_searched(left, right, {x: d for x, d in work.items() if x not in done})])
-    guesses += _grouped(told, layers=a.spec.num_layers)
+    faults = _untied(a, b, report)
+    faults += _twins(left, right, {x: d for x, d in work.items() if d.how == "bits"}, done=[t.logical for t in faults])
+    done = {t.logical for t in faults}
+    faults = _credible([*faults, *_searched(left, right, {x: d for x, d in work.items() if x not in done})])
+    guesses += _grouped(faults, layers=a.spec.num_layers)
     specs = guesses_of(a.spec, b.spec, report.spec)
     return guesses + [Guess(name=name, text=text, spec=spec) for name, text, spec in specs]
 
 
-def _credible(told: list[_Told]) -> list[_Told]:
-    """Take a flipped bit back where other tensors differ and nothing explains them.
+def _credible(faults: list[TensorFault]) -> list[TensorFault]:
+    """Return the faults, a flipped bit being unexplained if other tensors are.
 
-    A flip is damage to one element of a sound model. Of a model that has been trained a little, some tensors have
-    changed in one element and by one bit alone, too.
+    A flip is damage to one element of a sound model. A little training, too, changes some tensors in one element by one
+    bit only.
     """
-    if all(one.name for one in told):
-        return told
-    return [_Told(one.logical, "", OTHER) if one.name == "bit-flipped" else one for one in told]
+    if all(one.name for one in faults):
+        return faults
+    return [TensorFault(one.logical, "", OTHER) if one.name == "bit-flipped" else one for one in faults]
 
 
 # ---- tensors ---------------------------------------------------------------------------------------------------------
-def _searched(left: Source, right: Source, work: Mapping[Logical, Difference]) -> list[_Told]:
-    """Each tensor by itself: what its difference says already, else the rules."""
-    told: list[_Told] = []
+def _searched(left: Source, right: Source, work: Mapping[Logical, Difference]) -> list[TensorFault]:
+    """Return the fault of each tensor: what its difference shows at once, else what the rules find."""
+    faults: list[TensorFault] = []
     tried: dict[tuple[str, str], int] = {}
     named: set[tuple[str, str]] = set()
     for logical, found in work.items():
         if found.how == "missing" or (found.rows and not found.elements):
-            told += [x for x in [_outright(left, right, logical, found)] if x]
+            faults += [x for x in [_outright(left, right, logical, found)] if x]
             continue
         if found.how == "shape" and not found.rows:
             continue  # the sizes that the specs say are what differs
         kind = logical.row, logical.leaf
         tried[kind] = tried.get(kind, 0) + 1
         if tried[kind] > SEARCHED and kind not in named:
-            told.append(_Told(logical, "", f"{OTHER} (only the first {SEARCHED} were searched)"))
+            faults.append(TensorFault(logical, "", f"{OTHER} (only the first {SEARCHED} were searched)"))
             continue
         hit = _hit(left, right, logical, found, LIGHT + (HEAVY if tried[kind] <= SEARCHED else ()))
         named |= {kind} if hit else set()
-        told.append(_Told(logical, "", OTHER) if hit is None else _undone(left, logical, hit))
-    return told
+        faults.append(TensorFault(logical, "", OTHER) if hit is None else _undone(left, logical, hit))
+    return faults
 
 
 def _hit(
-    left: Source, right: Source, logical: Logical, found: Difference, rules: Iterable[Callable[[Pair], Hit | None]]
+    left: Source, right: Source, logical: Logical, found: Difference, rules: Iterable[Callable[[TensorPair], Hit | None]]
 ) -> Hit | None:
     names = held(left.checkpoint, logical), held(right.checkpoint, logical)
     if names[0] is None or names[1] is None:
         return None
-    pair = Pair.read(left, right, logical, (names[0], names[1]), found)
+    pair = TensorPair.read(left, right, logical, (names[0], names[1]), found)
     return next((hit for rule in rules if (hit := rule(pair)) is not None), None)
 
 
-def _undone(left: Source, logical: Logical, hit: Hit) -> _Told:
-    """Where b does not hold enough to undo a fault, a's own tensor does."""
+def _undone(left: Source, logical: Logical, hit: Hit) -> TensorFault:
+    """Return a recognised fault with its repair, which is a's own tensor if b does not hold enough."""
     undo = Undo(mend=hit.mend) if hit.mend else Undo(side="a", tensor=held(left.checkpoint, logical))
-    return _Told(logical, hit.name, hit.what, undo)
+    return TensorFault(logical, hit.name, hit.what, undo)
 
 
-def _outright(left: Source, right: Source, logical: Logical, found: Difference) -> _Told | None:
-    """Faults that a difference itself tells: biases and rows that only one side has."""
+def _outright(left: Source, right: Source, logical: Logical, found: Difference) -> TensorFault | None:
+    """Return a fault that a difference shows at once: biases and rows that only one side has."""
     if found.rows:
         spec = (("vocab_size", left.checkpoint.spec.vocab_size),)
         if found.rows < 0:
             undo = Undo(side="a", tensor=held(left.checkpoint, logical))
-            return _Told(logical, "vocabulary-cut", f"the last {-found.rows} rows are missing", undo, spec)
+            return TensorFault(logical, "vocabulary-cut", f"the last {-found.rows} rows are missing", undo, spec)
         what = f"{found.rows} rows beyond the vocabulary, {'zero' if found.rows_zero else 'not zero'}"
         rows = left.checkpoint.spec.vocab_size
-        return _Told(logical, "padding-leaked", what, Undo(mend=lambda tensor: tensor[:rows]), spec)
+        return TensorFault(logical, "padding-leaked", what, Undo(mend=lambda tensor: tensor[:rows]), spec)
     if logical.leaf != "bias":
         return None
     name = left.checkpoint.family.row(logical.row).bias
     stored = logical in left.groups
     fields = ((name, stored),) if name in BIASES else ()
     if stored:
-        return _Told(logical, "bias-dropped", "the bias is missing", Undo(side="a", tensor=logical), fields)
-    return _Told(logical, "bias-added", "a has no such bias, and it is not zero", None, fields)
+        return TensorFault(logical, "bias-dropped", "the bias is missing", Undo(side="a", tensor=logical), fields)
+    return TensorFault(logical, "bias-added", "a has no such bias, and it is not zero", None, fields)
 
 
-def _untied(a: Checkpoint, b: Checkpoint, report: Report) -> list[_Told]:
-    """A head of its own where a ties it to the embedding, or the other way round."""
+def _untied(a: Checkpoint, b: Checkpoint, report: Report) -> list[TensorFault]:
+    """Return the fault of a head that is tied to the embedding on one side only."""
     if "tied_embeddings" not in report.spec:
         return []
     spec = (("tied_embeddings", a.spec.tied_embeddings),)
     if a.spec.tied_embeddings:
         what = "it is not the embedding, to which a ties it"
-        return [_Told(HEAD, "tied-head-untied", what, Undo(tensor=Logical("embed")), spec)]
-    return [_Told(HEAD, "head-tied", "it is tied to the embedding, but a has one of its own", Undo(side="a"), spec)]
+        return [TensorFault(HEAD, "tied-head-untied", what, Undo(tensor=Logical("embed")), spec)]
+    return [TensorFault(HEAD, "head-tied", "it is tied to the embedding, but a has one of its own", Undo(side="a"), spec)]
 
 
-def _twins(left: Source, right: Source, work: Mapping[Logical, Difference], *, done: list[Logical]) -> list[_Told]:
-    """Tensors that are another row's. Where b has not what belongs there, a's own tensor undoes it."""
-    told = []
+def _twins(left: Source, right: Source, work: Mapping[Logical, Difference], *, done: list[Logical]) -> list[TensorFault]:
+    """Return the faults of tensors that hold another row's values. If b lost the right values, the repair is a's
+    tensor.
+    """
+    faults = []
     for twin in twins(left, right, [x for x in work if x not in done]):
         undo = Undo(tensor=twin.of) if twin.exchanged else Undo(side="a", tensor=twin.tensor)
-        told.append(_Told(twin.tensor, twin.name, twin.what, undo))
-    return told
+        faults.append(TensorFault(twin.tensor, twin.name, twin.what, undo))
+    return faults
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------------
 def _layers(fault: Moved, work: Mapping[Logical, Difference], *, a: Checkpoint) -> Guess:
-    """Of layers that came from elsewhere: where b has what belongs there, else a's own."""
+    """Return the guess for layers that hold other layers' values; a's own layer is the repair if b lost the right one."""
     back = {j: i for i, j in fault.origins.items()}
     row = fault.tensor
     concerned = [x for x in work if x.layer in (*fault.origins, *fault.gone) and row in (None, (x.row, x.leaf))]
@@ -213,28 +215,28 @@ def _layers(fault: Moved, work: Mapping[Logical, Difference], *, a: Checkpoint) 
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
-def _grouped(told: Iterable[_Told], *, layers: int) -> list[Guess]:
-    """One guess for the same fault of the same row in several layers."""
-    groups: dict[tuple[str, str, str], list[_Told]] = {}
-    for one in told:
+def _grouped(faults: Iterable[TensorFault], *, layers: int) -> list[Guess]:
+    """Return one guess for each fault that a row has in several layers."""
+    groups: dict[tuple[str, str, str], list[TensorFault]] = {}
+    for one in faults:
         groups.setdefault((one.name, one.logical.row, one.what), []).append(one)
     return [_guess(group, layers) for group in groups.values()]
 
 
-def _guess(group: list[_Told], layers: int) -> Guess:
+def _guess(group: list[TensorFault], layers: int) -> Guess:
     first = group[0]
     leaves = dict.fromkeys(one.logical.leaf for one in group)
     tensor = first.logical.row.removeprefix("layer.") + (f".{first.logical.leaf}" if len(leaves) == 1 else "")
     where = tuple(sorted({one.logical.layer for one in group if one.logical.layer is not None}))
-    place = f"{said_layers(where, of=layers)} " if where else ""
+    place = f"{layers_in_words(where, of=layers)} " if where else ""
     return Guess(
         name=first.name, layers=where, tensor=tensor, text=f"{place}{tensor}: {first.what}",
         undo={str(one.logical): one.undo for one in group if one.undo}, spec=dict(first.spec),
     )  # fmt: skip
 
 
-def said_layers(layers: tuple[int, ...], *, of: int) -> str:
-    """`layer 3`, `layers 1, 3 and 5`, `layers 2 to 9`, `all 32 layers`."""
+def layers_in_words(layers: tuple[int, ...], *, of: int) -> str:
+    """Return layers in words: `layer 3`, `layers 1, 3 and 5`, `layers 2 to 9`, `all 32 layers`."""
     if len(layers) == 1:
         return f"layer {layers[0]}"
     if len(layers) == of:

@@ -2,12 +2,12 @@
 
 import torch
 
-from mconv.verify.guesses.order import Gather, hashes
-from mconv.verify.guesses.pair import Hit, Pair
+from mconv.verify.diagnosis.order import Gather, hashes
+from mconv.verify.diagnosis.pair import Hit, TensorPair
 
 
-def vocabulary(pair: Pair) -> Hit | None:
-    """Rows of the vocabulary that are shifted from one on, or the last of them replaced."""
+def vocabulary(pair: TensorPair) -> Hit | None:
+    """Return the fault if rows of the vocabulary are shifted from one row on, or its last rows are lost."""
     if pair.axes.names[0] != "v":
         return None
     first, last = pair.difference.extent["v"]
@@ -25,21 +25,21 @@ def _shift(one: list[int], two: list[int], first: int, last: int) -> Hit | None:
             index = torch.arange(len(two))
             stop = min(gone + run, len(two))
             index[gone:stop] = torch.arange(come, come + stop - gone)
-            told = f"rows of the vocabulary from {first} on are {abs(by)} {'later' if by > 0 else 'earlier'}"
-            return Hit("vocabulary-shift", told, Gather(0, 1, index))
+            text = f"rows of the vocabulary from {first} on are {abs(by)} {'later' if by > 0 else 'earlier'}"
+            return Hit("vocabulary-shift", text, Gather(0, 1, index))
     return None
 
 
-def _end(pair: Pair, two: list[int], first: int, last: int) -> Hit | None:
-    """The last rows alone, all zero or all one row's copy: a vocabulary that ended too early."""
+def _end(pair: TensorPair, two: list[int], first: int, last: int) -> Hit | None:
+    """Return the fault if the last rows are zero, or copies of one row: a vocabulary that ended too early."""
     rows = pair.y[first:]
     if last + 1 != len(pair.x) or len(pair.y) != len(pair.x) or 2 * len(rows) > len(two):
         return None
-    said = f"the last {len(rows)} rows are" if len(rows) > 1 else "the last row is"
+    text = f"the last {len(rows)} rows are" if len(rows) > 1 else "the last row is"
     if not rows.count_nonzero():
-        return Hit("vocabulary-end", f"{said} zero", None)
+        return Hit("vocabulary-end", f"{text} zero", None)
     if len(set(two[first:])) == 1 and two[first] in two[:first]:
         return Hit(
-            "vocabulary-end", f"{said} {'copies' if len(rows) > 1 else 'a copy'} of row {two.index(two[first])}", None
+            "vocabulary-end", f"{text} {'copies' if len(rows) > 1 else 'a copy'} of row {two.index(two[first])}", None
         )
     return None

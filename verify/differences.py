@@ -1,4 +1,4 @@
-"""Which elements of a logical tensor differ between two checkpoints: how many, how far, where, in whose stored pieces."""
+"""Differing elements of a logical tensor: how many, how far apart, where, and in which stored pieces."""
 
 import re
 from collections.abc import Mapping
@@ -19,50 +19,50 @@ from mconv.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One logical tensor that is not the same in both."""
+    """One logical tensor that differs between two checkpoints a and b."""
 
     tensor: str
     how: str
-    """`missing`, `shape` (where only the vocabulary's size differs, the rows that both have were compared) or `bits`."""
+    """`missing`, `shape` or `bits`. If only the vocabulary's size differs (`shape`), the common rows are compared."""
     a: str
     b: str
-    """What each side has: a shape by named axes, or the value where they are furthest apart."""
+    """Content of each side: a shape by named axes, or the value at the largest difference."""
     elements: int = 0
-    """Elements that differ in any bit; where the dtypes differ, after rounding."""
+    """Number of elements that differ in any bit, after rounding if the dtypes differ."""
     of: int = 0
-    """Elements that were compared."""
+    """Number of elements that were compared."""
     largest: float | None = None
-    """The largest difference of two finite values."""
+    """Largest difference of two finite values."""
     at: dict[str, int] = field(default_factory=dict)
-    """Where that is, by axis."""
+    """Index of the largest difference, by axis."""
     nonfinite: int = 0
-    """Differing elements of which one is NaN or infinite."""
+    """Number of differing elements that are NaN or infinite on one side."""
     dtypes: tuple[str, str] | None = None
-    """Of both, where they differ."""
+    """Dtypes of a and b, if they differ."""
     extent: dict[str, list[int]] = field(default_factory=dict)
     """First and last index of a differing element, by axis."""
     pieces: tuple[str, ...] = ()
-    """The stored tensors of b that hold a differing element: a rank's, a chunk, one of Hugging Face's."""
+    """Stored tensors of b that hold a differing element: a rank's, a chunk, or a tensor of a Hugging Face file."""
     of_pieces: int = 0
-    """How many stored tensors of b hold the logical tensor, copies left out."""
+    """Number of stored tensors of b that hold the logical tensor, without copies."""
     a_pieces: tuple[str, ...] = ()
-    """The same of a, where it is a Megatron checkpoint."""
+    """Stored tensors of a that hold a differing element, if a is a Megatron checkpoint."""
     of_a_pieces: int = 0
     rows: int = 0
-    """Rows of the vocabulary that b has more than a (fewer: negative)."""
+    """Rows of the vocabulary that b has more than a; negative if fewer."""
     rows_zero: bool = False
-    """Whether the rows that only one side has are zero."""
+    """True if the rows that only one side has are zero."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Difference":
-        """The inverse of `asdict`, also when it has been JSON in between."""
+        """Return the difference that `asdict` wrote, also if it has been JSON in between."""
         listed = {name: tuple(values[name]) for name in ("pieces", "a_pieces")}
         dtypes = None if values["dtypes"] is None else tuple(values["dtypes"])
         return cls(**{**values, **listed, "dtypes": dtypes})
 
 
 def logical_of(name: str) -> Logical:
-    """The logical tensor that `str(logical)` named: `layer.3.qkv.weight`."""
+    """Return the logical tensor that `str(logical)` names: `layer.3.qkv.weight`."""
     place, _, leaf = name.rpartition(".")
     found = re.fullmatch(r"layer\.(\d+)\.(\w+)", place)
     return Logical(f"layer.{found[2]}", int(found[1]), leaf) if found else Logical(place, None, leaf)
@@ -71,9 +71,9 @@ def logical_of(name: str) -> Logical:
 def tp_ranks(
     difference: Difference, family: Family, spec: ModelSpec, *, tp: int, padded_vocab_size: int | None = None
 ) -> list[int]:
-    """Which of `tp` tensor-parallel ranks hold differing elements: all of them where the tensor is not cut.
+    """Return the tensor-parallel ranks, of `tp`, that hold differing elements; all of them if the tensor is not cut.
 
-    The padding of the vocabulary is megatron-core's own rule unless `padded_vocab_size` says what it is.
+    The vocabulary is padded by megatron-core's rule unless `padded_vocab_size` is given.
     """
     logical, every = logical_of(difference.tensor), list(range(tp))
     axes, cut = family.axes(logical), family.row(logical.row).cut
@@ -86,9 +86,9 @@ def tp_ranks(
 
 
 def differing(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor | None:
-    """Which elements differ in any bit; where the dtypes differ, after the wider is rounded. None: none do.
+    """Return a mask of the elements that differ in any bit, after rounding the wider dtype; None if none differs.
 
-    Of bf16 and fp16 neither is wider, so an element is the same if rounding either of the two makes it so.
+    Neither of bf16 and fp16 is wider: an element counts as the same if rounding either one makes both equal.
     """
     if one.dtype == two.dtype:
         x, y = bits(one), bits(two)
@@ -102,7 +102,7 @@ def differing(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor | None:
 
 
 def _unrounded(wide: torch.Tensor, narrow: torch.Tensor) -> torch.Tensor | None:
-    """Where `narrow` is not what rounding makes of `wide`. What overflows is not the same; NaN is, whatever its bits."""
+    """Return where `narrow` is not `wide` rounded, None if nowhere. Overflow counts as different; NaN equals NaN."""
     rounded = wide.to(narrow.dtype)
     x, y = bits(rounded), bits(narrow)
     if torch.equal(x, y) and finite(narrow):
@@ -112,8 +112,8 @@ def _unrounded(wide: torch.Tensor, narrow: torch.Tensor) -> torch.Tensor | None:
 
 
 @dataclass(slots=True)
-class Pieces:
-    """The stored tensors that one side keeps a logical tensor in, and those of them that hold a differing element."""
+class StoredPieces:
+    """The stored tensors of one logical tensor on one side, and those of them that hold a differing element."""
 
     source: Source
     logical: Logical
@@ -131,18 +131,18 @@ class Pieces:
 
 
 @dataclass(slots=True)
-class Found:
-    """Differing elements of one tensor, over all its slabs."""
+class DifferenceTally:
+    """Running count of the differing elements of one tensor, over all its slabs."""
 
-    pieces: tuple[Pieces, Pieces]
+    pieces: tuple[StoredPieces, StoredPieces]
     elements: int = 0
     nonfinite: int = 0
     largest: float | None = None
     at: tuple[int, ...] = ()
     values: tuple[str, str] = ("", "")
-    """Of the element at `at`; while no two finite ones differ, of the first that differs."""
+    """Values of both sides at `at`; until two finite ones differ, those of the first differing element."""
     extent: list[list[int]] = field(default_factory=list)
-    """First and last index of a differing element, on each axis."""
+    """First and last index of a differing element, along each axis."""
 
     def add(self, one: torch.Tensor, two: torch.Tensor, box: Box) -> None:
         differ = differing(one, two)
@@ -178,7 +178,7 @@ class Found:
 
 
 def _ends(differ: torch.Tensor, axis: int, start: int) -> list[int]:
-    """First and last index along an axis at which anything differs."""
+    """Return the first and the last index along an axis at which anything differs."""
     others = [i for i in range(differ.dim()) if i != axis]
     along = (differ.any(dim=others) if others else differ).nonzero()
     return [start + int(along[0]), start + int(along[-1])]

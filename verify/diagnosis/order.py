@@ -1,6 +1,6 @@
-"""Faults that leave the elements of a tensor and change their order: recognised by trying, exact or not at all.
+"""Faults that only reorder the elements of a tensor, recognised exactly by trying.
 
-A candidate is an index of slices: b's slices in that order are a's. The known ones follow from the axes; others are
+A candidate is an index of slices: b's slices in that order are a's. The known orders follow from the axes; others are
 found by matching hashes of slices.
 """
 
@@ -13,27 +13,27 @@ import xxhash
 
 from mconv.convert.formats.mapped import bytes_of
 from mconv.shard.axes import Axes
-from mconv.verify.guesses.pair import Hit, Mend, Pair
+from mconv.verify.diagnosis.pair import Hit, Mend, TensorPair
 
 RANKS = (2, 4, 8, 16)
-"""Numbers of shares that are looked for."""
+"""Numbers of ranks whose shares are tried."""
 PROBE = 16
-"""Columns that must agree before a whole tensor is put in another order."""
-SAID = {
+"""Columns that must agree before a whole tensor is reordered."""
+AXIS_NAMES = {
     "g": "query groups", "s": "slots (queries, key, value) of each group", "q": "query heads of each group",
     "h": "channels of each head", "p": "halves", "f": "channels of the MLP", "v": "rows of the vocabulary",
     "d": "hidden channels",
 }  # fmt: skip
-"""What the slices along an axis are."""
-NAMED = {"g": "query-group-order", "s": "slot-order", "p": "gate-up-swapped", "v": "vocabulary-order"}
-"""The faults that are an order of one axis; any other is `shuffled`."""
+"""Names of the slices along an axis."""
+AXIS_FAULTS = {"g": "query-group-order", "s": "slot-order", "p": "gate-up-swapped", "v": "vocabulary-order"}
+"""Faults that reorder one axis; any other is `shuffled`."""
 Rows = Iterator[tuple[str, str, torch.Tensor]]
-"""Name of the fault, what it is, and the index of rows that undoes it."""
+"""Name of a fault, its description, and the index of rows that undoes it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gather:
-    """The slices along axes start..stop (fused to one) in the order of an index."""
+    """The slices along axes start..stop (fused into one), in the order of an index."""
 
     start: int
     stop: int
@@ -46,7 +46,7 @@ class Gather:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Within:
-    """An undoing that concerns a range of one axis alone: a rank's share."""
+    """A repair of a range of one axis only: a rank's share."""
 
     axis: int
     start: int
@@ -60,15 +60,15 @@ class Within:
         return out
 
 
-def known_order(pair: Pair) -> Hit | None:
-    """One of the orders of rows that programs are known to mix up, in the whole tensor or in some rank's share of it."""
+def known_order(pair: TensorPair) -> Hit | None:
+    """Return the fault if b has an order of rows that programs are known to mix up, in all of it or in a rank's share."""
     if not pair.permuted:
         return None
     return _known(pair.x, pair.y, pair.axes) or _in_share(pair)
 
 
-def _in_share(pair: Pair) -> Hit | None:
-    """The same where only a range of the axis that ranks cut differs."""
+def _in_share(pair: TensorPair) -> Hit | None:
+    """Return the fault if only a range of the axis that ranks cut has such an order."""
     if pair.cut not in pair.axes.groups[0]:
         return None
     axis = pair.axes.names.index(pair.cut)
@@ -104,7 +104,7 @@ def _candidates(group: tuple[str, ...], sizes: tuple[int, ...], x: torch.Tensor,
 
 
 def _halves(rows: torch.Tensor) -> Rows:
-    """Of a gated MLP: the two halves, or those of each rank."""
+    """Yield the orders of a gated MLP: the two halves exchanged, or the halves of each rank."""
     yield "gate-up-swapped", "gate and up are swapped", rows.flip(0).flatten()
     halves, width = rows.shape
     for ranks in (n for n in RANKS if width % n == 0 and width > n):
@@ -115,23 +115,23 @@ def _halves(rows: torch.Tensor) -> Rows:
 
 
 def _rotary(rows: torch.Tensor) -> Rows:
-    """Channels of query and key heads: interleaved pairs, or two halves."""
+    """Yield the orders of channels of query and key heads: interleaved pairs, or two halves."""
     width, queries = rows.shape[2], rows.shape[1] - 2
     if width % 2 or width < 4:
         return
     pairs = torch.arange(width).view(width // 2, 2).T.flatten()
     for who, slots in (("q and k", slice(0, queries + 1)), ("q", slice(0, queries)), ("k", slice(queries, queries + 1))):
-        for said, order in (
+        for relation, order in (
             ("interleaved where a's are half-split", pairs),
             ("half-split where a's are interleaved (permuted once too often)", pairs.argsort()),
         ):
             index = rows.clone()
             index[:, slots] = rows[:, slots][..., order]
-            yield "rotary-order", f"the rotary channels of {who} are {said}", index.flatten()
+            yield "rotary-order", f"the rotary channels of {who} are {relation}", index.flatten()
 
 
 def _slots(rows: torch.Tensor) -> Rows:
-    """Queries, key and value of a group: k and v, and the orders of other programs and older versions."""
+    """Yield the orders of queries, key and value of a group: k and v exchanged, those of other programs or versions."""
     groups, slots, width = rows.shape
     swapped = torch.arange(slots)
     swapped[-2:] = torch.tensor([slots - 1, slots - 2])
@@ -152,7 +152,7 @@ def _slots(rows: torch.Tensor) -> Rows:
 
 
 def _groups(rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Rows:
-    """Query groups in another order: all of them, or their queries, keys or values alone."""
+    """Yield the order of query groups: of all of them, or of their queries, keys or values only."""
     groups, slots, _ = rows.shape
     kinds = {"q": slice(0, slots - 2), "k": slice(slots - 2, slots - 1), "v": slice(slots - 1, slots)}
     found = {}
@@ -166,14 +166,14 @@ def _groups(rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Rows:
     for kind, order in found.items():
         index[:, kinds[kind]] = rows[:, kinds[kind]][order]
         if not torch.equal(order, torch.arange(groups)):
-            moved.setdefault(said_order(order), []).append(kind)
-    told = [f"query groups{'' if len(who) == 3 else ' of ' + ' and '.join(who)}: {what}" for what, who in moved.items()]
-    yield "query-group-order", "; ".join(told), index.flatten()
+            moved.setdefault(order_in_words(order), []).append(kind)
+    orders = [f"query groups{'' if len(who) == 3 else ' of ' + ' and '.join(who)}: {what}" for what, who in moved.items()]
+    yield "query-group-order", "; ".join(orders), index.flatten()
 
 
 # ---- any order -------------------------------------------------------------------------------------------------------
-def shuffled(pair: Pair) -> Hit | None:
-    """The same slices along one axis, or the same rows of a stored matrix, in another order."""
+def shuffled(pair: TensorPair) -> Hit | None:
+    """Return the fault if b has a's slices along one axis, or a's rows of a stored matrix, in another order."""
     if not pair.permuted:
         return None
     names = pair.axes.names
@@ -189,18 +189,18 @@ def shuffled(pair: Pair) -> Hit | None:
     return None
 
 
-def _named_order(pair: Pair, axis: str, index: torch.Tensor, mend: Mend) -> Hit:
+def _named_order(pair: TensorPair, axis: str, index: torch.Tensor, mend: Mend) -> Hit:
     blocks = _blocks(index)
     if axis == pair.cut and blocks is not None and axis != "g":
-        return Hit("ranks-exchanged", f"of the shares of {len(blocks)} ranks, {said_order(blocks)}", mend)
+        return Hit("ranks-exchanged", f"of the shares of {len(blocks)} ranks, {order_in_words(blocks)}", mend)
     rolled = axis == "v" and bool((index == index.roll(1).add(1).remainder(len(index))).all())
-    name = "vocabulary-shift" if rolled else NAMED.get(axis, "shuffled")
-    what = SAID.get(axis, f"rows {axis}")
-    return Hit(name, f"{what} in another order: {said_order(index)}", mend)
+    name = "vocabulary-shift" if rolled else AXIS_FAULTS.get(axis, "shuffled")
+    what = AXIS_NAMES.get(axis, f"rows {axis}")
+    return Hit(name, f"{what} in another order: {order_in_words(index)}", mend)
 
 
-def said_order(index: torch.Tensor) -> str:
-    """A permutation in words."""
+def order_in_words(index: torch.Tensor) -> str:
+    """Return a permutation in words."""
     place = torch.arange(len(index))
     moved = (index != place).nonzero().flatten().tolist()
     if len(moved) == 2:
@@ -212,7 +212,7 @@ def said_order(index: torch.Tensor) -> str:
 
 
 def _blocks(index: torch.Tensor) -> torch.Tensor | None:
-    """The order of equal blocks, of the fewest ranks that explain it."""
+    """Return the order of equal blocks, for the fewest ranks that explain an index; else None."""
     for ranks in (n for n in RANKS if len(index) % n == 0 and len(index) > n):
         width = len(index) // ranks
         table = index.view(ranks, width)
@@ -222,13 +222,13 @@ def _blocks(index: torch.Tensor) -> torch.Tensor | None:
 
 
 def _slices(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    """One row for each slice along axes start..stop."""
+    """Return one row for each slice along axes start..stop."""
     flat = tensor.flatten(start, stop - 1)
     return flat.movedim(start, 0).reshape(flat.shape[start], -1)
 
 
 def matched(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor | None:
-    """The index with which y's rows are x's; rows that are in place stay. None: they are not the same rows."""
+    """Return the index with which y's rows are x's, rows in place staying there; None if they are not the same rows."""
     one, two = hashes(x), hashes(y)
     if sorted(one) != sorted(two):
         return None
@@ -241,7 +241,7 @@ def matched(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor | None:
 
 
 def hashes(rows: torch.Tensor) -> list[int]:
-    """One of each row's bytes."""
+    """Return a hash of each row's bytes."""
     held = bytes_of(rows)
     width = len(held) // len(rows)
     return [xxhash.xxh3_64_intdigest(held[i : i + width]) for i in range(0, len(held), width)]

@@ -1,32 +1,32 @@
-"""Tensors that are another row's: a norm that is any other norm of the model, a head that is the embedding."""
+"""Tensors that hold another row's values: a norm that is any other norm of the model, a head that is the embedding."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from mconv.convert.source import Source
 from mconv.convert.table import Logical
-from mconv.verify.guesses.layers import sample
-from mconv.verify.guesses.pair import entire, narrower, same
+from mconv.verify.diagnosis.layers import sample
+from mconv.verify.diagnosis.pair import entire, narrower, same
 
 NORMS = "norms-exchanged", "norm-copied"
-"""What the two faults of a norm are called."""
+"""Names of the two faults of a norm."""
 TABLES = {
     "embed": ("head", "embed-head-exchanged", "embed-is-head"),
     "head": ("embed", "embed-head-exchanged", "head-is-embed"),
 }
-"""Row -> the row that it may be taken for, and what the two faults are called."""
+"""Row -> the row that it may be confused with, and the names of the two faults."""
 
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """A tensor of b that is another row's tensor of a."""
+    """A tensor of b that equals another row's tensor of a."""
 
     tensor: Logical
     of: Logical
     name: str
     what: str
     exchanged: bool
-    """Whether b has the other way round as well, so that it holds what belongs here."""
+    """True if the other tensor of b is in turn this row's tensor of a, so that b still holds what belongs here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,13 @@ class _Samples:
 
 
 def twins(a: Source, b: Source, changed: Collection[Logical]) -> list[Twin]:
-    """Return which of the `changed` tensors of b are other rows' tensors of a, bit for bit."""
+    """Return the `changed` tensors of b that are other rows' tensors of a, bit for bit."""
     samples = _Samples(a)
     found = {x: y for x in changed if (y := _twin(samples, b, x)) is not None}
-    return [_told(x, y, found) for x, y in found.items()]
+    return [_described(x, y, found) for x, y in found.items()]
 
 
-def _told(x: Logical, y: Logical, found: Mapping[Logical, Logical]) -> Twin:
+def _described(x: Logical, y: Logical, found: Mapping[Logical, Logical]) -> Twin:
     both = found.get(y) == x
     exchanged, copied = NORMS if _norm(x) else TABLES[x.row][1:]
     place = "" if y.layer is None or y.layer == x.layer else f" of layer {y.layer}"
@@ -62,7 +62,7 @@ def _norm(logical: Logical) -> bool:
 
 
 def _others(a: Source, logical: Logical) -> Iterator[Logical]:
-    """What a tensor may be taken for: other norms, those of its own layer first, then of the nearest; a table's other."""
+    """Yield the tensors to compare with: the other table; or other norms, those of the same and of near layers first."""
     if logical.row in TABLES:
         yield replace(logical, row=TABLES[logical.row][0])
     if not _norm(logical):
@@ -74,7 +74,7 @@ def _others(a: Source, logical: Logical) -> Iterator[Logical]:
 
 
 def _twin(samples: _Samples, b: Source, logical: Logical) -> Logical | None:
-    """The other row's tensor of a that b has here. One number in all its elements says nothing of where it is from."""
+    """Return the other row's tensor of a that b holds here. A constant tensor says nothing about its origin."""
     a = samples.source
     others = [x for x in _others(a, logical) if x in a.groups and logical in b.groups and a.dims(x) == b.dims(logical)]
     if not others:

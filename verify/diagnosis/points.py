@@ -1,8 +1,8 @@
-"""What happens within a layer, seen from outside: the outputs of its modules, in one order for both programs.
+"""Points within a layer, seen from outside: the outputs of its modules, in the same order for both programs.
 
-A point is a row of the family's table (what its modules give), or what lies between two of them: `rope` (queries and keys
-as attention gets them), `attention` (what it gives), `activation` (what the MLP's last linear gets), `layer` (what it
-adds to the hidden states).
+A point is a row of the family's table (the output of its modules), or lies between two of them: `rope` (queries and keys
+as attention gets them), `attention` (its output), `activation` (the input of the MLP's last linear), `layer` (what the
+layer adds to the hidden states).
 """
 
 import contextlib
@@ -16,18 +16,18 @@ from torch.overrides import TorchFunctionMode
 
 from mconv.shard.axes import lengths
 from mconv.shard.cut import Block
-from mconv.verify.models import Model, first, hooked, output_axes, turned
+from mconv.verify.models import Model, hidden_output, hooked, output_axes, swap_axes
 
 ROWS = ("attn_norm", "qkv", "attn_out", "mlp_norm", "mlp_in", "mlp_out")
 ORDER = ("attn_norm", "qkv", "rope", "attention", "attn_out", "mlp_norm", "mlp_in", "activation", "mlp_out", "layer")
-"""In the order of the forward pass."""
+"""Points in the order of the forward pass."""
 Tell = Callable[[str, str, Tensor], None]
-"""layer, point, values [b n ...] in fp32 on the CPU."""
+"""A callback: layer, point, values [b n ...] in fp32 on the CPU."""
 Args = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Watch(TorchFunctionMode):
-    """Watches a model's layers while it runs, and tells what each point gives at some positions."""
+    """Watches a model's layers while it runs, and reports the values of each point at some positions."""
 
     def __init__(self, model: Model, at: Int[Tensor, "n"], tell: Tell) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Watch(TorchFunctionMode):
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """While it lasts, every forward of the model is told of."""
+        """Report every forward of the model within the context."""
         handles = []
         for layer, module in self.model.modules().items():
             if layer.isdigit():
@@ -68,7 +68,7 @@ class Watch(TorchFunctionMode):
 
         def after(_: nn.Module, __: Any, output: Any) -> None:
             self.layer = None
-            added = first(output) - given.pop()
+            added = hidden_output(output) - given.pop()
             self.tell(layer, "layer", self._seen(self._batch_first(added)))
 
         yield module.register_forward_pre_hook(before, with_kwargs=True)
@@ -77,17 +77,17 @@ class Watch(TorchFunctionMode):
     def _inside(self, layer: str) -> Iterator[Any]:
         for point in ROWS:
             row = f"layer.{point}"
-            inner = self.model.inner(layer, row)
+            modules_of_row = self.model.modules_of_row(layer, row)
             dims = output_axes(self.model.checkpoint, row).dims(self.model.checkpoint.spec.sizes)
-            for module, piece in inner:
-                yield module.register_forward_hook(self._output(layer, point, dims, piece.blocks[0], len(inner)))
+            for module, piece in modules_of_row:
+                yield module.register_forward_hook(self._output(layer, point, dims, piece.blocks[0], len(modules_of_row)))
             if point == "mlp_out":
-                for module, _ in inner:
+                for module, _ in modules_of_row:
                     yield module.register_forward_pre_hook(self._input(layer, "activation"))
 
     def _output(self, layer: str, point: str, dims: tuple[int, ...], block: Block, parts: int) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
-            given = first(output)
+            given = hidden_output(output)
             bias = output[1] if isinstance(output, tuple) and len(output) > 1 else None
             values = self._seen(self._batch_first(given if bias is None else given + bias))
             if block.order:
@@ -96,7 +96,7 @@ class Watch(TorchFunctionMode):
             if parts == 1:
                 self.tell(layer, point, values)
                 return
-            # Query, key and value, say, each from a module of its own: told when all are there.
+            # Parts of one row from several modules (query, key, value): reported when all have come.
             whole, come = self.parts.pop(point, (torch.empty((*values.shape[:2], *dims)), 0))
             place = (slice(None), slice(None), *(slice(*ends) for ends in block.box))
             whole[place] = values.view(*values.shape[:2], *lengths(block.box))
@@ -114,20 +114,20 @@ class Watch(TorchFunctionMode):
         return hook
 
     def _batch_first(self, hidden: Tensor) -> Tensor:
-        return turned(hidden, transposed=self.model.transposed)
+        return swap_axes(hidden, transposed=self.model.transposed)
 
     def _seen(self, values: Tensor) -> Tensor:
         return values[:, self.at.to(values.device)].float().cpu().flatten(2)
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The hidden states that a layer is called with."""
+    """Return the hidden states that a layer is called with."""
     found: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     return found
 
 
-def given(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Args:
-    """The same call with other hidden states."""
+def with_hidden(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Args:
+    """Return a call's arguments with other hidden states."""
     if "hidden_states" in kwargs:
         return args, {**kwargs, "hidden_states": hidden}
     return (hidden, *args[1:]), kwargs

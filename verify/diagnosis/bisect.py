@@ -1,8 +1,8 @@
-"""Where two models part: the first layer, and the module in it, that gives something else for the same input.
+"""Bisection of two models: the first layer, and the module in it, whose output differs for the same input.
 
-The reference runs once and keeps what each layer is given. The candidate then runs with these in the place of its own
-hidden states, so that each of its layers answers for itself alone. Guesses at the fault are tried in the same way: the
-layer runs again, repaired.
+The reference runs once and records the input of each layer. The candidate then runs with these in place of its own hidden
+states, so that each of its layers is judged alone. A guess at the fault is tried in the same way: the layer runs again,
+repaired.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,30 +19,30 @@ from torch import Tensor, nn
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.source import Source
 from mconv.errors import MconvError
-from mconv.verify.guesses.explain import Guess
-from mconv.verify.models import How, Model, Repair, Scores, first, hooked, model_of, sampled, turned
-from mconv.verify.points import ORDER, Watch, given, hidden_of
+from mconv.verify.diagnosis.explain import Guess
+from mconv.verify.diagnosis.points import ORDER, Watch, hidden_of, with_hidden
+from mconv.verify.models import Model, Repair, RunOptions, Scores, hidden_output, hooked, model_of, sampled, swap_axes
 from mconv.verify.probes import Probe
 
 LIMIT = 1e-4
-"""Largest error over root mean square of a module's output, in fp32, from which on it is another function."""
+"""Largest error over the root mean square of a module's output, in fp32, that counts as the same function."""
 SAMPLE = 16
 """Positions of each row at which modules are compared."""
 TRIED = 6
-"""Guesses that are tried."""
-SAID = {
+"""Largest number of guesses that are tried."""
+POINT_NAMES = {
     "attn_norm": "norm", "qkv": "qkv", "rope": "rope", "attention": "attention", "attn_out": "proj",
     "mlp_norm": "mlp norm", "mlp_in": "mlp in", "activation": "activation", "mlp_out": "mlp out", "layer": "residual",
     "embed": "embedding", "final_norm": "final norm", "head": "head",
 }  # fmt: skip
-"""What people call the points."""
+"""Names of the points for people."""
 Key = tuple[str, str]
-"""(place, point): a layer's number, or `embed`, `final_norm`, `head`; and a point in it."""
+"""(place, point): a layer's number, `embed`, `final_norm` or `head`; and a point within it."""
 
 
 @dataclass(slots=True)
-class Kept:
-    """What the reference did, on disk: tensors by layer and name."""
+class RecordedRun:
+    """A run of the reference, kept on disk: tensors by place and name."""
 
     folder: Path
     logits: list[Tensor] = field(default_factory=list)
@@ -58,99 +58,106 @@ class Kept:
         return (self.folder / f"{place}-{name}").is_file()
 
 
-def diagnose(a: Checkpoint, b: Checkpoint, asked: Probe, how: How, guesses: Sequence[Guess]) -> dict[str, Any]:
-    """The diagnosis of `b` by `a`, two checkpoints, on one rank: in fp32, whatever the verdict was reached in."""
-    plain = replace(how, dtype=torch.float32, streamed=True, parallel=type(how.parallel)())
+def diagnose(a: Checkpoint, b: Checkpoint, probe: Probe, options: RunOptions, guesses: Sequence[Guess]) -> dict[str, Any]:
+    """Return the diagnosis of `b` against `a` on one rank, in fp32 whatever the dtype of the verdict."""
+    plain = replace(options, dtype=torch.float32, streamed=True, parallel=type(options.parallel)())
     with TemporaryDirectory(prefix="mconv-verify-") as folder:
-        kept = Kept(Path(folder))
-        _reference(model_of(a, plain), asked, kept)
-        errors = _candidate(model_of(b, plain), asked, kept)
+        recorded = RecordedRun(Path(folder))
+        _reference(model_of(a, plain), probe, recorded)
+        errors = _candidate(model_of(b, plain), probe, recorded)
         parted = [key for key, error in errors.items() if not error <= LIMIT]
         places = list(dict.fromkeys(place for place, _ in parted))
         tried = [
-            guess.to_dict() | {"error_after": after} for guess, after in _tried(a, b, asked, plain, kept, guesses, places)
+            guess.to_dict() | {"error_after": after}
+            for guess, after in _tried(a, b, probe, plain, recorded, guesses, places)
         ]
-    return _told(errors, parted, places, tried)
+    return _summary(errors, parted, places, tried)
 
 
 def _tried(
-    a: Checkpoint, b: Checkpoint, asked: Probe, how: How, kept: Kept, guesses: Sequence[Guess], places: list[str]
+    a: Checkpoint,
+    b: Checkpoint,
+    probe: Probe,
+    options: RunOptions,
+    recorded: RecordedRun,
+    guesses: Sequence[Guess],
+    places: list[str],
 ) -> Iterator[tuple[Guess, float | None]]:
-    """Each guess, and the error that is left in the first place that it repairs."""
+    """Yield each guess, and the error that is left at the first place that it repairs."""
     for number, guess in enumerate(guesses):
         place = _place_of(guess, places)
         if place is None or not (guess.undo or guess.spec) or "num_layers" in guess.spec or number >= TRIED:
             yield guess, None
             continue
         mended = partial(guess.mended, a=Source.of(a), b=Source.of(b))
-        repaired = replace(how, only=frozenset({place}), repair=Repair(spec=guess.spec, mended=mended))
+        repaired = replace(options, only=frozenset({place}), repair=Repair(spec=guess.spec, mended=mended))
         try:
-            after = _candidate(model_of(b, repaired), asked, kept, only=place)
-        except MconvError:  # b has not what the repaired model needs: a bias, a head
+            after = _candidate(model_of(b, repaired), probe, recorded, only=place)
+        except MconvError:  # b lacks what the repaired model needs: a bias, a head
             yield guess, None
             continue
         yield guess, max(error for (where, _), error in after.items() if where == place)
 
 
 def _place_of(guess: Guess, places: list[str]) -> str | None:
-    """The first place that departs and that the guess is about."""
+    """Return the first departing place that a guess is about."""
     rows = {name.rpartition(".")[0] for name in guess.undo}
     own = {row.split(".")[1] if row.startswith("layer.") else row for row in rows}
-    if not rows:  # of numbers alone: they are everywhere
+    if not rows:  # a fault of the spec, which shows everywhere
         return next((place for place in places if place.isdigit()), places[0] if places else None)
     return next((place for place in places if place in own), None)
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
-def _reference(model: Model, asked: Probe, kept: Kept) -> None:
-    at = sampled(asked.tokens.shape[1], most=SAMPLE)
+def _reference(model: Model, probe: Probe, recorded: RecordedRun) -> None:
+    at = sampled(probe.tokens.shape[1], most=SAMPLE)
 
-    def given_to(place: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kept.put(place, "input", turned(hidden_of(args, kwargs), transposed=model.transposed).cpu())
+    def record_input(place: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        recorded.put(place, "input", swap_axes(hidden_of(args, kwargs), transposed=model.transposed).cpu())
 
     def norm_gave(_: nn.Module, __: Any, output: Any) -> None:
-        kept.put("final_norm", "output", turned(first(output), transposed=model.transposed).cpu())
+        recorded.put("final_norm", "output", swap_axes(hidden_output(output), transposed=model.transposed).cpu())
 
-    with _hooked(model, before=given_to, after=norm_gave), Watch(model, at, kept.put).watching():
-        scores = model.run(asked.tokens, asked.positions)
-    kept.logits = _logits(scores, at)
+    with _hooked(model, before=record_input, after=norm_gave), Watch(model, at, recorded.put).watching():
+        scores = model.run(probe.tokens, probe.positions)
+    recorded.logits = _logits(scores, at)
 
 
-def _candidate(model: Model, asked: Probe, kept: Kept, *, only: str | None = None) -> dict[Key, float]:
-    """The errors of its modules, each given what the reference's was given, in the order of the forward pass."""
-    at = sampled(asked.tokens.shape[1], most=SAMPLE)
+def _candidate(model: Model, probe: Probe, recorded: RecordedRun, *, only: str | None = None) -> dict[Key, float]:
+    """Return the error of each module, given the input that the reference's had, in the order of the forward pass."""
+    at = sampled(probe.tokens.shape[1], most=SAMPLE)
     errors: dict[Key, float] = {}
 
-    def tell(layer: str, point: str, values: Tensor) -> None:
-        if kept.has(layer, point) and only in (None, layer):
-            errors[layer, point] = error(kept.get(layer, point), values)
+    def compare_point(layer: str, point: str, values: Tensor) -> None:
+        if recorded.has(layer, point) and only in (None, layer):
+            errors[layer, point] = error(recorded.get(layer, point), values)
 
-    def instead(place: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def replace_input(place: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         own = hidden_of(args, kwargs)
-        if not kept.has(place, "input"):  # a layer that the reference has not
+        if not recorded.has(place, "input"):  # a layer that the reference does not have
             return None
-        wanted = kept.get(place, "input").to(own.device)
+        wanted = recorded.get(place, "input").to(own.device)
         if place == "0":
-            errors["embed", "embed"] = error(wanted[:, at], turned(own, transposed=model.transposed)[:, at])
-        return given(args, kwargs, turned(wanted, transposed=model.transposed).contiguous())
+            errors["embed", "embed"] = error(wanted[:, at], swap_axes(own, transposed=model.transposed)[:, at])
+        return with_hidden(args, kwargs, swap_axes(wanted, transposed=model.transposed).contiguous())
 
     def norm_gave(_: nn.Module, __: Any, output: Any) -> Tensor:
-        own = first(output)
-        wanted = turned(kept.get("final_norm", "output").to(own.device), transposed=model.transposed).contiguous()
+        own = hidden_output(output)
+        wanted = swap_axes(recorded.get("final_norm", "output").to(own.device), transposed=model.transposed).contiguous()
         errors["final_norm", "final_norm"] = error(wanted, own)
         return wanted
 
-    with _hooked(model, before=instead, after=norm_gave), Watch(model, at, tell).watching():
-        scores = model.run(asked.tokens, asked.positions)
+    with _hooked(model, before=replace_input, after=norm_gave), Watch(model, at, compare_point).watching():
+        scores = model.run(probe.tokens, probe.positions)
     logits = _logits(scores, at) if only in (None, "head") else []
-    for mine, wanted in zip(logits, kept.logits, strict=False):
+    for mine, wanted in zip(logits, recorded.logits, strict=False):
         common = min(mine.shape[-1], wanted.shape[-1])
         errors["head", "head"] = error(wanted[..., :common], mine[..., :common])
     return dict(sorted(errors.items(), key=_in_order))
 
 
 def _hooked(model: Model, *, before: Callable[..., Any], after: Callable[..., Any]) -> AbstractContextManager[None]:
-    """`before` each layer and the final norm, told which; `after` the final norm."""
+    """Call `before` ahead of each layer and of the final norm, with its place, and `after` behind the final norm."""
     modules = model.modules()
     each = [
         module.register_forward_pre_hook(partial(before, place), with_kwargs=True)
@@ -165,7 +172,7 @@ def _logits(scores: Scores | None, at: Tensor) -> list[Tensor]:
 
 
 def error(wanted: Tensor, own: Tensor) -> float:
-    """Largest difference over the root mean square of what is wanted; NaN is as far apart as can be."""
+    """Return the largest difference over the root mean square of `wanted`; infinity for NaN and for other shapes."""
     if wanted.shape != own.shape:
         return float("inf")
     apart = (wanted.float() - own.float()).abs().nan_to_num(nan=torch.inf)
@@ -179,12 +186,14 @@ def _in_order(item: tuple[Key, float]) -> tuple[int, int]:
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
-def _told(errors: dict[Key, float], parted: list[Key], places: list[str], tried: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(
+    errors: dict[Key, float], parted: list[Key], places: list[str], tried: list[dict[str, Any]]
+) -> dict[str, Any]:
     layers: dict[str, float] = {}
     for (place, _), value in errors.items():
         layers[place] = max(layers.get(place, 0.0), value)
     where, module = parted[0] if parted else (None, None)
-    at = None if where is None else f"layer {where} {SAID[str(module)]}" if where.isdigit() else SAID[where]
+    at = None if where is None else f"layer {where} {POINT_NAMES[str(module)]}" if where.isdigit() else POINT_NAMES[where]
     modules = [{"module": point, "error": value} for (place, point), value in errors.items() if place == where]
     lines = [_headline(at, places, errors, parted)]
     for guess in tried:

@@ -1,4 +1,4 @@
-"""Faults that change the values of a tensor in a way that can be named: exact to a rounding, or not named."""
+"""Faults that change the values of a tensor in a known way, exact to a rounding."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 import torch
 
 from mconv.convert.source import bits
-from mconv.verify.guesses.pair import Hit, Pair, same
+from mconv.verify.diagnosis.pair import Hit, TensorPair, same
 
 FRACTION = {torch.float64: 52, torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
 """Bits of the mantissa."""
 CHUNK = 1 << 20
-"""Elements that are in hand at once, in double precision."""
+"""Elements in memory at once, in double precision."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Flip:
-    """One bit of one element."""
+    """Flips one bit of one element."""
 
     at: tuple[int, ...]
     bit: int
@@ -31,8 +31,8 @@ class Flip:
         return whole.view(self.dtype).to(tensor.dtype)
 
 
-def bit_flipped(pair: Pair) -> Hit | None:
-    """One element that differs in one bit."""
+def bit_flipped(pair: TensorPair) -> Hit | None:
+    """Return the fault if one element differs in one bit."""
     if pair.difference.elements != 1 or pair.x.shape != pair.y.shape:
         return None
     at = tuple(pair.difference.at.values())
@@ -47,8 +47,8 @@ def bit_flipped(pair: Pair) -> Hit | None:
     return Hit("bit-flipped", what, Flip(at, bit, pair.dtype))
 
 
-def zeroed(pair: Pair) -> Hit | None:
-    """All zero where a has values."""
+def zeroed(pair: TensorPair) -> Hit | None:
+    """Return the fault if all of b is zero where a has values."""
     if pair.b.count_nonzero() or pair.a.shape != pair.b.shape:
         return None
     if pair.difference.tensor.endswith(".bias"):
@@ -56,8 +56,8 @@ def zeroed(pair: Pair) -> Hit | None:
     return Hit("zeroed", "all of it is zero where a has values", None)
 
 
-def norm_off_by_one(pair: Pair) -> Hit | None:
-    """Some programs store a norm's weight less one."""
+def norm_off_by_one(pair: TensorPair) -> Hit | None:
+    """Return the fault if a norm's weight is off by one: some programs store it less one."""
     if not pair.row.endswith("norm") or not pair.difference.tensor.endswith(".weight"):
         return None
     if not same_kind(pair):
@@ -72,7 +72,7 @@ def norm_off_by_one(pair: Pair) -> Hit | None:
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """A number to each element."""
+    """Adds a number to each element."""
 
     number: float
 
@@ -82,7 +82,7 @@ class Add:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Each element times a number."""
+    """Multiplies each element by a number."""
 
     number: float
 
@@ -90,8 +90,8 @@ class Times:
         return (tensor.double() * self.number).to(tensor.dtype)
 
 
-def factor(pair: Pair) -> Hit | None:
-    """a times one number, to a rounding of the narrower dtype."""
+def factor(pair: TensorPair) -> Hit | None:
+    """Return the fault if b is a times one number, to a rounding of the narrower dtype."""
     eps = torch.finfo(pair.dtype).eps
     if not same_kind(pair) or pair.a.numel() < 2:
         return None
@@ -105,24 +105,24 @@ def factor(pair: Pair) -> Hit | None:
 
 
 def _times(x: torch.Tensor, y: torch.Tensor, by: float, dtype: torch.dtype) -> bool:
-    told = torch.finfo(dtype)
-    return bool(((y - by * x).abs() <= told.eps * y.abs() + told.smallest_normal * told.eps).all())
+    info = torch.finfo(dtype)
+    return bool(((y - by * x).abs() <= info.eps * y.abs() + info.smallest_normal * info.eps).all())
 
 
-def _chunks(pair: Pair) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _chunks(pair: TensorPair) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     one, two = pair.a.flatten(), pair.b.flatten()
     for start in range(0, len(one), CHUNK):
         yield one[start : start + CHUNK].double(), two[start : start + CHUNK].double()
 
 
-def same_kind(pair: Pair) -> bool:
-    """Both of one shape and finite where the largest difference is."""
+def same_kind(pair: TensorPair) -> bool:
+    """Return whether both have one shape and are finite where they differ."""
     return pair.a.shape == pair.b.shape and not pair.difference.nonfinite
 
 
 @dataclass(frozen=True, slots=True)
 class Transpose:
-    """The matrix that some slots (all: None) of the tensor make, transposed."""
+    """Transposes the matrix that some slots (None: all) of the tensor make."""
 
     slots: tuple[int, int] | None
 
@@ -136,8 +136,8 @@ class Transpose:
         return out
 
 
-def transposed(pair: Pair) -> Hit | None:
-    """A square matrix with rows and columns exchanged: a whole tensor, or what Hugging Face stores of a fused one."""
+def transposed(pair: TensorPair) -> Hit | None:
+    """Return the fault if a square matrix is transposed: a whole tensor, or a part that Hugging Face stores by itself."""
     groups = pair.axes.groups
     if not pair.permuted or len(groups) != 2:
         return None

@@ -1,4 +1,4 @@
-"""Faults of whole layers: repeated, exchanged, missing. b's layers are sought among a's, by a sample and then whole."""
+"""Faults of whole layers: repeated, exchanged, missing. b's layers are looked for in a, by a sample and then whole."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -8,17 +8,17 @@ import torch
 from mconv.convert.formats.mapped import bytes_of
 from mconv.convert.source import Source
 from mconv.convert.table import Logical
-from mconv.verify.guesses.pair import entire, narrower, same
+from mconv.verify.diagnosis.pair import entire, narrower, same
 
 Origins = Mapping[int, int]
-"""b's layer -> the layer of a that it is, where it is not its own."""
+"""Layer of b -> the layer of a whose values it holds, if that is another one."""
 TRIED = 4
-"""Layers with the same sample that are compared whole, the nearest first."""
+"""Number of layers with the same sample that are compared whole, the nearest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A fault of whole layers, or (with `tensor`) of one tensor of them."""
+    """A fault of whole layers or, with `tensor`, of one tensor of them."""
 
     name: str
     what: str
@@ -26,11 +26,11 @@ class Moved:
     tensor: tuple[str, str] | None = None
     """Row and leaf."""
     gone: tuple[int, ...] = ()
-    """Layers beyond those of the shorter of the two models."""
+    """Layers that only the deeper of the two models has."""
 
 
 def moved(a: Source, b: Source, changed: Iterable[Logical]) -> list[Moved]:
-    """What explains the `changed` tensors of b by layers of a. Tensors that b alone has are among them."""
+    """Return the faults that explain the `changed` tensors of b, and tensors that only b has, by layers of a."""
     origins: dict[int, dict[Logical, set[int]]] = {}
     samples: dict[tuple[str, str], dict[int, bytes]] = {}
     for logical in changed:
@@ -50,13 +50,13 @@ def moved(a: Source, b: Source, changed: Iterable[Logical]) -> list[Moved]:
 
 
 def sample(source: Source, logical: Logical, dtype: torch.dtype) -> bytes:
-    """The first run of a tensor along its last axis."""
+    """Return the bytes of a tensor's first run along its last axis."""
     *outer, last = source.dims(logical)
     return bytes(bytes_of(source.pull(logical, (*((0, 1) for _ in outer), (0, last))).to(dtype)))
 
 
 def _origins(a: Source, b: Source, logical: Logical, samples: dict[tuple[str, str], dict[int, bytes]]) -> set[int]:
-    """The layers of a, but its own, whose tensor this one is."""
+    """Return the other layers of a whose tensor b holds here."""
     peers = {j: replace(logical, layer=j) for j in range(a.checkpoint.spec.num_layers)}
     peers = {j: peer for j, peer in peers.items() if peer in a.groups and a.dims(peer) == b.dims(logical)}
     if not peers:
@@ -73,19 +73,19 @@ def _origins(a: Source, b: Source, logical: Logical, samples: dict[tuple[str, st
 
 
 def _rest_fits(a: Source, layer: int, j: int, found: Collection[Logical]) -> bool:
-    """Whether what does not differ in a layer is the same in layer `j` too, so that the whole of it is layer `j`."""
+    """Return whether the unchanged tensors of a layer also equal those of layer `j`, so that all of it is layer `j`."""
     others = [x for x in a.groups if x.layer == layer and x not in found]
     return all(same(entire(a, x), entire(a, replace(x, layer=j))) for x in others if replace(x, layer=j) in a.groups)
 
 
 def _classified(whole: Origins, changed: Collection[int], *, layers: tuple[int, int]) -> list[Moved]:
-    """The words for where b's layers come from."""
+    """Return the faults, given the layer of a that each changed layer of b holds."""
     held, there = layers
     order = [whole.get(i, -1 if i in changed else i) for i in range(there)]
     gone = tuple(range(min(layers), max(layers)))
     lost = [j for j in range(held) if j not in order]
     if not whole:
-        return [Moved("layer-missing", f"{said(lost)} missing", {}, None, gone)] if lost and gone else []
+        return [Moved("layer-missing", f"{layers_are(lost)} missing", {}, None, gone)] if lost and gone else []
     shifts, at = {j - i for i, j in whole.items()}, sorted(whole)
     if sorted(whole.values()) == at:
         if len(at) == 2:
@@ -94,14 +94,16 @@ def _classified(whole: Origins, changed: Collection[int], *, layers: tuple[int, 
     if len(shifts) == 1 and at == list(range(at[0], at[-1] + 1)) and (len(at) > 1 or gone):
         by = shifts.pop()
         if by > 0:
-            return [Moved("layer-missing", f"{said(lost)} missing, and those after come too early", whole, None, gone)]
-        told = f"layer {min(whole.values())} comes twice, and those after come too late"
-        return [Moved("layer-repeated", told, whole, None, gone)]
+            return [
+                Moved("layer-missing", f"{layers_are(lost)} missing, and those after come too early", whole, None, gone)
+            ]
+        text = f"layer {min(whole.values())} comes twice, and those after come too late"
+        return [Moved("layer-repeated", text, whole, None, gone)]
     return [Moved("layer-repeated", f"layer {i} is layer {whole[i]} again", {i: whole[i]}) for i in at]
 
 
-def said(layers: list[int]) -> str:
-    """`layer 3 is`, `layers 3 and 4 are`."""
+def layers_are(layers: list[int]) -> str:
+    """Return `layer 3 is`, `layers 3 and 4 are`."""
     if len(layers) == 1:
         return f"layer {layers[0]} is"
     return f"layers {', '.join(map(str, layers[:-1]))} and {layers[-1]} are"

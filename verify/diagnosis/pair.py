@@ -1,4 +1,4 @@
-"""One logical tensor of two checkpoints, whole, made comparable; and what recognising a fault in it gives."""
+"""One logical tensor of two checkpoints, whole and comparable; and a fault recognised in it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ import torch
 from mconv.convert.source import Source, bits
 from mconv.convert.table import Logical
 from mconv.shard.axes import Axes, whole
-from mconv.verify.where import Difference
+from mconv.verify.differences import Difference
 
 Mend = Callable[[torch.Tensor], torch.Tensor]
-"""From b's logical tensor, one dimension for each elementary axis, to the repaired one."""
+"""Maps b's logical tensor, one dimension for each elementary axis, to the repaired one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,30 +21,32 @@ class Hit:
     name: str
     what: str
     mend: Mend | None
-    """None: what b holds is not enough to undo it."""
+    """Repair; None if b does not hold enough for one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pair:
-    """A logical tensor of both sides."""
+class TensorPair:
+    """One logical tensor of both sides."""
 
     difference: Difference
     axes: Axes
     cut: str
-    """The axis that tensor parallelism cuts."""
+    """Axis that tensor parallelism cuts."""
     row: str
     a: torch.Tensor
     b: torch.Tensor
-    """As they are stored, one dimension for each elementary axis."""
+    """The tensors as stored, one dimension for each elementary axis."""
     x: torch.Tensor
     y: torch.Tensor
-    """Their bits as integers, the wider rounded to the narrower."""
+    """Bits of both as integers, the wider rounded to the narrower."""
     permuted: bool
-    """Whether b can be a in another order."""
+    """True if b can be a in another order."""
 
     @classmethod
-    def read(cls, a: Source, b: Source, logical: Logical, names: tuple[Logical, Logical], found: Difference) -> "Pair":
-        """`names` are what each side holds it as."""
+    def read(
+        cls, a: Source, b: Source, logical: Logical, names: tuple[Logical, Logical], found: Difference
+    ) -> "TensorPair":
+        """Return the pair of a logical tensor; `names` are the tensors that hold it on each side."""
         family = a.checkpoint.family
         one, two = entire(a, names[0]), entire(b, names[1])
         x, y = comparable(one, two)
@@ -54,26 +56,26 @@ class Pair:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The narrower one."""
+        """The narrower dtype of the two."""
         return narrower(self.a.dtype, self.b.dtype)
 
 
 def entire(source: Source, logical: Logical) -> torch.Tensor:
-    """A whole logical tensor."""
+    """Return a whole logical tensor."""
     return source.pull(logical, whole(source.dims(logical))).contiguous()
 
 
 def narrower(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    """The dtype in which two are compared: the second's where neither is narrower."""
+    """Return the dtype in which two are compared: the narrower, the second's if neither is."""
     return a if a.itemsize < b.itemsize else b
 
 
 def comparable(one: torch.Tensor, two: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both as bits of the narrower dtype."""
+    """Return both tensors as bits of the narrower dtype."""
     dtype = narrower(one.dtype, two.dtype)
     return bits(one.to(dtype)), bits(two.to(dtype))
 
 
 def same(one: torch.Tensor, two: torch.Tensor) -> bool:
-    """Whether two tensors are the same bits, the wider rounded."""
+    """Return whether two tensors have the same bits, the wider rounded."""
     return one.shape == two.shape and torch.equal(*comparable(one, two))
