@@ -1,6 +1,6 @@
-"""Option names that people bring from other programs: what each is called in each command, or why there is none.
+"""Option names of other programs: what each is called in each command, or why there is no such option.
 
-A row's value begins with an option (`--tp`), or is a parameter given by position (`MODEL`), or is a reason.
+The value of a row begins with an option (`--tp`), is a positional parameter (`MODEL`), or is a reason.
 """
 
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from mconv.cli.foreign_data import DATA_ROWS
 
 Rows = Mapping[str, str]
-"""Another program's option, without dashes and with underscores -> ours, or a reason."""
+"""Another program's option, without dashes and with underscores -> mconv's option, or a reason."""
 
 
 def _all(names: str, ours: str) -> dict[str, str]:
-    """Return a row for each of the `names` (spaces between)."""
+    """Return a row for each of `names`, which spaces separate."""
     return dict.fromkeys(names.split(), ours)
 
 
@@ -171,23 +171,23 @@ TABLES: Mapping[str, Rows] = {
     "demo": _all(_OUTPUTS, "--out"), "doctor": _all("output_dir save_dir", "--save"),
     "status": _all(f"{_INPUTS} save save_dir path", "FOLDER"), **DATA_ROWS,
 }  # fmt: skip
-"""A command -> the rows of other programs' options; those of train and plan are in `mconv.train.config.aliases`."""
+"""Command -> rows for other programs' options; those of train and plan are in `mconv.train.config.aliases`."""
 
 
 POSITIONS = {"push": "FOLDER REPO", "pull": "REPO OUT", "verify": "REFERENCE CHECKPOINT"}
-"""A command that takes more than one parameter by position -> all of them."""
+"""Command with several positional parameters -> all of them."""
 
 
 def advice(command: str, flag: str, given: Mapping[str, str] | None = None) -> str | None:
-    """Return how a sentence about an option that `command` has not goes on, or None if no program's table has it.
+    """Return the end of a sentence about an option that `command` does not have; None if no program has it either.
 
-    `given`: what the command line sets, by plain name, for advice that converts a value.
+    `given`: values on the command line by plain name, for advice that converts one.
     """
     if command in ("train", "plan"):
         from mconv.train.config.aliases import advice as of_training
 
-        told = of_training(f"--{flag.lstrip('-')}", _with_layers(given or {}))
-        return told and ("; " if told.startswith("here it is") else ": ") + told
+        text = of_training(f"--{flag.lstrip('-')}", _with_layers(given or {}))
+        return text and ("; " if text.startswith("here it is") else ": ") + text
     row = TABLES.get(command, {}).get(plain(flag))
     if row is None:
         return None
@@ -197,7 +197,7 @@ def advice(command: str, flag: str, given: Mapping[str, str] | None = None) -> s
 
 
 def _with_layers(given: Mapping[str, str]) -> dict[str, str]:
-    """Return what is given, with the number of layers where a preset says it."""
+    """Return the given values, with the number of layers if a preset says it."""
     from mconv.train.model.presets import PRESETS
 
     preset = PRESETS.get(given.get("preset", ""))
@@ -205,5 +205,5 @@ def _with_layers(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def plain(flag: str) -> str:
-    """Return an option as the tables spell it: no dashes before, no value, underscores."""
+    """Return an option as the tables spell it: no leading dashes, no value, underscores."""
     return flag.lstrip("-").partition("=")[0].replace("-", "_").lower()

@@ -1,4 +1,4 @@
-"""What `mconv train --verify-first` and `mconv push` ask before they go on: is this checkpoint what it should be?"""
+"""Checks before `mconv train --verify-first` and `mconv push`: is this checkpoint what it should be?"""
 
 import os
 import sys
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # ---- before training -------------------------------------------------------------------------------------------------
 def before_training(config: "TrainConfig") -> bool:
-    """Whether training may begin: `load` is judged by its source. Every rank of somebody's torchrun calls it.
+    """Return whether training may begin, after judging `load` against its source. Every rank calls it.
 
     Raises MconvError where it cannot be judged.
     """
@@ -36,7 +36,7 @@ def before_training(config: "TrainConfig") -> bool:
         return True  # nothing will be trained
     load = Path(str(config.load))
     if not load.is_dir() and has_saved(config.save):
-        _say(f"not verified: {load} is gone, and the run continues from its own checkpoint in {config.save}")
+        _say(f"not verified: {load} no longer exists, and the run continues from its own checkpoint in {config.save}")
         return True
     found = open_checkpoint(load, vocab_size=config.vocab_size, ignore=passes(config))
     if config.verify_against is None and found.importable and found.manifest is None:
@@ -48,13 +48,13 @@ def before_training(config: "TrainConfig") -> bool:
     if report:  # rank 0
         print("\n".join(report["lines"][: 1 if report["passed"] else None]), flush=True)
     if not (passed := from_rank_0(bool(report.get("passed")))):
-        _say(f"{load} is not what {reference} is: nothing was trained")
+        _say(f"{load} is not the same model as {reference}: nothing was trained")
     return passed
 
 
 @contextmanager
 def one_world(config: "TrainConfig") -> Iterator[None]:
-    """Under somebody's torchrun its ranks meet once, for the judging and the training: they could not meet again."""
+    """Join torchrun's ranks once for judging and training: they could not join a second time."""
     if not config.verify_first or os.environ.get("WORLD_SIZE", "1") == "1":  # imports nothing
         yield
         return
@@ -68,7 +68,7 @@ def one_world(config: "TrainConfig") -> Iterator[None]:
 
 
 def _layout(config: "TrainConfig", reference: "Origin", found: "Checkpoint") -> dict[str, Any]:
-    """Judge at the layout of the run, without turns; two Hugging Face folders have none."""
+    """Return the options to judge at the run's layout; two Hugging Face folders have none."""
     from mconv.train.megatron.parallel import parallel_of
     from mconv.train.model.architecture import passes
 
@@ -90,26 +90,27 @@ def _say(line: str) -> None:
 # ---- before publishing -----------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What is known of a folder that is to be published."""
+    """Verdict on a folder that is to be published."""
 
     state: str
-    """`recorded`: a verdict in its manifest holds. `judged`: just now. `tensors`: only these, for a dry run.
-    `unverified`: nobody asked."""
+    """`recorded` in the manifest and still valid; `judged` just now; `tensors` compared only (a dry run);
+    `unverified`.
+    """
     passed: bool
     against: str | None
     lines: tuple[str, ...]
-    """For people."""
+    """The finding in words."""
     verdicts: tuple[dict[str, Any], ...]
-    """All that were reached on these very bytes, for the card."""
+    """All verdicts on these very bytes, for the card."""
 
     def as_json(self) -> dict[str, Any]:
         return {"state": self.state, "passed": self.passed, "against": self.against, "lines": list(self.lines)}
 
 
 def before_publishing(folder: Path, *, against: Path | None, rehearsal: bool, record: bool) -> Finding:
-    """Return a verdict on `folder`: the last one in its manifest if it passed and still holds, else a new one.
+    """Return a verdict on `folder`: the last one in its manifest if it passed and is valid, else a new one.
 
-    `rehearsal` compares tensors alone. Raises MconvError if there is nothing to verify the folder against.
+    `rehearsal` compares only tensors. Raises MconvError if there is nothing to verify the folder against.
     """
     from mconv.convert.opening import open_checkpoint
     from mconv.verify.recorded_verdicts import valid_verdicts
@@ -118,7 +119,7 @@ def before_publishing(folder: Path, *, against: Path | None, rehearsal: bool, re
         f"`mconv verify CHECKPOINT {folder} --record` leaves a verdict that counts; --unverified publishes without one"
     ):
         found = open_checkpoint(folder)
-        with progress(_nbytes(found), "reading the weights that verdicts are of") as advance:
+        with progress(_nbytes(found), "reading weights to check recorded verdicts") as advance:
             holding = tuple(valid_verdicts(found, progress=advance))
         if not holding and (found.manifest or {}).get("verified"):
             print(
@@ -134,7 +135,7 @@ def before_publishing(folder: Path, *, against: Path | None, rehearsal: bool, re
 
 
 def _proofs(reference: "Origin", found: "Checkpoint") -> str:
-    """Return which proofs a push asks for: both, or tensors alone where what runs the models is not installed."""
+    """Return the proofs that a push asks for: both, or tensors only if the packages that run the models are missing."""
     from mconv.verify.judge import check_installed
     from mconv.verify.origin import open_against
 
@@ -144,7 +145,7 @@ def _proofs(reference: "Origin", found: "Checkpoint") -> str:
         one, two = open_against(reference, found.path, {})
         check_installed(one.checkpoint, two.checkpoint)
     except MissingPackage as error:
-        print(f"note: tensors alone are compared: {str(error).partition(';')[0]}", file=sys.stderr)
+        print(f"note: only tensors are compared: {str(error).partition(';')[0]}", file=sys.stderr)
         return "digests"
     return "both"
 
@@ -153,35 +154,35 @@ def of_an_adapter(folder: Path, *, asked: bool) -> Finding:
     """Return the finding on an adapter, which nothing can be compared with. `asked`: the user wants a verdict."""
     if asked:
         raise MconvError(
-            f"{folder} is an adapter, and there is nothing to verify one against: drop --against and --record; the model "
+            f"{folder} is an adapter, which cannot be verified against anything: drop --against and --record; the model "
             "that `mconv lora merge` makes of it and its base can be verified"
         )
-    line = f"{folder} is an adapter: its tensors are whole and finite; there is nothing to verify it against"
+    line = f"{folder} is an adapter: its tensors are complete and finite; there is nothing to verify it against"
     return Finding(state="adapter", passed=True, against=None, lines=(line,), verdicts=())
 
 
 def without_a_verdict(folder: Path) -> Finding:
-    """Return the finding of --unverified. Verdicts of the manifest that are about other weights do not reach the card."""
+    """Return the finding of --unverified. Verdicts on other weights do not reach the card."""
     from mconv.convert.opening import open_checkpoint
     from mconv.verify.recorded_verdicts import valid_verdicts
 
     try:
         found = tuple(valid_verdicts(open_checkpoint(folder)))
-    except MconvError:  # of a kind that mconv cannot read: then no verdict of it can be told to hold
+    except MconvError:  # mconv cannot read it, so no verdict on it can be checked
         found = ()
     return Finding(state="unverified", passed=False, against=None, lines=("not verified (--unverified)",), verdicts=found)
 
 
 def _recorded(holding: tuple[dict[str, Any], ...]) -> Finding:
     against = str(holding[-1].get("against", "?"))
-    line = f"verified against {against} before; the weights are the same since"
+    line = f"verified against {against} before; the weights have not changed since"
     return Finding(state="recorded", passed=True, against=against, lines=(line,), verdicts=holding)
 
 
 def _rehearsed(reference: "Origin", found: "Checkpoint", holding: tuple[dict[str, Any], ...]) -> Finding:
-    """Return the finding of a dry run, which compares tensors alone."""
+    """Return the finding of a dry run, which compares only tensors."""
     report = judged(reference, found, proofs="digests")
-    later = "tensors" if reference.adapter else "tensors now; a push compares what they compute too"
+    later = "tensors" if reference.adapter else "tensors now; a push also compares what the models compute"
     line = f"to be verified against {reference}: {later}"
     return Finding(
         state="tensors", passed=report["passed"], against=report["against"], lines=(line, *report["lines"]),
@@ -206,7 +207,7 @@ def _judgement(
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
 def reference_of(found: "Checkpoint", named: str | None = None) -> "Origin":
-    """Return what a checkpoint must equal: what was named, else what it was made from. Raises MconvError."""
+    """Return what a checkpoint must equal: the named one, else what it was made from. Raises MconvError."""
     from mconv.verify.origin import Origin, origin_of
 
     if named is not None:
@@ -220,7 +221,7 @@ def reference_of(found: "Checkpoint", named: str | None = None) -> "Origin":
 
 
 def _in_the_cache(found: "Checkpoint") -> Path | None:
-    """The Hub's cached folder of the repository that a checkpoint was converted from, with no training in between."""
+    """Return the Hub's cached folder of the repository that a checkpoint was converted from, without training since."""
     from mconv.hub import fetch
 
     made = found.manifest or {}
@@ -237,7 +238,7 @@ def _in_the_cache(found: "Checkpoint") -> Path | None:
 
 
 def judged(reference: "Origin", found: "Checkpoint", **asked: Any) -> dict[str, Any]:
-    """Return the report with its lines; {} on ranks other than 0. A merge made anew is compared tensor by tensor."""
+    """Return the report with its lines; {} on ranks other than 0. A new merge is compared tensor by tensor."""
     from mconv.convert import logbook
     from mconv.verify import report as reports
     from mconv.verify.judge import Options, judge_sides
@@ -266,7 +267,7 @@ def _nbytes(found: "Checkpoint") -> int:
 
 @contextmanager
 def _or_do(what: str) -> Iterator[None]:
-    """Say what to do where nothing could be judged. A verdict that is reached needs no such advice."""
+    """Add advice to an error that prevents a judgement. A verdict needs no such advice."""
     try:
         yield
     except MconvError as error:

@@ -1,4 +1,4 @@
-"""The two checkpoints of `mconv verify`: which is the reference, at which layout they run, what is said meanwhile."""
+"""The two checkpoints of `mconv verify`: which is the reference, and at which layout they run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,21 +11,21 @@ from mconv.errors import MconvError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class JudgedPair:
     """A checkpoint to judge, and its reference."""
 
     reference: Path
     candidate: Path
     origin: Any = None
-    """The reference as `verify.origin` found it, where nobody named it."""
+    """The reference as `verify.origin` found it; None if the user named it."""
 
     @property
     def against(self) -> str | None:
-        """What to call a reference whose folder's name does not say all."""
+        """Label of a reference whose folder's name is not enough."""
         return self.origin.label if self.origin else None
 
     def judge(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Return the report; {} on a rank other than 0."""
+        """Return the report; {} on ranks other than 0."""
         from mconv.convert import logbook, manifest
         from mconv.verify.checkpoints import open_both
         from mconv.verify.judge import Options, check_installed, judge_sides
@@ -52,14 +52,14 @@ class Pair:
 
 @contextmanager
 def _show(total: int, doing: str) -> Iterator[Callable[[int], None]]:
-    """Say on a terminal what begins, then show how far it has come."""
+    """Print on a terminal what begins, then show its progress."""
     before_slow(f"verify: {doing}")
     with progress(total, doing.partition(":")[0]) as advance:
         yield advance
 
 
 def _say_layout(sides: tuple[Any, Any], options: Any, *, found: bool) -> None:
-    """Say at which layout a model will run; where nobody named the reference (`found`), in a pipe too."""
+    """Print the layout at which a model will run; in a pipe only if the reference was `found`, not named."""
     from mconv.cli import choose
     from mconv.verify import layouts
 
@@ -74,10 +74,10 @@ def _say_layout(sides: tuple[Any, Any], options: Any, *, found: bool) -> None:
         say(f"note: {note}")
 
 
-def pair_of(a: Path | None, b: Path | None, said: dict[str, Any]) -> Pair:
-    """Return what is judged by what: as named, or the newest and what that was made from. Raises MconvError."""
+def pair_of(a: Path | None, b: Path | None, said: dict[str, Any]) -> JudgedPair:
+    """Return the checkpoint to judge and its reference: as named, else the newest and what it was made from."""
     if a is not None and b is not None:
-        return Pair(reference=a, candidate=b)
+        return JudgedPair(reference=a, candidate=b)
     from mconv.cli import choose, gate
     from mconv.verify.checkpoints import open_both
     from mconv.verify.origin import TRAINED
@@ -90,12 +90,12 @@ def pair_of(a: Path | None, b: Path | None, said: dict[str, Any]) -> Pair:
         more = f"; name the reference: mconv verify REFERENCE {candidate}"
         if TRAINED in str(error):
             more = (
-                f"; what `mconv meg2hf {candidate}` exports is judged by it, and `mconv verify BASE {candidate} "
-                "--report-only` shows what training has changed"
+                f"; it is itself the reference for what `mconv meg2hf {candidate}` exports, and `mconv verify BASE "
+                f"{candidate} --report-only` shows what training has changed"
             )
         raise type(error)(f"{error}{more}") from error
     choose.say(f"verify: {candidate} against {origin}, what it was made from")
-    return Pair(reference=origin.path, candidate=candidate, origin=origin)
+    return JudgedPair(reference=origin.path, candidate=candidate, origin=origin)
 
 
 def tensors_of(path: Path, iteration: int | None) -> Path | None:
@@ -109,18 +109,18 @@ def tensors_of(path: Path, iteration: int | None) -> Path | None:
 
 
 def _only_tensors(asked: dict[str, Any], origin: Any) -> None:
-    """Refuse options about logits where the reference is a merge made in memory, which no program can load."""
+    """Refuse options about logits if the reference is a merge in memory, which no program can load."""
     mixed = flags_of({name: value for name, value in asked.items() if name not in ("proofs", "hints")})
     if asked["proofs"] == "logits" or mixed:
         named = ", ".join(mixed) or "--logits"
         raise MconvError(
-            f"{named}: the reference, {origin}, is made in memory and compared tensor by tensor, and no model is run; "
+            f"{named}: the reference, {origin}, is a merge in memory: only its tensors are compared and no model is run; "
             f"leave {named} out"
         )
 
 
 def flags_of(given: dict[str, Any]) -> list[str]:
-    """Return the options that were given, as they were typed."""
+    """Return the given options as typed."""
     return [
         f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in given.items() if value
     ]

@@ -54,14 +54,14 @@ def merge(
     out: Path | None = None,
     base: Path | None = None,
     format: Literal["hf", "torch_dist", "mp_rank"] = "hf",
-    tp: int = 1,
-    pp: int = 1,
+    tp: o.Tp = 1,
+    pp: o.Pp = 1,
     make_vocab_size_divisible_by: o.Multiple = None,
     dtype: o.Cast = None,
     iteration: o.Iteration = None,
     overwrite: o.Overwrite = False,
-    ignoring: o.Ignores = o.IGNORING,
-    show: o.Shown = o.SHOW,
+    ignoring: o.IgnoringGroup = o.IGNORING,
+    show: o.ShowGroup = o.SHOW,
 ) -> None:
     """Merge an adapter into its base: W + scale B A, tensor by tensor, in fp64 and rounded once.
 
@@ -77,14 +77,10 @@ def merge(
         the weights that it was trained on.
     format
         Format of the result.
-    tp
-        Tensor-parallel size of the result.
-    pp
-        Pipeline-parallel size of the result.
     """
     adapter = o.checkpoint(adapter or choose.newest("lora merge", "adapter").path, iteration)
     base = o.checkpoint(base) if base else None
-    from mconv.cli.convert import run_plan
+    from mconv.cli.conversion import run_plan
     from mconv.convert import adapted, plan
 
     out = out or Path(_name(adapter, iteration, format=format, tp=tp, pp=pp, dtype=dtype))
@@ -98,7 +94,7 @@ def merge(
 
 
 def _name(adapter: Path, iteration: int | None, *, format: str, dtype: str | None, tp: int, pp: int) -> str:
-    """What to call a merge where nobody says."""
+    """Return the default name of a merge."""
     from mconv.convert import opening, peft
 
     if not peft.is_adapter(adapter) and adapter.is_dir():

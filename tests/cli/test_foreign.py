@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mconv.cli import app, foreign
-from mconv.cli.spelling import as_typed
+from mconv.cli.field_names import as_typed
 from mconv.train.config import aliases
 
 COMMANDS = [*foreign.TABLES, "train", "plan"]

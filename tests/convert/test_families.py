@@ -20,7 +20,7 @@ from mconv.convert.families.mistral import MISTRAL
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError, FormatError, LayoutError, MconvError
-from mconv.hub.fetch import expected_parameters
+from mconv.hub.catalog import expected_parameters
 from mconv.shard.layout import Layout, check_tp
 from mconv.spec import ModelSpec, Rope
 

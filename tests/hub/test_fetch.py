@@ -10,7 +10,8 @@ from huggingface_hub import snapshot_download
 
 from mconv.convert.recognize import what_is
 from mconv.errors import ConfigError, FormatError, MconvError
-from mconv.hub.fetch import REPOSITORIES, check_size, expected_parameters, pull, repository, resolve
+from mconv.hub.catalog import REPOSITORIES, check_size, expected_parameters, repository
+from mconv.hub.fetch import pull, resolve
 from mconv.hub.folder import missing
 from mconv.hub.push import push
 
@@ -297,7 +298,7 @@ def test_a_disk_without_room_is_found_before_the_first_byte(hub, published, tmp_
 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=sum(sizes) - 1))
-    with pytest.raises(MconvError, match=r"acme/tiny: .* are still to come, and .* free: make room there, or"):
+    with pytest.raises(MconvError, match=r"acme/tiny: .* are still to be downloaded, but .* free; make room there, or"):
         fetch()
     assert not any("/resolve/" in line.path for line in hub.log) and not (tmp_path / "out").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)

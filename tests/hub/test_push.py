@@ -88,7 +88,7 @@ def test_private(hub, make_model):
     push(make_model(), "secret", private=True, endpoint=hub.url)
     assert HfApi(endpoint=hub.url).model_info("tester/secret").private
     HfApi(endpoint=hub.url).create_repo("open")
-    with pytest.raises(MconvError, match="exists and is public; --private would not hide it"):
+    with pytest.raises(MconvError, match="exists and is public, and --private would not hide it"):
         push(make_model("b"), "open", private=True, endpoint=hub.url)
 
 

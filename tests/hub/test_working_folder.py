@@ -12,7 +12,7 @@ from tiny import make_llama
 
 from mconv.cli.app import run
 from mconv.convert import scan
-from mconv.hub import fetch
+from mconv.hub import catalog
 
 ROOT = Path(__file__).parents[2]
 REPO = "meta-llama/Llama-2-7b-hf"
@@ -65,7 +65,7 @@ def cached(snapshot, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     parameters = sum(p.stat().st_size for p in snapshot.rglob("*.safetensors")) / 4 / 1e9
-    monkeypatch.setitem(fetch.REPOSITORIES, ("llama2", "7"), fetch.Known(repo=REPO, billions=parameters))
+    monkeypatch.setitem(catalog.REPOSITORIES, ("llama2", "7"), catalog.Known(repo=REPO, billions=parameters))
     shutil.copytree(snapshot, tmp_path / "hub-cache")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     return tmp_path / "hub-cache"

@@ -1,4 +1,4 @@
-"""Help as plain text with filled lines: rich's Markdown alone would take a quarter of the time of `mconv --help`."""
+"""Help as plain text in filled lines: rich's Markdown alone would take a quarter of the time of `mconv --help`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
 
 
-class Filled:
-    """Formats help as cyclopts does, but keeps no line break of a docstring."""
+class PlainHelp:
+    """Formats help as cyclopts does, without a docstring's line breaks."""
 
     def __call__(self, console: "Console", options: "ConsoleOptions", panel: "HelpPanel") -> None:
         for entry in panel.entries:
