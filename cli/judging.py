@@ -114,7 +114,7 @@ def _only_tensors(asked: dict[str, Any], origin: Any) -> None:
     if asked["proofs"] == "logits" or mixed:
         named = ", ".join(mixed) or "--logits"
         raise MconvError(
-            f"{named}: the reference, {origin}, is a merge in memory: only its tensors are compared and no model is run; "
+            f"{named}: the reference, {origin}, is a merge in memory, compared tensor by tensor without running a model; "
             f"leave {named} out"
         )
 

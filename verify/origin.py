@@ -82,8 +82,7 @@ def reference_for(checkpoint: Checkpoint) -> Path:
         if folder.is_dir() and not folder.samefile(checkpoint.path):
             return folder.resolve()
     chain = ", which was made from ".join(str(_resolved(folder)) for folder in reversed(folders))
-    gone = "that folder no longer exists" if len(folders) == 1 else "those folders no longer exist"
-    raise MconvError(f"{checkpoint.path} was made from {chain}; {gone}")
+    raise MconvError(f"{checkpoint.path} was made from {chain}; the source no longer exists")
 
 
 def _resolved(folder: Path) -> Path:

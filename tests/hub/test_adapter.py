@@ -72,7 +72,7 @@ def test_a_dry_run_shows_the_adapter_and_sends_nothing(hub, tmp_path, monkeypatc
     assert told["left_out"] == [{"name": "notes.txt", "why": "not a file of an adapter"}]
     assert told["verification"]["state"] == "adapter" and {r.method for r in hub.log} == {"GET"}
     assert app.run(["push", str(folder), "acme/small", "--record"]) == 2
-    assert "there is nothing to verify one against" in capsys.readouterr().err
+    assert "cannot be verified against anything" in capsys.readouterr().err
 
 
 def test_a_card_of_a_person_is_kept(tmp_path):

@@ -73,7 +73,9 @@ def test_a_name_that_nobody_gave_is_the_owners_and_the_folders_and_must_be_confi
         app(push)
         assert f"{hub.url}/tester/my-model " in capsys.readouterr().out
     else:
-        with pytest.raises(MconvError, match="not confirmed: nothing was sent" if typed is not None else "give ORG/NAME"):
+        with pytest.raises(
+            MconvError, match="not confirmed, and nothing was sent" if typed is not None else "give ORG/NAME"
+        ):
             app(push)
     assert any("create" in str(line) or "commit" in str(line) for line in hub.log) == sent
     if typed is None and not sent:

@@ -55,7 +55,7 @@ def test_the_cache_of_the_client_is_used(hub, published, tmp_path):
 def test_half_a_model_in_the_cache_does_not_count(hub, published, tmp_path):
     got = resolve("acme/tiny", cache_dir=tmp_path / "c", endpoint=hub.url)
     (got / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(MconvError, match="not wholly"):
+    with pytest.raises(MconvError, match="not completely"):
         resolve("acme/tiny", cache_dir=tmp_path / "c", offline=True)
     assert resolve("acme/tiny", cache_dir=tmp_path / "c", endpoint=hub.url) == got
     assert (got / "model-00002-of-00002.safetensors").is_file()
@@ -67,7 +67,7 @@ def test_a_bare_config_in_the_cache_does_not_count(hub, published, tmp_path):
     shutil.copytree(tmp_path / "c", tmp_path / "d", symlinks=True, ignore=shutil.ignore_patterns("trees"))
     assert snapshot_download("acme/tiny", cache_dir=tmp_path / "d", local_files_only=True), "the client is content"
     for cache in ("c", "d"):
-        with pytest.raises(MconvError, match="not wholly"):
+        with pytest.raises(MconvError, match="not completely"):
             resolve("acme/tiny", cache_dir=tmp_path / cache, offline=True)
 
 
@@ -98,7 +98,7 @@ def test_no_network_is_one_line(impatient, tmp_path):
         ("/resolve/", 403, "GatedRepo", "access is granted on request; ask on the page of acme/tiny"),
         ("/api/models", 401, "GatedRepo", "access is granted on request"),
         ("/api/models", 401, "", "set HF_TOKEN or run `hf auth login`"),
-        ("/resolve/", 403, "", "the token may not do this"),
+        ("/resolve/", 403, "", "the token has no right to do this"),
         ("/api/models", 404, "RepoNotFound", "no such repository or revision"),
         ("/api/models", 500, "", "the Hub failed; try again later"),
     ],
@@ -266,7 +266,7 @@ def test_pickles_are_fetched_where_there_is_nothing_else(hub, make_model, tmp_pa
     assert pull("tester/pickled", tmp_path / "out", endpoint=hub.url) == tmp_path / "out"
     (got / names[0]).unlink()
     assert missing(got) == ([names[0]] if shards > 1 else ["model.safetensors"])
-    with pytest.raises(MconvError, match="not wholly"):
+    with pytest.raises(MconvError, match="not completely"):
         resolve("tester/pickled", cache_dir=tmp_path / "c", offline=True)
 
 

@@ -32,7 +32,7 @@ RIGHTS = {
     "fine-grained, reads": (fine("acme", kind="org", permissions=["repo.content.read"]), "acme/new", False, "nothing"),
     "fine-grained, one repository": (fine("acme/old", kind="model"), "acme/old", True, "may write"),
     "fine-grained, one repository that is not there": (
-        fine("acme/gone", kind="model"), "acme/gone", False, "and not make it: make it on the Hub first"),
+        fine("acme/gone", kind="model"), "acme/gone", False, "but not create it: create it on the Hub first"),
     "a role that nobody knows": ({"role": "wizard"}, "acme/new", None, "does not say"),
     "a Hub that says nothing of tokens": ({"odd": 1}, "acme/new", None, "does not say"),
     "somebody else's": ({"role": "write"}, "other/new", False, "tester is not a member of other; push to a repository of "

@@ -123,7 +123,7 @@ def _check_status(capfd):
 def _check_no_guess(here, capfd):
     """What has no origin it equals, what two fit equally, and a name that is taken: exit code 2, and what to do."""
     assert run(["verify", "llama2-7b-run"]) == 2
-    assert "`mconv meg2hf llama2-7b-run` exports is judged by it" in capfd.readouterr().err
+    assert "it is itself the reference for what `mconv meg2hf llama2-7b-run` exports" in capfd.readouterr().err
     assert run(["meg2hf"]) == 2 and "is not empty; give --overwrite" in capfd.readouterr().err
     assert run(["reshard", "llama2-7b-megatron", "--tp", "2"]) == 0
     capfd.readouterr()
