@@ -51,15 +51,15 @@ COMMANDS = {
     "inspect": ("mconv.cli.inspect:inspect", "Show what a checkpoint or a dataset is."),
     "verify": (
         "mconv.cli.verify:verify",
-        "Are two checkpoints the same model?\n\nExit code 0: yes. 1: no. 2: it could not be judged. First the tensors, "
-        "bit for bit; then what they compute: a Hugging Face folder runs in transformers, a Megatron checkpoint in "
-        "megatron-core's own GPTModel on tp x pp real ranks. Where they differ, it says in which layer, and why.",
+        "Decide whether two checkpoints are the same model.\n\nExit code 0: yes. 1: no. 2: not judged. It compares the "
+        "tensors, bit for bit, and then what the models compute: a Hugging Face folder runs in transformers, a Megatron "
+        "checkpoint in megatron-core's own GPTModel on tp x pp real ranks. If they differ, it says where and why.",
     ),
     "status": (
         "mconv.cli.status:status",
-        "List the checkpoints and runs in a folder, and which was made from which.\n\nA tree, from manifests and "
-        "trackers "
-        "alone: the step that made each, its layout, dtype and size, what it was verified against, where it was pushed.",
+        "List the checkpoints and runs in a folder, and which was made from which.\n\nA tree, read from manifests and "
+        "trackers: the step that made each, its layout, dtype and size, what it was verified against, where it was "
+        "pushed.",
     ),
     "plan": (
         "mconv.cli.train_plan:plan",
@@ -78,8 +78,8 @@ COMMANDS = {
     "plot": ("mconv.cli.plot:plot", "Plot loss, learning rate, gradient norm and throughput of runs, Megatron-LM's too."),
     "push": (
         "mconv.cli.hub:push",
-        "Publish a model on the Hugging Face Hub.\n\nWhat is quick to check comes first: the folder, the token and its "
-        "rights, the repository. Then the proof that the folder is what it was made from. Nothing is sent before. The "
+        "Publish a model on the Hugging Face Hub.\n\nThe quick checks come first: the folder, the token and its rights, "
+        "the repository. Then the folder is proven to be what it was made from. Nothing is sent before. The "
         "token comes from HF_TOKEN or from `hf auth login`, never from the command line. Exit code 0: published, or a "
         "dry run found that it could be; 1: not the same model; 2: something is missing.",
     ),
@@ -91,9 +91,7 @@ for name, (target, summary) in COMMANDS.items():
 data.command("mconv.cli.data:tokenize", name="tokenize", help="Tokenize text into the .bin and .idx that Megatron reads.")
 lora.command("mconv.cli.lora:export", name="export", help="Export the adapter of a LoRA run in PEFT's format.")
 lora.command("mconv.cli.lora:merge", name="merge", help="Merge an adapter and its base into one model.")
-data.command(
-    "mconv.cli.data:instruct", name="instruct", help="Tokenize conversations, with the role that says each token."
-)
+data.command("mconv.cli.data:instruct", name="instruct", help="Tokenize conversations, with the role of each token.")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from mconv.cli import choose
 from mconv.cli import options as o
 from mconv.cli.conversion import check_kind, open_megatron, run_plan
-from mconv.cli.terminal import one_voice
+from mconv.cli.terminal import rank_0_prints
 from mconv.convert import naming
 from mconv.errors import MconvError, refuse
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Export = Callable[[int | None, Path | None, str | None], None]
 
 
-@one_voice
+@rank_0_prints
 def hf2meg(
     model: str | None = None,
     *,
@@ -78,7 +78,7 @@ def hf2meg(
     run_plan(plan, "hf2meg", show=show, allow_nonfinite=target.allow_nonfinite)
 
 
-@one_voice
+@rank_0_prints
 def reshard(
     checkpoint: o.Checkpoint = None,
     *,
@@ -112,7 +112,7 @@ def reshard(
     run_plan(plan, "reshard", show=show, allow_nonfinite=target.allow_nonfinite)
 
 
-@one_voice
+@rank_0_prints
 def merge(
     checkpoint: o.Checkpoint = None,
     *,
@@ -130,7 +130,7 @@ def merge(
     run_plan(plan, "merge", show=show, allow_nonfinite=False)
 
 
-@one_voice
+@rank_0_prints
 def meg2hf(
     checkpoint: o.Checkpoint = None,
     *,

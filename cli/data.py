@@ -126,7 +126,7 @@ def instruct(
     fields: Annotated[RecordFields, o.Group] = FIELDS,
     how: Annotated[TokenizeOptions, o.Group],
 ) -> int:
-    """Tokenize conversations into instruction data: the tokens, and the role that says each of them.
+    """Tokenize conversations into instruction data: the tokens, and the role of each.
 
     Parameters
     ----------

@@ -153,7 +153,7 @@ def _home(run: Demo) -> None:
 def _publish(run: Demo) -> str:
     """Push and pull the model if there is a loopback Hub; return the name of the last copy."""
     if not extras.found("mconv.hub.loopback"):
-        print("  push and pull: left out; the Hub on 127.0.0.1 that they need is in mconv's sources alone", flush=True)
+        print("  push and pull: left out; they need the Hub on 127.0.0.1 from mconv's sources", flush=True)
         return "final"
     from mconv.hub.loopback import LoopbackHub
 

@@ -42,7 +42,7 @@ def before_training(config: "TrainConfig") -> bool:
     if config.verify_against is None and found.importable and found.manifest is None:
         _say(f"nothing to verify: {load} is a model as it was published, not a conversion")
         return True
-    with _or_do("name what it must equal with --verify-against, or leave --verify-first out"):
+    with _with_advice("name what it must equal with --verify-against, or leave --verify-first out"):
         reference = reference_of(found, config.verify_against)
         report = judged(reference, found, **_layout(config, reference, found))
     if report:  # rank 0
@@ -115,7 +115,7 @@ def before_publishing(folder: Path, *, against: Path | None, rehearsal: bool, re
     from mconv.convert.opening import open_checkpoint
     from mconv.verify.recorded_verdicts import valid_verdicts
 
-    with _or_do(
+    with _with_advice(
         f"`mconv verify CHECKPOINT {folder} --record` leaves a verdict that counts; --unverified publishes without one"
     ):
         found = open_checkpoint(folder)
@@ -266,7 +266,7 @@ def _nbytes(found: "Checkpoint") -> int:
 
 
 @contextmanager
-def _or_do(what: str) -> Iterator[None]:
+def _with_advice(what: str) -> Iterator[None]:
     """Add advice to an error that prevents a judgement. A verdict needs no such advice."""
     try:
         yield

@@ -22,7 +22,7 @@ def push(
 ) -> int:
     """Publish a model folder on the Hugging Face Hub, in one commit, once it is proven to be what it was made from.
 
-    What is quick to check comes first: the folder, the token and its rights, the repository. Then the proof: a passing
+    The quick checks come first: the folder, the token and its rights, the repository. Then the proof: a passing
     verdict that `mconv verify --record` left counts while the weights are the same; without one, the folder is verified
     against its source now. Exit code 1: they are not the same model. 2: something is missing, or there is nothing to
     verify it against. Nothing is sent before.
@@ -95,10 +95,10 @@ def pull(
         raise
     if behind := note(left):
         print(f"note: {behind}", file=sys.stderr)
-    alone = adapter.is_adapter(folder)
-    files = sorted(path.name for path in folder.iterdir() if path.is_file()) if alone else survey(folder)[0]
+    is_adapter = adapter.is_adapter(folder)
+    files = sorted(path.name for path in folder.iterdir() if path.is_file()) if is_adapter else survey(folder)[0]
     if json:
         publishing.show({"folder": str(folder), "files": files})
         return
-    print(f"{folder}: {len(files)} files, whole" + ", a PEFT adapter" * alone)
-    choose.next_command(*(("lora", "merge", folder, "--base", "BASE") if alone else ("hf2meg", folder)))
+    print(f"{folder}: {len(files)} files, complete" + ", a PEFT adapter" * is_adapter)
+    choose.next_command(*(("lora", "merge", folder, "--base", "BASE") if is_adapter else ("hf2meg", folder)))

@@ -65,7 +65,7 @@ def _overview(command: str, about: str, width: int) -> Iterator[str]:
         yield from ("", *textwrap.wrap(paragraph, width))
     yield from ("", "Examples:", *(f"  {line}" for line in EXAMPLES[command]))
     if own := list(_own(command)):
-        yield from ("", f"Options of {command} alone:")
+        yield from ("", f"Options of {command} only:")
         yield from (line for flag, about in own for line in _row(flag, about, width))
     yield from ("", "Options that most runs need:")
     yield from (line for name in COMMON[command].split() for line in _field(name, width))

@@ -52,12 +52,12 @@ def before_slow(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def one_voice(command: Callable[..., Any]) -> Callable[..., Any]:
+def rank_0_prints(command: Callable[..., Any]) -> Callable[..., Any]:
     """Return a command of which, under torchrun, only rank 0 prints; every rank fails if one fails."""
 
     @functools.wraps(command)
     def spoken(*args: Any, **options: Any) -> Any:
-        rank, world = (int(os.environ.get(name, alone)) for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        rank, world = (int(os.environ.get(name, unset)) for name, unset in (("RANK", "0"), ("WORLD_SIZE", "1")))
         if world == 1:
             return command(*args, **options)
         try:

@@ -115,7 +115,7 @@ def check_installed(a: Checkpoint, b: Checkpoint) -> None:
     if incomparable(a.spec, b.spec):
         return
     engines = {"transformers" if c.format == "hf" else "megatron.core" for c in (a, b)}
-    what, without = "comparing what models compute", "--digests compares tensors alone"
+    what, without = "comparing what models compute", "--digests compares only tensors"
     extras.need("train", *sorted(engines), "psutil", to=what, without=without)
     if "megatron.core" in engines:
         gate.check()

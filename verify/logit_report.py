@@ -10,7 +10,8 @@ from mconv.convert.formats.mapped import forget
 from mconv.convert.source import Source, slab_boxes
 from mconv.convert.table import Logical
 from mconv.verify.compare import CHUNK, Comparison, Errors, Limits, allowed
-from mconv.verify.models import RunOptions, Scores, rounded
+from mconv.verify.models import RunOptions, Scores
+from mconv.verify.models.common import rounded
 from mconv.verify.probes import Probe
 from mconv.verify.request import Request
 

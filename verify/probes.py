@@ -124,7 +124,7 @@ def encode(tokenizer_folder: Path, spec: ModelSpec, texts: tuple[str, ...]) -> l
     except Exception as error:  # whatever is in those files, transformers raises what it likes
         raise FormatError(
             f"{tokenizer_folder}: its tokenizer does not load ({type(error).__name__}: {str(error)[:200]}); "
-            "--batch 1 probes with random ids alone"
+            "--batch 1 probes with random ids only"
         ) from error
     return found if all(found) else None
 

@@ -57,7 +57,7 @@ def _changed(change: dict[str, Any]) -> list[str]:
     if first and not (first["relative_norm"] or 0) <= LARGE:
         out.append(
             f"  note: training hardly changes a tensor by more than {LARGE:g} of its norm; if a conversion followed it, "
-            "judge that alone: mconv verify RUN EXPORT"
+            "judge the conversion by itself: mconv verify RUN EXPORT"
         )
     return out
 

@@ -177,7 +177,7 @@ def test_a_fault_in_one_ranks_shard_is_named_with_its_rank(tmp_path, world):
     assert "mp_rank_01/" in "".join(digests["lines"])
     found = world.run(verify_jobs.verify, a=str(hf), b=str(megatron), tp=2, digests=json.loads(json.dumps(digests)))[0]
     assert not found["passed"] and found["diagnosis"]["at"] == "layer 1 mlp out"
-    assert any("share of tp rank 1 of 2 alone" in line for line in found["diagnosis"]["lines"])
+    assert any("only in the share of tp rank 1 of 2" in line for line in found["diagnosis"]["lines"])
 
 
 def test_a_rank_that_loads_other_weights_than_its_file_has_is_named(tmp_path, world):

@@ -21,7 +21,8 @@ from mconv.convert.source import Source
 from mconv.errors import MconvError
 from mconv.verify.diagnosis.explain import Guess
 from mconv.verify.diagnosis.points import ORDER, Watch, hidden_of, with_hidden
-from mconv.verify.models import Model, Repair, RunOptions, Scores, hidden_output, hooked, model_of, sampled, swap_axes
+from mconv.verify.models import Model, Repair, RunOptions, Scores, model_of
+from mconv.verify.models.common import hidden_output, hooked, sampled, swap_axes
 from mconv.verify.probes import Probe
 
 LIMIT = 1e-4

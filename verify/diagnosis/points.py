@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from mconv.shard.axes import lengths
 from mconv.shard.cut import Block
-from mconv.verify.models import Model, hidden_output, hooked, output_axes, swap_axes
+from mconv.verify.models.common import Model, hidden_output, hooked, output_axes, swap_axes
 
 ROWS = ("attn_norm", "qkv", "attn_out", "mlp_norm", "mlp_in", "mlp_out")
 ORDER = ("attn_norm", "qkv", "rope", "attention", "attn_out", "mlp_norm", "mlp_in", "activation", "mlp_out", "layer")

@@ -8,7 +8,8 @@ from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.load import load_rank
 from mconv.train.megatron.collectives import from_rank_0
 from mconv.verify.digests import Report, tp_ranks
-from mconv.verify.models import Megatron, Model, RunOptions, round_in_place
+from mconv.verify.models import Megatron, Model, RunOptions
+from mconv.verify.models.common import round_in_place
 
 
 def wrong(model: Model, checkpoint: Checkpoint, options: RunOptions, *, failed: bool) -> list[str]:
@@ -49,5 +50,5 @@ def of_ranks(found: Report, checkpoint: Checkpoint, *, tp: int) -> list[str]:
         whose = tp_ranks(difference, checkpoint.family, checkpoint.spec, tp=tp) if difference.how == "bits" else []
         if 0 < len(whose) < tp:
             named = " and ".join(map(str, whose))
-            out.append(f"{difference.tensor} differs in the share of tp rank {named} of {tp} alone")
+            out.append(f"{difference.tensor} differs only in the share of tp rank {named} of {tp}")
     return out

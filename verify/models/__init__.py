@@ -5,38 +5,11 @@ disk, one layer in memory at a time: the program's own forward runs, and weights
 """
 
 from mconv.convert.checkpoint import Checkpoint
-from mconv.verify.models.common import (
-    Model,
-    Repair,
-    RunOptions,
-    Scores,
-    hidden_output,
-    hooked,
-    output_axes,
-    round_in_place,
-    rounded,
-    sampled,
-    swap_axes,
-)
+from mconv.verify.models.common import Model, Repair, RunOptions, Scores
 from mconv.verify.models.hugging_face import HuggingFace
 from mconv.verify.models.megatron import Megatron
 
-__all__ = [
-    "HuggingFace",
-    "Megatron",
-    "Model",
-    "Repair",
-    "RunOptions",
-    "Scores",
-    "hidden_output",
-    "hooked",
-    "model_of",
-    "output_axes",
-    "round_in_place",
-    "rounded",
-    "sampled",
-    "swap_axes",
-]
+__all__ = ["HuggingFace", "Megatron", "Model", "Repair", "RunOptions", "Scores", "model_of"]
 
 
 def model_of(checkpoint: Checkpoint, options: RunOptions) -> Model:
