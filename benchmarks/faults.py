@@ -41,10 +41,10 @@ class Pair:
     def logits(self, dtype: str, tokens: torch.Tensor) -> list[torch.Tensor]:
         """Both models' logits [b s v] of the same tokens."""
         from mconv.convert.opening import open_checkpoint
-        from mconv.verify.models import How, model_of
+        from mconv.verify.models import RunOptions, model_of
 
-        how = How(dtype=DTYPES[dtype])
-        scores = [model_of(open_checkpoint(p), how).run(tokens) for p in (self.reference, self.candidate)]
+        options = RunOptions(dtype=DTYPES[dtype])
+        scores = [model_of(open_checkpoint(p), options).run(tokens) for p in (self.reference, self.candidate)]
         return [torch.cat(list(x.chunks()), dim=1) for x in scores]
 
     @cached_property

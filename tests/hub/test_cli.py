@@ -45,7 +45,7 @@ def test_push_and_pull(app, hub, make_model, capsys, monkeypatch, tmp_path):
     app(["push", str(folder), "acme/tiny", "--unverified"])
     assert f"{hub.url}/acme/tiny" in capsys.readouterr().out
     app(["pull", "acme/tiny", str(tmp_path / "out")])
-    assert "whole" in capsys.readouterr().out
+    assert "complete" in capsys.readouterr().out
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 

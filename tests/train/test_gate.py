@@ -123,7 +123,7 @@ def test_a_run_that_goes_on(place, capfd):
     assert run(words(place)) == 0
     shutil.rmtree(place / "again")
     assert run(words(place, iters=3)) == 0
-    assert "again is gone, and the run continues from its own checkpoint" in capfd.readouterr().out
+    assert "again no longer exists, and the run continues from its own checkpoint" in capfd.readouterr().out
     shutil.rmtree(place / "run")
     assert run(words(place)) == 2 and "again is not a folder" in capfd.readouterr().err
 
