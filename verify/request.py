@@ -8,7 +8,7 @@ import torch
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.shard.stages import EVEN, Uneven
-from mconv.train.parallel import Parallel
+from mconv.train.megatron.parallel import Parallel
 from mconv.verify import probes
 from mconv.verify.checkpoints import Hints
 
