@@ -18,11 +18,14 @@ from torch import Tensor, nn
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.source import Source
+from mconv.convert.table import Family
 from mconv.errors import MconvError
 from mconv.verify.guesses.explain import Guess
 from mconv.verify.models import How, Model, Repair, Scores, first, hooked, model_of, sampled, turned
-from mconv.verify.points import ORDER, Watch, given, hidden_of
+from mconv.verify.places import EMBEDDING, FINAL_NORM, HEAD
+from mconv.verify.points import Watch, given, hidden_of, points
 from mconv.verify.probes import Probe
+from mconv.verify.where import logical_of
 
 LIMIT = 1e-4
 """Largest error over root mean square of a module's output, in fp32, from which on it is another function."""
@@ -30,12 +33,8 @@ SAMPLE = 16
 """Positions of each row at which modules are compared."""
 TRIED = 6
 """Guesses that are tried."""
-SAID = {
-    "attn_norm": "norm", "qkv": "qkv", "rope": "rope", "attention": "attention", "attn_out": "proj",
-    "mlp_norm": "mlp norm", "mlp_in": "mlp in", "activation": "activation", "mlp_out": "mlp out", "layer": "residual",
-    "embed": "embedding", "final_norm": "final norm", "head": "head",
-}  # fmt: skip
-"""What people call the points."""
+SAID = {"attn_norm": "norm", "attn_out": "proj", "layer": "residual", EMBEDDING: "embedding"}
+"""What people call a point or a place, where they have another name for it."""
 Key = tuple[str, str]
 """(place, point): a layer's number, or `embed`, `final_norm`, `head`; and a point in it."""
 
@@ -78,7 +77,7 @@ def _tried(
 ) -> Iterator[tuple[Guess, float | None]]:
     """Each guess, and the error that is left in the first place that it repairs."""
     for number, guess in enumerate(guesses):
-        place = _place_of(guess, places)
+        place = _place_of(guess, places, b.family)
         if place is None or not (guess.undo or guess.spec) or "num_layers" in guess.spec or number >= TRIED:
             yield guess, None
             continue
@@ -92,11 +91,12 @@ def _tried(
         yield guess, max(error for (where, _), error in after.items() if where == place)
 
 
-def _place_of(guess: Guess, places: list[str]) -> str | None:
+def _place_of(guess: Guess, places: list[str], family: Family) -> str | None:
     """The first place that departs and that the guess is about."""
-    rows = {name.rpartition(".")[0] for name in guess.undo}
-    own = {row.split(".")[1] if row.startswith("layer.") else row for row in rows}
-    if not rows:  # of numbers alone: they are everywhere
+    tensors = [logical_of(name) for name in guess.undo]
+    outside = {family.embedding.row: EMBEDDING, family.final_norm.row: FINAL_NORM, family.head.row: HEAD}
+    own = {outside.get(x.row) if x.layer is None else str(x.layer) for x in tensors}
+    if not tensors:  # of numbers alone: they are everywhere
         return next((place for place in places if place.isdigit()), places[0] if places else None)
     return next((place for place in places if place in own), None)
 
@@ -109,7 +109,7 @@ def _reference(model: Model, asked: Probe, kept: Kept) -> None:
         kept.put(place, "input", turned(hidden_of(args, kwargs), transposed=model.transposed).cpu())
 
     def norm_gave(_: nn.Module, __: Any, output: Any) -> None:
-        kept.put("final_norm", "output", turned(first(output), transposed=model.transposed).cpu())
+        kept.put(FINAL_NORM, "output", turned(first(output), transposed=model.transposed).cpu())
 
     with _hooked(model, before=given_to, after=norm_gave), Watch(model, at, kept.put).watching():
         scores = model.run(asked.tokens, asked.positions)
@@ -131,22 +131,22 @@ def _candidate(model: Model, asked: Probe, kept: Kept, *, only: str | None = Non
             return None
         wanted = kept.get(place, "input").to(own.device)
         if place == "0":
-            errors["embed", "embed"] = error(wanted[:, at], turned(own, transposed=model.transposed)[:, at])
+            errors[EMBEDDING, EMBEDDING] = error(wanted[:, at], turned(own, transposed=model.transposed)[:, at])
         return given(args, kwargs, turned(wanted, transposed=model.transposed).contiguous())
 
     def norm_gave(_: nn.Module, __: Any, output: Any) -> Tensor:
         own = first(output)
-        wanted = turned(kept.get("final_norm", "output").to(own.device), transposed=model.transposed).contiguous()
-        errors["final_norm", "final_norm"] = error(wanted, own)
+        wanted = turned(kept.get(FINAL_NORM, "output").to(own.device), transposed=model.transposed).contiguous()
+        errors[FINAL_NORM, FINAL_NORM] = error(wanted, own)
         return wanted
 
     with _hooked(model, before=instead, after=norm_gave), Watch(model, at, tell).watching():
         scores = model.run(asked.tokens, asked.positions)
-    logits = _logits(scores, at) if only in (None, "head") else []
+    logits = _logits(scores, at) if only in (None, HEAD) else []
     for mine, wanted in zip(logits, kept.logits, strict=False):
         common = min(mine.shape[-1], wanted.shape[-1])
-        errors["head", "head"] = error(wanted[..., :common], mine[..., :common])
-    return dict(sorted(errors.items(), key=_in_order))
+        errors[HEAD, HEAD] = error(wanted[..., :common], mine[..., :common])
+    return dict(sorted(errors.items(), key=partial(_in_order, order=points(model))))
 
 
 def _hooked(model: Model, *, before: Callable[..., Any], after: Callable[..., Any]) -> AbstractContextManager[None]:
@@ -155,9 +155,9 @@ def _hooked(model: Model, *, before: Callable[..., Any], after: Callable[..., An
     each = [
         module.register_forward_pre_hook(partial(before, place), with_kwargs=True)
         for place, module in modules.items()
-        if place != "embed"
+        if place != EMBEDDING
     ]
-    return hooked([*each, modules["final_norm"].register_forward_hook(after)])
+    return hooked([*each, modules[FINAL_NORM].register_forward_hook(after)])
 
 
 def _logits(scores: Scores | None, at: Tensor) -> list[Tensor]:
@@ -172,19 +172,24 @@ def error(wanted: Tensor, own: Tensor) -> float:
     return float(apart.max() / wanted.float().square().mean().sqrt().clamp(min=1e-30))
 
 
-def _in_order(item: tuple[Key, float]) -> tuple[int, int]:
+def _in_order(item: tuple[Key, float], order: list[str]) -> tuple[int, int]:
     place, point = item[0]
-    places = {"embed": -1, "final_norm": 1 << 30, "head": 1 << 31}
-    return places.get(place, int(place) if place.isdigit() else 0), ORDER.index(point) if point in ORDER else 0
+    places = {EMBEDDING: -1, FINAL_NORM: 1 << 30, HEAD: 1 << 31}
+    return places.get(place, int(place) if place.isdigit() else 0), order.index(point) if point in order else 0
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
+def _said(name: str) -> str:
+    """Return what people call a point or a place."""
+    return SAID.get(name, name.replace("_", " "))
+
+
 def _told(errors: dict[Key, float], parted: list[Key], places: list[str], tried: list[dict[str, Any]]) -> dict[str, Any]:
     layers: dict[str, float] = {}
     for (place, _), value in errors.items():
         layers[place] = max(layers.get(place, 0.0), value)
     where, module = parted[0] if parted else (None, None)
-    at = None if where is None else f"layer {where} {SAID[str(module)]}" if where.isdigit() else SAID[where]
+    at = None if where is None else f"layer {where} {_said(str(module))}" if where.isdigit() else _said(where)
     modules = [{"module": point, "error": value} for (place, point), value in errors.items() if place == where]
     lines = [_headline(at, places, errors, parted)]
     for guess in tried:

@@ -13,7 +13,7 @@ import torch
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.source import Source
 from mconv.convert.table import Logical
-from mconv.verify.digests import HEAD, Difference, Report, held
+from mconv.verify.digests import Difference, Report, held
 from mconv.verify.guesses.layers import Moved, moved
 from mconv.verify.guesses.order import known_order, shuffled
 from mconv.verify.guesses.pair import Hit, Mend, Pair, entire
@@ -178,11 +178,11 @@ def _untied(a: Checkpoint, b: Checkpoint, report: Report) -> list[_Told]:
     """A head of its own where a ties it to the embedding, or the other way round."""
     if "tied_embeddings" not in report.spec:
         return []
-    spec = (("tied_embeddings", a.spec.tied_embeddings),)
+    spec, head = (("tied_embeddings", a.spec.tied_embeddings),), a.family.head
     if a.spec.tied_embeddings:
         what = "it is not the embedding, to which a ties it"
-        return [_Told(HEAD, "tied-head-untied", what, Undo(tensor=Logical("embed")), spec)]
-    return [_Told(HEAD, "head-tied", "it is tied to the embedding, but a has one of its own", Undo(side="a"), spec)]
+        return [_Told(head, "tied-head-untied", what, Undo(tensor=a.family.embedding), spec)]
+    return [_Told(head, "head-tied", "it is tied to the embedding, but a has one of its own", Undo(side="a"), spec)]
 
 
 def _twins(left: Source, right: Source, work: Mapping[Logical, Difference], *, done: list[Logical]) -> list[_Told]:

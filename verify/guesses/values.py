@@ -58,7 +58,7 @@ def zeroed(pair: Pair) -> Hit | None:
 
 def norm_off_by_one(pair: Pair) -> Hit | None:
     """Some programs store a norm's weight less one."""
-    if not pair.row.endswith("norm") or not pair.difference.tensor.endswith(".weight"):
+    if pair.kind != "norm" or not pair.difference.tensor.endswith(".weight"):
         return None
     if not same_kind(pair):
         return None
