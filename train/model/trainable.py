@@ -87,7 +87,7 @@ def flow(spec: ModelSpec, trained: Trainable, layer: int, *, enters: bool) -> Fl
     own = [logical for logical in FAMILIES[spec.family].logicals(spec) if logical.layer == layer and trained.has(logical)]
     some = {logical.row for logical in own} | {linear.row.name for linear in trained.adapters(spec)}
     normed = enters or "layer.attn_norm" in some
-    attention = normed or "layer.qkv" in some
+    attention = normed or not some.isdisjoint(("layer.qkv", "layer.q_norm", "layer.k_norm"))
     projected = attention or "layer.attn_out" in some
     between = enters if spec.parallel_attention else enters or projected
     again = normed if spec.shared_norm else between or "layer.mlp_norm" in some
