@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.source import Source
-from mconv.convert.table import Family
+from mconv.convert.table import Family, Logical
 from mconv.errors import MconvError
 from mconv.verify.guesses.explain import Guess
 from mconv.verify.models import How, Model, Repair, Scores, first, hooked, model_of, sampled, turned
@@ -75,20 +75,37 @@ def diagnose(a: Checkpoint, b: Checkpoint, asked: Probe, how: How, guesses: Sequ
 def _tried(
     a: Checkpoint, b: Checkpoint, asked: Probe, how: How, kept: Kept, guesses: Sequence[Guess], places: list[str]
 ) -> Iterator[tuple[Guess, float | None]]:
-    """Each guess, and the error that is left in the first place that it repairs."""
-    for number, guess in enumerate(guesses):
+    """Each guess, and the error that is left in the first place that it repairs, undone with the others of that place."""
+    placed: dict[str, list[Guess]] = {}
+    for guess in guesses[:TRIED]:
         place = _place_of(guess, places, b.family)
-        if place is None or not (guess.undo or guess.spec) or "num_layers" in guess.spec or number >= TRIED:
-            yield guess, None
-            continue
-        mended = partial(guess.mended, a=Source.of(a), b=Source.of(b))
-        repaired = replace(how, only=frozenset({place}), repair=Repair(spec=guess.spec, mended=mended))
-        try:
-            after = _candidate(model_of(b, repaired), asked, kept, only=place)
-        except MconvError:  # b has not what the repaired model needs: a bias, a head
-            yield guess, None
-            continue
-        yield guess, max(error for (where, _), error in after.items() if where == place)
+        if place is not None and (guess.undo or guess.spec) and "num_layers" not in guess.spec:
+            placed.setdefault(place, []).append(guess)
+    left: dict[Guess, float | None] = {}
+    for place, together in placed.items():
+        repaired = replace(how, only=frozenset({place}), repair=_repair(together, a, b))
+        left |= dict.fromkeys(together, _left(b, repaired, asked, kept, place))
+    yield from ((guess, left.get(guess)) for guess in guesses)
+
+
+def _repair(guesses: Sequence[Guess], a: Checkpoint, b: Checkpoint) -> Repair:
+    """Return what undoes several guesses at once."""
+    left, right = Source.of(a), Source.of(b)
+
+    def mended(logical: Logical) -> Tensor | None:
+        found = (guess.mended(logical, left, right) for guess in guesses)
+        return next((tensor for tensor in found if tensor is not None), None)
+
+    return Repair(spec={name: value for guess in guesses for name, value in guess.spec.items()}, mended=mended)
+
+
+def _left(b: Checkpoint, repaired: How, asked: Probe, kept: Kept, place: str) -> float | None:
+    """Return the error in a place that is repaired; None: b has not what that needs, such as a bias or a head."""
+    try:
+        after = _candidate(model_of(b, repaired), asked, kept, only=place)
+    except MconvError:
+        return None
+    return max(error for (where, _), error in after.items() if where == place)
 
 
 def _place_of(guess: Guess, places: list[str], family: Family) -> str | None:

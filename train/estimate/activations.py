@@ -144,16 +144,25 @@ def _attention(spec: ModelSpec, setting: Setting) -> float:
     """Return the bytes of all heads. The fused QKV stays (values are a view of it); rotary makes new queries and keys."""
     e, width, kv = setting.itemsize, spec.num_attention_heads * spec.kv_channels, spec.num_query_groups * spec.kv_channels
     windowed = spec.sliding_window is not None and spec.sliding_window < setting.seq_length
-    statistics = FP32 * spec.num_attention_heads
+    statistics = FP32 * spec.num_attention_heads + _head_norms(spec, e)
     if not (windowed or setting.own_masks):
         turned = width + kv if spec.position == "rope" else 0
         return float(e * (width + 2 * kv + turned + width) + statistics)
     # one mask for the micro batch, or for each sample, widened to numbers; keys and values of each head for itself
     mask = setting.seq_length * e / (1 if setting.own_masks else setting.micro_batch_size)
     turned = width if spec.position == "rope" else 0
-    fused = 0 if spec.num_query_groups < spec.num_attention_heads and turned else width + 2 * kv
+    dropped = spec.num_query_groups < spec.num_attention_heads and turned and not spec.qk_norm
+    fused = 0 if dropped else width + 2 * kv
     own = 2 * width if spec.num_query_groups < spec.num_attention_heads else kv * bool(turned)
     return e * (fused + turned + own + width) + statistics + mask
+
+
+def _head_norms(spec: ModelSpec, e: int) -> int:
+    """Return the bytes that norms of heads keep: statistics, and queries, copied if they share keys (keys are a view)."""
+    copied = spec.num_query_groups < spec.num_attention_heads
+    heads = spec.num_attention_heads + spec.num_query_groups
+    kept = e * copied * spec.num_attention_heads * spec.kv_channels + _statistics(spec, e) * heads
+    return kept * spec.qk_norm
 
 
 def _scores(spec: ModelSpec, setting: Setting) -> float:

@@ -20,12 +20,13 @@ from mconv.verify.guesses.pair import Hit, Mend, Pair, entire
 from mconv.verify.guesses.parts import part_added, part_dropped
 from mconv.verify.guesses.spec import guesses_of
 from mconv.verify.guesses.twins import twins
-from mconv.verify.guesses.values import bit_flipped, factor, norm_off_by_one, transposed, zeroed
+from mconv.verify.guesses.values import bit_flipped, factor, norm_dropped, norm_off_by_one, transposed, zeroed
 from mconv.verify.guesses.vocabulary import vocabulary
 from mconv.verify.where import logical_of
 
 LIGHT: tuple[Callable[[Pair], Hit | None], ...] = (
-    bit_flipped, zeroed, part_dropped, part_added, known_order, transposed, norm_off_by_one, factor,
+    bit_flipped, zeroed, part_dropped, part_added, known_order, transposed, norm_dropped, norm_off_by_one,
+    factor,
 )  # fmt: skip
 """What is tried on every tensor, in this order."""
 HEAVY: tuple[Callable[[Pair], Hit | None], ...] = (shuffled, vocabulary)
@@ -155,7 +156,7 @@ def _undone(left: Source, logical: Logical, hit: Hit) -> _Told:
 
 
 def _outright(left: Source, right: Source, logical: Logical, found: Difference) -> _Told | None:
-    """Faults that a difference itself tells: biases and rows that only one side has."""
+    """Faults that a difference itself tells: biases, norms and rows of the vocabulary that only one side has."""
     if found.rows:
         spec = (("vocab_size", left.checkpoint.spec.vocab_size),)
         if found.rows < 0:
@@ -164,14 +165,18 @@ def _outright(left: Source, right: Source, logical: Logical, found: Difference) 
         what = f"{found.rows} rows beyond the vocabulary, {'zero' if found.rows_zero else 'not zero'}"
         rows = left.checkpoint.spec.vocab_size
         return _Told(logical, "padding-leaked", what, Undo(mend=lambda tensor: tensor[:rows]), spec)
-    if logical.leaf != "bias":
-        return None
-    name = left.checkpoint.family.row(logical.row).bias
     stored = logical in left.groups
-    fields = ((name, stored),) if name in BIASES else ()
+    row = (left if stored else right).checkpoint.family.row(logical.row)
+    if logical.leaf == "bias":
+        fields = ((row.bias, stored),) if row.bias in BIASES else ()
+        kind, added = "bias", "a has no such bias, and it is not zero"
+    elif row.when and row.name.endswith("norm"):
+        fields, kind, added = ((row.when, stored),), "norm", "a has no such norm"
+    else:
+        return None
     if stored:
-        return _Told(logical, "bias-dropped", "the bias is missing", Undo(side="a", tensor=logical), fields)
-    return _Told(logical, "bias-added", "a has no such bias, and it is not zero", None, fields)
+        return _Told(logical, f"{kind}-dropped", f"the {kind} is missing", Undo(side="a", tensor=logical), fields)
+    return _Told(logical, f"{kind}-added", added, None, fields)
 
 
 def _untied(a: Checkpoint, b: Checkpoint, report: Report) -> list[_Told]:
