@@ -22,4 +22,4 @@ def lay_out(plan: Plan) -> Laid:
         return mp_rank.lay_out(plan.targets, common, DIALECTS[plan.dialect].nests)
     common["content_metadata"] = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
     shapes = spell.global_shapes(plan.source.family, spec, layout)
-    return distcp.lay_out(plan.targets, shapes, common, mcore.extra_state_keys(spec))
+    return distcp.lay_out(plan.targets, shapes, common, mcore.extra_state_keys(plan.source.family, spec))

@@ -24,7 +24,6 @@ from mconv.verify.specs import spec_differences, spec_notes
 
 __all__ = ["Difference", "Report", "compare", "describe", "held", "nbytes", "spec_differences", "tp_ranks"]
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
-EMBED, HEAD = Logical("embed"), Logical("head")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,8 +166,8 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = quiet, read_al
 
 def held(c: Checkpoint, logical: Logical) -> Logical | None:
     """Return the logical tensor that holds another one: itself, the embedding for a tied head, or None."""
-    if logical not in c.by_logical and logical == HEAD and c.spec.tied_embeddings:
-        return EMBED
+    if logical not in c.by_logical and logical == c.family.head and c.spec.tied_embeddings:
+        return c.family.embedding
     return logical if logical in c.by_logical else None
 
 
@@ -234,7 +233,8 @@ def _zero(slabs: Iterator[torch.Tensor], progress: Progress) -> bool:
 
 def _zero_bias(side: _Side, logical: Logical, progress: Progress) -> bool:
     """Return whether a tensor is a bias of zeros: megatron-core has biases on all linears or none, so it may add some."""
-    return _read(side, logical, progress) and logical.leaf == "bias" and not logical.row.endswith("norm")
+    norm = side.source.checkpoint.family.row(logical.row).kind == "norm"
+    return _read(side, logical, progress) and logical.leaf == "bias" and not norm
 
 
 def _compare(

@@ -8,7 +8,6 @@ import torch
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.formats.mapped import forget
 from mconv.convert.source import Source, slab_boxes
-from mconv.convert.table import Logical
 from mconv.verify.compare import CHUNK, Comparison, Errors, Limits, allowed
 from mconv.verify.models import RunOptions, Scores
 from mconv.verify.models.common import rounded
@@ -91,7 +90,7 @@ def embedding_rows(a: Checkpoint, b: Checkpoint, *, narrow: tuple[torch.dtype, .
     The limit is 1e-4 of the row's norm where the dtypes are the same or both were rounded, else a rounding to 8 bits.
     """
     first, second = Source.of(a), Source.of(b)
-    logical = Logical("embed")
+    logical = a.family.embedding
     limit = 1e-4 if narrow or first.dtype(logical) == second.dtype(logical) else 2**-7
     rows = min(first.dims(logical)[0], second.dims(logical)[0])
     found = []

@@ -20,9 +20,6 @@ from mconv.spec import ModelSpec
 if TYPE_CHECKING:
     import torch
 
-LAST = ("layer.attn_out", "layer.mlp_out")
-"""Rows whose output is added to the hidden states: the more layers do so, the less each may."""
-
 
 @dataclass(frozen=True, slots=True)
 class Drawn(Located):
@@ -64,8 +61,9 @@ def blueprint(spec: ModelSpec, *, std: float, seed: int, path: Path) -> Checkpoi
 def _drawn(stored: Stored, spec: ModelSpec, *, std: float, seed: int) -> Drawn:
     """Return a tensor to draw by Megatron's rule: norms 1, biases 0, else normal, narrower if added to hidden states."""
     x, shape = stored.logical, stored.piece.shape
+    kind = FAMILIES[spec.family].row(x.row).kind
     own = int.from_bytes(hashlib.sha256(f"{seed}/{x}".encode()).digest()[:8], "big") >> 1
     where = (Path("drawn"), 0, FLOAT32, shape, own)
-    if x.leaf == "bias" or x.row.endswith("norm"):
+    if x.leaf == "bias" or kind == "norm":
         return Drawn(*where, std=None, constant=float(x.leaf == "weight"))
-    return Drawn(*where, std=std / math.sqrt(2 * spec.num_layers) if x.row in LAST else std)
+    return Drawn(*where, std=std / math.sqrt(2 * spec.num_layers) if kind == "row" else std)

@@ -1,9 +1,4 @@
-"""Bisection of two models: the first layer, and the module in it, whose output differs for the same input.
-
-The reference runs once and records the input of each layer. The candidate then runs with these in place of its own hidden
-states, so that each of its layers is judged alone. A guess at the fault is tried in the same way: the layer runs again,
-repaired.
-"""
+"""Bisection of two models: the first layer, and the module in it, whose output differs for the same input."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -18,11 +13,14 @@ from torch import Tensor, nn
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.source import Source
+from mconv.convert.table import Family, Logical
 from mconv.errors import MconvError
 from mconv.verify.diagnosis.explain import Guess
-from mconv.verify.diagnosis.points import ORDER, Watch, hidden_of, with_hidden
+from mconv.verify.diagnosis.points import Watch, hidden_of, points, with_hidden
+from mconv.verify.differences import logical_of
 from mconv.verify.models import Model, Repair, RunOptions, Scores, model_of
 from mconv.verify.models.common import hidden_output, hooked, sampled, swap_axes
+from mconv.verify.places import EMBEDDING, FINAL_NORM, HEAD
 from mconv.verify.probes import Probe
 
 LIMIT = 1e-4
@@ -31,11 +29,7 @@ SAMPLE = 16
 """Positions of each row at which modules are compared."""
 TRIED = 6
 """Largest number of guesses that are tried."""
-POINT_NAMES = {
-    "attn_norm": "norm", "qkv": "qkv", "rope": "rope", "attention": "attention", "attn_out": "proj",
-    "mlp_norm": "mlp norm", "mlp_in": "mlp in", "activation": "activation", "mlp_out": "mlp out", "layer": "residual",
-    "embed": "embedding", "final_norm": "final norm", "head": "head",
-}  # fmt: skip
+POINT_NAMES = {"attn_norm": "norm", "attn_out": "proj", "layer": "residual", EMBEDDING: "embedding"}
 """Names of the points for people."""
 Key = tuple[str, str]
 """(place, point): a layer's number, `embed`, `final_norm` or `head`; and a point within it."""
@@ -84,27 +78,47 @@ def _tried(
     guesses: Sequence[Guess],
     places: list[str],
 ) -> Iterator[tuple[Guess, float | None]]:
-    """Yield each guess, and the error that is left at the first place that it repairs."""
-    for number, guess in enumerate(guesses):
-        place = _place_of(guess, places)
-        if place is None or not (guess.undo or guess.spec) or "num_layers" in guess.spec or number >= TRIED:
-            yield guess, None
-            continue
-        mended = partial(guess.mended, a=Source.of(a), b=Source.of(b))
-        repaired = replace(options, only=frozenset({place}), repair=Repair(spec=guess.spec, mended=mended))
-        try:
-            after = _candidate(model_of(b, repaired), probe, recorded, only=place)
-        except MconvError:  # b lacks what the repaired model needs: a bias, a head
-            yield guess, None
-            continue
-        yield guess, max(error for (where, _), error in after.items() if where == place)
+    """Yield each guess, and the error left at the first place that it repairs, undone with the others of that place."""
+    placed: dict[str, list[Guess]] = {}
+    for guess in guesses[:TRIED]:
+        place = _place_of(guess, places, b.family)
+        if place is not None and (guess.undo or guess.spec) and "num_layers" not in guess.spec:
+            placed.setdefault(place, []).append(guess)
+    left: dict[Guess, float | None] = {}
+    for place, together in placed.items():
+        repaired = replace(options, only=frozenset({place}), repair=_repair(together, a, b))
+        left |= dict.fromkeys(together, _left(b, repaired, probe, recorded, place))
+    yield from ((guess, left.get(guess)) for guess in guesses)
 
 
-def _place_of(guess: Guess, places: list[str]) -> str | None:
+def _repair(guesses: Sequence[Guess], a: Checkpoint, b: Checkpoint) -> Repair:
+    """Return what undoes several guesses at once."""
+    left, right = Source.of(a), Source.of(b)
+
+    def mended(logical: Logical) -> Tensor | None:
+        found = (guess.mended(logical, left, right) for guess in guesses)
+        return next((tensor for tensor in found if tensor is not None), None)
+
+    return Repair(spec={name: value for guess in guesses for name, value in guess.spec.items()}, mended=mended)
+
+
+def _left(b: Checkpoint, repaired: RunOptions, probe: Probe, recorded: RecordedRun, place: str) -> float | None:
+    """Return the error that is left at a repaired place; None if b lacks what the repair needs, such as a bias or a
+    head.
+    """
+    try:
+        after = _candidate(model_of(b, repaired), probe, recorded, only=place)
+    except MconvError:
+        return None
+    return max(error for (where, _), error in after.items() if where == place)
+
+
+def _place_of(guess: Guess, places: list[str], family: Family) -> str | None:
     """Return the first departing place that a guess is about."""
-    rows = {name.rpartition(".")[0] for name in guess.undo}
-    own = {row.split(".")[1] if row.startswith("layer.") else row for row in rows}
-    if not rows:  # a fault of the spec, which shows everywhere
+    tensors = [logical_of(name) for name in guess.undo]
+    outside = {family.embedding.row: EMBEDDING, family.final_norm.row: FINAL_NORM, family.head.row: HEAD}
+    own = {outside.get(x.row) if x.layer is None else str(x.layer) for x in tensors}
+    if not tensors:  # of numbers alone: they are everywhere
         return next((place for place in places if place.isdigit()), places[0] if places else None)
     return next((place for place in places if place in own), None)
 
@@ -117,7 +131,7 @@ def _reference(model: Model, probe: Probe, recorded: RecordedRun) -> None:
         recorded.put(place, "input", swap_axes(hidden_of(args, kwargs), transposed=model.transposed).cpu())
 
     def norm_gave(_: nn.Module, __: Any, output: Any) -> None:
-        recorded.put("final_norm", "output", swap_axes(hidden_output(output), transposed=model.transposed).cpu())
+        recorded.put(FINAL_NORM, "output", swap_axes(hidden_output(output), transposed=model.transposed).cpu())
 
     with _hooked(model, before=record_input, after=norm_gave), Watch(model, at, recorded.put).watching():
         scores = model.run(probe.tokens, probe.positions)
@@ -139,22 +153,22 @@ def _candidate(model: Model, probe: Probe, recorded: RecordedRun, *, only: str |
             return None
         wanted = recorded.get(place, "input").to(own.device)
         if place == "0":
-            errors["embed", "embed"] = error(wanted[:, at], swap_axes(own, transposed=model.transposed)[:, at])
+            errors[EMBEDDING, EMBEDDING] = error(wanted[:, at], swap_axes(own, transposed=model.transposed)[:, at])
         return with_hidden(args, kwargs, swap_axes(wanted, transposed=model.transposed).contiguous())
 
     def norm_gave(_: nn.Module, __: Any, output: Any) -> Tensor:
         own = hidden_output(output)
-        wanted = swap_axes(recorded.get("final_norm", "output").to(own.device), transposed=model.transposed).contiguous()
-        errors["final_norm", "final_norm"] = error(wanted, own)
+        wanted = swap_axes(recorded.get(FINAL_NORM, "output").to(own.device), transposed=model.transposed).contiguous()
+        errors[FINAL_NORM, FINAL_NORM] = error(wanted, own)
         return wanted
 
     with _hooked(model, before=replace_input, after=norm_gave), Watch(model, at, compare_point).watching():
         scores = model.run(probe.tokens, probe.positions)
-    logits = _logits(scores, at) if only in (None, "head") else []
+    logits = _logits(scores, at) if only in (None, HEAD) else []
     for mine, wanted in zip(logits, recorded.logits, strict=False):
         common = min(mine.shape[-1], wanted.shape[-1])
-        errors["head", "head"] = error(wanted[..., :common], mine[..., :common])
-    return dict(sorted(errors.items(), key=_in_order))
+        errors[HEAD, HEAD] = error(wanted[..., :common], mine[..., :common])
+    return dict(sorted(errors.items(), key=partial(_in_order, order=points(model))))
 
 
 def _hooked(model: Model, *, before: Callable[..., Any], after: Callable[..., Any]) -> AbstractContextManager[None]:
@@ -163,9 +177,9 @@ def _hooked(model: Model, *, before: Callable[..., Any], after: Callable[..., An
     each = [
         module.register_forward_pre_hook(partial(before, place), with_kwargs=True)
         for place, module in modules.items()
-        if place != "embed"
+        if place != EMBEDDING
     ]
-    return hooked([*each, modules["final_norm"].register_forward_hook(after)])
+    return hooked([*each, modules[FINAL_NORM].register_forward_hook(after)])
 
 
 def _logits(scores: Scores | None, at: Tensor) -> list[Tensor]:
@@ -180,13 +194,18 @@ def error(wanted: Tensor, own: Tensor) -> float:
     return float(apart.max() / wanted.float().square().mean().sqrt().clamp(min=1e-30))
 
 
-def _in_order(item: tuple[Key, float]) -> tuple[int, int]:
+def _in_order(item: tuple[Key, float], order: list[str]) -> tuple[int, int]:
     place, point = item[0]
-    places = {"embed": -1, "final_norm": 1 << 30, "head": 1 << 31}
-    return places.get(place, int(place) if place.isdigit() else 0), ORDER.index(point) if point in ORDER else 0
+    places = {EMBEDDING: -1, FINAL_NORM: 1 << 30, HEAD: 1 << 31}
+    return places.get(place, int(place) if place.isdigit() else 0), order.index(point) if point in order else 0
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
+def _said(name: str) -> str:
+    """Return what people call a point or a place."""
+    return POINT_NAMES.get(name, name.replace("_", " "))
+
+
 def _summary(
     errors: dict[Key, float], parted: list[Key], places: list[str], tried: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -194,7 +213,7 @@ def _summary(
     for (place, _), value in errors.items():
         layers[place] = max(layers.get(place, 0.0), value)
     where, module = parted[0] if parted else (None, None)
-    at = None if where is None else f"layer {where} {POINT_NAMES[str(module)]}" if where.isdigit() else POINT_NAMES[where]
+    at = None if where is None else f"layer {where} {_said(str(module))}" if where.isdigit() else _said(where)
     modules = [{"module": point, "error": value} for (place, point), value in errors.items() if place == where]
     lines = [_headline(at, places, errors, parted)]
     for guess in tried:

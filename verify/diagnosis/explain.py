@@ -1,8 +1,4 @@
-"""The known fault behind tensors that differ, and how to undo it in b.
-
-Only exact faults are named, to the rounding of a cast: a guess is a claim that can be tried. Only tensors that differ are
-read (and a sample of the same tensors in other layers), one at a time.
-"""
+"""The known fault behind tensors that differ, and how to undo it in b."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,13 +15,14 @@ from mconv.verify.diagnosis.pair import Hit, Mend, TensorPair, entire
 from mconv.verify.diagnosis.parts import part_added, part_dropped
 from mconv.verify.diagnosis.spec import guesses_of
 from mconv.verify.diagnosis.twins import twins
-from mconv.verify.diagnosis.values import bit_flipped, factor, norm_off_by_one, transposed, zeroed
+from mconv.verify.diagnosis.values import bit_flipped, factor, norm_dropped, norm_off_by_one, transposed, zeroed
 from mconv.verify.diagnosis.vocabulary import vocabulary
 from mconv.verify.differences import logical_of
-from mconv.verify.digests import HEAD, Difference, Report, held
+from mconv.verify.digests import Difference, Report, held
 
 LIGHT: tuple[Callable[[TensorPair], Hit | None], ...] = (
-    bit_flipped, zeroed, part_dropped, part_added, known_order, transposed, norm_off_by_one, factor,
+    bit_flipped, zeroed, part_dropped, part_added, known_order, transposed, norm_dropped, norm_off_by_one,
+    factor,
 )  # fmt: skip
 """Rules that are tried on every tensor, in this order."""
 HEAVY: tuple[Callable[[TensorPair], Hit | None], ...] = (shuffled, vocabulary)
@@ -155,7 +152,7 @@ def _undone(left: Source, logical: Logical, hit: Hit) -> TensorFault:
 
 
 def _outright(left: Source, right: Source, logical: Logical, found: Difference) -> TensorFault | None:
-    """Return a fault that a difference shows at once: biases and rows that only one side has."""
+    """Return a fault that a difference shows at once: biases, norms and vocabulary rows that only one side has."""
     if found.rows:
         spec = (("vocab_size", left.checkpoint.spec.vocab_size),)
         if found.rows < 0:
@@ -164,25 +161,29 @@ def _outright(left: Source, right: Source, logical: Logical, found: Difference) 
         what = f"{found.rows} rows beyond the vocabulary, {'zero' if found.rows_zero else 'not zero'}"
         rows = left.checkpoint.spec.vocab_size
         return TensorFault(logical, "padding-leaked", what, Undo(mend=lambda tensor: tensor[:rows]), spec)
-    if logical.leaf != "bias":
-        return None
-    name = left.checkpoint.family.row(logical.row).bias
     stored = logical in left.groups
-    fields = ((name, stored),) if name in BIASES else ()
+    row = (left if stored else right).checkpoint.family.row(logical.row)
+    if logical.leaf == "bias":
+        fields = ((row.bias, stored),) if row.bias in BIASES else ()
+        kind, added = "bias", "a has no such bias, and it is not zero"
+    elif row.when and row.name.endswith("norm"):
+        fields, kind, added = ((row.when, stored),), "norm", "a has no such norm"
+    else:
+        return None
     if stored:
-        return TensorFault(logical, "bias-dropped", "the bias is missing", Undo(side="a", tensor=logical), fields)
-    return TensorFault(logical, "bias-added", "a has no such bias, and it is not zero", None, fields)
+        return TensorFault(logical, f"{kind}-dropped", f"the {kind} is missing", Undo(side="a", tensor=logical), fields)
+    return TensorFault(logical, f"{kind}-added", added, None, fields)
 
 
 def _untied(a: Checkpoint, b: Checkpoint, report: Report) -> list[TensorFault]:
     """Return the fault of a head that is tied to the embedding on one side only."""
     if "tied_embeddings" not in report.spec:
         return []
-    spec = (("tied_embeddings", a.spec.tied_embeddings),)
+    spec, head = (("tied_embeddings", a.spec.tied_embeddings),), a.family.head
     if a.spec.tied_embeddings:
         what = "it is not the embedding, to which a ties it"
-        return [TensorFault(HEAD, "tied-head-untied", what, Undo(tensor=Logical("embed")), spec)]
-    return [TensorFault(HEAD, "head-tied", "it is tied to the embedding, but a has one of its own", Undo(side="a"), spec)]
+        return [TensorFault(head, "tied-head-untied", what, Undo(tensor=a.family.embedding), spec)]
+    return [TensorFault(head, "head-tied", "it is tied to the embedding, but a has one of its own", Undo(side="a"), spec)]
 
 
 def _twins(left: Source, right: Source, work: Mapping[Logical, Difference], *, done: list[Logical]) -> list[TensorFault]:

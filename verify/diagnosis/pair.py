@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from mconv.convert.source import Source, bits
-from mconv.convert.table import Logical
+from mconv.convert.table import Kind, Logical
 from mconv.shard.axes import Axes, whole
 from mconv.verify.differences import Difference
 
@@ -32,7 +32,8 @@ class TensorPair:
     axes: Axes
     cut: str
     """Axis that tensor parallelism cuts."""
-    row: str
+    kind: Kind
+    """Kind of the tensor's row."""
     a: torch.Tensor
     b: torch.Tensor
     """The tensors as stored, one dimension for each elementary axis."""
@@ -50,9 +51,9 @@ class TensorPair:
         family = a.checkpoint.family
         one, two = entire(a, names[0]), entire(b, names[1])
         x, y = comparable(one, two)
-        axes, cut = family.axes(logical), family.row(logical.row).cut
+        row, axes = family.row(logical.row), family.axes(logical)
         permuted = x.shape == y.shape and bool(x.sum(dtype=torch.int64) == y.sum(dtype=torch.int64))
-        return cls(found, axes, cut, logical.row, one, two, x, y, permuted)
+        return cls(found, axes, row.cut, row.kind, one, two, x, y, permuted)
 
     @property
     def dtype(self) -> torch.dtype:

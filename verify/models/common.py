@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.table import Logical, Stored
-from mconv.shard.axes import Axes
+from mconv.convert.table import Logical, Row, Stored
 from mconv.shard.cut import Piece
+from mconv.spec import ModelSpec
 from mconv.train.megatron.parallel import Parallel
 from mconv.verify.progress import advance
 from mconv.verify.weight_streaming import WeightOptions
@@ -84,6 +84,8 @@ class Model(Protocol):
     """A model to compare. Every rank calls its methods; rank 0 gets the answer, the others None."""
 
     checkpoint: Checkpoint
+    spec: ModelSpec
+    """The checkpoint's architecture, repaired."""
     loaded_by: str
     transposed: bool
     """True if hidden states are [s b d] inside the model, not [b s d]."""
@@ -91,7 +93,7 @@ class Model(Protocol):
     def modules(self) -> dict[str, nn.Module]:
         """Return this rank's embedding, layers and final norm, under the names of `Scores.layers`."""
 
-    def modules_of_row(self, layer: str, row: str) -> list[tuple[nn.Module, Piece]]:
+    def modules_of_row(self, layer: int, row: Row) -> list[tuple[nn.Module, Piece]]:
         """Return the modules of a layer that compute a row of the family's table, each with its part of the output."""
 
     def run(self, tokens: Int[Tensor, "b s"], positions: Int[Tensor, "b s"] | None = None) -> Scores | None: ...
@@ -151,12 +153,6 @@ def apply_repair(parameters: dict[str, Tensor], places: Mapping[str, Stored], re
             if block.order:
                 part = part.permute(*(block.order.axes.index(axis) for axis in range(part.ndim)))
             tensor.view(-1)[: part.numel()].copy_(part.reshape(-1))  # rows of padding stay
-
-
-def output_axes(checkpoint: Checkpoint, row: str) -> Axes:
-    """Return the axes of the output of a row's module: a norm's own, or a linear's without those that it sums over."""
-    found = checkpoint.family.row(row)
-    return found.axes_of("weight" if row.endswith("norm") else "bias")
 
 
 @dataclass(slots=True)
