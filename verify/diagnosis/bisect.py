@@ -103,9 +103,7 @@ def _repair(guesses: Sequence[Guess], a: Checkpoint, b: Checkpoint) -> Repair:
 
 
 def _left(b: Checkpoint, repaired: RunOptions, probe: Probe, recorded: RecordedRun, place: str) -> float | None:
-    """Return the error that is left at a repaired place; None if b lacks what the repair needs, such as a bias or a
-    head.
-    """
+    """Return the error left at a repaired place; None if b lacks what the repair needs, such as a bias or a head."""
     try:
         after = _candidate(model_of(b, repaired), probe, recorded, only=place)
     except MconvError:
@@ -201,7 +199,7 @@ def _in_order(item: tuple[Key, float], order: list[str]) -> tuple[int, int]:
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
-def _said(name: str) -> str:
+def _point_name(name: str) -> str:
     """Return what people call a point or a place."""
     return POINT_NAMES.get(name, name.replace("_", " "))
 
@@ -213,7 +211,7 @@ def _summary(
     for (place, _), value in errors.items():
         layers[place] = max(layers.get(place, 0.0), value)
     where, module = parted[0] if parted else (None, None)
-    at = None if where is None else f"layer {where} {_said(str(module))}" if where.isdigit() else _said(where)
+    at = None if where is None else f"layer {where} {_point_name(str(module))}" if where.isdigit() else _point_name(where)
     modules = [{"module": point, "error": value} for (place, point), value in errors.items() if place == where]
     lines = [_headline(at, places, errors, parted)]
     for guess in tried:

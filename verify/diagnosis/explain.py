@@ -187,9 +187,7 @@ def _untied(a: Checkpoint, b: Checkpoint, report: Report) -> list[TensorFault]:
 
 
 def _twins(left: Source, right: Source, work: Mapping[Logical, Difference], *, done: list[Logical]) -> list[TensorFault]:
-    """Return the faults of tensors that hold another row's values. If b lost the right values, the repair is a's
-    tensor.
-    """
+    """Return the faults of tensors that hold another row's values. If b lost the right values, a's tensor repairs it."""
     faults = []
     for twin in twins(left, right, [x for x in work if x not in done]):
         undo = Undo(tensor=twin.of) if twin.exchanged else Undo(side="a", tensor=twin.tensor)
