@@ -75,7 +75,7 @@ def diagnose(a: Checkpoint, b: Checkpoint, asked: Probe, how: How, guesses: Sequ
 def _tried(
     a: Checkpoint, b: Checkpoint, asked: Probe, how: How, kept: Kept, guesses: Sequence[Guess], places: list[str]
 ) -> Iterator[tuple[Guess, float | None]]:
-    """Each guess, and the error that is left in the first place that it repairs, undone with the others of that place."""
+    """Yield each guess, and what error is left in the first place that it repairs, all guesses of that place undone."""
     placed: dict[str, list[Guess]] = {}
     for guess in guesses[:TRIED]:
         place = _place_of(guess, places, b.family)
