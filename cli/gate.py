@@ -26,7 +26,7 @@ def before_training(config: "TrainConfig") -> bool:
     Raises MconvError where it cannot be judged.
     """
     from mconv.convert.opening import open_checkpoint
-    from mconv.convert.place import has_saved
+    from mconv.convert.staging import has_saved
     from mconv.train import agree
     from mconv.train.checkpoints.finished import finished
     from mconv.train.model.architecture import passes

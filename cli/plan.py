@@ -9,8 +9,8 @@ from rich.filesize import decimal
 from mconv.cli.terminal import dtype_name
 
 if TYPE_CHECKING:
-    from mconv.convert.plan import Plan
-    from mconv.convert.preview import Files
+    from mconv.convert.engine.plan import Plan
+    from mconv.convert.engine.preview import Files
 
 SHOWN = 12
 """Files of one kind that are listed one by one; of more, the first and last few."""
@@ -32,7 +32,7 @@ def lines(plan: "Plan", *, written: bool, tensors: bool) -> list[str]:
 
 def as_json(plan: "Plan", *, written: bool, tensors: bool) -> str:
     """The same for programs."""
-    from mconv.convert import preview
+    from mconv.convert.engine import preview
 
     layout, source = plan.layout, plan.source
     flags, warnings = _flags(plan)
@@ -96,7 +96,7 @@ def _dtype(plan: "Plan") -> str:
 
 def _tree(plan: "Plan") -> list[str]:
     """The target's files with their sizes, long runs of like files shortened."""
-    from mconv.convert import preview
+    from mconv.convert.engine import preview
 
     root = "" if plan.format == "hf" else f"{plan.folder.name}/"
     out, entered = [f"  {plan.out}/"], False

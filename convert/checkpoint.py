@@ -10,7 +10,6 @@ from mconv.convert.formats import bin, hf, meta
 from mconv.convert.formats.dtype import DType
 from mconv.convert.formats.tensors import Located
 from mconv.convert.ignored import Passed
-from mconv.convert.place import TRACKER as TRACKER
 from mconv.convert.sidecar import Beside
 from mconv.convert.table import Family, Logical, Stored
 from mconv.errors import LayoutError, refuse

@@ -14,10 +14,11 @@ from folder_rows import BASE, CASES, KINDS, Folder
 from judge import report
 from tiny import make_falcon, make_gpt2, make_llama, make_mistral, same, tensors
 
-from mconv.convert import plan, source
+from mconv.convert import source
+from mconv.convert.engine import plan
+from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.ignored import Ignored
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.rewrite import rewrite
 from mconv.convert.wrappers import plain_names
 from mconv.errors import FormatError, MconvError
 

@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import make_llama, same, tensors
 
-from mconv.convert import plan
-from mconv.convert import rewrite as engine
-from mconv.convert.checkpoint import TRACKER
+from mconv.convert.engine import plan
+from mconv.convert.engine import rewrite as engine
+from mconv.convert.kinds import TRACKER
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.place import PARTIAL
+from mconv.convert.staging import PARTIAL
 from mconv.errors import FormatError, MconvError
 
 pytestmark = pytest.mark.once

@@ -163,8 +163,8 @@ def test_losses_know_no_layout(change, run, world):
 def test_a_run_goes_on_from_itself_and_is_a_model_like_any_other(run, tmp_path):
     import transformers
 
-    from mconv.convert import plan
-    from mconv.convert.rewrite import rewrite
+    from mconv.convert.engine import plan
+    from mconv.convert.engine.rewrite import rewrite
 
     whole = jobs.train(**run)
     first = jobs.train(**run, save=str(tmp_path / "run"), exit_after=2)

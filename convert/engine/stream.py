@@ -9,7 +9,7 @@ import torch
 from isal import isal_zlib
 
 from mconv.convert.digests import ALGORITHM, ALGORITHMS
-from mconv.convert.formats.laid import Spot
+from mconv.convert.formats.file_layout import Extent
 from mconv.convert.formats.mapped import bytes_of
 from mconv.convert.formats.tensors import Target
 from mconv.convert.lock import BINARY
@@ -24,20 +24,20 @@ WRITE_BYTES = 512 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
+class Destination:
     """A target of a unit: the tensor to be written, what it holds of the logical tensor, and where its bytes lie."""
 
     target: Target
     stored: Stored
-    spot: Spot
+    extent: Extent
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class CopyTask:
     """A logical tensor and all that stores it in the target. Units are independent, so they can be done in any order."""
 
     logical: Logical
-    goals: tuple[Goal, ...]
+    destinations: tuple[Destination, ...]
     nbytes: int
     """What it is in the target."""
     digest: bool
@@ -45,7 +45,7 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class CopyResult:
     """What is known of a logical tensor that was dealt with."""
 
     logical: str
@@ -56,7 +56,7 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class CopyContext:
     """What holds for every unit of a conversion."""
 
     source: Source
@@ -71,37 +71,37 @@ class Terms:
     """Called at every slab; raises if the work should be given up."""
 
 
-def carry(unit: Unit, terms: Terms, scratch: Scratch) -> Done:
+def stream(task: CopyTask, context: CopyContext, scratch: Scratch) -> CopyResult:
     """Do one unit. Raises FormatError for what must not be converted, OSError if a write fails."""
-    writers = [_Writer.of(goal, terms) for goal in unit.goals]
-    if unit.logical not in terms.source.groups:  # a bias that the target must store and the source has not: zeros
-        return Done(str(unit.logical), {}, {w.key: w.crc() for w in writers if terms.checksums})
+    writers = [_Writer.of(destination, context) for destination in task.destinations]
+    if task.logical not in context.source.groups:  # a bias that the target must store and the source has not: zeros
+        return CopyResult(str(task.logical), {}, {w.key: w.crc() for w in writers if context.checksums})
     cast = ALGORITHMS[ALGORITHM]()
-    read = None if terms.cast is None and terms.recorded == ALGORITHM else ALGORITHMS[terms.recorded]()
-    keep = min([terms.source.split(unit.logical), *(patch.split for w in writers for patch in w.patches)])
+    read = None if context.cast is None and context.recorded == ALGORITHM else ALGORITHMS[context.recorded]()
+    keep = min([context.source.split(task.logical), *(patch.split for w in writers for patch in w.patches)])
     try:
-        for slab in terms.source.slabs(unit.logical, scratch, keep=keep):
-            terms.alive()
-            wanted = scratch.cast("cast", slab.tensor, terms.cast)
-            _check(unit, terms, slab, wanted)
+        for slab in context.source.slabs(task.logical, scratch, keep=keep):
+            context.alive()
+            wanted = scratch.cast("cast", slab.tensor, context.cast)
+            _check(task, context, slab, wanted)
             cast.update(bytes_of(wanted))
             if read is not None:
                 read.update(bytes_of(slab.tensor))
-            terms.progress(sum(w.write(Slab(slab.box, wanted), scratch) for w in writers))
+            context.progress(sum(w.write(Slab(slab.box, wanted), scratch) for w in writers))
     finally:
         for writer in writers:
             writer.close()
     made = cast.hexdigest()
-    digests = {"cast": made, "source": read.hexdigest() if read else made} if unit.digest else {}
-    return Done(str(unit.logical), digests, {w.key: w.crc() for w in writers if terms.checksums})
+    digests = {"cast": made, "source": read.hexdigest() if read else made} if task.digest else {}
+    return CopyResult(str(task.logical), digests, {w.key: w.crc() for w in writers if context.checksums})
 
 
-def _check(unit: Unit, terms: Terms, slab: Slab, wanted: torch.Tensor) -> None:
-    if not terms.allow_nonfinite:
-        check_finite(terms.source, unit.logical, wanted, cast=terms.cast)
-    check_copies_of(terms.source, unit.logical, slab)
-    if not unit.goals:
-        check_zero(terms.source, unit.logical, slab)
+def _check(task: CopyTask, context: CopyContext, slab: Slab, wanted: torch.Tensor) -> None:
+    if not context.allow_nonfinite:
+        check_finite(context.source, task.logical, wanted, cast=context.cast)
+    check_copies_of(context.source, task.logical, slab)
+    if not task.destinations:
+        check_zero(context.source, task.logical, slab)
 
 
 @dataclass(slots=True)
@@ -119,10 +119,12 @@ class _Writer:
     file: int | None = None
 
     @classmethod
-    def of(cls, goal: Goal, terms: Terms) -> "_Writer":
-        patches = tuple(patch_of(goal.stored.piece.shape, block) for block in goal.stored.piece.blocks)
-        path = terms.folder / goal.spot.file
-        return cls(goal.target.key, goal.target.nbytes, goal.spot.offset, path, patches, terms.checksums)
+    def of(cls, destination: Destination, context: CopyContext) -> "_Writer":
+        patches = tuple(patch_of(destination.stored.piece.shape, block) for block in destination.stored.piece.blocks)
+        path = context.folder / destination.extent.file
+        return cls(
+            destination.target.key, destination.target.nbytes, destination.extent.offset, path, patches, context.checksums
+        )
 
     def write(self, slab: Slab, scratch: Scratch) -> int:
         """Write what the target has of the slab; returns how many bytes that was."""

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Literal
 
 from mconv.convert import dtypes, manifest, sidecar, spell, tokens
-from mconv.convert.checkpoint import TRACKER, Checkpoint, target_layout
+from mconv.convert.checkpoint import Checkpoint, target_layout
 from mconv.convert.dialects import DIALECTS
 from mconv.convert.dialects.bridge import refusals
 from mconv.convert.formats.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
 from mconv.convert.formats.hf import read_json
 from mconv.convert.formats.tensors import Target
 from mconv.convert.host import SLAB_BYTES, workers
-from mconv.convert.place import Place
+from mconv.convert.kinds import TRACKER
+from mconv.convert.staging import Staging
 from mconv.convert.table import Family, Stored
 from mconv.errors import FormatError, LayoutError, MconvError, refuse
 from mconv.shard.cut import repeat_last
@@ -126,7 +127,7 @@ class Plan:
     @property
     def free_bytes(self) -> int:
         """Room on the disk that the target will lie on, with what an unfinished run there has taken of it."""
-        return shutil.disk_usage(self.standing).free + Place.of(self.folder).nbytes
+        return shutil.disk_usage(self.standing).free + Staging.of(self.folder).nbytes
 
     @property
     def final_dtype(self) -> DType:
@@ -212,8 +213,8 @@ def _dtype(source: Checkpoint, stored: Stored) -> DType:
 def _problems(plan: Plan, *, check_room: bool) -> list[str]:
     out, problems = plan.out, []
     taken = out.exists() and (not out.is_dir() or any(p.name for p in out.iterdir() if not p.name.startswith(".mconv-")))
-    source, target, place = plan.source.path.resolve(), out.resolve(), Place.of(plan.folder)
-    taken = taken and not (plan.resume and place.unfinished)  # it was looked at when that run began
+    source, target, staging = plan.source.path.resolve(), out.resolve(), Staging.of(plan.folder)
+    taken = taken and not (plan.resume and staging.unfinished)  # it was looked at when that run began
     if plan.format == "hf" and Path.cwd().is_relative_to(target):
         problems.append(
             f"--out {out} is the current working directory, which a conversion would replace; choose another directory"

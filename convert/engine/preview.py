@@ -1,11 +1,12 @@
 """What a plan would leave on disk: every file, with its size as far as it follows from the tensors."""
 
 from mconv.convert import bridge, tokens
-from mconv.convert.checkpoint import SIDE_FOLDER, TRACKER
-from mconv.convert.file_layout import lay_out
+from mconv.convert.checkpoint import SIDE_FOLDER
+from mconv.convert.engine.files import lay_out
+from mconv.convert.engine.plan import Plan
 from mconv.convert.formats import hf, torch_dist
+from mconv.convert.kinds import TRACKER
 from mconv.convert.manifest import NAME
-from mconv.convert.plan import Plan
 
 Files = dict[str, int | None]
 """Path below the target -> bytes; None for a small file (config, index, manifest, tracker)."""

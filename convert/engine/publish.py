@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mconv.convert import bridge, manifest
-from mconv.convert.checkpoint import TRACKER
-from mconv.convert.place import PARTIAL, Place, remove, sync, write_whole
-from mconv.convert.plan import Plan
+from mconv.convert.engine.plan import Plan
+from mconv.convert.kinds import TRACKER
+from mconv.convert.staging import PARTIAL, Staging, remove, sync, write_whole
 from mconv.errors import MconvError
 
 
@@ -20,32 +20,32 @@ def explained(what: str, state: str) -> Iterator[None]:
         raise MconvError(f"{what}: {error.strerror or error}; {state}") from error
 
 
-def publish(plan: Plan, place: Place) -> None:
+def publish(plan: Plan, staging: Staging) -> None:
     """Give the finished folder its place, and have the tracker point to it."""
-    if not place.published:
-        with explained(f"could not write {place.folder}", "what was there before is unchanged"):
-            flush(place.partial)
-            write_whole(place.journal / manifest.NAME, (place.partial / manifest.NAME).read_text(encoding="utf-8"))
-            _swap(place)
+    if not staging.published:
+        with explained(f"could not write {staging.folder}", "what was there before is unchanged"):
+            flush(staging.partial)
+            write_whole(staging.journal / manifest.NAME, (staging.partial / manifest.NAME).read_text(encoding="utf-8"))
+            _swap(staging)
     if plan.format != "hf":
-        state = f"{place.folder} is whole, but nothing points to it; give --resume to try again"
+        state = f"{staging.folder} is whole, but nothing points to it; give --resume to try again"
         with explained(f"could not write {plan.out / TRACKER}", state):
             write_tracker(plan)
-    remove(place.old)
-    remove(place.journal)
+    remove(staging.old)
+    remove(staging.journal)
 
 
-def _swap(place: Place) -> None:
-    remove(place.old)
-    if place.folder.exists():
-        place.folder.rename(place.old)
+def _swap(staging: Staging) -> None:
+    remove(staging.old)
+    if staging.folder.exists():
+        staging.folder.rename(staging.old)
     try:
-        place.partial.rename(place.folder)
+        staging.partial.rename(staging.folder)
     except BaseException:
-        if place.old.exists():
-            place.old.rename(place.folder)
+        if staging.old.exists():
+            staging.old.rename(staging.folder)
         raise
-    sync(place.folder.parent)
+    sync(staging.folder.parent)
 
 
 def flush(folder: Path) -> None:

@@ -4,12 +4,12 @@ from typing import Any
 
 from mconv.convert import spell
 from mconv.convert.dialects import DIALECTS, mcore
+from mconv.convert.engine.plan import Plan
 from mconv.convert.formats import distcp, hf, mp_rank
-from mconv.convert.formats.laid import Laid
-from mconv.convert.plan import Plan
+from mconv.convert.formats.file_layout import FileLayout
 
 
-def lay_out(plan: Plan) -> Laid:
+def lay_out(plan: Plan) -> FileLayout:
     """The files of the target, from names, shapes and dtypes."""
     spec, layout = plan.source.spec, plan.layout
     if layout is None:

@@ -12,23 +12,24 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from mconv.convert import bridge, dtypes, journal, manifest, pool, sidecar, tokens
-from mconv.convert.carry import Done, Goal, Terms, Unit, carry
+from mconv.convert import bridge, dtypes, manifest, sidecar, tokens
 from mconv.convert.checkpoint import SIDE_FOLDER
 from mconv.convert.digests import check_digests, combined, recorded
-from mconv.convert.file_layout import lay_out
+from mconv.convert.engine import journal, pool
+from mconv.convert.engine.files import lay_out
+from mconv.convert.engine.plan import Plan
+from mconv.convert.engine.publish import explained, publish
+from mconv.convert.engine.ranks import ALONE, RankDied, Ranks
+from mconv.convert.engine.stream import CopyContext, CopyResult, CopyTask, Destination, stream
 from mconv.convert.formats.dtype import in_torch
+from mconv.convert.formats.file_layout import FileLayout
 from mconv.convert.formats.hf import read_json
-from mconv.convert.formats.laid import Laid
 from mconv.convert.host import workers
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.place import Place
-from mconv.convert.plan import Plan
-from mconv.convert.publish import explained, publish
-from mconv.convert.ranks import ALONE, RankDied, Ranks
 from mconv.convert.rope import OLD_KEYS
 from mconv.convert.source import Progress, Scratch, Source, quiet
 from mconv.convert.source import digests as digests_of
+from mconv.convert.staging import Staging
 from mconv.convert.table import Logical
 from mconv.errors import MconvError
 from mconv.shard.layout import Layout
@@ -44,23 +45,23 @@ def rewrite(
     state alone. `progress` is told once of each byte that is written. Every rank calls this with the same plan.
     `command` is what the user typed, for who finds the conversion unfinished.
     """
-    laid, place = lay_out(plan), Place.of(plan.folder)
-    sizes = {str(unit.logical): unit.nbytes for unit in units_of(plan, laid)}
-    made_of = journal.fingerprint(plan, laid, step=step, allow_nonfinite=allow_nonfinite)
+    files, staging = lay_out(plan), Staging.of(plan.folder)
+    sizes = {str(task.logical): task.nbytes for task in tasks_of(plan, files)}
+    made_of = journal.fingerprint(plan, files, step=step, allow_nonfinite=allow_nonfinite)
     unchanged = explained(f"could not write {plan.folder}", "what was there before is unchanged")
 
-    def begin() -> dict[str, Done]:
+    def begin() -> dict[str, CopyResult]:
         with unchanged:
-            held.enter_context(place.alone())
+            held.enter_context(staging.alone())
             return journal.begin(
-                place, laid, made_of, resume=plan.resume, overwrite=plan.overwrite, sizes=sizes, command=command
+                staging, files, made_of, resume=plan.resume, overwrite=plan.overwrite, sizes=sizes, command=command
             )
 
     there = plan.out.exists()
     try:
         with ExitStack() as held:
             done = ranks.first(begin)
-            return _do(plan, laid, place, done, ranks, step=step, allow_nonfinite=allow_nonfinite, progress=progress)
+            return _do(plan, files, staging, done, ranks, step=step, allow_nonfinite=allow_nonfinite, progress=progress)
     except Exception:
         if ranks.rank == 0 and not there and plan.format != "hf":
             with suppress(OSError):  # it holds something
@@ -69,27 +70,27 @@ def rewrite(
 
 
 def _do(
-    plan: Plan, laid: Laid, place: Place, done: Mapping[str, Done], ranks: Ranks, *,
+    plan: Plan, files: FileLayout, staging: Staging, done: Mapping[str, CopyResult], ranks: Ranks, *,
     step: str, allow_nonfinite: bool, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     try:
-        everything = _carry_all(plan, laid, place, done, ranks, allow_nonfinite=allow_nonfinite, progress=progress)
-        return ranks.first(lambda: _finish(plan, laid, place, everything, step=step, resumed=set(done)))
+        everything = _stream_all(plan, files, staging, done, ranks, allow_nonfinite=allow_nonfinite, progress=progress)
+        return ranks.first(lambda: _finish(plan, files, staging, everything, step=step, resumed=set(done)))
     except RankDied:  # as good as killed: what was done is kept for --resume
         raise
     except Exception:
-        if ranks.rank == 0 and place.partial.exists():
-            place.clear()
+        if ranks.rank == 0 and staging.partial.exists():
+            staging.clear()
         raise
 
 
-def _carry_all(
-    plan: Plan, laid: Laid, place: Place, done: Mapping[str, Done], ranks: Ranks, *,
+def _stream_all(
+    plan: Plan, files: FileLayout, staging: Staging, done: Mapping[str, CopyResult], ranks: Ranks, *,
     allow_nonfinite: bool, progress: Progress,
-) -> dict[str, Done]:  # fmt: skip
+) -> dict[str, CopyResult]:  # fmt: skip
     """Do what is left of the work, this rank its share; what is known of every logical tensor then."""
-    units = units_of(plan, laid)
-    left = [u for u in units if not journal.vouched(u, done.get(str(u.logical)), checksums=laid.checksums)]
+    tasks = tasks_of(plan, files)
+    left = [u for u in tasks if not journal.vouched(u, done.get(str(u.logical)), checksums=files.checksums)]
     mine = list(pool.Lanes.of(left, [u.nbytes for u in left], ranks.world).lanes[ranks.rank])
     lock, stop = threading.Lock(), threading.Event()
 
@@ -102,79 +103,83 @@ def _carry_all(
             raise pool.Stopped
 
     source, cast = Source.of(plan.source), None if plan.dtype is None else in_torch(plan.dtype)
-    terms = Terms(
-        source=source, folder=place.partial, cast=cast, allow_nonfinite=allow_nonfinite,
-        checksums=laid.checksums, recorded=recorded(plan.source).algorithm, progress=tell, alive=alive,
+    context = CopyContext(
+        source=source, folder=staging.partial, cast=cast, allow_nonfinite=allow_nonfinite,
+        checksums=files.checksums, recorded=recorded(plan.source).algorithm, progress=tell, alive=alive,
     )  # fmt: skip
-    progress(sum(unit.nbytes for unit in units) - sum(unit.nbytes for unit in left))
-    everything = {name: done[name] for name in (str(unit.logical) for unit in units) if name in done}
-    for share in ranks.together(lambda: _carry_mine(mine, terms, place, ranks.rank, stop)):
+    progress(sum(task.nbytes for task in tasks) - sum(task.nbytes for task in left))
+    everything = {name: done[name] for name in (str(task.logical) for task in tasks) if name in done}
+    for share in ranks.together(lambda: _stream_mine(mine, context, staging, ranks.rank, stop)):
         everything.update(share)
     return everything
 
 
-def _carry_mine(units: list[Unit], terms: Terms, place: Place, rank: int, stop: threading.Event) -> dict[str, Done]:
-    files = {str(unit.logical): {goal.spot.file for goal in unit.goals} for unit in units}
+def _stream_mine(
+    tasks: list[CopyTask], context: CopyContext, staging: Staging, rank: int, stop: threading.Event
+) -> dict[str, CopyResult]:
+    files = {str(task.logical): {destination.extent.file for destination in task.destinations} for task in tasks}
     scratches: dict[int, Scratch] = {}
-    done: dict[str, Done] = {}
+    done: dict[str, CopyResult] = {}
 
-    def work(unit: Unit) -> Done:
-        return carry(unit, terms, scratches.setdefault(threading.get_ident(), Scratch()))
+    def work(task: CopyTask) -> CopyResult:
+        return stream(task, context, scratches.setdefault(threading.get_ident(), Scratch()))
 
-    def settle(batch: list[Done]) -> None:
-        journal.record(place, rank, batch, sorted(set().union(*(files[one.logical] for one in batch))))
+    def settle(batch: list[CopyResult]) -> None:
+        journal.record(staging, rank, batch, sorted(set().union(*(files[one.logical] for one in batch))))
         done.update({one.logical: one for one in batch})
 
-    lanes = pool.Lanes.of(units, [unit.nbytes for unit in units], workers())
-    with explained(f"could not write {place.folder}", "what was there before is unchanged"):
+    lanes = pool.Lanes.of(tasks, [task.nbytes for task in tasks], workers())
+    with explained(f"could not write {staging.folder}", "what was there before is unchanged"):
         pool.run(lanes, work, settle, stop)
     return done
 
 
-def units_of(plan: Plan, laid: Laid) -> list[Unit]:
+def tasks_of(plan: Plan, files: FileLayout) -> list[CopyTask]:
     """A unit for each logical tensor that the source has or the target wants."""
-    goals: dict[Logical, list[Goal]] = {}
+    destinations: dict[Logical, list[Destination]] = {}
     for target, stored in zip(plan.targets, plan.stored, strict=True):
-        goals.setdefault(stored.logical, []).append(Goal(target, stored, laid.spots[target.key]))
+        destinations.setdefault(stored.logical, []).append(Destination(target, stored, files.extents[target.key]))
     inside = dict.fromkeys(plan.source.family.logicals(plan.source.spec))
-    every = dict.fromkeys([*inside, *goals, *plan.source.by_logical])
-    units = []
+    every = dict.fromkeys([*inside, *destinations, *plan.source.by_logical])
+    tasks = []
     for logical in every:
-        to = tuple(goals.get(logical, ()))
-        units.append(Unit(logical, to, sum(goal.target.nbytes for goal in to), digest=logical in inside))
-    return units
+        to = tuple(destinations.get(logical, ()))
+        tasks.append(
+            CopyTask(logical, to, sum(destination.target.nbytes for destination in to), digest=logical in inside)
+        )
+    return tasks
 
 
 def _finish(
-    plan: Plan, laid: Laid, place: Place, done: Mapping[str, Done], *, step: str, resumed: set[str]
+    plan: Plan, files: FileLayout, staging: Staging, done: Mapping[str, CopyResult], *, step: str, resumed: set[str]
 ) -> dict[str, Any]:
     """Hold what was read against the source's manifest, write what is not a tensor, and publish."""
     inside = [str(x) for x in plan.source.family.logicals(plan.source.spec)]
     read = {name: done[name].digests["source"] for name in inside}
     check_digests(plan.source, read)
     made = _manifest(plan, step, {name: done[name].digests["cast"] for name in inside}, read)
-    if not place.published:
+    if not staging.published:
         with explained(f"could not write {plan.folder}", "what was there before is unchanged"):
-            laid.finish(place.partial, {key: crc for one in done.values() for key, crc in one.crcs.items()})
-            made["side_files"] = _write_side_files(plan, place.partial)
+            files.finish(staging.partial, {key: crc for one in done.values() for key, crc in one.crcs.items()})
+            made["side_files"] = _write_side_files(plan, staging.partial)
             if plan.emit and plan.layout is not None:
-                _emit(plan, place.partial, plan.layout)
-            manifest.write(place.partial, made)
-        _check_resumed(place, made["digests"], resumed)
-    publish(plan, place)
+                _emit(plan, staging.partial, plan.layout)
+            manifest.write(staging.partial, made)
+        _check_resumed(staging, made["digests"], resumed)
+    publish(plan, staging)
     return made
 
 
-def _check_resumed(place: Place, made: Mapping[str, str], resumed: set[str]) -> None:
+def _check_resumed(staging: Staging, made: Mapping[str, str], resumed: set[str]) -> None:
     """Read again what an earlier run is said to have written: files may have changed since, and journals be wrong."""
     names = resumed & made.keys()
     if not names:
         return
-    found = digests_of(Source.of(open_checkpoint(place.partial)), allow_nonfinite=True, only=names).stored
+    found = digests_of(Source.of(open_checkpoint(staging.partial)), allow_nonfinite=True, only=names).stored
     if changed := sorted(name for name in names if found[name] != made[name]):
         raise MconvError(
-            f"{place.partial}: {len(changed)} tensors ({', '.join(changed[:5])}) are not what the interrupted run wrote; "
-            "nothing was kept of it: start anew without --resume"
+            f"{staging.partial}: {len(changed)} tensors ({', '.join(changed[:5])}) are not what the interrupted run "
+            "wrote; nothing was kept of it: start anew without --resume"
         )
 
 
