@@ -23,10 +23,10 @@ from typing import Any
 import torch.distributed.checkpoint  # noqa: F401  # imported once, before the forks
 from models import MODELS, make
 
-from mconv.convert import source
-from mconv.convert.engine import journal, plan, rewrite, stream
+from mconv.convert.engine import companions, journal, plan, rewrite, stream
 from mconv.convert.kinds import TRACKER
 from mconv.convert.opening import open_checkpoint
+from mconv.convert.sources import read
 from mconv.convert.staging import PARTIAL, Staging
 from mconv.errors import MconvError
 
@@ -90,7 +90,7 @@ def tracker_first() -> None:
 
     def stream_all(plan: Any, files: Any, staging: Staging, *args: Any, **options: Any) -> Any:
         files.finish(staging.partial, dict.fromkeys(files.extents, 0))
-        rewrite._write_side_files(plan, staging.partial)
+        companions.write_side_files(plan, staging.partial)
         shutil.copytree(staging.partial, staging.folder, dirs_exist_ok=True)
         if plan.format != "hf":
             (plan.out / TRACKER).write_text("release")
@@ -194,7 +194,7 @@ def kill(folder: Path, given: argparse.Namespace) -> int:
     """All trials; 0 if nothing was wrong."""
     random.seed(given.seed)
     start, sync = time.perf_counter(), not given.no_sync
-    source.SLAB_BYTES = 16 << 10 if given.model == "tiny" else 256 << 10
+    read.SLAB_BYTES = 16 << 10 if given.model == "tiny" else 256 << 10
     prepare(folder, given.model)
     problems: Counter[str] = Counter()
     kills = 0

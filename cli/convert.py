@@ -350,7 +350,7 @@ def _plan(checkpoint: "Checkpoint", out: Path, *, show: o.Show, **options: Any) 
 def run_plan(plan: "Plan", step: str, *, show: o.Show, allow_nonfinite: bool, hint: bool = True) -> None:
     """Carry out the plan, or show it; `hint` adds what a user would type next."""
     from mconv.cli import plan as words
-    from mconv.convert.engine.plan import shortage
+    from mconv.convert.engine.problems import shortage
 
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -370,7 +370,7 @@ def _carry_out(plan: "Plan", step: str, *, allow_nonfinite: bool) -> None:
     from mconv.convert.engine.ranks import joined
     from mconv.convert.engine.rewrite import rewrite
 
-    with joined() as ranks, progress(plan.nbytes, f"{step} {plan.source.name}") as advance:
+    with joined() as ranks, progress(plan.nbytes, f"{step} {plan.model.name}") as advance:
         try:
             rewrite(plan, step=step, allow_nonfinite=allow_nonfinite, progress=advance, ranks=ranks, command=command())
         except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from mconv.errors import MconvError
 from mconv.extras import MissingPackage
 
 if TYPE_CHECKING:
-    from mconv.convert.checkpoint import Checkpoint
+    from mconv.convert.checkpoint import Checkpoint, SourceModel
     from mconv.train.config import TrainConfig
     from mconv.verify.against import Origin
 
@@ -205,7 +205,7 @@ def _judgement(
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
-def reference_of(found: "Checkpoint", named: str | None = None) -> "Origin":
+def reference_of(found: "SourceModel", named: str | None = None) -> "Origin":
     """Return what a checkpoint must equal: what was named, else what it was made from. Raises MconvError."""
     from mconv.verify.against import Origin, origin_of
 
@@ -219,7 +219,7 @@ def reference_of(found: "Checkpoint", named: str | None = None) -> "Origin":
         return Origin(path=cached)
 
 
-def _in_the_cache(found: "Checkpoint") -> Path | None:
+def _in_the_cache(found: "SourceModel") -> Path | None:
     """The Hub's cached folder of the repository that a checkpoint was converted from, with no training in between."""
     from mconv.hub import fetch
 

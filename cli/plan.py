@@ -34,7 +34,7 @@ def as_json(plan: "Plan", *, written: bool, tensors: bool) -> str:
     """The same for programs."""
     from mconv.convert.engine import preview
 
-    layout, source = plan.layout, plan.source
+    layout, source = plan.layout, plan.model
     flags, warnings = _flags(plan)
     values: dict[str, Any] = {
         "written": written,
@@ -63,7 +63,7 @@ def as_json(plan: "Plan", *, written: bool, tensors: bool) -> str:
 
 
 def _head(plan: "Plan") -> list[str]:
-    source = plan.source
+    source = plan.model
     spec, layout = source.spec, source.layout
     dialect = f", {source.dialect}" if source.dialect else ""
     where = f" tp {layout.tp} x pp {layout.pp}" if layout else ""
@@ -72,7 +72,7 @@ def _head(plan: "Plan") -> list[str]:
         "source": f"{source.path} ({source.format}{where}{dialect}, {dtype_name(source.dtype)})",
         "target": f"{plan.folder} ({_target(plan)}, {_dtype(plan)})",
         "model": f"{spec.family}, {spec.num_layers} layers x {spec.hidden_size}, {size} parameters",
-        "tensors": f"{len(source.stored):,} -> {len(plan.targets):,}",
+        "tensors": f"{source.stored_tensors:,} -> {len(plan.targets):,}",
         "bytes": f"{decimal(plan.nbytes)}; {decimal(plan.free_bytes)} free",
         "peak memory": f"about {decimal(plan.peak_bytes)}",
     }
@@ -91,7 +91,7 @@ def _target(plan: "Plan") -> str:
 
 
 def _dtype(plan: "Plan") -> str:
-    return dtype_name(plan.final_dtype) + (f", cast from {dtype_name(plan.source.dtype)}" if plan.dtype else "")
+    return dtype_name(plan.final_dtype) + (f", cast from {dtype_name(plan.model.dtype)}" if plan.dtype else "")
 
 
 def _tree(plan: "Plan") -> list[str]:
@@ -133,10 +133,10 @@ def _flags(plan: "Plan") -> tuple[str, list[str]]:
         return "", []
     dialect = DIALECTS[plan.dialect]
     case = Case(
-        spec=plan.source.spec, layout=plan.layout, load=str(plan.out), dtype=dtype_name(plan.final_dtype),
+        spec=plan.spec, layout=plan.layout, load=str(plan.out), dtype=dtype_name(plan.final_dtype),
         format=plan.format, numbered=plan.iteration is not None,
     )  # fmt: skip
     flags, warnings = dialect.flags(case)
     if plan.emit:
-        warnings += bridge.warnings(plan.source.spec, plan.layout)
+        warnings += bridge.warnings(plan.spec, plan.layout)
     return f"{dialect.program}: {' '.join(flags)}", warnings

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from mconv.convert import sidecar
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import Checkpoint, SourceModel
 from mconv.convert.formats.dtype import in_torch
 from mconv.convert.host import existing, writable
 from mconv.convert.optimizer import OptimizerState, with_padding
-from mconv.convert.source import Source, check_copies
+from mconv.convert.sources.read import check_copies
+from mconv.convert.sources.source import Source
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 from mconv.train import agree, layouts
@@ -90,7 +91,7 @@ class _Source:
     """What a run is made of."""
 
     at: Beginning
-    opened: Checkpoint
+    opened: SourceModel
     """Its model's weights: its own, or those that it begins with."""
     adapted: bool
     """Whether adapters alone are trained: the run's checkpoints hold these, and `opened` is always `load`."""
@@ -120,7 +121,7 @@ def _source(config: TrainConfig) -> _Source:
         opened = weights.open_weights(str(at.own), vocab_size=config.vocab_size, ignore=architecture.passes(config))
     else:
         opened = architecture.origin(config, iteration=at.iteration)
-        agree.on_rank_0(lambda: check_copies(Source.of(opened)))  # each rank would begin with a copy of its own choice
+        agree.on_rank_0(lambda: check_copies(opened.source))  # each rank would begin with a copy of its own choice
     _check_same_run(config, opened, resumed=at.own is not None)
     left_out = None if at.own or config.load is None else anew.left_out(opened, vars(config))
     taken_over = (config.resume and not at.own) or _changed(config, opened, own=own)
@@ -150,9 +151,11 @@ def _models(config: TrainConfig, parallel: Parallel, source: _Source, padded: in
     return models
 
 
-def _filling(config: TrainConfig, opened: Checkpoint) -> Checkpoint:
+def _filling(config: TrainConfig, opened: SourceModel) -> Source:
     """Return what fills the model: with the rows of vocabulary padding, where the loss counts them and there are some."""
-    return with_padding(opened) if config.padded_vocab_in_loss and opened.layout is not None else opened
+    if config.padded_vocab_in_loss and isinstance(opened, Checkpoint) and opened.layout is not None:
+        return with_padding(opened)
+    return opened.source
 
 
 def _loaded(source: _Source, parallel: Parallel, *, chunks: list[Any], optimizer: Any) -> checkpoint.Loaded:
@@ -166,7 +169,7 @@ def _loaded(source: _Source, parallel: Parallel, *, chunks: list[Any], optimizer
     return checkpoint.Loaded()
 
 
-def _changed(config: TrainConfig, opened: Checkpoint, *, own: bool) -> bool:
+def _changed(config: TrainConfig, opened: SourceModel, *, own: bool) -> bool:
     """Return whether megatron-core cannot load the run's own state: kept otherwise, or not to be given to its loader."""
     if not own:
         return False
@@ -218,7 +221,7 @@ def _check_folders(config: TrainConfig) -> None:
             raise ConfigError(f"{name} is {wanted}, but {near} {why}; choose another folder")
 
 
-def _check_same_run(config: TrainConfig, opened: Checkpoint, *, resumed: bool) -> None:
+def _check_same_run(config: TrainConfig, opened: SourceModel, *, resumed: bool) -> None:
     """Raise ConfigError unless the run that is resumed is of the model that `load` names, where that is still there."""
     if not resumed or (config.load and not _is_elsewhere(Path(config.load), Path(str(config.save)))):
         return

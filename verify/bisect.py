@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.source import Source
 from mconv.errors import MconvError
 from mconv.verify.guesses.explain import Guess
 from mconv.verify.models import How, Model, Repair, Scores, first, hooked, model_of, sampled, turned
@@ -82,7 +81,7 @@ def _tried(
         if place is None or not (guess.undo or guess.spec) or "num_layers" in guess.spec or number >= TRIED:
             yield guess, None
             continue
-        mended = partial(guess.mended, a=Source.of(a), b=Source.of(b))
+        mended = partial(guess.mended, a=a.source, b=b.source)
         repaired = replace(how, only=frozenset({place}), repair=Repair(spec=guess.spec, mended=mended))
         try:
             after = _candidate(model_of(b, repaired), asked, kept, only=place)

@@ -11,7 +11,7 @@ from mconv.convert.formats.file_layout import FileLayout
 
 def lay_out(plan: Plan) -> FileLayout:
     """The files of the target, from names, shapes and dtypes."""
-    spec, layout = plan.source.spec, plan.layout
+    spec, layout = plan.spec, plan.layout
     if layout is None:
         return hf.lay_out(plan.targets, limit=plan.shard_bytes)
     iteration = plan.iteration or 0
@@ -21,5 +21,9 @@ def lay_out(plan: Plan) -> FileLayout:
         args.ckpt_format = "torch"
         return mp_rank.lay_out(plan.targets, common, DIALECTS[plan.dialect].nests)
     common["content_metadata"] = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
-    shapes = spell.global_shapes(plan.source.family, spec, layout)
+    shapes = {
+        f"{part.prefix}{name}": shape
+        for part in plan.parts
+        for name, shape in spell.global_shapes(part.source.family, part.source.spec, layout).items()
+    }
     return distcp.lay_out(plan.targets, shapes, common, mcore.extra_state_keys(spec))

@@ -18,19 +18,19 @@ from typing import Any
 import mconv
 from mconv.convert import manifest
 from mconv.convert.engine.plan import Plan
-from mconv.convert.engine.stream import CopyResult, CopyTask
+from mconv.convert.engine.stream import CopyResult
+from mconv.convert.engine.tasks import CopyTask
 from mconv.convert.formats.file_layout import FileLayout
 from mconv.convert.staging import PLAN, Staging, sync, write_whole
 from mconv.errors import MconvError
 
 
 def fingerprint(plan: Plan, files: FileLayout, *, step: str, allow_nonfinite: bool) -> dict[str, Any]:
-    """All that decides the bytes of the result. An unfinished conversion can only be continued by its equal."""
-    source = plan.source
-    files = (
-        {where.path for where in source.located.values()} | set(plan.side_files.values()) | {source.path / manifest.NAME}
-    )
-    located = sorted((k, _name(w.path), w.offset, str(w.dtype), w.shape) for k, w in source.located.items())
+    """Return all that decides the bytes of the result. An unfinished conversion can only be continued by its equal."""
+    weights, *others = plan.parts
+    read = {path for part in plan.parts for path in part.source.files()}
+    read |= {*plan.side_files.values(), plan.model.path / manifest.NAME}
+    sources = [*weights.source.fingerprint(), *([part.prefix, part.source.fingerprint()] for part in others)]
     targets = [(t.key, t.shape, str(t.dtype), asdict(files.extents[t.key])) for t in plan.targets]
     options = {
         "step": step, "format": plan.format, "dialect": plan.dialect, "layout": plan.layout and asdict(plan.layout),
@@ -41,16 +41,12 @@ def fingerprint(plan: Plan, files: FileLayout, *, step: str, allow_nonfinite: bo
     return {
         "mconv": mconv.__version__,
         "options": options,
-        "files": {_name(path): _state(path) for path in sorted(files) if path.is_file()},
-        "source tensors": _hashed(located),
-        "source architecture": _hashed(source.spec.to_dict()),
+        "files": {f"{path.parent.name}/{path.name}": _state(path) for path in sorted(read) if path.is_file()},
+        "source tensors": _hashed(sources),
+        "source architecture": _hashed(plan.spec.to_dict()),
         "target tensors": _hashed(targets),
         "target files": files.sizes,
     }
-
-
-def _name(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
 
 
 def _state(path: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""One unit of work: a logical tensor is pulled slab by slab, checked, hashed, and written to all that stores it."""
+"""One task of a conversion: a logical tensor is pulled slab by slab, checked, hashed, and written to its destinations."""
 
 import os
 from collections.abc import Callable
@@ -9,12 +9,14 @@ import torch
 from isal import isal_zlib
 
 from mconv.convert.digests import ALGORITHM, ALGORITHMS
-from mconv.convert.formats.file_layout import Extent
+from mconv.convert.engine.tasks import CopyTask, Destination
+from mconv.convert.formats.dtype import in_torch
 from mconv.convert.formats.mapped import bytes_of
-from mconv.convert.formats.tensors import Target
 from mconv.convert.lock import BINARY
-from mconv.convert.source import Progress, Scratch, Slab, Source, check_copies_of, check_finite, check_zero, quiet
-from mconv.convert.table import Logical, Stored
+from mconv.convert.sources.checks import check_copies_of, check_finite, check_zero
+from mconv.convert.sources.read import Progress, quiet, slabs
+from mconv.convert.sources.scratch import Scratch
+from mconv.convert.sources.source import Slab, split_of
 from mconv.shard.axes import intersect, within
 from mconv.shard.patch import Patch, by_stride, contiguous_runs, patch_of
 
@@ -24,31 +26,11 @@ WRITE_BYTES = 512 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Destination:
-    """A target of a unit: the tensor to be written, what it holds of the logical tensor, and where its bytes lie."""
-
-    target: Target
-    stored: Stored
-    extent: Extent
-
-
-@dataclass(frozen=True, slots=True)
-class CopyTask:
-    """A logical tensor and all that stores it in the target. Units are independent, so they can be done in any order."""
-
-    logical: Logical
-    destinations: tuple[Destination, ...]
-    nbytes: int
-    """What it is in the target."""
-    digest: bool
-    """Whether it is in the architecture; if not it is a bias that some format must store, and zero."""
-
-
-@dataclass(frozen=True, slots=True)
 class CopyResult:
-    """What is known of a logical tensor that was dealt with."""
+    """What is known of a logical tensor that was dealt with: a line of the journal."""
 
     logical: str
+    """Its name, with the prefix of its part."""
     digests: dict[str, str]
     """`cast`: of what was written. `source`: of what was read, by the algorithm of the source's manifest."""
     crcs: dict[str, int]
@@ -57,11 +39,9 @@ class CopyResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyContext:
-    """What holds for every unit of a conversion."""
+    """What holds for every task of a conversion."""
 
-    source: Source
     folder: Path
-    cast: torch.dtype | None
     allow_nonfinite: bool
     checksums: bool
     recorded: str
@@ -72,17 +52,18 @@ class CopyContext:
 
 
 def stream(task: CopyTask, context: CopyContext, scratch: Scratch) -> CopyResult:
-    """Do one unit. Raises FormatError for what must not be converted, OSError if a write fails."""
+    """Carry out one task. Raises FormatError for what must not be converted, OSError if a write fails."""
     writers = [_Writer.of(destination, context) for destination in task.destinations]
-    if task.logical not in context.source.groups:  # a bias that the target must store and the source has not: zeros
-        return CopyResult(str(task.logical), {}, {w.key: w.crc() for w in writers if context.checksums})
+    source, dtype = task.part.source, in_torch(task.part.dtype) if task.part.dtype else None
+    if task.logical not in source.tensors():  # a bias that the target must store and the source has not: zeros
+        return CopyResult(task.name, {}, {w.key: w.crc() for w in writers if context.checksums})
     cast = ALGORITHMS[ALGORITHM]()
-    read = None if context.cast is None and context.recorded == ALGORITHM else ALGORITHMS[context.recorded]()
-    keep = min([context.source.split(task.logical), *(patch.split for w in writers for patch in w.patches)])
+    read = None if dtype is None and context.recorded == ALGORITHM else ALGORITHMS[context.recorded]()
+    keep = min([split_of(source, task.logical), *(patch.split for w in writers for patch in w.patches)])
     try:
-        for slab in context.source.slabs(task.logical, scratch, keep=keep):
+        for slab in slabs(source, task.logical, scratch, keep=keep):
             context.alive()
-            wanted = scratch.cast("cast", slab.tensor, context.cast)
+            wanted = scratch.cast("cast", slab.tensor, dtype)
             _check(task, context, slab, wanted)
             cast.update(bytes_of(wanted))
             if read is not None:
@@ -93,15 +74,16 @@ def stream(task: CopyTask, context: CopyContext, scratch: Scratch) -> CopyResult
             writer.close()
     made = cast.hexdigest()
     digests = {"cast": made, "source": read.hexdigest() if read else made} if task.digest else {}
-    return CopyResult(str(task.logical), digests, {w.key: w.crc() for w in writers if context.checksums})
+    return CopyResult(task.name, digests, {w.key: w.crc() for w in writers if context.checksums})
 
 
 def _check(task: CopyTask, context: CopyContext, slab: Slab, wanted: torch.Tensor) -> None:
+    source, dtype = task.part.source, wanted.dtype if task.part.dtype else None
     if not context.allow_nonfinite:
-        check_finite(context.source, task.logical, wanted, cast=context.cast)
-    check_copies_of(context.source, task.logical, slab)
+        check_finite(source, task.logical, wanted, cast=dtype)
+    check_copies_of(source, task.logical, slab)
     if not task.destinations:
-        check_zero(context.source, task.logical, slab)
+        check_zero(source, task.logical, slab)
 
 
 @dataclass(slots=True)

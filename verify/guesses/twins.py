@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from mconv.convert.source import Source
+from mconv.convert.sources.source import Source, dims_of, dtype_of
 from mconv.convert.table import Logical
 from mconv.verify.guesses.layers import sample
 from mconv.verify.guesses.pair import entire, narrower, same
@@ -38,7 +38,9 @@ class _Samples:
 
     def of(self, logical: Logical, like: Source, other: Logical) -> bytes:
         if logical not in self.read:
-            self.read[logical] = sample(self.source, logical, narrower(self.source.dtype(logical), like.dtype(other)))
+            self.read[logical] = sample(
+                self.source, logical, narrower(dtype_of(self.source, logical), dtype_of(like, other))
+            )
         return self.read[logical]
 
 
@@ -67,8 +69,8 @@ def _others(a: Source, logical: Logical) -> Iterator[Logical]:
         yield replace(logical, row=TABLES[logical.row][0])
     if not _norm(logical):
         return
-    norms = [x for x in a.groups if _norm(x) and x.leaf == logical.leaf and x != logical]
-    last = a.checkpoint.spec.num_layers
+    norms = [x for x in a.tensors() if _norm(x) and x.leaf == logical.leaf and x != logical]
+    last = a.spec.num_layers
     own = last if logical.layer is None else logical.layer
     yield from sorted(norms, key=lambda x: abs((last if x.layer is None else x.layer) - own))
 
@@ -76,10 +78,14 @@ def _others(a: Source, logical: Logical) -> Iterator[Logical]:
 def _twin(samples: _Samples, b: Source, logical: Logical) -> Logical | None:
     """The other row's tensor of a that b has here. One number in all its elements says nothing of where it is from."""
     a = samples.source
-    others = [x for x in _others(a, logical) if x in a.groups and logical in b.groups and a.dims(x) == b.dims(logical)]
+    others = [
+        x
+        for x in _others(a, logical)
+        if x in a.tensors() and logical in b.tensors() and dims_of(a, x) == dims_of(b, logical)
+    ]
     if not others:
         return None
-    dtype = narrower(a.dtype(others[0]), b.dtype(logical))
+    dtype = narrower(dtype_of(a, others[0]), dtype_of(b, logical))
     wanted = sample(b, logical, dtype)
     alike = [x for x in others if samples.of(x, b, logical) == wanted]
     tensor = entire(b, logical) if alike else None
