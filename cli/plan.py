@@ -9,8 +9,8 @@ from rich.filesize import decimal
 from mconv.cli.terminal import dtype_name
 
 if TYPE_CHECKING:
+    from mconv.convert.engine.files import Files
     from mconv.convert.engine.plan import Plan
-    from mconv.convert.engine.preview import Files
 
 SHOWN = 12
 """Files of one kind that are listed one by one; of more, the first and last few."""
@@ -32,7 +32,7 @@ def lines(plan: "Plan", *, written: bool, tensors: bool) -> list[str]:
 
 def as_json(plan: "Plan", *, written: bool, tensors: bool) -> str:
     """The same for programs."""
-    from mconv.convert.engine import preview
+    from mconv.convert.engine import files
 
     layout, source = plan.layout, plan.model
     flags, warnings = _flags(plan)
@@ -51,7 +51,7 @@ def as_json(plan: "Plan", *, written: bool, tensors: bool) -> str:
         "bytes": plan.nbytes,
         "peak_bytes": plan.peak_bytes,
         "free_bytes": plan.free_bytes,
-        "files": preview.files(plan),
+        "files": files.listing(plan),
         "flags": flags,
         "warnings": warnings,
     }
@@ -96,11 +96,11 @@ def _dtype(plan: "Plan") -> str:
 
 def _tree(plan: "Plan") -> list[str]:
     """The target's files with their sizes, long runs of like files shortened."""
-    from mconv.convert.engine import preview
+    from mconv.convert.engine import files
 
     root = "" if plan.format == "hf" else f"{plan.folder.name}/"
     out, entered = [f"  {plan.out}/"], False
-    for name, size in _shortened(preview.files(plan), root=root).items():
+    for name, size in _shortened(files.listing(plan), root=root).items():
         inside = bool(root) and name.startswith(root)
         if inside and not entered:
             out.append(f"    {root}")

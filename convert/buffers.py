@@ -38,7 +38,7 @@ Name = tuple[str, tuple[int, ...]]
 def buckets(
     checkpoint: Checkpoint, weights: StoredSource, tensors: Mapping[str, torch_dist.Global]
 ) -> dict[str, StoredSource]:
-    """megatron-core's `dp_reshardable`: buckets of each model-parallel rank and model chunk, chunked by parameter."""
+    """Return what megatron-core's `dp_reshardable` buckets hold, those of each model-parallel rank and model chunk."""
     layout, dialect = checkpoint.layout, DIALECTS["mcore"]
     assert layout is not None
     located: dict[str, dict[str, Located]] = {}
@@ -67,7 +67,7 @@ def _number(fqn: str) -> int:
 
 
 def _names(checkpoint: Checkpoint, spec: ModelSpec, *, tp_rank: int, stage: int, chunk: int) -> list[Name]:
-    """The parameters of a rank's model chunk in the order in which megatron-core makes them."""
+    """Return the parameters of a rank's model chunk in the order in which megatron-core makes them."""
     layout, family, dialect = checkpoint.layout, checkpoint.family, DIALECTS["mcore"]
     assert layout is not None
     local = getattr(checkpoint.common.get("args"), "transformer_impl", None) == "local"
@@ -87,7 +87,7 @@ def _names(checkpoint: Checkpoint, spec: ModelSpec, *, tp_rank: int, stage: int,
 
 
 def _order(place: Place, name: str, logical: Logical, earlier: Sequence[str]) -> tuple[int, int, int]:
-    """Where a parameter comes in its model chunk: before, in or after the layers; which layer; early in it or not."""
+    """Return where a parameter comes in its model chunk: before, in or after the layers; which layer; early in it."""
     if logical.layer is not None:
         row = logical.row
         return 1, place.local, earlier.index(row) if row in earlier else len(earlier)
@@ -95,7 +95,7 @@ def _order(place: Place, name: str, logical: Logical, earlier: Sequence[str]) ->
 
 
 def places(names: Sequence[Name], lengths: Sequence[int], *, where: str) -> Iterator[tuple[Name, int, int]]:
-    """(parameter, bucket, start) of each in the flat buffers, which megatron-core fills from the last to the first.
+    """Yield (parameter, bucket, start) of each in the flat buffers, which megatron-core fills from the last to the first.
 
     `lengths` are those of the buckets in elements, without the padding at their ends. Raises FormatError if it does not
     come out even.
@@ -114,7 +114,7 @@ def places(names: Sequence[Name], lengths: Sequence[int], *, where: str) -> Iter
 
 
 def _run(fqn: str, tensor: torch_dist.Global, start: int, shape: tuple[int, ...]) -> Located:
-    """A parameter's run of a bucket: the chunks that make it up, one for each replica that has a share of it."""
+    """Return a parameter's run of a bucket: the chunks that make it up, one for each replica that has a share of it."""
     stop = start + prod(shape)
     inside = sorted((c for c in tensor.chunks if start <= c.offsets[0] < stop), key=lambda c: c.offsets)
     ends = [start, *(c.offsets[0] + c.shape[0] for c in inside)]
@@ -132,7 +132,7 @@ def _joined(parts: Sequence[Located], shape: tuple[int, ...]) -> Located:
 
 
 def flat(folder: Path, weights: StoredSource, ranks: Mapping[str, object]) -> dict[str, StoredSource]:
-    """`distrib_optim.pt` of each rank: a buffer for each model chunk and kind, its buckets end to end."""
+    """Return `distrib_optim.pt` of each rank: a buffer for each model chunk and kind, its buckets end to end."""
     located: dict[str, dict[str, Located]] = {}
     for rank in ranks:
         file = folder / rank / FLAT_FILE
@@ -154,7 +154,7 @@ def flat(folder: Path, weights: StoredSource, ranks: Mapping[str, object]) -> di
 
 # ---- a rank's file of mp_rank ----------------------------------------------------------------------------------------
 def owned(weights: StoredSource, rank: str) -> dict[str, list[Name]]:
-    """The parameters of a rank's file by model chunk, in the file's order, which is that of the model."""
+    """Return the parameters of a rank's file by model chunk, in the file's order, which is that of the model."""
     found: dict[str, list[Name]] = {}
     stored = {s.key for s in weights.stored}
     for key, where in weights.located.items():
@@ -164,7 +164,7 @@ def owned(weights: StoredSource, rank: str) -> dict[str, list[Name]]:
 
 
 def beside(weights: StoredSource, located: dict[str, dict[str, Located]]) -> dict[str, StoredSource]:
-    """Kinds under the keys of the weights."""
+    """Return each kind as a source under the keys of the weights. Raises FormatError where one is incomplete."""
     for kind, at in located.items():
         if missing := [s.key for s in weights.stored if s.key not in at]:
             raise FormatError(f"{weights.label}: its optimizer has no {kind} of {', '.join(missing[:4])}")

@@ -165,7 +165,7 @@ def target_layout(
     dialect: str = "mcore",
     uneven: Uneven = EVEN,
 ) -> Layout:
-    """The layout with these sizes, or a LayoutError that lists everything that does not fit."""
+    """Return the layout with these sizes. Raises a LayoutError that lists everything that does not fit."""
     stored = DIALECTS[dialect].stored_spec(spec)
     if min(tp, pp, vpp) < 1:
         raise LayoutError(f"tp {tp}, pp {pp}, vpp {vpp}: each must be at least 1")

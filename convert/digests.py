@@ -33,13 +33,13 @@ class Recorded:
 
 
 def combined(digests: Mapping[str, str]) -> str:
-    """One digest of many: of lines `name digest`, sorted by name."""
+    """Return one digest of many: of lines `name digest`, sorted by name."""
     lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
     return f"{ALGORITHM} {xxhash.xxh3_128(lines.encode()).hexdigest()}"
 
 
 def described(algorithm: str = ALGORITHM) -> str:
-    """What a manifest says of its digests."""
+    """Return what a manifest says of its digests."""
     return f"{algorithm} {OF}"
 
 

@@ -115,14 +115,14 @@ def _open_state(checkpoint: Checkpoint, weights: StoredSource) -> OptimizerState
 
 # ---- how far it had come ---------------------------------------------------------------------------------------------
 def _own_objects(blobs: Mapping[str, torch_dist.Chunk]) -> Iterator[Any]:
-    """What a distributed optimizer keeps among the chunks: `param_groups`, one object for each model-parallel rank."""
+    """Yield what a distributed optimizer keeps among the chunks: `param_groups` of each model-parallel rank."""
     for name, blob in blobs.items():
         if re.fullmatch(r"optimizer\..*optimizer/shard_\d+_\d+", name):
             yield archive.read(blob.path, start=blob.start, length=blob.length)
 
 
 def _step(checkpoint: Checkpoint, said: list[Any]) -> int:
-    """Adam's counter. It is the same for all parameters: megatron-core steps all or none."""
+    """Return Adam's counter. It is the same for all parameters: megatron-core steps all or none."""
     found = [*_under(said, "step"), *_under(said, "common_step")]
     steps = {int(x.load() if isinstance(x, Located) else x) for x in found}
     if not steps and checkpoint.common.get("opt_param_scheduler", {}).get("num_steps") == 0:
@@ -133,7 +133,7 @@ def _step(checkpoint: Checkpoint, said: list[Any]) -> int:
 
 
 def _under(tree: Any, name: str) -> Iterator[Any]:
-    """All values of a key, wherever it lies."""
+    """Yield all values of a key, wherever it lies."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             if key == name and value is not None:
@@ -167,7 +167,7 @@ def _respelled(weights: StoredSource, layout: Layout, tensors: dict[str, torch_d
 
 # ---- mp_rank ---------------------------------------------------------------------------------------------------------
 def _numbered(folder: Path, weights: StoredSource, ranks: Mapping[str, Any]) -> dict[str, StoredSource]:
-    """torch's own state of each rank: numbers run through the groups, with weight decay and without."""
+    """Return torch's own state of each rank: numbers run through the groups, with weight decay and without."""
     located: dict[str, dict[str, Located]] = {}
     for rank, common in ranks.items():
         outer = common.get("optimizer")
@@ -197,5 +197,5 @@ def _numbered(folder: Path, weights: StoredSource, ranks: Mapping[str, Any]) -> 
 
 
 def _decays(name: Name) -> bool:
-    """Megatron's rule for weight decay: not for biases, nor for what has one dimension."""
+    """Return whether Megatron decays a parameter: no bias, and nothing with one dimension."""
     return not name[0].endswith(".bias") and len(name[1]) > 1

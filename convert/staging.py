@@ -87,7 +87,7 @@ class Staging:
 
 
 def _locked(path: Path) -> int | None:
-    """A descriptor that holds the lock of a file, or None if another process has it."""
+    """Return a descriptor that holds the lock of a file, or None if another process has it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:

@@ -45,7 +45,7 @@ def _still_true(plan: Plan, config: dict[str, Any]) -> bool:
 
 
 def _add_old_rope(plan: Plan, file: Path) -> None:
-    """Say rotary settings once more as transformers 4 reads them, where a config.json has them for transformers 5 alone.
+    """Add rotary settings as transformers 4 reads them, where a config.json has them for transformers 5 alone.
 
     Transformers 4 does not know `rope_parameters`: it would compute with base 10000 and no scaling, without a word.
     """

@@ -50,7 +50,7 @@ def fingerprint(plan: Plan, files: FileLayout, *, step: str, allow_nonfinite: bo
 
 
 def _state(path: Path) -> list[int]:
-    """Size and time of change."""
+    """Return the size and time of change of a file."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
@@ -93,7 +93,7 @@ def _exists(staging: Staging) -> MconvError:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The record of an unfinished conversion, or None if it is not there or was not written to its end."""
+    """Return the record of an unfinished conversion, or None if it is not there or was cut short."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -128,7 +128,7 @@ def _check_sizes(staging: Staging, files: FileLayout) -> None:
 
 
 def finished(staging: Staging) -> dict[str, CopyResult]:
-    """What the journals say is on the disk. A line that was cut short, or that is none of ours, says nothing."""
+    """Return what the journals say is on the disk. A line that was cut short, or that is none of ours, says nothing."""
     found = {}
     for path in sorted(staging.journal.glob("done-*.jsonl")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -148,7 +148,7 @@ def _sound(done: CopyResult) -> bool:
 
 
 def vouched(task: CopyTask, done: CopyResult | None, *, checksums: bool) -> bool:
-    """Whether a journal's line says all that must be known of a unit to leave it out."""
+    """Return whether a journal's line says all that must be known of a task to leave it out."""
     if done is None:
         return False
     keys = {destination.target.key for destination in task.destinations} if checksums else set()

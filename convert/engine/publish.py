@@ -13,7 +13,7 @@ from mconv.errors import MconvError
 
 @contextmanager
 def explained(what: str, state: str) -> Iterator[None]:
-    """A full disk or a missing right is the user's to mend: what failed, why, and what state that leaves."""
+    """Raise MconvError for OSError, a full disk or a missing right: what failed, why, and what state that leaves."""
     try:
         yield
     except OSError as error:
@@ -56,7 +56,7 @@ def flush(folder: Path) -> None:
 
 
 def write_tracker(plan: Plan) -> None:
-    """Last: before it names the iteration, nothing loads it."""
+    """Write the tracker, last: before it names the iteration, nothing loads it."""
     word = "release" if plan.iteration is None else str(plan.iteration)
     if plan.emit:
         bridge.point(plan.out, plan.folder, link=word == "release")

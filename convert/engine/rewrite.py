@@ -86,7 +86,7 @@ def _stream_all(
     plan: Plan, files: FileLayout, staging: Staging, done: Mapping[str, CopyResult], ranks: Ranks, *,
     allow_nonfinite: bool, progress: Progress,
 ) -> dict[str, CopyResult]:  # fmt: skip
-    """Do what is left of the work, this rank its share; what is known of every logical tensor then."""
+    """Do what is left of the work, this rank its share; return what is known of every logical tensor then."""
     tasks = tasks_of(plan, files)
     left = [u for u in tasks if not journal.vouched(u, done.get(u.name), checksums=files.checksums)]
     mine = list(pool.Lanes.of(left, [u.nbytes for u in left], ranks.world).lanes[ranks.rank])
@@ -138,7 +138,7 @@ def _recorded(plan: Plan) -> Recorded:
 def _finish(
     plan: Plan, files: FileLayout, staging: Staging, done: Mapping[str, CopyResult], *, step: str, resumed: set[str]
 ) -> dict[str, Any]:
-    """Hold what was read against the source's manifest, write what is not a tensor, and publish."""
+    """Check what was read against the source's manifest, write what is not a tensor, and publish."""
     hashed = {name: done[name].digests for part in plan.parts for name in part.names()}
     read = {name: digests["source"] for name, digests in hashed.items()}
     check_digests(plan.model.path, _recorded(plan).digests, read)

@@ -109,7 +109,7 @@ class _Writer:
         )
 
     def write(self, slab: Slab, scratch: Scratch) -> int:
-        """Write what the target has of the slab; returns how many bytes that was."""
+        """Write what the target has of the slab; return how many bytes that was."""
         written = 0
         for patch in self.patches:
             both = intersect(patch.box, slab.box)
@@ -134,7 +134,7 @@ class _Writer:
             done += _write_at(self.file, data[done : done + WRITE_BYTES], self.start + at + done)
 
     def crc(self) -> int:
-        """crc32 of the whole target: its runs in the order in which they lie, zeros (padding) where none was written."""
+        """Return the crc32 of the whole target: its runs in the order in which they lie, zeros where none was written."""
         total, end = 0, 0
         for at, length, crc in [*sorted(self.runs), (self.nbytes, 0, 0)]:
             total = _zeros(total, at - end)
@@ -157,7 +157,7 @@ def _write_at(file: int, data: memoryview, at: int) -> int:
 
 
 def _zeros(crc: int, length: int) -> int:
-    """The crc32 after so many zero bytes."""
+    """Return a crc32 continued over so many zero bytes."""
     for at in range(0, length, len(ZEROS)):
         crc = isal_zlib.crc32(ZEROS[: length - at] if length - at < len(ZEROS) else ZEROS, crc)
     return crc

@@ -102,7 +102,7 @@ def test_a_run_is_resumed_by_the_names_of_both_parts(folders, tmp_path, monkeypa
     writes = stop_after(monkeypatch, 0)
     rewrite(planned(folders, out, resume=True, **OPTIONS), step="test")
     monkeypatch.undo()
-    assert len(writes) > 0
+    assert 0 < len(writes) < count
     written, whole = files(out), files(tmp_path / "whole" / "out")
     same = {name for name in whole if name.endswith("mconv.json") or written[name] == whole[name]}
     assert same == written.keys() == whole.keys()
