@@ -50,12 +50,12 @@ for port, line in zip(sys.argv[2].split(","), sys.argv[3:], strict=True):
     os.environ["MASTER_PORT"] = port
     fault, _, line = line.partition(":")
     done = 0
-    def streaming(unit, *rest):
+    def streaming(task, *rest):
         global done
         done += 1
         if fault == f"fail{sys.argv[1]}" and done == 3:
             raise OSError(28, "No space left on device")
-        return real(unit, *rest)
+        return real(task, *rest)
     rewrite.stream = streaming
     codes.append(run(line.replace("@", sys.argv[1].replace("0", "")).split()))  # the folder hf1 is not there
 print("CODES", codes)

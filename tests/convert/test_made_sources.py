@@ -5,10 +5,14 @@ from dataclasses import dataclass, replace
 import torch
 from tiny import make_llama, tensors
 
+from mconv.convert.adapter import Adapter
 from mconv.convert.checkpoint import SourceModel
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
+from mconv.convert.lora import shapes
+from mconv.convert.lora_settings import Settings
 from mconv.convert.opening import open_checkpoint
+from mconv.convert.sources.merged import LoraMerged
 from mconv.convert.sources.source import Derived, Source, dims_of
 from mconv.shard.axes import intersect, lengths, within
 
@@ -115,3 +119,17 @@ def test_a_larger_vocabulary(tmp_path):
             torch.equal(found[name][:rows], held[name]) and (found[name][rows:] == 0.25).all() and len(found[name]) == 160
         )
     assert torch.equal(found["model.norm.weight"], held["model.norm.weight"])
+
+
+def test_another_adapter_is_another_source(tmp_path):
+    """What an unfinished merge is continued by: the bytes that are written depend on the adapter, too."""
+    base, settings = open_checkpoint(make_llama(tmp_path / "a")), Settings(rank=2, alpha=4.0, targets=("q_proj",))
+    sizes = shapes(settings, base.family, base.spec)
+
+    def fingerprint(value, settings=settings):
+        factors = {key: torch.full(shape, value) for key, shape in sizes.items()}
+        adapter = Adapter(settings=settings, family=base.family, spec=base.spec, factors=factors)
+        return LoraMerged(base.source, adapter).fingerprint()
+
+    assert fingerprint(1.0) == fingerprint(1.0) != fingerprint(2.0)
+    assert fingerprint(1.0) != fingerprint(1.0, replace(settings, alpha=8.0))
