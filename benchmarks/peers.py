@@ -27,7 +27,7 @@ install()
 from mconv.train.checkpoints.checkpoint import CONTENT
 from mconv.train.model.engine import Parallel, build
 from mconv.train.megatron.imports import dist_checkpointing
-from mconv.train.parallel import init
+from mconv.train.megatron.parallel import init
 from mconv.train.model.weights import fill, padded_size"""
 SAVE = """
 init(Parallel())

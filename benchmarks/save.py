@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mconv.train.config import make
-from mconv.train.run import Run, save
-from mconv.train.start import start
+from mconv.train.loop.run import Run, save
+from mconv.train.loop.start import start
 
 LAYER = 768 * (768 + 2 * 256 + 768 + 3 * 2048)
 """Parameters of a layer of the model."""
@@ -40,8 +40,8 @@ def main() -> None:
 
 def measure(folder: Path, *, layers: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of each kind, one for each round."""
-    from mconv.train import steps
-    from mconv.train.feed import feed, sets
+    from mconv.train.loop import steps
+    from mconv.train.loop.feed import feed, sets
     from mconv.train.megatron.imports import quiet
 
     model = {

@@ -152,9 +152,9 @@ class Ours:
     def __init__(
         self, source: Path, data: Path, shape: tuple[int, ...], *, dtype: str, steps: int, attention: str = "auto"
     ) -> None:
-        from mconv.train import feed
         from mconv.train.config import make
-        from mconv.train.start import start
+        from mconv.train.loop import feed
+        from mconv.train.loop.start import start
 
         length, micro, count = shape[6:]
         self.run = start(
@@ -179,14 +179,14 @@ class Ours:
         return [next(feed) for _ in range(config.global_batch_size // config.micro_batch_size)]
 
     def step(self, _: Any) -> float:
-        from mconv.train import feed
-        from mconv.train.steps import step
+        from mconv.train.loop import feed
+        from mconv.train.loop.steps import step
 
         again = partial(feed.feed, self.run, self.data, consumed=self.run.consumed)
         return step(self.run, self.feed, again=again).loss
 
     def close(self) -> None:
-        from mconv.train.parallel import shutdown
+        from mconv.train.megatron.parallel import shutdown
 
         shutdown()
 

@@ -171,7 +171,7 @@ TABLES: Mapping[str, Rows] = {
     "demo": _all(_OUTPUTS, "--out"), "doctor": _all("output_dir save_dir", "--save"),
     "status": _all(f"{_INPUTS} save save_dir path", "FOLDER"), **DATA_ROWS,
 }  # fmt: skip
-"""A command -> the rows of other programs' options; those of train and plan are in `mconv.train.config.theirs`."""
+"""A command -> the rows of other programs' options; those of train and plan are in `mconv.train.config.aliases`."""
 
 
 POSITIONS = {"push": "FOLDER REPO", "pull": "REPO OUT", "verify": "REFERENCE CHECKPOINT"}
@@ -184,7 +184,7 @@ def advice(command: str, flag: str, given: Mapping[str, str] | None = None) -> s
     `given`: what the command line sets, by plain name, for advice that converts a value.
     """
     if command in ("train", "plan"):
-        from mconv.train.config.theirs import advice as of_training
+        from mconv.train.config.aliases import advice as of_training
 
         told = of_training(f"--{flag.lstrip('-')}", _with_layers(given or {}))
         return told and ("; " if told.startswith("here it is") else ": ") + told

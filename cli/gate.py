@@ -27,12 +27,12 @@ def before_training(config: "TrainConfig") -> bool:
     """
     from mconv.convert.opening import open_checkpoint
     from mconv.convert.staging import has_saved
-    from mconv.train import agree
     from mconv.train.checkpoints.finished import finished
+    from mconv.train.megatron import collectives
+    from mconv.train.megatron.collectives import from_rank_0
     from mconv.train.model.architecture import passes
-    from mconv.train.parallel import from_rank_0
 
-    if agree.on_rank_0(lambda: finished(config)):
+    if collectives.on_rank_0(lambda: finished(config)):
         return True  # nothing will be trained
     load = Path(str(config.load))
     if not load.is_dir() and has_saved(config.save):
@@ -58,7 +58,7 @@ def one_world(config: "TrainConfig") -> Iterator[None]:
     if not config.verify_first or os.environ.get("WORLD_SIZE", "1") == "1":  # imports nothing
         yield
         return
-    from mconv.train.parallel import init, parallel_of, shutdown
+    from mconv.train.megatron.parallel import init, parallel_of, shutdown
 
     init(parallel_of(config), seed=config.seed)
     try:
@@ -69,8 +69,8 @@ def one_world(config: "TrainConfig") -> Iterator[None]:
 
 def _layout(config: "TrainConfig", reference: "Origin", found: "Checkpoint") -> dict[str, Any]:
     """Judge at the layout of the run, without turns; two Hugging Face folders have none."""
+    from mconv.train.megatron.parallel import parallel_of
     from mconv.train.model.architecture import passes
-    from mconv.train.parallel import parallel_of
 
     opening: dict[str, Any] = {} if config.vocab_size is None else {"vocab_size": config.vocab_size}
     opening["ignore"] = passes(config).to_dict()
@@ -81,7 +81,7 @@ def _layout(config: "TrainConfig", reference: "Origin", found: "Checkpoint") -> 
 
 
 def _say(line: str) -> None:
-    from mconv.train.parallel import world
+    from mconv.train.megatron.parallel import world
 
     if world()[0] == 0:
         print(line, flush=True)

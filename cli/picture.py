@@ -67,9 +67,7 @@ def _title(c: "Checkpoint", layout: "Layout") -> str:
 # ---- stages ----------------------------------------------------------------------------------------------------------
 def _draw_stages(ax: Any, c: "Checkpoint", layout: "Layout") -> None:
     """A column for each pipeline stage, a row for each of its chunks: the layers there, and what a rank holds."""
-    from mconv.shard.stages import stage_layers
-
-    held = stage_layers(c.spec.num_layers, pp=layout.pp, vpp=layout.vpp, uneven=layout.uneven)
+    held = layout.stages(c.spec.num_layers)
     size = 8 if layout.pp <= 10 else 6
     for (stage, chunk), layers in held.items():
         _box(ax, stage + 0.03, -chunk - 0.92, 0.94, 0.84, face="#eef2f7")

@@ -9,13 +9,13 @@ from mconv.errors import ConfigError
 
 if TYPE_CHECKING:
     from mconv.train.config import TrainConfig
-    from mconv.train.estimate.fit import Change, Gpu, Remedies
+    from mconv.train.estimate.fit import Gpu, Remedies, Remedy
     from mconv.train.estimate.memory import Rank
-    from mconv.train.estimate.plan import Plan
+    from mconv.train.estimate.plan import RunPlan
     from mconv.train.estimate.speed import Machine
     from mconv.train.estimate.suggest import Suggestion
 
-Plans = Callable[["TrainConfig", int], "Plan"]
+Plans = Callable[["TrainConfig", int], "RunPlan"]
 """A configuration and the number of ranks -> its plan."""
 LARGEST = 1024
 """GPUs up to which a run is tried that fits in no way on those it has."""
@@ -38,7 +38,7 @@ def gpu_of(gigabytes: float | None) -> "Gpu | None":
     return made
 
 
-def remedies(plan: "Plan", gpu: "Gpu", *, grows: bool, again: Plans) -> "Remedies | None":
+def remedies(plan: "RunPlan", gpu: "Gpu", *, grows: bool, again: Plans) -> "Remedies | None":
     """Return what would make a plan fit; None where it fits."""
     from mconv.train.estimate import fit
 
@@ -51,7 +51,7 @@ def remedies(plan: "Plan", gpu: "Gpu", *, grows: bool, again: Plans) -> "Remedie
     return fit.remedies(plan.config, world=plan.world, grows=grows, gpu=gpu, measure=measure)
 
 
-def more_gpus(plan: "Plan", gpu: "Gpu", fixed: Set[str]) -> "tuple[int, Suggestion] | None":
+def more_gpus(plan: "RunPlan", gpu: "Gpu", fixed: Set[str]) -> "tuple[int, Suggestion] | None":
     """Return the least multiple of the plan's GPUs, doubled each time, on which some layout fits; None if none does."""
     from mconv.train.estimate.suggest import suggest
 
@@ -76,7 +76,7 @@ def counted(gpu: "Gpu") -> str:
     )
 
 
-def fit_lines(plan: "Plan", gpu: "Gpu", found: "Remedies | None") -> list[tuple[str, str]]:
+def fit_lines(plan: "RunPlan", gpu: "Gpu", found: "Remedies | None") -> list[tuple[str, str]]:
     """Return whether a plan fits, by stage, and what would make it fit."""
     over = [rank for rank in plan.ranks if rank.peak > gpu.usable]
     ranks = plan.layout.tp * plan.replicas
@@ -100,7 +100,7 @@ def _when(rank: "Rank") -> str:
     return " (in the optimizer's step)" if rank.peak > rank.total else ""
 
 
-def _change(change: "Change", world: int) -> str:
+def _change(change: "Remedy", world: int) -> str:
     from mconv.train.estimate.suggest import flags
 
     where = f" on {change.world} GPUs" if change.world != world else ""
@@ -149,7 +149,7 @@ def known(machine: "Machine") -> str:
 
 
 # ---- for programs ----------------------------------------------------------------------------------------------------
-def as_json(plan: "Plan", gpu: "Gpu", found: "Remedies | None") -> dict[str, Any]:
+def as_json(plan: "RunPlan", gpu: "Gpu", found: "Remedies | None") -> dict[str, Any]:
     """Return whether a plan fits, for programs."""
     changes = [] if found is None else [*found.alone, *([found.together] if found.together else [])]
     return {

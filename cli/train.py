@@ -25,11 +25,11 @@ PRELOAD = ("mconv.cli.live", "mconv.train.loop")
 def work(payload: dict[str, Any]) -> dict[str, Any]:
     """One rank of `mconv train`, started by `launch.ranks`."""
     from mconv.cli.live import view
-    from mconv.train.config.batches import length
+    from mconv.train.config.length import run_length
     from mconv.train.loop import train as run
 
     made = make(payload)
-    with view(length(made).iterations) as (say, show), _room():
+    with view(run_length(made).iterations) as (say, show), _room():
         return run(made, say=say, show=show)
 
 
@@ -104,7 +104,7 @@ def _train(config: Path | None = None, /, *, write_config: WriteConfig = None, *
 def _write(path: Path, config: Path | None, flags: dict[str, Any]) -> int:
     """Write a configuration as a commented file, and say what a run would still need."""
     from mconv.train.config.read import checked
-    from mconv.train.config.written import text
+    from mconv.train.config.template import text
 
     replaces = bool(flags.pop("overwrite", None))
     if path.is_dir():

@@ -19,7 +19,7 @@ from mconv.train.config import TrainConfig, make
 if TYPE_CHECKING:
     from mconv.convert.checkpoint import SourceModel
     from mconv.train.estimate.fit import Gpu, Remedies
-    from mconv.train.estimate.plan import Plan
+    from mconv.train.estimate.plan import RunPlan
     from mconv.train.estimate.suggest import Suggestion
 
 World = Annotated[
@@ -90,7 +90,7 @@ def _plan(
         return _suggest(asked, world_size, gpu, fixed=fixed, tflops=tflops, json=json, assumed=assumed)
     from mconv.train.estimate.plan import plan
 
-    def again(config: TrainConfig, world: int | None) -> "Plan":
+    def again(config: TrainConfig, world: int | None) -> "RunPlan":
         return plan(config, world=world, endless=not known, cpu=cpu, tokens_per_second=tokens_per_second, tflops=tflops)
 
     made = again(asked, world_size)
@@ -182,7 +182,7 @@ def _filled(values: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     return {**idle, **{name: value for name, value in values.items() if value is not None}}, known
 
 
-def as_json(plan: "Plan") -> dict[str, Any]:
+def as_json(plan: "RunPlan") -> dict[str, Any]:
     """Return a plan for programs; bytes, samples and tokens are whole numbers, operations are of forward and backward."""
     spec, layout = plan.origin.spec, plan.layout
     return {
@@ -205,7 +205,9 @@ def as_json(plan: "Plan") -> dict[str, Any]:
     }
 
 
-def show(plan: "Plan", gpu: "Gpu | None" = None, found: "Remedies | None" = None, fixed: Set[str] = frozenset()) -> None:
+def show(
+    plan: "RunPlan", gpu: "Gpu | None" = None, found: "Remedies | None" = None, fixed: Set[str] = frozenset()
+) -> None:
     """Print a plan for people; with a GPU, whether it fits, and what would make it fit."""
     partly = any(rank.trained < rank.parameters for rank in plan.ranks)
     counts = ("layers", "parameters", *(["trained"] if partly else []))
@@ -235,7 +237,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join([first, *others]).rstrip())
 
 
-def _head(plan: "Plan") -> list[tuple[str, str]]:
+def _head(plan: "RunPlan") -> list[tuple[str, str]]:
     spec, layout, dummy = plan.origin.spec, plan.layout, plan.layout.padded_vocab - plan.origin.spec.vocab_size
     shape = f"{spec.family}, {spec.num_layers} layers x {spec.hidden_size}, {spec.num_attention_heads} heads"
     size = f"{plan.origin.parameters:,} parameters"
@@ -250,7 +252,7 @@ def _head(plan: "Plan") -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _tail(plan: "Plan") -> list[tuple[str, str]]:
+def _tail(plan: "RunPlan") -> list[tuple[str, str]]:
     run = "" if plan.flops is None else f", {plan.flops:.3g} in all"
     from mconv.train.estimate.units import duration
 
@@ -265,7 +267,7 @@ def _tail(plan: "Plan") -> list[tuple[str, str]]:
     return [*lines, ("disk", _disk(plan))]
 
 
-def _disk(plan: "Plan") -> str:
+def _disk(plan: "RunPlan") -> str:
     from mconv.train.estimate.storage import kept
 
     text = f"{decimal(plan.checkpoint)} a checkpoint with optimizer state, {decimal(plan.export)} an export"

@@ -18,7 +18,7 @@ from mconv.convert.formats.tensors import Joined, Located
 from mconv.convert.sources.stored import StoredSource
 from mconv.convert.table import Logical
 from mconv.errors import FormatError
-from mconv.shard.stages import Place
+from mconv.shard.stages import LayerPlacement
 from mconv.spec import ModelSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -86,7 +86,7 @@ def _names(checkpoint: Checkpoint, spec: ModelSpec, *, tp_rank: int, stage: int,
     return found
 
 
-def _order(place: Place, name: str, logical: Logical, earlier: Sequence[str]) -> tuple[int, int, int]:
+def _order(place: LayerPlacement, name: str, logical: Logical, earlier: Sequence[str]) -> tuple[int, int, int]:
     """Return where a parameter comes in its model chunk: before, in or after the layers; which layer; early in it."""
     if logical.layer is not None:
         row = logical.row

@@ -39,17 +39,25 @@ def iteration_folder(root: Path, iteration: int | None = None) -> Path:
             have = ", ".join(sorted(p.name for p in (*root.glob("iter_*"), *root.glob("release"))))
             raise FormatError(f"{folder} does not exist; {root} has {have or 'no iterations'}")
         return _known(folder)
-    tracker = root / TRACKER
-    if not tracker.is_file():
+    word = tracker_word(root)
+    if word is None:
         return _known(root)
-    word = tracker.read_text(encoding="utf-8", errors="replace").strip()
-    if word != "release" and not re.fullmatch(r"\d{1,12}", word):
-        raise FormatError(f"{tracker} says {word[:40]!r}; it must be an iteration number or 'release'")
     folder = root / ("release" if word == "release" else f"iter_{int(word):07d}")
     if not folder.is_dir():
         there = iterations(root, names_in(root)) or "it has no other iteration"
-        raise FormatError(f"{tracker} says {word!r}, but {folder} does not exist; {there}")
+        raise FormatError(f"{root / TRACKER} says {word!r}, but {folder} does not exist; {there}")
     return _known(folder)
+
+
+def tracker_word(root: Path) -> str | None:
+    """Return what the tracker of a root says, `release` or a number; None without one. Raises FormatError on others."""
+    tracker = root / TRACKER
+    if not tracker.is_file():
+        return None
+    word = tracker.read_text(encoding="utf-8", errors="replace").strip()
+    if word != "release" and not re.fullmatch(r"\d{1,12}", word):
+        raise FormatError(f"{tracker} says {word[:40]!r}; it must be an iteration number or 'release'")
+    return word
 
 
 def _known(folder: Path) -> Path:

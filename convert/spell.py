@@ -13,7 +13,7 @@ from mconv.shard.axes import Axes
 from mconv.shard.cut import Piece, region
 from mconv.shard.layout import Layout
 from mconv.shard.pattern import piece
-from mconv.shard.stages import Place, places
+from mconv.shard.stages import LayerPlacement, placements
 from mconv.spec import ModelSpec
 
 FIRST = ("embed", "positions")
@@ -43,10 +43,10 @@ def rank_piece(
 
 def rank_tensors(
     dialect: Dialect, family: Family, spec: ModelSpec, layout: Layout
-) -> Iterator[tuple[Place, tuple[str, ...], Logical]]:
+) -> Iterator[tuple[LayerPlacement, tuple[str, ...], Logical]]:
     """(stage, chunk, local layer), possible names there, logical tensor: everything that a model's ranks hold."""
-    where = places(spec.num_layers, pp=layout.pp, vpp=layout.vpp, uneven=layout.uneven)
-    first, last = Place(0, 0, 0), Place(layout.pp - 1, layout.vpp - 1, 0)
+    where = placements(spec.num_layers, pp=layout.pp, vpp=layout.vpp, uneven=layout.uneven)
+    first, last = LayerPlacement(0, 0, 0), LayerPlacement(layout.pp - 1, layout.vpp - 1, 0)
     names, logicals = dialect.names(spec), family.logicals(dialect.stored_spec(spec))
     if unknown := sorted({logical.row for logical in logicals} - names.keys()):
         raise LayoutError(f"the dialect {dialect.name} has no name for {', '.join(unknown)}, which this model has")

@@ -8,7 +8,7 @@ from typing import Any
 
 from mconv.cli import foreign, misuse
 from mconv.train.config import TrainConfig
-from mconv.train.config.theirs import CONVERTED, NEEDLESS, RENAMED
+from mconv.train.config.aliases import CONVERTED, NEEDLESS, RENAMED
 
 ROOT = Path(__file__).parents[1]
 PAGES = [Path(__file__).with_name(name) for name in ("from-megatron-lm.md", "option-names.md")]

@@ -31,24 +31,24 @@ class Axes:
         return " ".join(group[0] if len(group) == 1 else f"({' '.join(group)})" for group in self.groups)
 
     def outermost(self, axis: str) -> bool:
-        """Whether cutting `axis` cuts its stored dimension into contiguous runs."""
+        """Return whether cutting `axis` cuts its stored dimension into contiguous runs."""
         return any(group[0] == axis for group in self.groups)
 
     def without_input(self) -> "Axes":
-        """The axes of the bias that goes with this weight: the weight's own without its input dimension."""
+        """Return the axes of the bias that goes with this weight: the weight's own without its input dimension."""
         return Axes(self.groups[:1])
 
     def only(self, names: tuple[str, ...]) -> "Axes":
-        """These axes without all others."""
+        """Return the axes with these names, without all others."""
         groups = (tuple(name for name in group if name in names) for group in self.groups)
         return Axes(tuple(group for group in groups if group))
 
     def dims(self, sizes: dict[str, int]) -> tuple[int, ...]:
-        """Elementary sizes, in order."""
+        """Return the elementary sizes, in order."""
         return tuple(sizes[name] for name in self.names)
 
     def shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
-        """Stored sizes: the product of each fused group."""
+        """Return the stored sizes: the product of each fused group."""
         return tuple(prod(sizes[name] for name in group) for group in self.groups)
 
 
@@ -64,7 +64,7 @@ def parse(pattern: str) -> Axes:
 
 
 def whole(dims: tuple[int, ...]) -> Box:
-    """The box of everything."""
+    """Return the box of a whole tensor of these sizes."""
     return tuple((0, n) for n in dims)
 
 
@@ -77,7 +77,7 @@ def volume(box: Box) -> int:
 
 
 def intersect(a: Box, b: Box) -> Box | None:
-    """What both boxes hold, or None."""
+    """Return the box that both boxes hold, or None if they share nothing."""
     both = tuple((max(s, t), min(e, f)) for (s, e), (t, f) in zip(a, b, strict=True))
     return both if all(start < stop for start, stop in both) else None
 
@@ -105,16 +105,18 @@ def _near(boxes: Sequence[Box]) -> Iterator[tuple[int, int]]:
 
 
 def within(inner: Box, outer: Box) -> tuple[slice, ...]:
-    """Index of `inner` in a view of `outer`."""
+    """Return the index of `inner` in a view of `outer`."""
     return tuple(slice(s - t, e - t) for (s, e), (t, _) in zip(inner, outer, strict=True))
 
 
 def runs(dims: tuple[int, ...], start: int, stop: int) -> list[tuple[int, Box]]:
-    """Boxes that make up [start, stop) of the fused axis over `dims`, each with its offset from `start`.
+    """Return the boxes that make up [start, stop) of the fused axis over `dims`, each with its offset from `start`.
 
     An interval of a fused axis is a mixed-radix number range, so at most 2 * len(dims) - 1 boxes are needed. What lies
     past the end of the fused axis (vocabulary padding) belongs to no box.
     """
+    # dims (4, 3): rows (0,0) (0,1) (0,2) (1,0) ...; [2, 11) is the end of row 0, rows 1 and 2, the beginning of row 3:
+    # [(0, (0:1, 2:3)), (1, (1:3, 0:3)), (7, (3:4, 0:2))]
     stop = min(stop, prod(dims))
     if start >= stop:
         return []

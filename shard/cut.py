@@ -17,7 +17,7 @@ SUBDIVIDED = {"g": "q"}
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """How a stored region is ordered: reshaped to `shape` and permuted by `axes`, it is the box in its own order."""
+    """The order of a stored region: reshaped to `shape` and permuted by `axes`, it is the box in its own order."""
 
     shape: tuple[int, ...]
     axes: tuple[int, ...]
@@ -44,7 +44,8 @@ class Piece:
 
 
 def region(axes: Axes, sizes: dict[str, int], offsets: tuple[int, ...], shape: tuple[int, ...]) -> Piece:
-    """The piece that a rectangle of the *stored* whole tensor holds (a chunk of a distributed checkpoint)."""
+    """Return the piece that a rectangle of the *stored* whole tensor holds (a chunk of a distributed checkpoint)."""
+    # "(g s h) d", g=2 s=3 h=2, rows 4:10 -> slot 2 of group 0 in rows 0:2 of the piece, slots 0:2 of group 1 in 2:6
     per_dimension = [
         runs(tuple(sizes[name] for name in group), offset, offset + length)
         for group, offset, length in zip(axes.groups, offsets, shape, strict=True)
@@ -58,7 +59,7 @@ def region(axes: Axes, sizes: dict[str, int], offsets: tuple[int, ...], shape: t
 
 
 def repeat_last(piece: Piece, axes: Axes, sizes: dict[str, int]) -> Piece:
-    """The piece with every row of padding a copy of the last true row, as some Megatrons pad a vocabulary."""
+    """Return the piece with every row of padding a copy of the last true row, as some Megatrons pad a vocabulary."""
     size = sizes[axes.names[0]]
     held = max((block.at[0][1] for block in piece.blocks), default=0)
     last = ((size - 1, size), *whole(axes.dims(sizes))[1:])
@@ -68,7 +69,7 @@ def repeat_last(piece: Piece, axes: Axes, sizes: dict[str, int]) -> Piece:
 
 
 def can_share(axes: Axes, sizes: dict[str, int], cut: str, of: int) -> bool:
-    """Whether `of` ranks can store equal shares that megatron-core can compute with."""
+    """Return whether `of` ranks can store equal shares that megatron-core can compute with."""
     if cut not in axes.names or sizes[cut] % of == 0:
         return True
     member = SUBDIVIDED.get(cut)

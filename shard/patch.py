@@ -24,19 +24,19 @@ class Patch:
     offset: int
     """Elements from the stored tensor's start to the box's first element."""
     axes: tuple[Dims, ...]
-    """How each elementary axis is stored: as one dimension, or as several if the block has an order."""
+    """Stored dimensions of each elementary axis: one, or several if the block has an order."""
 
     @property
     def split(self) -> int:
-        """The first elementary axis that is stored as several dimensions, or the number of axes if none is."""
+        """Return the first elementary axis that is stored as several dimensions, or the number of axes if none is."""
         return next((i for i, dims in enumerate(self.axes) if len(dims) > 1), len(self.axes))
 
     def widened(self, box: Box) -> Box:
-        """The box with all of each axis that is stored as several dimensions: it cannot be cut."""
+        """Return the box with all of each axis that is stored as several dimensions: such an axis cannot be cut."""
         return tuple(r if len(d) < 2 else w for r, w, d in zip(box, self.box, self.axes, strict=True))
 
     def cut(self, box: Box) -> tuple[int, Dims]:
-        """Offset and dimensions of a part of the box, in the order of its axes. It must not cut what is split."""
+        """Return offset and dimensions of a part of the box, in the order of its axes. It must not cut a split axis."""
         offset, dims = self.offset, []
         for (start, stop), (first, _), stored in zip(box, self.box, self.axes, strict=True):
             if len(stored) == 1:
@@ -49,7 +49,7 @@ class Patch:
 
 @lru_cache(maxsize=4096)
 def patch_of(shape: tuple[int, ...], block: Block) -> Patch:
-    """The block of a contiguous stored tensor of this shape."""
+    """Return where a block lies in a contiguous stored tensor of this shape."""
     shape = shape[-len(block.at) :]
     steps = [prod(shape[i + 1 :]) for i in range(len(shape))]
     offset = sum(start * step for (start, _), step in zip(block.at, steps, strict=True))
@@ -63,7 +63,8 @@ def patch_of(shape: tuple[int, ...], block: Block) -> Patch:
 
 
 def _strides(dims: Sequence[tuple[int, int]], sizes: Sequence[int]) -> list[int]:
-    """Strides after the dimensions are split into `sizes`, as a view would have them."""
+    """Return the strides after the dimensions are split into `sizes`, as a view would have them."""
+    # 12 rows, 4 elements apart, as (2, 3, 2) -> 24, 8, 4
     rest, left, step, out = list(dims), 1, 0, []
     for size in reversed(sizes):
         while left == 1 and size != 1:
@@ -76,7 +77,8 @@ def _strides(dims: Sequence[tuple[int, int]], sizes: Sequence[int]) -> list[int]
 
 
 def _grouped(fine: Sequence[tuple[int, int]], sizes: Sequence[int]) -> tuple[Dims, ...]:
-    """The dimensions that make up each of the axes with these sizes."""
+    """Return the dimensions that make up each of the axes with these sizes."""
+    # (size, stride) (3, 2) (2, 1) (4, 6) as axes of sizes 1, 3, 2, 4 -> (), ((3, 2),), ((2, 1),), ((4, 6),)
     rest, out = [d for d in fine if d[0] != 1][::-1], []
     for size in sizes:
         dims: list[tuple[int, int]] = []
@@ -89,12 +91,13 @@ def _grouped(fine: Sequence[tuple[int, int]], sizes: Sequence[int]) -> tuple[Dim
 
 
 def by_stride(dims: Dims) -> list[int]:
-    """The order in which the dimensions lie in the file, outermost first."""
+    """Return the order in which the dimensions lie in the file, outermost first."""
     return sorted(range(len(dims)), key=lambda i: -dims[i][1])
 
 
 def contiguous_runs(dims: Dims) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """(elements from the start, index of the outer dimensions) of each run that lies in one piece."""
+    """Yield (elements from the start, index of the outer dimensions) of each contiguous run."""
+    # (2, 6) (3, 1): two rows of three, six apart -> (0, (0,)), (6, (1,))
     inner, expected = len(dims), 1
     while inner and dims[inner - 1][1] == expected:
         inner -= 1

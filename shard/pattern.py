@@ -1,6 +1,6 @@
-"""How a stored tensor spells a logical one: `"(g s[:q] h) d"` holds the queries of each group, and nothing else of it.
+"""Patterns of stored tensors: `"(g s[:q] h) d"` holds the queries of each group, and nothing else of the tensor.
 
-A pattern names the axes of each stored dimension as `axes.py` does, in whatever order they lie. Of an axis it may hold a
+A pattern names the axes of each stored dimension as `axes.py` does, in stored order. Of an axis it may hold a
 part (`s[:q]`, `s[-1]`, `p[0]`); a bound may be negative, or an axis, which stands for its size. `h~` is stored pairwise
 (0, n/2, 1, n/2 + 1, ...: rotary rows). `+` puts blocks end to end: `"(p[1] f + p[0] f) d"` has up before gate.
 """
@@ -30,14 +30,14 @@ class Term:
     paired: bool = False
 
     def range(self, sizes: Sizes) -> Range:
-        """Start and stop of what is stored."""
+        """Return start and stop of the stored part of the axis."""
         first, colon, last = self.part.partition(":")
         start = self._bound(first, sizes) if first else 0
         stop = self._bound(last, sizes) if last else sizes[self.axis] if colon or not first else start + 1
         return start, stop
 
     def only(self, names: Sequence[str]) -> "Term | None":
-        """Itself, or None if its axis is not among the names."""
+        """Return the term itself, or None if its axis is not among the names."""
         return self if self.axis in names else None
 
     def _bound(self, text: str, sizes: Sizes) -> int:
@@ -48,18 +48,18 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """What lies end to end in a stored dimension: products of axes, outermost first, the last of which may be blocks."""
+    """The blocks that lie end to end in a stored dimension: products of axes, outermost first; the last may be blocks."""
 
     each: tuple[tuple["Term | Blocks", ...], ...]
 
     def terms(self) -> Iterator[Term]:
-        """Every axis, as they stand."""
+        """Yield every axis, in stored order."""
         for block in self.each:
             for one in block:
                 yield from one.terms() if isinstance(one, Blocks) else [one]
 
     def only(self, names: Sequence[str]) -> "Blocks | None":
-        """What is left without all other axes; None if nothing is."""
+        """Return the blocks without all other axes; None if nothing is left."""
         kept = (tuple(part for one in block if (part := one.only(names)) is not None) for block in self.each)
         each = tuple(block for block in kept if block)
         return Blocks(each) if each else None
@@ -72,12 +72,12 @@ class Pattern:
     dims: tuple[Blocks, ...]
 
     def terms(self) -> Iterator[Term]:
-        """Every axis of every dimension, as they stand."""
+        """Yield every axis of every dimension, in stored order."""
         for dim in self.dims:
             yield from dim.terms()
 
     def only(self, names: Sequence[str]) -> "Pattern":
-        """The pattern of a weight's bias: without all other axes, and without dimensions that have none left."""
+        """Return the pattern without all other axes, and without dimensions that have none left (a weight's bias)."""
         return Pattern(tuple(dim for one in self.dims if (dim := one.only(names)) is not None))
 
 
@@ -117,7 +117,7 @@ def _term(tokens: list[re.Match[str]], text: str) -> Term:
 
 # ---- what is stored --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _Span:
     """A range of an axis that is stored, and the room that it has: more where a vocabulary is padded."""
 
     axis: str
@@ -139,7 +139,7 @@ def piece(
     axes: Axes, sizes: dict[str, int], pattern: Pattern | None = None, *, cut: str = "", rank: int = 0, of: int = 1,
     padded: int | None = None,
 ) -> Piece:  # fmt: skip
-    """What tensor-parallel `rank` of `of` stores of a tensor with these axes. An axis that it lacks cuts nothing.
+    """Return what tensor-parallel `rank` of `of` stores of a tensor with these axes. An axis that it lacks cuts nothing.
 
     `pattern`: how it is stored; None: as it is. `padded`: the size to which `cut` grows before it is cut (vocabulary);
     rows past the true size are padding.
@@ -152,6 +152,7 @@ def _piece(
     axes: Axes, items: tuple[tuple[str, int], ...], pattern: Pattern, cut: str, rank: int, of: int, padded: int | None
 ) -> Piece:
     sizes = dict(items)
+    # "(g s h) d", g=2 s=3 h=2, cut by g: rank 1 of 2 stores rows 6:12, which are group 1
     if of > 1 and cut in axes.names and (padded or sizes[cut]) % of:
         return _through_groups(axes, sizes, pattern, cut, rank=rank, of=of)
     mine = {cut: _share(sizes[cut], padded or sizes[cut], rank, of)} if cut in axes.names else {}
@@ -162,7 +163,8 @@ def _piece(
 
 
 def _through_groups(axes: Axes, sizes: dict[str, int], pattern: Pattern, cut: str, *, rank: int, of: int) -> Piece:
-    """Rows cut evenly through the middle of a query group (`cut.SUBDIVIDED`)."""
+    """Return the piece of rows that are cut evenly through the middle of a query group (`cut.SUBDIVIDED`)."""
+    # "(g s h) d", g=2 s=4 h=2, 16 rows: rank 1 of 4 -> rows 4:8, which are slots 2:4 of group 0
     if pattern != parse(str(axes)):
         raise LayoutError(f"{sizes[cut]} slices along {cut} cannot be shared by {of} ranks in the order of this dialect")
     shape = list(axes.shape(sizes))
@@ -173,41 +175,42 @@ def _through_groups(axes: Axes, sizes: dict[str, int], pattern: Pattern, cut: st
 
 
 def _share(size: int, padded: int, rank: int, of: int) -> tuple[int, int, int]:
-    """Start, stop and room of a rank's part of the axis that is cut."""
+    """Return start, stop and room of a rank's part of the axis that is cut."""
     room = padded // of
     return min(rank * room, size), min(rank * room + room, size), room
 
 
-def _placed(dim: Blocks, sizes: Sizes, mine: Mine) -> Iterator[tuple[int, list[_Run]]]:
-    """Each block of a stored dimension: where it begins, and what it holds."""
+def _placed(dim: Blocks, sizes: Sizes, mine: Mine) -> Iterator[tuple[int, list[_Span]]]:
+    """Yield each block of a stored dimension: its offset, and the ranges of axes that it holds."""
     offset = 0
     for runs in _unfolded(dim, sizes, mine):
         yield offset, runs
         offset += prod(run.room for run in runs)
 
 
-def _unfolded(dim: Blocks, sizes: Sizes, mine: Mine) -> Iterator[list[_Run]]:
-    """The blocks of a dimension in order, those within others one for each index of what is around them."""
+def _unfolded(dim: Blocks, sizes: Sizes, mine: Mine) -> Iterator[list[_Span]]:
+    """Yield the blocks of a dimension in order; a nested block comes once for each index of the axes around it."""
+    # "(g (s[0] h + s[1] h))", g=2 -> g0 s0 h, g0 s1 h, g1 s0 h, g1 s1 h
     for block in dim.each:
         around = [_run(one, sizes, mine) for one in block if isinstance(one, Term)]
         if isinstance(block[-1], Term):
             yield around
             continue
         for index in product(*(range(run.start, run.stop) for run in around)):
-            fixed = [_Run(run.axis, i, i + 1, 1) for run, i in zip(around, index, strict=True)]
+            fixed = [_Span(run.axis, i, i + 1, 1) for run, i in zip(around, index, strict=True)]
             for inner in _unfolded(block[-1], sizes, mine):
                 yield fixed + inner
 
 
-def _run(term: Term, sizes: Sizes, mine: Mine) -> _Run:
+def _run(term: Term, sizes: Sizes, mine: Mine) -> _Span:
     if term.axis in mine:
-        return _Run(term.axis, *mine[term.axis], term.paired)
+        return _Span(term.axis, *mine[term.axis], term.paired)
     start, stop = term.range(sizes)
-    return _Run(term.axis, start, stop, stop - start, term.paired)
+    return _Span(term.axis, start, stop, stop - start, term.paired)
 
 
-def _block(axes: Axes, chosen: Sequence[tuple[int, list[_Run]]]) -> Block | None:
-    """One block of each dimension as a box of the logical tensor and where it lies; None if nothing of it is true."""
+def _block(axes: Axes, chosen: Sequence[tuple[int, list[_Span]]]) -> Block | None:
+    """Return one block of each dimension as a box of the logical tensor and its region; None if all of it is padding."""
     runs = [run for _, dim in chosen for run in dim]
     if not all(run.n > 0 for run in runs):
         return None
@@ -216,10 +219,11 @@ def _block(axes: Axes, chosen: Sequence[tuple[int, list[_Run]]]) -> Block | None
     return Block(tuple(held[name] for name in axes.names), at, _order(axes, runs))
 
 
-def _order(axes: Axes, runs: Sequence[_Run]) -> Order | None:
-    """How to bring what is stored into the order of the logical tensor; None if it lies so."""
+def _order(axes: Axes, runs: Sequence[_Span]) -> Order | None:
+    """Return how to bring a stored region into the order of the logical tensor; None if it has that order."""
     if not any(run.paired for run in runs) and tuple(run.axis for run in runs) == axes.names:
         return None
+    # "(h~)" of 4 channels is stored as 0 2 1 3: reshape to (2, 2) and transpose. "d (s g h)" is permuted to (g, s, h, d).
     shape: list[int] = []
     places: dict[str, list[int]] = {}
     for run in runs:

@@ -10,8 +10,8 @@ from mconv.errors import LayoutError
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a layer lies: pipeline stage, model chunk on that stage, layer number within the chunk."""
+class LayerPlacement:
+    """The placement of a layer: pipeline stage, model chunk on that stage, layer number within the chunk."""
 
     stage: int
     chunk: int
@@ -20,7 +20,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uneven:
-    """What makes stages hold different numbers of layers, as megatron-core counts them."""
+    """Reasons for stages to hold different numbers of layers, as megatron-core counts them."""
 
     first: int | None = None
     """Layers of the first stage; the others share the rest evenly."""
@@ -35,7 +35,7 @@ EVEN = Uneven()
 
 
 def stage_layers(num_layers: int, *, pp: int, vpp: int = 1, uneven: Uneven = EVEN) -> dict[tuple[int, int], range]:
-    """The layers of each (stage, chunk). Raises LayoutError if they cannot be shared so."""
+    """Return the layers of each (stage, chunk). Raises LayoutError if they cannot be shared so."""
     counts = _counts(num_layers, pp=pp, vpp=vpp, uneven=uneven)
     found, start = {}, 0
     for chunk in range(vpp):
@@ -47,7 +47,7 @@ def stage_layers(num_layers: int, *, pp: int, vpp: int = 1, uneven: Uneven = EVE
 
 
 def _counts(num_layers: int, *, pp: int, vpp: int, uneven: Uneven) -> list[list[int]]:
-    """How many layers each chunk of each stage has."""
+    """Return the number of layers of each chunk of each stage."""
     stages = _per_stage(num_layers + uneven.embedding + uneven.loss, pp=pp, vpp=vpp, uneven=uneven)
     if bad := [n for n in stages if n % vpp or n < 0]:
         raise LayoutError(f"a stage of {bad[0]} layers cannot be shared evenly by {vpp} virtual chunks")
@@ -88,10 +88,10 @@ def _refuse(num_layers: int, rest: int, between: int, *, pp: int, vpp: int) -> N
     raise LayoutError(f"{num_layers} layers cannot be divided evenly among pp {pp}{chunks}; pp can be {fits or 'none'}")
 
 
-def places(num_layers: int, *, pp: int, vpp: int = 1, uneven: Uneven = EVEN) -> list[Place]:
-    """The place of each layer, in layer order: the inverse of `stage_layers`."""
+def placements(num_layers: int, *, pp: int, vpp: int = 1, uneven: Uneven = EVEN) -> list[LayerPlacement]:
+    """Return the placement of each layer, in layer order: the inverse of `stage_layers`."""
     by_layer = {
-        layer: Place(stage, chunk, local)
+        layer: LayerPlacement(stage, chunk, local)
         for (stage, chunk), layers in stage_layers(num_layers, pp=pp, vpp=vpp, uneven=uneven).items()
         for local, layer in enumerate(layers)
     }

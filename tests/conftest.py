@@ -41,7 +41,7 @@ def world(pytestconfig: pytest.Config) -> Iterator[World]:
 def _leave_no_group() -> Iterator[None]:
     """megatron-core's process groups are the process's: a test must not find those of the one before."""
     yield
-    if parallel := sys.modules.get("mconv.train.parallel"):
+    if parallel := sys.modules.get("mconv.train.megatron.parallel"):
         parallel.shutdown()
         _collect_less()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.spec import ModelSpec
-from mconv.train.parallel import from_rank_0
+from mconv.train.megatron.collectives import from_rank_0
 from mconv.verify import probes
 from mconv.verify.models import Model
 

@@ -16,8 +16,8 @@ from mconv.shard.layout import padded_vocab
 from mconv.shard.stages import EVEN, Uneven
 from mconv.train.launch import ranks
 from mconv.train.megatron import gate
+from mconv.train.megatron.parallel import Parallel, world
 from mconv.train.model.checks import problems
-from mconv.train.parallel import Parallel, world
 from mconv.verify import digests, environment, layouts, probes, steps, training, training_lines
 from mconv.verify import report as reports
 from mconv.verify.compare import NONFINITE

@@ -9,8 +9,8 @@ from mconv.convert.host import cores
 from mconv.errors import LayoutError
 from mconv.shard.layout import Layout, padded_vocab
 from mconv.shard.stages import EVEN, Uneven
+from mconv.train.megatron.parallel import Parallel, world
 from mconv.train.model.checks import problems
-from mconv.train.parallel import Parallel, world
 from mconv.verify import environment
 
 TURNS = 4

@@ -22,7 +22,8 @@ from mconv.convert.sources.source import dims_of, dtype_of, slab_boxes
 from mconv.convert.table import Logical
 from mconv.errors import CheckFailed, CopiesDiffer
 from mconv.shard.stages import Uneven
-from mconv.train.parallel import Parallel, from_rank_0, world
+from mconv.train.megatron.collectives import from_rank_0
+from mconv.train.megatron.parallel import Parallel, world
 from mconv.verify import bisect, digests, generate, probes, shards
 from mconv.verify.compare import CHUNK, LIMITS, Comparison, Errors, Limits, Pair, allowed, compare, distance, failures
 from mconv.verify.environment import all_cores, reuse_memory

@@ -6,7 +6,7 @@ import torch
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.sources.load import load_rank
-from mconv.train.parallel import from_rank_0
+from mconv.train.megatron.collectives import from_rank_0
 from mconv.verify.digests import Report, tp_ranks
 from mconv.verify.models import How, Megatron, Model, narrowed
 

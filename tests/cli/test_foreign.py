@@ -8,7 +8,7 @@ import pytest
 
 from mconv.cli import app, foreign
 from mconv.cli.spelling import as_typed
-from mconv.train.config import theirs
+from mconv.train.config import aliases
 
 COMMANDS = [*foreign.TABLES, "train", "plan"]
 
@@ -24,7 +24,7 @@ def parameters(command):
 
 
 def rows(command):
-    of_training = {**theirs.RENAMED, **theirs.NEEDLESS}.keys() - {"out"}  # in YAML; --out is --save
+    of_training = {**aliases.RENAMED, **aliases.NEEDLESS}.keys() - {"out"}  # in YAML; --out is --save
     return foreign.TABLES.get(command) or of_training
 
 

@@ -116,7 +116,7 @@ def test_means_do_not_move_a_curve():
 
 REFUSED = {
     "nothing there": (["{tmp}/none"], "does not exist"),
-    "no step": (["{tmp}/empty.log"], "no step of a training is in it"),
+    "no step": (["{tmp}/empty.log"], "it contains no training step"),
     "kind": (["{run}", "--out", "x.bmp"], "give a name that ends in .png"),
     "smooth": (["{run}", "--smooth", "0"], "at least 1"),
 }

@@ -13,7 +13,6 @@ import torch
 import yaml
 from tiny import make_llama
 
-import mconv
 from mconv.cli.app import run
 from mconv.convert import bridge, manifest
 from mconv.convert.dialects import DIALECTS, mcore
@@ -31,6 +30,7 @@ from mconv.errors import ConfigError, MconvError
 from mconv.shard.layout import Layout
 from mconv.shard.stages import Uneven
 from mconv.spec import ModelSpec, Rope
+from mconv.train.checkpoints.same_args import SAVED
 
 pytestmark = pytest.mark.once
 
@@ -274,10 +274,7 @@ def test_every_arg_that_megatron_lm_has_is_claimed():
 
 def test_what_training_writes_is_claimed():
     """Args that a run adds to those of a conversion."""
-    tree = ast.parse((Path(mconv.__file__).parent / "train/checkpoints/beside.py").read_text())  # megatron imports slowly
-    settings = next(ast.literal_eval(node.value) for node in tree.body
-                    if isinstance(node, ast.Assign) and node.targets[0].id == "SETTINGS")  # fmt: skip
-    added = {*settings, "use_distributed_optimizer", "transformer_impl", "sequence_parallel", "world_size"}
+    added = {*SAVED, "use_distributed_optimizer", "transformer_impl", "sequence_parallel", "world_size"}
     assert added <= MEGATRON_LM.names()
 
 

@@ -270,10 +270,10 @@ def test_a_given_tokenizer_replaces_the_whole_one(source, tmp_path, capsys):
 
 def test_a_run_that_lets_its_beginning_go_keeps_the_files(source, tmp_path):
     """Resumed from its own checkpoint, which `keep_last` removes on the way: the next saves have them all the same."""
-    from mconv.train.checkpoints import beside
+    from mconv.train.checkpoints import metadata
 
     origin = open_checkpoint(to(source, tmp_path / "run", format="torch_dist", iteration=7))
     had = {name: path.read_bytes() for name, path in origin.side_files.items()}
     (tmp_path / "run/iter_0000007").rename(tmp_path / "run/iter_0000009")
-    found = beside._side_files(tmp_path / "run", origin)
+    found = metadata._side_files(tmp_path / "run", origin)
     assert {name: path.read_bytes() for name, path in found.items()} == had and len(had) > len(TRAVELS)

@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mconv.errors import LayoutError
-from mconv.shard.stages import Place, Uneven, places, stage_layers
+from mconv.shard.stages import LayerPlacement, Uneven, placements, stage_layers
 
 
 @given(per_chunk=st.integers(1, 5), pp=st.integers(1, 6), vpp=st.integers(1, 4))
 def test_layers_and_places_are_a_bijection(per_chunk, pp, vpp):
     layers = per_chunk * pp * vpp
-    found = places(layers, pp=pp, vpp=vpp)
+    found = placements(layers, pp=pp, vpp=vpp)
     assert len(set(found)) == layers
     for (stage, chunk), run in stage_layers(layers, pp=pp, vpp=vpp).items():
-        assert [found[layer] for layer in run] == [Place(stage, chunk, local) for local in range(per_chunk)]
+        assert [found[layer] for layer in run] == [LayerPlacement(stage, chunk, local) for local in range(per_chunk)]
 
 
 @given(per_chunk=st.integers(1, 3), pp=st.integers(2, 4), vpp=st.integers(2, 3))

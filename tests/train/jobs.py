@@ -315,8 +315,8 @@ def plain_loop(case: Path, *, steps: int, seed: int, lr: float, min_lr: float, t
 
 def save_like_megatron(form: str, root: str, **fields: Any) -> None:
     """A run that leaves its last step as Megatron-LM does: flat buckets in torch_dist, or a file for each rank."""
-    from mconv.train import loop
-    from mconv.train.checkpoints import beside, checkpoint
+    from mconv.train.checkpoints import checkpoint, metadata
+    from mconv.train.loop import loop
     from mconv.train.megatron.imports import parallel_state as ps
     from mconv.train.optim.optimizer import parts
 
@@ -343,7 +343,7 @@ def save_like_megatron(form: str, root: str, **fields: Any) -> None:
     state = checkpoint.state(
         iteration=run.iteration, consumed=run.consumed, chunks=run.chunks, optimizer=run.optimizer,
         scheduler=run.scheduler, spec=run.spec, parallel=run.parallel,
-        settings=beside.settings_of(run.config, seq_length=run.seq_length),
+        settings=metadata.settings_of(run.config, seq_length=run.seq_length),
     )  # fmt: skip
     if ps.get_data_parallel_rank() == 0:
         folder.mkdir(parents=True)
@@ -369,8 +369,8 @@ def train_with_one_slow_writer(folder: str, **fields: Any) -> list[tuple[int, in
     import time
 
     from mconv.convert.formats import distcp
-    from mconv.train import loop
     from mconv.train.checkpoints import folders
+    from mconv.train.loop import loop
 
     gate, rank = Path(folder) / "gate", torch.distributed.get_rank()
     write, step = distcp.write_file, loop.step
@@ -404,11 +404,11 @@ def train_losing(*, rank: int, at: int, how: str, **fields: Any) -> tuple[Any, l
 
     from mconv.convert.formats import distcp
     from mconv.errors import MconvError
-    from mconv.train import loop
-    from mconv.train.checkpoints import beside, claim
+    from mconv.train.checkpoints import metadata, run_lock
     from mconv.train.config import make
+    from mconv.train.loop import loop
 
-    original, finish, read = distcp.write_file, beside.finish, claim._read
+    original, finish, read = distcp.write_file, metadata.finish, run_lock._read
     here, said = torch.distributed.get_rank() == rank, []
 
     def full() -> None:
@@ -425,16 +425,16 @@ def train_losing(*, rank: int, at: int, how: str, **fields: Any) -> tuple[Any, l
 
     distcp.write_file = write
     if how == "disk full at the end" and here:
-        beside.finish = lambda *_, **__: full()
+        metadata.finish = lambda *_, **__: full()
     if how == "another folder" and here:
-        claim._read = lambda root: {}
+        run_lock._read = lambda root: {}
     try:
         return loop.train(make(fields), say=said.append)["losses"], said
     except MconvError as error:
         return f"{type(error).__name__}: {error}", said
     finally:
         distcp.write_file = original
-        beside.finish, claim._read = finish, read
+        metadata.finish, run_lock._read = finish, read
 
 
 def train_with_other_owners(*, fault: str, **fields: Any) -> str:
@@ -523,8 +523,8 @@ def train_hit(*, rank: int, at: int, **fields: Any) -> dict[str, Any]:
     import os
     import signal
 
-    from mconv.train import loop
     from mconv.train.launch import stop
+    from mconv.train.loop import loop
 
     whole = loop.step
 
@@ -547,28 +547,28 @@ def what_is_asked(*, rank: int, alone: bool) -> int:
     import signal
 
     import mconv.train.megatron.imports  # noqa: F401 (its devices are the CPU here)
-    from mconv.train import agree
     from mconv.train.launch import stop
+    from mconv.train.megatron import collectives
 
     asked, together = (
-        stop.Stops(rank=torch.distributed.get_rank(), triggers=None, exit_interval=None, ends={}),
-        agree.largest,
+        stop.StopConditions(rank=torch.distributed.get_rank(), triggers=None, exit_interval=None, ends={}),
+        collectives.largest,
     )
-    agree.largest = (lambda number: number) if alone else together
+    collectives.largest = (lambda number: number) if alone else together
     try:
         with stop.listening():
             if torch.distributed.get_rank() == rank:
                 os.kill(os.getpid(), signal.SIGUSR2)
             return asked.ask(1).number
     finally:
-        agree.largest = together
+        collectives.largest = together
 
 
 def memory(**fields: Any) -> dict[str, int]:
     """Bytes of a run at its start, tensor by tensor, and what autograd keeps of one forward pass of one micro batch."""
     from mconv.train.config import make
+    from mconv.train.loop.start import start
     from mconv.train.megatron.imports import quiet
-    from mconv.train.start import start
 
     with quiet():
         return _memory(start(make(fields), say=lambda _: None))
@@ -613,7 +613,7 @@ def _kept(run: Any, weights: set[int]) -> int:
 
 def train_with_chunks_mixed_up(**fields: Any) -> dict[str, Any]:
     """The same with a planted fault: of a stage's two chunks each has the other's layers."""
-    from mconv.train import start
+    from mconv.train.loop import start
     from mconv.train.model import engine
 
     right = start.replicated

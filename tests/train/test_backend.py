@@ -107,7 +107,7 @@ def test_cudnn_is_asked_for(monkeypatch):
 REASONS = {
     "is not installed here": {"installed": False},
     "there is no CUDA device": {"cuda": False},
-    "its kernels know no fp32": {"dtype": torch.float32},
+    "its kernels do not support fp32": {"dtype": torch.float32},
 }
 
 

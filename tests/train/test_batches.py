@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from mconv.errors import ConfigError
 from mconv.train.config import make
-from mconv.train.config.batches import batch_size, length, size_at
-from mconv.train.config.length import unshared
+from mconv.train.config.length import batch_size, run_length, size_at, unshared
 
 NEEDED = {"load": "x", "data": ["p"], "lr": 1.0}
 SMALL, SHORT = st.integers(1, 12), st.integers(1, 400)
@@ -82,7 +81,7 @@ def test_a_run_has_as_many_steps_as_megatron_lm_counts(drawn, train_samples):
     if train_samples > consumed:
         steps += (train_samples - consumed) // last
     fields = {"global_batch_size": last, "rampup_batch_size": ramp, "train_samples": train_samples}
-    made = length(make(NEEDED | fields))
+    made = run_length(make(NEEDED | fields))
     assert (made.iterations, made.samples) == (steps, max(train_samples, consumed))
 
 
@@ -137,7 +136,7 @@ def test_batches_of_one_size_are_divided_as_megatron_core_divides_them(size, mic
 
 def sizes(config):
     found, consumed = [], 0
-    for _ in range(length(config).iterations):
+    for _ in range(run_length(config).iterations):
         found.append(batch_size(config, consumed))
         consumed += found[-1]
     return found

@@ -132,7 +132,7 @@ def test_at_every_layout(layout, run, alone, packed_rows, world):
 
 def test_a_leak_between_conversations_is_seen(run, alone, packed_rows, monkeypatch):
     """The planted fault: packed rows whose attention nobody cuts."""
-    from mconv.train import steps
+    from mconv.train.loop import steps
 
     monkeypatch.setattr(steps, "attention_mask", lambda documents: None)
     leaking = jobs.train(**run | fields_of(WAYS["packed"], packed_rows))
@@ -210,8 +210,8 @@ def test_a_blend_of_conversations_has_its_shares(tmp_path, run):
 def test_the_feed_goes_on_at_any_sample(run):
     """What a resumed run asks for: from the third sample of an epoch on, over its end, and read ahead by threads."""
     from mconv.train.config import make
-    from mconv.train.feed import feed, sets
-    from mconv.train.start import start
+    from mconv.train.loop.feed import feed, sets
+    from mconv.train.loop.start import start
 
     fields = {"packing": True, "dataloader_type": "cyclic", "global_batch_size": 3, "num_workers": 2}
     begun = start(make(run | fields), say=lambda line: None)

@@ -236,7 +236,7 @@ def test_training_refuses_ids_that_the_model_lacks(tokenizer, source, tmp_path):
     from mconv.train.data import checks
 
     def check(prefix, *, vocab_size, seq_length):
-        part = checks.Part(name="training", prefixes=[prefix])
+        part = checks.PrefixShare(name="training", prefixes=[prefix])
         checks.check([part], vocab_size=vocab_size, seq_length=seq_length)
 
     record = tokenize([source], tmp_path / "d", tokenizer=tokenizer)
@@ -245,7 +245,7 @@ def test_training_refuses_ids_that_the_model_lacks(tokenizer, source, tmp_path):
         with pytest.raises(ConfigError, match=f"token id {record.max_id}, but the model's vocabulary ends at"):
             check(tmp_path / "d", vocab_size=record.max_id, seq_length=8)
         (tmp_path / "d.mconv.json").write_text(json.dumps(dataclasses.asdict(record) | {"bin_bytes": 1, "max_id": 0}))
-    with pytest.raises(ConfigError, match="one sample of seq_length 9999 needs one more"):
+    with pytest.raises(ConfigError, match="one sample of seq_length 9999 needs 10000"):
         check(tmp_path / "d", vocab_size=90, seq_length=9999)
 
 

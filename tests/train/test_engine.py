@@ -9,8 +9,8 @@ import torch
 from mconv.errors import FormatError, LayoutError
 from mconv.shard.stages import Uneven
 from mconv.spec import Rope
+from mconv.train.megatron.parallel import Parallel
 from mconv.train.model.rope import inverse_frequencies
-from mconv.train.parallel import Parallel
 
 MODELS = {
     "gqa": {},

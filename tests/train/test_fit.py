@@ -11,10 +11,10 @@ from mconv.cli.app import run as mconv
 from mconv.train.config import make
 from mconv.train.estimate import flops, speed
 from mconv.train.estimate.plan import plan, setting_of
-from mconv.train.estimate.storage import BESIDE, kept
+from mconv.train.estimate.storage import OVERHEAD, kept
 from mconv.train.estimate.suggest import flags
 from mconv.train.estimate.units import duration
-from mconv.train.model.trains import Trains
+from mconv.train.model.trainable import Trainable
 
 pytestmark = pytest.mark.once
 
@@ -138,7 +138,7 @@ def test_a_steps_time_by_hand():
     config = make({"init": "random", "preset": "llama2-7b", "bf16": True, "data": ["x"], "lr": 1, "train_iters": 1,
                    "pp": 4, "vpp": 2, "global_batch_size": 8})  # fmt: skip
     made = plan(config)
-    setting = setting_of(config, Trains(), seq_length=4096, micro_batches=8, replicas=1, cpu=False)
+    setting = setting_of(config, Trainable(), seq_length=4096, micro_batches=8, replicas=1, cpu=False)
     step = speed.step(config, made.origin.spec, made.layout, setting, trained=0, machine=speed.Machine(tflops=100.0))
     assert step.compute == pytest.approx(made.flops_per_iteration / (4 * 1e14))
     once = flops.forward(made.origin.spec, 4096)
@@ -146,7 +146,7 @@ def test_a_steps_time_by_hand():
     assert step.imbalance == pytest.approx(step.compute * (slowest - 1))
     assert step.bubble == pytest.approx(step.compute / 8 * slowest * 3 / 2)
     assert (step.recompute, step.tensor, step.data) == (0, 0, 0) and step.pipeline > 0
-    pair = setting_of(config, Trains(), seq_length=4096, micro_batches=4, replicas=2, cpu=False)
+    pair = setting_of(config, Trainable(), seq_length=4096, micro_batches=4, replicas=2, cpu=False)
     options = {"trained": 4 * 10**9, "machine": speed.Machine(tflops=100.0, node=1)}
     apart = speed.step(config, made.origin.spec, made.layout, pair, **options)
     assert apart.data == pytest.approx(4 * 2 * 1e9 / (2 * 40e9))  # an all-reduce of fp32 gradients
@@ -160,7 +160,7 @@ def test_a_steps_time_by_hand():
 def test_bytes_on_disk(capsys):
     """Half-precision weights, fp32 main weights and two moments."""
     disk = planned(capsys, SEVEN)["disk"]
-    assert disk == {"checkpoint": 6738415616 * (2 + 12) + BESIDE, "export": 6738415616 * 2}
+    assert disk == {"checkpoint": 6738415616 * (2 + 12) + OVERHEAD, "export": 6738415616 * 2}
     config = make({"load": "x", "data": ["x"], "lr": 1, "train_iters": 100, "save": "s", "save_interval": 30})
     counts = [
         kept(dataclasses.replace(config, **fields), 100)

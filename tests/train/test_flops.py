@@ -15,7 +15,7 @@ from mconv.convert.families import FAMILIES
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError
 from mconv.train.estimate import flops
-from mconv.train.model.trains import Trains
+from mconv.train.model.trainable import Trainable
 
 BATCH, LENGTH = 2, 24
 
@@ -77,7 +77,7 @@ def test_what_is_frozen_is_not_counted(name, words, made):
         for weight, parameter in model.named_parameters():
             parameter.requires_grad_(not any(re.search(HF[word], weight) for word in words))
 
-    ours = flops.per_token(spec, LENGTH, Trains(freeze=tuple(words))) * BATCH * LENGTH
+    ours = flops.per_token(spec, LENGTH, Trainable(freeze=tuple(words))) * BATCH * LENGTH
     assert ours == pytest.approx(counted(folder, freeze), rel=0.002)
 
 
@@ -90,7 +90,7 @@ def test_adapters_are_counted_and_what_they_are_on_is_half(name, targets, made, 
     folder, spec = made[name]
     adapter = adapter_folder(tmp_path, folder, targets=targets)
     settings = peft_adapter.read(adapter, family=FAMILIES[spec.family], spec=spec).settings
-    ours = flops.per_token(spec, LENGTH, Trains(adapter=settings)) * BATCH * LENGTH
+    ours = flops.per_token(spec, LENGTH, Trainable(adapter=settings)) * BATCH * LENGTH
     assert ours == pytest.approx(counted(folder, lambda model: by_hand(model, adapter)), rel=0.002)
     assert ours < 0.9 * flops.per_token(spec, LENGTH) * BATCH * LENGTH
 

@@ -9,10 +9,10 @@ import torch
 
 from mconv.cli import app
 from mconv.errors import ConfigError, LayoutError, MconvError
-from mconv.train import parallel
-from mconv.train.config import TrainConfig, make, read_environment, read_yaml, theirs
+from mconv.train.config import TrainConfig, aliases, make, read_environment, read_yaml
 from mconv.train.data import index
 from mconv.train.launch import ranks
+from mconv.train.megatron import parallel
 
 pytestmark = pytest.mark.once
 
@@ -76,9 +76,9 @@ def test_what_is_no_file_is_said_to_be_the_config(name, tmp_path):
 
 def test_other_programs_names_lead_to_fields(capsys):
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    named = {name for text in theirs.CONVERTED.values() for _, name, _, _ in Formatter().parse(text) if name}
-    assert {*theirs.RENAMED.values(), *named} <= fields
-    tables = (theirs.RENAMED, theirs.CONVERTED, theirs.NEEDLESS)
+    named = {name for text in aliases.CONVERTED.values() for _, name, _, _ in Formatter().parse(text) if name}
+    assert {*aliases.RENAMED.values(), *named} <= fields
+    tables = (aliases.RENAMED, aliases.CONVERTED, aliases.NEEDLESS)
     assert not {name for table in tables for name in table} & fields
     assert sum(map(len, tables)) == len({name for table in tables for name in table})
     assert app.run(["train", "--use-distributed-optimizer"]) == 2
@@ -110,8 +110,8 @@ def test_a_name_of_another_unit_comes_with_the_arithmetic(lines, says, tmp_path,
 
 
 def test_flags_are_answered_with_flags():
-    assert "--vpp L/(P*N)" in theirs.advice("--num-layers-per-virtual-pipeline-stage")
-    assert theirs.advice("--warmup-ratio=0.1").startswith("it is --lr-warmup-fraction")
+    assert "--vpp L/(P*N)" in aliases.advice("--num-layers-per-virtual-pipeline-stage")
+    assert aliases.advice("--warmup-ratio=0.1").startswith("it is --lr-warmup-fraction")
 
 
 @pytest.mark.parametrize("name, how", [("x.bin", "give the prefix without .bin"), ("x", "tokenize ... --out")])

@@ -10,7 +10,7 @@ import pytest
 
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError, FormatError
-from mconv.train.checkpoints import anew, inherit, settings, takeover
+from mconv.train.checkpoints import foreign_resume, inherit, resume_choice, settings
 from mconv.train.checkpoints.inherit import filled, known
 from mconv.train.config import TrainConfig, make
 from mconv.train.logs import megatron_log
@@ -185,7 +185,7 @@ def test_a_run_of_mconvs_is_branched_with_its_own_settings(tmp_path):
         if start == 2:
             assert jobs.train(**found.values)["iteration"] == 3
     (line,) = filled(first | {"load": bare["load"], "resume": True, "save": str(tmp_path / "other")}).lines
-    assert line.endswith(" settings, all as mconv's defaults")  # no colon with nothing after it
+    assert line.endswith(" settings, all equal to mconv's defaults")  # no colon with nothing after it
 
 
 # ---- go on, or begin anew --------------------------------------------------------------------------------------------
@@ -197,21 +197,26 @@ ASKS = "holds a run with optimizer state, at iteration 3: give --resume to conti
 )
 def test_a_checkpoint_with_optimizer_state_asks(case):
     opened, load = open_checkpoint(GOLDEN / case / "ckpt"), str(GOLDEN / case / "ckpt")
-    for ask in (lambda: filled({"load": load}), lambda: anew.left_out(opened, {})):
+    for ask in (lambda: filled({"load": load}), lambda: resume_choice.left_out(opened, {})):
         with pytest.raises(ConfigError, match=ASKS):
             ask()
     assert filled({"load": load, "finetune": True}).values == {"load": load, "finetune": True}
     assert filled({"load": load, "eval_only": True}).values == {"load": load, "eval_only": True}
     assert filled({"load": load, "lora_rank": 4}).values == {"load": load, "lora_rank": 4}
-    assert "begins at iteration 0 with the weights of ckpt/iter_0000003" in str(anew.left_out(opened, {"finetune": True}))
-    assert "LoRA begins at iteration 0" in str(anew.left_out(opened, {"lora_rank": 4}))
-    assert anew.left_out(opened, {"resume": True}) is None and anew.left_out(opened, {"eval_only": True}) is None
+    assert "begins at iteration 0 with the weights of ckpt/iter_0000003" in str(
+        resume_choice.left_out(opened, {"finetune": True})
+    )
+    assert "LoRA begins at iteration 0" in str(resume_choice.left_out(opened, {"lora_rank": 4}))
+    assert (
+        resume_choice.left_out(opened, {"resume": True}) is None
+        and resume_choice.left_out(opened, {"eval_only": True}) is None
+    )
 
 
 @pytest.mark.parametrize("place", ["td-tp2-mha-bf16/ckpt", "legacy-tp1-gqa-bf16/ckpt", "td-dp2-distopt/hf"])
 def test_weights_alone_need_no_word(place):
     assert filled({"load": str(GOLDEN / place)}).lines == ()
-    assert anew.left_out(open_checkpoint(GOLDEN / place), {}) is None
+    assert resume_choice.left_out(open_checkpoint(GOLDEN / place), {}) is None
     with pytest.raises(FormatError, match="holds weights only, so there is no run to resume"):
         filled({"load": str(GOLDEN / place), "resume": True})
 
@@ -220,7 +225,7 @@ def test_an_optimizer_in_another_order_is_refused_with_what_can_be_done():
     """Megatron-LLM numbers its parameters in its own order."""
     opened = open_checkpoint(GOLDEN.parent / "megatron-llm/llama2-trained/megatron-trained", vocab_size=389)
     with pytest.raises(FormatError, match=r"has shape \(512, 48\) where .*--finetune takes the weights alone"):
-        takeover.opened(opened)
+        foreign_resume.open_state(opened)
 
 
 def test_the_question_comes_before_what_is_missing_and_leaves_nothing(tmp_path, capsys):
@@ -245,7 +250,9 @@ def test_finetune_begins_anew_and_not_in_the_folder_of_the_run(tmp_path):
     new = fields | {"load": str(tmp_path / "run"), "train_iters": 1, "save": str(tmp_path / "new")}
     with pytest.raises(ConfigError, match="give --resume to continue"):
         train(make(new), say=print)
-    with pytest.raises(FormatError, match=r"no state of embed.weight: it trained with freeze.*--finetune begins anew"):
+    with pytest.raises(
+        FormatError, match=r"no state of embed.weight: it trained with freeze.*--finetune starts a new run"
+    ):
         train(make(new | {"resume": True}), say=print)
     assert not (tmp_path / "new").exists()
     said: list[str] = []

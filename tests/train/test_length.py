@@ -24,7 +24,7 @@ class Optimizer:
 
 def course(steps, **fields):
     """(rate, decay) before each step, of a schedule that megatron-core keeps."""
-    from mconv.train.config.batches import batch_size
+    from mconv.train.config.length import batch_size
     from mconv.train.optim.schedule import scheduler
 
     config, optimizer, consumed, seen = configs.make(fields), Optimizer(), 0, []
@@ -42,11 +42,11 @@ def rates(steps, **fields):
 
 
 def test_a_sample_based_run_has_the_seeds_numbers():
-    from mconv.train.config.batches import length
+    from mconv.train.config.length import run_length
 
-    assert length(configs.make(SEED)).iterations == 508626
+    assert run_length(configs.make(SEED)).iterations == 508626
     two = SEED | {"global_batch_size": 2}
-    assert length(configs.make(two)).iterations == 73242187
+    assert run_length(configs.make(two)).iterations == 73242187
     # the log prints the rate of the next step
     assert [f"{rate:.3E}" for rate in rates(28, **two)[25:]] == ["1.638E-08", "1.704E-08", "1.769E-08"]
 
@@ -96,8 +96,8 @@ BAD = {
     "both": ({"train_iters": 5, "train_samples": 40}, "train_iters and train_samples are both set"),
     "no batch": ({"train_samples": 7}, "less than one global batch of 8"),
     "no rate": ({"train_iters": 5, "lr": None}, "lr is not set"),
-    "samples for iters": ({"train_iters": 5, "lr_decay_samples": 9}, "say lr_decay_iters"),
-    "iters for samples": ({"train_samples": 80, "lr_warmup_iters": 1}, "say lr_warmup_samples"),
+    "samples for iters": ({"train_iters": 5, "lr_decay_samples": 9}, "use lr_decay_iters"),
+    "iters for samples": ({"train_samples": 80, "lr_warmup_iters": 1}, "use lr_warmup_samples"),
     "two warmups": ({"train_iters": 5, "lr_warmup_iters": 1, "lr_warmup_fraction": 0.1}, "give one of them"),
     "no warmup": ({"train_iters": 5, "lr_warmup_init": 0.1}, "there is no warmup"),
     "no fall": ({"train_iters": 5, "lr_decay_style": "WSD"}, "WSD, which needs it"),
@@ -105,7 +105,7 @@ BAD = {
     "long warmup": ({"train_samples": 80, "lr_warmup_samples": 80}, "less than lr_decay_samples"),
     "long fall": ({"train_iters": 9, "lr_decay_style": "WSD", "lr_warmup_iters": 5, "lr_wsd_decay_iters": 5},
                   "do not fit"),
-    "ramp of steps": ({"train_iters": 5, "rampup_batch_size": [2, 2, 8]}, "say train_samples"),
+    "ramp of steps": ({"train_iters": 5, "rampup_batch_size": [2, 2, 8]}, "use train_samples"),
     "ramp of two": ({"train_samples": 80, "rampup_batch_size": [2, 2]}, "three numbers"),
     "uneven ramp": ({"train_samples": 80, "rampup_batch_size": [2, 4, 8]}, "in steps of 4"),
     "ramp down": ({"train_samples": 80, "rampup_batch_size": [16, 4, 8]}, "does not go from 16"),

@@ -17,12 +17,12 @@ import pytest
 
 from mconv.cli import app, live
 from mconv.errors import CheckFailed, MconvError
-from mconv.train import follow
 from mconv.train.config import make
 from mconv.train.estimate.flops import per_token
 from mconv.train.logs import boards, megatron_log, progress, record
 from mconv.train.logs import log as logs
 from mconv.train.logs.meter import Meter, clock
+from mconv.train.loop import callbacks
 
 pytestmark = pytest.mark.once
 
@@ -131,14 +131,14 @@ def test_what_a_run_says_and_leaves(run, tmp_path, monkeypatch):
 def test_an_export_is_made_once(run, tmp_path, monkeypatch, capsys):
     """And it is the export that `meg2hf --iterations` makes: that finds it there."""
     train(**run, save=str(tmp_path), export_hf_every=1, save_interval=2, exit_after=2)
-    whole = follow.rewrite
-    monkeypatch.setattr(follow, "rewrite", lambda *a, **k: pytest.fail("made again"))
-    assert follow.export(tmp_path / "iter_0000002") == tmp_path / "hf" / "iter_0000002"
+    whole = callbacks.rewrite
+    monkeypatch.setattr(callbacks, "rewrite", lambda *a, **k: pytest.fail("made again"))
+    assert callbacks.export(tmp_path / "iter_0000002") == tmp_path / "hf" / "iter_0000002"
     assert app.run(["meg2hf", str(tmp_path), "--out", str(tmp_path / "hf"), "--iterations", "all"]) == 0
     assert "already there" in capsys.readouterr().out
     (tmp_path / "hf" / "iter_0000002" / "model.safetensors").unlink()  # a damaged one is made again
-    monkeypatch.setattr(follow, "rewrite", whole)
-    assert (follow.export(tmp_path / "iter_0000002") / "model.safetensors").is_file()
+    monkeypatch.setattr(callbacks, "rewrite", whole)
+    assert (callbacks.export(tmp_path / "iter_0000002") / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("background", [False, True])

@@ -80,7 +80,7 @@ def with_peft(model, adapter):
 @pytest.mark.parametrize("judge", ["by hand", "peft"])
 def test_losses_are_those_of_a_model_with_the_adapter_on_it(judge, family, run, alone, tmp_path, monkeypatch):
     """Three steps from the same adapter on the same batches: outputs, gradients and updates are PEFT's."""
-    from mconv.train import feed
+    from mconv.train.loop import feed
 
     seen, batches = [], feed.batches
     monkeypatch.setattr(feed, "batches", lambda *a, **k: (seen.append(b) or b for b in batches(*a, **k)))
@@ -234,7 +234,7 @@ def test_another_run_is_refused(fresh, saved, tmp_path):
         r"lora_targets is \['q_proj'\], but": {"lora_targets": ["q_proj"]},
         "distributed_optimizer is True, but the run in .* has False": {"distributed_optimizer": True},
         "was trained with fp32, and a LoRA run cannot change its precision: give --fp32": {"bf16": True},
-        "has not the weights that the adapter in": {"load": str(tmp_path / "other")},
+        "does not have the weights that the adapter in": {"load": str(tmp_path / "other")},
         "holds the adapter of a LoRA run": {
             "lora_rank": None,
             "lora_alpha": None,

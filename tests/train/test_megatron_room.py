@@ -22,12 +22,12 @@ from mconv.train.megatron.imports import (
     quiet,
     tensor_parallel,
 )
+from mconv.train.megatron.parallel import Parallel
 from mconv.train.megatron.patches import ALL, PATCHES, original, signature
 from mconv.train.megatron.workarounds import WORKAROUNDS
 from mconv.train.model import engine
 from mconv.train.model.layers import transformer_config
 from mconv.train.model.presets import PRESETS
-from mconv.train.parallel import Parallel
 
 ROOT = Path(__file__).parents[2]
 TABLE = PATCHES + WORKAROUNDS

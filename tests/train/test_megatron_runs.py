@@ -18,8 +18,8 @@ from mconv.convert.formats import torch_dist
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.sources.read import assemble
 from mconv.errors import CheckFailed, FormatError
-from mconv.train.checkpoints.beside import settings_of
 from mconv.train.checkpoints.inherit import filled
+from mconv.train.checkpoints.metadata import settings_of
 from mconv.train.config import TrainConfig, make
 from mconv.train.logs import megatron_log
 
@@ -93,10 +93,10 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_part_of_the_state_that_is_lost_is_seen(fault, monkeypatch):
-    from mconv.train.checkpoints import takeover
+    from mconv.train.checkpoints import foreign_resume
 
-    whole, opened = jobs.train(**go_on("legacy-tp1-adam")), takeover.opened
-    monkeypatch.setattr(takeover, "opened", lambda c: dataclasses.replace(opened(c), **FAULTS[fault]))
+    whole, opened = jobs.train(**go_on("legacy-tp1-adam")), foreign_resume.open_state
+    monkeypatch.setattr(foreign_resume, "open_state", lambda c: dataclasses.replace(opened(c), **FAULTS[fault]))
     losses = jobs.train(**go_on("legacy-tp1-adam"))["losses"]
     assert losses[0] == whole["losses"][0]  # it depends on the weights alone
     assert max(abs(a - b) for a, b in zip(losses, whole["losses"], strict=True)) > 1e-3
@@ -116,10 +116,10 @@ def test_the_validation_loss_is_the_one_that_megatron_printed(case):
 
     Of one of them as a run goes on with it, of the other as a new run begins with it.
     """
-    from mconv.train import feed
-    from mconv.train.evaluation import evaluate
+    from mconv.train.loop import feed
+    from mconv.train.loop.evaluate import evaluate
+    from mconv.train.loop.start import start
     from mconv.train.megatron.imports import quiet
-    from mconv.train.start import start
 
     log = (GOLDEN / case / "train.log").read_text()
     printed = float(re.search(r"at iteration 3 on validation set \| lm loss value: (\S+)", log)[1])
@@ -216,7 +216,7 @@ def stored(folder):
 @pytest.fixture
 def random(tmp_path, monkeypatch):
     """The fields of a run that begins with Megatron-LM's own random weights."""
-    from mconv.train import start
+    from mconv.train.loop import start
     from mconv.train.model import weights
 
     spec = jobs.variant(
@@ -306,11 +306,11 @@ COUNTS = {
 @pytest.mark.parametrize("says", COUNTS)
 def test_how_far_a_foreign_run_is_must_be_whole_numbers(says):
     """Its args are what a resume counts on: no traceback, and no start from somewhere else."""
-    from mconv.train.checkpoints import takeover
+    from mconv.train.checkpoints import foreign_resume
 
     found, spoil = open_checkpoint(GOLDEN / "legacy-tp1-adam" / "ckpt"), COUNTS[says]
-    assert takeover.counted(found).iteration == 3
+    assert foreign_resume.counted(found).iteration == 3
     common = {**found.common, "args": Namespace(**{**vars(found.common["args"]), **spoil})}
     common |= {name: value for name, value in spoil.items() if name in common}
     with pytest.raises(FormatError, match=says):
-        takeover.opened(dataclasses.replace(found, common=common))
+        foreign_resume.open_state(dataclasses.replace(found, common=common))

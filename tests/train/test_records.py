@@ -11,12 +11,12 @@ import pytest
 from transformers.utils import chat_template_utils
 
 from mconv.errors import FormatError
-from mconv.train.data import bad
-from mconv.train.data.bad import BadRecord, Kind, Place, Rejected
+from mconv.train.data import bad_records
+from mconv.train.data.bad_records import BadRecord, Kind, RecordLocation, Rejected
 from mconv.train.data.chat import Role
 from mconv.train.data.claims import LEARNT, MASKED, RECORD, TURN, Keys, Use
 from mconv.train.data.conversation import talk_of
-from mconv.train.data.instruct import How, _said, instruct
+from mconv.train.data.instruct import Encoding, _tokenize_batch, instruct
 from mconv.train.data.instruction import open_conversations, rows
 from mconv.train.data.text import Raw, documents
 from mconv.train.data.tokenize import tokenize
@@ -396,9 +396,9 @@ def test_rows_of_parquet_are_records(folder, tmp_path):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     cells = arrow.array([b"one", None, b"\xff", b"two"], arrow.binary()).cast(arrow.string(), safe=False)
     parquet.write_table(arrow.table({"text": cells}), tmp_path / "t.parquet")
-    found = list(documents(tmp_path / "t.parquet", key="text", bad=bad.skip))
+    found = list(documents(tmp_path / "t.parquet", key="text", bad=bad_records.skip))
     assert [found[0], found[3]] == ["one", "two"] and [found[n].kind for n in (1, 2)] == [Kind.NULL, Kind.NOT_UTF8]
-    assert found[1].place == Place(str(tmp_path / "t.parquet"), 2)
+    assert found[1].place == RecordLocation(str(tmp_path / "t.parquet"), 2)
     table = arrow.table({"messages": [[ASK, {**TELL, "weight": 0}], [ASK, TELL]], "id": [1, 2]})
     parquet.write_table(table, tmp_path / "c.parquet")
     made = instruct([tmp_path / "c.parquet"], tmp_path / "d", tokenizer=folder)
@@ -407,14 +407,18 @@ def test_rows_of_parquet_are_records(folder, tmp_path):
 
 def test_processes_give_the_same(folder):
     """What a process of --workers is sent and sends back, bad records and errors included."""
-    how = How(folder=folder, template="chatml", keys=Keys(), ignore=frozenset(), bad=bad.skip, bos=None, eos=None)
-    raws = [Raw(Place("s", n), line, 9) for n, line in enumerate([b"{}", b'{"question": "a", "answer": "b"}', b"x"])]
-    work = partial(_said, how=how)
+    how = Encoding(
+        folder=folder, template="chatml", keys=Keys(), ignore=frozenset(), bad=bad_records.skip, bos=None, eos=None
+    )
+    raws = [
+        Raw(RecordLocation("s", n), line, 9) for n, line in enumerate([b"{}", b'{"question": "a", "answer": "b"}', b"x"])
+    ]
+    work = partial(_tokenize_batch, how=how)
     made = pickle.loads(pickle.dumps(work))(pickle.loads(pickle.dumps(raws)))
     assert [isinstance(item, Rejected) for item in made] == [True, False, True]
     assert pickle.loads(pickle.dumps(made)) == work(raws)
-    error = pickle.loads(pickle.dumps(BadRecord(Kind.NULL, "why", Place("s", 3))))
-    assert (error.kind, error.place, str(error)[:9]) == (Kind.NULL, Place("s", 3), "s:3: why ")
+    error = pickle.loads(pickle.dumps(BadRecord(Kind.NULL, "why", RecordLocation("s", 3))))
+    assert (error.kind, error.place, str(error)[:9]) == (Kind.NULL, RecordLocation("s", 3), "s:3: why ")
 
 
 def test_the_commands_say_what_was_left_out(folder, mixed, tmp_path, capsys):

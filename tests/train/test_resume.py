@@ -178,7 +178,9 @@ def test_settings_that_are_others_than_those_of_the_checkpoint(text, run):
     said = list(settings.changes(make(run | change), settings.deciding(make(run)), iteration=2))
     lines = [f"warning: iteration 2 was saved under other settings: {text}"] if text else []
     assert (
-        said == lines + ["warning: samples may come in another order from here on: some again, some not at all"] * order
+        said
+        == lines
+        + ["warning: the order of samples may change from here on: some may be repeated, others left out"] * order
     )
 
 

@@ -10,11 +10,11 @@ import jobs
 import pytest
 
 from mconv.errors import ConfigError, DiskFull, MconvError
-from mconv.train.checkpoints import folders, room
+from mconv.train.checkpoints import disk, folders
 from mconv.train.config import make
 from mconv.train.estimate import storage
 from mconv.train.estimate.plan import plan
-from mconv.train.unsaved import unsaved
+from mconv.train.loop.unsaved import unsaved
 
 pytestmark = pytest.mark.once
 
@@ -83,10 +83,10 @@ def test_what_is_counted_is_what_is_written(kind, run, tmp_path, monkeypatch):
     saved = train(**run, **fields, save=str(tmp_path), exit_after=1)["saved"]
     size = counted["size"]
     assert plan(make({**run, **fields, "save": "s"})).checkpoint == size, "a plan counts the same from shapes alone"
-    exact = size - storage.BESIDE
+    exact = size - storage.OVERHEAD
     assert each is None or exact == each * counted["trained"]
-    written = room.nbytes(folders.folder_of(tmp_path, 1))
-    assert exact < written < exact + 1.5 * storage.BESIDE and saved.endswith("iter_0000001")
+    written = disk.nbytes(folders.folder_of(tmp_path, 1))
+    assert exact < written < exact + 1.5 * storage.OVERHEAD and saved.endswith("iter_0000001")
 
 
 GB = 10**9
@@ -108,12 +108,12 @@ PLANS = {
 @pytest.mark.parametrize("name", PLANS)
 def test_when_the_disk_is_full(name):
     more, todo, free, full = PLANS[name]
-    assert room.Room(size=GB, free=free, **{"keep": storage.Keep(), **more}).full_at(todo) == full
+    assert disk.DiskSpace(size=GB, free=free, **{"keep": storage.Keep(), **more}).full_at(todo) == full
 
 
 def test_which_iterations_are_saved():
     config = {"load": "x", "data": ["p"], "train_iters": 25, "lr": 1.0, "save": "s"}
-    saves = lambda at=0, **more: room.saves(make({**config, **more}), iteration=at, iterations=25)  # noqa: E731
+    saves = lambda at=0, **more: disk.saves(make({**config, **more}), iteration=at, iterations=25)  # noqa: E731
     assert saves() == [25] and saves(save_interval=10) == [10, 20, 25] and saves(10, save_interval=10) == [20, 25]
     assert saves(save_interval=5, exit_after=12) == [5, 10, 12] and saves(25, save_interval=10) == []
 
@@ -121,7 +121,7 @@ def test_which_iterations_are_saved():
 # ---- before the first step -------------------------------------------------------------------------------------------
 def test_a_disk_without_room_for_one_is_refused_before_the_first_step(run, tmp_path, monkeypatch):
     """With the numbers; and the refused run leaves nothing, not even its folders."""
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000))
     fields = {**run, "save": str(tmp_path / "a" / "run"), "tensorboard_dir": str(tmp_path / "b"), "train_iters": 1}
     said = rf"no room for a checkpoint: {tmp_path} has 100 kB free, and each checkpoint takes about \d+ kB.*--allow-full-"
     with pytest.raises(ConfigError, match=said):
@@ -135,7 +135,7 @@ def test_a_disk_without_room_for_one_is_refused_before_the_first_step(run, tmp_p
 
 def test_a_disk_that_will_be_full_is_said_before_the_first_step(run, tmp_path, monkeypatch):
     lines = []
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_500_000))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_500_000))
     train(lines.append, **run, save=str(tmp_path), save_interval=1, exit_after=1)
     assert not [line for line in lines if "the disk of" in line], "one checkpoint until the end"
     with pytest.raises(StopIteration):
@@ -149,7 +149,7 @@ def test_a_disk_that_will_be_full_is_said_before_the_first_step(run, tmp_path, m
     "free, last, says", [(35, None, 2), (25, None, 1), (15, None, None), (45, 5, 3), (25, 1, None)]
 )  # fmt: skip
 def test_the_keep_last_that_is_named_is_one_that_there_is_room_for(free, last, says):
-    found = room._fewer(room.Room(size=10, free=free, keep=storage.Keep(last)), list(range(1, 7)))
+    found = disk._fewer(disk.DiskSpace(size=10, free=free, keep=storage.Keep(last)), list(range(1, 7)))
     assert found == (f"--keep-last {says} keeps only the newest, " if says else "")
 
 
@@ -217,12 +217,12 @@ PLACES = {"the first file": "write_common", "the index": "write_index", "what is
 def test_wherever_the_quota_is_used_up(place, run, tmp_path, monkeypatch):
     """EDQUOT, at each kind of file that rank 0 writes; and nothing half is left."""
     from mconv.convert.formats import distcp
-    from mconv.train.checkpoints import beside
+    from mconv.train.checkpoints import metadata
 
     def used_up(*_, **__):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    module = {"write_common": distcp, "write_index": distcp, "finish": beside, "_flush": folders}[PLACES[place]]
+    module = {"write_common": distcp, "write_index": distcp, "finish": metadata, "_flush": folders}[PLACES[place]]
     train(**run, save=str(tmp_path), exit_after=1)
     monkeypatch.setattr(module, PLACES[place], used_up)
     with pytest.raises(DiskFull, match=r"iteration 2 was not saved: no room left.*Disk quota exceeded.*checkpoint is 1"):
@@ -231,10 +231,10 @@ def test_wherever_the_quota_is_used_up(place, run, tmp_path, monkeypatch):
 
 
 def test_another_failure_is_not_taken_for_a_full_disk():
-    with pytest.raises(MconvError) as caught, room.noticed():
+    with pytest.raises(MconvError) as caught, disk.noticed():
         raise OSError(errno.EIO, "Input/output error")
     assert type(caught.value) is MconvError
-    with pytest.raises(RuntimeError, match="a fault"), room.noticed():
+    with pytest.raises(RuntimeError, match="a fault"), disk.noticed():
         raise RuntimeError("a fault of ours")
 
 
@@ -267,7 +267,7 @@ def test_a_long_run_without_checkpoints_is_told_once_its_speed_is_known(fields, 
 
 
 def test_the_run_itself_watches(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("mconv.train.unsaved.LONG", -1.0)
+    monkeypatch.setattr("mconv.train.loop.unsaved.LONG", -1.0)
     lines = []
     train(lines.append, **run, save=str(tmp_path), exit_after=5)
     [found] = [number for number, line in enumerate(lines) if "nothing is saved before iteration 5, in about 0:0" in line]

@@ -59,8 +59,8 @@ def slow_writer(monkeypatch, gate, *, dies=False):
 
 def test_training_goes_on_while_files_are_written(run, whole, tmp_path, monkeypatch):
     """The writer waits for a step that comes after its save; the tracker waits for the writer."""
-    from mconv.train import loop
     from mconv.train.checkpoints import folders
+    from mconv.train.loop import loop
 
     gate, seen = tmp_path / "gate", []
 
@@ -84,7 +84,7 @@ def test_training_goes_on_while_files_are_written(run, whole, tmp_path, monkeypa
 
 def test_what_is_written_is_the_moment_of_the_save(run, whole, tmp_path, monkeypatch):
     """The weights move on before a byte is written, and the checkpoint has those of its iteration."""
-    from mconv.train import loop
+    from mconv.train.loop import loop
 
     gate, original = tmp_path / "gate", loop.step
 
@@ -179,7 +179,7 @@ def test_a_writer_that_stands_still_is_not_waited_for_for_ever(run, tmp_path, mo
 
     slow_writer(monkeypatch, tmp_path / "never")
     monkeypatch.setattr(writing, "timeout_minutes", lambda: 1 / 600)
-    monkeypatch.setattr("mconv.train.agree.MOMENT", 0.02)
+    monkeypatch.setattr("mconv.train.megatron.collectives.MOMENT", 0.02)
     with pytest.raises(MconvError, match=r"iteration 1 was not saved: .*its writer has written nothing for"):
         jobs.train(**run, save=str(tmp_path / "run"), exit_after=1)
 
@@ -234,7 +234,7 @@ def test_a_folder_is_one_runs_at_a_time(run, tmp_path):
 
 def test_without_locks_the_run_that_began_last_has_the_folder(run, tmp_path, monkeypatch):
     """The other one finds that out before it gives a checkpoint its name."""
-    from mconv.train import loop
+    from mconv.train.loop import loop
 
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -290,8 +290,8 @@ def test_another_programs_checkpoint_is_not_replaced(run, tmp_path):
 
 def test_what_another_jobs_tracker_names_is_kept(run, tmp_path, monkeypatch):
     """Somebody points the tracker back while we train: that checkpoint is not ours to remove."""
-    from mconv.train import loop
     from mconv.train.checkpoints import folders
+    from mconv.train.loop import loop
 
     original = loop.step
 
@@ -309,7 +309,7 @@ def test_nothing_is_removed_before_the_new_one_is_whole(run, tmp_path, monkeypat
     from mconv.train.checkpoints import folders
 
     jobs.train(**run, save=str(tmp_path), exit_after=2)
-    monkeypatch.setattr(folders, "follow", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(folders, "move_tracker", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         jobs.train(**run, save=str(tmp_path), exit_after=3, keep_last=1)
     assert folders.latest(tmp_path) == 2 and 2 in held(tmp_path)
@@ -385,8 +385,8 @@ def test_an_iteration_that_is_not_there_is_refused(run, saved):
 RULES = {
     "async_save needs save": {"async_save": True},
     "keep_last needs save": {"keep_last": 1},
-    "keep_every is for what keep_last": {"keep_every": 2},
-    "overwrite is for the later": {"overwrite": True},
+    "keep_every needs keep_last": {"keep_every": 2},
+    "overwrite needs iteration": {"overwrite": True},
     "resume: hf holds weights": {"resume": True},
 }
 

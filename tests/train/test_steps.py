@@ -81,7 +81,7 @@ def test_overflows_that_no_lower_scale_can_end_stop_the_run(run):
     fixed, falling = {"loss_scale": 2.0**40}, {"initial_loss_scale": 2.0**31, "min_loss_scale": 2.0**30, "hysteresis": 1}
     for more, iteration in ((fixed, 3), (falling, 3)):
         with pytest.raises(
-            CheckFailed, match=rf"which falls no lower at iteration {iteration} .*3 in a row; max_skips is 2"
+            CheckFailed, match=rf"the lowest that is allowed at iteration {iteration} .*3 in a row; max_skips is 2"
         ):
             jobs.train(**run, **more, fp16=True, max_skips=2)
 
@@ -216,7 +216,7 @@ def test_a_loss_that_is_not_finite_is_left_out(run, alone, poisoned, tmp_path):
     assert shown(lines, "number of nan iterations") == shown(lines, "number of skipped iterations") == [0, 0, 1, 0, 0, 0]
     rates = shown(lines, "learning rate")
     assert rates[2] == rates[1] > rates[3] and whole["losses"][:2] == alone["losses"][:2]
-    assert any("layers.2.mlp of samples 19 to 19 on rank 0; the step is left out" in line for line in lines)
+    assert any("layers.2.mlp of samples 19 to 19 on rank 0; the step is skipped" in line for line in lines)
     first = jobs.train(**fields, save=str(tmp_path), exit_after=3)
     second = jobs.train(**fields, save=str(tmp_path))
     assert second["losses"] == whole["losses"][3:] and first["grad_norms"] == whole["grad_norms"][:3]
@@ -226,7 +226,7 @@ def test_a_loss_that_is_not_finite_is_left_out(run, alone, poisoned, tmp_path):
 
 def test_a_batch_without_a_token_that_counts_changes_nothing(run, alone, monkeypatch):
     """A loss of 0 over 0 is no fault of the model: prompts without an answer, cut off."""
-    from mconv.train import feed
+    from mconv.train.loop import feed
 
     whole = feed.batches
 
@@ -236,7 +236,7 @@ def test_a_batch_without_a_token_that_counts_changes_nothing(run, alone, monkeyp
 
     monkeypatch.setattr(feed, "batches", emptied)
     found, lines = said(**run | {"train_iters": 3})
-    assert any("no token counts in the loss at iteration 2 (samples 8 to 15); the step is left out" in x for x in lines)
+    assert any("no token counts in the loss at iteration 2 (samples 8 to 15); the step is skipped" in x for x in lines)
     assert shown(lines, "number of skipped iterations") == [0, 1, 0]
     assert found["losses"][0] == alone["losses"][0] and found["losses"][2] != alone["losses"][2]
 
@@ -305,7 +305,7 @@ def test_evaluating_alone_measures_what_the_end_of_the_run_did(run, tmp_path):
 
 
 def test_perplexity_is_that_of_any_loss():
-    from mconv.train.evaluation import perplexity
+    from mconv.train.loop.evaluate import perplexity
 
     assert perplexity(25.0) == pytest.approx(7.2e10, rel=1e-2) and perplexity(1e4) == math.inf
     assert math.isnan(perplexity(math.nan)), "and not exp(20)"

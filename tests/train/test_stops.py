@@ -114,7 +114,7 @@ def test_a_run_whose_time_is_over_before_its_first_step_fails(run, tmp_path):
         train(**run, save=str(tmp_path), exit_duration_in_mins=1e-4)
 
 
-def test_a_trigger_that_cannot_be_removed_is_heeded_once(run, whole, tmp_path):
+def test_a_trigger_that_cannot_be_removed_is_obeyed_once(run, whole, tmp_path):
     """A folder of that name, as a slip of the hand makes it: one save, a line, and the run goes on."""
     (tmp_path / "triggers" / "save").mkdir(parents=True)
     said = []
@@ -125,7 +125,7 @@ def test_a_trigger_that_cannot_be_removed_is_heeded_once(run, whole, tmp_path):
 
 
 def test_a_trigger_that_comes_during_the_save_stays(run, tmp_path, monkeypatch):
-    from mconv.train import loop
+    from mconv.train.loop import loop
 
     saved = loop.save
     monkeypatch.setattr(loop, "save", lambda *a, **k: (saved(*a, **k), (tmp_path / "triggers" / "exit").touch()))
@@ -170,16 +170,16 @@ def test_how_long_before_the_limit(minutes, before, monkeypatch, tmp_path):
     config = make({"load": "x", "data": ["p"], "train_iters": 1, "lr": 1.0, "save": str(tmp_path),
                    **({} if minutes else {"stop_before_limit": 0.0})})  # fmt: skip
     now = time.monotonic()
-    ends = stop.stops(config, rank=0, began=now).ends
+    ends = stop.stop_conditions(config, rank=0, began=now).ends
     assert (list(ends) == [5] and abs(ends[5] - (now + 60 * (minutes - before))) < 2) if minutes else not ends
-    assert not stop.stops(config, rank=1, began=now).ends
+    assert not stop.stop_conditions(config, rank=1, began=now).ends
 
 
 def test_a_clock_that_is_set_back_moves_no_end(monkeypatch, tmp_path):
     """An hour back, by NTP, in mid-run: the time that the job was given runs out all the same."""
     config = make({"load": "x", "data": ["p"], "train_iters": 1, "lr": 1.0, "save": str(tmp_path),
                    "exit_duration_in_mins": 10.0})  # fmt: skip
-    halts = stop.stops(config, rank=0, began=time.monotonic())
+    halts = stop.stop_conditions(config, rank=0, began=time.monotonic())
     now, past = time.time(), time.monotonic() + 601
     monkeypatch.setattr(stop.time, "time", lambda: now - 3600)
     assert not list(halts._local(1, first=False))

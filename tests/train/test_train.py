@@ -191,11 +191,11 @@ def test_resumed_at_another_layout(run, alone, world, tmp_path):
 
 
 def test_a_killed_save_is_not_seen(run, alone, tmp_path, monkeypatch):
-    from mconv.train.checkpoints import beside, folders
+    from mconv.train.checkpoints import folders, metadata
 
     fields = run | {"save": str(tmp_path), "save_interval": 2}
     jobs.train(**fields, exit_after=2)
-    for module, dies_in in ((beside, "finish"), (folders, "publish"), (folders, "follow")):
+    for module, dies_in in ((metadata, "finish"), (folders, "publish"), (folders, "move_tracker")):
         with monkeypatch.context() as patch:
             patch.setattr(module, dies_in, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):

@@ -86,5 +86,5 @@ def test_biases_that_the_model_has_not_stay_zero(fields, tmp_path):
 
 def test_alibi_is_refused(fields, tmp_path):
     hf = make_model("falcon-rw", tmp_path / "hf", **SIZES)
-    with pytest.raises(ConfigError, match=r"hf tells positions apart by ALiBi"):
+    with pytest.raises(ConfigError, match=r"hf has ALiBi positions"):
         jobs.train(**fields, load=str(hf))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mconv.cli.app import run
 from mconv.train.config import TrainConfig, help_of, make, read_yaml
 from mconv.train.config.read import checked
-from mconv.train.config.written import text
+from mconv.train.config.template import text
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run.yaml"
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}

@@ -1,7 +1,7 @@
-"""LoRA in a run: where its adapter begins, which base it is of, and what its checkpoints hold and say.
+"""LoRA in a run: the start of its adapter, the base that it belongs to, and the content of its checkpoints.
 
-They hold the adapter alone, and a digest of the base: not of files but of every weight, so that the same base in another
-format or layout is the same, and another one is refused when the run goes on.
+These hold the adapter alone, and a digest of the base: not of files but of every weight, so that the same base in another
+format or layout passes, and another base is refused when the run resumes.
 """
 
 import os
@@ -17,22 +17,22 @@ from mconv.convert.lora import Settings
 from mconv.convert.sources.read import digests
 from mconv.errors import ConfigError
 from mconv.train.config import TrainConfig
-from mconv.train.config.precision import NAMES
+from mconv.train.config.compute import NAMES
+from mconv.train.megatron.collectives import from_all_ranks
 from mconv.train.model import lora
 from mconv.train.model.adapter import asked
-from mconv.train.parallel import from_all_ranks
 
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """What a model carries that has adapters, as `model.adapted`."""
+    """Adapter settings and base of a model with adapters, kept as `model.adapted`."""
 
     settings: Settings
     base: dict[str, str]
-    """Of the model beneath: `name`, `path` as seen from the run's folder, `digest` of its weights."""
+    """`name` of the base model, `path` as seen from the run's folder, `digest` of its weights."""
 
     def to_dict(self) -> dict[str, Any]:
-        """What a checkpoint's args say under `lora`."""
+        """Return the entry `lora` of a checkpoint's args."""
         return {**self.settings.to_dict(), "base": self.base}
 
 
@@ -60,7 +60,7 @@ def adapt(models: list[Any], config: TrainConfig, base: SourceModel, *, resumed:
 
 
 def _described(config: TrainConfig, base: SourceModel) -> dict[str, str]:
-    """The base by its name, its place and its weights; nothing of a run that leaves no checkpoint."""
+    """Return name, path and digest of the base; nothing for a run that saves no checkpoint."""
     if config.save is None:
         return {}
     path = os.path.relpath(base.path.resolve(), Path(config.save).resolve())
@@ -68,7 +68,7 @@ def _described(config: TrainConfig, base: SourceModel) -> dict[str, str]:
 
 
 def digest_of(base: SourceModel) -> str:
-    """One digest of every weight of a checkpoint: each rank reads its share, and all know the result."""
+    """Return one digest of every weight of a checkpoint: each rank reads its share, and all get the result."""
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     names = [str(logical) for logical in base.family.logicals(base.spec)]
     mine = digests(base.source, only=set(names[rank::world]), allow_nonfinite=True).stored
@@ -76,19 +76,19 @@ def digest_of(base: SourceModel) -> str:
 
 
 def _check_same(config: TrainConfig, now: dict[str, Any], then: dict[str, Any]) -> None:
-    """A run goes on with the adapter that it has, on the base that it was trained on."""
+    """Raise ConfigError unless a resumed run has the adapter and the base of its checkpoint."""
     names = {"rank": "lora_rank", "alpha": "lora_alpha", "targets": "lora_targets"}
     for key, field in names.items():
         if now[key] != then.get(key):
             raise ConfigError(f"{field} is {now[key]}, but the run in {config.save} has {then.get(key)}")
     for key, what in {"rslora": "the scale by the root of the rank", "own": "ranks and alphas of single modules"}.items():
         if now.get(key) != then.get(key):
-            raise ConfigError(f"lora_load says other than the run in {config.save} of {what}; give another --save")
+            raise ConfigError(f"lora_load and the run in {config.save} differ in {what}; give another --save")
     shared = then.get("distributed_optimizer")
     if shared not in (None, config.distributed_optimizer) and not config.eval_only:
         raise ConfigError(
-            f"distributed_optimizer is {config.distributed_optimizer}, but the run in {config.save} has {shared}, and an "
-            "adapter's optimizer is not shared otherwise on the way; leave it as it was"
+            f"distributed_optimizer is {config.distributed_optimizer}, but the run in {config.save} has {shared}, and a "
+            "LoRA run cannot change it; leave it as it was"
         )
     then_in = then.get("precision")
     if then_in not in (None, *(name for name in NAMES if getattr(config, name))) and not config.eval_only:
@@ -99,18 +99,18 @@ def _check_same(config: TrainConfig, now: dict[str, Any], then: dict[str, Any]) 
     if now["base"]["digest"] != (then.get("base") or {}).get("digest"):
         named = config.load or config.preset or config.model
         raise ConfigError(
-            f"{named} has not the weights that the adapter in {config.save} was trained on "
+            f"{named} does not have the weights that the adapter in {config.save} was trained on "
             f"({(then.get('base') or {}).get('name')}); give that base with --load, or another --save"
         )
 
 
 # ---- what a checkpoint holds -----------------------------------------------------------------------------------------
 def kept(model: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """Of a model's state what its checkpoint holds: the adapters if it has some, else all."""
+    """Return the part of a model's state that its checkpoint holds: its adapters if it has some, else all."""
     return {key: part for key, part in state.items() if ".lora." in key} if adapted(model) else state
 
 
 def adapted(model: Any) -> Adapted | None:
-    """What a model with adapters carries; None for any other."""
+    """Return the adapter settings and base of a model with adapters; None for any other."""
     found: Adapted | None = getattr(model, "adapted", None)
     return found

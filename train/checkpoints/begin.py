@@ -1,4 +1,4 @@
-"""Where a run begins: at weights, at its own checkpoint, or at another iteration than the last."""
+"""Choose where a run begins: at weights, at its own last checkpoint, or at an earlier iteration."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from mconv.train.config import TrainConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beginning:
-    """What a run is started from."""
+    """The checkpoint and iteration that a run is started from."""
 
     own: Path | None = None
     """The run's own checkpoint, from which it resumes; None for a new run."""
@@ -19,7 +19,7 @@ class Beginning:
     back: bool = False
     """True if the tracker names a later iteration than `own`."""
     iteration: int | None = None
-    """Of a Megatron root in `load`: that one, not the tracker's."""
+    """The iteration to read of a Megatron root in `load`; None for the tracker's."""
 
 
 def where(config: TrainConfig) -> Beginning:
@@ -29,13 +29,13 @@ def where(config: TrainConfig) -> Beginning:
     if strange := [i for i in later if not ours(folder_of(Path(str(config.save)), i))]:
         raise ConfigError(
             f"{config.save} holds iteration {', '.join(map(str, strange))}, which mconv train did not write and this run "
-            "may come to replace; give another --save"
+            "might replace; give another --save"
         )
     return found
 
 
 def confirm(config: TrainConfig, begun: Beginning) -> None:
-    """When nobody else can save there: the run begins where it has read, and the tracker is set back if that is wanted.
+    """Check that the run still begins where it has read, and set the tracker back if asked; the folder is locked by now.
 
     Raises ConfigError if another run has saved meanwhile.
     """
@@ -46,7 +46,7 @@ def confirm(config: TrainConfig, begun: Beginning) -> None:
 
 
 def _where(config: TrainConfig) -> Beginning:
-    """The run's own last checkpoint if it has one, or the iteration asked for; else `load`.
+    """Return the run's own last checkpoint if it has one, or the iteration asked for; else `load`.
 
     `iteration` is one of `save`, unless `save` is empty or `load` is another folder that has it: then it is where the run
     began, and the same command goes on from what it has saved since. Raises ConfigError where later checkpoints would
@@ -61,8 +61,8 @@ def _where(config: TrainConfig) -> Beginning:
         return Beginning(own=folder_of(root, named), saved=named, iteration=asked)
     if mine := [i for i in have if ours(folder_of(root, i))]:
         raise ConfigError(
-            f"{root} holds iterations {', '.join(map(str, mine))}, but its tracker names none, and a run that begins "
-            f"anew would replace them: resume from one (--iteration {mine[-1]}), or give another --save"
+            f"{root} holds iterations {', '.join(map(str, mine))}, but its tracker names none, and a new run "
+            f"would replace them: resume from one (--iteration {mine[-1]}), or give another --save"
         )
     if asked is not None and config.load is None:
         raise FormatError(f"there is no iteration {asked}: {config.save or 'the run'} has no checkpoints yet")
@@ -81,6 +81,6 @@ def _back(root: Path, have: list[int], named: int | None, asked: int, *, overwri
     if later and not overwrite:
         raise ConfigError(
             f"{root} also holds iterations {', '.join(map(str, later))}, which a run from {asked} would replace: give it "
-            f"a folder of its own (--load {root} --resume --iteration {asked} --save OTHER), or say --overwrite"
+            f"a folder of its own (--load {root} --resume --iteration {asked} --save OTHER), or give --overwrite"
         )
     return Beginning(own=folder_of(root, asked), saved=asked, back=named != asked)

@@ -1,4 +1,4 @@
-"""What a training checkpoint holds: all that a run needs to go on, in megatron-core's torch_dist; and loaded back."""
+"""Save and load the state of a run: all that it needs to go on, in megatron-core's torch_dist format."""
 
 import dataclasses
 import random
@@ -16,7 +16,7 @@ from mconv.convert.formats import torch_dist
 from mconv.errors import FormatError
 from mconv.spec import ModelSpec
 from mconv.train.checkpoints import adapt
-from mconv.train.checkpoints.beside import args_now, precision
+from mconv.train.checkpoints.metadata import args_now, precision
 from mconv.train.megatron.imports import (
     ShardedObject,
     ShardedTensor,
@@ -28,11 +28,11 @@ from mconv.train.megatron.imports import (
     quiet,
     tensor_parallel,
 )
+from mconv.train.megatron.parallel import Parallel
 from mconv.train.model import trusted
 from mconv.train.model.engine import unwrap
 from mconv.train.model.freeze import uneven
 from mconv.train.optim.optimizer import set_step, steps_taken
-from mconv.train.parallel import Parallel
 
 CONTENT = {
     "singleton_local_shards": False,
@@ -41,7 +41,7 @@ CONTENT = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "distrib_optim_fully_reshardable_mem_efficient": False,
 }
-"""How megatron-core is to lay out what it saves; it travels in the checkpoint, and Megatron-LM reads it there."""
+"""Metadata that tells megatron-core how to lay out what it saves; Megatron-LM reads it back from the checkpoint."""
 
 
 def state(
@@ -57,7 +57,7 @@ def state(
     memory: dict[str, Any] | None = None,
     flops: float = 0.0,
 ) -> dict[str, Any]:
-    """All that a run needs to go on, as megatron-core saves it; every rank calls it.
+    """Return all that a run needs to go on, in megatron-core's form; every rank calls it.
 
     `settings` are args of the run's configuration; `memory` is what `load` is to give back: plain values; `flops` are the
     floating-point operations so far.
@@ -78,7 +78,7 @@ def state(
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Where a run stood."""
+    """The position of a run that was saved."""
 
     iteration: int = 0
     consumed: int = 0
@@ -86,7 +86,7 @@ class Loaded:
     scheduled: int = 0
     """Samples of steps that were not skipped, by which the schedules count."""
     memory: dict[str, Any] = field(default_factory=dict)
-    """What `state` was given to remember."""
+    """Plain values that `state` was given to remember."""
 
 
 @quiet()
@@ -126,7 +126,7 @@ def load(folder: Path, *, chunks: list[Any], optimizer: Any) -> Loaded:
 
 
 def _counted(state: dict[str, Any], step: int) -> dict[str, Any]:
-    """Adam's state with its counter, which megatron-core leaves out where it stands at 0: every step was skipped."""
+    """Return Adam's state with its step counter, which megatron-core leaves out at 0 (when every step was skipped)."""
     moments = state.get("optimizer", state).get("state", {})
     if any("exp_avg" in one for one in moments.values() if isinstance(one, dict)):
         moments.setdefault("common_step", torch.tensor(float(step)))
@@ -138,7 +138,7 @@ RATES = ("max_lr", "min_lr", "start_wd", "end_wd")
 
 
 def _recognised(state: dict[str, Any], settings: list[dict[str, Any]]) -> dict[str, Any]:
-    """The state with the rates of now in its groups: megatron-core finds no group again whose rate has changed."""
+    """Return the state with the current rates in its groups: megatron-core finds groups again by their rates."""
     shared = {name: settings[0][name] for name in RATES if settings and name in settings[0]}
     for group in state.get("optimizer", state).get("param_groups", ()):  # none on a stage with nothing to train
         group.update(shared)
@@ -146,12 +146,12 @@ def _recognised(state: dict[str, Any], settings: list[dict[str, Any]]) -> dict[s
 
 
 def _settings(optimizer: Any) -> list[dict[str, Any]]:
-    """Rates, betas, decay of each group: the configuration's, where a load would put those of back then."""
+    """Return rates, betas and decay of each group: the configuration's, which a load would replace by the saved ones."""
     return [{n: x for n, x in group.items() if n not in ("params", "step")} for group in optimizer.param_groups]
 
 
 def lora_of(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of the adapter that it holds. Raises FormatError if it is of a run that trained a model."""
+    """Return what a checkpoint says of its adapter. Raises FormatError if it is of a run that trained a model."""
     common = torch_dist.open_folder(folder)[1]
     found = lora.of_args(common)
     if found is None:
@@ -161,7 +161,7 @@ def lora_of(folder: Path) -> dict[str, Any]:
 
 
 def _sharded(chunks: list[Any], optimizer: Any, *, loading: bool) -> dict[str, Any]:
-    """What is spread over ranks: weights, optimizer state, random states."""
+    """Return what is spread over ranks: weights, optimizer state, random states."""
     wholes = {name: unwrap(chunk) for name, chunk in _named(chunks).items()}
     weights = {n: adapt.kept(whole, whole.sharded_state_dict(metadata=dict(CONTENT))) for n, whole in wholes.items()}
     (pp, tp), (pp_rank, tp_rank) = _grid_now(), _place()
@@ -179,7 +179,7 @@ def _sharded(chunks: list[Any], optimizer: Any, *, loading: bool) -> dict[str, A
 
 
 def _a_layer_apart(state: Any) -> Any:
-    """The state of one layer under a name of its own.
+    """Return the state of one layer under a name of its own.
 
     megatron-core takes layers for parts of one tensor, which must be whole to be saved and loaded; frozen ones have none.
     """
@@ -196,7 +196,7 @@ def _a_layer_apart(state: Any) -> Any:
 
 
 def _named(chunks: list[Any]) -> dict[str, Any]:
-    """A rank's parts of the model under the names that Megatron-LM gives them."""
+    """Return a rank's parts of the model under the names that Megatron-LM gives them."""
     return {"model": chunks[0]} if len(chunks) == 1 else {f"model{i}": chunk for i, chunk in enumerate(chunks)}
 
 
@@ -214,7 +214,7 @@ def _place() -> tuple[int, int]:
 
 
 def _step_of(optimizer: dict[str, Any]) -> int:
-    """Adam's counter, from the two places where megatron-core's optimizers keep it."""
+    """Return Adam's step counter, from the two places where megatron-core's optimizers keep it."""
     inner = optimizer.get("optimizer", optimizer)
     steps = [group["step"] for group in inner["param_groups"] if "step" in group]
     return int(
@@ -223,7 +223,7 @@ def _step_of(optimizer: dict[str, Any]) -> int:
 
 
 def _rng() -> dict[str, Any]:
-    """Every random generator, under the names that Megatron-LM gives them."""
+    """Return the state of every random generator, under the names that Megatron-LM gives them."""
     return {
         "random_rng_state": random.getstate(),
         "np_rng_state": np.random.get_state(),

@@ -9,7 +9,7 @@ from mconv.convert.opening import open_checkpoint
 from mconv.errors import MconvError
 from mconv.train.checkpoints.begin import where
 from mconv.train.config import TrainConfig
-from mconv.train.config.batches import length
+from mconv.train.config.length import run_length
 from mconv.train.model import adapter, architecture
 
 MORE = "to continue: raise --train-iters (or --train-samples)"
@@ -51,7 +51,7 @@ def finished(config: TrainConfig) -> Finished | None:
     """
     if config.save is None or config.eval_only:
         return None
-    begun, steps = where(config), length(config).iterations
+    begun, steps = where(config), run_length(config).iterations
     last = min(steps, config.exit_after or steps)
     if begun.own is None or begun.saved is None or begun.back or begun.saved < last or not _same(config, begun.own):
         return None

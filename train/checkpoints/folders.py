@@ -1,4 +1,4 @@
-"""A save folder: its iterations, and the tracker that names one of them. Each change happens whole or not at all."""
+"""A save folder: its iterations, and the tracker that names one of them. Every change is atomic."""
 
 import os
 import re
@@ -8,16 +8,14 @@ from pathlib import Path
 
 from mconv.convert import manifest
 from mconv.convert.kinds import TRACKER
-from mconv.errors import FormatError, MconvError
+from mconv.convert.locate import tracker_word
+from mconv.errors import MconvError
 
 
 def latest(root: Path) -> int | None:
     """Return the iteration that a folder's tracker names; None without a tracker, or for a converted `release`."""
-    tracker = root / TRACKER
-    word = tracker.read_text(errors="replace").strip() if tracker.is_file() else "release"
-    if word != "release" and not re.fullmatch(r"\d{1,12}", word):
-        raise FormatError(f"{tracker} says {word[:40]!r}; it must be an iteration number or 'release'")
-    return None if word == "release" else int(word)
+    word = tracker_word(root)
+    return None if word in (None, "release") else int(word)
 
 
 def folder_of(root: Path, iteration: int) -> Path:
@@ -55,24 +53,24 @@ def publish(partial: Path, folder: Path) -> None:
 
 def point(root: Path, iteration: int) -> None:
     """Set the tracker to this iteration, atomically."""
-    follow(root, pointer(root, iteration))
+    move_tracker(root, pointer(root, iteration))
 
 
 def pointer(root: Path, iteration: int) -> Path:
     """Write the next tracker to a hidden file and return it: before the checkpoint is renamed a full disk shows early."""
-    beside = root / f".{TRACKER}.part"
+    hidden = root / f".{TRACKER}.part"
     try:
-        beside.write_text(f"{iteration}\n")
-        _flush(beside)
+        hidden.write_text(f"{iteration}\n")
+        _flush(hidden)
     except OSError:
-        beside.unlink(missing_ok=True)
+        hidden.unlink(missing_ok=True)
         raise
-    return beside
+    return hidden
 
 
-def follow(root: Path, beside: Path) -> None:
+def move_tracker(root: Path, hidden: Path) -> None:
     """Make a `pointer` file the tracker."""
-    beside.replace(root / TRACKER)
+    hidden.replace(root / TRACKER)
     _flush(root)
 
 

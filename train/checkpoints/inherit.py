@@ -1,4 +1,4 @@
-"""Settings of a run that goes on: those that nobody gives are taken from its checkpoint.
+"""Settings of a resumed run: those that the user does not give are taken from its checkpoint.
 
 Megatron-LM and Megatron-LLM save their args with a checkpoint; mconv saves these too, and its own settings beside them.
 `TAKEN` and `NOT_TAKEN` say for each field of TrainConfig which of the two it is.
@@ -14,24 +14,14 @@ from mconv.convert.ignored import ignored
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.optimizer import has_state
 from mconv.errors import FormatError
-from mconv.train.checkpoints.anew import left_out
+from mconv.train.checkpoints import same_args
 from mconv.train.checkpoints.folders import folder_of, iterations, latest
+from mconv.train.checkpoints.resume_choice import left_out
 from mconv.train.config import SECTIONS, TrainConfig, fitting
 from mconv.train.config.data import shares
 
-SAME = (
-    "seed", "make_vocab_size_divisible_by", "micro_batch_size", "global_batch_size", "rampup_batch_size", "train_iters",
-    "train_samples", "lr", "min_lr", "lr_decay_style", "lr_decay_iters", "lr_decay_samples", "lr_warmup_iters",
-    "lr_warmup_samples", "lr_warmup_fraction", "lr_warmup_init", "lr_wsd_decay_style", "lr_wsd_decay_iters",
-    "lr_wsd_decay_samples", "optimizer", "weight_decay", "start_weight_decay", "end_weight_decay",
-    "weight_decay_incr_style", "adam_beta1", "adam_beta2", "adam_eps", "sgd_momentum", "clip_grad", "loss_scale",
-    "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis", "hidden_dropout", "attention_dropout",
-    "mock_data", "split", "seq_length", "data_type", "dataloader_type", "scalar_loss_mask", "variable_seq_lengths",
-    "reset_position_ids", "reset_attention_mask", "eod_mask_loss", "save_interval",
-)  # fmt: skip
-"""Fields that are args under the same name, with the same meaning."""
 TAKEN = {
-    **{name: name for name in SAME},
+    **{name: name for name in same_args.TAKEN},
     "data": "data_path", "train_data": "train_data_path", "valid_data": "valid_data_path", "test_data": "test_data_path",
     "padded_vocab_in_loss": "padded_vocab_size",  # Megatron's loss counts these columns, whatever its args say
     # mconv's own settings, of which Megatron-LM has no args
@@ -139,7 +129,7 @@ def known(opened: SourceModel) -> dict[str, Any]:
 
 
 def _of_args(args: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The fields that args say, each of a kind that the field has."""
+    """Yield the fields that args set to a value of the field's type."""
     for name, arg in TAKEN.items():
         value = args.get(arg) if arg else None
         if name == "rampup_batch_size" and isinstance(value, list | tuple):
@@ -154,7 +144,7 @@ def _of_args(args: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _without_idle(found: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that are not in use: the other unit of length, a schedule's parts of another style, ..."""
+    """Return the settings that are in use: not the other unit of length, nor parts of another schedule, ..."""
     counted, other = ("samples", "iters") if found.get("train_samples") else ("iters", "samples")
     whole = found.get(f"train_{counted}")
     idle = {f"train_{other}", *(unit.format(other) for unit in UNITS)}
@@ -210,7 +200,7 @@ and why: without a word where that is plain."""
 
 
 def _against(name: str, value: Any, given: set[str], values: Mapping[str, Any]) -> str | None:
-    """Return why a setting is not taken beside what is given, or None."""
+    """Return why a setting is not taken, by what is given, or None."""
     for names, when, why in AGAINST:
         if name in names.split() and when(given, values):
             return why if value else SILENT
@@ -237,7 +227,7 @@ def _is_number(word: str) -> bool:
 
 
 def _can_evaluate(values: Mapping[str, Any]) -> bool:
-    """Whether the data of a run has a share for validation."""
+    """Return whether the data of a run has a share for validation."""
     split = values.get("split")
     valid = sum(shares(split)[1:2]) if values.get("data") and isinstance(split, str) else 0
     return bool(values.get("mock_data") or values.get("valid_data") or valid)
@@ -255,7 +245,7 @@ def _opened(values: Mapping[str, Any], own: Path | None) -> SourceModel:
 
 
 def _own(values: Mapping[str, Any]) -> Path | None:
-    """The checkpoint of `save` that the run goes on from, if it has one."""
+    """Return the checkpoint of `save` that the run goes on from, if it has one."""
     root, asked = Path(str(values.get("save") or "")), values.get("iteration")
     if not values.get("save") or not root.is_dir():
         return None
@@ -266,15 +256,15 @@ def _own(values: Mapping[str, Any]) -> Path | None:
 
 
 def _lines(opened: SourceModel, taken: dict[str, Any]) -> Iterator[str]:
-    """What was taken and is not what the fields have by default, a line for each section."""
+    """Yield what was taken and differs from the defaults, a line for each section."""
     defaults = {name: getattr(TrainConfig, name, None) for name in TrainConfig.__dataclass_fields__}
     other = {name: value for name, value in taken.items() if value != defaults[name]}
     same = len(taken) - len(other)
-    also = f" ({same} more are as mconv's defaults)" if same else ""
+    also = f" ({same} more equal mconv's defaults)" if same else ""
     if other:
         yield f"taken from the run in {opened.name}, since not given{also}:"
     elif same:
-        yield f"taken from the run in {opened.name}, since not given: {same} settings, all as mconv's defaults"
+        yield f"taken from the run in {opened.name}, since not given: {same} settings, all equal to mconv's defaults"
     for section in SECTIONS:
         words = [f"{name} {_shown(other[name])}" for name in section.__annotations__ if name in other]
         if words:
@@ -286,7 +276,7 @@ def _shown(value: Any) -> str:
 
 
 def _otherwise(opened: SourceModel) -> Iterator[str]:
-    """Lines on args of the run that mconv has no field for and whose steps are others than mconv's."""
+    """Yield a line for each arg of the run that mconv has no field for and that makes its steps differ from mconv's."""
     args = vars(opened.common["args"]) if "args" in opened.common else {}
     for name, (like, ours) in OTHERWISE.items():
         if name in args and args[name] != like and (args[name] or like):

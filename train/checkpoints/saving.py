@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mconv.errors import CheckFailed, DiskFull, FormatError, MconvError
-from mconv.train import agree
-from mconv.train.checkpoints import folders, room, writing
-from mconv.train.checkpoints.claim import Claim, claimed
+from mconv.train.checkpoints import disk, folders, writing
+from mconv.train.checkpoints.run_lock import RunLock, locked
 from mconv.train.estimate import storage
+from mconv.train.megatron import collectives
 from mconv.train.megatron.imports import quiet
 
 Finish = Callable[[Path], None]
@@ -21,7 +21,7 @@ Finish = Callable[[Path], None]
 Then = Callable[[], None]
 """Called on every rank when a checkpoint is whole."""
 
-ENDS = ". The run ends here, and the steps since then are lost; make room, and the same command resumes"
+ENDS = ". The run ends here, and the steps since then are lost; free some space, and the same command resumes"
 """Follows the message where a full disk ends the run."""
 OR_GOES_ON = "; with --on-full-disk continue a run trains on and tries again at its next save"
 
@@ -31,7 +31,7 @@ def nothing() -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pending:
+class PendingSave:
     """A checkpoint that is being written."""
 
     iteration: int
@@ -66,10 +66,10 @@ class Saver:
     """Returns, on rank 0, the iterations that a background command is still reading."""
     others: set[int] = field(default_factory=set)
     """Iterations that another program set the tracker to: another job may resume from them."""
-    pending: Pending | None = None
+    pending: PendingSave | None = None
     owed: bool = False
     """True if the last background save failed: the next step saves again at once."""
-    claim: Claim | None = None
+    lock: RunLock | None = None
     leaving: list[threading.Thread] = field(default_factory=list)
     """Threads that remove old checkpoints: to unlink gigabytes takes a while."""
 
@@ -85,27 +85,27 @@ class Saver:
         """
         self.settle()
         try:
-            hidden = agree.on_rank_0(lambda: self._hidden(iteration))
+            hidden = collectives.on_rank_0(lambda: self._hidden(iteration))
             files = writing.begin(hidden, state, content=self.content)
         except MconvError as error:
-            agree.on_rank_0(partial(folders.clear, self.root))
+            collectives.on_rank_0(partial(folders.clear, self.root))
             self._lost(iteration, error, background=self.background)
             return
-        self.pending = Pending(iteration=iteration, files=files, finish=finish, then=then, background=self.background)
+        self.pending = PendingSave(iteration=iteration, files=files, finish=finish, then=then, background=self.background)
         if not self.background:
             self.settle()
 
     @quiet()
     def poll(self) -> None:
         """Publish the background checkpoint if all ranks have written their files; called at every step."""
-        if self.pending and agree.everywhere(self.pending.files.done()):
+        if self.pending and collectives.everywhere(self.pending.files.done()):
             self._end(self.pending)
 
     @quiet()
     def settle(self) -> None:
         """Wait for the checkpoint that is being written, and for the removal of old ones."""
         if self.pending:
-            agree.wait(self.pending.files.done)
+            collectives.wait(self.pending.files.done)
             self._end(self.pending)
         while self.leaving:
             self.leaving.pop().join()
@@ -113,8 +113,8 @@ class Saver:
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         """Hold the folder for this run. An orderly end waits for the save in progress; a failing rank abandons it."""
-        with claimed(self.root) as self.claim:
-            agree.on_rank_0(self.confirm)
+        with locked(self.root) as self.lock:
+            collectives.on_rank_0(self.confirm)
             try:
                 yield
             except CheckFailed:  # on all ranks: what was saved before is good
@@ -128,20 +128,20 @@ class Saver:
 
     def _hidden(self, iteration: int) -> Path:
         """Make a new hidden folder for this save, and remove those that killed saves have left."""
-        hidden = self.root / f".iter_{iteration:07d}.{secrets.token_hex(4)}.partial"
-        with room.noticed():
+        hidden = self.root / f".{folders.folder_of(self.root, iteration).name}.{secrets.token_hex(4)}.partial"
+        with disk.noticed():
             folders.clear(self.root)
             hidden.mkdir(parents=True)
         return hidden
 
-    def _end(self, save: Pending) -> None:
+    def _end(self, save: PendingSave) -> None:
         """Publish a checkpoint whose files all ranks have written, or remove it if one rank could not."""
         self.pending = None
         try:
             save.files.close()
-            agree.on_rank_0(partial(self._publish, save))
+            collectives.on_rank_0(partial(self._publish, save))
         except MconvError as error:
-            agree.on_rank_0(partial(folders.discard, self.root, save.files.folder))
+            collectives.on_rank_0(partial(folders.discard, self.root, save.files.folder))
             self._lost(save.iteration, error, background=save.background)
             return
         self.saved, self.owed = save.iteration, False
@@ -154,11 +154,11 @@ class Saver:
         """
         there = "there is no checkpoint yet" if self.saved is None else f"the last checkpoint is {self.saved}"
         full = isinstance(error, DiskFull)
-        why = f"{agree.on_rank_0(self._shortage)}: {error}" if full else str(error)
+        why = f"{collectives.on_rank_0(self._shortage)}: {error}" if full else str(error)
         text = f"{self.root}: iteration {iteration} was not saved: {why}; {there}"
         if full and self.skips and not self.last:
             self.owed = False
-            self.say(f"warning: {text}. Training continues, and the next save tries again; make room until then")
+            self.say(f"warning: {text}. Training continues, and the next save tries again; free some space until then")
         elif background:
             self.background, self.owed = False, True
             self.say(f"warning: {text}. From here on training waits for its saves")
@@ -169,22 +169,22 @@ class Saver:
     def _shortage(self) -> str:
         """Return the bytes of a checkpoint and the free space, after the half-written one has been removed."""
         return (
-            f"no room left on the disk of {self.root}, which has {room.told(room.free(self.root))} free, and a "
-            f"checkpoint takes about {room.told(self.size)}"
+            f"no room left on the disk of {self.root}, which has {disk.readable(disk.free(self.root))} free, and a "
+            f"checkpoint takes about {disk.readable(self.size)}"
         )
 
-    def _publish(self, save: Pending) -> None:
+    def _publish(self, save: PendingSave) -> None:
         """Add the sidecar files, rename the folder, change the tracker; only then remove expired checkpoints."""
-        with room.noticed():
+        with disk.noticed():
             save.finish(save.files.folder)
-            if self.claim:
-                self.claim.check()
+            if self.lock:
+                self.lock.check()
             pointer = folders.pointer(self.root, save.iteration)
             folders.publish(save.files.folder, folders.folder_of(self.root, save.iteration))
         with contextlib.suppress(FormatError):  # whatever it says, it is about to say another thing
             if (named := folders.latest(self.root)) not in (None, self.saved, save.iteration):
                 self.others.add(int(named))
-        folders.follow(self.root, pointer)
+        folders.move_tracker(self.root, pointer)
         for old in self._expired(save.iteration):
             try:
                 self.leaving.append(folders.remove(old))

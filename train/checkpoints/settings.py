@@ -1,18 +1,15 @@
-"""What a run's next steps depend on: a run that goes on under other settings than it was saved with says so."""
+"""Settings that the next steps depend on: a run that is resumed under different ones says so."""
 
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 from mconv.train.config import TrainConfig
-from mconv.train.config.boundaries import Boundaries
-from mconv.train.config.data import Data
-from mconv.train.config.instruction import Instruction
+from mconv.train.config.compute import Precision
+from mconv.train.config.data import Boundaries, Data, Instruction
 from mconv.train.config.length import Length
-from mconv.train.config.optimizer import Optimizer
-from mconv.train.config.precision import Precision
-from mconv.train.config.schedule import Schedule
-from mconv.train.config.trained import Trained
+from mconv.train.config.optimizer import Optimizer, Schedule
+from mconv.train.config.trainable import Trained
 
 ORDER = (Data, Instruction, Length)
 """Sections that say which samples come, and when."""
@@ -25,21 +22,21 @@ ASIDE = {
 
 
 def deciding(config: TrainConfig) -> dict[str, Any]:
-    """What a checkpoint remembers of a configuration."""
+    """Return the settings that a checkpoint remembers."""
     return {name: getattr(config, name) for name in (*_fields(*ORDER), *_fields(*STEP))}
 
 
 def changes(config: TrainConfig, then: dict[str, Any] | None, *, iteration: int) -> Iterator[str]:
-    """Lines on what is another than in the checkpoint of `iteration`; none where that remembers nothing."""
+    """Yield lines on settings that differ from those of the checkpoint of `iteration`; none if it remembers none."""
     known = {name: (then[name], value) for name, value in deciding(config).items() if then and name in then}
     other = {name: f"{name} {before} -> {now}" for name, (before, now) in known.items() if before != now}
     if other:
         yield f"warning: iteration {iteration} was saved under other settings: {', '.join(other.values())}"
     if other.keys() & set(_fields(*ORDER)):
-        yield "warning: samples may come in another order from here on: some again, some not at all"
+        yield "warning: the order of samples may change from here on: some may be repeated, others left out"
 
 
 def _fields(*sections: type) -> list[str]:
-    """Names of fields, and the seed."""
+    """Return the names of fields, and the seed."""
     names = [field.name for section in sections for field in dataclasses.fields(section)]
     return ["seed", *(name for name in names if name not in ASIDE)]

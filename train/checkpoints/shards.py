@@ -1,4 +1,4 @@
-"""A training state taken apart: what is plain, and the shards of tensors and objects, each written by one rank."""
+"""Split a training state into plain values and shards of tensors and objects, each written by one rank."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ class Shard:
 
     content: Content
     main: bool
-    """Whether this rank is the one to write it, among those that hold it."""
+    """True if this rank, among those that hold the shard, is the one to write it."""
     data: Any
     """A tensor; or an object that is pickled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What rank 0 must know of a rank: what it writes, and everything of which it holds a part."""
+    """A rank's report to rank 0: what it writes, and everything of which it holds a part."""
 
     entries: list[distcp.Entry]
     known: dict[str, tuple[DType | None, tuple[int, ...]]]
@@ -105,7 +105,7 @@ def _name(content: Content) -> str:
 def check(shares: list[Share]) -> None:
     """Raise MconvError, with names and ranks, unless all ranks agree and write every element once."""
     known: dict[str, tuple[int, Any]] = {}
-    doing = "what the ranks would write is no checkpoint"
+    doing = "checking the parts of a checkpoint"
     refuse([line for rank, share in enumerate(shares) for line in _others(share.known, rank, known)], doing=doing)
     written: dict[str, list[tuple[Box, int]]] = {name: [] for name in known}
     for rank, share in enumerate(shares):
@@ -119,16 +119,16 @@ def _others(share: Mapping[str, Any], rank: int, known: dict[str, tuple[int, Any
     for name, here in share.items():
         first, there = known.setdefault(name, (rank, here))
         if here != there:
-            yield f"{name} is {_told(here)} on rank {rank} and {_told(there)} on rank {first}"
+            yield f"{name} is {_described(here)} on rank {rank} and {_described(there)} on rank {first}"
 
 
-def _told(described: tuple[DType | None, tuple[int, ...]]) -> str:
+def _described(described: tuple[DType | None, tuple[int, ...]]) -> str:
     dtype, whole = described
     return f"{'an object' if dtype is None else dtype} {list(whole)}"
 
 
 def _once(name: str, whole: tuple[int, ...], pieces: list[tuple[Box, int]]) -> Iterator[str]:
-    """Boxes that fill the volume without overlapping hold every element once."""
+    """Yield what is wrong with the pieces of a tensor: boxes that fill it without overlapping hold each element once."""
     held, ranks = sum(volume(box) for box, _ in pieces), sorted({rank for _, rank in pieces})
     if clash := overlap([box for box, _ in pieces]):
         (box, rank), (other, second) = (pieces[number] for number in clash)

@@ -1,6 +1,6 @@
-"""A checkpoint's files: laid out by all ranks, one written by each, whole on all of them or on none.
+"""Write a checkpoint's files: laid out by all ranks, one written by each; all succeed or the checkpoint fails.
 
-A rank's file is written by a forked process, whose memory is a picture of the moment, and which starts no others. Its
+A rank's file is written by a forked process, whose memory is a snapshot, and which starts no other processes. Its
 rank holds one end of a pipe to it, so that whatever ends the process is noticed.
 """
 
@@ -21,12 +21,13 @@ import torch
 
 from mconv.convert.formats import distcp
 from mconv.errors import DiskFull, MconvError
-from mconv.train import agree
-from mconv.train.checkpoints import room, shards
-from mconv.train.orphan import end_with_parent
-from mconv.train.parallel import from_all_ranks, timeout_minutes
+from mconv.train.checkpoints import disk, shards
+from mconv.train.launch.parent_death import end_with_parent
+from mconv.train.megatron import collectives
+from mconv.train.megatron.collectives import from_all_ranks
+from mconv.train.megatron.parallel import timeout_minutes
 
-Laid = list[tuple[distcp.Part, torch.Tensor | None]]
+FileParts = list[tuple[distcp.Part, torch.Tensor | None]]
 """A rank's file: its parts, each with its tensor (None: an object, which its archive holds)."""
 
 
@@ -36,7 +37,7 @@ class Failure:
 
     text: str
     full: bool = False
-    """Whether its disk has no room."""
+    """True if its disk is full."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,10 +45,10 @@ class Writing:
     """A checkpoint that is being written, as one rank sees it. All ranks call `close` at the same time, once."""
 
     folder: Path
-    laid: Laid
-    """What this rank writes. It is held until the process is gone: pinned copies that are let go are used again."""
+    parts: FileParts
+    """The parts of this rank's file, held until the process is gone: released pinned copies are used again."""
     index: list[distcp.Entry]
-    """On rank 0: what is where in the files of all ranks."""
+    """Entries of the files of all ranks, on rank 0; empty on the others."""
     file: Path | None = None
     process: Any = None
     pipe: Connection | None = None
@@ -56,23 +57,25 @@ class Writing:
     """Why this rank's file will not be whole."""
     size: int = -1
     heard: float = field(default_factory=time.monotonic)
-    """When the file last grew."""
+    """Time at which the file last grew."""
 
     def start(self) -> None:
         """Start to write this rank's file; an error becomes a `failure`, which `close` shares with all ranks."""
-        if not self.laid:
+        if not self.parts:
             return
         try:
-            self.laid = _on_host(self.laid)
-            self._fork(self.folder / self.laid[0][0].entry.file)
+            self.parts = _on_host(self.parts)
+            self._fork(self.folder / self.parts[0][0].entry.file)
         except (OSError, RuntimeError, MemoryError) as error:  # no memory for the copies, or for a process
             self.give_up()
             self.failure = Failure(f"no writer could be started: {error}")
 
     def _fork(self, file: Path) -> None:
+        # Forked after step 10, the process writes the weights of step 10 while its rank takes step 11. What comes through
+        # the pipe: None (the file is whole), a Failure, or the end of the pipe (the process has died).
         context = multiprocessing.get_context("fork")
         self.file, (self.pipe, there) = file, context.Pipe(duplex=False)
-        self.process = context.Process(target=_write, args=(file, self.laid, there), daemon=True)
+        self.process = context.Process(target=_write, args=(file, self.parts, there), daemon=True)
         with _forking(), there:  # after that the process alone holds it: when that is gone, the pipe is at its end
             self.process.start()
 
@@ -112,7 +115,7 @@ class Writing:
                 self.process.join()
             self.pipe.close()
             self.pipe = None
-        self.laid = []
+        self.parts = []
 
     def close(self) -> None:
         """Let rank 0 write the index when all are `done`.
@@ -124,10 +127,10 @@ class Writing:
             more = f"; and {len(failures) - 3} ranks more" if len(failures) > 3 else ""
             kind = DiskFull if any(why.full for _, why in failures) else MconvError
             raise kind("; ".join(f"rank {rank} {why.text}" for rank, why in failures[:3]) + more)
-        agree.on_rank_0(self._finish)
+        collectives.on_rank_0(self._finish)
 
     def _finish(self) -> None:
-        with room.noticed():
+        with disk.noticed():
             distcp.write_index(self.folder, self.index)
             distcp.write_versions(self.folder)
 
@@ -143,16 +146,16 @@ def begin(folder: Path, state: dict[str, Any], *, content: dict[str, Any]) -> Wr
     once.
     """
     common, found = shards.take_apart({**state, "content_metadata": dict(content)})
-    laid = shards.lay_out(found, rank=torch.distributed.get_rank())
-    shares = _on_rank_0(shards.share_of(found, [part.entry for part, _ in laid]))
+    parts = shards.lay_out(found, rank=torch.distributed.get_rank())
+    shares = _on_rank_0(shards.share_of(found, [part.entry for part, _ in parts]))
 
     def first() -> None:
         shards.check(shares)
-        with room.noticed():
+        with disk.noticed():
             distcp.write_common(folder, common)
 
-    agree.on_rank_0(first)
-    writing = Writing(folder=folder, laid=laid, index=[entry for share in shares for entry in share.entries])
+    collectives.on_rank_0(first)
+    writing = Writing(folder=folder, parts=parts, index=[entry for share in shares for entry in share.entries])
     writing.start()
     return writing
 
@@ -167,14 +170,14 @@ def _on_rank_0(value: Any) -> list[Any]:
     return gathered
 
 
-def _on_host(laid: Laid) -> Laid:
+def _on_host(parts: FileParts) -> FileParts:
     """Return what the process can read: from a device a copy, through pinned memory; on the host the tensors as they are.
 
     They are contiguous: to make them so later would start threads, which a forked process cannot.
     """
     copied = [
         (part, tensor if tensor is None else tensor.detach().contiguous().to("cpu", non_blocking=True))
-        for part, tensor in laid
+        for part, tensor in parts
     ]
     torch.cuda.synchronize()
     return copied
@@ -187,15 +190,15 @@ def _how(code: int | None) -> str:
 
 
 # ---- in the forked process -------------------------------------------------------------------------------------------
-def _write(file: Path, laid: Laid, answer: Connection) -> None:
+def _write(file: Path, parts: FileParts, answer: Connection) -> None:
     """Write one file, and send back why it is not whole, or None."""
     end_with_parent(signal.SIGKILL)
     _first_to_go()
     failure = None
     try:
-        distcp.write_file(file, laid)
+        distcp.write_file(file, parts)
     except Exception as error:
-        failure = Failure(f"{file}: {error}", room.full(error))
+        failure = Failure(f"{file}: {error}", disk.full(error))
     answer.send(failure)
 
 

@@ -1,4 +1,4 @@
-"""What a run reads."""
+"""What a run reads: data files, what keeps documents apart, and conversations."""
 
 import math
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ class Data:
 
 
 def _one_source(config: Any) -> Iterator[str]:
-    """`data` to be split, prefixes for each use, or mock data."""
+    """Yield what contradicts a single source of data: `data` to be split, prefixes for each use, or mock data."""
     apart = [name for name in ("train_data", "valid_data", "test_data") if getattr(config, name) is not None]
     given = [name for name in ("data", "mock_data") if getattr(config, name)] + apart[:1]
     if not given:
@@ -85,14 +85,61 @@ def _one_source(config: Any) -> Iterator[str]:
 
 
 def _leaves(parts: list[float], eval_only: bool) -> bool:
-    """Whether a split has something to train on, or only to measure."""
+    """Return whether a split has a share to train on, or in an evaluation any share at all."""
     return len(parts) == 3 and min(parts) >= 0 < (sum(parts) if eval_only else parts[0])
 
 
 def shares(split: str | None) -> list[float]:
-    """The numbers of a split; three zeros if they are none."""
+    """Return the three numbers of a split; zeros if it has no such numbers."""
     try:
         found = [float(share) for share in (split or "100,0,0").split(",")]
         return found if all(math.isfinite(share) for share in found) else [0.0, 0.0, 0.0]
     except ValueError:
         return [0.0, 0.0, 0.0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boundaries:
+    """Document boundaries: documents that share a sample."""
+
+    reset_position_ids: bool = False
+    """Count positions from 0 in each document of a sample, instead of through the whole sample."""
+    reset_attention_mask: bool = False
+    """Keep the documents of a sample apart: no token attends to another document."""
+    eod_mask_loss: bool = False
+    """Leave out the loss after a document's last token, where the next token belongs to the next document."""
+    eod_token: int | None = None
+    """Id of the token that ends a document, for data whose record does not say it."""
+
+    @staticmethod
+    def problems(config: Any) -> Iterator[str]:
+        """Yield the broken rules of this section."""
+        yield from rules.not_negative(config, "eod_token")
+        asked = [name for name in RESETS if getattr(config, name)]
+        if config.eod_token is not None and not asked:
+            yield f"eod_token is {config.eod_token}, but none of {', '.join(RESETS)} needs it"
+        if asked and config.data_type == "instruction":
+            yield f"{asked[0]} is for running text; packing keeps conversations apart by itself, and their loss by role"
+
+
+RESETS = ("reset_position_ids", "reset_attention_mask", "eod_mask_loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """Instruction data: the loss on conversations, and how they fill a row."""
+
+    scalar_loss_mask: float = 0.0
+    """Loss weight of tokens outside answers; tokens of answers have 1."""
+    packing: bool = False
+    """Pack several conversations into one row of seq_length; none of them attends to another."""
+    variable_seq_lengths: bool = False
+    """Pad rows to the longest of their micro batch (in steps of 16) instead of seq_length."""
+
+    @staticmethod
+    def problems(config: Any) -> Iterator[str]:
+        """Yield the broken rules of this section."""
+        yield from rules.each(config, "scalar_loss_mask", "from 0 to 1; answers have 1", lambda part: 0 <= part <= 1)
+        for name in ("scalar_loss_mask", "packing", "variable_seq_lengths"):
+            if getattr(config, name) and config.data_type != "instruction":
+                yield f"{name} is for data_type instruction; data_type is {config.data_type}"

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mconv.shard.stages import Uneven
 from mconv.train.config import rules
 
 NAMED = "decoder_first_pipeline_num_layers decoder_last_pipeline_num_layers"
@@ -61,8 +62,18 @@ def _stages(config: Any) -> Iterator[str]:
         if named or counted:
             yield f"{', '.join(named + counted)}: with pp 1 there is one stage, which has all layers"
     if named and counted:
-        yield f"{' and '.join(named + counted)} do not go together: name stages' layers, or count what they have beside"
+        yield f"{' and '.join(named + counted)} do not go together: set stages' layers, or count embedding and loss"
     if config.vpp > 1 and config.variable_seq_lengths:
         yield f"vpp {config.vpp} does not go with variable_seq_lengths: interleaved stages exchange rows of one length"
     if len(named) == config.pp == 2 and config.vpp > 1:
         yield f"vpp {config.vpp} with pp 2: name the layers of one stage only; megatron-core cannot place both and chunks"
+
+
+def uneven_of(config: Parallelism) -> Uneven:
+    """Return what makes the stages of a configuration hold different numbers of layers."""
+    return Uneven(
+        first=config.decoder_first_pipeline_num_layers,
+        last=config.decoder_last_pipeline_num_layers,
+        embedding=config.account_for_embedding_in_pipeline_split,
+        loss=config.account_for_loss_in_pipeline_split,
+    )

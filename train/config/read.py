@@ -1,4 +1,4 @@
-"""A TrainConfig from plain values: names, types and help, all read off the sections."""
+"""Make a TrainConfig from plain values: names, types and help are read from the sections."""
 
 import ast
 import dataclasses
@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from mconv.errors import ConfigError, refuse
-from mconv.train.config import SECTIONS, TrainConfig, theirs
+from mconv.train.config import SECTIONS, TrainConfig, aliases
 
 WORDS = {
     "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "list[str]": "a list of words",
@@ -44,21 +44,21 @@ def fitting(name: str, value: Any) -> Any:
 
 
 def unknown(names: Iterable[Any]) -> list[str]:
-    """A problem for each name that is no field's, with what is likely meant."""
+    """Return a problem for each name that no field has, with a suggestion."""
     known = [field.name for field in dataclasses.fields(TrainConfig)]
     given = names if isinstance(names, Mapping) else None
     return [f"unknown field {name!r}{_hint(str(name), known, given)}" for name in names if name not in known]
 
 
 def _hint(name: str, known: list[str], given: Mapping[Any, Any] | None) -> str:
-    if told := theirs.advice(name, given):
+    if told := aliases.advice(name, given):
         return f"; {told}"
     close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Liberties: one prefix for a list of one, 3e-4 read as text, 1 for 1.0, and a number where a word is wanted."""
+    """Return a value with liberties taken: one item for a list of one, "3e-4" and 1 as floats, a number as a word."""
     kind = {f.name: f.type for f in dataclasses.fields(TrainConfig)}[name]
     if is_list(kind) and value is not None:
         return [_item(kind, item) for item in (value if isinstance(value, list) else [value])]
@@ -73,14 +73,14 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _item(kind: Any, item: Any) -> Any:
-    """An item of a list: 1 for 1.0 among fractions, and a number among words as the word that it was."""
+    """Return an item of a list: 1 as 1.0 among fractions, and a number among words as a word."""
     number = isinstance(item, int | float) and not isinstance(item, bool)
     of = {"list[str]": str, "list[float]": float}.get(_word(kind).removesuffix(" | None"))
     return of(item) if number and of else item
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of a field's type (the few kinds that TrainConfig has)."""
+    """Return whether a value is of a field's type (the few that TrainConfig has)."""
     word = _word(kind)
     if word.startswith("Literal"):
         return value in kind.__args__
@@ -92,18 +92,18 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def _expected(kind: Any) -> str:
-    """A field's type in words."""
+    """Return a field's type in words."""
     word = _word(kind).removesuffix(" | None")
     return f"one of {', '.join(kind.__args__)}" if word.startswith("Literal") else WORDS[word]
 
 
 def is_text(kind: Any) -> bool:
-    """Whether a field holds a word, whatever it looks like."""
+    """Return whether a field holds text, even if that looks like a number."""
     return _word(kind).startswith(("str", "Literal"))
 
 
 def is_list(kind: Any) -> bool:
-    """Whether a field holds several values."""
+    """Return whether a field holds a list."""
     return _word(kind).startswith("list")
 
 
@@ -113,7 +113,7 @@ def _word(kind: Any) -> str:
 
 @cache
 def help_of() -> dict[str, str]:
-    """What each field means, in the order of the sections: the string under it in its file, on one line."""
+    """Return the help of each field, in the order of the sections: the string below it in its class, on one line."""
     return {name: text for section in SECTIONS for name, text in _texts(section)}
 
 

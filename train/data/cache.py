@@ -1,4 +1,4 @@
-"""Index files of datasets, made once: beside their place, which they get when they are whole."""
+"""Index files of datasets, built once in a temporary folder, which is renamed when they are complete."""
 
 import contextlib
 import hashlib
@@ -15,16 +15,16 @@ import xxhash
 
 from mconv.convert.staging import sync
 from mconv.errors import ConfigError, FormatError
-from mconv.train.agree import on_rank_0
-from mconv.train.data.index import beside
-from mconv.train.parallel import rank
+from mconv.train.data.index import with_ending
+from mconv.train.megatron.collectives import on_rank_0
+from mconv.train.megatron.parallel import rank
 
 PIECE = 1 << 24
 """Bytes of an index that are read together."""
 
 
 def cached(make: Callable[[Path], Any], *, cache: Path, prefixes: Sequence[Path], told: Any) -> Any:
-    """What `make` builds, with its index files in a folder under `cache` of which nobody sees a part.
+    """Return what `make` builds, its index files in a folder under `cache` that appears only when it is whole.
 
     All ranks call it: rank 0 writes the files, the others wait and read them. A second start with the same `prefixes`
     and the same `told` (plain values) finds them there, unless the data was written anew. Raises ConfigError where the
@@ -53,7 +53,7 @@ def _trouble(error: BaseException) -> str:
 
 
 def _begin(cache: Path, prefixes: Sequence[Path], told: Any) -> tuple[Path, Path]:
-    """(folder to use, folder where it belongs): the same one where an earlier start has filled it.
+    """Return (folder to use, folder where it belongs): twice the same one if an earlier start has filled it.
 
     Raises ConfigError where neither can be written, FormatError where the earlier start's files are damaged.
     """
@@ -69,11 +69,11 @@ def _begin(cache: Path, prefixes: Sequence[Path], told: Any) -> tuple[Path, Path
 
 
 def _key(prefixes: Sequence[Path], told: Any) -> str:
-    """A name that changes with what is asked for, and when a prefix is written anew with documents of other lengths."""
+    """Return a name that changes with what is asked for, and with the lengths of the documents of each prefix."""
     digest = hashlib.sha256(json.dumps([*map(str, prefixes), told]).encode())
     for prefix in prefixes:
         file = xxhash.xxh3_128()
-        with beside(prefix, ".idx").open("rb") as index:
+        with with_ending(prefix, ".idx").open("rb") as index:
             while piece := index.read(PIECE):
                 file.update(piece)
         digest.update(file.digest())
@@ -81,7 +81,7 @@ def _key(prefixes: Sequence[Path], told: Any) -> str:
 
 
 def _check(folder: Path) -> None:
-    """Raises FormatError at an index file that is damaged: megatron-core would take it for a pickle."""
+    """Raise FormatError at an index file that is damaged: megatron-core would take it for a pickle."""
     for path in sorted(folder.glob("*.npy")):
         try:
             np.lib.format.open_memmap(path, mode="r")

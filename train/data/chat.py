@@ -6,7 +6,7 @@ from enum import IntEnum
 from typing import Any
 
 from mconv.errors import MconvError
-from mconv.train.data.bad import BadRecord, Kind
+from mconv.train.data.bad_records import BadRecord, Kind
 from mconv.train.data.claims import unknown_fields
 
 
@@ -26,7 +26,7 @@ ROLES: dict[str, tuple[str, Role]] = {
     "tool": ("tool", Role.PROMPTER), "observation": ("tool", Role.PROMPTER), "ipython": ("ipython", Role.PROMPTER),
     "function": ("function", Role.PROMPTER),
 }  # fmt: skip
-"""What data sets call who speaks, in any case: the chat templates' word for it, and whose tokens these are."""
+"""Role names of data sets, in any case -> the chat templates' name of the role, and the role of the tokens."""
 
 
 @dataclass(slots=True)
@@ -37,18 +37,18 @@ class Turn:
     message: dict[str, Any]
     """The turn as a chat template gets it: role, content and every other field that is not null."""
     extras: Sequence[str] = ()
-    """Fields of `message` beside role and content that say something: a template must write them."""
+    """Fields of `message`, apart from role and content, that are not empty: a template must write them."""
     switch: bool | None = None
-    """Whether the record has the loss count it; None: it does not say."""
+    """True or false if a switch in the record says whether the loss counts the turn; None without one."""
 
     @property
     def counted(self) -> Role:
-        """The role of its tokens in the role file. An answer that the loss does not count is part of the prompt."""
+        """Return the role of its tokens in the role file. An answer without loss is part of the prompt."""
         return Role.PROMPTER if self.role is Role.ASSISTANT and self.switch is False else self.role
 
     @property
     def content(self) -> Any:
-        """What is said: a text, a list of parts, or None."""
+        """Return what is said: a text, a list of parts, or None."""
         return self.message.get("content")
 
 
@@ -58,7 +58,7 @@ class Talk:
 
     turns: list[Turn]
     options: dict[str, Any] = field(default_factory=dict)
-    """`tools` and `documents`, as apply_chat_template takes them."""
+    """Arguments `tools` and `documents` of apply_chat_template."""
     variables: dict[str, Any] = field(default_factory=dict)
     """Other variables of the chat template."""
     ignored: list[str] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Template:
     words: dict[str, str]
     """Its word for each role that it can write."""
     header_is_answer: bool
-    """Whether the assistant's <|im_start|>WORD counts as said by it. To a model that is asked, it is given."""
+    """True if the assistant's <|im_start|>WORD counts as part of its answer. In a prompt to a model it is given."""
 
 
 OWN = "tokenizer"
@@ -86,7 +86,7 @@ TEMPLATES = {
     "chatml": Template({word: word for word in ("system", "user", "assistant")}, header_is_answer=False),
     "megatron-llm": Template({"system": "system", "user": "question", "assistant": "answer"}, header_is_answer=True),
 }
-"""Templates by name, beside the tokenizer's own; the second gives Megatron-LLM's files byte for byte."""
+"""Templates by name, apart from the tokenizer's own; the second gives Megatron-LLM's files byte for byte."""
 
 
 def spelled(talk: Talk, name: str) -> list[Part]:

@@ -1,4 +1,4 @@
-"""Before the first step: is the data whole, long enough, and of this model? All that is wrong, at once."""
+"""Check before the first step that the data is complete, long enough and fits the model; report all problems at once."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ them are looked at once more when they are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class PrefixShare:
     """One use of some prefixes: the share of each between two edges, for training or validation."""
 
     name: str
@@ -28,7 +28,7 @@ class Part:
     edges: tuple[float, float] = (0.0, 1.0)
 
 
-def check(used: Sequence[Part], *, vocab_size: int, seq_length: int) -> None:
+def check(used: Sequence[PrefixShare], *, vocab_size: int, seq_length: int) -> None:
     """Refuse data that is missing, damaged, too short for one sample, or holds ids that the model does not have.
 
     Each part of each prefix must have a sample: megatron-core counts for ever in an empty one.
@@ -50,7 +50,7 @@ def conversations(prefixes: Sequence[Path], *, vocab_size: int) -> dict[Path, Co
 def _opened(
     prefixes: Sequence[Path], how: Callable[[Path], Data], problems: Callable[[Data], Iterator[str]]
 ) -> dict[Path, Data]:
-    """Each prefix opened once: its files are looked at whole. Raises all problems together, as `each`."""
+    """Open each prefix once, its files checked whole. Raises all problems together, as `each`."""
     found: dict[Path, Data] = {}
 
     def open_one(prefix: Path) -> Iterator[str]:
@@ -75,7 +75,7 @@ def each(things: Sequence[Any], problems: Callable[[Any], Iterator[str]]) -> Non
 
 
 def _text(data: Indexed, vocab_size: int, *, most: int) -> Iterator[str]:
-    """Problems of a prefix as plain text."""
+    """Yield the problems of a prefix as plain text."""
     prefix = data.prefix
     twin = prefix.with_name(prefix.name.removesuffix(ROLE) + TEXT + ".bin")
     if prefix.name.endswith(ROLE) and twin.is_file():
@@ -86,7 +86,7 @@ def _text(data: Indexed, vocab_size: int, *, most: int) -> Iterator[str]:
 
 
 def unknown_ids(data: Indexed, vocab_size: int, *, most: int) -> Iterator[str]:
-    """A problem if there is an id that the model has no row for, `most` of them looked at."""
+    """Yield a problem if there is an id that the model has no row for, `most` of them looked at."""
     record = read_record(data.prefix)
     lowest, highest = (0, record.max_id) if record else data.extremes(most=most)
     if highest >= vocab_size:
@@ -98,18 +98,18 @@ def unknown_ids(data: Indexed, vocab_size: int, *, most: int) -> Iterator[str]:
         yield f"{data.prefix} holds token id {lowest}; ids begin at 0, so it is damaged or no text"
 
 
-def _long_enough(data: Indexed, part: Part, seq_length: int) -> Iterator[str]:
-    """megatron-core splits by sequences, at rounded numbers of them."""
+def _long_enough(data: Indexed, part: PrefixShare, seq_length: int) -> Iterator[str]:
+    """Yield a problem if a share of a prefix is shorter than one sample. megatron-core splits at rounded sequences."""
     first, last = (round(len(data) * edge) for edge in part.edges)
     held = int(data.lengths[first:last].sum())
     if held < seq_length + 1:
         whole = part.edges == (0.0, 1.0)
         of = f"{held} tokens" if whole else f"{held} tokens of whole documents for {part.name}, after the split"
-        yield f"{data.prefix} holds {of}; one sample of seq_length {seq_length} needs one more"
+        yield f"{data.prefix} holds {of}; one sample of seq_length {seq_length} needs {seq_length + 1}"
 
 
 def end_of_document(prefixes: Sequence[Path], *, given: int | None, wanted_by: str) -> int:
-    """The token that ends each document, from the records beside the data, or as the user says where there are none.
+    """Return the token that ends each document, by the records beside the data, or `given` where there are none.
 
     `wanted_by` names the option that needs it. Raises ConfigError if documents have no such end, or not all the same.
     """
@@ -140,7 +140,7 @@ def _ends(prefix: Path, record: Tokenized | None, given: int | None, wanted_by: 
 
 
 def _other_ends(data: Indexed, wanted: int | None) -> Iterator[str]:
-    """A problem if one of the first documents does not end in `wanted`, whoever says that they do."""
+    """Yield a problem if one of the first documents does not end in `wanted`."""
     ends = data.ends if len(data.ends) else range(1, len(data) + 1)
     for number, end in enumerate(map(int, ends[:LOOKED_AT])):
         if end and data.lengths[end - 1] and (last := data[end - 1][-1]) != wanted:

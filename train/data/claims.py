@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from mconv.train.data.bad import BadRecord, Kind
+from mconv.train.data.bad_records import BadRecord, Kind
 
 
 class Use(str, Enum):
-    """What is done with a field."""
+    """Uses of a field."""
 
     TURNS = "the list of turns"
     QUESTION = "what the user says, where there is no list; beside a list it must repeat a turn of the user"
@@ -90,7 +90,7 @@ class Keys:
     question: str | None = None
     answer: str | None = None
     system: str | None = None
-    """Beside those of the table."""
+    """An additional name of the system text; the table's names stay."""
     input: str | None = None
 
 

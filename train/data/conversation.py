@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mconv.train.data.bad import BadRecord, Kind
+from mconv.train.data.bad_records import BadRecord, Kind
 from mconv.train.data.chat import ROLES, Role, Talk, Turn
 from mconv.train.data.claims import EMPTY, Keys, Use, learnt, record_claims, unknown_fields
-from mconv.train.data.text import named, typed
+from mconv.train.data.text import in_words, named
 from mconv.train.data.turns import turn_of
 
 Fields = dict[Use, dict[str, Any]]
@@ -23,7 +23,7 @@ def talk_of(record: Any, keys: Keys, ignore: frozenset[str] = frozenset()) -> Ta
     made.turns = _turns(record, fields, keys, ignore, made)
     made.options = {name: found for name, value in fields.get(Use.OPTION, {}).items() if (found := _objects(name, value))}
     for name, value in fields.get(Use.VARIABLES, {}).items():
-        made.variables |= _typed(value, dict, name)
+        made.variables |= _of_type(value, dict, name)
     _switch_off(made.turns, fields)
     return made
 
@@ -57,7 +57,7 @@ def _turns(record: dict[str, Any], fields: Fields, keys: Keys, ignore: frozenset
         _repeated(turns, fields)
     else:
         turns = _asked(record, fields, keys)
-    systems = {name: _typed(value, str, name) for name, value in fields.get(Use.SYSTEM, {}).items()}
+    systems = {name: _of_type(value, str, name) for name, value in fields.get(Use.SYSTEM, {}).items()}
     said = {name: text for name, text in systems.items() if text or name == keys.system}
     return _with_system(_same(said, "system text"), next(iter(said)), turns) if said else turns
 
@@ -87,13 +87,13 @@ def _asked(record: dict[str, Any], fields: Fields, keys: Keys) -> list[Turn]:
     """Return the turns of a record without a list: pairs of its history, the question with its input, the answer."""
     texts = {}
     for use, given, default in ((Use.QUESTION, keys.question, "question"), (Use.ANSWER, keys.answer, "answer")):
-        found = {name: _typed(value, str, name) for name, value in fields.get(use, {}).items()}
+        found = {name: _of_type(value, str, name) for name, value in fields.get(use, {}).items()}
         if not found or keys.messages:
             raise _nothing(record, fields, keys, {use: given or default})
         texts[use] = _same(found, use.name.lower())
-    inputs = {name: _typed(value, str, name) for name, value in fields.get(Use.INPUT, {}).items()}
+    inputs = {name: _of_type(value, str, name) for name, value in fields.get(Use.INPUT, {}).items()}
     question = "\n".join(text for text in (texts[Use.QUESTION], *inputs.values()) if text)
-    pairs = [pair for value in fields.get(Use.HISTORY, {}).values() for pair in _typed(value, list, "history")]
+    pairs = [pair for value in fields.get(Use.HISTORY, {}).values() for pair in _of_type(value, list, "history")]
     return [turn for pair in [*map(_pair, pairs), (question, texts[Use.ANSWER])] for turn in _exchange(*pair)]
 
 
@@ -137,10 +137,10 @@ def _repeated(turns: list[Turn], fields: Fields) -> None:
                 )
 
 
-def _typed(value: Any, kind: type, name: str) -> Any:
+def _of_type(value: Any, kind: type, name: str) -> Any:
     """Return a value of the wanted type. Raises BadRecord on others."""
     if not isinstance(value, kind):
-        raise BadRecord(Kind.WRONG_TYPE, f"{name} holds {typed(value)}; it must be {typed(kind())}")
+        raise BadRecord(Kind.WRONG_TYPE, f"{name} holds {in_words(value)}; it must be {in_words(kind())}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""megatron-core's GPTDataset over `.bin/.idx` prefixes: its samples, with documents kept apart where that is asked."""
+"""megatron-core's GPTDataset over `.bin/.idx` prefixes, with documents kept apart if asked."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -30,12 +30,12 @@ SURPLUS = 0.005
 
 @dataclass(frozen=True, slots=True)
 class _Tokenizer:
-    """What GPTDataset asks of a tokenizer: neither number is a token's, since nothing is padded and `eod` is not used."""
+    """A stand-in for GPTDataset's tokenizer. Neither number is a token: nothing is padded, and `eod` is not used."""
 
     pad: int = -(1 << 62)
     eod: int = -2
     vocab_size: int | None = None
-    """None: the width of the file's ids is what its index says, not what a vocabulary suggests."""
+    """Always None: the width of the ids is that of the index, not what a vocabulary suggests."""
 
     @property
     def unique_identifiers(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Text(GPTDataset):
 
     @staticmethod
     def build_low_level_dataset(dataset_path: str, config: Any) -> Any:
-        """The tokens, which it reads through a map of the file into memory or, where that is not wanted, we do."""
+        """Return the tokens: through megatron-core's memory map, or read by `Tokens` if no map is wanted."""
         data = IndexedDataset(dataset_path, mmap=config.mmap_bin_files)
         if not config.mmap_bin_files:
             data.bin_reader = Tokens(Path(f"{dataset_path}.bin"), data.index.dtype)
@@ -74,7 +74,7 @@ def datasets(
     cache: Path,
     mmap: bool = True,
 ) -> list[Any]:
-    """Datasets for training, validation and test, each of at least `samples` samples; None where that is 0.
+    """Return datasets for training, validation and test, each of at least `samples` samples; None where that is 0.
 
     One blend is cut by `split`, three are one for each use. All ranks call it: rank 0 builds the index files under
     `cache`, the others wait and read them; a second start finds them there. `samples` of None is one epoch.
@@ -95,7 +95,7 @@ def datasets(
 
 
 def _build(at: Path, *, told: dict[str, Any], samples: list[int | None], mmap: bool) -> list[Any]:
-    """megatron-core's builder, with its index files in the folder `at`."""
+    """Run megatron-core's builder, with its index files in the folder `at`."""
     config = GPTDatasetConfig(
         **told, path_to_cache=str(at), tokenizer=_Tokenizer(), mmap_bin_files=mmap, reset_position_ids=False,
         reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False,
@@ -109,12 +109,12 @@ def _build(at: Path, *, told: dict[str, Any], samples: list[int | None], mmap: b
 
 
 def _mix(blend: Blend) -> tuple[list[str], list[float] | None]:
-    """megatron-core's form. Without weights it takes prefixes in proportion to their sequences."""
+    """Return a blend in megatron-core's form. Without weights it takes prefixes in proportion to their sequences."""
     return [str(prefix) for prefix in blend.prefixes], blend.weights if len(blend.prefixes) > 1 else None
 
 
 def _surplus(mix: Blend | None, samples: int) -> float:
-    """What keeps megatron-core from drawing more of a prefix than it has made, where many are blended to few samples.
+    """Return the surplus with which megatron-core makes enough samples of each prefix, if many are blended to few.
 
     It rounds each prefix's share of the samples up, and then draws its share of the sum of these.
     """
@@ -158,5 +158,5 @@ class Apart:
 
 
 def positions_within(documents: Int[Tensor, "s"]) -> Int[Tensor, "s"]:
-    """Positions from 0 in each document, from the rising number of each token's document."""
+    """Return positions from 0 in each document, from the rising number of each token's document."""
     return torch.arange(len(documents)) - torch.searchsorted(documents, documents)

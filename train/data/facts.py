@@ -1,4 +1,4 @@
-"""What token data is, for people: counts and lengths from the index, ids and endings from samples of the .bin."""
+"""Describe token data for people: counts and lengths from the index, ids and endings from samples of the .bin."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mconv.errors import FormatError
-from mconv.train.data.index import CHUNK, ROLE, TEXT, Indexed, beside, open_index
+from mconv.train.data.index import CHUNK, ROLE, TEXT, Indexed, open_index, with_ending
 from mconv.train.data.record import Tokenized, read_record
 
 SAMPLED = 16 << 20
@@ -30,7 +30,7 @@ def prefix_of(path: Path) -> Path | None:
         outer = prefix.with_name(prefix.name.removesuffix(ending))
         if prefix.name.endswith(ending) and _is_talk(outer):
             return outer
-    if _is_talk(prefix) or beside(prefix, ".idx").is_file() or (path.name.endswith(".idx") and path.is_file()):
+    if _is_talk(prefix) or with_ending(prefix, ".idx").is_file() or (path.name.endswith(".idx") and path.is_file()):
         return prefix
     return None
 
@@ -42,20 +42,20 @@ def prefixes_of(folder: Path) -> list[Path]:
 
 
 def _is_talk(prefix: Path) -> bool:
-    return bool(prefix.name) and any(beside(prefix, f"{ending}.idx").is_file() for ending in (TEXT, ROLE))
+    return bool(prefix.name) and any(with_ending(prefix, f"{ending}.idx").is_file() for ending in (TEXT, ROLE))
 
 
 def facts(prefix: Path) -> dict[str, Any]:
     """Return what the data of a prefix is. Raises FormatError, with the file's name, on what is missing or damaged."""
     if not _is_talk(prefix):
         return _of_text(prefix, open_index(prefix), "token data")
-    text, role = open_index(beside(prefix, TEXT)), open_index(beside(prefix, ROLE))
+    text, role = open_index(with_ending(prefix, TEXT)), open_index(with_ending(prefix, ROLE))
     if not np.array_equal(text.lengths, role.lengths):
         raise FormatError(
             f"{role.prefix} does not fit {text.prefix.name}: the lengths of their conversations differ; make both again"
         )
     known = _of_text(prefix, text, "instruction data (tokens, and who says each of them)")
-    size = sum(beside(role.prefix, ending).stat().st_size for ending in (".bin", ".idx"))
+    size = sum(with_ending(role.prefix, ending).stat().st_size for ending in (".bin", ".idx"))
     return {**known, "bytes": known["bytes"] + size, "roles": _roles(role)}
 
 
@@ -69,7 +69,7 @@ def _of_text(prefix: Path, data: Indexed, what: str) -> dict[str, Any]:
         "sequences": len(data),
         "tokens": len(data.tokens),
         "dtype": data.tokens.dtype.name,
-        "bytes": sum(beside(data.prefix, ending).stat().st_size for ending in (".bin", ".idx")),
+        "bytes": sum(with_ending(data.prefix, ending).stat().st_size for ending in (".bin", ".idx")),
         "lengths": {"min": int(documents.min()), "median": float(np.median(documents)), "max": int(documents.max())},
         "ids": {"min": ids[0], "max": ids[1], "looked_at": looked_at},
         "endings": _endings(data, record),

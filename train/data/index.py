@@ -1,4 +1,4 @@
-"""A `.bin/.idx` pair as it lies on disk: any program's, checked before it is believed."""
+"""A `.bin/.idx` pair on disk, written by any program and checked before use."""
 
 import os
 import struct
@@ -45,7 +45,7 @@ class Tokens:
         return self.read(self.dtype, max(0, stop - start), start * self.dtype.itemsize)
 
     def read(self, dtype: npt.DTypeLike, count: int | np.integer, offset: int | np.integer) -> npt.NDArray[np.integer]:
-        """`count` ids from byte `offset` on: megatron-core's call. Raises FormatError where the file has fewer."""
+        """Return `count` ids from byte `offset` on: megatron-core's call. Raises FormatError where the file has fewer."""
         found = np.empty(int(count), dtype)
         missing, at = found.view(np.uint8).data, int(offset)
         while missing:
@@ -76,7 +76,7 @@ class Indexed:
         return self.tokens.read(self.tokens.dtype, self.lengths[number], self.starts[number])
 
     def extremes(self, *, most: int | None = None) -> tuple[int, int]:
-        """The smallest and the largest id: of all, or of parts spread over the file that have `most` ids or so."""
+        """Return the smallest and the largest id: of all, or of parts spread over the file with about `most` ids."""
         starts = range(0, len(self.tokens), CHUNK)
         step = max(1, len(starts) * CHUNK // most) if most else 1
         parts = (self.tokens[start : start + CHUNK] for start in starts[::step])
@@ -84,14 +84,14 @@ class Indexed:
         return min((low for low, _ in ends), default=0), max((high for _, high in ends), default=-1)
 
 
-def beside(prefix: Path, suffix: str) -> Path:
-    """PREFIX with a suffix; `with_suffix` would cut a prefix that has a dot in its name."""
+def with_ending(prefix: Path, suffix: str) -> Path:
+    """Return PREFIX with a suffix; `with_suffix` would cut a prefix that has a dot in its name."""
     return prefix.with_name(prefix.name + suffix)
 
 
 def open_index(prefix: Path) -> Indexed:
     """Open PREFIX.bin and PREFIX.idx. Raises FormatError, with the file's name, on what is missing or damaged."""
-    data, index = beside(prefix, ".bin"), beside(prefix, ".idx")
+    data, index = with_ending(prefix, ".bin"), with_ending(prefix, ".idx")
     refuse(missing(prefix)[:1], doing="reading data", kind=FormatError)
     dtype, sequences, documents = _header(index)
     sizes = [4 * sequences, 8 * sequences, 8 * documents]
@@ -118,12 +118,12 @@ def missing(prefix: Path) -> list[str]:
     how = f"mconv data {command} ... --out {made} makes it"
     if prefix.suffix in (".bin", ".idx"):
         how = f"give the prefix without {prefix.suffix}"
-    paths = (beside(prefix, ending) for ending in (".bin", ".idx"))
+    paths = (with_ending(prefix, ending) for ending in (".bin", ".idx"))
     return [f"{path}: no such file; {how}" for path in paths if not path.is_file()]
 
 
 def _header(index: Path) -> tuple[type[np.generic], int, int]:
-    """(dtype, sequences, entries of the list of documents)."""
+    """Return (dtype, sequences, entries of the list of documents)."""
     with index.open("rb") as file:
         head = file.read(HEADER)
     if head.startswith(OLD_MAGIC):
@@ -137,7 +137,7 @@ def _header(index: Path) -> tuple[type[np.generic], int, int]:
 
 
 def _check(found: Indexed, index: Path) -> None:
-    """The sequences must lie one behind the other and fill the file: what reads them does not look again."""
+    """Check that the sequences are contiguous and fill the file: readers do not look again."""
     ids, width = found.tokens, found.tokens.dtype.itemsize
     after = np.cumsum(found.lengths, dtype=np.int64) * width
     if found.lengths.min() < 0:

@@ -1,4 +1,4 @@
-"""Conversations to Megatron-LLM's two pairs of files: the tokens, and who says each of them."""
+"""Tokenize conversations to Megatron-LLM's two pairs of files: the tokens, and the role of each."""
 
 import dataclasses
 import json
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from mconv.errors import FormatError, MconvError
-from mconv.train.data.bad import REJECTED, BadRecord, Kind, OnBad, Rejected, Rejects
+from mconv.train.data.bad_records import REJECTED, BadRecord, Kind, OnBad, Rejected, Rejects
 from mconv.train.data.chat import OWN, Part, Role, Talk, check_template, spelled
 from mconv.train.data.claims import Keys
 from mconv.train.data.conversation import talk_of
-from mconv.train.data.index import beside
+from mconv.train.data.index import with_ending
 from mconv.train.data.pool import BATCH, in_batches
 from mconv.train.data.record import Tokenized, appearing, facts, load_tokenizer
 from mconv.train.data.sources import ROLE, TEXT
@@ -30,24 +30,24 @@ END = 3
 """Tokens at the end of an answer among which the one that ends it is looked for: a template may add a line's end."""
 
 
-class Said(NamedTuple):
+class TokenizedTalk(NamedTuple):
     """A conversation as tokens."""
 
     ids: list[int]
     roles: list[int]
-    """Of each token."""
+    """The role of each token."""
     ended: bool
-    """Whether the last answer has a special token at its end, by which a model learns to stop; true without an answer."""
+    """True if the last answer ends in a special token, by which a model learns to stop, or if there is no answer."""
     talk: tuple[int, list[str], list[str]] = (0, [], [])
     """Answers that are excluded from the loss; fields that were ignored, and that say nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class How:
-    """How a record becomes tokens: all that a process that tokenizes has to know."""
+class Encoding:
+    """All that a tokenizing process needs to turn a record into tokens."""
 
     folder: Path
-    """Of the tokenizer."""
+    """The tokenizer's folder."""
     template: str
     keys: Keys
     ignore: frozenset[str]
@@ -83,18 +83,18 @@ def instruct(
     known = facts(tokenizer, append_eod=append_eod, prepend_bos=prepend_bos)
     check_template(template, load_tokenizer(tokenizer))
     if not load_tokenizer(tokenizer).is_fast:
-        raise MconvError(f"{tokenizer}: not a fast tokenizer; no other tells from which letters a token comes")
+        raise MconvError(f"{tokenizer}: not a fast tokenizer; only fast ones say from which characters a token comes")
     ends = [f"{kind}{suffix}" for kind in (TEXT, ROLE) for suffix in (".bin", ".idx")] + [f"{TEXT}.mconv.json"]
-    how = How(
+    how = Encoding(
         folder=tokenizer, template=template, keys=keys or Keys(), ignore=frozenset(ignore_fields), bad=bad,
         bos=known["prepend_bos"], eos=known["append_eod"],
     )  # fmt: skip
-    outputs = [beside(prefix, end) for end in ends]
-    listed = beside(prefix, f"{TEXT}{REJECTED}")
+    outputs = [with_ending(prefix, end) for end in ends]
+    listed = with_ending(prefix, f"{TEXT}{REJECTED}")
     with appearing(outputs, maybe=listed, overwrite=overwrite) as parts:
         with closing(Rejects(parts[-1])) as rejects:
             raws = _raws(sources, bad, rejects)
-            said = in_batches(raws, partial(_said, how=how), workers=workers, letters=lambda raw: raw.size)
+            said = in_batches(raws, partial(_tokenize_batch, how=how), workers=workers, letters=lambda raw: raw.size)
             counts = _write(good(said, rejects), parts, known, progress)
             rejects.check()
         made = Tokenized(**known, **counts, template=template, on_bad_record=on_bad_record, **rejects.facts(listed.name))
@@ -110,27 +110,27 @@ def _raws(sources: Iterable[Path], bad: OnBad, rejects: Rejects) -> Iterator[Raw
             yield raw
 
 
-def _said(batch: list[Raw], *, how: How) -> list[Said | Rejected]:
+def _tokenize_batch(batch: list[Raw], *, how: Encoding) -> list[TokenizedTalk | Rejected]:
     """Return ids and roles of each conversation of a batch; none for one without turns."""
     tokenizer = load_tokenizer(how.folder)
-    read = [_spoken(raw, how, tokenizer) for raw in batch]
+    read = [_read(raw, how, tokenizer) for raw in batch]
     texts = ["".join(text for _, text in found[1]) for found in read if not isinstance(found, Rejected)]
     coded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False) if texts else {}
     tokens = zip(coded.get("input_ids", []), coded.get("offset_mapping", []), strict=True)
     special = {*tokenizer.all_special_ids, *(n for n, token in tokenizer.added_tokens_decoder.items() if token.special)}
-    made: list[Said | Rejected] = []
+    made: list[TokenizedTalk | Rejected] = []
     for raw, found in zip(batch, read, strict=True):
         if isinstance(found, Rejected):
             made.append(found)
             continue
         try:
-            made.append(_told(*found, *next(tokens), special, how))
+            made.append(_tokenized(*found, *next(tokens), special, how))
         except BadRecord as error:
             made.append(how.bad(error, raw.place))
     return made
 
 
-def _spoken(raw: Raw, how: How, tokenizer: Any) -> tuple[Talk, list[Part]] | Rejected:
+def _read(raw: Raw, how: Encoding, tokenizer: Any) -> tuple[Talk, list[Part]] | Rejected:
     """Return the conversation of a record and the parts of its text, or what is wrong with it."""
     if isinstance(raw.value, Rejected):
         return raw.value
@@ -147,13 +147,13 @@ def _spoken(raw: Raw, how: How, tokenizer: Any) -> tuple[Talk, list[Part]] | Rej
     return talk, parts
 
 
-def _told(
-    talk: Talk, parts: list[Part], ids: list[int], offsets: Sequence[tuple[int, int]], special: Set[int], how: How
-) -> Said:
+def _tokenized(
+    talk: Talk, parts: list[Part], ids: list[int], offsets: Sequence[tuple[int, int]], special: Set[int], how: Encoding
+) -> TokenizedTalk:
     """Return the tokens of a conversation, with their roles."""
     marked = _marked(ids, _roles(offsets, parts), how.bos, how.eos)
     excluded = sum(turn.counted is not turn.role for turn in talk.turns)
-    return Said(*marked, ends(*marked, special), (excluded, talk.ignored, talk.unread))
+    return TokenizedTalk(*marked, ends(*marked, special), (excluded, talk.ignored, talk.unread))
 
 
 def _roles(offsets: Sequence[tuple[int, int]], spoken: Sequence[Part]) -> list[int]:
@@ -172,7 +172,7 @@ def _roles(offsets: Sequence[tuple[int, int]], spoken: Sequence[Part]) -> list[i
 
 
 def ends(ids: Sequence[int], roles: Sequence[int], special: Set[int]) -> bool:
-    """Whether the last answer has a token at its end that says so; true too where there is no answer."""
+    """Return whether the last answer has a special token at its end; true too if there is no answer."""
     answer = int(Role.ASSISTANT)
     last = next((at for at in range(len(roles) - 1, -1, -1) if roles[at] == answer), None)
     if last is None:
@@ -181,7 +181,7 @@ def ends(ids: Sequence[int], roles: Sequence[int], special: Set[int]) -> bool:
 
 
 def _marked(ids: list[int], roles: list[int], bos: int | None, eos: int | None) -> tuple[list[int], list[int]]:
-    """With BOS, which nobody answers, and EOS, which the last to speak says."""
+    """Return ids and roles with BOS, as the prompter's at most, and EOS, in the role of the last token."""
     if not ids:
         return [], []
     head, tail = marks(ids, bos, eos)
@@ -189,7 +189,7 @@ def _marked(ids: list[int], roles: list[int], bos: int | None, eos: int | None) 
 
 
 def _write(
-    said: Iterable[Said], parts: Sequence[Path], known: dict[str, Any], progress: Callable[[int], None]
+    said: Iterable[TokenizedTalk], parts: Sequence[Path], known: dict[str, Any], progress: Callable[[int], None]
 ) -> dict[str, Any]:
     """Feed megatron-core's builders, and return the counts. Megatron-LLM marks no documents, nor do these files."""
     from mconv.train.megatron.imports import IndexedDatasetBuilder
@@ -203,7 +203,7 @@ def _write(
 
 
 def _add(
-    texts: Any, roles: Any, said: Iterable[Said], known: dict[str, Any], progress: Callable[[int], None]
+    texts: Any, roles: Any, said: Iterable[TokenizedTalk], known: dict[str, Any], progress: Callable[[int], None]
 ) -> dict[str, Any]:
     """Add every conversation that is not empty, and count. Raises FormatError if none has an answer to learn from."""
     counts = {"documents": 0, "empty": 0, "tokens": 0, "max_id": -1, "answer_tokens": 0, "unended": 0, "excluded": 0}

@@ -1,4 +1,4 @@
-"""Conversations as samples: the answers trained, the rest weighed, several to a row where they are packed."""
+"""Conversations as samples: loss on answers, a weight for other tokens, several to a row if they are packed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.train.data.chat import Role
-from mconv.train.data.index import CHUNK, Indexed, beside, open_index
+from mconv.train.data.index import CHUNK, Indexed, open_index, with_ending
 from mconv.train.data.loader import Shuffled
 from mconv.train.data.packing import pack
 from mconv.train.data.sources import ROLE, TEXT
@@ -35,7 +35,7 @@ class Conversations:
 
 def open_conversations(prefix: Path) -> Conversations:
     """Open PREFIX-text and PREFIX-role, mconv's or Megatron-LLM's. Raises FormatError if they do not match."""
-    text, role = (open_index(beside(prefix, kind)) for kind in (TEXT, ROLE))
+    text, role = (open_index(with_ending(prefix, kind)) for kind in (TEXT, ROLE))
     if len(text) != len(role):
         raise FormatError(f"{role.prefix}: {len(role)} conversations, {text.prefix} has {len(text)}; make both again")
     if (other := np.flatnonzero(text.lengths != role.lengths)).size:
@@ -70,7 +70,7 @@ class Rows:
         return len(self.rows)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        """tokens, labels, loss_mask and position_ids, each [s]; `documents` too where rows are shared."""
+        """Return tokens, labels, loss_mask and position_ids, each [s]; also `documents` where rows are shared."""
         said = [self._one(conversation) for conversation in self.rows[number]]
         lengths = np.array([len(ids) - 1 for ids, _ in said])
         sample = {
@@ -83,12 +83,12 @@ class Rows:
         return sample | documents
 
     def _one(self, conversation: int) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
-        """What one conversation says, as much of it as fits, and who says each token."""
+        """Return the ids of one conversation, cut to a row, and the role of each."""
         return self.data.text[conversation][: self.seq_length + 1], self.data.role[conversation][: self.seq_length + 1]
 
 
 def weights(roles: Int[Tensor, "s"], scalar: float) -> Float[Tensor, "s"]:
-    """What the loss of each label counts: 1 for what the assistant says, `scalar` for all else."""
+    """Return the loss weight of each label: 1 for what the assistant says, `scalar` for all else."""
     return torch.where(roles == Role.ASSISTANT, 1.0, scalar)
 
 
@@ -99,7 +99,7 @@ def _joined(parts: Sequence[npt.NDArray[np.integer]]) -> Int[Tensor, "s"]:
 def rows(
     data: Conversations, edges: tuple[float, float], *, seq_length: int, scalar_loss_mask: float, packing: bool
 ) -> Rows:
-    """The rows of a share of the conversations (between two edges), without those that have nothing to train on."""
+    """Return the rows of a share of the conversations (between two edges), without those with nothing to train on."""
     first, last = (round(len(data) * edge) for edge in edges)
     kept = first + np.flatnonzero(_trained(data, first, last, seq_length, scalar_loss_mask))
     shared = (
@@ -113,7 +113,7 @@ def rows(
 
 
 def _trained(data: Conversations, first: int, last: int, seq_length: int, scalar: float) -> npt.NDArray[np.bool_]:
-    """Of each conversation from `first` up to `last`, whether any label within the row counts."""
+    """Return of each conversation from `first` up to `last` whether any label within the row counts."""
     lengths = data.role.lengths[first:last]
     if scalar > 0 or first == last:
         return np.asarray(lengths > 1)
@@ -130,12 +130,12 @@ def _trained(data: Conversations, first: int, last: int, seq_length: int, scalar
 
 
 def _labels(data: Conversations, numbers: npt.NDArray[np.int64], seq_length: int) -> npt.NDArray[np.int64]:
-    """Labels of each of some conversations within a row."""
+    """Return the number of labels of each of these conversations within a row."""
     return np.minimum(data.text.lengths[numbers].astype(np.int64) - 1, seq_length)
 
 
-def told(made: Rows, name: str) -> str:
-    """A line for people: how many conversations, in how many rows, and what was cut."""
+def summary(made: Rows, name: str) -> str:
+    """Return a line for people: how many conversations, in how many rows, and how many were cut."""
     used = np.fromiter(chain.from_iterable(made.rows), np.int64)
     tokens = int(_labels(made.data, used, made.seq_length).sum())
     filled = f", {tokens / max(1, len(made.rows) * made.seq_length):.0%} full" if made.packing else ""
@@ -179,7 +179,7 @@ class Mixed:
 
 
 def mixed(parts: Sequence[Any], shares: Sequence[float], *, samples: int) -> Mixed:
-    """`samples` samples of endless datasets, by the rule of megatron-core's blends."""
+    """Return `samples` samples of endless datasets, by the rule of megatron-core's blends."""
     from mconv.train.megatron.imports import helpers
 
     which, at = np.zeros(samples, np.int16), np.zeros(samples, np.int64)
@@ -199,7 +199,7 @@ def endless(
     say: Say,
     **options: Any,
 ) -> Shuffled | Mixed:
-    """The rows of a blend for one use, `name`, shuffled epoch by epoch; `options` are those of `rows`.
+    """Return the rows of a blend for one use, `name`, shuffled epoch by epoch; `options` are those of `rows`.
 
     Without `shares` every row comes once an epoch. Raises ConfigError where a prefix leaves no row.
     """
@@ -207,7 +207,7 @@ def endless(
     empty = [f"{part.data.prefix}: no conversation with an answer for {name}" for part in made if not part.rows]
     refuse(empty, doing="opening the data", kind=ConfigError)
     for part in made:
-        say(told(part, name))
+        say(summary(part, name))
     if shares is None or len(made) == 1:
         return Shuffled(Joined(made), seed)
     return mixed([Shuffled(part, seed + number) for number, part in enumerate(made)], shares, samples=samples)

@@ -1,4 +1,4 @@
-"""From samples to micro batches: in which order, read ahead by threads, on the device."""
+"""Micro batches of samples: their order, reading ahead by threads, and the copy to the device."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ AHEAD = 2
 def sample_numbers(
     consumed: int, *, micro_batch_size: int, global_batch_size: int, replica: int, replicas: int
 ) -> Iterator[list[int]]:
-    """The samples of each micro batch of one data-parallel replica, for ever, from `consumed` on.
+    """Yield the samples of each micro batch of one data-parallel replica, endlessly, from `consumed` on.
 
     A global batch is the next `global_batch_size` samples whatever the layout, so every layout sees the same batches
     and a run can go on at any of them.
@@ -36,12 +36,12 @@ def sample_numbers(
 
 @dataclass(slots=True)
 class Shuffled:
-    """`data` for ever: each epoch is all of its samples, in an order of its own that `seed` decides."""
+    """An endless dataset: each epoch has all samples of `data`, in an order of its own that `seed` decides."""
 
     data: Any
     seed: int
     kept: tuple[int, npt.NDArray[np.integer]] = (-1, np.zeros(0, np.int64))
-    """(epoch, its order): one value, so that threads never see one of the two without the other."""
+    """The pair (epoch, its order): one value, so that threads never see one without the other."""
 
     def __len__(self) -> int:
         return 1 << 62  # no run comes to its end, so that nothing wraps it round a second time
@@ -65,7 +65,7 @@ def batches(
     longest: int | None = None,
     vocab_size: int | None = None,
 ) -> Iterator[dict[str, Tensor]]:
-    """Micro batches on `device`: tokens, labels, loss_mask, position_ids and, where asked, documents, each [b s].
+    """Yield micro batches on `device`: tokens, labels, loss_mask, position_ids and perhaps documents, each [b s].
 
     Samples wrap round at the end of the dataset. Shorter ones are padded with zeros, loss mask included, to the
     longest of their batch, rounded up to a `multiple` but not beyond `longest`. `workers` threads read ahead: most of
@@ -90,7 +90,7 @@ def batches(
 def _read(
     dataset: Any, wanted: list[int], *, multiple: int, longest: int | None, vocab_size: int | None
 ) -> dict[str, Tensor]:
-    """Zeros are enough for padding: nothing before it sees it, and by its place, not by its id, it has no loss."""
+    """Return a micro batch, padded with zeros: no token before them sees them, and their loss mask is zero."""
     samples = [dataset[number % len(dataset)] for number in wanted]
     if vocab_size is not None:
         _check_ids(samples, wanted, vocab_size)
@@ -101,7 +101,7 @@ def _read(
 
 
 def _check_ids(samples: list[dict[str, Tensor]], numbers: list[int], vocab_size: int) -> None:
-    """The checks before the first step look at all ids only where the data is not large."""
+    """Raise FormatError at an id that the model does not have: checks before the first step only sample large data."""
     for number, sample in zip(numbers, samples, strict=True):
         lowest, highest = torch.cat([sample["tokens"], sample["labels"][-1:]]).aminmax()
         if lowest < 0 or highest >= vocab_size:

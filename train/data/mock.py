@@ -10,7 +10,7 @@ from mconv.train.megatron.imports import BlendedMegatronDatasetBuilder, GPTDatas
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
-    """What megatron-core asks of a tokenizer whose tokens are numbers, the last of which ends a document."""
+    """A tokenizer for megatron-core whose tokens are numbers, the last of which ends a document."""
 
     vocab_size: int
 
@@ -29,7 +29,7 @@ class _Numbers:
 
 @quiet()
 def datasets(*, vocab_size: int, seq_length: int, seed: int, samples: Sequence[int]) -> list[Any]:
-    """Datasets for training, validation and test: the samples of Megatron-LM's `--mock-data` with its NullTokenizer.
+    """Return training, validation and test data: the samples of Megatron-LM's `--mock-data` with its NullTokenizer.
 
     `vocab_size` is the true one, which counts the end of a document: Megatron-LM's flag `--vocab-size` and one.
     """
@@ -48,5 +48,5 @@ def datasets(*, vocab_size: int, seq_length: int, seed: int, samples: Sequence[i
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """All but that its index files, made in a moment, are kept nowhere."""
+    """Return whether a log record is of interest: all but the one that says that no cache folder is given."""
     return "path_to_cache is None" not in record.getMessage()

@@ -1,4 +1,4 @@
-"""Which samples share a row."""
+"""Pack samples into rows."""
 
 import bisect
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def pack(lengths: Sequence[int], *, room: int) -> list[list[int]]:
-    """Rows of at most `room` tokens: the numbers of the samples in each, every sample in one.
+    """Return rows of at most `room` tokens: the numbers of the samples in each, every sample in one.
 
     Longest first, each into the fullest row that it fits into: a few per cent of the room stays empty, and what is
     packed depends on the lengths alone. Samples longer than `room` must have been cut before.

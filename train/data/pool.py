@@ -20,7 +20,7 @@ FULL = 1 << 22
 def in_batches(
     items: Iterable[Any], work: Callable[[list[Any]], list[Any]], *, workers: int, letters: Callable[[Any], int]
 ) -> Iterator[Any]:
-    """`work` over batches of `items`: its results one by one, in the order of the items whatever `workers` is.
+    """Yield the results of `work` over batches of `items`, in the order of the items whatever `workers` is.
 
     `letters` tells how long an item is: long ones share a batch with fewer others, so that memory is bounded.
     """
@@ -51,7 +51,7 @@ def _batches(items: Iterable[Any], letters: Callable[[Any], int]) -> Iterator[li
 def _in_order(
     pool: ProcessPoolExecutor, work: Callable[[list[Any]], list[Any]], batches: Iterator[list[Any]], ahead: int
 ) -> Iterator[list[Any]]:
-    """Results in the order of `batches`, at most `ahead` of them under way. A killed worker is an error, not a wait."""
+    """Yield results in the order of `batches`, at most `ahead` of them in progress. A killed worker is an error."""
     waiting = deque(pool.submit(work, batch) for batch in itertools.islice(batches, ahead))
     try:
         while waiting:

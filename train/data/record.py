@@ -1,4 +1,4 @@
-"""How data was made: the record beside it, and the tokenizer that it names."""
+"""The record beside token data of how it was made, and the tokenizer that the record names."""
 
 import dataclasses
 import functools
@@ -14,15 +14,15 @@ from mconv import extras
 from mconv.convert.staging import sync
 from mconv.convert.tokens import decides
 from mconv.errors import ConfigError, FormatError, MconvError
-from mconv.train.data.index import beside
+from mconv.train.data.index import with_ending
 
 OWN = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template")
-"""How the names of a tokenizer's files begin."""
+"""Beginnings of the names of a tokenizer's files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokenized:
-    """What `PREFIX.mconv.json` records: enough to know at training whether model and data belong together."""
+    """The record `PREFIX.mconv.json`: enough to know at training whether model and data belong together."""
 
     tokenizer: str
     """Folder that the tokenizer was read from."""
@@ -45,29 +45,29 @@ class Tokenized:
     bin_bytes: int
     """Size of the .bin file: a record of another size belongs to other data."""
     template: str | None = None
-    """Of instruction data: the chat template, by name, or the tokenizer's own."""
+    """Chat template of instruction data, by name, or the tokenizer's own."""
     answer_tokens: int | None = None
-    """Of instruction data: tokens that the assistant says."""
+    """Tokens that the assistant says, in instruction data."""
     unended: int | None = None
-    """Of instruction data: conversations in which no special token ends the last answer."""
+    """Conversations in which no special token ends the last answer, in instruction data."""
     excluded: int | None = None
-    """Of instruction data: answers that a switch of their turn or record excludes from the loss."""
+    """Answers that a switch of their turn or record excludes from the loss, in instruction data."""
     on_bad_record: str = "stop"
-    """What was done about bad records: `stop` or `skip`."""
+    """The policy for bad records: `stop` or `skip`."""
     rejected: dict[str, int] = field(default_factory=dict)
     """Bad records that were left out, by kind."""
     first_rejected: list[str] = field(default_factory=list)
     reject_file: str | None = None
     """Name of the file beside this record that lists all bad records; None without any."""
     ignored: dict[str, int] = field(default_factory=dict)
-    """Of instruction data: fields that --ignore-field passed over, and how often."""
+    """Fields of instruction data that --ignore-field passed over, and how often."""
     unread: dict[str, int] = field(default_factory=dict)
-    """Of instruction data: fields that are known to say nothing of the conversation, and how often each was there."""
+    """Fields of instruction data that are known to say nothing of the conversation, and how often each was there."""
 
 
 def read_record(prefix: Path) -> Tokenized | None:
-    """The record beside PREFIX.bin, or None if there is none or it belongs to other data."""
-    path = beside(prefix, ".mconv.json")
+    """Return the record beside PREFIX.bin, or None if there is none or it belongs to other data."""
+    path = with_ending(prefix, ".mconv.json")
     if not path.is_file():
         return None
     known = {field.name for field in dataclasses.fields(Tokenized)}
@@ -78,12 +78,12 @@ def read_record(prefix: Path) -> Tokenized | None:
         record.tokenizer_files.items()
     except (ValueError, TypeError, AttributeError) as error:
         raise FormatError(f"{path} is damaged ({error}); remove it, or tokenize again") from error
-    return record if record.bin_bytes == beside(prefix, ".bin").stat().st_size else None
+    return record if record.bin_bytes == with_ending(prefix, ".bin").stat().st_size else None
 
 
 @functools.lru_cache(maxsize=1)
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder, read offline, without remote code, once in a process."""
+    """Return the tokenizer of a folder, read offline, without remote code, once in a process."""
     if not folder.is_dir():
         raise FormatError(f"{folder}: not a folder with a tokenizer")
     extras.need("data", "transformers", to="a tokenizer")
@@ -96,7 +96,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def facts(folder: Path, *, append_eod: bool, prepend_bos: bool) -> dict[str, Any]:
-    """Everything about the tokenizer that the record keeps. Raises ConfigError if it lacks the wanted token."""
+    """Return all that the record keeps of the tokenizer. Raises ConfigError if it lacks a token that is asked for."""
     load_tokenizer.cache_clear()  # the folder may have been written anew since
     tokenizer = load_tokenizer(folder)
     marks = {"append_eod": append_eod and tokenizer.eos_token_id, "prepend_bos": prepend_bos and tokenizer.bos_token_id}
@@ -124,7 +124,7 @@ def _digest(folder: Path) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file."""
+    """Return the sha256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

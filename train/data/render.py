@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mconv.train.data.bad import BadRecord, Kind
+from mconv.train.data.bad_records import BadRecord, Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +13,7 @@ class Render:
 
     tokenizer: Any
     options: dict[str, Any]
-    """`tools` and `documents`."""
+    """Arguments `tools` and `documents` of apply_chat_template."""
     variables: dict[str, Any]
     """Other variables of the template."""
 

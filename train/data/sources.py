@@ -1,4 +1,4 @@
-"""`data` as the user writes it: prefixes, folders of prefixes, and weights before either."""
+"""Parse `data` as the user writes it: prefixes, folders of prefixes, and weights before either."""
 
 import math
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.train.config import TrainConfig
-from mconv.train.data.index import ROLE, TEXT, beside, missing, open_index
+from mconv.train.data.index import ROLE, TEXT, missing, open_index, with_ending
 
 PLAIN = "running text: leave --data-type instruction out (mconv data instruct writes conversations)"
 TALKS = "conversations of mconv data instruct: give --data-type instruction"
@@ -24,7 +24,7 @@ class Blend:
 
 
 def blend(entries: Sequence[str], weights: Sequence[float] | None = None, *, instruction: bool = False) -> Blend:
-    """Every prefix that `entries` name, folders searched, with its weight.
+    """Return every prefix that `entries` name, folders searched, with its weight.
 
     An entry is a prefix, a folder, or either behind a weight: "0.3 data/a", or "0.3", "data/a" as Megatron-LM has it.
     A folder's weight is shared by its prefixes in proportion to their tokens. Instruction data is named by the prefix
@@ -52,12 +52,12 @@ def check_present(config: TrainConfig) -> None:
     apart = (config.train_data, config.valid_data, config.test_data)
     given += [blend(names, instruction=talks) for names in apart if names]
     prefixes = dict.fromkeys(prefix for mix in given for prefix in mix.prefixes)
-    bad = [text for prefix in prefixes for end in ends for text in missing(beside(prefix, end))[:1]]
+    bad = [text for prefix in prefixes for end in ends for text in missing(with_ending(prefix, end))[:1]]
     refuse(bad, doing="looking for data", kind=FormatError)
 
 
 def weighed(entries: Sequence[str]) -> tuple[list[str], list[float] | None]:
-    """(names, their weights or None), however the weights are written. Raises ConfigError where some have none."""
+    """Return (names, their weights or None), in any of the notations. Raises ConfigError if only some have one."""
     words = [word for entry in entries for word in _split(entry)]
     numbers = [_number(word) for word in words]
     if not any(number is not None for number in numbers):
@@ -72,7 +72,7 @@ def weighed(entries: Sequence[str]) -> tuple[list[str], list[float] | None]:
 
 
 def _split(entry: str) -> list[str]:
-    """ "0.3 my data/a" -> its weight and its name; a name may hold spaces."""
+    """Return weight and name of an entry ("0.3 my data/a"), or its name alone; a name may hold spaces."""
     head, _, rest = entry.strip().partition(" ")
     return [head, rest.strip()] if rest and _number(head) is not None else [entry.strip()]
 
@@ -85,7 +85,7 @@ def _number(word: str) -> float | None:
 
 
 def _prefixes(path: Path, instruction: bool) -> list[Path]:
-    """The path itself, or all that lie in the folder that it is."""
+    """Return the path itself, or all prefixes in the folder that it is."""
     if not path.is_dir():
         return [path]
     pairs, bad = _search(path)
@@ -103,7 +103,7 @@ def _prefixes(path: Path, instruction: bool) -> list[Path]:
 
 def _of_the_other_type(prefix: Path, instruction: bool) -> str | None:
     """Return what to give instead, where a prefix has the files of the other data_type; None where it has not."""
-    plain, talks = (beside(prefix, f"{end}.bin").is_file() for end in ("", TEXT))
+    plain, talks = (with_ending(prefix, f"{end}.bin").is_file() for end in ("", TEXT))
     if instruction and not talks and prefix.name.endswith((TEXT, ROLE)):
         return f"{prefix}: give the prefix without {TEXT} or {ROLE}: {prefix.with_name(prefix.name[: -len(TEXT)])}"
     if instruction and plain and not talks:
@@ -118,7 +118,7 @@ def _twin(role: Path) -> Path:
 
 
 def _search(folder: Path) -> tuple[set[Path], list[str]]:
-    """(prefixes with both files, problems), links followed, each folder entered once."""
+    """Return (prefixes with both files, problems), links followed, each folder entered once."""
     halves: dict[str, set[Path]] = {".bin": set(), ".idx": set()}
     entered: set[str] = set()
     for at, below, files in os.walk(folder, followlinks=True):
@@ -142,9 +142,9 @@ def _twice(prefixes: list[Path]) -> list[str]:
 
 
 def _shared(prefixes: list[Path], weight: float, instruction: bool) -> list[float]:
-    """A folder's weight among its prefixes, by their tokens."""
+    """Return a folder's weight divided among its prefixes by their tokens."""
     if len(prefixes) == 1:
         return [weight]
     ends = TEXT if instruction else ""
-    tokens = [len(open_index(beside(prefix, ends)).tokens) for prefix in prefixes]
+    tokens = [len(open_index(with_ending(prefix, ends)).tokens) for prefix in prefixes]
     return [weight * count / sum(tokens) for count in tokens]

@@ -1,4 +1,4 @@
-"""A conversation as a tokenizer's own chat template writes it: somebody else's program, run in transformers' sandbox."""
+"""Render a conversation by the tokenizer's own chat template, a foreign program, run in transformers' sandbox."""
 
 import contextlib
 import signal
@@ -6,13 +6,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mconv.train.data.bad import BadRecord, Kind
+from mconv.train.data.bad_records import BadRecord, Kind
 from mconv.train.data.chat import Part, Role, Talk, Turn
 from mconv.train.data.render import Render
-from mconv.train.data.written import check_variables, check_written
+from mconv.train.data.template_coverage import check_variables, check_written
 
 SECONDS = 60.0
-"""What a template may take for a conversation: the sandbox bounds what it touches, not how long it runs."""
+"""Time limit of a template for one conversation: the sandbox bounds what it touches, not how long it runs."""
 HEAD = 8
 """Letters by which an answer is found that is written without its beginning."""
 
@@ -91,7 +91,7 @@ def _asked(turns: Sequence[Turn], text: str, at: int, render: Render) -> list[Pa
 
 @contextlib.contextmanager
 def _within(seconds: float) -> Iterator[None]:
-    """End what takes longer, with BadRecord; in a thread beside the main one nothing can."""
+    """Raise BadRecord if the body takes longer; only in the main thread, which alone can be interrupted."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Text in: the documents of a jsonl, plain text (either compressed) or parquet file, one after the other."""
+"""Read the documents of a jsonl, plain text (either compressed) or parquet file, one after the other."""
 
 import gzip
 import importlib
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from mconv import extras
 from mconv.errors import FormatError
-from mconv.train.data.bad import BadRecord, Kind, OnBad, Place, Rejected, stop
+from mconv.train.data.bad_records import BadRecord, Kind, OnBad, RecordLocation, Rejected, stop
 from mconv.train.data.pool import BATCH, FULL
 
 LONGEST = 1 << 28
@@ -32,7 +32,7 @@ ROW = FULL // BATCH
 class Raw(NamedTuple):
     """A record as it was read, before anything in it is looked at."""
 
-    place: Place
+    place: RecordLocation
     value: Any
     """A line's bytes, a row's fields, or Rejected."""
     size: int
@@ -71,7 +71,7 @@ def records(path: Path, *, bad: OnBad = stop) -> Iterator[Raw]:
 
 
 def _checked(
-    found: Iterable[tuple[Any, Place]], read: Callable[[Any, Place], str], bad: OnBad
+    found: Iterable[tuple[Any, RecordLocation]], read: Callable[[Any, RecordLocation], str], bad: OnBad
 ) -> Iterator[str | Rejected]:
     """Yield the text that `read` finds in each record, or what `bad` makes of one that has none."""
     for value, place in found:
@@ -84,7 +84,7 @@ def _checked(
         yield text
 
 
-def lines(path: Path) -> Iterator[tuple[bytes | BadRecord, Place]]:
+def lines(path: Path) -> Iterator[tuple[bytes | BadRecord, RecordLocation]]:
     """Yield (line, place) of each line that is not blank, unpacked. Raises FormatError where that cannot be."""
     if not path.is_file():
         raise FormatError(f"{path}: no such file")
@@ -93,9 +93,9 @@ def lines(path: Path) -> Iterator[tuple[bytes | BadRecord, Place]]:
         with _open(path) as file:
             for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
                 if len(line) == LONGEST:
-                    yield _passed(file, line), Place(name, number)
+                    yield _passed(file, line), RecordLocation(name, number)
                 elif line.strip():
-                    yield line, Place(name, number)
+                    yield line, RecordLocation(name, number)
     except _unpacking_errors() as error:
         raise FormatError(
             f"{path}: does not unpack as {path.suffix} ({error}); it is cut or of another format"
@@ -110,7 +110,7 @@ def _passed(file: Any, line: bytes) -> BadRecord:
 
 
 def _unpacking_errors() -> tuple[type[Exception], ...]:
-    """What the readers raise on a damaged file; zstandard's own where that was imported."""
+    """Return what the readers raise on a damaged file; zstandard's own where that was imported."""
     zstandard: Any = sys.modules.get("zstandard")
     return OSError, EOFError, lzma.LZMAError, zlib.error, *([zstandard.ZstdError] if zstandard else [])
 
@@ -125,7 +125,7 @@ def decoded(line: bytes) -> str:
         ) from None
 
 
-def _plain(line: bytes, place: Place) -> str:
+def _plain(line: bytes, place: RecordLocation) -> str:
     """Return a line of a text file: one document. A byte order mark inside the file is part of the text."""
     text = decoded(line)
     return ("\ufeff" * (place.line > 1 and line.startswith(BOM_UTF8)) + text).strip()
@@ -169,7 +169,7 @@ def _text_of(value: Any, key: str) -> str:
     """Return a field's value as text that can be encoded."""
     if not isinstance(value, str):
         kind = Kind.NULL if value is None else Kind.WRONG_TYPE
-        raise BadRecord(kind, f"no text under {key!r}: it is {typed(value)}")
+        raise BadRecord(kind, f"no text under {key!r}: it is {in_words(value)}")
     return unicode(value)
 
 
@@ -182,7 +182,7 @@ def unicode(text: str) -> str:
     return text
 
 
-def typed(value: Any) -> str:
+def in_words(value: Any) -> str:
     """Return in words what a JSON value is: `null`, `the number 7`, `a list`."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
@@ -193,23 +193,23 @@ def typed(value: Any) -> str:
 
 
 def named(record: Any) -> str:
-    """The fields of a record, or what else it is: for an error, so the first of them."""
+    """Return the first fields of a record, or its type, for an error message."""
     if not isinstance(record, dict):
         return type(record).__name__
     return f"{sorted(record)[:20]}{' and more' * (len(record) > 20)}"
 
 
 def _open(path: Path) -> Any:
-    """The file's lines as bytes, unpacked by what its name ends in."""
+    """Open a file as lines of bytes, unpacked by what its name ends in."""
     return PACKED.get(path.suffix, Path.open)(path, "rb")
 
 
 def _open_zst(path: Path, _: str) -> Any:
-    return io.BufferedReader(_Joined(_frames(path)), 1 << 20)
+    return io.BufferedReader(_PieceReader(_frames(path)), 1 << 20)
 
 
 def _frames(path: Path) -> Iterator[bytes]:
-    """What a .zst unpacks to, piece by piece. To the package's own reader, a cut file is one that has ended."""
+    """Yield what a .zst unpacks to. Raises EOFError if it is cut, which the package's own reader does not notice."""
     check_installed(path)
     module = importlib.import_module("zstandard")
     frame, rest = None, b""
@@ -223,7 +223,7 @@ def _frames(path: Path) -> Iterator[bytes]:
         raise EOFError("it ends in the middle of a frame")
 
 
-class _Joined(io.RawIOBase):
+class _PieceReader(io.RawIOBase):
     """Pieces of bytes as one file."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
@@ -243,16 +243,16 @@ class _Joined(io.RawIOBase):
 
 
 PACKED: dict[str, Callable[[Path, str], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zst}
-"""What unpacks a file, by what its name ends in."""
+"""Openers of packed files, by suffix."""
 
 
-def _cells(path: Path, key: str) -> Iterator[tuple[Any, Place]]:
+def _cells(path: Path, key: str) -> Iterator[tuple[Any, RecordLocation]]:
     """Yield (value, place) of each row of a column."""
     for fields, place in _rows(path, key):
         yield fields if isinstance(fields, BadRecord) else fields[key], place
 
 
-def _rows(path: Path, key: str | None = None) -> Iterator[tuple[dict[str, Any] | BadRecord, Place]]:
+def _rows(path: Path, key: str | None = None) -> Iterator[tuple[dict[str, Any] | BadRecord, RecordLocation]]:
     """Yield (fields, place) of each row of a parquet file; with `key`, of that column alone."""
     check_installed(path)
     module = importlib.import_module("pyarrow.parquet")
@@ -264,7 +264,7 @@ def _rows(path: Path, key: str | None = None) -> Iterator[tuple[dict[str, Any] |
         batches = table.iter_batches(ROWS, columns=None if key is None else [key])
         rows = (row for batch in batches for row in _fields(batch))
         for number, row in enumerate(rows, 1):
-            yield row, Place(name, number)
+            yield row, RecordLocation(name, number)
     except FormatError:
         raise
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Text to megatron-core's `.bin`/`.idx`, with the policy of documents' ends recorded beside them."""
+"""Tokenize text to megatron-core's `.bin`/`.idx`, and record beside them how documents end."""
 
 import dataclasses
 import json
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from mconv.errors import FormatError, MconvError
-from mconv.train.data.bad import POLICIES, REJECTED, OnBad, Rejected, Rejects
-from mconv.train.data.index import beside
+from mconv.train.data.bad_records import POLICIES, REJECTED, OnBad, Rejected, Rejects
+from mconv.train.data.index import with_ending
 from mconv.train.data.pool import BATCH, in_batches
 from mconv.train.data.record import Tokenized, appearing, facts, load_tokenizer
 from mconv.train.data.text import documents
@@ -40,8 +40,8 @@ def tokenize(
     """
     bad = checked(workers, on_bad_record)
     known = facts(tokenizer, append_eod=append_eod, prepend_bos=prepend_bos)
-    outputs = [beside(prefix, suffix) for suffix in (".bin", ".idx", ".mconv.json")]
-    listed = beside(prefix, REJECTED)
+    outputs = [with_ending(prefix, suffix) for suffix in (".bin", ".idx", ".mconv.json")]
+    listed = with_ending(prefix, REJECTED)
     with appearing(outputs, maybe=listed, overwrite=overwrite) as (data, index, record, rejected):
         with closing(Rejects(rejected)) as rejects:
             texts = _texts(sources, key, bad, rejects)
@@ -100,18 +100,18 @@ def _ended(ids: list[int], bos: int | None, eos: int | None) -> list[int]:
 
 
 def marks(ids: list[int], bos: int | None, eos: int | None) -> tuple[list[int], list[int]]:
-    """What goes before and behind the ids of a document: BOS and EOS, neither of them twice."""
+    """Return the ids to put before and behind those of a document: BOS and EOS, neither of them twice."""
     return [] if bos is None or ids[0] == bos else [bos], [] if eos is None or ids[-1] == eos else [eos]
 
 
 def marked(ids: list[int], bos: int | None, eos: int | None) -> list[int]:
-    """Ids with BOS before them and EOS behind."""
+    """Return ids with BOS before them and EOS behind."""
     head, tail = marks(ids, bos, eos)
     return [*head, *ids, *tail]
 
 
 def highest(ids: list[int], vocab_size: int) -> int:
-    """The largest id. Raises FormatError where it is none of the tokenizer's: a builder's cast would wrap it round."""
+    """Return the largest id. Raises FormatError if the tokenizer has no such id: a builder's cast would wrap it round."""
     if (found := max(ids)) >= vocab_size:
         raise FormatError(f"the tokenizer gave id {found}, beyond its own vocabulary of {vocab_size}")
     return found

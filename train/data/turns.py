@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from mconv.train.data.bad import BadRecord, Kind
+from mconv.train.data.bad_records import BadRecord, Kind
 from mconv.train.data.chat import ROLES, Role, Talk, Turn
 from mconv.train.data.claims import EMPTY, REASONING, TURN_CLAIMS, Use, learnt
-from mconv.train.data.text import typed
+from mconv.train.data.text import in_words
 
 NEEDED = "needs a role and a text, under role and content, or from and value"
 
@@ -13,7 +13,7 @@ NEEDED = "needs a role and a text, under role and content, or from and value"
 def turn_of(turn: Any, where: str, ignore: frozenset[str], made: Talk) -> Turn:
     """Return a turn; what is passed over in it is noted in `made`. Raises BadRecord on one that cannot be used."""
     if not isinstance(turn, dict):
-        raise BadRecord(Kind.WRONG_TYPE, f"{where}: {NEEDED}; it is {typed(turn)}")
+        raise BadRecord(Kind.WRONG_TYPE, f"{where}: {NEEDED}; it is {in_words(turn)}")
     parts: dict[Use, dict[str, Any]] = {Use.ROLE: {}, Use.CONTENT: {}, Use.LEARNT: {}, Use.MASKED: {}}
     message: dict[str, Any] = {}
     extras = []
@@ -45,7 +45,7 @@ def _role(found: dict[str, Any], turn: dict[str, Any], where: str) -> tuple[str,
         raise BadRecord(kind, f"{where}: {NEEDED}")
     for value in found.values():
         if not isinstance(value, str):
-            raise BadRecord(Kind.WRONG_TYPE, f"{where}: {NEEDED}; its role is {typed(value)}")
+            raise BadRecord(Kind.WRONG_TYPE, f"{where}: {NEEDED}; its role is {in_words(value)}")
         if value.casefold() not in ROLES:
             raise BadRecord(Kind.UNKNOWN_ROLE, f"{where}: role {value[:80]!r} is none of {', '.join(ROLES)}")
     words = {ROLES[value.casefold()] for value in found.values()}
@@ -68,14 +68,14 @@ def _content(found: dict[str, Any], more: bool, turn: dict[str, Any], where: str
         for part in content:
             _check_part(part, where)
     elif not isinstance(content, str):
-        raise BadRecord(Kind.WRONG_TYPE, f"{where}: {NEEDED}; its text is {typed(content)}")
+        raise BadRecord(Kind.WRONG_TYPE, f"{where}: {NEEDED}; its text is {in_words(content)}")
     return {"content": content}
 
 
 def _check_part(part: Any, where: str) -> None:
     """Raise BadRecord unless a part of a content list is a text and nothing else."""
     if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-        kind = repr(part.get("type"))[:80] if isinstance(part, dict) else typed(part)
+        kind = repr(part.get("type"))[:80] if isinstance(part, dict) else in_words(part)
         raise BadRecord(Kind.WRONG_TYPE, f"{where}: its content has a part of type {kind}; only text can be learnt from")
     if other := [name for name, value in part.items() if name not in ("type", "text") and value not in EMPTY]:
         raise BadRecord(Kind.UNKNOWN_FIELD, f"{where}: a part of its content has {other[0]!r}, which mconv does not know")

@@ -10,21 +10,20 @@ from functools import lru_cache
 from mconv.convert.lora import Linear
 from mconv.convert.table import Logical
 from mconv.shard.layout import Layout
-from mconv.shard.stages import stage_layers
 from mconv.spec import ModelSpec
-from mconv.train.model.trains import ALL, Flow, Trains, flows
+from mconv.train.model.trainable import ALL, Flow, Trainable, flows
 
 FP32 = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What memory depends on beside the model and its layout."""
+    """Settings that memory depends on, apart from the model and its layout."""
 
     seq_length: int
     micro_batch_size: int
     micro_batches: int
-    """Of one step, on one replica."""
+    """Micro batches of one step on one replica."""
     replicas: int = 1
     itemsize: int = FP32
     """Bytes of a weight in forward and backward."""
@@ -35,15 +34,15 @@ class Setting:
     hidden_dropout: bool = False
     attention_dropout: bool = False
     own_masks: bool = False
-    """Whether each sample has a mask of its own: documents in it do not see each other."""
+    """True if each sample has its own mask, since the documents in it do not see each other."""
     cpu: bool = False
     """Kernels of a CPU, which keep more of what was dropped out."""
-    trains: Trains = ALL
+    trains: Trainable = ALL
     recompute: str = "none"
-    """`none`, `selective` or `full`."""
+    """Granularity of recomputation: `none`, `selective` or `full`."""
     recompute_modules: tuple[str, ...] = ("core_attn",)
     recompute_layers: int = 1
-    """With `full`: layers in a unit, or, `by_block`, layers of each chunk that are computed again."""
+    """Layers in a unit of `full` recomputation or, `by_block`, recomputed layers of each chunk."""
     by_block: bool = False
 
 
@@ -58,9 +57,9 @@ class Layer:
     attention: float
     """Fused QKV and, after rotary embedding, queries and keys; what attention gives; and what its adapters keep."""
     scores: float
-    """Of attention, where a CPU drops some out."""
+    """Attention scores, which a CPU keeps for dropout."""
     mlp: float
-    """Between the two linears of the MLP, and what adapters keep of the MLP."""
+    """Tensors between the two linears of the MLP, and what adapters keep of the MLP."""
     dropout: float
 
     @property
@@ -164,7 +163,7 @@ def _flows(spec: ModelSpec, layout: Layout, setting: Setting, stage: int, chunk:
 
     So does what an embedding gives to adapters, and to layers that are computed again.
     """
-    runs = stage_layers(spec.num_layers, pp=layout.pp, vpp=layout.vpp, uneven=layout.uneven)
+    runs = layout.stages(spec.num_layers)
     first = stage == chunk == 0 and setting.recompute == "none" and setting.trains.adapter is None
     return flows(spec, setting.trains, runs[stage, chunk], enters=not first or setting.trains.embeds(spec))
 

@@ -23,12 +23,12 @@ class Gpu:
 
     @property
     def reserved(self) -> int:
-        """Bytes that a plan must leave free."""
+        """Return the bytes that a plan must leave free."""
         return CONTEXT + round(WASTE * self.memory)
 
     @property
     def usable(self) -> int:
-        """Bytes for weights, gradients, optimizer state and activations."""
+        """Return the bytes for weights, gradients, optimizer state and activations."""
         return self.memory - self.reserved
 
     def holds(self, ranks: list[Rank]) -> bool:
@@ -37,7 +37,7 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Remedy:
     """Other settings under which a run needs less."""
 
     fields: dict[str, Any]
@@ -48,12 +48,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Remedies:
-    """What would make a run fit."""
+    """Changes that would make a run fit."""
 
-    alone: list[Change]
-    """Each is enough by itself."""
-    together: Change | None
-    """Where none is: the first ones that are enough together."""
+    alone: list[Remedy]
+    """Changes of which each is enough by itself."""
+    together: Remedy | None
+    """The first changes that are enough together, if no single one is."""
 
 
 Measure = Callable[[TrainConfig, int], list[Rank]]
@@ -65,7 +65,7 @@ def remedies(config: TrainConfig, *, world: int, grows: bool, gpu: Gpu, measure:
 
     `grows`: whether more tp or pp may ask for more ranks; if not, they take them from the replicas.
     """
-    alone: dict[str, Change] = {}  # by the first field: of two steps in one direction the smaller one does
+    alone: dict[str, Remedy] = {}  # by the first field: of two steps in one direction the smaller one does
     fields: dict[str, Any] = {}
     least, together = max(rank.peak for rank in measure(config, world)), None
     for change in _changes(config, replicas=world // (config.tp * config.pp)):
@@ -94,12 +94,12 @@ def _changes(config: TrainConfig, *, replicas: int) -> Iterator[dict[str, Any]]:
     yield from ({"pp": n} for n in (2, 4, 8, 16) if n > config.pp)
 
 
-def _measured(config: TrainConfig, fields: dict[str, Any], world: int, grows: bool, measure: Measure) -> Change | None:
+def _measured(config: TrainConfig, fields: dict[str, Any], world: int, grows: bool, measure: Measure) -> Remedy | None:
     """Return a change with what it needs; None where the run could not be that way."""
     try:
         changed = replace(config, **fields)
         ranks = changed.tp * changed.pp
         wanted = max(world, ranks * (world // (config.tp * config.pp))) if grows else world
-        return Change(fields, wanted, max(rank.peak for rank in measure(changed, wanted)))
+        return Remedy(fields, wanted, max(rank.peak for rank in measure(changed, wanted)))
     except MconvError:
         return None

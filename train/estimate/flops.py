@@ -14,7 +14,7 @@ from mconv.convert.lora import FACTORS, Linear
 from mconv.convert.table import Logical
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
-from mconv.train.model.trains import ALL, Flow, Trains, flows
+from mconv.train.model.trainable import ALL, Flow, Trainable, flows
 
 PASSES = 3
 """Forward, and in backward twice as much: one product for a matrix's input, one for the matrix."""
@@ -81,7 +81,7 @@ def forward(spec: ModelSpec, seq_length: int) -> Forward:
 
 
 @lru_cache(maxsize=64)
-def per_token(spec: ModelSpec, seq_length: int, trains: Trains = ALL) -> float:
+def per_token(spec: ModelSpec, seq_length: int, trains: Trainable = ALL) -> float:
     """Return the operations of training, forward and backward, for each token of a sample of `seq_length`.
 
     Where a part is trained only, what is left out is left out: gradients of frozen matrices, and of whatever lies before
@@ -92,7 +92,7 @@ def per_token(spec: ModelSpec, seq_length: int, trains: Trains = ALL) -> float:
     return forward(spec, seq_length).total + _backward(spec, seq_length, trains)
 
 
-def _backward(spec: ModelSpec, seq_length: int, trains: Trains) -> float:
+def _backward(spec: ModelSpec, seq_length: int, trains: Trainable) -> float:
     """Return the operations of the gradients, and of adapters both ways."""
     once, n = forward(spec, seq_length), spec.num_layers
     kv, width = 2 * spec.num_query_groups * spec.kv_channels, spec.num_attention_heads * spec.kv_channels
@@ -111,7 +111,7 @@ def _backward(spec: ModelSpec, seq_length: int, trains: Trains) -> float:
     return found + once.head * ((leaves or trains.has(Logical("final_norm"))) + head)
 
 
-def _adapter(spec: ModelSpec, trains: Trains, linear: Linear, at: Flow) -> float:
+def _adapter(spec: ModelSpec, trains: Trainable, linear: Linear, at: Flow) -> float:
     """Return the operations of one adapter in one layer: its factors, their gradients, and its input's if needed."""
     assert trains.adapter is not None
     a, b = (2.0 * prod(linear.shape(factor, rank=trains.adapter.width, sizes=spec.sizes)) for factor in FACTORS)

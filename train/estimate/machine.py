@@ -14,7 +14,7 @@ from mconv.extras import found, version
 from mconv.train.megatron import gate
 
 PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "safetensors", "huggingface_hub")
-"""What mconv stands on."""
+"""Packages that mconv is built on."""
 EXTRAS = {
     "transformer-engine": "transformer_engine", "flash-attn": "flash_attn", "apex": "apex", "tensorboard": "tensorboard",
     "wandb": "wandb", "peft": "peft",
@@ -26,7 +26,7 @@ SHM, FILES = 1 << 30, 4096
 
 
 def machine(folder: Path) -> dict[str, Any]:
-    """Everything that `mconv doctor` says, as plain values; `folder`: where a run would save. Tokens are not read."""
+    """Return all that `mconv doctor` says, as plain values; `folder`: where a run would save. Tokens are not read."""
     return {
         "devices": devices(),
         "nvidia_driver": Path(DRIVER).exists() or shutil.which("nvidia-smi") is not None,
@@ -45,7 +45,7 @@ def machine(folder: Path) -> dict[str, Any]:
 
 
 def advice(facts: dict[str, Any]) -> Iterator[str]:
-    """What is likely to go wrong, and what to do about it."""
+    """Yield what is likely to go wrong, and what to do about it."""
     if facts["core_problem"]:
         yield facts["core_problem"]
     if facts["nvidia_driver"] and not facts["devices"]:
@@ -58,15 +58,15 @@ def advice(facts: dict[str, Any]) -> Iterator[str]:
     if facts["dataset_helpers"] is False:
         yield "megatron-core's dataset helpers are not built: install its wheel, which brings them"
     if len(facts["devices"]) > 1 and facts["shm"] and facts["shm"]["size"] < SHM:
-        yield "/dev/shm is less than 1 GiB, through which NCCL and data loaders speak: docker run --shm-size=128g"
+        yield "/dev/shm is less than 1 GiB, which NCCL and data loaders use: docker run --shm-size=128g"
     if facts["open_files"] is not None and facts["open_files"] < FILES:
         yield f"no more than {facts['open_files']} files may be open at once: ulimit -n {FILES * 16}"
     if facts["devices"] and not facts["backends"]["nccl"]:
-        yield "this torch has no NCCL, so that ranks on several devices cannot speak: install one that is built with it"
+        yield "this torch has no NCCL, so ranks on several devices cannot communicate: install one that is built with it"
 
 
 def devices() -> list[dict[str, Any]]:
-    """CUDA devices; none on a CPU."""
+    """Return the CUDA devices; none on a CPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -76,7 +76,7 @@ def devices() -> list[dict[str, Any]]:
 
 
 def backends() -> dict[str, str | None]:
-    """Versions of what ranks speak through, None for what this torch has not."""
+    """Return the versions of the communication backends, None for those that this torch does not have."""
     import torch
 
     dist, cuda = torch.distributed, torch.version.cuda
@@ -85,7 +85,7 @@ def backends() -> dict[str, str | None]:
 
 
 def core_problem() -> str | None:
-    """Why training cannot run on the megatron-core that is here, None where it can. It is not imported."""
+    """Return why training cannot run on the installed megatron-core, None if it can. It is not imported."""
     try:
         gate.check("training")
     except MconvError as error:
@@ -94,7 +94,7 @@ def core_problem() -> str | None:
 
 
 def dataset_helpers() -> bool | None:
-    """Whether megatron-core's compiled index builders are there; None without megatron-core. It is not imported."""
+    """Return whether megatron-core's compiled index builders are there; None without it. It is not imported."""
     spec = importlib.util.find_spec("megatron")
     roots = [Path(root) / "core" / "datasets" for root in (spec.submodule_search_locations if spec else None) or []]
     roots = [root for root in roots if root.is_dir()]
@@ -102,7 +102,7 @@ def dataset_helpers() -> bool | None:
 
 
 def memory() -> dict[str, int] | None:
-    """Bytes of this machine, or of the container that we are in, and those to be had; None where nobody says."""
+    """Return the bytes of this machine or container, and those available; None where that is not known."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         size, free = (int(lines[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
@@ -114,13 +114,13 @@ def memory() -> dict[str, int] | None:
 
 
 def shm() -> dict[str, int] | None:
-    """Bytes of shared memory; None where there is none."""
+    """Return the bytes of shared memory; None where there is none."""
     usage = shutil.disk_usage("/dev/shm") if Path("/dev/shm").is_dir() else None
     return {"size": usage.total, "free": usage.free} if usage else None
 
 
 def open_files() -> int | None:
-    """How many files a process may have open; None if as many as it likes."""
+    """Return how many files a process may have open; None if there is no limit."""
     import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -128,7 +128,7 @@ def open_files() -> int | None:
 
 
 def hub_token() -> bool:
-    """Whether there is a token for the Hub: in the environment, or where `hf auth login` puts it. It is not read."""
+    """Return whether there is a token for the Hub: in the environment, or from `hf auth login`. It is not read."""
     from huggingface_hub import constants
 
     told = any(os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))

@@ -16,7 +16,7 @@ from mconv.convert.lora import FACTORS
 from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec
 from mconv.train.estimate.activations import FP32, Setting, activations
-from mconv.train.model.trains import ALL, Trains
+from mconv.train.model.trainable import ALL, Trainable
 
 ADAM = 2
 """fp32 numbers that Adam keeps for each parameter."""
@@ -31,16 +31,16 @@ class Rank:
     stage: int
     layers: int
     parameters: int
-    """Those that it holds, padding and copies among them, as Megatron prints them."""
+    """Parameters that the rank holds, including padding and copies, as Megatron prints them."""
     trained: int
-    """Those of them that have a gradient."""
+    """Parameters of the rank that have a gradient."""
     weights: int
     gradients: int
     optimizer: int
     activations: int
-    """At most at one time, `again` among them."""
+    """The most bytes of activations at one time, `again` included."""
     again: int
-    """What backward makes anew at one time, of what was not kept."""
+    """The most bytes that backward recomputes at one time."""
     step: int
     """Memory that the optimizer needs while it steps, when activations are gone: torch's AdamW takes the square roots of
     all second moments at once on a GPU."""
@@ -74,7 +74,7 @@ def least(layout: Layout, setting: Setting, *, count: int, trained: int) -> floa
     return (setting.itemsize * count + FP32 * trained + state) / (layout.tp * layout.pp)
 
 
-def trained(spec: ModelSpec, trains: Trains, *, padded_vocab: int | None = None) -> int:
+def trained(spec: ModelSpec, trains: Trainable, *, padded_vocab: int | None = None) -> int:
     """Return the number of parameters that have a gradient, over a whole model, without padding if not given."""
     (held,) = _held(spec, Layout(padded_vocab=padded_vocab or spec.vocab_size), trains)
     return sum(one.elements for one in held if one.trained)
@@ -90,7 +90,7 @@ class Held:
 
 
 @lru_cache(maxsize=256)  # a search for layouts comes back to each
-def _held(spec: ModelSpec, layout: Layout, trains: Trains) -> list[list[Held]]:
+def _held(spec: ModelSpec, layout: Layout, trains: Trainable) -> list[list[Held]]:
     """Return the tensors that one rank of each stage holds, adapters included."""
     family = FAMILIES[spec.family]
     real = set(family.logicals(spec))  # biases that megatron-core has on top stay zero, without gradient
@@ -104,7 +104,7 @@ def _held(spec: ModelSpec, layout: Layout, trains: Trains) -> list[list[Held]]:
     return found
 
 
-def _factors(spec: ModelSpec, layout: Layout, trains: Trains) -> list[int]:
+def _factors(spec: ModelSpec, layout: Layout, trains: Trainable) -> list[int]:
     """Return the number of elements of each factor of a layer's adapters, on one rank."""
     rank = trains.adapter.width if trains.adapter else 0
     return [

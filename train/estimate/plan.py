@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from mconv.convert.checkpoint import SourceModel, target_layout
 from mconv.errors import ConfigError, refuse
 from mconv.shard.layout import Layout, padded_vocab
-from mconv.train.config import TrainConfig, batches
-from mconv.train.config.length import unshared
-from mconv.train.config.uneven import uneven_of
+from mconv.train.config import TrainConfig
+from mconv.train.config.length import run_length, unshared
+from mconv.train.config.parallelism import uneven_of
 from mconv.train.estimate import flops, memory, storage, units
 from mconv.train.model import architecture
 from mconv.train.model.adapter import asked, wanted
-from mconv.train.model.precision import Precision, dtype_of, resolved
-from mconv.train.model.trains import Trains, check
+from mconv.train.model.precision import ChosenPrecision, dtype_of, resolved
+from mconv.train.model.trainable import Trainable, check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Samples:
-    """What a run asks of its data, as Megatron counts it."""
+class SampleCounts:
+    """Samples that a run draws from its data, as Megatron counts them."""
 
     train: int
     validation: int
@@ -27,14 +27,14 @@ class Samples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How long a run takes at a throughput."""
+    """The time of a run at a throughput."""
 
     tokens_per_second: float
-    """Over all ranks."""
+    """Tokens per second over all ranks."""
     tflops: float
     """TFLOP/s of each rank."""
     days: float | None
-    """None where the run has no length."""
+    """Days of the whole run; None where it has no length."""
 
     @property
     def seconds(self) -> float | None:
@@ -43,7 +43,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class RunPlan:
     """A run before it is begun."""
 
     config: TrainConfig
@@ -51,14 +51,14 @@ class Plan:
     layout: Layout
     world: int
     seq_length: int
-    precision: Precision
+    precision: ChosenPrecision
     inherited: bool
-    """Whether `seq_length` is the model's max_position_embeddings, since the configuration gives none."""
+    """True if the configuration gives no `seq_length`: it is the model's max_position_embeddings then."""
     micro_batches: int
     ranks: list[memory.Rank]
     iterations: int | None
-    """None where nothing says how long the run is."""
-    samples: Samples | None
+    """Steps of the run; None if its length is not known."""
+    samples: SampleCounts | None
     flops_per_token: float
     flops_per_iteration: float
     pace: Pace | None
@@ -83,7 +83,7 @@ class Plan:
         return None if self.samples is None else self.samples.train * self.seq_length
 
 
-def opened(config: TrainConfig) -> tuple[TrainConfig, SourceModel, Precision]:
+def opened(config: TrainConfig) -> tuple[TrainConfig, SourceModel, ChosenPrecision]:
     """Return a configuration with its precision filled in, its model, and why that precision. Raises ConfigError."""
     origin = architecture.origin(config)
     config, precision = resolved(config, origin)
@@ -98,8 +98,8 @@ def plan(
     tflops: float | None = None,
     endless: bool = False,
     cpu: bool = False,
-) -> Plan:
-    """Everything that follows from a configuration on `world` ranks (tp x pp, or `nproc_per_node`, if not given).
+) -> RunPlan:
+    """Return all that follows from a configuration on `world` ranks (tp x pp, or `nproc_per_node`, if not given).
 
     `tokens_per_second`: over all ranks; or `tflops`: of each rank. `endless`: nobody knows how long the run is,
     whatever the configuration says. `cpu`: for ranks without a GPU. Raises ConfigError or LayoutError, as the run would.
@@ -112,10 +112,10 @@ def plan(
     replicas = world // (layout.tp * layout.pp)
     micro_batches = config.global_batch_size // (config.micro_batch_size * replicas)
     setting = setting_of(config, trains, seq_length=length, micro_batches=micro_batches, replicas=replicas, cpu=cpu)
-    steps = None if endless else batches.length(config).iterations or None
+    steps = None if endless else run_length(config).iterations or None
     per_token = flops.per_token(origin.spec, length, trains)
     samples = samples_of(config, steps) if steps else None
-    return Plan(
+    return RunPlan(
         config=config, origin=origin, layout=layout, world=world, seq_length=length, inherited=config.seq_length is None,
         precision=precision, micro_batches=micro_batches, ranks=memory.ranks(origin.spec, layout, setting),
         iterations=steps, samples=samples, flops_per_token=per_token,
@@ -133,11 +133,11 @@ def _checkpoint(config: TrainConfig, opened: SourceModel, layout: Layout, settin
     return storage.checkpoint_bytes(config, trained=trained, weights=weights)
 
 
-def trains_of(config: TrainConfig, opened: SourceModel) -> Trains:
+def trains_of(config: TrainConfig, opened: SourceModel) -> Trainable:
     """Return what a configuration trains. Raises ConfigError, as the run would, on names that the model has not."""
     if wanted(config):
-        return Trains(adapter=asked(config, opened)[0])
-    trains = Trains(freeze=tuple(config.freeze or ()))
+        return Trainable(adapter=asked(config, opened)[0])
+    trains = Trainable(freeze=tuple(config.freeze or ()))
     check(trains, opened.spec)
     return trains
 
@@ -167,7 +167,7 @@ def layout_of(config: TrainConfig, opened: SourceModel) -> Layout:
 
 
 def setting_of(
-    config: TrainConfig, trains: Trains, *, seq_length: int, micro_batches: int, replicas: int, cpu: bool
+    config: TrainConfig, trains: Trainable, *, seq_length: int, micro_batches: int, replicas: int, cpu: bool
 ) -> memory.Setting:
     """Return the settings of a configuration that memory depends on."""
     return memory.Setting(
@@ -191,11 +191,11 @@ def setting_of(
     )
 
 
-def samples_of(config: TrainConfig, steps: int) -> Samples:
+def samples_of(config: TrainConfig, steps: int) -> SampleCounts:
     """Return the samples of each split: one evaluation for each interval and one more, and one of the test split."""
     batch = config.eval_iters * config.global_batch_size if config.eval_interval else 0
     times = steps // config.eval_interval + 1 if config.eval_interval else 0
-    return Samples(train=batches.length(config).samples, validation=times * batch, test=batch)
+    return SampleCounts(train=run_length(config).samples, validation=times * batch, test=batch)
 
 
 def _pace(

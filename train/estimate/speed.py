@@ -7,7 +7,6 @@ not know how fast kernels are at a size, what overlaps, nor how ranks lie in the
 from dataclasses import dataclass
 
 from mconv.shard.layout import Layout
-from mconv.shard.stages import stage_layers
 from mconv.spec import ModelSpec
 from mconv.train.config import TrainConfig
 from mconv.train.estimate import flops
@@ -29,11 +28,11 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class StepTime:
     """Seconds of one optimizer step on the busiest rank, by cause."""
 
     compute: float
-    """What the model needs, shared evenly."""
+    """Operations that the model needs, shared evenly."""
     recompute: float
     """Operations that are done again."""
     imbalance: float
@@ -49,13 +48,13 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """All of them."""
+        """Return the sum of all."""
         return self.compute + self.recompute + self.imbalance + self.bubble + self.tensor + self.pipeline + self.data
 
 
 def step(
     config: TrainConfig, spec: ModelSpec, layout: Layout, setting: Setting, *, trained: int, machine: Machine
-) -> Step:
+) -> StepTime:
     """Return the time of a step of a model of which so many parameters are trained."""
     tokens, rate = setting.seq_length * setting.micro_batch_size, machine.tflops * 1e12 * layout.tp
     m, once = setting.micro_batches, flops.forward(spec, setting.seq_length)
@@ -68,7 +67,7 @@ def step(
     seconds = tokens * even * passes / rate
     one = seconds * (slowest / even) * (1 + again / passes)
     between = _tensor(config, spec, layout, setting, max(layers), machine)
-    return Step(
+    return StepTime(
         compute=m * seconds,
         recompute=m * seconds * again / passes,
         imbalance=m * (one - seconds * (1 + again / passes)),
@@ -81,7 +80,7 @@ def step(
 
 def _layers(spec: ModelSpec, layout: Layout) -> list[int]:
     """Return the number of layers of each stage."""
-    runs = stage_layers(spec.num_layers, pp=layout.pp, vpp=layout.vpp, uneven=layout.uneven)
+    runs = layout.stages(spec.num_layers)
     return [sum(len(runs[stage, chunk]) for chunk in range(layout.vpp)) for stage in range(layout.pp)]
 
 

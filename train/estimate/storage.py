@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mconv.train.config import TrainConfig
 from mconv.train.estimate.activations import FP32
 
-BESIDE = 256 << 10
+OVERHEAD = 256 << 10
 """Bytes of random states, index and headers in a small checkpoint, as measured: 150 to 260 KiB."""
 
 
@@ -17,17 +17,17 @@ def checkpoint_bytes(config: TrainConfig, *, trained: int, weights: int) -> int:
     """
     main = config.bf16 or config.fp16 or config.distributed_optimizer
     moments = 2 if config.optimizer == "adam" else 1
-    return weights + trained * FP32 * (moments + bool(main)) + BESIDE
+    return weights + trained * FP32 * (moments + bool(main)) + OVERHEAD
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Which checkpoints stay."""
+    """The policy of which checkpoints stay."""
 
     last: int | None = None
-    """The newest so many; all if None."""
+    """Number of the newest checkpoints that stay; all if None."""
     every: int | None = None
-    """And those whose iteration is a multiple of this."""
+    """Checkpoints at multiples of this iteration stay, too."""
 
     def expired(self, mine: Iterable[int]) -> list[int]:
         """Return those of a run's iterations, the oldest first, that are not to be kept."""

@@ -11,7 +11,7 @@ from mconv.shard.layout import Layout
 from mconv.train.config import TrainConfig
 from mconv.train.estimate import memory, plan, speed
 from mconv.train.estimate.fit import Gpu
-from mconv.train.model.trains import Trains
+from mconv.train.model.trainable import Trainable
 
 BATCHES = (1, 2, 4, 8, 16)
 CHUNKS = (1, 2, 3, 4, 5, 6, 8, 10)
@@ -38,17 +38,17 @@ class Suggestion:
     micro_batches: int
     peak: int
     """Bytes of the fullest rank."""
-    step: speed.Step
+    step: speed.StepTime
 
     @property
     def bubble(self) -> float:
-        """Idle share of the pipeline's schedule."""
+        """Return the idle share of the pipeline's schedule."""
         idle = (self.layout.pp - 1) / self.layout.vpp
         return idle / (self.micro_batches + idle)
 
     @property
     def flags(self) -> str:
-        """What to add to a command."""
+        """Return the flags to add to a command."""
         return flags({name: getattr(self.config, name) for name in VARIED})
 
 
@@ -57,7 +57,7 @@ class _Candidate:
     config: TrainConfig
     layout: Layout
     setting: memory.Setting
-    step: speed.Step
+    step: speed.StepTime
 
 
 def flags(fields: dict[str, Any], *, whole: bool = False) -> str:
@@ -75,7 +75,7 @@ def flags(fields: dict[str, Any], *, whole: bool = False) -> str:
 class _Search:
     config: TrainConfig
     opened: SourceModel
-    trains: Trains
+    trains: Trainable
     world: int
     fixed: Set[str]
     machine: speed.Machine

@@ -1,7 +1,7 @@
-"""torch.distributed.run, which ends with the process that started it, and lets ranks stop well where they can.
+"""Run torch.distributed.run so that it ends with the process that started it, and lets ranks stop in order.
 
-torch's agent dies of SIGUSR2, and answers SIGTERM by ending its ranks within seconds. For ranks that stop well both stay
-blocked, as `ranks.run` has left them, and a thread leaves word of them where the ranks look.
+torch's agent dies of SIGUSR2, and ends its ranks within seconds of SIGTERM. For ranks that stop in order both stay
+blocked, as `ranks.run` has left them, and a thread passes them on by a file that the ranks read.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from mconv.errors import MconvError
 from mconv.train.launch import stop, worker
+from mconv.train.launch.parent_death import end_with_parent
 from mconv.train.launch.ranks import PRELOAD
-from mconv.train.orphan import end_with_parent
 
 
 def main() -> None:

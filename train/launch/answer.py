@@ -1,4 +1,4 @@
-"""Answer a stop signal at once, in words, while the step that it has to wait for is still running.
+"""Print an answer to a stop signal at once, while the step that it has to wait for is still running.
 
 Python runs a signal's handler between two bytecodes of the main thread, and a step may spend minutes in one call. So a
 thread reads signals from a pipe (`signal.set_wakeup_fd`) and says what the run finishes first.
@@ -15,7 +15,7 @@ from pathlib import Path
 ASKED = "MCONV_ASKED"
 """Names the file in which a launcher and its agent leave the name of a signal that they got."""
 DOING = "doing"
-"""Beside that file: what rank 0 is doing, for the launcher's answer."""
+"""Name of the file, in the same folder, that says what rank 0 is doing, for the launcher's answer."""
 FINISHES = {
     "start": "stopping before the first step",
     "step": "finishing step {0}, then saving",
@@ -23,14 +23,14 @@ FINISHES = {
     "save": "saving iteration {0}, then stopping",
     "end": "finishing what follows the last step; the run is saved",
 }
-"""What the run does before it stops, by what it is doing now and at which iteration."""
+"""Answers by what the run is doing: what it finishes before it stops. {0} is the iteration."""
 AGAIN = {signal.SIGINT: "Ctrl-C again stops now", signal.SIGTERM: "a second SIGTERM stops now"}
 LOSES = ("step", "evaluation", "save")
-"""What a run may be doing when a second signal loses steps."""
+"""Activities in which a second signal loses steps."""
 GRACE = 10.0
 """Seconds that a second Ctrl-C waits for the main thread to come back from a call."""
 CLEAR, CURSOR = "\r\x1b[2K", "\x1b[?25h"
-"""What a terminal takes for an empty line, and for a cursor that is to be seen again: a bar hides it."""
+"""Terminal codes that clear the line, and that show the cursor again, which a progress bar hides."""
 
 _now: tuple[str, int] = ("start", 0)
 
@@ -40,16 +40,18 @@ def doing(what: str, iteration: int = 0) -> None:
     global _now
     _now = (what, iteration)
     if (asked := os.environ.get(ASKED)) and os.environ.get("RANK") == "0":
-        with contextlib.suppress(OSError):
-            Path(asked).with_name(DOING).write_text(f"{what} {iteration}")
+        file = Path(asked).with_name(DOING)
+        with contextlib.suppress(OSError):  # by a rename: the launcher would take half a file for the start
+            file.with_suffix(".part").write_text(f"{what} {iteration}")
+            file.with_suffix(".part").replace(file)
 
 
-def told(asked: Path) -> tuple[str, int]:
+def activity(asked: Path) -> tuple[str, int]:
     """Return what rank 0 was doing last, as the launcher reads it."""
     try:
         what, iteration = asked.with_name(DOING).read_text().split()
         return what, int(iteration)
-    except (OSError, ValueError):  # not there yet, or half written
+    except OSError:  # not there yet
         return "start", 0
 
 
@@ -73,7 +75,7 @@ def put(line: str) -> None:
 
 @contextlib.contextmanager
 def answering(answer: Callable[[int], str], *, ends: bool = False) -> Iterator[None]:
-    """Within it, the first signal of each kind that Python handles is answered at once with a line.
+    """Answer the first signal of each kind that Python handles with a line, at once, within this context.
 
     `ends`: a second SIGINT ends the process even if the main thread does not come back from a call for GRACE seconds.
     For the main thread; in others it does nothing.

@@ -1,4 +1,4 @@
-"""A run that fails before its first step: its queue of jobs would fail one by one, so it is told once."""
+"""React once to a run that fails before its first step: its queue of jobs would fail one by one."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mconv.errors import MconvError
-from mconv.train.config.stops import JOBS
+from mconv.train.config.checkpoints import JOBS
 from mconv.train.launch.ranks import joined
 
 STEPPED = "MCONV_STEPPED"
@@ -36,7 +36,7 @@ class Queue:
 
 
 def queue_of(values: Mapping[str, Any]) -> Queue:
-    """As far as a configuration says it, whatever else is wrong there: it would be wrong in the next job too."""
+    """Return what a configuration says of the queue, whatever else is wrong in it: the next job would have it too."""
     said = {name: str(values[name]) for name in ("on_first_failure", "cancel_job", "save") if values.get(name)}
     if not JOBS.fullmatch(said.get("cancel_job", "0")):
         del said["cancel_job"]
@@ -45,7 +45,7 @@ def queue_of(values: Mapping[str, Any]) -> Queue:
 
 @contextlib.contextmanager
 def guarded(queue: Queue) -> Iterator[None]:
-    """If what is done inside fails before a step is taken, run `on_first_failure` and cancel `cancel_job`, once."""
+    """Run `on_first_failure` and cancel `cancel_job`, once, if the body fails before a step is taken."""
     with tempfile.TemporaryDirectory(prefix="mconv-chain-") as folder:
         file = os.environ[STEPPED] = str(Path(folder) / "stepped")
         try:
@@ -62,7 +62,7 @@ def guarded(queue: Queue) -> Iterator[None]:
 
 
 def _ours(queue: Queue) -> bool:
-    """Whether it is this process that tells: of ranks that fail together, the first one to leave its mark."""
+    """Return whether this process reports: of ranks that fail together, the first one to leave its mark."""
     if not joined():
         return True
     job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
@@ -90,7 +90,7 @@ def _tell(queue: Queue, message: str) -> list[str]:
 
 
 def _run(command: str | list[str], message: str) -> str:
-    """What came of one command. In a session of its own: it goes on when the launcher of the ranks ends this one."""
+    """Run one command and return its outcome; in its own session, since the launcher may end this one meanwhile."""
     try:
         done = subprocess.run(
             command, shell=isinstance(command, str), env={**os.environ, "MCONV_ERROR": message}, timeout=PATIENCE,

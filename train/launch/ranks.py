@@ -95,7 +95,7 @@ def _here(target: str, payload: dict[str, Any]) -> dict[str, Any]:
     """Run in this process, and leave no process group behind that was not there before."""
     import torch
 
-    from mconv.train.parallel import shutdown
+    from mconv.train.megatron.parallel import shutdown
 
     before = torch.distributed.is_initialized()
     try:
@@ -139,7 +139,7 @@ def _signals(folder: Path, *, passed_on: bool) -> Iterator[None]:
             stop.obey(number)
         stop.pass_on(number, folder / "asked")
         if number not in seen:
-            answer.put(answer.sentence(number, answer.told(folder / "asked")))
+            answer.put(answer.sentence(number, answer.activity(folder / "asked")))
         seen.add(number)
 
     wanted = dict.fromkeys(stop.SIGNALS, heard) if passed_on else {signal.SIGTERM: lambda number, _: stop.obey(number)}

@@ -1,4 +1,4 @@
-"""Stop in order: whichever process of a run is asked to stop or to save, all ranks agree on one step and do it there."""
+"""Stop in order: whichever process is asked to stop or save, all ranks agree on one step and do it after that."""
 
 import contextlib
 import os
@@ -100,14 +100,14 @@ def held_back() -> Iterator[None]:
 
 def pass_on(number: int, file: Path) -> None:
     """Write the name of a signal that a launcher or its agent received to the file that the ranks read."""
-    beside = file.with_suffix(f".{os.getpid()}")
-    beside.write_text(signal.Signals(number).name)
-    beside.replace(file)
+    partial = file.with_suffix(f".{os.getpid()}")
+    partial.write_text(signal.Signals(number).name)
+    partial.replace(file)
 
 
 # ---- what is asked for -----------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Word:
+class StopDecision:
     """The decision of all ranks after a step."""
 
     number: int = 0
@@ -115,23 +115,23 @@ class Word:
 
     @property
     def save(self) -> bool:
-        """True if a checkpoint is to be saved now."""
+        """Return whether a checkpoint is to be saved now."""
         return self.number > 0
 
     @property
     def stop(self) -> bool:
-        """True if this was the run's last step."""
+        """Return whether this was the run's last step."""
         return self.number > SAVE
 
     @property
     def why(self) -> str | None:
-        """The reason why the run stops; None if it does not."""
+        """Return the reason why the run stops; None if it does not."""
         return f"{WHY[self.number]}, at iteration {self.iteration}" if self.stop else None
 
 
 @dataclass(slots=True, kw_only=True)
-class Stops:
-    """What may stop a run or ask it for a checkpoint. Each rank has one; rank 0's also watches files and clocks."""
+class StopConditions:
+    """Conditions that stop a run or ask it for a checkpoint. Each rank has one, rank 0's with files and clocks."""
 
     rank: int
     triggers: Path | None
@@ -143,27 +143,27 @@ class Stops:
     deaf: set[str] = field(default_factory=set)
     """Triggers that could not be removed: they are ignored, since they would ask again at each step."""
 
-    def ask(self, iteration: int, *, first: bool = False) -> Word:
+    def ask(self, iteration: int, *, first: bool = False) -> StopDecision:
         """Return what all ranks do after `iteration` steps, agreed by one small all-reduce. Every rank calls it.
 
         `first`: before a run's first step there is nothing new to save, so only reasons to stop count. Raises
         ConfigError where the time that the run was given is over by then: a queue of such jobs would not get on.
         """
-        from mconv.train import agree
+        from mconv.train.megatron import collectives
 
         asked = max([*self._local(iteration, first=first), *map(_number, _heard)], default=0)
         if asked <= SAVE:  # a signal that comes from here on is obeyed after that step
             answer.doing("step", iteration + 1)
-        number = agree.largest(asked)
+        number = collectives.largest(asked)
         if first and number == NUMBERS["exit_duration_in_mins"]:
             raise ConfigError(
                 "exit_duration_in_mins was over before the first step; give the run more than it takes to load"
             )
-        return Word(number=number, iteration=iteration)
+        return StopDecision(number=number, iteration=iteration)
 
-    def done(self, word: Word) -> Iterator[str]:
+    def done(self, decision: StopDecision) -> Iterator[str]:
         """Remove the triggers whose request is done; yields a line for each that cannot be removed."""
-        for name in sorted(self.seen) if word.save else ():
+        for name in sorted(self.seen) if decision.save else ():
             try:
                 self._trigger(name).unlink(missing_ok=True)
             except OSError as error:
@@ -192,17 +192,18 @@ class Stops:
         return Path(self.triggers or "", name)
 
 
-def stops(config: Any, *, rank: int, began: float) -> Stops:
+def stop_conditions(config: Any, *, rank: int, began: float) -> StopConditions:
     """Return what may stop a run of `config` that began at `began` (`time.monotonic`); makes the trigger folder.
 
     Every rank calls it. Raises ConfigError where that folder cannot be made.
     """
-    from mconv.train.agree import on_rank_0
+    from mconv.train.megatron.collectives import on_rank_0
 
-    folder = config.trigger_dir or (Path(config.save) / "triggers" if config.save else None)
+    named = config.trigger_dir or (Path(config.save) / "triggers" if config.save else None)
+    folder = Path(named) if named else None
     ends: dict[int, float] = {}
     if folder:
-        on_rank_0(lambda: _make(Path(folder)))
+        on_rank_0(lambda: _make(folder))
     if rank == 0 and folder:
         if config.exit_duration_in_mins:
             ends[NUMBERS["exit_duration_in_mins"]] = began + 60 * config.exit_duration_in_mins
@@ -211,7 +212,7 @@ def stops(config: Any, *, rank: int, began: float) -> Stops:
             ends[NUMBERS["the end of the job's time"]] = time.monotonic() + max(
                 left - 60 * config.stop_before_limit, left / 2
             )
-    return Stops(rank=rank, triggers=Path(folder) if folder else None, exit_interval=config.exit_interval, ends=ends)
+    return StopConditions(rank=rank, triggers=folder, exit_interval=config.exit_interval, ends=ends)
 
 
 def _make(folder: Path) -> None:

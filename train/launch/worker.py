@@ -12,8 +12,8 @@ from typing import Any
 
 from mconv.errors import MconvError
 from mconv.train.launch import stop
+from mconv.train.launch.parent_death import end_with_parent
 from mconv.train.launch.ranks import resolve
-from mconv.train.orphan import end_with_parent
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _report(error: Exception, rank: str) -> dict[str, Any]:
-    """What the parent needs in order to raise the same error."""
+    """Return what the parent needs in order to raise the same error."""
     tail = traceback.format_exc().strip().splitlines()[-8:]
     return {
         "rank": int(rank),
@@ -49,7 +49,7 @@ def _report(error: Exception, rank: str) -> dict[str, Any]:
 def _leave() -> None:
     """Say goodbye to the other ranks, if the work joined them."""
     if "torch" in sys.modules:
-        from mconv.train.parallel import shutdown
+        from mconv.train.megatron.parallel import shutdown
 
         shutdown()
 

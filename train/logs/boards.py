@@ -1,4 +1,4 @@
-"""Boards that a run may report to besides its own log: TensorBoard, and Weights & Biases."""
+"""Boards that a run reports to besides its own log: TensorBoard, and Weights & Biases."""
 
 import importlib
 import math
@@ -11,7 +11,7 @@ from mconv.errors import ConfigError, MconvError
 from mconv.train.config import TrainConfig
 
 WANDB_ID = "wandb_run_id.txt"
-"""In the save folder: which run of W&B a resumed run goes on with."""
+"""File in the save folder with the id of the W&B run that a resumed run continues."""
 
 
 @runtime_checkable
@@ -19,15 +19,17 @@ class Board(Protocol):
     """Somewhere that numbers go."""
 
     def log(self, values: dict[str, float], iteration: int) -> None:
-        """Numbers by name."""
+        """Send or write numbers by name."""
 
     def close(self) -> None:
-        """Everything is sent or written when this returns."""
+        """Send or write everything that is left."""
 
 
 def boards(config: TrainConfig, *, described: dict[str, Any], iteration: int = 0) -> tuple[Board, ...]:
-    """The boards that `config` asks for, of a run that begins after `iteration` steps; `described` is what they are told
-    of it. Raises MconvError with what to install where one is wanted and not there."""
+    """Return the boards that `config` asks for, of a run that begins after `iteration` steps.
+
+    `described` is what a board is told of the run. Raises MconvError, with what to install, if one is missing.
+    """
     check_installed(config)
     wanted = [TensorBoard(config.tensorboard_dir, iteration=iteration)] if config.tensorboard_dir else []
     return (*wanted, *([WandB(config, described)] if config.wandb_project else []))
@@ -84,6 +86,6 @@ class WandB:
 
 
 def mode() -> str:
-    """W&B's mode: what WANDB_MODE says; online with a key in the environment, else into a folder to send later."""
+    """Return W&B's mode: that of WANDB_MODE; else online with a key in the environment, or offline into a folder."""
     said = os.environ.get("WANDB_MODE")
     return said or ("online" if "WANDB_API_KEY" in os.environ else "offline")

@@ -25,31 +25,31 @@ class Step:
     """One optimizer step."""
 
     iteration: int
-    """1 for the first."""
+    """Number of the step, 1 for the first."""
     consumed_samples: int
     loss: float
     """Mean over the global batch's tokens, in nats."""
     grad_norm: float | None
-    """Before clipping; None if the optimizer does not report it."""
+    """Norm of the gradient before clipping; None if the optimizer does not report it."""
     lr: float
     """Learning rate after the step, as Megatron prints it: that of the next step."""
     seconds: float
     tokens_per_second: float
-    """Over all ranks."""
+    """Tokens per second over all ranks."""
     global_batch_size: int | None = None
     """Samples of this step, where they are not the run's (a ramp-up)."""
     loss_scale: float = 1.0
-    """After the step; 1 without fp16."""
+    """Loss scale after the step; 1 without fp16."""
     skipped: int = 0
-    """1 if the weights were left as they were: an overflow of fp16, or a guard's policy."""
+    """1 if the step was skipped (an fp16 overflow, or a guard's policy), else 0."""
     nan: int = 0
-    """1 if it was skipped for a loss that is not finite."""
+    """1 if the step was skipped for a loss that is not finite, else 0."""
 
 
 def line(
     step: Step, *, train_iters: int, global_batch_size: int, now: datetime, measured: dict[str, Any] | None = None
 ) -> str:
-    """Megatron-LM's line, field for field, so that its parsers read ours: no loss where every step was skipped.
+    """Return Megatron-LM's line, field for field, so that its parsers read ours: no loss if every step was skipped.
 
     `measured` adds speed, memory and the time left.
     """
@@ -98,7 +98,7 @@ class Log:
     boards: tuple[Board, ...] = ()
     meter: Meter | None = None
     throughput: bool = False
-    """Whether the printed line has what the meter measures; the file and the boards have it always."""
+    """True if the printed line includes what the meter measures, as the file and the boards always do."""
     show: Show | None = None
     """Gets each step's record for a live view beneath the printed lines."""
     window: list[Step] = field(default_factory=list)
@@ -194,9 +194,9 @@ def forget_after(file: Path, iteration: int) -> None:
     """Remove the lines of steps that a resumed run will take again."""
     if file.is_file():
         lines = [text for text in file.read_text().splitlines() if _iteration(text) <= iteration]
-        beside = file.with_name(f".{file.name}.part")
-        beside.write_text("".join(text + "\n" for text in lines))
-        beside.replace(file)
+        part = file.with_name(f".{file.name}.part")
+        part.write_text("".join(text + "\n" for text in lines))
+        part.replace(file)
 
 
 def _iteration(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Megatron's lines, both ways: one table of fields writes the iteration line and reads Megatron-LM's own logs."""
+"""Write and read Megatron's iteration lines by one table of fields; reads Megatron-LM's own logs, too."""
 
 import itertools
 import re
@@ -36,7 +36,7 @@ class Line:
     iteration: int
     train_iters: int
     values: dict[str, float]
-    """By the names of FIELDS; a field that the line lacks is not there, one that FIELDS lacks is."""
+    """Values by the names of FIELDS, and of any other fields of the line; fields that the line lacks are left out."""
     time: datetime | None = None
 
 
@@ -46,12 +46,12 @@ class Validation:
 
     iteration: int
     on: str | None
-    """`validation` or `test` at the end of a run; None during it."""
+    """Data set (`validation` or `test`) at the end of a run; None during it."""
     values: dict[str, float]
 
 
 @dataclass(slots=True, kw_only=True)
-class Log:
+class PrintedLog:
     """All that a log says in lines of known form."""
 
     iterations: list[Line] = field(default_factory=list)
@@ -59,11 +59,11 @@ class Log:
     arguments: dict[str, str] = field(default_factory=dict)
     """The dump at the start of the run; the last one, if several runs follow each other in one log."""
     starts: list[int] = field(default_factory=list)
-    """How many lines were there when Megatron-LM itself started a run; empty for a log that it did not print."""
+    """Number of lines before each run that Megatron-LM itself started; empty for a log that it did not print."""
 
 
 def write(line: Line, *, formats: Mapping[str, str] | None = None, eta: str = "") -> str:
-    """The line as Megatron-LM prints it; `formats` are other ways to print a field (Megatron once had rates as .3E)."""
+    """Return the line as Megatron-LM prints it; `formats` replace those of fields (Megatron once had rates as .3E)."""
     how = FIELDS | dict(formats or {})
     stamp = f"[{line.time:%Y-%m-%d %H:%M:%S.%f}] " if line.time else ""
     shown = [f" {name}: {_number(line.values[name], form)} |" for name, form in how.items() if name in line.values]
@@ -75,9 +75,9 @@ def _number(value: float, form: str) -> str:
     return format(int(value) if form.endswith("d") else value, form)
 
 
-def read(text: Iterable[str]) -> Log:
-    """A log from its lines; what is in no known form is passed over."""
-    log, dumping = Log(), False
+def read(text: Iterable[str]) -> PrintedLog:
+    """Return a log from its lines; lines of no known form are passed over."""
+    log, dumping = PrintedLog(), False
     for raw in text:
         if "arguments ------" in raw:
             dumping = "end of arguments" not in raw
@@ -95,7 +95,7 @@ def read(text: Iterable[str]) -> Log:
 
 
 def iteration_line(text: str) -> Line | None:
-    """The iteration line in `text`, whatever stands before it (a rank, a time) or behind its last bar."""
+    """Return the iteration line in `text`, whatever stands before it (a rank, a time) or after its last bar."""
     if not (found := _ITERATION.search(text)):
         return None
     stamp = found["time"]
@@ -117,8 +117,8 @@ def _pairs(text: str) -> Iterator[tuple[str, float]]:
             return
 
 
-def own_windows(log: Log) -> list[Line]:
-    """The lines with the mean of their own steps each, where Megatron-LM printed the second one over two windows.
+def own_windows(log: PrintedLog) -> list[Line]:
+    """Return the lines with means over their own steps: Megatron-LM prints the second one over two windows.
 
     Megatron-LM (core 0.16.1 to 0.19.0) does not reset its counters after a run's first line: the second has the mean of
     both windows, and skipped and nan counts of both. The first window is one step long.
@@ -131,7 +131,7 @@ def own_windows(log: Log) -> list[Line]:
 
 
 def _second(first: Line, second: Line) -> Line:
-    """The second line of a run over its own window. Skipped steps have no loss; each step has a time."""
+    """Return the second line of a run over its own window. Skipped steps have no loss; each step has a time."""
     values = dict(second.values)
     for name in (SKIPPED, NAN):
         if name in values:

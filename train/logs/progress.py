@@ -17,16 +17,16 @@ class Progress:
     file: Path
     gpus: int
     began: datetime
-    """When this job began."""
+    """Time at which this job began."""
     flops_before: float
-    """Operations that the run had taken by then."""
+    """Operations of the run before this job."""
 
     def started(self) -> None:
-        """A job begins."""
+        """Write that a job begins."""
         self._write(START)
 
     def saved(self, *, iteration: int, flops: float, tokens: int) -> None:
-        """A checkpoint is whole; `flops` and `tokens` are those of the run so far."""
+        """Write that a checkpoint is complete; `flops` and `tokens` are those of the run so far."""
         now = datetime.now()
         since, base = self._unbroken()
         job = _throughput(flops - self.flops_before, now, self.began, self.gpus)
@@ -38,7 +38,7 @@ class Progress:
         )  # fmt: skip
 
     def _unbroken(self) -> tuple[datetime, float]:
-        """When jobs on this many GPUs began without another number between, and the operations taken by then."""
+        """Return since when jobs have run on this many GPUs without a change, and the operations done before that."""
         since, base, latest = None, 0.0, 0.0
         for line in self.file.read_text().splitlines() if self.file.is_file() else []:
             words = line.split("\t")
@@ -59,5 +59,5 @@ class Progress:
 
 
 def _throughput(flops: float, now: datetime, since: datetime, gpus: int) -> float:
-    """TFLOP/s for each GPU."""
+    """Return TFLOP/s of each GPU."""
     return flops / max(1.0, (now - since).total_seconds()) / gpus / 1e12

@@ -1,4 +1,4 @@
-"""What a run was started with: its arguments with where each comes from, and its surroundings, without secrets."""
+"""Record what a run was started with: its arguments with their origins, and its environment, without secrets."""
 
 import dataclasses
 import functools
@@ -24,9 +24,9 @@ from mconv.train.config import TrainConfig
 from mconv.train.logs.redact import hidden, secrets
 
 NAME = "run.json"
-"""In the save folder: a record of each start of the run, the last one last."""
+"""File in the save folder with a record of each start of the run, the last one last."""
 CODE = "code"
-"""In the save folder: what was changed in code since its commit, as git tells it."""
+"""Folder in the save folder with the changes in code since its commit, as git reports them."""
 COMPUTES = ("torch", "megatron-core", "transformer-engine", "flash-attn")
 """Packages that decide what a step computes."""
 KEPT = re.compile(
@@ -100,9 +100,9 @@ def write(folder: Path, config: TrainConfig, spec: ModelSpec, *, ranks: int, ite
     for name, place in {"mconv": Path(mconv.__file__).parent, "git": Path.cwd()}.items():
         if (start[name] or {}).get("changed"):
             start[name]["diff"] = keep_diff(folder / CODE, _hidden_lines(_git(place, "diff", "HEAD"), known))
-    beside = file.with_name(f".{NAME}.part")
-    beside.write_text(json.dumps({"starts": [*before, hidden(start, known)]}, indent=1, default=str) + "\n")
-    beside.replace(file)
+    partial = file.with_name(f".{NAME}.part")
+    partial.write_text(json.dumps({"starts": [*before, hidden(start, known)]}, indent=1, default=str) + "\n")
+    partial.replace(file)
     return differences(before[-1], start) if before and iteration else []
 
 

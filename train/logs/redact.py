@@ -1,4 +1,4 @@
-"""Secrets, which nothing that a run prints, writes or sends may hold."""
+"""Remove secrets from whatever a run prints, writes or sends."""
 
 import dataclasses
 import re
@@ -16,12 +16,12 @@ FIELDS = frozenset(field.name for field in dataclasses.fields(TrainConfig))
 
 
 def secrets(environment: Any) -> set[str]:
-    """Values of variables whose names say that they are secret."""
+    """Return the values of variables whose names say that they are secret."""
     return {value for name, value in environment.items() if _is_secret(name.upper()) and len(value) >= 6}
 
 
 def hidden(value: Any, known: set[str], *, name: str = "") -> Any:
-    """`value` without what a secret name stands for, what a secret is elsewhere, and passwords in addresses."""
+    """Return `value` with secrets replaced: under secret names, the `known` ones anywhere, and passwords in URLs."""
     if isinstance(value, dict):
         return {key: hidden(inner, known, name=str(key)) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -40,6 +40,6 @@ def hidden(value: Any, known: set[str], *, name: str = "") -> Any:
 
 
 def _is_secret(name: str) -> bool:
-    """Whether a variable (in capitals) or a flag is called like a secret, and is no field of a run (eod_token)."""
+    """Return whether a variable (in capitals) or a flag has a secret's name, and is no field of a run (eod_token)."""
     field = name.lstrip("-").replace("-", "_").lower().removeprefix(PREFIX.lower())
     return field not in FIELDS and (name.isupper() or name.startswith("--")) and bool(SECRET.search(name))

@@ -19,7 +19,7 @@ CURVES = {
     "tokens_per_second": "tokens per second",
     "samples_per_second": "samples per second",
 }
-"""What is drawn, and what it is called. Samples a second only where a log does not tell how long a sample is."""
+"""Names of curves -> their titles. Samples per second are drawn only if a log does not say how long a sample is."""
 PRINTED = {megatron.LOSS: "loss", megatron.RATE: "lr", megatron.NORM: "grad_norm"}
 Curve = list[tuple[int, float]]
 
@@ -33,23 +33,21 @@ class Series:
 
 
 def read(path: Path) -> Series:
-    """A save folder, its train.jsonl, or a log as it was printed. Raises FormatError where no step is in it."""
+    """Return the curves of a save folder, a train.jsonl, or a printed log. Raises FormatError if it has no step."""
     file = path / logs.NAME if path.is_dir() else path
     try:
         text = file.read_text(errors="replace")
     except OSError as error:
-        raise FormatError(
-            f"{file}: cannot be read: {error.strerror}; give a save folder, or a log of a training"
-        ) from error
+        raise FormatError(f"{file}: cannot be read: {error.strerror}; give a save folder, or the log of a run") from error
     points = _records(text) if text.lstrip().startswith("{") else _printed(megatron.read(text.splitlines()))
     curves = {name: sorted(points[name].items()) for name in CURVES if points[name]}
     if not curves:
-        raise FormatError(f"{file}: no step of a training is in it; give a save folder, or a log of a training")
+        raise FormatError(f"{file}: it contains no training step; give a save folder, or the log of a run")
     return Series(name=path.name if path.is_dir() else path.stem, curves=curves)
 
 
 def _records(text: str) -> dict[str, dict[int, float]]:
-    """From lines of JSON; of an iteration that was taken twice the later one counts, a line cut short does not."""
+    """Return the points of JSON lines; of an iteration that was taken twice the later one, and no line cut short."""
     points: dict[str, dict[int, float]] = {name: {} for name in CURVES}
     for line in text.splitlines():
         try:
@@ -63,8 +61,8 @@ def _records(text: str) -> dict[str, dict[int, float]]:
     return points
 
 
-def _printed(log: megatron.Log) -> dict[str, dict[int, float]]:
-    """From printed lines: each the mean of its own steps."""
+def _printed(log: megatron.PrintedLog) -> dict[str, dict[int, float]]:
+    """Return the points of printed lines, each the mean of its own steps."""
     points: dict[str, dict[int, float]] = {name: {} for name in CURVES}
     length = log.arguments.get("seq_length", "")
     for line in megatron.own_windows(log):
@@ -87,7 +85,7 @@ def _put(points: dict[int, float], at: int, value: Any) -> None:
 
 
 def several(paths: list[Path]) -> list[Series]:
-    """One each; runs of the same name are told apart by their folders."""
+    """Return the series of several runs; runs of the same name are told apart by their folders."""
     found = [read(path) for path in paths]
     names = [one.name for one in found]
     return [
@@ -97,7 +95,7 @@ def several(paths: list[Path]) -> list[Series]:
 
 
 def smooth(curve: Curve, *, over: int) -> Curve:
-    """Each point as the mean of the `over` points around it, fewer at the ends."""
+    """Return each point as the mean of the `over` points around it, fewer at the ends."""
     values, before = [y for _, y in curve], over // 2
     sums = [0.0]
     for value in values:
@@ -107,14 +105,14 @@ def smooth(curve: Curve, *, over: int) -> Curve:
 
 
 def thin(curve: Curve, *, most: int) -> Curve:
-    """At most `most` points: means of neighbours, so that nothing is drawn that was not there on average."""
+    """Return at most `most` points, each the mean of neighbours."""
     width = math.ceil(len(curve) / most)
     runs = [curve[i : i + width] for i in range(0, len(curve), width)]
     return [(run[-1][0], sum(y for _, y in run) / len(run)) for run in runs]
 
 
 def ends(curve: Curve, *, most: int) -> Curve:
-    """About `most` points: the lowest and the highest of neighbours, so that a spike of one step is still seen."""
+    """Return about `most` points, the lowest and the highest of neighbours, so that a spike of one step is still seen."""
     width = math.ceil(2 * len(curve) / most)
     if width <= 2:
         return curve

@@ -1,1 +1,1 @@
-"""The one room that knows megatron-core: what is imported from it, how it runs without CUDA, what is mended in it."""
+"""The one folder that knows megatron-core: what is imported from it, how it runs without CUDA, what is patched."""

@@ -1,4 +1,4 @@
-"""Pointwise functions as one kernel on a GPU, where torch can compile them there; as they are written everywhere else."""
+"""Compile pointwise functions to one kernel on a GPU if torch can; elsewhere they run as they are written."""
 
 import functools
 import importlib.util
@@ -15,7 +15,7 @@ OFF = "MCONV_COMPILE"
 
 
 def one_kernel(function: Callable[..., Any], *, plain: Callable[..., Any] | None = None) -> Callable[..., Any]:
-    """`function`, compiled at its first call with a GPU's tensors; `plain`, or itself, on a CPU and where that fails.
+    """Return `function`, compiled at its first call with a GPU's tensors; `plain`, or itself, on a CPU or on failure.
 
     A compiler that does not work costs time, not the run: its first error is told, and `plain` is called from then on.
     """
@@ -50,6 +50,6 @@ def _on_gpu(tensor: torch.Tensor) -> bool:
 
 @functools.cache
 def can_compile() -> bool:
-    """Whether torch finds what it compiles with: Triton, and a C compiler for what starts Triton's kernels."""
+    """Return whether torch finds what it compiles with: Triton, and a C compiler for Triton's launchers."""
     compiler = any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
     return compiler and importlib.util.find_spec("triton") is not None and os.environ.get(OFF) != "0"

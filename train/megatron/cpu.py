@@ -1,4 +1,4 @@
-"""megatron-core without a CUDA device: stand-ins for what it asks of CUDA and never guards.
+"""Run megatron-core without a CUDA device: stand-ins for the CUDA calls that it makes unconditionally.
 
 Nothing in its arithmetic changes. With a CUDA device `install` does nothing at all.
 """
@@ -40,7 +40,7 @@ class _OnCpu(TorchFunctionMode):
 
 
 def _is_cuda(device: Any) -> bool:
-    """True for "cuda", "cuda:0" and torch.device("cuda"); an int counts too, as torch reads it as a CUDA index."""
+    """Return true for "cuda", "cuda:0", torch.device("cuda"), and an int, which torch reads as a CUDA index."""
     if isinstance(device, torch.device):
         return device.type == "cuda"
     return device.startswith("cuda") if isinstance(device, str) else type(device) is int

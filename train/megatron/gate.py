@@ -1,4 +1,4 @@
-"""Which megatron-core may come in: its version, read without importing it, and one sentence for one that may not.
+"""Admit only supported versions of megatron-core: the version is read without an import; others get one sentence.
 
 The version that counts is that of the code that would be imported: a checkout on PYTHONPATH has no other, and where two
 are installed the first on the path wins. Only its release counts: 0.17.0rc2 is 0.17.0, and so is 0.17.0+abc.
@@ -34,7 +34,7 @@ class Core:
 
     version: str
     folder: Path
-    """Where its package `megatron.core` is."""
+    """The folder of its package `megatron.core`."""
 
 
 def check(to: str = "this command") -> Core:
@@ -45,7 +45,7 @@ def check(to: str = "this command") -> Core:
     core = found()
     if core is None:
         extras.need("train", "megatron.core", to=to)
-        raise UnfitCore(f"{to} needs megatron-core, and the package `megatron` that is found is none: {INSTALL}")
+        raise UnfitCore(f"{to} needs megatron-core, which the installed package `megatron` is not: {INSTALL}")
     if problem := unfit(core):
         raise UnfitCore(problem)
     return core

@@ -14,13 +14,13 @@ from mconv.train.megatron.quiet import quiet, while_importing
 
 
 def _as_it_is(model: Any = None, **_: Any) -> Any:
-    """`torch.compile`, as a function and as a decorator, that compiles nothing."""
+    """Return a function uncompiled: in place of `torch.compile`, as a function and as a decorator."""
     return model if model is not None else (lambda function: function)
 
 
 @contextlib.contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Without CUDA, keep megatron-core from compiling its fused helpers while it is imported.
+    """Keep megatron-core from compiling its fused helpers while it is imported, without CUDA.
 
     On a CPU that asks for a C++ compiler and never pays.
     """
@@ -72,7 +72,7 @@ patches.apply()
 
 
 def transformer_engine_attention() -> type | None:
-    """megatron-core's core attention on Transformer Engine; None where that is not installed or cannot be loaded."""
+    """Return megatron-core's core attention on Transformer Engine; None if that cannot be loaded."""
     try:
         with while_importing(), _uncompiled():
             from megatron.core.extensions.transformer_engine import HAVE_TE, TEDotProductAttention

@@ -1,4 +1,4 @@
-"""What mconv asks of megatron-core's DistributedOptimizer under private names; nobody else does."""
+"""The only uses of private names of megatron-core's DistributedOptimizer."""
 
 from typing import Any
 

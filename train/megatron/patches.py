@@ -23,29 +23,29 @@ ISSUES = "https://github.com/NVIDIA/Megatron-LM/issues/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patch:
+class CorePatch:
     """One symbol of megatron-core (or of torch, on its account) that is not used as it is."""
 
     symbol: str
-    """Where it is: module, dot, name."""
+    """Full name of the symbol: module, dot, name."""
     wrong: str
     versions: str
-    """Those in which it was found wrong."""
+    """Versions in which it was found wrong."""
     upstream: str
-    """The issue, or that none is known."""
+    """Upstream issue, or a note that none is known."""
     until: str
-    """How to see that it is no longer needed."""
+    """A sign that the row is no longer needed."""
     where: str
-    """Our code in its place, or that works around it: module, colon, name."""
+    """Our code in its place, or our workaround: module, colon, name."""
     signatures: tuple[str, ...]
-    """All that are known, in the form of `signature`; none for what is not megatron-core's own."""
+    """All known signatures, in the form of `signature`; none for what is not megatron-core's own."""
     make: Callable[[Any], Any] | None = None
-    """What is put there, from what was there."""
+    """A function from the original to its replacement."""
     cpu_only: bool = False
 
 
 PATCHES = (
-    Patch(
+    CorePatch(
         symbol="megatron.core.tensor_parallel.random._get_cuda_rng_state",
         wrong="asks a CUDA generator by its index, without CUDA too",
         versions=ALL,
@@ -56,7 +56,7 @@ PATCHES = (
         make=lambda _: cpu.rng_state,
         cpu_only=True,
     ),
-    Patch(
+    CorePatch(
         symbol="megatron.core.tensor_parallel.random._set_cuda_rng_state",
         wrong="sets a CUDA generator by its index, without CUDA too",
         versions=ALL,
@@ -67,7 +67,7 @@ PATCHES = (
         make=lambda _: cpu.set_rng_state,
         cpu_only=True,
     ),
-    Patch(
+    CorePatch(
         symbol="megatron.core.models.common.embeddings.rope_utils._apply_rotary_pos_emb_bshd",
         wrong="is ten operations, each of which passes over all queries and keys; fused, it needs Transformer Engine",
         versions=ALL,
@@ -80,7 +80,7 @@ PATCHES = (
         ),
         make=one_kernel,
     ),
-    Patch(
+    CorePatch(
         symbol="torch.compile",
         wrong="megatron-core compiles its fused helpers as it is imported (`jit_fuser`); a CPU has no use for them",
         versions=ALL,
@@ -90,7 +90,7 @@ PATCHES = (
         signatures=(),  # of whatever torch there is
         cpu_only=True,
     ),
-    Patch(
+    CorePatch(
         symbol="torch.cuda",
         wrong="schedules, gradient buffers, clipping, optimizer and seeds ask it for devices, streams and generators",
         versions=ALL,
@@ -101,10 +101,10 @@ PATCHES = (
         cpu_only=True,
     ),
 )
-"""What is replaced at import."""
+"""Replacements that are made at import."""
 
 ORIGINALS: dict[str, Any] = {}
-"""What was there before `apply`, by symbol."""
+"""Originals of what `apply` has replaced, by symbol."""
 
 
 def apply() -> None:

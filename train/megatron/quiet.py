@@ -1,4 +1,4 @@
-"""What megatron-core, and torch on its account, would tell our users that is no business of theirs."""
+"""Silence warnings and logs of megatron-core, and of torch on its account, that do not concern our users."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""What megatron-core names or nests differently from version to version: a layer's spec, a config's fields."""
+"""Differences between versions of megatron-core in a layer's spec and a config's fields."""
 
 import dataclasses
 import functools

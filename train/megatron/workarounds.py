@@ -1,13 +1,13 @@
-"""What mconv works around in megatron-core without changing it: rows of the same kind as in `patches`."""
+"""Faults of megatron-core that mconv works around without changing it: rows as in `patches`."""
 
 from functools import partial
 
-from mconv.train.megatron.patches import ALL, ISSUES, NONE, Patch
+from mconv.train.megatron.patches import ALL, ISSUES, NONE, CorePatch
 
-_row = partial(Patch, versions=ALL, upstream=NONE)
+_row = partial(CorePatch, versions=ALL, upstream=NONE)
 _DISTRIBUTED = "megatron.core.optimizer.distrib_optimizer.DistributedOptimizer"
 _OPTIMIZER = "mconv.train.optim.optimizer"
-_GROUPS = "mconv.train.parallel"
+_GROUPS = "mconv.train.megatron.parallel"
 _LAYER = "megatron.core.transformer.transformer_layer.TransformerLayer"
 _ROTARY = "megatron.core.models.common.embeddings.rotary_pos_embedding.RotaryEmbedding"
 
@@ -63,7 +63,7 @@ OPTIMIZER = (
         symbol="megatron.core.distributed.finalize_model_grads",
         wrong="divides by a count of tokens in int32, in which weights of tokens such as 0.1 cannot be told",
         until="the schedules add up tokens in a floating-point type",
-        where="mconv.train.optim.normalise:Normalise",
+        where="mconv.train.optim.per_token_loss:PerTokenLoss",
         signatures=("(model, num_tokens=, pg_collection=, force_all_reduce=)",),
     ),
 )

@@ -1,4 +1,4 @@
-"""Which adapter a configuration is about: one that it makes, or a PEFT adapter that it names.
+"""The adapter of a configuration: a new one, or a PEFT adapter that it names.
 
 Nothing of megatron-core is needed, so that `mconv plan` answers at once.
 """
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 def wanted(config: TrainConfig) -> bool:
-    """Whether a run trains adapters alone."""
+    """Return whether a run trains adapters alone."""
     return config.lora_rank is not None or config.lora_load is not None
 
 
 def asked(config: TrainConfig, base: SourceModel) -> "tuple[Settings, Adapter | None]":
-    """An adapter's settings, and the adapter itself where the run starts from one. Raises ConfigError or FormatError."""
+    """Return an adapter's settings, and the adapter to start from, if any. Raises ConfigError or FormatError."""
     given = _given(config, base)
     return (given.settings if given else _settings(config, base)), given
 
 
 def _given(config: TrainConfig, base: SourceModel) -> "Adapter | None":
-    """The adapter of `lora_load`, if what else the configuration says of it is true."""
+    """Return the adapter of `lora_load`, if the configuration's other fields agree with it."""
     if config.lora_load is None:
         return None
     if not peft.has_adapter(Path(config.lora_load)):

@@ -1,4 +1,4 @@
-"""Which model a configuration is about: its checkpoint's, or a preset's or config.json's with the changes asked for.
+"""The model of a configuration: that of its checkpoint, or a preset or config.json with the changes asked for.
 
 Nothing of megatron-core is needed, so that `mconv plan` answers at once.
 """
@@ -23,7 +23,7 @@ DEFAULT_STD = 0.02
 
 
 def origin(config: TrainConfig, *, iteration: int | None = None) -> SourceModel:
-    """What a run starts from: the checkpoint that `load` names, or one whose weights are drawn when they are read.
+    """Return the checkpoint that a run starts from: the one in `load`, or one whose weights are drawn as they are read.
 
     `iteration`: that one of a Megatron root, not the tracker's.
 
@@ -43,7 +43,7 @@ def passes(config: TrainConfig) -> Ignored:
 
 
 def _base(config: TrainConfig) -> tuple[ModelSpec, float, Path]:
-    """The architecture before any change, the deviation of its weights, and what to call it."""
+    """Return the architecture before any change, the standard deviation of its weights, and its name."""
     if config.preset is not None:
         if config.preset not in PRESETS:
             close = difflib.get_close_matches(config.preset, PRESETS, n=1)
@@ -56,7 +56,7 @@ def _base(config: TrainConfig) -> tuple[ModelSpec, float, Path]:
 
 
 def changed(spec: ModelSpec, config: TrainConfig) -> ModelSpec:
-    """The architecture with the changes that a configuration asks for, and with what follows from them.
+    """Return the architecture with the changes that a configuration asks for, and with what follows from them.
 
     Raises ConfigError, all at once, on changes that do not fit each other.
     """
@@ -71,7 +71,7 @@ def changed(spec: ModelSpec, config: TrainConfig) -> ModelSpec:
 
 
 def _positions(spec: ModelSpec, config: TrainConfig) -> dict[str, Any]:
-    """What tells positions apart, where that is to be another."""
+    """Return the fields of the position embedding that are to be changed."""
     found: dict[str, Any] = {}
     if config.position_embedding_type is not None:
         found["position"] = POSITIONS[config.position_embedding_type]
@@ -83,7 +83,7 @@ def _positions(spec: ModelSpec, config: TrainConfig) -> dict[str, Any]:
 
 
 def _following(spec: ModelSpec, asked: dict[str, Any]) -> dict[str, Any]:
-    """What was made of other sizes in the first place, and so is again."""
+    """Return the sizes that follow from others in the architecture, computed again."""
     hidden = asked.get("hidden_size", spec.hidden_size)
     heads = asked.get("num_attention_heads", spec.num_attention_heads)
     found = {}
@@ -97,14 +97,14 @@ def _following(spec: ModelSpec, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unfit(spec: ModelSpec, asked: dict[str, Any], follow: dict[str, Any]) -> list[str]:
-    """Changes that leave something open, or that no heads fit."""
+    """Return the changes that leave a size open, or that no heads fit."""
     hidden, heads = (follow.get(name, getattr(spec, name)) for name in ("hidden_size", "num_attention_heads"))
     problems = []
     if hidden % heads and "kv_channels" not in asked:
         problems.append(f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}; or give kv_channels")
     if hidden != spec.hidden_size and "ffn_hidden_size" not in follow:
-        problems.append(f"hidden_size is {hidden} in place of {spec.hidden_size}: give ffn_hidden_size, which is no "
-                        "multiple of it that could be guessed")  # fmt: skip
+        problems.append(f"hidden_size is {hidden} in place of {spec.hidden_size}: give ffn_hidden_size too, which "
+                        "was not 4 times the hidden size, so it does not follow")  # fmt: skip
     return problems
 
 

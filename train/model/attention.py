@@ -20,7 +20,7 @@ CUDNN_FIRST = [
 
 @lru_cache(maxsize=1)
 def window_mask(length: int, window: int, device: torch.device) -> Bool[Tensor, "s s"]:
-    """True where a query may look: at itself and the `window` - 1 positions before it. All layers share one."""
+    """Return True where a query may look: at itself and the `window` - 1 positions before it; shared by all layers."""
     at = torch.arange(length, device=device)
     back = at[:, None] - at
     return (back >= 0) & (back < window)
@@ -30,7 +30,7 @@ class CoreAttention(MegatronModule):
     """softmax(q k^T) v for one rank's heads, causal; no parameters. Serves CPU and GPU.
 
     Heads and query groups are read off the tensors, so any tensor-parallel cut of megatron-core's fits. With a
-    `window_size` (keys before, 0) in the config a query sees only that many keys beside its own. Dropout draws from the
+    `window_size` (keys before, 0) in the config a query sees only that many keys before its own. Dropout draws from the
     generator that megatron-core keeps for each tensor-parallel rank, whose heads are others.
     """
 
@@ -76,7 +76,7 @@ class CoreAttention(MegatronModule):
 
 
 class CudnnAttention(CoreAttention):
-    """The same, by cuDNN's kernel where it can: on Hopper GPUs it is made for them, and torch's flash kernel is not."""
+    """Core attention by cuDNN's kernel where it can: unlike torch's flash kernel it is made for Hopper GPUs."""
 
     def forward(self, *args: Any, **options: Any) -> Float[Tensor, "s b nh"]:
         """Attend."""
@@ -85,7 +85,7 @@ class CudnnAttention(CoreAttention):
 
 
 class RMSNorm(torch.nn.Module):
-    """`elementwise.rms_norm` with a weight.
+    """A norm with a weight: `elementwise.rms_norm`.
 
     The weight is whole on every tensor-parallel rank; under sequence parallelism each rank sees only its share of
     the positions, and the mark `sequence_parallel` makes megatron-core add up its gradient over the ranks.
@@ -116,7 +116,7 @@ class LayerNorm(torch.nn.Module):
 
 
 def _replicated(value: float, config: TransformerConfig, size: int) -> torch.nn.Parameter:
-    """A vector that every tensor-parallel rank has whole, marked for megatron-core."""
+    """Return a vector that every tensor-parallel rank holds whole, marked for megatron-core."""
     device = torch.device("cpu") if config.use_cpu_initialization else torch.cuda.current_device()
     parameter = torch.nn.Parameter(torch.full((size,), value, dtype=config.params_dtype, device=device))
     parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]

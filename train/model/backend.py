@@ -15,11 +15,11 @@ from mconv.train.megatron.imports import transformer_engine_attention
 from mconv.train.model.attention import CoreAttention, CudnnAttention
 
 MASKS = ("reset_attention_mask", "packing")
-"""Fields with which positions are hidden beside those that come later."""
+"""Fields that hide other positions than later ones."""
 
 
 def core_attention(config: TrainConfig, *, dtype: torch.dtype) -> type:
-    """The class that megatron-core's layer builds. Raises ConfigError if Transformer Engine's is asked for in vain."""
+    """Return the class that megatron-core's layer builds. Raises ConfigError if the one asked for cannot be had."""
     if config.attention_backend == "sdpa":
         return CoreAttention
     if config.attention_backend == "cudnn":
@@ -31,10 +31,8 @@ def core_attention(config: TrainConfig, *, dtype: torch.dtype) -> type:
     if not torch.cuda.is_available():
         against.append("there is no CUDA device")
     if dtype == torch.float32:
-        against.append("its kernels know no fp32: give --bf16")
-    against += [
-        f"{name} hides positions from each other, and it would not look" for name in MASKS if getattr(config, name)
-    ]
+        against.append("its kernels do not support fp32: give --bf16")
+    against += [f"{name} needs a mask, which it would ignore" for name in MASKS if getattr(config, name)]
     if config.attention_backend == "transformer_engine":
         problems = [f"attention_backend transformer_engine: {reason}" for reason in against]
         refuse(problems, doing="choosing what computes attention", kind=ConfigError)
@@ -43,11 +41,11 @@ def core_attention(config: TrainConfig, *, dtype: torch.dtype) -> type:
 
 @functools.cache
 def causal_only(theirs: type) -> type:
-    """Transformer Engine's attention, which takes a mask and, being causal, does not look at it: an error here."""
+    """Return Transformer Engine's causal attention, which ignores any mask, with an error in place of that."""
 
     def forward(self: Any, query: Any, key: Any, value: Any, attention_mask: Any, *args: Any, **options: Any) -> Any:
         if attention_mask is not None:
-            raise ConfigError("attention_backend transformer_engine knows no mask but the causal one; take sdpa")
+            raise ConfigError("attention_backend transformer_engine supports no mask but the causal one; use sdpa")
         return theirs.forward(self, query, key, value, attention_mask, *args, **options)  # type: ignore[attr-defined]
 
     return type("CausalOnly", (theirs,), {"forward": forward})

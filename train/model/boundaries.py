@@ -9,8 +9,10 @@ from torch import Tensor
 
 
 def attention_mask(documents: Int[Tensor, "b s"] | None) -> Bool[Tensor, "b 1 s s"] | None:
-    """megatron-core's mask (True hides), made on the device: each token sees itself and what is before it in its own
-    document. None, for one document a row, leaves attention plainly causal."""
+    """Return megatron-core's mask (True hides), made on the device: each token sees its own document up to itself.
+
+    None, for one document a row, leaves attention plainly causal.
+    """
     if documents is None:
         return None
     same = documents[:, :, None] == documents[:, None, :]
@@ -19,7 +21,7 @@ def attention_mask(documents: Int[Tensor, "b s"] | None) -> Bool[Tensor, "b 1 s 
 
 @contextlib.contextmanager
 def rope_at(model: Any, positions: Int[Tensor, "b s"] | None, *, reach: int | None = None) -> Iterator[None]:
-    """For a while, the angles of a GPTModel's rope are those of `positions`, which it otherwise counts from 0.
+    """Use the angles of `positions` in a GPTModel's rope, which else counts from 0, within this context.
 
     No position may be as large as `reach`, which is the row's length if not given. Nothing happens where
     `positions` is None or the model has no rope.

@@ -1,15 +1,15 @@
-"""What megatron-core cannot compute at all, and what ranks cannot share."""
+"""Refuse models that megatron-core cannot compute, and sizes that ranks cannot share."""
 
 from mconv.errors import ConfigError, LayoutError, refuse
 from mconv.spec import ModelSpec
-from mconv.train.parallel import Parallel
+from mconv.train.megatron.parallel import Parallel
 
 
 def check_known(spec: ModelSpec, *, what: str = "the model") -> None:
     """Refuse what megatron-core cannot compute at any layout. Raises ConfigError with the name of `what` it is."""
     if spec.position == "alibi":
         raise ConfigError(
-            f"{what} tells positions apart by ALiBi, and megatron-core has no ALiBi: mconv converts it, but cannot run it"
+            f"{what} has ALiBi positions, which megatron-core does not support: mconv can convert it, but not run it"
         )
 
 
@@ -21,7 +21,7 @@ def check(spec: ModelSpec, *, padded_vocab_size: int, parallel: Parallel) -> Non
 
 
 def problems(spec: ModelSpec, *, padded_vocab_size: int, parallel: Parallel) -> list[str]:
-    """Every size that this layout cannot share."""
+    """Return a problem for each size that this layout cannot share."""
     tp, groups = parallel.tp, spec.num_query_groups
     sizes = {
         "num_attention_heads": spec.num_attention_heads,

@@ -1,4 +1,4 @@
-"""Draws the tensors that `initial.py` describes; of what a plan needs of them, nothing is here."""
+"""Draw the tensors that `initial.py` describes; apart from it, since a plan does not need torch."""
 
 from functools import lru_cache
 

@@ -1,4 +1,4 @@
-"""SwiGLU and RMSNorm that keep for their backward pass what they read, and nothing that they make on the way.
+"""SwiGLU and RMSNorm that keep only their inputs for the backward pass, and no intermediate results.
 
 Written with autograd's own operations they keep three and four tensors as large as their result: of a LLaMA's layer, a
 third of what it keeps. On a CPU both compute what those operations do, in their order of roundings; on a GPU each is one
@@ -15,7 +15,7 @@ from mconv.train.megatron.compiled import one_kernel
 
 
 def swiglu(halves: Float[Tensor, "*rows gate_up"]) -> Float[Tensor, "*rows f"]:
-    """silu(gate) * up of a gated MLP's first linear, whose output has the one behind the other."""
+    """Return silu(gate) * up of the output of a gated MLP's first linear: gate, then up."""
     made: Tensor = _SwiGLU.apply(halves)
     return made
 
@@ -41,7 +41,7 @@ def _gate(halves: Float[Tensor, "*rows gate_up"]) -> Float[Tensor, "*rows f"]:
 def _gate_back(
     gradient: Float[Tensor, "*rows f"], halves: Float[Tensor, "*rows gate_up"]
 ) -> Float[Tensor, "*rows gate_up"]:
-    """As one formula, for a compiler."""
+    """Return the gradient as one formula, for a compiler."""
     gate, up = halves.chunk(2, -1)
     share = torch.sigmoid(gate)
     return torch.cat([gradient * up * share * (1 + gate * (1 - share)), gradient * gate * share], -1)
@@ -50,7 +50,7 @@ def _gate_back(
 def _gate_back_in_place(
     gradient: Float[Tensor, "*rows f"], halves: Float[Tensor, "*rows gate_up"]
 ) -> Float[Tensor, "*rows gate_up"]:
-    """As four operations on what is there: what autograd would do, bit for bit."""
+    """Return the gradient by four in-place operations: what autograd would do, bit for bit."""
     made = torch.empty_like(halves)
     (gate, up), (for_gate, for_up) = halves.chunk(2, -1), made.chunk(2, -1)
     open_ = torch.nn.functional.silu(gate)
@@ -64,7 +64,7 @@ _gated, _gated_back = one_kernel(_gate), one_kernel(_gate_back, plain=_gate_back
 
 
 def rms_norm(x: Float[Tensor, "*rows d"], weight: Float[Tensor, "d"], eps: float) -> Float[Tensor, "*rows d"]:
-    """x / rms(x) in fp32, cast back, times weight: the order of roundings of transformers' LlamaRMSNorm.
+    """Return x / rms(x) in fp32, cast back, times weight: the order of roundings of transformers' LlamaRMSNorm.
 
     On a GPU it is torch's one kernel (from torch 2.9 on), which rounds once, behind the weight.
     """

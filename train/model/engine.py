@@ -21,6 +21,7 @@ from mconv.train.megatron.imports import (
     get_num_layers_to_build,
     parallel_state,
 )
+from mconv.train.megatron.parallel import Parallel, init, shutdown
 from mconv.train.model import recompute
 from mconv.train.model.attention import CoreAttention
 from mconv.train.model.checks import check
@@ -28,7 +29,6 @@ from mconv.train.model.layers import NORMS, layer_spec, transformer_config
 from mconv.train.model.loss import TrueVocabLoss
 from mconv.train.model.meta import OnMeta
 from mconv.train.model.rope import inverse_frequencies
-from mconv.train.parallel import Parallel, init, shutdown
 
 __all__ = ["Parallel", "build", "build_chunks", "init", "parameters", "shutdown", "surplus_biases", "unwrap"]
 
@@ -45,7 +45,7 @@ def build(
     core_attention: type = CoreAttention,
     **more: Any,
 ) -> torch.nn.Module:
-    """This rank's part of megatron-core's GPTModel, on its device, in `dtype`; call `init(parallel)` before.
+    """Return this rank's part of megatron-core's GPTModel, on its device, in `dtype`; call `init(parallel)` before.
 
     Where stages interleave it is one `chunk` of the rank's several: `build_chunks` makes them all.
     Weights are NaN until loaded (what a loader forgets, the first logits show), or random with `initialize`; with
@@ -68,7 +68,7 @@ def build(
 
 
 def build_chunks(spec: ModelSpec, *, parallel: Parallel, **options: Any) -> list[torch.nn.Module]:
-    """All of this rank's parts: one, or one a virtual stage. `options` as for `build`."""
+    """Return all of this rank's parts: one, or one for each virtual stage. `options` as for `build`."""
     return [build(spec, parallel=parallel, chunk=chunk, **options) for chunk in range(parallel.vpp)]
 
 
@@ -81,7 +81,7 @@ def _module(
     padded_vocab_size: int,
     core_attention: type,
 ) -> GPTModel:
-    """megatron-core's module, as its constructor leaves it."""
+    """Return megatron-core's module, as its constructor leaves it."""
     here = parallel_state.get_pipeline_model_parallel_rank(), chunk
     layers = TransformerBlockSubmodules(
         layer_specs=[layer_spec(config, spec, core_attention)] * get_num_layers_to_build(config, vp_stage=chunk),
@@ -103,7 +103,7 @@ def _module(
 
 
 def _set_positions(model: GPTModel, spec: ModelSpec, dtype: torch.dtype) -> None:
-    """Rope's frequencies of `spec`, set before the first forward: megatron-core caches the angles per module."""
+    """Set rope's frequencies before the first forward: megatron-core caches the angles per module."""
     if spec.position == "rope":
         model.rotary_pos_emb.inv_freq = inverse_frequencies(spec.rope, kv_channels=spec.kv_channels)
     elif model.pre_process:
@@ -111,12 +111,12 @@ def _set_positions(model: GPTModel, spec: ModelSpec, dtype: torch.dtype) -> None
 
 
 def _leave(weight: Tensor) -> Tensor:
-    """An initialisation that costs nothing."""
+    """Return the weight as it is: an initialisation that costs nothing."""
     return weight
 
 
 def _fill(model: GPTModel, spec: ModelSpec, *, keep: bool) -> None:
-    """NaN in every weight unless `keep`; zero, for good, in biases that megatron-core has and the model has not."""
+    """Fill every weight with NaN unless `keep`; zero, for good, the biases that only megatron-core has."""
     without = surplus_biases(model, spec)
     for name, parameter in model.named_parameters():
         if name in without:
@@ -127,7 +127,7 @@ def _fill(model: GPTModel, spec: ModelSpec, *, keep: bool) -> None:
 
 
 def surplus_biases(model: torch.nn.Module, spec: ModelSpec) -> set[str]:
-    """The biases that megatron-core has because another linear has one, and that are zero in this model."""
+    """Return the biases that megatron-core has because another linear has one, and that are zero in this model."""
     has = {"linear_qkv": spec.qkv_bias, "linear_proj": spec.proj_bias, "linear_fc": spec.mlp_bias}
     without = [f"{kind}" for kind, biased in has.items() if not biased]
     names = (name for name, _ in model.named_parameters() if name.endswith(".bias"))
@@ -135,14 +135,14 @@ def surplus_biases(model: torch.nn.Module, spec: ModelSpec) -> set[str]:
 
 
 def unwrap(model: Any) -> GPTModel:
-    """The GPTModel inside megatron-core's data-parallel wrapper, or the model itself."""
+    """Return the GPTModel inside megatron-core's data-parallel wrapper, or the model itself."""
     while not isinstance(model, GPTModel):
         model = model.module
     return model
 
 
 def parameters(model: torch.nn.Module) -> dict[str, Tensor]:
-    """This rank's parameters under the names of an mp_rank file (layers numbered from 0 on each stage).
+    """Return this rank's parameters under the names of an mp_rank file (layers numbered from 0 on each stage).
 
     Loaders fill these tensors in place. With tied embeddings and pp > 1 the last stage's copy of the embedding is
     `output_layer.weight`, as in the file.

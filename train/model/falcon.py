@@ -9,7 +9,7 @@ from mconv.train.megatron.imports import IdentityOp, TransformerLayer
 
 
 class ParallelLayer(TransformerLayer):
-    """x + attention(norm(x)) + mlp(norm(x)): behind one norm, or two where `pre_mlp_layernorm` is one of its own.
+    """The layer x + attention(norm(x)) + mlp(norm(x)), with one norm, or two if `pre_mlp_layernorm` is another.
 
     Parameters, their names and their cuts are those of megatron-core's layer. Each of the two branches is summed over
     the tensor-parallel ranks by its own last linear (under sequence parallelism: summed and scattered), as in a layer
@@ -17,7 +17,7 @@ class ParallelLayer(TransformerLayer):
     """
 
     def forward(self, hidden_states: Float[Tensor, "s b d"], **kwargs: Any) -> tuple[Float[Tensor, "s b d"], None]:
-        """One layer; `kwargs` as megatron-core's TransformerBlock passes them, of which only attention's count."""
+        """Compute one layer; of TransformerBlock's `kwargs` only those of attention are used."""
         wanted = {name: kwargs.get(name) for name in ("attention_mask", "rotary_pos_emb", "packed_seq_params")}
         normed = self.input_layernorm(hidden_states)
         shared = isinstance(self.pre_mlp_layernorm, IdentityOp)

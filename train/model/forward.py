@@ -12,9 +12,9 @@ from mconv.train.megatron.imports import (
     parallel_state,
     quiet,
 )
+from mconv.train.megatron.parallel import Parallel
 from mconv.train.model.boundaries import rope_at
 from mconv.train.model.engine import unwrap
-from mconv.train.parallel import Parallel
 
 SENT = 64
 """Positions whose scores one message holds."""
@@ -29,7 +29,7 @@ def logits(
     parallel: Parallel,
     positions: Int[Tensor, "b s"] | None = None,
 ) -> Float[Tensor, "b s padded_vocab"] | None:
-    """Scores of every position over the padded vocabulary, fp32, on global rank 0; None on all other ranks.
+    """Return scores of every position over the padded vocabulary, fp32, on global rank 0; None on all other ranks.
 
     Every rank calls it with the same `tokens` (on any device). Forward only, through megatron-core's own pipeline
     schedules; with sequence parallelism the sequence is padded to a multiple of tp and cut again. `positions` rise along
@@ -60,7 +60,7 @@ def logits(
 def _forward(
     batches: Iterator[tuple[Int[Tensor, "b s"], Int[Tensor, "b s"] | None]], model: torch.nn.Module
 ) -> tuple[Tensor, Any]:
-    """One stage's forward, in the form that megatron-core's schedules call."""
+    """Run one stage's forward, in the form that megatron-core's schedules call."""
     tokens, positions = next(batches)
     if positions is None:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)

@@ -1,4 +1,4 @@
-"""Weights that a run leaves as they are: no gradient, no optimizer state, no memory for either."""
+"""Freeze weights: no gradient, no optimizer state, no memory for either."""
 
 import re
 from collections.abc import Iterator
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import torch
 
 from mconv.errors import ConfigError
-from mconv.train.config.trained import means
+from mconv.train.config.trainable import means
+from mconv.train.megatron.collectives import from_all_ranks
 from mconv.train.megatron.imports import GPTModel, parallel_state
-from mconv.train.model.trains import refuse_unknown
-from mconv.train.parallel import from_all_ranks
+from mconv.train.model.trainable import refuse_unknown
 
 
 def freeze(models: list[GPTModel], wanted: list[str]) -> None:
@@ -31,13 +31,13 @@ def freeze(models: list[GPTModel], wanted: list[str]) -> None:
 
 
 def names(model: GPTModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """This rank's parameters by their names in the whole model: layers counted through, tied weights of one name."""
+    """Yield this rank's parameters by their names in the whole model: layers counted through, tied weights alike."""
     for name, parameter in model.named_parameters():
         yield ("embedding.word_embeddings.weight" if _is_copy(model, name) else whole_name(model, name)), parameter
 
 
 def whole_name(model: GPTModel, name: str) -> str:
-    """A parameter's or module's name with its layer counted from 0 through the whole model, not on its stage."""
+    """Return the name of a parameter or module with its layer counted from 0 through the whole model."""
     found = re.match(r"decoder\.layers\.(\d+)(?=\.|$)", name)
     if found is None:
         return name
@@ -45,14 +45,14 @@ def whole_name(model: GPTModel, name: str) -> str:
 
 
 def uneven(models: list[GPTModel]) -> bool:
-    """Whether some layers train what others do not; all ranks call it."""
+    """Return whether some layers train what others do not; all ranks call it."""
     own = {(re.sub(r"layers\.\d+", "layers", name), p.requires_grad) for model in models for name, p in names(model)}
     all_ranks = {pair for rank in from_all_ranks(own) for pair in rank}
     return len({name for name, _ in all_ranks}) < len(all_ranks)
 
 
 def count(models: list[GPTModel]) -> tuple[int, int]:
-    """(parameters that are trained, parameters): of the whole model, each once; all ranks call it."""
+    """Return (trained parameters, all parameters) of the whole model, each counted once; all ranks call it."""
     tp_rank = parallel_state.get_tensor_model_parallel_rank()
     own = [
         parameter
@@ -69,5 +69,5 @@ def count(models: list[GPTModel]) -> tuple[int, int]:
 
 
 def _is_copy(model: GPTModel, name: str) -> bool:
-    """Whether a parameter is the last stage's copy of tied embeddings."""
+    """Return whether a parameter is the last stage's copy of tied embeddings."""
     return name == "output_layer.weight" and bool(model.share_embeddings_and_output_weights)

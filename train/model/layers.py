@@ -16,11 +16,11 @@ from mconv.train.megatron.imports import (
     get_gpt_layer_local_spec,
     quiet,
 )
+from mconv.train.megatron.parallel import Parallel
 from mconv.train.megatron.specs import no_cuda_graphs, set_mlp
 from mconv.train.model.attention import CoreAttention, LayerNorm, RMSNorm
 from mconv.train.model.elementwise import swiglu
 from mconv.train.model.falcon import ParallelLayer
-from mconv.train.parallel import Parallel
 
 NORMS = {"rms": RMSNorm, "layer": LayerNorm}
 ACTIVATIONS = {
@@ -31,18 +31,18 @@ ACTIVATIONS = {
 
 
 class SwiGLU(MegatronModule):
-    """`elementwise.swiglu` as the module that megatron-core asks for; it has no weights, and no place in a checkpoint."""
+    """The module that megatron-core asks for, around `elementwise.swiglu`; it has no weights."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config=config)
 
     def forward(self, halves: Float[Tensor, "*rows gate_up"]) -> Float[Tensor, "*rows f"]:
-        """silu(gate) * up."""
+        """Return silu(gate) * up."""
         return swiglu(halves)
 
 
 def transformer_config(spec: ModelSpec, parallel: Parallel, *, dtype: torch.dtype, **more: Any) -> TransformerConfig:
-    """megatron-core's config for `spec`: no dropout, and no fusion that needs Transformer Engine or Apex.
+    """Return megatron-core's config for `spec`: no dropout, no fusion that needs Transformer Engine or Apex.
 
     megatron-core has linear biases on all four linears or on QKV alone; those that `spec` lacks, `build` makes zero.
     `more` overrides its fields.
@@ -93,7 +93,7 @@ def transformer_config(spec: ModelSpec, parallel: Parallel, *, dtype: torch.dtyp
 
 
 def layer_spec(config: TransformerConfig, spec: ModelSpec, core_attention: type = CoreAttention) -> ModuleSpec:
-    """megatron-core's local layer, or Falcon's in its place, with our norm and a core attention in it."""
+    """Return megatron-core's local layer, or Falcon's in its place, with our norm and a core attention in it."""
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
     set_mlp(layer, ffn_hidden_size=config.ffn_hidden_size, activation=SwiGLU)
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = NORMS[spec.norm]

@@ -1,4 +1,4 @@
-"""A rank's weights from a file of its own or from a torch_dist folder; whatever is amiss is refused by name."""
+"""Load a rank's weights from its own file or from a torch_dist folder; anything wrong is refused by name."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -55,7 +55,7 @@ def attach(model: Any, settings: Settings, *, family: Family, spec: ModelSpec, s
 
 
 def fresh(settings: Settings, sizes: dict[str, int], seed: int) -> Start:
-    """As PEFT starts: B zero, A uniform by its number of inputs. The values depend on seed, layer and name alone."""
+    """Return PEFT's initialisation: B zero, A uniform by its inputs, seeded by seed, layer and name alone."""
 
     def start(linear: Linear, layer: int, factor: str) -> Float[Tensor, "rows columns"]:
         whole = torch.zeros(linear.shape(factor, rank=settings.rank, sizes=sizes), device="cpu")
@@ -71,7 +71,7 @@ def fresh(settings: Settings, sizes: dict[str, int], seed: int) -> Start:
 def _add(
     adapters: "Adapters", parts: list[Linear], module: torch.nn.Module, inputs: tuple[Tensor, ...], made: Any
 ) -> Any:
-    """A hook on a fused linear: its output with what the adapters of its parts add."""
+    """Return a fused linear's output with what the adapters of its parts add: a forward hook."""
     output, bias = made
     return output + adapters(inputs[0], parts, output), bias
 
@@ -95,7 +95,7 @@ class Adapters(torch.nn.ModuleDict):
     def forward(
         self, x: Float[Tensor, "s b inputs"], parts: list[Linear], like: Float[Tensor, "t b rows"]
     ) -> Float[Tensor, "t b rows"]:
-        """What the adapters of a fused linear's parts add to its output, which `like` is."""
+        """Return what the adapters of a fused linear's parts add to its output, which `like` is."""
         if parts[0].parted is None:
             delta: Tensor = self[parts[0].slot](x)
             return self._share(delta) if parts[0].column and not parts[0].even(self.sizes, self.tp) else delta
@@ -112,7 +112,7 @@ class Adapters(torch.nn.ModuleDict):
 
     @staticmethod
     def _share(delta: Float[Tensor, "s b all_rows"]) -> Float[Tensor, "s b rows"]:
-        """This rank's rows of what was made whole; its gradient is gathered whole again."""
+        """Return this rank's rows of a whole output; its gradient is gathered whole again."""
         shared: Tensor = tensor_parallel.scatter_to_tensor_model_parallel_region(delta)
         return shared
 
@@ -133,7 +133,7 @@ class Adapters(torch.nn.ModuleDict):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Any = (), metadata: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """In the form that megatron-core asks of a module."""
+        """Return the state in the form that megatron-core asks of a module."""
         axes = {f"{name}.{factor}": linear.cut_axis(factor, self.sizes, self.tp)
                 for name, linear in self.linears.items() for factor in FACTORS}  # fmt: skip
         groups = {
@@ -163,13 +163,13 @@ class Factors(torch.nn.Module):
             setattr(self, factor, _parameter(config, linear, factor, settings.width, sizes))
 
     def forward(self, x: Float[Tensor, "s b inputs"]) -> Float[Tensor, "t b outputs"]:
-        """What it adds. Under sequence parallelism either `x` or the result has this rank's positions only."""
+        """Return what it adds. Under sequence parallelism `x` or the result has this rank's positions only."""
         narrow = torch.nn.functional.linear(self._dropped(x), self.A) * self.scale
         across = self._to_columns if self.column else self._from_rows
         return torch.nn.functional.linear(across(narrow), self.B)
 
     def _to_columns(self, narrow: Float[Tensor, "s b r"]) -> Float[Tensor, "t b r"]:
-        """The same on all ranks, each of which makes its own outputs of it: their gradients are summed.
+        """Return the same on all ranks, each of which computes its own outputs from it: their gradients are summed.
 
         Not where each makes all outputs (`whole`): then each has the whole gradient already.
         """
@@ -183,7 +183,7 @@ class Factors(torch.nn.Module):
         return made
 
     def _from_rows(self, narrow: Float[Tensor, "s b r"]) -> Float[Tensor, "t b r"]:
-        """Summed over the ranks, each of which has seen its own inputs."""
+        """Return the sum over the ranks, each of which has seen its own inputs."""
         made: Tensor
         if self.sequence_parallel:
             made = tensor_parallel.reduce_scatter_to_sequence_parallel_region(narrow)
@@ -192,7 +192,7 @@ class Factors(torch.nn.Module):
         return made
 
     def _dropped(self, x: Float[Tensor, "s b inputs"]) -> Float[Tensor, "s b inputs"]:
-        """Dropped alike on ranks that have the same `x`, and by each one's own generator where they do not."""
+        """Apply dropout, alike on ranks with the same `x`, else by each rank's own generator."""
         if not (self.training and self.dropout):
             return x
         # Under sequence parallelism the whole block draws from that generator, and it must not be forked twice.
@@ -202,14 +202,14 @@ class Factors(torch.nn.Module):
 
 
 def local(linear: Linear, sizes: dict[str, int], tp: int) -> dict[str, int]:
-    """Sizes of a rank's share."""
+    """Return the sizes of a rank's share."""
     return {**sizes, linear.row.cut: sizes[linear.row.cut] // tp}
 
 
 def _parameter(
     config: TransformerConfig, linear: Linear, factor: str, rank: int, sizes: dict[str, int]
 ) -> torch.nn.Parameter:
-    """This rank's share of a factor, marked for megatron-core: for the gradient's norm, and for its sum over ranks."""
+    """Return this rank's share of a factor, marked for megatron-core: for the gradient norm, and its sum over ranks."""
     tp = config.tensor_model_parallel_size
     shape, axis = linear.share(factor, rank=rank, sizes=sizes, tp=tp), linear.cut_axis(factor, sizes, tp)
     made = torch.nn.Parameter(torch.empty(shape, dtype=config.params_dtype, device=torch.cuda.current_device()))

@@ -19,12 +19,12 @@ class TrueVocabLoss:
 
     vocab_size: int
     watching: bool = False
-    """Whether to look, at each call, if the likeliest token is the label."""
+    """True to compare, at each call, the likeliest token with the label."""
     right: Tensor | None = None
-    """[b s]: what the last call saw, if watching."""
+    """Result of the last comparison, [b s], if watching."""
 
     def __call__(self, labels: Int[Tensor, "b s"], logits: Float[Tensor, "s b cut_vocab"]) -> Float[Tensor, "b s"]:
-        """The loss of each label. Where it is differentiated, the gradient is written over `logits`."""
+        """Return the loss of each label. Where it is differentiated, the gradient is written over `logits`."""
         length, batch, width = logits.shape
         first = width * parallel_state.get_tensor_model_parallel_rank()
         columns = min(max(self.vocab_size - first, 0), width)
@@ -35,7 +35,7 @@ class TrueVocabLoss:
 
 @torch.no_grad()
 def likeliest(logits: Float[Tensor, "s b cut_vocab"], first: int, columns: int) -> Int[Tensor, "s b"]:
-    """The token of the largest logit over all tensor-parallel ranks, the lowest of several: no rank sees all logits.
+    """Return the token of the largest logit over all tensor-parallel ranks, the lowest id of several.
 
     As for the loss, `first` is the id of this rank's first column, and the `columns` before its padding are tokens.
     """
@@ -51,6 +51,6 @@ def likeliest(logits: Float[Tensor, "s b cut_vocab"], first: int, columns: int) 
 
 
 def counts(right: Bool[Tensor, "b s"], mask: Float[Tensor, "b s"]) -> Float[Tensor, "4"]:
-    """(right, all) of the tokens that the loss counts, then of those that it counts in full."""
+    """Return (right, all) of the tokens that the loss counts, then of those that it counts in full."""
     kinds = (mask > 0, mask >= 1)
     return torch.stack([number.sum().float() for kind in kinds for number in (right & kind, kind)])

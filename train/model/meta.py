@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class OnMeta(TorchFunctionMode):
-    """Within it, every tensor is created without memory, whatever device its creator names.
+    """A context in which every tensor is created without memory, whatever device its creator names.
 
     `torch.device("meta")` is not enough: megatron-core names the device in so many words.
     """

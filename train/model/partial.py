@@ -1,4 +1,4 @@
-"""A few tensors out of a torch_dist folder, by megatron-core's description of them and torch's own reader.
+"""Read a few tensors of a torch_dist folder, by megatron-core's description of them and torch's own reader.
 
 megatron-core's loader wants all parts of each tensor asked for by all ranks at once. This reads what one rank asks for,
 alone and at any time.
@@ -19,7 +19,7 @@ from mconv.train.megatron.imports import ShardedTensor
 
 
 def read(folder: Path | str, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors that a (part of a) sharded state dict asks for, by its own names."""
+    """Return the tensors that a (part of a) sharded state dict asks for, by its own names."""
     pieces: list[ShardedTensor] = []
     merges = {}
     for name, entry in wanted.items():
@@ -44,7 +44,7 @@ def _leaves(built: Any) -> list[ShardedTensor]:
 
 
 def _data(built: Any) -> Any:
-    """The same structure, of tensors."""
+    """Return the structure with each sharded tensor replaced by its data."""
     if isinstance(built, ShardedTensor):
         return built.data
     if isinstance(built, dict):
@@ -80,7 +80,7 @@ class _Planner(LoadPlanner):
         return whole
 
     def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
-        """The reader has copied it already."""
+        """Do nothing: the reader has copied it already."""
 
     def set_up_planner(self, *_: Any, **__: Any) -> None: ...
 

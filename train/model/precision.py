@@ -9,7 +9,7 @@ from mconv.convert.formats.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
 from mconv.convert.formats.hf import read_json
 from mconv.errors import ConfigError
 from mconv.train.config import TrainConfig
-from mconv.train.config.precision import NAMES
+from mconv.train.config.compute import NAMES
 from mconv.train.model.initial import Drawn
 
 DTYPES = {"fp32": FLOAT32, "bf16": BFLOAT16, "fp16": FLOAT16}
@@ -18,8 +18,8 @@ OF = {dtype.name: name for name, dtype in DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Precision:
-    """What a run computes in, and why."""
+class ChosenPrecision:
+    """The precision of a run, and the reason for it."""
 
     name: str
     """fp32, bf16 or fp16."""
@@ -27,30 +27,30 @@ class Precision:
 
     @property
     def line(self) -> str:
-        """The precision and its reason, for the start of a run and for a plan."""
+        """Return the precision and its reason, for the start of a run and for a plan."""
         return f"precision: {self.name}, {self.why}"
 
 
-def precision_of(config: TrainConfig, opened: SourceModel) -> Precision:
+def precision_of(config: TrainConfig, opened: SourceModel) -> ChosenPrecision:
     """Return the precision that a configuration has with the weights of an opened checkpoint.
 
     Raises ConfigError where the configuration excludes what is left, such as `fp32: false` for fp32 weights.
     """
     if asked := [name for name in NAMES if getattr(config, name)]:
-        return Precision(asked[0], _asked(asked[0], *_of_weights(config, opened)))
+        return ChosenPrecision(asked[0], _asked(asked[0], *_of_weights(config, opened)))
     own, whose = _of_weights(config, opened)
     if getattr(config, own) is not False:
-        return Precision(own, f"{whose}; {_others(own)}")
+        return ChosenPrecision(own, f"{whose}; {_others(own)}")
     if config.fp32 is False:
         excluded, left = ([n for n in NAMES if (getattr(config, n) is False) == out] for out in (True, False))
         raise ConfigError(
             f"{' and '.join(excluded)} {'are' if len(excluded) > 1 else 'is'} false, but the run would be in {own}, "
             f"{whose}: set {' or '.join(left)}"
         )
-    return Precision("fp32", f"since {own} is false; without that it would be {own}, {whose}")
+    return ChosenPrecision("fp32", f"since {own} is false; without that it would be {own}, {whose}")
 
 
-def resolved(config: TrainConfig, opened: SourceModel) -> tuple[TrainConfig, Precision]:
+def resolved(config: TrainConfig, opened: SourceModel) -> tuple[TrainConfig, ChosenPrecision]:
     """Return the configuration with one of fp32, bf16 and fp16 true and the others false, and why that one."""
     found = precision_of(config, opened)
     asked: dict[str, Any] = {name: name == found.name for name in NAMES}
@@ -69,12 +69,12 @@ def _asked(name: str, own: str, whose: str) -> str:
 
 
 def _others(own: str) -> str:
-    """What to give for another precision."""
+    """Return what to give for another precision."""
     return "--bf16 trains in bf16 with fp32 main weights" if own == "fp32" else "--fp32 trains in fp32"
 
 
 def _of_weights(config: TrainConfig, opened: SourceModel) -> tuple[str, str]:
-    """The precision of the weights in words: its name, and whose it is."""
+    """Return the name of the weights' precision, and a reason in words."""
     if isinstance(opened.source, Drawn):
         return _of_random(config)
     name = opened.dtype.name
@@ -87,7 +87,7 @@ def _of_weights(config: TrainConfig, opened: SourceModel) -> tuple[str, str]:
 
 
 def _of_random(config: TrainConfig) -> tuple[str, str]:
-    """The precision of weights from nothing: what the config.json that `model` names has as its dtype, else fp32."""
+    """Return the precision of random weights: the dtype in the config.json that `model` names, else fp32."""
     path = Path(str(config.model))
     file = path / "config.json" if path.is_dir() else path
     values = read_json(file) if config.model else {}

@@ -1,4 +1,4 @@
-"""Models by name: those that the guides train from scratch. `config/model.py` says how a run differs from one."""
+"""Models by name: those that guides train from scratch. Fields of `config/model.py` change them."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Preset:
 
 
 def gpt(*, layers: int, hidden: int, heads: int, positions: int = 2048, vocab: int = 50257) -> ModelSpec:
-    """What Megatron trains by default: GPT-2's layer, with its biases, learned positions and tied head."""
+    """Return Megatron's default model: GPT-2's layer, with its biases, learned positions and tied head."""
     return ModelSpec(
         family="gpt2", num_layers=layers, hidden_size=hidden, ffn_hidden_size=4 * hidden, num_attention_heads=heads,
         num_query_groups=heads, kv_channels=hidden // heads, vocab_size=vocab, max_position_embeddings=positions,
@@ -26,7 +26,7 @@ def gpt(*, layers: int, hidden: int, heads: int, positions: int = 2048, vocab: i
 
 
 def llama(*, layers: int, hidden: int, ffn: int, heads: int, groups: int, third: bool = False) -> ModelSpec:
-    """LLaMA 2, or the `third`."""
+    """Return LLaMA 2, or the `third`."""
     return ModelSpec(
         family="llama", num_layers=layers, hidden_size=hidden, ffn_hidden_size=ffn, num_attention_heads=heads,
         num_query_groups=groups, kv_channels=hidden // heads, vocab_size=128256 if third else 32000,

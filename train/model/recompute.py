@@ -1,4 +1,4 @@
-"""Recomputing activations: megatron-core's own, told what to do, and mended where it would lose gradients or itself."""
+"""Recompute activations by megatron-core, patched where it would lose gradients or never end."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,11 +11,11 @@ from torch import Tensor
 from mconv.spec import ModelSpec
 from mconv.train.config import TrainConfig
 from mconv.train.megatron.imports import tensor_parallel
-from mconv.train.parallel import Parallel
+from mconv.train.megatron.parallel import Parallel
 
 
 def options(config: TrainConfig) -> dict[str, Any]:
-    """Fields of megatron-core's TransformerConfig."""
+    """Return the fields of megatron-core's TransformerConfig."""
     kind = config.recompute_granularity
     if kind == "full":
         return {
@@ -29,7 +29,7 @@ def options(config: TrainConfig) -> dict[str, Any]:
 
 
 def problems(config: TrainConfig, parallel: Parallel, spec: ModelSpec) -> list[str]:
-    """Units that do not divide the layers of every chunk: megatron-core would run over the end of one."""
+    """Return the chunks whose layers the recomputed units do not divide: megatron-core would run past their end."""
     if (config.recompute_granularity, config.recompute_method) != ("full", "uniform"):
         return []
     try:
@@ -67,7 +67,7 @@ def let_gradients_through(embedding: torch.nn.Module) -> None:
 def _again(
     mlp: Callable[..., tuple[Tensor, Tensor | None]], hidden: Float[Tensor, "s b d"], **options: Any
 ) -> tuple[Float[Tensor, "s b d"], Float[Tensor, " d"] | None]:
-    """An MLP's output, computed again in the backward pass, and its bias.
+    """Return an MLP's output, computed again in the backward pass, and its bias.
 
     megatron-core has the bias, a parameter, among what it computes again: its backward pass would then never end.
     """

@@ -10,7 +10,7 @@ from mconv.spec import Rope
 
 
 def inverse_frequencies(rope: Rope, *, kv_channels: int) -> Float[Tensor, "half"]:
-    """Radians per position of each pair of channels, fp32: what transformers computes, operation for operation.
+    """Return radians per position of each pair of channels, fp32, by the operations of transformers.
 
     megatron-core's own `rope_scaling` fixes llama3's other three numbers at 1, 4 and 8192; here all four count.
     """

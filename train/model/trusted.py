@@ -1,4 +1,4 @@
-"""What of a torch_dist folder megatron-core's own loader can be given: it unpickles, and a file may come from anyone.
+"""Decide what of a torch_dist folder may be given to megatron-core's loader: it unpickles files of any origin.
 
 Its loader hands byte objects (extra states, random states, in 0.19 the common state) to `torch.load` with
 `weights_only=False`, which runs whatever they name. `common.pt` is safe there, but stops at a class that the installed

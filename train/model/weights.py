@@ -1,4 +1,4 @@
-"""The one place where training meets conversion: what a checkpoint's model is, and its weights on this rank."""
+"""Open a checkpoint by conversion's reader, and copy this rank's slices of its weights into the model."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def open_weights(
 
 
 def padded_size(checkpoint: SourceModel, parallel: Parallel, *, multiple: int) -> int:
-    """Rows of the embedding to train: the checkpoint's if it is padded already, else Megatron's rule."""
+    """Return the rows of the embedding to train: the checkpoint's if it is padded already, else by Megatron's rule."""
     if checkpoint.layout is None:
         return padded_vocab(checkpoint.spec.vocab_size, tp=parallel.tp, multiple=multiple)
     size = checkpoint.layout.padded_vocab
@@ -45,7 +45,7 @@ def fill(model: torch.nn.Module, source: Source, parallel: Parallel, *, padded_v
 def fill_tensors(
     tensors: dict[str, Tensor], source: Source, parallel: Parallel, *, padded_vocab_size: int, chunk: int = 0
 ) -> None:
-    """Fill tensors that have the shapes and names of this rank's parameters with its slices of a source."""
+    """Copy this rank's slices into tensors that have the shapes and names of its parameters."""
     load_rank(
         source,
         tensors,

@@ -1,12 +1,12 @@
-"""megatron-core's optimizers, and what it takes to resume them without Transformer Engine and Apex."""
+"""megatron-core's optimizers, made to resume without Transformer Engine and Apex."""
 
 from typing import Any
 
 import torch
 
 from mconv.convert.formats.dtype import in_torch
-from mconv.train.agree import largest
 from mconv.train.config import TrainConfig
+from mconv.train.megatron.collectives import largest
 from mconv.train.megatron.imports import DistributedOptimizer, OptimizerConfig, get_megatron_optimizer, quiet
 from mconv.train.megatron.optimizer import let_step_through
 from mconv.train.model.precision import dtype_of
@@ -19,7 +19,7 @@ SAME = (
 
 
 def make_optimizer(chunks: list[Any], config: TrainConfig) -> Any:
-    """megatron-core's optimizer over a model's chunks: fp32 main weights, clipping by the global norm."""
+    """Return megatron-core's optimizer over a model's chunks: fp32 main weights, clipping by the global norm."""
     options = OptimizerConfig(
         **{name: getattr(config, name) for name in SAME},
         params_dtype=in_torch(dtype_of(config)),
@@ -40,13 +40,13 @@ def make_optimizer(chunks: list[Any], config: TrainConfig) -> Any:
 
 
 def parts(optimizer: Any) -> list[Any]:
-    """The optimizers that megatron-core chains, which are one where there are no experts."""
+    """Return the optimizers that megatron-core chains: one where there are no experts."""
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
 @torch.no_grad()
 def clip_and_step(optimizer: Any, norm: float) -> None:
-    """The second half of megatron-core's step, which does not let one look at the norm before the weights change."""
+    """Clip and step, the second half of megatron-core's step, which shows no norm before the weights change."""
     for part in parts(optimizer):
         share = part.config.clip_grad / (norm + 1e-6)
         grads = [parameter.grad for parameter in part.get_parameters() if parameter.grad is not None]
@@ -56,7 +56,7 @@ def clip_and_step(optimizer: Any, norm: float) -> None:
 
 
 def steps_taken(optimizer: Any) -> int:
-    """Adam's counter, of the rank that has one; 0 for other optimizers. All ranks call it."""
+    """Return Adam's counter, of the rank that has one; 0 for other optimizers. All ranks call it."""
     counts = [int(state["step"]) for inner in _inner(optimizer) for state in inner.state.values() if "step" in state]
     return largest(max(counts, default=0))
 
@@ -93,7 +93,7 @@ def _make_state(optimizer: Any) -> None:
 
 
 def _inner(optimizer: Any) -> list[torch.optim.Optimizer]:
-    """torch's own optimizers inside: none on a rank without an optimizer, none with Transformer Engine or Apex."""
+    """Return torch's own optimizers inside: none on a rank without one, none with Transformer Engine or Apex."""
     kinds = (torch.optim.Adam, torch.optim.SGD)
     return [part.optimizer for part in parts(optimizer) if isinstance(part.optimizer, kinds)]
 
@@ -110,7 +110,7 @@ def _fuse(inner: torch.optim.Optimizer) -> None:
 
 
 def _set_fused(adam: torch.optim.Optimizer, fused: bool | None) -> None:
-    """Fused, Adam wants each counter where its parameter is; `set_step` makes them on the CPU."""
+    """Set `fused`: then Adam wants each counter where its parameter is; `set_step` makes them on the CPU."""
     for group in adam.param_groups:
         group["fused"] = fused
         for parameter in group["params"] if fused else ():

@@ -1,4 +1,4 @@
-"""fp16's loss scale, where megatron-core leaves it to the trainer."""
+"""Apply fp16's loss scale, which megatron-core leaves to the trainer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ def scale_losses(chunks: list[Any], optimizer: Any, *, tokens: Callable[[], floa
 
 
 def _undone(finalize: Callable[..., None] | None, tokens: Callable[[], float]) -> Callable[..., None] | None:
-    """`finalize`, and then gradients of the sum again."""
+    """Return `finalize`, followed by a scaling that restores gradients of the sum."""
     if finalize is None:  # the schedules ask the first chunk only
         return None
 

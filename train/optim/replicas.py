@@ -8,7 +8,7 @@ from mconv.train.megatron.imports import DistributedDataParallel, DistributedDat
 
 
 def replicated(models: list[Any], config: TrainConfig, *, finalize: Callable[..., None]) -> list[Any]:
-    """megatron-core's DDP around each of a rank's chunks: gradients gathered in fp32 and added up over replicas.
+    """Wrap each of a rank's chunks in megatron-core's DDP: gradients in fp32, added up over replicas.
 
     `finalize` is called with all of them when all micro batches have gone backward. The schedules look for what belongs
     to all chunks in the config of the first.

@@ -8,7 +8,7 @@ from mconv.train.megatron.imports import OptimizerParamScheduler, quiet
 
 @quiet()
 def scheduler(optimizer: Any, config: TrainConfig, *, scheduled: int = 0) -> OptimizerParamScheduler:
-    """A scheduler after `scheduled` samples, those of skipped steps not counted.
+    """Return a scheduler after `scheduled` samples, those of skipped steps not counted.
 
     The configuration rules, not what a checkpoint remembers of another one.
     """
@@ -35,7 +35,7 @@ def scheduler(optimizer: Any, config: TrainConfig, *, scheduled: int = 0) -> Opt
 
 
 def _samples(config: TrainConfig, what: str) -> int:
-    """A span of the schedule in samples, from the field that says it in iterations or samples; 0 if neither does."""
+    """Return a span of the schedule in samples, from the field in iterations or samples; 0 if neither is set."""
     iterations, samples = getattr(config, f"{what}_iters"), getattr(config, f"{what}_samples")
     return int(samples or (iterations or 0) * config.global_batch_size)
 

@@ -14,7 +14,7 @@ from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.table import Logical, Stored
 from mconv.shard.axes import Axes
 from mconv.shard.cut import Piece
-from mconv.train.parallel import Parallel
+from mconv.train.megatron.parallel import Parallel
 from mconv.verify.onuse import Weights
 from mconv.verify.steps import advance
 

@@ -19,7 +19,7 @@ from mconv.convert.formats import hf, mapped
 from mconv.convert.table import Stored
 from mconv.errors import FormatError
 from mconv.shard.cut import Piece
-from mconv.train.parallel import world
+from mconv.train.megatron.parallel import world
 from mconv.verify.compare import CHUNK
 from mconv.verify.models.common import How, Keep, narrowed, output_axes, put, sampled
 from mconv.verify.onuse import bind, present
