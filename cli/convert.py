@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mconv.convert.checkpoint import Checkpoint
-    from mconv.convert.plan import Plan
+    from mconv.convert.engine.plan import Plan
     from mconv.convert.sidecar import LeftOut
     from mconv.shard.stages import Uneven
 
@@ -342,7 +342,7 @@ def _uneven(first: int | None, last: int | None) -> "Uneven":
 
 
 def _plan(checkpoint: "Checkpoint", out: Path, *, show: o.Show, **options: Any) -> "Plan":
-    from mconv.convert import plan
+    from mconv.convert.engine import plan
 
     return plan.make(checkpoint, out, check_room=not show.dry_run, **options)
 
@@ -350,7 +350,7 @@ def _plan(checkpoint: "Checkpoint", out: Path, *, show: o.Show, **options: Any) 
 def run_plan(plan: "Plan", step: str, *, show: o.Show, allow_nonfinite: bool, hint: bool = True) -> None:
     """Carry out the plan, or show it; `hint` adds what a user would type next."""
     from mconv.cli import plan as words
-    from mconv.convert.plan import shortage
+    from mconv.convert.engine.problems import shortage
 
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -367,10 +367,10 @@ def run_plan(plan: "Plan", step: str, *, show: o.Show, allow_nonfinite: bool, hi
 
 
 def _carry_out(plan: "Plan", step: str, *, allow_nonfinite: bool) -> None:
-    from mconv.convert.ranks import joined
-    from mconv.convert.rewrite import rewrite
+    from mconv.convert.engine.ranks import joined
+    from mconv.convert.engine.rewrite import rewrite
 
-    with joined() as ranks, progress(plan.nbytes, f"{step} {plan.source.name}") as advance:
+    with joined() as ranks, progress(plan.nbytes, f"{step} {plan.model.name}") as advance:
         try:
             rewrite(plan, step=step, allow_nonfinite=allow_nonfinite, progress=advance, ranks=ranks, command=command())
         except KeyboardInterrupt:

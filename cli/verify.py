@@ -215,7 +215,7 @@ def _check_page(file: Path | None, *, overwrite: bool) -> None:
 
 
 def _write_page(file: Path, report: dict[str, Any]) -> None:
-    from mconv.convert.place import write_whole
+    from mconv.convert.staging import write_whole
     from mconv.verify import page
 
     write_whole(file, page.render(report))

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from mconv.convert import adapted, manifest
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.convert.ignored import ignored
-from mconv.convert.source import Progress, quiet
+from mconv.convert.sources.read import Progress, quiet
 from mconv.errors import MconvError
 from mconv.verify.sides import Said, Side, open_both
 
@@ -32,7 +32,7 @@ class Origin:
         return f"{self.path} merged anew with {self.adapter}" if self.adapter else str(self.path)
 
 
-def origin_of(checkpoint: Checkpoint) -> Origin:
+def origin_of(checkpoint: SourceModel) -> Origin:
     """Return the earliest that is still there of what this checkpoint was made from and must equal.
 
     What `lora merge` made, and conversions of it, equal a merge made anew of the same two. Raises MconvError with the
@@ -69,7 +69,7 @@ def _called(place: Path) -> str:
     return f"{place.parent.name}/{place.name}" if place.name.startswith("iter_") else place.name
 
 
-def reference_for(checkpoint: Checkpoint) -> Path:
+def reference_for(checkpoint: SourceModel) -> Path:
     """The checkpoint that this one was made from and must equal: the earliest that is still there.
 
     Conversions alone lie between the two, never a training. Raises MconvError with the reason where there is none.

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.source import Source
 from mconv.convert.table import Family, Logical
 from mconv.errors import MconvError
 from mconv.verify.guesses.explain import Guess
@@ -90,7 +89,7 @@ def _tried(
 
 def _repair(guesses: Sequence[Guess], a: Checkpoint, b: Checkpoint) -> Repair:
     """Return what undoes several guesses at once."""
-    left, right = Source.of(a), Source.of(b)
+    left, right = a.source, b.source
 
     def mended(logical: Logical) -> Tensor | None:
         found = (guess.mended(logical, left, right) for guess in guesses)

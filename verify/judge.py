@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mconv import extras
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.errors import CheckFailed, LayoutError, MconvError, refuse
 from mconv.shard.layout import padded_vocab
 from mconv.shard.stages import EVEN, Uneven
@@ -108,7 +108,7 @@ def judge_sides(sides: tuple[Side, Side], options: Options, *, show: steps.Show 
     return report
 
 
-def check_installed(a: Checkpoint, b: Checkpoint) -> None:
+def check_installed(a: SourceModel, b: SourceModel) -> None:
     """Raise MissingPackage if what runs these models is not installed; models that cannot be compared are not run."""
     if incomparable(a.spec, b.spec):
         return
@@ -119,7 +119,7 @@ def check_installed(a: Checkpoint, b: Checkpoint) -> None:
         gate.check()
 
 
-def _training(a: Checkpoint, b: Checkpoint, options: Options) -> dict[str, Any] | None:
+def _training(a: SourceModel, b: SourceModel, options: Options) -> dict[str, Any] | None:
     """Return what is known of a training between the two before anything is read; None where none lies between."""
     if options.trained is False or incomparable(a.spec, b.spec):
         return None
@@ -128,7 +128,7 @@ def _training(a: Checkpoint, b: Checkpoint, options: Options) -> dict[str, Any] 
 
 
 def _by_digests(
-    a: Checkpoint, b: Checkpoint, options: Options, trained: dict[str, Any] | None, *, show: steps.Show
+    a: SourceModel, b: SourceModel, options: Options, trained: dict[str, Any] | None, *, show: steps.Show
 ) -> dict[str, Any]:
     """Return the first proof's part of the report."""
     found = _digests(a, b, show=show)
@@ -150,7 +150,7 @@ def _by_digests(
     return part
 
 
-def _not_compared(a: Checkpoint, b: Checkpoint) -> str:
+def _not_compared(a: SourceModel, b: SourceModel) -> str:
     """Return why what two models compute cannot be compared."""
     return f"{a.name} and {b.name} are models of different architectures: {in_words(spec_differences(a.spec, b.spec))}"
 
@@ -186,7 +186,7 @@ def verdicts(tensors: dict[str, Any] | None, logits: dict[str, Any] | None) -> d
     return {name: "not run" if a is None else "pass" if a else "fail" for name, a in answers.items()}
 
 
-def _digests(a: Checkpoint, b: Checkpoint, *, show: steps.Show) -> digests.Report:
+def _digests(a: SourceModel, b: SourceModel, *, show: steps.Show) -> digests.Report:
     with show(digests.nbytes(a) + digests.nbytes(b), "comparing tensors") as advance:
         return digests.compare(a, b, progress=advance, read_all=not incomparable(a.spec, b.spec))
 
@@ -235,13 +235,13 @@ def _logits(
     return found and {**found, "layouts": layouts.recorded(a, b, ran)}
 
 
-def _running(a: Checkpoint, b: Checkpoint, nproc: int) -> str:
+def _running(a: SourceModel, b: SourceModel, nproc: int) -> str:
     """Return what is about to run, in words."""
     by = {True: "transformers", False: "megatron-core" + (f" on {nproc} ranks" if nproc > 1 else "")}
     return ", then ".join(f"{c.name} in {by[c.format == 'hf']}" for c in (a, b))
 
 
-def _streamed(a: Checkpoint, b: Checkpoint, payload: dict[str, Any]) -> bool:
+def _streamed(a: SourceModel, b: SourceModel, payload: dict[str, Any]) -> bool:
     from mconv.verify.logits import DTYPES, length_for
 
     rows = payload["batch"] * length_for(payload, a, b)

@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import Checkpoint, SourceModel
 from mconv.convert.formats.dtype import in_torch
 from mconv.convert.formats.mapped import forget
-from mconv.convert.source import Source, check_copies, slab_boxes
+from mconv.convert.sources.read import check_copies
+from mconv.convert.sources.source import dims_of, dtype_of, slab_boxes
 from mconv.errors import CheckFailed, CopiesDiffer
 from mconv.shard.stages import Uneven
 from mconv.train.megatron.collectives import from_rank_0
@@ -174,7 +175,7 @@ def _open(payload: dict[str, Any], side: str) -> Checkpoint:
 
         check_known(found.spec, what=str(found.path))
     try:
-        check_copies(Source.of(found))  # a rank may load one copy and another rank the other
+        check_copies(found.source)  # a rank may load one copy and another rank the other
     except CopiesDiffer as error:
         raise CheckFailed(str(error)) from error
     forget()
@@ -191,7 +192,7 @@ def probe_for(payload: dict[str, Any], a: Checkpoint, b: Checkpoint) -> Probe:
     )
 
 
-def length_for(payload: dict[str, Any], a: Checkpoint, b: Checkpoint) -> int:
+def length_for(payload: dict[str, Any], a: SourceModel, b: SourceModel) -> int:
     """Positions of each of its rows."""
     return probes.length_for(
         a.spec, b.spec, length=payload.get("length"), parameters=a.parameters, batch=payload["batch"]
@@ -283,12 +284,12 @@ def embedding_rows(a: Checkpoint, b: Checkpoint, *, narrow: tuple[torch.dtype, .
 
     The limit is 1e-4 of the row's norm where the dtypes are the same or both were rounded, else a rounding to 8 bits.
     """
-    first, second = Source.of(a), Source.of(b)
+    first, second = a.source, b.source
     logical = a.family.embedding
-    limit = 1e-4 if narrow or first.dtype(logical) == second.dtype(logical) else 2**-7
-    rows = min(first.dims(logical)[0], second.dims(logical)[0])
+    limit = 1e-4 if narrow or dtype_of(first, logical) == dtype_of(second, logical) else 2**-7
+    rows = min(dims_of(first, logical)[0], dims_of(second, logical)[0])
     found = []
-    for box in slab_boxes((rows, *first.dims(logical)[1:]), 1 << 22):
+    for box in slab_boxes((rows, *dims_of(first, logical)[1:]), 1 << 22):
         one, two = (rounded(side.pull(logical, box), narrow).float() for side in (first, second))
         off = ~((one - two).norm(dim=-1) <= limit * one.norm(dim=-1))  # a NaN is off, too
         found += [box[0][0] + int(i) for i in off.nonzero()]

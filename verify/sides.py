@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import Checkpoint, SourceModel
 from mconv.convert.ignored import ignored
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import Unsaid
@@ -21,7 +21,7 @@ Said = dict[str, Any]
 class Side:
     """One of the two."""
 
-    checkpoint: Checkpoint
+    checkpoint: SourceModel
     said: Said
     """With which a rank opens it again."""
     assumed: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ def opened(path: Path, said: Said) -> Checkpoint:
     return open_checkpoint(path, **{**said, "ignore": ignored(**said.get("ignore", {}))})
 
 
-def _open_by(path: Path, said: Said, other: Checkpoint, error: Unsaid) -> Side:
+def _open_by(path: Path, said: Said, other: SourceModel, error: Unsaid) -> Side:
     """Open what did not say all, with what the other side knows: its vocabulary; failing that, its whole config."""
     size = {"vocab_size": other.spec.vocab_size}
     try:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from mconv.convert.source import Progress, quiet
+from mconv.convert.sources.read import Progress, quiet
 
 Show = Callable[[int, str], AbstractContextManager[Progress]]
 """(bytes in all, what is being done) -> what is told of each share of them."""

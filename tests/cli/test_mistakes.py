@@ -81,7 +81,7 @@ def add_tokenizer(folder):
 
 def interrupt(line):
     """Run a conversion that is killed when its first bytes are written."""
-    from mconv.convert import rewrite
+    from mconv.convert.engine import rewrite
 
     def killed(*_, **__):
         raise KeyboardInterrupt

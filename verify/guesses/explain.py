@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import torch
 
-from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.source import Source
+from mconv.convert.checkpoint import SourceModel
+from mconv.convert.sources.source import Source
 from mconv.convert.table import Logical
 from mconv.verify.digests import Difference, Report, held
 from mconv.verify.guesses.layers import Moved, moved
@@ -67,7 +67,7 @@ class Guess:
         if undo is None:
             return None
         source = a if undo.side == "a" else b
-        name = undo.tensor or held(source.checkpoint, logical) or logical
+        name = undo.tensor or held(source, logical) or logical
         tensor = entire(source, name)
         return tensor if undo.mend is None else undo.mend(tensor)
 
@@ -87,9 +87,9 @@ class _Told:
     spec: tuple[tuple[str, Any], ...] = ()
 
 
-def explain(a: Checkpoint, b: Checkpoint, report: Report) -> list[Guess]:
+def explain(a: SourceModel, b: SourceModel, report: Report) -> list[Guess]:
     """The known faults that explain `report`, which is `digests.compare(a, b)`, in the order of its tensors."""
-    left, right = Source.of(a), Source.of(b)
+    left, right = a.source, b.source
     work = {logical_of(d.tensor): d for d in report.differences}
     guesses = []
     for fault in moved(left, right, [x for x, d in work.items() if d.how != "shape"]):
@@ -142,7 +142,7 @@ def _searched(left: Source, right: Source, work: Mapping[Logical, Difference]) -
 def _hit(
     left: Source, right: Source, logical: Logical, found: Difference, rules: Iterable[Callable[[Pair], Hit | None]]
 ) -> Hit | None:
-    names = held(left.checkpoint, logical), held(right.checkpoint, logical)
+    names = held(left, logical), held(right, logical)
     if names[0] is None or names[1] is None:
         return None
     pair = Pair.read(left, right, logical, (names[0], names[1]), found)
@@ -151,22 +151,22 @@ def _hit(
 
 def _undone(left: Source, logical: Logical, hit: Hit) -> _Told:
     """Where b does not hold enough to undo a fault, a's own tensor does."""
-    undo = Undo(mend=hit.mend) if hit.mend else Undo(side="a", tensor=held(left.checkpoint, logical))
+    undo = Undo(mend=hit.mend) if hit.mend else Undo(side="a", tensor=held(left, logical))
     return _Told(logical, hit.name, hit.what, undo)
 
 
 def _outright(left: Source, right: Source, logical: Logical, found: Difference) -> _Told | None:
     """Faults that a difference itself tells: biases, norms and rows of the vocabulary that only one side has."""
     if found.rows:
-        spec = (("vocab_size", left.checkpoint.spec.vocab_size),)
+        spec = (("vocab_size", left.spec.vocab_size),)
         if found.rows < 0:
-            undo = Undo(side="a", tensor=held(left.checkpoint, logical))
+            undo = Undo(side="a", tensor=held(left, logical))
             return _Told(logical, "vocabulary-cut", f"the last {-found.rows} rows are missing", undo, spec)
         what = f"{found.rows} rows beyond the vocabulary, {'zero' if found.rows_zero else 'not zero'}"
-        rows = left.checkpoint.spec.vocab_size
+        rows = left.spec.vocab_size
         return _Told(logical, "padding-leaked", what, Undo(mend=lambda tensor: tensor[:rows]), spec)
-    stored = logical in left.groups
-    row = (left if stored else right).checkpoint.family.row(logical.row)
+    stored = logical in left.tensors()
+    row = (left if stored else right).family.row(logical.row)
     if logical.leaf == "bias":
         fields = ((row.bias, stored),) if row.bias in BIASES else ()
         kind, added = "bias", "a has no such bias, and it is not zero"
@@ -179,7 +179,7 @@ def _outright(left: Source, right: Source, logical: Logical, found: Difference) 
     return _Told(logical, f"{kind}-added", added, None, fields)
 
 
-def _untied(a: Checkpoint, b: Checkpoint, report: Report) -> list[_Told]:
+def _untied(a: SourceModel, b: SourceModel, report: Report) -> list[_Told]:
     """A head of its own where a ties it to the embedding, or the other way round."""
     if "tied_embeddings" not in report.spec:
         return []
@@ -200,7 +200,7 @@ def _twins(left: Source, right: Source, work: Mapping[Logical, Difference], *, d
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------------
-def _layers(fault: Moved, work: Mapping[Logical, Difference], *, a: Checkpoint) -> Guess:
+def _layers(fault: Moved, work: Mapping[Logical, Difference], *, a: SourceModel) -> Guess:
     """Of layers that came from elsewhere: where b has what belongs there, else a's own."""
     back = {j: i for i, j in fault.origins.items()}
     row = fault.tensor
@@ -208,7 +208,7 @@ def _layers(fault: Moved, work: Mapping[Logical, Difference], *, a: Checkpoint) 
     undo = {
         str(x): Undo(tensor=replace(x, layer=back[x.layer])) if x.layer in back else Undo(side="a", tensor=x)
         for x in concerned
-        if x in a.by_logical
+        if x in a.source.tensors()
     }
     layers = tuple(sorted({*fault.origins, *fault.gone}))
     spec = {"num_layers": a.spec.num_layers} if fault.gone else {}

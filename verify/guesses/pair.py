@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mconv.convert.source import Source, bits
+from mconv.convert.sources.checks import bits
+from mconv.convert.sources.source import Source, dims_of
 from mconv.convert.table import Kind, Logical
 from mconv.shard.axes import Axes, whole
 from mconv.verify.where import Difference
@@ -46,7 +47,7 @@ class Pair:
     @classmethod
     def read(cls, a: Source, b: Source, logical: Logical, names: tuple[Logical, Logical], found: Difference) -> "Pair":
         """`names` are what each side holds it as."""
-        family = a.checkpoint.family
+        family = a.family
         one, two = entire(a, names[0]), entire(b, names[1])
         x, y = comparable(one, two)
         row, axes = family.row(logical.row), family.axes(logical)
@@ -61,7 +62,7 @@ class Pair:
 
 def entire(source: Source, logical: Logical) -> torch.Tensor:
     """A whole logical tensor."""
-    return source.pull(logical, whole(source.dims(logical))).contiguous()
+    return source.pull(logical, whole(dims_of(source, logical))).contiguous()
 
 
 def narrower(a: torch.dtype, b: torch.dtype) -> torch.dtype:
