@@ -170,7 +170,7 @@ def _outright(left: Source, right: Source, logical: Logical, found: Difference) 
     if logical.leaf == "bias":
         fields = ((row.bias, stored),) if row.bias in BIASES else ()
         kind, added = "bias", "a has no such bias, and it is not zero"
-    elif row.when and row.name.endswith("norm"):
+    elif row.when and row.kind == "norm":
         fields, kind, added = ((row.when, stored),), "norm", "a has no such norm"
     else:
         return None
