@@ -116,7 +116,7 @@ class ModelSpec:
             "q": q,
             "s": q + 2,  # the slots of one group: its queries, one key, one value
             "h": self.kv_channels,
-            "p": 2,  # the two halves of a gated MLP: gate, up
+            "p": 2 if self.activation == "swiglu" else 1,  # the halves of a gated MLP: gate, up
             "f": self.ffn_hidden_size,
             "m": self.max_position_embeddings,
         }

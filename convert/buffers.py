@@ -26,10 +26,10 @@ ALIGN = 64
 """Elements to whose multiple a parameter's start in a flat buffer is rounded up."""
 FLAT_FILE = "distrib_optim.pt"
 EARLIER = {
-    "local": ("layer.attn_norm", "layer.attn_out"),
-    "transformer_engine": ("layer.attn_out",),
+    "local": ("input_layernorm", "linear_proj"),
+    "transformer_engine": ("linear_proj",),
 }
-"""Rows that megatron-core's layer makes before those that the table has in front of them, by `transformer_impl`."""
+"""Modules that megatron-core's layer makes before those that the table has in front of them, by `transformer_impl`."""
 
 Name = tuple[str, tuple[int, ...]]
 """A parameter of a rank: our key of it, and its shape there."""
@@ -89,8 +89,8 @@ def _names(checkpoint: Checkpoint, spec: ModelSpec, *, tp_rank: int, stage: int,
 def _order(place: LayerPlacement, name: str, logical: Logical, earlier: Sequence[str]) -> tuple[int, int, int]:
     """Return where a parameter comes in its model chunk: before, in or after the layers; which layer; early in it."""
     if logical.layer is not None:
-        row = logical.row
-        return 1, place.local, earlier.index(row) if row in earlier else len(earlier)
+        modules = name.split(".")
+        return 1, place.local, next((i for i, module in enumerate(earlier) if module in modules), len(earlier))
     return (2, 1, 0) if name.startswith("output_layer") else (2, 0, 0) if name.startswith("decoder.final") else (0, 0, 0)
 
 

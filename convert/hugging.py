@@ -65,9 +65,10 @@ def weights(folder: Path, family: Family, spec: ModelSpec) -> tuple[dict[str, Lo
     except FormatError as error:
         raise FormatError(f"{folder}: {error}") from error
     located = {names.of[name]: where for name, where in left.items()}
-    embed = next(stored.key for stored in family.stored(spec) if stored.logical.row == "embed")
-    if spec.tied_embeddings and embed not in located and family.head_key in located:
-        located[embed] = located.pop(family.head_key)  # the two are one tensor, and it is stored as the head
+    if spec.tied_embeddings and family.embedding_key not in located and family.head_key in located:
+        located[family.embedding_key] = located.pop(
+            family.head_key
+        )  # the two are one tensor, and it is stored as the head
     _check_head(folder, family, spec, located)
     notes = (*names.notes, *notes_on(spec, buffers))
     return located, tuple(f"{folder}: {note}" for note in notes)

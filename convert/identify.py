@@ -169,8 +169,8 @@ def fitting(tensors: Mapping[str, Located], args: Namespace) -> tuple[list[str],
     """The dialects whose names the tensors have, and those of them for which a name or an arg of their own speaks."""
     fit, evident = [], []
     for dialect in DIALECTS.values():
-        qkv = dialect.names(ANY)["layer.qkv"]
-        ends = tuple(name.format(i=0, leaf="weight") for name in qkv)
+        inside = (name for names in dialect.names(ANY).values() for name in names if "{l}" in name)
+        ends = tuple(name.format(l=0, leaf="weight") for name in inside)
         if any(key.endswith(ends) for key in tensors):
             fit.append(dialect.name)
             if any(key.endswith(dialect.marks) for key in tensors) or vars(args).keys() & set(dialect.own_args):

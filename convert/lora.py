@@ -18,9 +18,9 @@ from mconv.shard.axes import Axes, Box, lengths
 from mconv.shard.pattern import Pattern
 from mconv.spec import ModelSpec
 
-ROWS = ("layer.qkv", "layer.attn_out", "layer.mlp_in", "layer.mlp_out")
+LINEARS = ("column", "row")
 """The linears of a layer. PEFT's "all-linear" means these, and neither embedding nor head."""
-OUTSIDE = ("embed", "positions", "head")
+OUTSIDE = ("embedding", "positions", "head")
 """What else an adapter may lie on. It can be merged; mconv does not train it."""
 ALL = "all-linear"
 FACTORS = ("A", "B")
@@ -33,7 +33,7 @@ class Linear:
     """A linear of Hugging Face's layer: the logical tensor that it fills, and what of it."""
 
     module: str
-    """Its name, with `{i}` for the layer."""
+    """Its name, with `{l}` for the layer."""
     row: Row
     pattern: Pattern
     name: str
@@ -100,7 +100,7 @@ class Linear:
 
     def at(self, layer: int | None) -> str:
         """Return the full name of the module in layer number `layer`."""
-        return self.module.format(i=layer)
+        return self.module.format(l=layer)
 
     def layers(self, spec: ModelSpec) -> Sequence[int | None]:
         """Return the layers that have this linear: None alone if it lies outside them."""
@@ -109,7 +109,7 @@ class Linear:
 
 def linears(family: Family, spec: ModelSpec) -> dict[str, Linear]:
     """Return every linear of a family's layer by its name, in the order of the table."""
-    return _named(family, spec, ROWS)
+    return _named(family, spec, LINEARS)
 
 
 def places(family: Family, spec: ModelSpec) -> dict[str, Linear]:
@@ -117,8 +117,8 @@ def places(family: Family, spec: ModelSpec) -> dict[str, Linear]:
     return linears(family, spec) | _named(family, spec, OUTSIDE)
 
 
-def _named(family: Family, spec: ModelSpec, names: tuple[str, ...]) -> dict[str, Linear]:
-    rows = [row for row in family.rows if row.name in names and row.leaves(spec)]
+def _named(family: Family, spec: ModelSpec, kinds: tuple[str, ...]) -> dict[str, Linear]:
+    rows = [row for row in family.rows if row.kind in kinds and row.leaves(spec)]
     parts = [(module, row, pattern) for row in rows for module, pattern in row.modules.items()]
     last = Counter(module.rpartition(".")[2] for module, *_ in parts)
     found = [Linear(*one, name=".".join(one[0].split(".")[-1 if last[one[0].rpartition(".")[2]] == 1 else -2 :]))

@@ -16,12 +16,12 @@ from mconv.convert.formats import meta, numbers
 from mconv.convert.formats.tensors import Located
 from mconv.convert.ignored import NOTHING, Ignored
 from mconv.convert.params import is_mistral, read
-from mconv.convert.table import Spelt, Stored, patterns
+from mconv.convert.spelled import Spelt, spelled
+from mconv.convert.table import Stored
 from mconv.errors import ConfigError, FormatError, Unsaid
-from mconv.shard.pattern import piece
 from mconv.spec import ModelSpec, Rope
 
-L = "layers.{i}."
+L = "layers.{l}."
 A, M = L + "attention.", L + "feed_forward."
 BUFFERS = ("rope.freqs",)
 """Follow from the config."""
@@ -59,13 +59,12 @@ def stored(spec: ModelSpec, *, ranks: int, embed_cut: str) -> Iterator[Stored]:
     family = FAMILIES[spec.family]
     for logical in family.logicals(spec):
         row, axes = family.row(logical.row), family.axes(logical)
-        cut = embed_cut if logical.row == "embed" else row.cut
-        for name, pattern in patterns(MODULES[logical.row], row.axes).items():
-            for rank in range(ranks):
-                key = meta.key(rank, f"{name.format(i=logical.layer)}.{logical.leaf}")
-                yield Stored(
-                    key, logical, piece(axes, spec.sizes, pattern.only(axes.names), cut=cut, rank=rank, of=ranks)
-                )
+        cut = embed_cut if row.kind == "embedding" else row.cut
+        for rank in range(ranks):
+            for name, piece in spelled(
+                MODULES[row.name], axes, spec.sizes, layer=logical.layer, cut=cut, rank=rank, of=ranks
+            ):
+                yield Stored(meta.key(rank, f"{name}.{logical.leaf}"), logical, piece)
 
 
 # ---- params.json -----------------------------------------------------------------------------------------------------

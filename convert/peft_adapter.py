@@ -23,8 +23,8 @@ from mconv.errors import FormatError, refuse
 from mconv.shard.patch import patch_of
 from mconv.spec import ModelSpec
 
-ENDS = ("embed", "head")
-"""Rows that are one tensor in a tied model."""
+ENDS = ("embedding", "head")
+"""What that is one tensor in a tied model."""
 
 
 def read(folder: Path, *, family: Family, spec: ModelSpec, ignore: Collection[str] = ()) -> Adapter:
@@ -35,7 +35,7 @@ def read(folder: Path, *, family: Family, spec: ModelSpec, ignore: Collection[st
     config, located = config_of(folder, ignore=ignore), tensors(folder)
     known, stored = places(family, spec), {one.key: one for one in family.stored(spec)}
     at = {linear.at(layer): (linear, layer) for linear in known.values() for layer in linear.layers(spec)}
-    heads = [module for row in family.rows if row.name in ENDS for module in row.modules]
+    heads = [module for row in family.rows if row.kind in ENDS for module in row.modules]
     names, notes = read_names(located, {*at, *(key.rpartition(".")[0] for key in stored), *heads})
     files = {key: _floating(key, where) for key, where in located.items()}
     factors = {key: named for key, named in names.items() if named.part in FACTORS}
@@ -82,7 +82,7 @@ def _factors(
             bad.append(f"{key} is {tuple(files[key].shape)}; a factor has two dimensions")
             continue
         tensor = files[key].t() if named.embedded else files[key]
-        if named.embedded != (linear.row.name in ("embed", "positions")):
+        if named.embedded != (linear.row.looked_up):
             bad.append(f"{key}: {named.module} is {'no' if named.embedded else 'an'} embedding")
         rank = tensor.shape[0 if factor == "A" else 1]
         if ranks.setdefault(named.module, rank) != rank:
@@ -173,7 +173,7 @@ def _replaced(
             tied = named.module in heads  # _tied has seen that it is the embedding
             bad += [] if tied else [f"{key}: the base has no {named.module}.{named.part}"]
         elif tuple(tensor.shape) != mine.piece.shape:
-            grown = "; a vocabulary that grew needs a base that has grown too" * (mine.logical.row in ENDS)
+            grown = "; a vocabulary that grew needs a base that has grown too" * (named.module in heads)
             bad.append(f"{key} is {tuple(tensor.shape)}, the base's {mine.piece.shape}{grown}")
         else:
             (block,) = mine.piece.blocks

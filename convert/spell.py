@@ -2,11 +2,15 @@
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import product
+from math import prod
+from operator import add
 
 from mconv.convert.dialects import Dialect, mcore
 from mconv.convert.formats import mp_rank, torch_dist
 from mconv.convert.formats.tensors import Located
+from mconv.convert.spelled import stacked
 from mconv.convert.table import Family, Logical, Stored
 from mconv.errors import FormatError, LayoutError, refuse
 from mconv.shard.axes import Axes
@@ -16,16 +20,13 @@ from mconv.shard.pattern import piece
 from mconv.shard.stages import LayerPlacement, placements
 from mconv.spec import ModelSpec
 
-FIRST = ("embed", "positions")
-"""Rows outside the layers that the first pipeline stage holds; the last holds the others."""
-
 
 # ---- Hugging Face ----------------------------------------------------------------------------------------------------
 def hf(family: Family, spec: ModelSpec, tensors: Collection[str]) -> list[Stored]:
     """The tensors of a Hugging Face folder. A tied head that is stored all the same is a copy of the embedding."""
     stored = family.stored(spec)
     if spec.tied_embeddings and family.head_key in tensors:
-        embed = next(s for s in stored if s.logical.row == "embed")
+        embed = next(s for s in stored if s.logical == family.embedding)
         stored.append(dataclasses.replace(embed, key=family.head_key))
     return stored
 
@@ -51,9 +52,10 @@ def rank_tensors(
     if unknown := sorted({logical.row for logical in logicals} - names.keys()):
         raise LayoutError(f"the dialect {dialect.name} has no name for {', '.join(unknown)}, which this model has")
     for logical in logicals:
-        place = where[logical.layer] if logical.layer is not None else (first if logical.row in FIRST else last)
-        yield place, tuple(name.format(i=place.local, leaf=logical.leaf) for name in names[logical.row]), logical
-        if logical.row == "embed" and spec.tied_embeddings and layout.pp > 1:  # the last stage holds a copy
+        outside = first if family.row(logical.row).looked_up else last
+        place = outside if logical.layer is None else where[logical.layer]
+        yield place, tuple(name.format(l=place.local, leaf=logical.leaf) for name in names[logical.row]), logical
+        if logical == family.embedding and spec.tied_embeddings and layout.pp > 1:  # the last stage holds a copy
             yield last, tuple(name.format(leaf=logical.leaf) for name in names[dialect.tied_name]), logical
 
 
@@ -82,60 +84,93 @@ def mp_rank_sources(
 
 
 # ---- torch_dist ------------------------------------------------------------------------------------------------------
-def global_names(logical: Logical) -> list[str]:
-    """The keys that a global tensor may have, without the layer number because layers are stacked."""
-    return [name.format(i="@", leaf=logical.leaf).replace("layers.@.", "layers.") for name in mcore.NAMES[logical.row]]
-
-
 def global_name(logical: Logical) -> str:
-    """The key that we write: the fused-norm name, which megatron-core's two specs agree on."""
-    return global_names(logical)[-1]
+    """Return the key that we write: the fused-norm name, which megatron-core's two specs agree on, layers stacked."""
+    return stacked(mcore.NAMES[logical.row][-1]).format(leaf=logical.leaf)
 
 
-def global_shape(family: Family, spec: ModelSpec, layout: Layout, logical: Logical) -> tuple[int, ...]:
-    shape = family.axes(logical).shape({**spec.sizes, "v": layout.padded_vocab})
-    return shape if logical.layer is None else (spec.num_layers, *shape)
+def global_axes(family: Family, logical: Logical) -> Axes:
+    """Return the axes of what is stored under that key: `"l (g s h) d"`."""
+    axes = family.axes(logical)
+    return axes if logical.layer is None else Axes((("l",), *axes.groups))
+
+
+def global_sizes(spec: ModelSpec, layout: Layout) -> dict[str, int]:
+    """Return the size of every axis as it is stored: with the layers, and the vocabulary padded."""
+    return {**spec.sizes, "l": spec.num_layers, "v": layout.padded_vocab}
 
 
 def global_shapes(family: Family, spec: ModelSpec, layout: Layout) -> dict[str, tuple[int, ...]]:
-    """The whole shape of every global tensor."""
-    logicals = family.logicals(mcore.bias_spec(spec))
-    return {global_name(x): global_shape(family, spec, layout, x) for x in logicals}
+    """Return the whole shape of every global tensor."""
+    logicals, sizes = family.logicals(mcore.bias_spec(spec)), global_sizes(spec, layout)
+    return {global_name(x): global_axes(family, x).shape(sizes) for x in logicals}
 
 
 def rectangles(
-    axes: Axes, sizes: dict[str, int], cut: str, *, rank: int, of: int
+    axes: Axes, sizes: Mapping[str, int], shares: Mapping[str, tuple[int, int]]
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(offsets, shape) of the contiguous rectangles of a stored tensor that a rank's share consists of.
+    """Return (offsets, shape) of the contiguous rectangles of a stored tensor that a share of it consists of.
 
-    One, but where the cut axis lies within a fused dimension: one for each of what is outside it (gate, up).
+    `shares`: of each axis that is cut, which part of how many. One rectangle, but where the cut axis lies within a fused
+    dimension: one for each of what is outside it (gate, up).
     """
-    per_dimension = []
-    for group in axes.groups:
-        before = group.index(cut) if cut in group else 0
-        n = axes.shape(sizes)[axes.groups.index(group)]
-        outer = 1
-        for name in group[:before]:
-            outer *= sizes[name]
-        ranks = of if cut in group else 1
-        run, width = n // outer, n // outer // ranks
-        per_dimension.append([(k * run + (rank * width if cut in group else 0), width) for k in range(outer)])
-    return [(tuple(o for o, _ in combo), tuple(w for _, w in combo)) for combo in product(*per_dimension)]
+    spans = [list(_spans(group, sizes, shares)) for group in axes.groups]
+    return [(tuple(o for o, _ in combo), tuple(w for _, w in combo)) for combo in product(*spans)]
+
+
+def _spans(
+    group: tuple[str, ...], sizes: Mapping[str, int], shares: Mapping[str, tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """Yield (offset, length) of each run of a dimension: (p f) of 2 x 8 rows, f cut for rank 1 of 4 -> 2:4, 10:12."""
+    before = next((i for i, axis in enumerate(group) if axis in shares), 0)
+    part, of = shares.get(group[before], (0, 1))
+    run = prod(sizes[axis] for axis in group[before:])
+    for k in range(prod(sizes[axis] for axis in group[:before])):
+        yield k * run + part * (run // of), run // of
 
 
 def torch_dist_targets(family: Family, spec: ModelSpec, layout: Layout) -> list[Stored]:
     """Every chunk of a `torch_dist` checkpoint: what each tensor-parallel rank would have written, replicas once."""
-    found = []
-    padded = {**spec.sizes, "v": layout.padded_vocab}
+    found, sizes = [], global_sizes(spec, layout)
     for logical in family.logicals(mcore.bias_spec(spec)):
-        row, axes = family.row(logical.row), family.axes(logical)
-        cut = row.cut if row.cut in axes.names else ""
-        stack = () if logical.layer is None else (logical.layer,)
-        for rank in range(layout.tp if cut else 1):
-            for offsets, shape in rectangles(axes, padded, cut, rank=rank, of=layout.tp if cut else 1):
-                key = torch_dist.chunk_key(global_name(logical), (*stack, *offsets))
-                piece = region(axes, spec.sizes, offsets, shape)
-                found.append(Stored(key, logical, Piece((*(1 for _ in stack), *shape), piece.blocks)))
+        row, axes, whole = family.row(logical.row), family.axes(logical), global_axes(family, logical)
+        stack = {} if logical.layer is None else {"l": (logical.layer, spec.num_layers)}
+        for rank in range(layout.tp if row.cut in axes.names else 1):
+            for offsets, shape in rectangles(whole, sizes, {**stack, row.cut: (rank, layout.tp)}):
+                piece = region(axes, spec.sizes, offsets[len(stack) :], shape[len(stack) :])
+                key = torch_dist.chunk_key(global_name(logical), offsets)
+                found.append(Stored(key, logical, Piece(shape, piece.blocks)))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A global tensor that a distributed checkpoint may hold."""
+
+    logical: Logical
+    """The tensor of the first layer where layers are stacked."""
+    shape: tuple[int, ...]
+    start: tuple[int, ...]
+    """Where it begins in the logical tensor as it is stored."""
+    stack: bool = False
+    """Whether its first dimension counts layers."""
+
+
+def expected_globals(family: Family, spec: ModelSpec, layout: Layout) -> dict[str, Expected]:
+    """Return what each key holds: all layers stacked, one layer, or its gate or up alone (singleton local shards)."""
+    found: dict[str, Expected] = {}
+    sizes = global_sizes(spec, layout)
+    for x in family.logicals(mcore.bias_spec(spec)):
+        shape, zero = family.axes(x).shape(sizes), (0,) * len(family.axes(x).groups)
+        for name in mcore.NAMES[x.row]:
+            key = name.format(l=x.layer, leaf=x.leaf)
+            found[key] = Expected(x, shape, zero)
+            if x.layer is None:
+                continue
+            found.setdefault(stacked(name).format(leaf=x.leaf), Expected(x, (spec.num_layers, *shape), zero, stack=True))
+            if "p" in family.axes(x).names:
+                half = (shape[0] // 2, *shape[1:])
+                found |= {f"{key}_{end}": Expected(x, half, (i * half[0], *zero[1:])) for i, end in enumerate("wv")}
     return found
 
 
@@ -144,46 +179,34 @@ def torch_dist_sources(
 ) -> tuple[list[Stored], dict[str, Located]]:
     """Every chunk that was found, and where its bytes lie. Stacked layers or one key a layer, chunked in any way."""
     problems, stored, located = [], [], {}
-    by_name = {name: x for x in family.logicals(mcore.bias_spec(spec)) for name in global_names(x)}
+    expected = expected_globals(family, spec, layout)
     for fqn, tensor in tensors.items():
-        name, layer = torch_dist.layer_of(fqn)
-        name, half = torch_dist.half_of(name) if layer is not None else (name, None)
-        logical = by_name.get(name)
-        if logical is None:
+        whole = expected.get(fqn)
+        if whole is None:
             problems.append(f"{fqn} {tensor.shape}: no row of the {family.name} table claims it")
-            continue
-        want = global_shape(family, spec, layout, logical)
-        want = want[1:] if layer is not None else want
-        if half is not None:
-            want = (want[0] // 2, *want[1:])
-        if tensor.shape != want:
-            problems.append(f"{fqn} has shape {tensor.shape}; the architecture says {want}")
-            continue
-        for chunk in tensor.chunks:
-            for key, place, piece_of in _layers(fqn, tensor, chunk, logical, layer):
-                offsets, shape = piece_of
-                if half is not None:
-                    offsets = (offsets[0] + half * want[0], *offsets[1:])
-                piece = region(family.axes(logical), spec.sizes, offsets, shape)
-                stored.append(Stored(key, place[0], Piece(place[1].shape, piece.blocks)))
-                located[key] = place[1]
+        elif tensor.shape != whole.shape:
+            problems.append(f"{fqn} has shape {tensor.shape}; the architecture says {whole.shape}")
+        else:
+            for chunk in tensor.chunks:
+                for offsets, logical, where in _layers(chunk, whole, chunk.locate(fqn, tensor.dtype)):
+                    key = torch_dist.chunk_key(fqn, offsets)
+                    begin = tuple(map(add, whole.start, offsets[whole.stack :]))
+                    piece = region(family.axes(logical), spec.sizes, begin, where.shape)
+                    stored.append(Stored(key, logical, piece))
+                    located[key] = where
     refuse(problems, doing="reading the distributed checkpoint", kind=FormatError)
     return stored, located
 
 
 def _layers(
-    fqn: str, tensor: torch_dist.Global, chunk: torch_dist.Chunk, logical: Logical, layer: int | None
-) -> Iterator[tuple[str, tuple[Logical, Located], tuple[tuple[int, ...], tuple[int, ...]]]]:
-    """One chunk as its layers: key, (logical tensor, bytes), (offsets, shape) within the layer's tensor."""
-    where = chunk.locate(fqn, tensor.dtype)
-    if logical.layer is None or layer is not None:
-        named = dataclasses.replace(logical, layer=layer)
-        yield torch_dist.chunk_key(fqn, chunk.offsets), (named, where), (chunk.offsets, chunk.shape)
+    chunk: torch_dist.Chunk, whole: Expected, where: Located
+) -> Iterator[tuple[tuple[int, ...], Logical, Located]]:
+    """Yield a chunk as its layers: offsets, logical tensor, bytes."""
+    if not whole.stack:
+        yield chunk.offsets, whole.logical, where
         return
-    shape = chunk.shape[1:]
+    first, *rest = chunk.offsets
     for n in range(chunk.shape[0]):
-        nbytes = where.nbytes // chunk.shape[0]
-        at = dataclasses.replace(where, offset=where.offset + n * nbytes, shape=shape)
-        index = chunk.offsets[0] + n
-        key = torch_dist.chunk_key(fqn, (index, *chunk.offsets[1:]))
-        yield key, (dataclasses.replace(logical, layer=index), at), (chunk.offsets[1:], shape)
+        offset = where.offset + n * (where.nbytes // chunk.shape[0])
+        at = dataclasses.replace(where, offset=offset, shape=chunk.shape[1:])
+        yield (first + n, *rest), dataclasses.replace(whole.logical, layer=first + n), at

@@ -4,28 +4,27 @@ import dataclasses
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby, pairwise
+from typing import Any, Literal
 
 from mconv.convert.derived import MASKS, Buffer
 from mconv.convert.keys import Biases, Config, Key
+from mconv.convert.spelled import Spelt, patterns, spelled
 from mconv.errors import ConfigError, refuse
 from mconv.shard.axes import Axes, parse
 from mconv.shard.cut import Piece
-from mconv.shard.pattern import Pattern, piece
-from mconv.shard.pattern import parse as pattern_of
+from mconv.shard.pattern import Pattern
 from mconv.spec import ModelSpec
 
 LONGEST = 80
 """Characters of a config key that a message shows."""
 
 
-Spelt = str | Mapping[str, str]
-"""What a program calls a tensor that it stores as it is; or each of several names, and the pattern of what it holds."""
-
-
-def patterns(spelt: Spelt, axes: str) -> Mapping[str, Pattern]:
-    """Return each name and what it holds of a tensor with these axes."""
-    return {name: pattern_of(text) for name, text in ({spelt: axes} if isinstance(spelt, str) else spelt).items()}
+Kind = Literal["embedding", "positions", "norm", "column", "row", "head"]
+"""What a row is: a table of vectors to look up, of tokens or of positions; a norm; a linear whose outputs ranks share
+(column-parallel), or whose inputs they share, and whose output is added to the hidden states (row-parallel); the head."""
+LOOKED_UP: Mapping[str, Kind] = {"v": "embedding", "m": "positions"}
+"""The axis that a table counts, and what it is a table of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,8 @@ class Row:
 
     name: str
     axes: str
-    cut: str
+    cuts: str | Mapping[str, str]
+    """The axis that tp cuts (empty: none); or of each kind of ranks (`tp`, `ep`) the axis that it cuts."""
     hf: Spelt
     bias: str | None = None
     """The ModelSpec field that says whether there is a bias: the same row without the input axis."""
@@ -68,6 +68,29 @@ class Row:
     """The ModelSpec field that makes this row absent."""
     when: str | None = None
     """The ModelSpec field without which this row is absent."""
+    kind: Kind = None  # type: ignore[assignment]
+    """What it is. Only a head must say so; of all others axes and cuts tell (`_kind`)."""
+
+    def __post_init__(self) -> None:
+        if self.kind is None:
+            object.__setattr__(self, "kind", self._kind())
+
+    def _kind(self) -> Kind:
+        """Return what it is by its axes: a vector is a norm; a matrix is a table, or a linear by the axis that is cut."""
+        axes = parse(self.axes)
+        if len(axes.groups) == 1:
+            return "norm"
+        return LOOKED_UP.get(axes.names[0]) or ("row" if self.cut in axes.groups[-1] else "column")
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether it is a table of vectors, of tokens or of positions: what the first layer reads is made of them."""
+        return self.kind in LOOKED_UP.values()
+
+    @property
+    def cut(self) -> str:
+        """The axis that tensor parallelism cuts; empty: none."""
+        return self.cuts if isinstance(self.cuts, str) else self.cuts.get("tp", "")
 
     def leaves(self, spec: ModelSpec) -> list[str]:
         """`weight`, `bias`, both or neither: what this architecture has of the row."""
@@ -80,18 +103,51 @@ class Row:
         return axes.without_input() if leaf == "bias" else axes
 
     @property
+    def output(self) -> Axes:
+        """The axes of what its module gives: a norm's own, or a linear's without those that it sums over."""
+        return self.axes_of("weight" if self.kind == "norm" else "bias")
+
+    @property
     def per_layer(self) -> bool:
-        return self.name.startswith("layer.")
+        """Whether each layer has one: Hugging Face enumerates the layers in its name."""
+        return "{l}" in next(iter(self.modules))
 
     @property
     def modules(self) -> Mapping[str, Pattern]:
         """The Hugging Face modules of this row, and what each holds of it."""
-        return patterns(self.hf, self.axes)
+        return patterns(self.hf, parse(self.axes))
 
-    def pieces(self, axes: Axes, sizes: dict[str, int]) -> Iterator[tuple[str, Piece]]:
-        """The Hugging Face modules of this row and the piece that each holds; `axes`: the weight's, or fewer."""
-        for module, pattern in self.modules.items():
-            yield module, piece(axes, sizes, pattern.only(axes.names))
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """What reads a layer's hidden states and is added to them: rows in the order of the forward pass."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def norm(self) -> Row | None:
+        """The norm that reads the hidden states; None: it shares that of the branch before."""
+        return self.rows[0] if self.rows[0].kind == "norm" else None
+
+    @property
+    def column(self) -> Row:
+        """The linear that reads what the norm gives."""
+        return next(row for row in self.rows if row.kind == "column")
+
+    @property
+    def inner(self) -> tuple[Row, ...]:
+        """What lies between the two linears: norms of query and key heads."""
+        return self.rows[self.rows.index(self.column) + 1 : -1]
+
+    @property
+    def row(self) -> Row:
+        """The linear whose output is added to the hidden states."""
+        return self.rows[-1]
+
+    @property
+    def attends(self) -> bool:
+        """Whether it is attention: it has query groups."""
+        return "g" in parse(self.column.axes).names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,26 +176,63 @@ class Family:
         """Every logical tensor of the architecture, in the order of its forward pass."""
         return [logical for _, logical in self._walk(spec)]
 
-    def _walk(self, spec: ModelSpec) -> list[tuple[Row, Logical]]:
-        inside = [row for row in self.rows if row.per_layer]
-        first = self.rows.index(inside[0])
-        walk: list[tuple[Row, int | None]] = [(row, None) for row in self.rows[:first]]
-        walk += [(row, layer) for layer in range(spec.num_layers) for row in inside]
-        walk += [(row, None) for row in self.rows[first:] if not row.per_layer]
-        return [(row, Logical(row.name, layer, leaf)) for row, layer in walk for leaf in row.leaves(spec)]
+    def _walk(self, spec: ModelSpec) -> Iterator[tuple[Row, Logical]]:
+        for per_layer, group in groupby(self.rows, lambda row: row.per_layer):
+            rows = list(group)
+            for layer in range(spec.num_layers) if per_layer else [None]:
+                yield from ((row, Logical(row.name, layer, leaf)) for row in rows for leaf in row.leaves(spec))
 
     def stored(self, spec: ModelSpec) -> list[Stored]:
         """Every tensor of the Hugging Face checkpoint and the piece of a logical tensor that it holds."""
         return [
-            Stored(f"{module.format(i=logical.layer)}.{logical.leaf}", logical, piece)
+            Stored(f"{module}.{logical.leaf}", logical, piece)
             for row, logical in self._walk(spec)
-            for module, piece in row.pieces(self.axes(logical), spec.sizes)
+            for module, piece in spelled(row.hf, row.axes_of(logical.leaf), spec.sizes, layer=logical.layer)
         ]
+
+    def branches(self, spec: ModelSpec) -> list[Branch]:
+        """Return what a layer of the architecture adds to its hidden states, in order."""
+        rows = [row for row in self.rows if row.per_layer and row.leaves(spec)]
+        ends = [0, *(i + 1 for i, row in enumerate(rows) if row.kind == "row")]
+        return [Branch(tuple(rows[start:stop])) for start, stop in pairwise(ends)]
+
+    # What there is one of, by what it is.
+    @property
+    def embedding(self) -> Logical:
+        """The table of tokens."""
+        return self._outside("embedding")
+
+    @property
+    def final_norm(self) -> Logical:
+        """The norm behind the layers."""
+        return self._outside("norm")
+
+    @property
+    def head(self) -> Logical:
+        """The linear that makes the scores of the vocabulary; in a tied model the embedding does."""
+        return self._outside("head")
+
+    def _outside(self, kind: Kind) -> Logical:
+        return next(Logical(row.name) for row in self.rows if row.kind == kind and not row.per_layer)
+
+    def module(self, logical: Logical) -> str:
+        """Return the Hugging Face module that holds a tensor, or the first of them."""
+        return next(iter(self.row(logical.row).modules)).format(l=logical.layer)
+
+    def layer_module(self, layer: int) -> str:
+        """Return what Hugging Face calls a layer."""
+        inside = next(name for row in self.rows for name in row.modules if row.per_layer)
+        return inside.partition("{l}")[0] + str(layer)
 
     @property
     def head_key(self) -> str:
         """What Hugging Face calls the head's weight."""
-        return f"{next(iter(self.row('head').modules))}.weight"
+        return f"{self.module(self.head)}.weight"
+
+    @property
+    def embedding_key(self) -> str:
+        """What Hugging Face calls the embedding's weight."""
+        return f"{self.module(self.embedding)}.weight"
 
     def axes(self, logical: Logical) -> Axes:
         return self.row(logical.row).axes_of(logical.leaf)

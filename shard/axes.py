@@ -35,8 +35,8 @@ class Axes:
         return any(group[0] == axis for group in self.groups)
 
     def without_input(self) -> "Axes":
-        """Return the axes of the bias that goes with this weight: the weight's own without its input dimension."""
-        return Axes(self.groups[:1])
+        """Return the axes of the bias that goes with this weight: the weight's own without the last, its input."""
+        return Axes(self.groups[:-1] or self.groups)
 
     def only(self, names: tuple[str, ...]) -> "Axes":
         """Return the axes with these names, without all others."""

@@ -80,6 +80,13 @@ class Pattern:
         """Return the pattern without all other axes, and without dimensions that have none left (a weight's bias)."""
         return Pattern(tuple(dim for one in self.dims if (dim := one.only(names)) is not None))
 
+    def at(self, index: Mapping[str, int]) -> "Pattern":
+        """The pattern of one index of some axes, which are not stored then: what one of a tensor's names holds."""
+        rest = self.only([term.axis for term in self.terms() if term.axis not in index])
+        fixed = tuple(Term(axis, str(i)) for axis, i in index.items())
+        first, *others = rest.dims
+        return Pattern((Blocks(tuple((*fixed, *block) for block in first.each)), *others))
+
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 @lru_cache(maxsize=1024)

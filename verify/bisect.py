@@ -17,11 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.table import Family, Logical
 from mconv.errors import MconvError
 from mconv.verify.guesses.explain import Guess
 from mconv.verify.models import How, Model, Repair, Scores, first, hooked, model_of, sampled, turned
-from mconv.verify.points import ORDER, Watch, given, hidden_of
+from mconv.verify.places import EMBEDDING, FINAL_NORM, HEAD
+from mconv.verify.points import Watch, given, hidden_of, points
 from mconv.verify.probes import Probe
+from mconv.verify.where import logical_of
 
 LIMIT = 1e-4
 """Largest error over root mean square of a module's output, in fp32, from which on it is another function."""
@@ -29,12 +32,8 @@ SAMPLE = 16
 """Positions of each row at which modules are compared."""
 TRIED = 6
 """Guesses that are tried."""
-SAID = {
-    "attn_norm": "norm", "qkv": "qkv", "rope": "rope", "attention": "attention", "attn_out": "proj",
-    "mlp_norm": "mlp norm", "mlp_in": "mlp in", "activation": "activation", "mlp_out": "mlp out", "layer": "residual",
-    "embed": "embedding", "final_norm": "final norm", "head": "head",
-}  # fmt: skip
-"""What people call the points."""
+SAID = {"attn_norm": "norm", "attn_out": "proj", "layer": "residual", EMBEDDING: "embedding"}
+"""What people call a point or a place, where they have another name for it."""
 Key = tuple[str, str]
 """(place, point): a layer's number, or `embed`, `final_norm`, `head`; and a point in it."""
 
@@ -75,27 +74,45 @@ def diagnose(a: Checkpoint, b: Checkpoint, asked: Probe, how: How, guesses: Sequ
 def _tried(
     a: Checkpoint, b: Checkpoint, asked: Probe, how: How, kept: Kept, guesses: Sequence[Guess], places: list[str]
 ) -> Iterator[tuple[Guess, float | None]]:
-    """Each guess, and the error that is left in the first place that it repairs."""
-    for number, guess in enumerate(guesses):
-        place = _place_of(guess, places)
-        if place is None or not (guess.undo or guess.spec) or "num_layers" in guess.spec or number >= TRIED:
-            yield guess, None
-            continue
-        mended = partial(guess.mended, a=a.source, b=b.source)
-        repaired = replace(how, only=frozenset({place}), repair=Repair(spec=guess.spec, mended=mended))
-        try:
-            after = _candidate(model_of(b, repaired), asked, kept, only=place)
-        except MconvError:  # b has not what the repaired model needs: a bias, a head
-            yield guess, None
-            continue
-        yield guess, max(error for (where, _), error in after.items() if where == place)
+    """Each guess, and the error that is left in the first place that it repairs, undone with the others of that place."""
+    placed: dict[str, list[Guess]] = {}
+    for guess in guesses[:TRIED]:
+        place = _place_of(guess, places, b.family)
+        if place is not None and (guess.undo or guess.spec) and "num_layers" not in guess.spec:
+            placed.setdefault(place, []).append(guess)
+    left: dict[Guess, float | None] = {}
+    for place, together in placed.items():
+        repaired = replace(how, only=frozenset({place}), repair=_repair(together, a, b))
+        left |= dict.fromkeys(together, _left(b, repaired, asked, kept, place))
+    yield from ((guess, left.get(guess)) for guess in guesses)
 
 
-def _place_of(guess: Guess, places: list[str]) -> str | None:
+def _repair(guesses: Sequence[Guess], a: Checkpoint, b: Checkpoint) -> Repair:
+    """Return what undoes several guesses at once."""
+    left, right = a.source, b.source
+
+    def mended(logical: Logical) -> Tensor | None:
+        found = (guess.mended(logical, left, right) for guess in guesses)
+        return next((tensor for tensor in found if tensor is not None), None)
+
+    return Repair(spec={name: value for guess in guesses for name, value in guess.spec.items()}, mended=mended)
+
+
+def _left(b: Checkpoint, repaired: How, asked: Probe, kept: Kept, place: str) -> float | None:
+    """Return the error in a place that is repaired; None: b has not what that needs, such as a bias or a head."""
+    try:
+        after = _candidate(model_of(b, repaired), asked, kept, only=place)
+    except MconvError:
+        return None
+    return max(error for (where, _), error in after.items() if where == place)
+
+
+def _place_of(guess: Guess, places: list[str], family: Family) -> str | None:
     """The first place that departs and that the guess is about."""
-    rows = {name.rpartition(".")[0] for name in guess.undo}
-    own = {row.split(".")[1] if row.startswith("layer.") else row for row in rows}
-    if not rows:  # of numbers alone: they are everywhere
+    tensors = [logical_of(name) for name in guess.undo]
+    outside = {family.embedding.row: EMBEDDING, family.final_norm.row: FINAL_NORM, family.head.row: HEAD}
+    own = {outside.get(x.row) if x.layer is None else str(x.layer) for x in tensors}
+    if not tensors:  # of numbers alone: they are everywhere
         return next((place for place in places if place.isdigit()), places[0] if places else None)
     return next((place for place in places if place in own), None)
 
@@ -108,7 +125,7 @@ def _reference(model: Model, asked: Probe, kept: Kept) -> None:
         kept.put(place, "input", turned(hidden_of(args, kwargs), transposed=model.transposed).cpu())
 
     def norm_gave(_: nn.Module, __: Any, output: Any) -> None:
-        kept.put("final_norm", "output", turned(first(output), transposed=model.transposed).cpu())
+        kept.put(FINAL_NORM, "output", turned(first(output), transposed=model.transposed).cpu())
 
     with _hooked(model, before=given_to, after=norm_gave), Watch(model, at, kept.put).watching():
         scores = model.run(asked.tokens, asked.positions)
@@ -130,22 +147,22 @@ def _candidate(model: Model, asked: Probe, kept: Kept, *, only: str | None = Non
             return None
         wanted = kept.get(place, "input").to(own.device)
         if place == "0":
-            errors["embed", "embed"] = error(wanted[:, at], turned(own, transposed=model.transposed)[:, at])
+            errors[EMBEDDING, EMBEDDING] = error(wanted[:, at], turned(own, transposed=model.transposed)[:, at])
         return given(args, kwargs, turned(wanted, transposed=model.transposed).contiguous())
 
     def norm_gave(_: nn.Module, __: Any, output: Any) -> Tensor:
         own = first(output)
-        wanted = turned(kept.get("final_norm", "output").to(own.device), transposed=model.transposed).contiguous()
-        errors["final_norm", "final_norm"] = error(wanted, own)
+        wanted = turned(kept.get(FINAL_NORM, "output").to(own.device), transposed=model.transposed).contiguous()
+        errors[FINAL_NORM, FINAL_NORM] = error(wanted, own)
         return wanted
 
     with _hooked(model, before=instead, after=norm_gave), Watch(model, at, tell).watching():
         scores = model.run(asked.tokens, asked.positions)
-    logits = _logits(scores, at) if only in (None, "head") else []
+    logits = _logits(scores, at) if only in (None, HEAD) else []
     for mine, wanted in zip(logits, kept.logits, strict=False):
         common = min(mine.shape[-1], wanted.shape[-1])
-        errors["head", "head"] = error(wanted[..., :common], mine[..., :common])
-    return dict(sorted(errors.items(), key=_in_order))
+        errors[HEAD, HEAD] = error(wanted[..., :common], mine[..., :common])
+    return dict(sorted(errors.items(), key=partial(_in_order, order=points(model))))
 
 
 def _hooked(model: Model, *, before: Callable[..., Any], after: Callable[..., Any]) -> AbstractContextManager[None]:
@@ -154,9 +171,9 @@ def _hooked(model: Model, *, before: Callable[..., Any], after: Callable[..., An
     each = [
         module.register_forward_pre_hook(partial(before, place), with_kwargs=True)
         for place, module in modules.items()
-        if place != "embed"
+        if place != EMBEDDING
     ]
-    return hooked([*each, modules["final_norm"].register_forward_hook(after)])
+    return hooked([*each, modules[FINAL_NORM].register_forward_hook(after)])
 
 
 def _logits(scores: Scores | None, at: Tensor) -> list[Tensor]:
@@ -171,19 +188,24 @@ def error(wanted: Tensor, own: Tensor) -> float:
     return float(apart.max() / wanted.float().square().mean().sqrt().clamp(min=1e-30))
 
 
-def _in_order(item: tuple[Key, float]) -> tuple[int, int]:
+def _in_order(item: tuple[Key, float], order: list[str]) -> tuple[int, int]:
     place, point = item[0]
-    places = {"embed": -1, "final_norm": 1 << 30, "head": 1 << 31}
-    return places.get(place, int(place) if place.isdigit() else 0), ORDER.index(point) if point in ORDER else 0
+    places = {EMBEDDING: -1, FINAL_NORM: 1 << 30, HEAD: 1 << 31}
+    return places.get(place, int(place) if place.isdigit() else 0), order.index(point) if point in order else 0
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
+def _said(name: str) -> str:
+    """Return what people call a point or a place."""
+    return SAID.get(name, name.replace("_", " "))
+
+
 def _told(errors: dict[Key, float], parted: list[Key], places: list[str], tried: list[dict[str, Any]]) -> dict[str, Any]:
     layers: dict[str, float] = {}
     for (place, _), value in errors.items():
         layers[place] = max(layers.get(place, 0.0), value)
     where, module = parted[0] if parted else (None, None)
-    at = None if where is None else f"layer {where} {SAID[str(module)]}" if where.isdigit() else SAID[where]
+    at = None if where is None else f"layer {where} {_said(str(module))}" if where.isdigit() else _said(where)
     modules = [{"module": point, "error": value} for (place, point), value in errors.items() if place == where]
     lines = [_headline(at, places, errors, parted)]
     for guess in tried:

@@ -26,7 +26,6 @@ from mconv.verify.where import Difference, Found, Pieces, tp_ranks
 
 __all__ = ["Difference", "Report", "compare", "describe", "held", "nbytes", "spec_differences", "tp_ranks"]
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
-EMBED, HEAD = Logical("embed"), Logical("head")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,8 +170,8 @@ def compare(a: SourceModel, b: SourceModel, *, progress: Progress = quiet, read_
 
 def held(source: Source, logical: Logical) -> Logical | None:
     """Return what a source holds a logical tensor as: itself, the embedding for a tied head, or nothing."""
-    if logical not in source.tensors() and logical == HEAD and source.spec.tied_embeddings:
-        return EMBED
+    if logical not in source.tensors() and logical == source.family.head and source.spec.tied_embeddings:
+        return source.family.embedding
     return logical if logical in source.tensors() else None
 
 
@@ -239,7 +238,8 @@ def _zero(slabs: Iterator[torch.Tensor], progress: Progress) -> bool:
 
 def _zero_bias(side: _Side, logical: Logical, progress: Progress) -> bool:
     """megatron-core has biases on all linears or none, so it may hold some that are zero: no difference."""
-    return _read(side, logical, progress) and logical.leaf == "bias" and not logical.row.endswith("norm")
+    norm = side.source.family.row(logical.row).kind == "norm"
+    return _read(side, logical, progress) and logical.leaf == "bias" and not norm
 
 
 def _compare(

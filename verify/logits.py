@@ -19,7 +19,6 @@ from mconv.convert.formats.dtype import in_torch
 from mconv.convert.formats.mapped import forget
 from mconv.convert.sources.read import check_copies
 from mconv.convert.sources.source import dims_of, dtype_of, slab_boxes
-from mconv.convert.table import Logical
 from mconv.errors import CheckFailed, CopiesDiffer
 from mconv.shard.stages import Uneven
 from mconv.train.megatron.collectives import from_rank_0
@@ -286,7 +285,7 @@ def embedding_rows(a: Checkpoint, b: Checkpoint, *, narrow: tuple[torch.dtype, .
     The limit is 1e-4 of the row's norm where the dtypes are the same or both were rounded, else a rounding to 8 bits.
     """
     first, second = a.source, b.source
-    logical = Logical("embed")
+    logical = a.family.embedding
     limit = 1e-4 if narrow or dtype_of(first, logical) == dtype_of(second, logical) else 2**-7
     rows = min(dims_of(first, logical)[0], dims_of(second, logical)[0])
     found = []

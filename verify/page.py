@@ -7,6 +7,7 @@ from typing import Any
 
 from mconv.verify import chart
 from mconv.verify.losses import by_kind, normal_loss
+from mconv.verify.places import FINAL_NORM
 from mconv.verify.training_lines import lines
 
 GENERATOR = '<meta name="generator" content="mconv verify">'
@@ -15,8 +16,8 @@ ROWS = 300
 """Tensors that are listed."""
 PIECES = 3
 """Stored tensors that are named for each of them."""
-ENDS = {"embed": "embed", "final_norm": "norm", "head": "head"}
-"""Short names of what is no numbered layer."""
+SHORT = {FINAL_NORM: "norm"}
+"""Short names of places."""
 SAID = {
     ("digests", "pass"): "The tensors are the same, bit for bit.",
     ("digests", "fail"): "The tensors differ.",
@@ -210,7 +211,7 @@ def _by_layer(found: list[dict[str, Any]], *, levels: dict[str, float | None], f
     names = [one["layer"] for one in found]
     marked = names.index(str(fault)) if str(fault) in names else None
     drawn = chart.chart(
-        [ENDS.get(name, name) for name in names], [one["error"] for one in found],
+        [SHORT.get(name, name) for name in names], [one["error"] for one in found],
         levels=levels, marked=marked, first=1,
     )  # fmt: skip
     said = "; ".join(f"{name}: {number(one['error'])}" for name, one in zip(names, found, strict=True))

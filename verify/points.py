@@ -14,16 +14,30 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mconv.convert.table import Row
 from mconv.shard.axes import lengths
 from mconv.shard.cut import Block
-from mconv.verify.models import Model, first, hooked, output_axes, turned
+from mconv.verify.models import Model, first, hooked, turned
 
-ROWS = ("attn_norm", "qkv", "attn_out", "mlp_norm", "mlp_in", "mlp_out")
-ORDER = ("attn_norm", "qkv", "rope", "attention", "attn_out", "mlp_norm", "mlp_in", "activation", "mlp_out", "layer")
-"""In the order of the forward pass."""
+BETWEEN = {True: ("rope", "attention"), False: ("activation",)}
+"""Points in front of the last linear of a branch: of attention, of the MLP."""
 Tell = Callable[[str, str, Tensor], None]
 """layer, point, values [b n ...] in fp32 on the CPU."""
 Args = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def point_of(row: Row) -> str:
+    """Return the point at which a row's output is seen."""
+    return row.name.removeprefix("layer.")
+
+
+def points(model: Model) -> list[str]:
+    """Return the points of a layer, in the order of the forward pass."""
+    found = []
+    for branch in model.checkpoint.family.branches(model.spec):
+        *before, last = map(point_of, branch.rows)
+        found += [*before, *BETWEEN[branch.attends], last]
+    return [*found, "layer"]
 
 
 class Watch(TorchFunctionMode):
@@ -42,7 +56,7 @@ class Watch(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         if func is torch.nn.functional.scaled_dot_product_attention and self.layer is not None:
             query, key = args[:2]
-            groups = self.model.checkpoint.spec.num_query_groups
+            groups = self.model.spec.num_query_groups
             key = key[:, :: key.shape[1] // groups] if key.shape[1] > groups else key
             both = torch.cat([query, key], dim=1)
             self.tell(self.layer, "rope", self._seen(both.transpose(1, 2)))
@@ -75,15 +89,15 @@ class Watch(TorchFunctionMode):
         yield module.register_forward_hook(after)
 
     def _inside(self, layer: str) -> Iterator[Any]:
-        for point in ROWS:
-            row = f"layer.{point}"
-            inner = self.model.inner(layer, row)
-            dims = output_axes(self.model.checkpoint, row).dims(self.model.checkpoint.spec.sizes)
-            for module, piece in inner:
-                yield module.register_forward_hook(self._output(layer, point, dims, piece.blocks[0], len(inner)))
-            if point == "mlp_out":
+        for branch in self.model.checkpoint.family.branches(self.model.spec):
+            for row in branch.rows:
+                inner, dims = self.model.inner(int(layer), row), row.output.dims(self.model.spec.sizes)
+                for module, piece in inner:
+                    hook = self._output(layer, point_of(row), dims, piece.blocks[0], len(inner))
+                    yield module.register_forward_hook(hook)
+            if not branch.attends:
                 for module, _ in inner:
-                    yield module.register_forward_pre_hook(self._input(layer, "activation"))
+                    yield module.register_forward_pre_hook(self._input(layer, *BETWEEN[False]))
 
     def _output(self, layer: str, point: str, dims: tuple[int, ...], block: Block, parts: int) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:

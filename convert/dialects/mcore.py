@@ -16,12 +16,13 @@ from mconv.convert.dialects.dialect import Dialect
 from mconv.convert.dialects.flags import whole
 from mconv.convert.formats.dtype import BY_NAME
 from mconv.convert.formats.tensors import Located
+from mconv.convert.table import Family
 from mconv.errors import ConfigError, Unsaid, refuse
 from mconv.shard.layout import Layout
 from mconv.shard.stages import EVEN, Uneven
 from mconv.spec import UNNAMED, ModelSpec, Rope
 
-LAYER = "decoder.layers.{i}."
+LAYER = "decoder.layers.{l}."
 ATTENTION = LAYER + "self_attention."
 NAMES: dict[str, tuple[str, ...]] = {
     # logical          local spec (written in mp_rank)               fused-norm spec (Transformer Engine, torch_dist)
@@ -77,12 +78,15 @@ def check_stages(args: Namespace) -> None:
         )
 
 
-QK_NORMS = ("self_attention.q_layernorm", "self_attention.k_layernorm")
+def module_of(row: str) -> str:
+    """Return what a row's module is called within its layer."""
+    return NAMES[row][0].removeprefix(LAYER).removesuffix(".{leaf}")
 
 
-def extra_state_keys(spec: ModelSpec) -> list[str]:
+def extra_state_keys(family: Family, spec: ModelSpec) -> list[str]:
     """The byte objects that a `torch_dist` checkpoint must list."""
-    n, modules = spec.num_layers, (*EXTRA_STATE, *(QK_NORMS if spec.qk_norm else ()))
+    inner = [module_of(row.name) for branch in family.branches(spec) for row in branch.inner]
+    n, modules = spec.num_layers, (*EXTRA_STATE, *inner)
     inside = [f"decoder.layers.{module}._extra_state/shard_{i}_{n}" for module in modules for i in range(n)]
     return [*inside, "decoder.final_layernorm._extra_state/shard_0_1"]
 

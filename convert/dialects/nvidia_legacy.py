@@ -29,7 +29,7 @@ def spelled(*names: str) -> tuple[str, ...]:
     return (*inside, *(name.replace(".self_attention.", ".attention.") for name in inside if ".self_attention." in name))
 
 
-LAYER = "layers.{i}."
+LAYER = "layers.{l}."
 ATTENTION, MLP = LAYER + "self_attention.", LAYER + "mlp."
 NAMES: dict[str, tuple[str, ...]] = {
     # logical          as written since 2023                           as it once was

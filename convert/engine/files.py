@@ -33,7 +33,7 @@ def lay_out(plan: Plan) -> FileLayout:
         for part in plan.parts
         for name, shape in spell.global_shapes(part.source.family, part.source.spec, layout).items()
     }
-    return distcp.lay_out(plan.targets, shapes, common, mcore.extra_state_keys(spec))
+    return distcp.lay_out(plan.targets, shapes, common, mcore.extra_state_keys(plan.family, spec))
 
 
 def listing(plan: Plan) -> Files:

@@ -65,7 +65,8 @@ def family_for(spec: ModelSpec) -> Family:
     raise ConfigError(
         f"no family that mconv supports computes this: norm {spec.norm}, activation {spec.activation} (swiglu "
         f"{spec.activation == 'swiglu'}), positions {spec.position}, sliding window {spec.sliding_window}, attention and "
-        f"MLP side by side {spec.parallel_attention}, biases {', '.join(biased) or 'none'}"
+        f"MLP side by side {spec.parallel_attention}, norms of query and key heads {spec.qk_norm}, "
+        f"biases {', '.join(biased) or 'none'}"
     )
 
 

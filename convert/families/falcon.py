@@ -16,7 +16,7 @@ from mconv.convert.window import Window
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec, Rope
 
-L = "transformer.h.{i}."
+L = "transformer.h.{l}."
 A, M = L + "self_attention.", L + "mlp."
 
 
@@ -110,7 +110,7 @@ FALCON = Family(
         Row("layer.mlp_in",    "f d",       "f", M + "dense_h_to_4h", bias="mlp_bias"),
         Row("layer.mlp_out",   "d f",       "f", M + "dense_4h_to_h", bias="mlp_bias"),
         Row("final_norm",      "d",         "",  "transformer.ln_f", bias="norm_bias"),
-        Row("head",            "v d",       "v", "lm_head", unless="tied_embeddings"),
+        Row("head",            "v d",       "v", "lm_head", kind="head", unless="tied_embeddings"),
     ),
     config=(
         Window("num_hidden_layers", "max_position_embeddings"),

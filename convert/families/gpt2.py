@@ -13,7 +13,7 @@ from mconv.convert.window import Window
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 
-L = "transformer.h.{i}."
+L = "transformer.h.{l}."
 A, M = L + "attn.", L + "mlp."
 
 
@@ -54,7 +54,7 @@ GPT2 = Family(
         Row("layer.mlp_in",    "f d",       "f", {M + "c_fc": "d f"}, "mlp_bias"),
         Row("layer.mlp_out",   "d f",       "f", {M + "c_proj": "f d"}, "mlp_bias"),
         Row("final_norm",      "d",         "",  "transformer.ln_f", bias="norm_bias"),
-        Row("head",            "v d",       "v", "lm_head", unless="tied_embeddings"),
+        Row("head",            "v d",       "v", "lm_head", kind="head", unless="tied_embeddings"),
     ),
     config=(
         Alias("hidden_size", "n_embd"),

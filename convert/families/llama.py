@@ -11,7 +11,7 @@ from mconv.convert.rope import RopeKeys
 from mconv.convert.table import Family, Row
 from mconv.convert.window import Window
 
-L = "model.layers.{i}."
+L = "model.layers.{l}."
 A, M = L + "self_attn.", L + "mlp."
 
 SHARED: tuple[Key, ...] = (
@@ -44,7 +44,7 @@ LLAMA = Family(
                                                   M + "up_proj": "(p[1] f) d"}, "mlp_bias"),
         Row("layer.mlp_out",   "d f",       "f", M + "down_proj", bias="mlp_bias"),
         Row("final_norm",      "d",         "",  "model.norm"),
-        Row("head",            "v d",       "v", "lm_head", unless="tied_embeddings"),
+        Row("head",            "v d",       "v", "lm_head", kind="head", unless="tied_embeddings"),
     ),
     config=(
         Window("num_hidden_layers", "max_position_embeddings"),

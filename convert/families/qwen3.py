@@ -17,8 +17,8 @@ QWEN3 = Family(
     architecture="Qwen3ForCausalLM",
     rows=(
         *LLAMA.rows[:QKV],
-        Row("layer.q_norm", "h", "", A + "q_norm"),
-        Row("layer.k_norm", "h", "", A + "k_norm"),
+        Row("layer.q_norm", "h", "", A + "q_norm", when="qk_norm"),
+        Row("layer.k_norm", "h", "", A + "k_norm", when="qk_norm"),
         *LLAMA.rows[QKV:],
     ),
     config=(

@@ -8,7 +8,6 @@
 It is read here with plain files, and written in `distcp.py`: no model, no process group, no megatron-core.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,15 +183,3 @@ def split_key(key: str) -> tuple[str, tuple[int, ...]]:
     """Return the two parts of a `chunk_key`."""
     fqn, _, offsets = key.rpartition("@")
     return fqn, tuple(int(n) for n in offsets.split(","))
-
-
-def layer_of(fqn: str) -> tuple[str, int | None]:
-    """A key without its layer number, and that number (None where layers are stacked)."""
-    found = re.match(r"(.*\blayers\.)(\d+)\.(.*)", fqn)
-    return (f"{found[1]}{found[3]}", int(found[2])) if found else (fqn, None)
-
-
-def half_of(name: str) -> tuple[str, int | None]:
-    """A key without `_w` or `_v` (singleton local shards keep gate and up apart), and which half of it that is."""
-    found = re.fullmatch(r"(.*\.linear_fc1\.(?:weight|bias))_([wv])", name)
-    return (found[1], "wv".index(found[2])) if found else (name, None)

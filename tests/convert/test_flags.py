@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from tiny import FALCON, MODELS
+from tiny import BASE, FALCON, GPT2, MODELS
 
 from mconv.convert.dialects import DIALECTS, flags_megatron, flags_megatron_llm
 from mconv.convert.dialects.arguments import MEGATRON_LM
@@ -57,22 +57,11 @@ ELSEWHERE = {
 @pytest.fixture(scope="module")
 def specs():
     """The architecture of every tiny model, from its config alone."""
-    names = {"make_llama": "Llama", "make_mistral": "Mistral", "make_falcon": "Falcon", "make_gpt2": "GPT2",
-             "make_qwen2": "Qwen2", "make_qwen3": "Qwen3"}  # fmt: skip
-    import tiny
-
-    base = {
-        "Llama": tiny.BASE,
-        "Mistral": tiny.BASE,
-        "Falcon": FALCON,
-        "GPT2": tiny.GPT2,
-        "Qwen2": tiny.BASE,
-        "Qwen3": tiny.BASE,
-    }
     found = {}
     for name, (make, variant) in MODELS.items():
-        kind = names[make.__name__]
-        config = getattr(transformers, f"{kind}Config")(**{**base[kind], **variant})
+        kind = make.__name__.removeprefix("make_")  # transformers' model_type
+        base = {"falcon": FALCON, "gpt2": GPT2}.get(kind, BASE)
+        config = transformers.AutoConfig.for_model(kind, **{**base, **variant})
         values = json.loads(config.to_json_string(use_diff=False)) | {"architectures": None}
         found[name] = family_of(values).read_config(values)
     return found

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -509,6 +510,31 @@ def train_without_marks(**fields: Any) -> dict[str, Any]:
         return train(**fields)
     finally:
         attention._replicated = whole
+
+
+def train_keeping_head_norms(*, summed: bool = True, **fields: Any) -> dict[str, Any]:
+    """A run, and this rank's norms of query and key heads after it, by their names in the whole model.
+
+    With the planted fault (`summed` False) megatron-core does not add up what the heads of other ranks say of them.
+    """
+    from mconv.train import loop
+    from mconv.train.model import freeze
+
+    step, models = loop.step, []
+
+    def noted(run: Any, feed: Any, **options: Any) -> Any:
+        models[:] = [chunk.module for chunk in run.chunks]
+        for model in models:
+            model.config.qk_layernorm = summed
+        return step(run, feed, **options)
+
+    loop.step = noted
+    try:
+        made = train(**fields)
+    finally:
+        loop.step = step
+    named = [pair for model in models for pair in freeze.names(model)]
+    return made | {"norms": {name: p.detach().clone() for name, p in named if re.search(r"[qk]_layernorm", name)}}
 
 
 def placed(*, tp: int, pp: int, padded: int, tp_rank: int, stage: int) -> dict[str, Any]:

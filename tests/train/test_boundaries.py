@@ -193,7 +193,7 @@ def test_a_resumed_run_tells_that_its_data_is_other_data(run, tmp_path):
     def warned(until):
         said = []
         train(make(fields | {"exit_after": until}), say=said.append)
-        return [line for line in said if "another than it was" in line]
+        return [line for line in said if "differs from the one at the save" in line]
 
     assert warned(1) == warned(2) == []
     ids = np.fromfile(tmp_path / "d.bin", np.uint16)

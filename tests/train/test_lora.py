@@ -75,8 +75,11 @@ def with_peft(model, adapter):
     return wrapped, [p for p in wrapped.parameters() if p.requires_grad]
 
 
+OTHERS = {"falcon": "falcon-40b-biases", "gpt2": "gpt2-untied", "qwen3": "qwen3-gqa"}
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft's, about transformers
-@pytest.mark.parametrize("family", ["llama", "falcon", "gpt2", "uneven"])
+@pytest.mark.parametrize("family", ["llama", *OTHERS, "uneven"])
 @pytest.mark.parametrize("judge", ["by hand", "peft"])
 def test_losses_are_those_of_a_model_with_the_adapter_on_it(judge, family, run, alone, tmp_path, monkeypatch):
     """Three steps from the same adapter on the same batches: outputs, gradients and updates are PEFT's."""
@@ -84,8 +87,8 @@ def test_losses_are_those_of_a_model_with_the_adapter_on_it(judge, family, run, 
 
     seen, batches = [], feed.batches
     monkeypatch.setattr(feed, "batches", lambda *a, **k: (seen.append(b) or b for b in batches(*a, **k)))
-    if family in ("falcon", "gpt2"):
-        tiny.make_model({"falcon": "falcon-40b-biases", "gpt2": "gpt2-untied"}[family], tmp_path / "hf")
+    if family in OTHERS:
+        tiny.make_model(OTHERS[family], tmp_path / "hf")
         run = run | {"load": str(tmp_path / "hf")}
         run["lora_load"] = str(lora_jobs.adapter_folder(tmp_path / "adapter", tmp_path / "hf"))
     elif family == "uneven":

@@ -110,11 +110,12 @@ def check(measured: dict[str, int], planned: memory.Rank, *, sharing: bool = Fal
         ("llama-gqa", {}), ("llama-gqa", {"bf16": True}), ("llama-all-biases", {"distributed_optimizer": True}),
         ("llama-mlp-bias", {"bf16": True, "distributed_optimizer": True}), ("mistral-window", {"fp16": True}),
         ("falcon-7b", {"bf16": True}), ("falcon-40b-biases", {}), ("gpt2-tied", {"bf16": True}),
-        ("gpt2-untied", {}), ("llama-mha", {"optimizer": "sgd"}),
+        ("gpt2-untied", {}), ("llama-mha", {"optimizer": "sgd"}), ("qwen3-gqa", {}),
         # parts of it: below the first that is trained nothing is kept, and of a frozen linear no input
         ("llama-gqa", {"freeze": ["embedding", "layers.0-1", "norms"], "bf16": True}),
         ("gpt2-tied", {"freeze": ["mlp", "biases"], "attention_dropout": 0.1, "hidden_dropout": 0.1}),
         ("falcon-40b-biases", {"freeze": ["embedding", "layers.0-3"], "distributed_optimizer": True}),
+        ("qwen3-biases", {"freeze": ["embedding", "*.input_layernorm.*", "*.linear_qkv.*"]}),
         ("falcon-7b", {"lora_rank": 4, "bf16": True}), ("gpt2-untied", {"lora_rank": 4}),
         ("llama-all-biases", {"lora_rank": 4, "lora_targets": ["v_proj", "down_proj"], "lora_dropout": 0.1}),
         ("mistral-window", {"attention_dropout": 0.1, "bf16": True}),

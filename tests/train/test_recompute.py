@@ -13,6 +13,7 @@ MODELS = {
     "llama": {},
     "biases": BIASES,
     "mistral": {"family": "mistral", "sliding_window": 5},
+    "qwen3": {"family": "qwen3", "qk_norm": True},
     "falcon": FALCON,
     "falcon-biases": {**FALCON, **BIASES, "shared_norm": False},
 }

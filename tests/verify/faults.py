@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 from judge import convert
 from safetensors.torch import save_file
-from tiny import LLAMA3, NEW, edit_json, make_falcon, make_llama, make_mistral, tensors
+from tiny import LLAMA3, NEW, edit_json, make_falcon, make_llama, make_mistral, make_qwen2, make_qwen3, tensors
 from wrongs import (
     H,
     L,
@@ -25,11 +25,14 @@ from wrongs import (
     centre_the_norms,
     copy_a_norm,
     drop_biases,
+    drop_head_norms,
     drop_the_keys_bias,
     exchange,
     exchange_groups,
+    exchange_head_norms,
     exchange_layers,
     flip_an_exponent_bit,
+    forget_head_norms,
     interleave_rotary_rows,
     leak_a_padded_row,
     lose_a_layer,
@@ -124,6 +127,8 @@ MODELS = {
         config={**LLAMA, **SHARP, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
     ),
     "mistral": Model(make=make_mistral, config={**LLAMA, "sliding_window": 64}),
+    "qwen2": Model(make=make_qwen2, config={k: v for k, v in LLAMA.items() if k != "head_dim"}),
+    "qwen3": Model(make=make_qwen3, config=LLAMA),
     "falcon-7b": Model(make=make_falcon, config={**FALCON, "initializer_range": 0.1}),
     "falcon-40b": Model(make=make_falcon, config={**FALCON, **NEW, "num_kv_heads": 2, "bias": True}),
 }
@@ -164,9 +169,19 @@ FAULTS = (
           weights=replace(f"{H}self_attention.query_key_value.bias", drop_the_keys_bias)),
     Fault(name="all biases dropped", model="llama-biases", guess="bias-dropped", weights=drop_biases,
           config={"attention_bias": False, "mlp_bias": False}),
+    Fault(name="the value's bias dropped", model="qwen2", guess="bias-dropped",
+          weights=replace(L.format(1) + "self_attn.v_proj.bias", torch.zeros_like)),
     Fault(name="attention's and MLP's norm exchanged", model="falcon-40b", guess="norms-exchanged",
           weights=exchange(f"{H}ln_attn.weight", f"{H}ln_mlp.weight")),
     Fault(name="the final norm is a layer's", model="llama", guess="norm-copied", weights=copy_a_norm),
+    Fault(name="the norms of queries and keys exchanged", model="qwen3", guess="norms-exchanged",
+          weights=exchange_head_norms),
+    Fault(name="the norms of keys of two layers exchanged", model="qwen3", guess="tensor-of-another-layer",
+          weights=exchange(L.format(1) + "self_attn.k_norm.weight", L.format(2) + "self_attn.k_norm.weight")),
+    Fault(name="the norms of queries and keys as initialised", model="qwen3", guess="norm-dropped",
+          weights=forget_head_norms),
+    Fault(name="the norms of queries and keys left out", model="qwen3", guess="norm-dropped", weights=drop_head_norms,
+          config={"model_type": "llama", "architectures": ["LlamaForCausalLM"]}),
     # ---- layers
     Fault(name="a layer repeated", model="llama", guess="layer-repeated", weights=repeat_a_layer),
     Fault(name="two layers exchanged", model="llama", guess="layers-exchanged", weights=exchange_layers),

@@ -31,6 +31,9 @@ ALIBI = ("falcon-rw", "falcon-40b-alibi")
         ("falcon-heads", {"tp": 4, "pp": 1}),
         ("falcon-in-turn", {"tp": 2, "pp": 2, "sequence_parallel": True}),
         ("gpt2-tied", {"tp": 2, "pp": 2, "sequence_parallel": True}),
+        ("qwen2-gqa", {"tp": 2, "pp": 2, "sequence_parallel": True}),
+        ("qwen3-biases", {"tp": 4, "pp": 1, "sequence_parallel": True}),  # two ranks share a key and a value
+        ("qwen3-tied", {"tp": 2, "pp": 2}),
     ],
     ids=str,
 )

@@ -51,6 +51,8 @@ def test_a_planted_fault_is_caught(root, name, dtype):
     )
     named = {guess["name"] for guess in found["diagnosis"]["guesses"]}
     assert named == ({fault.guess or ""} if not fault.function else set()), "that name and no other"
+    left = [guess["error_after"] for guess in found["diagnosis"]["guesses"] if guess["error_after"] is not None]
+    assert max(left, default=0.0) < 1e-4, "undoing it leaves nothing"
 
 
 def test_every_fault_is_in_one_place_and_every_name_is_in_the_docs():

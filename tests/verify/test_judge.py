@@ -8,7 +8,7 @@ import torch
 import verify_jobs
 from judge import convert, judged, report
 from safetensors.torch import save_file
-from tiny import VARIANTS, edit_json, make_llama, make_model, tensors
+from tiny import VARIANTS, edit_json, make_llama, make_model, make_qwen3, tensors
 
 from mconv.cli.app import run
 from mconv.convert.opening import open_checkpoint
@@ -18,9 +18,9 @@ from mconv.verify.noise import OtherOrder
 SAME = ("max_abs_error", "mean_abs_error", "relative_rms", "kl", "loss", "layers", "worst")
 
 
-def wrong(folder, change, **options):
-    """A LLaMA with changed tensors."""
-    make_llama(folder, **options)
+def wrong(folder, change, make=make_llama, **options):
+    """A model with changed tensors."""
+    make(folder, **options)
     held = tensors(folder)
     change(held)
     save_file({n: t.contiguous() for n, t in held.items()}, folder / "model.safetensors", metadata={"format": "pt"})
@@ -151,6 +151,17 @@ def test_numbers_of_the_architecture_are_tried_too(tmp_path, name, turned):
     said = judged(a, b, length=64)["diagnosis"]
     assert (said["layer"], said["module"]) == (0, module) and said["departing"][:4] == ["0", "1", "2", "3"]
     assert [(g["name"], g["error_after"] < 1e-5) for g in said["guesses"]] == [(guess, True)]
+
+
+def test_a_norm_of_heads_is_a_module_of_its_own(tmp_path):
+    def turn(held):
+        name = "model.layers.2.self_attn.k_norm.weight"
+        held[name] = held[name].flip(0)
+
+    bad = wrong(tmp_path / "bad", turn, make=make_qwen3)
+    said = judged(make_qwen3(tmp_path / "hf"), convert(bad, tmp_path / "m"), length=32)["diagnosis"]
+    assert said["at"] == "layer 2 k norm"
+    assert [one["module"] for one in said["modules"][:5]] == ["attn_norm", "qkv", "q_norm", "k_norm", "rope"]
 
 
 OUTSIDE = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "final norm", "lm_head.weight": "head"}

@@ -94,6 +94,25 @@ def drop_the_keys_bias(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def head_norms(t: Tensors) -> list[str]:
+    return [name for name in t if name.endswith(("q_norm.weight", "k_norm.weight"))]
+
+
+def exchange_head_norms(t: Tensors) -> None:
+    for name in [n for n in head_norms(t) if "q_norm" in n]:
+        exchange(name, name.replace("q_norm", "k_norm"))(t)
+
+
+def forget_head_norms(t: Tensors) -> None:
+    """What a converter leaves that does not know them."""
+    for name in head_norms(t):
+        t[name] = torch.ones_like(t[name])
+
+
+def drop_head_norms(t: Tensors) -> None:
+    drop(t, head_norms(t).__contains__)
+
+
 def copy_a_norm(t: Tensors) -> None:
     t["model.norm.weight"] = t[L.format(1) + "post_attention_layernorm.weight"].clone()
 

@@ -7,11 +7,12 @@ imports megatron-core.
 from dataclasses import dataclass
 from functools import lru_cache
 
+from mconv.convert.families import FAMILIES
 from mconv.convert.lora import Linear
-from mconv.convert.table import Logical
+from mconv.convert.table import Branch, Row
 from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec
-from mconv.train.model.trainable import ALL, Flow, Trainable, flows
+from mconv.train.model.trainable import ALL, Flow, Trainable, Way, flows
 
 FP32 = 4
 
@@ -72,31 +73,47 @@ class Layer:
 def layer(spec: ModelSpec, setting: Setting, at: Flow, *, tp: int) -> Layer:
     """Return what one layer keeps on each of `tp` ranks, where gradients flow as `at` says."""
     e, h, outer = setting.itemsize, spec.hidden_size, tp if setting.sequence_parallel else 1
-    read = {row: _read(spec, setting, at, row) for row in ("layer.qkv", "layer.mlp_in", "layer.mlp_out")}
-    together = spec.parallel_attention  # two branches beside each other read the same hidden states, once kept
-    inputs = (at.normed or at.normed_again) if together else at.normed + at.normed_again
-    norms = at.normed if spec.shared_norm else at.normed + at.normed_again
-    normed = read["layer.qkv"], read["layer.mlp_in"]
-    gates = 2 if spec.activation == "swiglu" else 1  # both halves, or what the activation reads
-    masks = at.leaves if together else at.attention + at.leaves
+    branches, ways = FAMILIES[spec.family].branches(spec), at.ways
+    normed = [way.normed for way in ways]
+    reads = [_read(spec, setting, at, branch.column) for branch in branches]
+    kept = {branch.attends: _inside(spec, setting, at, branch, way, tp=tp)
+            for branch, way in zip(branches, ways, strict=True)}  # fmt: skip
+    attends = any(branch.attends and way.inner for branch, way in zip(branches, ways, strict=True))
+    masks = at.leaves if spec.parallel_attention else sum(way.inner for way in ways[:-1]) + at.leaves
     return Layer(
         entry=e * h / outer,
         norms=(
-            h * e * inputs + norms * _statistics(spec, e) + h * e * (any(normed) if spec.shared_norm else sum(normed))
+            h * e * _count(normed, once=spec.parallel_attention)
+            + _statistics(spec, e) * _count(normed, once=spec.shared_norm)
+            + h * e * _count(reads, once=spec.shared_norm)
         ) / outer,
-        attention=at.attention * _attention(spec, setting) / tp
-        + _adapters(spec, setting, ("layer.qkv", "layer.attn_out"), tp=tp),
-        scores=at.attention * _scores(spec, setting) / tp,
-        mlp=e * spec.ffn_hidden_size * (gates * at.mlp + read["layer.mlp_out"]) / tp
-        + _adapters(spec, setting, ("layer.mlp_in", "layer.mlp_out"), tp=tp),
+        attention=kept[True],
+        scores=attends * _scores(spec, setting) / tp,
+        mlp=kept[False],
         dropout=masks * h * setting.hidden_dropout * _mask(setting) / outer,
     )  # fmt: skip
 
 
-def _read(spec: ModelSpec, setting: Setting, at: Flow, row: str) -> bool:
+def _count(kept: list[bool], *, once: bool) -> int:
+    """Return how many of the branches' tensors are kept: one at most, where all branches have the same (`once`)."""
+    return any(kept) if once else sum(kept)
+
+
+def _inside(spec: ModelSpec, setting: Setting, at: Flow, branch: Branch, way: Way, *, tp: int) -> float:
+    """Return what is kept between the two linears of a branch, and what its adapters keep."""
+    adapters = _adapters(spec, setting, (branch.column.name, branch.row.name), tp=tp)
+    if branch.attends:
+        return way.inner * _attention(spec, setting) / tp + adapters
+    gates = spec.sizes["p"]  # both halves, or what the activation reads
+    read = _read(spec, setting, at, branch.row)
+    return setting.itemsize * spec.ffn_hidden_size * (gates * way.inner + read) / tp + adapters
+
+
+def _read(spec: ModelSpec, setting: Setting, at: Flow, row: Row) -> bool:
     """Return whether a linear's input is kept: for the gradient of its weight, or of adapters without dropout."""
     adapter = setting.trains.adapter
-    return row in at.weights or (adapter is not None and not adapter.dropout and bool(setting.trains.adapters(spec, row)))
+    plain = adapter is not None and not adapter.dropout
+    return row.name in at.weights or (plain and bool(setting.trains.adapters(spec, row.name)))
 
 
 def _adapters(spec: ModelSpec, setting: Setting, rows: tuple[str, ...], *, tp: int) -> float:
@@ -127,16 +144,25 @@ def _attention(spec: ModelSpec, setting: Setting) -> float:
     """Return the bytes of all heads. The fused QKV stays (values are a view of it); rotary makes new queries and keys."""
     e, width, kv = setting.itemsize, spec.num_attention_heads * spec.kv_channels, spec.num_query_groups * spec.kv_channels
     windowed = spec.sliding_window is not None and spec.sliding_window < setting.seq_length
-    statistics = FP32 * spec.num_attention_heads
+    statistics = FP32 * spec.num_attention_heads + _head_norms(spec, e)
     if not (windowed or setting.own_masks):
         turned = width + kv if spec.position == "rope" else 0
         return float(e * (width + 2 * kv + turned + width) + statistics)
     # one mask for the micro batch, or for each sample, widened to numbers; keys and values of each head for itself
     mask = setting.seq_length * e / (1 if setting.own_masks else setting.micro_batch_size)
     turned = width if spec.position == "rope" else 0
-    fused = 0 if spec.num_query_groups < spec.num_attention_heads and turned else width + 2 * kv
+    dropped = spec.num_query_groups < spec.num_attention_heads and turned and not spec.qk_norm
+    fused = 0 if dropped else width + 2 * kv
     own = 2 * width if spec.num_query_groups < spec.num_attention_heads else kv * bool(turned)
     return e * (fused + turned + own + width) + statistics + mask
+
+
+def _head_norms(spec: ModelSpec, e: int) -> int:
+    """Return the bytes that norms of heads keep: statistics, and queries, copied if they share keys (keys are a view)."""
+    copied = spec.num_query_groups < spec.num_attention_heads
+    heads = spec.num_attention_heads + spec.num_query_groups
+    kept = e * copied * spec.num_attention_heads * spec.kv_channels + _statistics(spec, e) * heads
+    return kept * spec.qk_norm
 
 
 def _scores(spec: ModelSpec, setting: Setting) -> float:
@@ -213,8 +239,7 @@ def _ends(spec: ModelSpec, layout: Layout, setting: Setting, stage: int, *, asks
     if stage == 0 and trains.embeds(spec):
         kept += 16 + h * setting.hidden_dropout * _mask(setting) / outer  # ids and positions
     if stage == layout.pp - 1:
-        norm = asks or trains.has(Logical("final_norm"))
-        head = trains.has(Logical("embed" if spec.tied_embeddings else "head"))
+        norm, head = asks or trains.final_norm(spec), trains.scores(spec)
         kept += (norm * (h * e + _statistics(spec, e)) + head * e * h) / outer
         kept += (norm or head) * e * layout.padded_vocab / layout.tp
     return kept

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
+from mconv.convert.families import FAMILIES
 from mconv.convert.lora import FACTORS, Linear
-from mconv.convert.table import Logical
+from mconv.convert.table import Row
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
-from mconv.train.model.trainable import ALL, Flow, Trainable, flows
+from mconv.train.model.trainable import ALL, Trainable, flows
 
 PASSES = 3
 """Forward, and in backward twice as much: one product for a matrix's input, one for the matrix."""
@@ -70,14 +71,19 @@ def forward(spec: ModelSpec, seq_length: int) -> Forward:
     causal mask leaves, as papers and other Megatrons count it; so a kernel that skips the other half can seem faster.
     """
     width, keys = spec.num_attention_heads * spec.kv_channels, min(seq_length, spec.sliding_window or seq_length)
-    kv = spec.num_query_groups * spec.kv_channels
-    matrices = 3 if spec.activation == "swiglu" else 2
+    made = {branch.attends: _product(spec, branch.column) + _product(spec, branch.row)
+            for branch in FAMILIES[spec.family].branches(spec)}  # fmt: skip
     return Forward(
-        projections=2.0 * spec.num_layers * spec.hidden_size * (2 * width + 2 * kv),
+        projections=spec.num_layers * made[True],
         scores=4.0 * spec.num_layers * width * keys,
-        mlp=2.0 * spec.num_layers * matrices * spec.hidden_size * spec.ffn_hidden_size,
+        mlp=spec.num_layers * made[False],
         head=2.0 * spec.hidden_size * spec.vocab_size,
     )
+
+
+def _product(spec: ModelSpec, row: Row) -> float:
+    """Return the operations of one linear for each token."""
+    return 2.0 * prod(row.axes_of("weight").shape(spec.sizes))
 
 
 @lru_cache(maxsize=64)
@@ -94,29 +100,23 @@ def per_token(spec: ModelSpec, seq_length: int, trains: Trainable = ALL) -> floa
 
 def _backward(spec: ModelSpec, seq_length: int, trains: Trainable) -> float:
     """Return the operations of the gradients, and of adapters both ways."""
-    once, n = forward(spec, seq_length), spec.num_layers
-    kv, width = 2 * spec.num_query_groups * spec.kv_channels, spec.num_attention_heads * spec.kv_channels
-    ingoing = (width + kv) / (2 * width + kv)  # query, key and value, of all projections
+    once, branches = forward(spec, seq_length), FAMILIES[spec.family].branches(spec)
     found, leaves = 0.0, trains.embeds(spec)
-    for at in flows(spec, trains, range(n), enters=leaves):
-        own, matrices = at.weights, 3 if spec.activation == "swiglu" else 2
-        found += once.projections / n * ingoing * (at.normed + ("layer.qkv" in own))
-        found += once.projections / n * (1 - ingoing) * (at.attention + ("layer.attn_out" in own))
-        found += once.scores / n * 2 * at.attention
-        found += once.mlp / n * (matrices - 1) / matrices * (at.normed_again + ("layer.mlp_in" in own))
-        found += once.mlp / n / matrices * (at.mlp + ("layer.mlp_out" in own))
-        found += sum(_adapter(spec, trains, linear, at) for linear in trains.adapters(spec))
+    for at in flows(spec, trains, range(spec.num_layers), enters=leaves):
+        for branch, way in zip(branches, at.ways, strict=True):
+            found += branch.attends * once.scores / spec.num_layers * 2 * way.inner
+            for row, asks in ((branch.column, way.normed), (branch.row, way.inner)):
+                found += _product(spec, row) * (asks + (row.name in at.weights))
+                found += sum(_adapter(spec, trains, linear, asks=asks) for linear in trains.adapters(spec, row.name))
         leaves = at.leaves
-    head = trains.has(Logical("embed" if spec.tied_embeddings else "head"))
-    return found + once.head * ((leaves or trains.has(Logical("final_norm"))) + head)
+    return found + once.head * ((leaves or trains.final_norm(spec)) + trains.scores(spec))
 
 
-def _adapter(spec: ModelSpec, trains: Trainable, linear: Linear, at: Flow) -> float:
+def _adapter(spec: ModelSpec, trains: Trainable, linear: Linear, *, asks: bool) -> float:
     """Return the operations of one adapter in one layer: its factors, their gradients, and its input's if needed."""
     assert trains.adapter is not None
     a, b = (2.0 * prod(linear.shape(factor, rank=trains.adapter.width, sizes=spec.sizes)) for factor in FACTORS)
-    places = {"layer.qkv": at.normed, "layer.attn_out": at.attention, "layer.mlp_in": at.normed_again}
-    return (2 + places.get(linear.row.name, at.mlp)) * a + PASSES * b
+    return (2 + asks) * a + PASSES * b
 
 
 def per_iteration(spec: ModelSpec, *, seq_length: int, global_batch_size: int) -> float:

@@ -99,17 +99,18 @@ def _held(spec: ModelSpec, layout: Layout, trains: Trainable) -> list[list[Held]
         piece = spell.rank_piece(mcore.DIALECT, family, spec, layout, logical, 0)
         trained = logical in real and trains.has(logical)
         found[place.stage].append(Held(logical.layer, prod(piece.shape), trained))
-        if logical.row == "layer.qkv" and logical.leaf == "weight":  # once a layer
-            found[place.stage] += [Held(logical.layer, n, True) for n in _factors(spec, layout, trains)]
+        if logical.leaf == "weight":
+            factors = _factors(spec, layout, trains, logical.row)
+            found[place.stage] += [Held(logical.layer, n, True) for n in factors]
     return found
 
 
-def _factors(spec: ModelSpec, layout: Layout, trains: Trainable) -> list[int]:
-    """Return the number of elements of each factor of a layer's adapters, on one rank."""
+def _factors(spec: ModelSpec, layout: Layout, trains: Trainable, row: str) -> list[int]:
+    """Return the number of elements of each factor of the adapters of one row in one layer, on one rank."""
     rank = trains.adapter.width if trains.adapter else 0
     return [
         prod(linear.share(factor, rank=rank, sizes=spec.sizes, tp=layout.tp))
-        for linear in trains.adapters(spec)
+        for linear in trains.adapters(spec, row)
         for factor in FACTORS
     ]
 

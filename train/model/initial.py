@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     from mconv.convert.sources.scratch import Scratch
 
-LAST = ("layer.attn_out", "layer.mlp_out")
-"""Rows whose output is added to the hidden states: the more layers do so, the less each may."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
@@ -73,11 +70,11 @@ class Drawn:
         """Return a tensor in the shape of a parameter, its axes fused."""
         from mconv.train.model import drawing
 
-        shape = self.family.axes(tensor).shape(self.spec.sizes)
-        if tensor.leaf == "bias" or tensor.row.endswith("norm"):
+        shape, kind = self.family.axes(tensor).shape(self.spec.sizes), self.family.row(tensor.row).kind
+        if tensor.leaf == "bias" or kind == "norm":
             return drawing.constant(shape, float(tensor.leaf == "weight"), FLOAT32)
         seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{tensor}".encode()).digest()[:8], "big") >> 1
-        narrow = math.sqrt(2 * self.spec.num_layers) if tensor.row in LAST else 1.0
+        narrow = math.sqrt(2 * self.spec.num_layers) if kind == "row" else 1.0
         return drawing.normal(shape, seed, self.std / narrow)
 
 

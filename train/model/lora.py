@@ -47,7 +47,7 @@ def attach(model: Any, settings: Settings, *, family: Family, spec: ModelSpec, s
         adapters.fill(start, number)
         layer.add_module("lora", adapters)
         for row in dict.fromkeys(linear.row.name for linear in adapters.linears.values()):
-            module = layer.get_submodule(names.NAMES[row][0].removeprefix(names.LAYER).removesuffix(".{leaf}"))
+            module = layer.get_submodule(names.module_of(row))
             parts = [linear for linear in known.values() if linear.row.name == row]
             module.register_forward_hook(functools.partial(_add, adapters, parts))
     if model.pre_process:

@@ -26,7 +26,16 @@ class Trainable:
 
     def embeds(self, spec: ModelSpec) -> bool:
         """Return whether an embedding is trained: of tokens or of positions."""
-        return self.has(Logical("embed")) or (spec.position == "learned" and self.has(Logical("positions")))
+        return any(self.has(Logical(row.name)) for row in FAMILIES[spec.family].rows if row.looked_up)
+
+    def scores(self, spec: ModelSpec) -> bool:
+        """Return whether the matrix is trained that makes the scores of the vocabulary."""
+        family = FAMILIES[spec.family]
+        return self.has(family.embedding if spec.tied_embeddings else family.head)
+
+    def final_norm(self, spec: ModelSpec) -> bool:
+        """Return whether the norm behind the layers is trained."""
+        return self.has(FAMILIES[spec.family].final_norm)
 
     def adapters(self, spec: ModelSpec, row: str | None = None) -> list[Linear]:
         """Return the linears of a layer, or of one of its rows, that have an adapter."""
@@ -41,7 +50,7 @@ ALL = Trainable()
 
 def name_of(logical: Logical) -> str:
     """Return megatron-core's name of a tensor, its layer counted through the whole model."""
-    return mcore.NAMES[logical.row][0].format(i=logical.layer, leaf=logical.leaf)
+    return mcore.NAMES[logical.row][0].format(l=logical.layer, leaf=logical.leaf)
 
 
 def check(trained: Trainable, spec: ModelSpec) -> None:
@@ -62,41 +71,45 @@ def refuse_unknown(words: Iterable[str], found: set[str], names: list[str]) -> N
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A branch of one layer: which of the tensors on its way ask for a gradient."""
+
+    normed: bool
+    """Whether what its norm gives does."""
+    inner: bool
+    """Whether what lies between its two linears does."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """The gradients of one layer: which of the tensors on its way have one, and which linears' weights do."""
+    """One layer: which linears' weights are trained, and what on its way asks for a gradient."""
 
     weights: frozenset[str]
     """Rows whose weight is trained."""
-    enters: bool
-    normed: bool
-    """The normed input, of which query, key and value are made."""
-    attention: bool
-    """Query, key and value, up to the output of attention."""
-    between: bool
-    """The input of the norm before the MLP."""
-    normed_again: bool
-    mlp: bool
-    """The tensors between the MLP's two linears."""
+    ways: tuple[Way, ...]
+    """Of each of its branches (`Family.branches`)."""
     leaves: bool
+    """Whether the layer's output asks for a gradient."""
 
 
 @lru_cache(maxsize=4096)  # a plan asks for the same layers at many layouts
 def flow(spec: ModelSpec, trained: Trainable, layer: int, *, enters: bool) -> Flow:
     """Return where gradients flow in a layer; `enters`: whether its input asks for one."""
-    own = [logical for logical in FAMILIES[spec.family].logicals(spec) if logical.layer == layer and trained.has(logical)]
+    family = FAMILIES[spec.family]
+    own = [logical for logical in family.logicals(spec) if logical.layer == layer and trained.has(logical)]
     some = {logical.row for logical in own} | {linear.row.name for linear in trained.adapters(spec)}
-    normed = enters or "layer.attn_norm" in some
-    attention = normed or "layer.qkv" in some
-    projected = attention or "layer.attn_out" in some
-    between = enters if spec.parallel_attention else enters or projected
-    again = normed if spec.shared_norm else between or "layer.mlp_norm" in some
-    mlp = again or "layer.mlp_in" in some
-    return Flow(
-        weights=frozenset(logical.row for logical in own if logical.leaf == "weight"), enters=enters, normed=normed,
-        attention=attention, between=between, normed_again=again, mlp=mlp,
-        leaves=enters or projected or mlp or "layer.mlp_out" in some,
-    )  # fmt: skip
+    ways: list[Way] = []
+    hidden = leaves = normed = enters
+    for branch in family.branches(spec):
+        if branch.norm is not None:
+            normed = hidden or branch.norm.name in some
+        inner = normed or not some.isdisjoint(row.name for row in (branch.column, *branch.inner))
+        leaves = leaves or inner or branch.row.name in some
+        hidden = enters if spec.parallel_attention else leaves
+        ways.append(Way(normed, inner))
+    weights = frozenset(logical.row for logical in own if logical.leaf == "weight")
+    return Flow(weights=weights, ways=tuple(ways), leaves=leaves)
 
 
 def flows(spec: ModelSpec, trained: Trainable, layers: Iterable[int], *, enters: bool) -> list[Flow]:

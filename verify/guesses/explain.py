@@ -13,19 +13,20 @@ import torch
 from mconv.convert.checkpoint import SourceModel
 from mconv.convert.sources.source import Source
 from mconv.convert.table import Logical
-from mconv.verify.digests import HEAD, Difference, Report, held
+from mconv.verify.digests import Difference, Report, held
 from mconv.verify.guesses.layers import Moved, moved
 from mconv.verify.guesses.order import known_order, shuffled
 from mconv.verify.guesses.pair import Hit, Mend, Pair, entire
 from mconv.verify.guesses.parts import part_added, part_dropped
 from mconv.verify.guesses.spec import guesses_of
 from mconv.verify.guesses.twins import twins
-from mconv.verify.guesses.values import bit_flipped, factor, norm_off_by_one, transposed, zeroed
+from mconv.verify.guesses.values import bit_flipped, factor, norm_dropped, norm_off_by_one, transposed, zeroed
 from mconv.verify.guesses.vocabulary import vocabulary
 from mconv.verify.where import logical_of
 
 LIGHT: tuple[Callable[[Pair], Hit | None], ...] = (
-    bit_flipped, zeroed, part_dropped, part_added, known_order, transposed, norm_off_by_one, factor,
+    bit_flipped, zeroed, part_dropped, part_added, known_order, transposed, norm_dropped, norm_off_by_one,
+    factor,
 )  # fmt: skip
 """What is tried on every tensor, in this order."""
 HEAVY: tuple[Callable[[Pair], Hit | None], ...] = (shuffled, vocabulary)
@@ -155,7 +156,7 @@ def _undone(left: Source, logical: Logical, hit: Hit) -> _Told:
 
 
 def _outright(left: Source, right: Source, logical: Logical, found: Difference) -> _Told | None:
-    """Faults that a difference itself tells: biases and rows that only one side has."""
+    """Faults that a difference itself tells: biases, norms and rows of the vocabulary that only one side has."""
     if found.rows:
         spec = (("vocab_size", left.spec.vocab_size),)
         if found.rows < 0:
@@ -164,25 +165,29 @@ def _outright(left: Source, right: Source, logical: Logical, found: Difference) 
         what = f"{found.rows} rows beyond the vocabulary, {'zero' if found.rows_zero else 'not zero'}"
         rows = left.spec.vocab_size
         return _Told(logical, "padding-leaked", what, Undo(mend=lambda tensor: tensor[:rows]), spec)
-    if logical.leaf != "bias":
-        return None
-    name = left.family.row(logical.row).bias
     stored = logical in left.tensors()
-    fields = ((name, stored),) if name in BIASES else ()
+    row = (left if stored else right).family.row(logical.row)
+    if logical.leaf == "bias":
+        fields = ((row.bias, stored),) if row.bias in BIASES else ()
+        kind, added = "bias", "a has no such bias, and it is not zero"
+    elif row.when and row.name.endswith("norm"):
+        fields, kind, added = ((row.when, stored),), "norm", "a has no such norm"
+    else:
+        return None
     if stored:
-        return _Told(logical, "bias-dropped", "the bias is missing", Undo(side="a", tensor=logical), fields)
-    return _Told(logical, "bias-added", "a has no such bias, and it is not zero", None, fields)
+        return _Told(logical, f"{kind}-dropped", f"the {kind} is missing", Undo(side="a", tensor=logical), fields)
+    return _Told(logical, f"{kind}-added", added, None, fields)
 
 
 def _untied(a: SourceModel, b: SourceModel, report: Report) -> list[_Told]:
     """A head of its own where a ties it to the embedding, or the other way round."""
     if "tied_embeddings" not in report.spec:
         return []
-    spec = (("tied_embeddings", a.spec.tied_embeddings),)
+    spec, head = (("tied_embeddings", a.spec.tied_embeddings),), a.family.head
     if a.spec.tied_embeddings:
         what = "it is not the embedding, to which a ties it"
-        return [_Told(HEAD, "tied-head-untied", what, Undo(tensor=Logical("embed")), spec)]
-    return [_Told(HEAD, "head-tied", "it is tied to the embedding, but a has one of its own", Undo(side="a"), spec)]
+        return [_Told(head, "tied-head-untied", what, Undo(tensor=a.family.embedding), spec)]
+    return [_Told(head, "head-tied", "it is tied to the embedding, but a has one of its own", Undo(side="a"), spec)]
 
 
 def _twins(left: Source, right: Source, work: Mapping[Logical, Difference], *, done: list[Logical]) -> list[_Told]:

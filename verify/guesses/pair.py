@@ -7,7 +7,7 @@ import torch
 
 from mconv.convert.sources.checks import bits
 from mconv.convert.sources.source import Source, dims_of
-from mconv.convert.table import Logical
+from mconv.convert.table import Kind, Logical
 from mconv.shard.axes import Axes, whole
 from mconv.verify.where import Difference
 
@@ -33,7 +33,8 @@ class Pair:
     axes: Axes
     cut: str
     """The axis that tensor parallelism cuts."""
-    row: str
+    kind: Kind
+    """What its row is."""
     a: torch.Tensor
     b: torch.Tensor
     """As they are stored, one dimension for each elementary axis."""
@@ -49,9 +50,9 @@ class Pair:
         family = a.family
         one, two = entire(a, names[0]), entire(b, names[1])
         x, y = comparable(one, two)
-        axes, cut = family.axes(logical), family.row(logical.row).cut
+        row, axes = family.row(logical.row), family.axes(logical)
         permuted = x.shape == y.shape and bool(x.sum(dtype=torch.int64) == y.sum(dtype=torch.int64))
-        return cls(found, axes, cut, logical.row, one, two, x, y, permuted)
+        return cls(found, axes, row.cut, row.kind, one, two, x, y, permuted)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,20 +1,19 @@
 """Tensors that are another row's: a norm that is any other norm of the model, a head that is the embedding."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from mconv.convert.sources.source import Source, dims_of, dtype_of
-from mconv.convert.table import Logical
+from mconv.convert.table import Family, Logical
 from mconv.verify.guesses.layers import sample
 from mconv.verify.guesses.pair import entire, narrower, same
 
-NORMS = "norms-exchanged", "norm-copied"
-"""What the two faults of a norm are called."""
-TABLES = {
-    "embed": ("head", "embed-head-exchanged", "embed-is-head"),
-    "head": ("embed", "embed-head-exchanged", "head-is-embed"),
+NAMES = {
+    "norm": ("norms-exchanged", "norm-copied"),
+    "embedding": ("embed-head-exchanged", "embed-is-head"),
+    "head": ("embed-head-exchanged", "head-is-embed"),
 }
-"""Row -> the row that it may be taken for, and what the two faults are called."""
+"""Kind of row -> what its two faults are called: exchanged with another row's tensor, a copy of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +47,26 @@ def twins(a: Source, b: Source, changed: Collection[Logical]) -> list[Twin]:
     """Return which of the `changed` tensors of b are other rows' tensors of a, bit for bit."""
     samples = _Samples(a)
     found = {x: y for x in changed if (y := _twin(samples, b, x)) is not None}
-    return [_told(x, y, found) for x, y in found.items()]
+    return [_told(x, y, found, a.family) for x, y in found.items()]
 
 
-def _told(x: Logical, y: Logical, found: Mapping[Logical, Logical]) -> Twin:
+def _told(x: Logical, y: Logical, found: Mapping[Logical, Logical], family: Family) -> Twin:
     both = found.get(y) == x
-    exchanged, copied = NORMS if _norm(x) else TABLES[x.row][1:]
+    exchanged, copied = NAMES[family.row(x.row).kind]
     place = "" if y.layer is None or y.layer == x.layer else f" of layer {y.layer}"
     what = f"it is a's {y.row.removeprefix('layer.')}{place}" + (", and that is a's in its place" if both else "")
     return Twin(x, y, exchanged if both else copied, what, both)
 
 
-def _norm(logical: Logical) -> bool:
-    return logical.row.endswith("norm")
-
-
 def _others(a: Source, logical: Logical) -> Iterator[Logical]:
     """What a tensor may be taken for: other norms, those of its own layer first, then of the nearest; a table's other."""
-    if logical.row in TABLES:
-        yield replace(logical, row=TABLES[logical.row][0])
-    if not _norm(logical):
+    family = a.family
+    tables = {family.embedding: family.head, family.head: family.embedding}
+    if logical in tables:
+        yield tables[logical]
+    if family.row(logical.row).kind != "norm":
         return
-    norms = [x for x in a.tensors() if _norm(x) and x.leaf == logical.leaf and x != logical]
+    norms = [x for x in a.tensors() if family.row(x.row).kind == "norm" and x.leaf == logical.leaf and x != logical]
     last = a.spec.num_layers
     own = last if logical.layer is None else logical.layer
     yield from sorted(norms, key=lambda x: abs((last if x.layer is None else x.layer) - own))

@@ -56,11 +56,20 @@ def zeroed(pair: Pair) -> Hit | None:
     return Hit("zeroed", "all of it is zero where a has values", None)
 
 
+def norm_dropped(pair: Pair) -> Hit | None:
+    """A norm whose weight is 1 throughout, as it is before training."""
+    if not _norm_weight(pair) or not bool((pair.b == 1).all()):
+        return None
+    return Hit("norm-dropped", "the norm's weight is 1 throughout, as before any training", None)
+
+
+def _norm_weight(pair: Pair) -> bool:
+    return pair.kind == "norm" and pair.difference.tensor.endswith(".weight") and same_kind(pair)
+
+
 def norm_off_by_one(pair: Pair) -> Hit | None:
     """Some programs store a norm's weight less one."""
-    if not pair.row.endswith("norm") or not pair.difference.tensor.endswith(".weight"):
-        return None
-    if not same_kind(pair):
+    if not _norm_weight(pair):
         return None
     one, two = pair.a.double(), pair.b.double()
     for by in (1.0, -1.0):

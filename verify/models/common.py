@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.table import Logical, Stored
-from mconv.shard.axes import Axes
+from mconv.convert.table import Logical, Row, Stored
 from mconv.shard.cut import Piece
+from mconv.spec import ModelSpec
 from mconv.train.megatron.parallel import Parallel
 from mconv.verify.onuse import Weights
 from mconv.verify.steps import advance
@@ -84,6 +84,8 @@ class Model(Protocol):
     """What can be asked for logits. Every rank asks; the answer is rank 0's, None elsewhere."""
 
     checkpoint: Checkpoint
+    spec: ModelSpec
+    """The checkpoint's architecture, repaired."""
     loaded_by: str
     transposed: bool
     """Whether hidden states are [s b d] within it, not [b s d]."""
@@ -91,7 +93,7 @@ class Model(Protocol):
     def modules(self) -> dict[str, nn.Module]:
         """Embedding, layers and final norm, as `Scores.layers` calls them: those that are on this rank."""
 
-    def inner(self, layer: str, row: str) -> list[tuple[nn.Module, Piece]]:
+    def inner(self, layer: int, row: Row) -> list[tuple[nn.Module, Piece]]:
         """The modules of a layer that compute a row of the family's table, and what part of its output each gives."""
 
     def run(self, tokens: Int[Tensor, "b s"], positions: Int[Tensor, "b s"] | None = None) -> Scores | None: ...
@@ -151,12 +153,6 @@ def put(parameters: dict[str, Tensor], places: Mapping[str, Stored], repair: Rep
             if block.order:
                 part = part.permute(*(block.order.axes.index(axis) for axis in range(part.ndim)))
             tensor.view(-1)[: part.numel()].copy_(part.reshape(-1))  # rows of padding stay
-
-
-def output_axes(checkpoint: Checkpoint, row: str) -> Axes:
-    """The axes of what a row's module gives: a norm's, or a linear's without those that it sums over."""
-    found = checkpoint.family.row(row)
-    return found.axes_of("weight" if row.endswith("norm") else "bias")
 
 
 @dataclass(slots=True)

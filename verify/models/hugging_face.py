@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from mconv.convert import peft
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.formats import hf, mapped
-from mconv.convert.table import Stored
+from mconv.convert.spelled import spelled
+from mconv.convert.table import Row, Stored
 from mconv.errors import FormatError
 from mconv.shard.cut import Piece
 from mconv.train.megatron.parallel import world
 from mconv.verify.compare import CHUNK
-from mconv.verify.models.common import How, Keep, narrowed, output_axes, put, sampled
+from mconv.verify.models.common import How, Keep, narrowed, put, sampled
 from mconv.verify.onuse import bind, present
+from mconv.verify.places import EMBEDDING, FINAL_NORM
 
 
 @contextlib.contextmanager
@@ -47,7 +49,6 @@ class HuggingFace:
     def __init__(self, checkpoint: Checkpoint, how: How) -> None:
         self.checkpoint, self.how = checkpoint, how
         self.spec = replace(checkpoint.spec, **how.repair.spec)
-        self.names = {row.name: next(iter(row.modules)) for row in checkpoint.family.rows if row.leaves(checkpoint.spec)}
         self.model: Any = None
         self._head: Any = None
         if world()[0] == 0:
@@ -83,8 +84,7 @@ class HuggingFace:
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
         c, stored = self.checkpoint, hf.open_folder(self.checkpoint.path)
-        embed = f"{self.names['embed']}.weight"
-        tied = {embed: c.family.head_key}
+        tied = {c.family.embedding_key: c.family.head_key}
         found = [{name, name.removeprefix(c.family.base), tied.get(name, name)} for name in c.located]
         if all(names & stored.keys() for names in found):
             return AutoModelForCausalLM.from_pretrained, {"pretrained_model_name_or_path": folder}
@@ -113,7 +113,7 @@ class HuggingFace:
                 module.forward = self._hand_on
             else:
                 bind(module, self.reader(name), self.how.weights)
-        if (name := self.names.get("positions")) is not None:
+        for name in self._positions:
             bind(model.get_submodule(name), self.reader(name), self.how.weights)
         return model.eval()
 
@@ -124,7 +124,12 @@ class HuggingFace:
     @property
     def places(self) -> list[str]:
         """What all but the last of `parts` are called in `modules`."""
-        return ["embed", *map(str, range(self.checkpoint.spec.num_layers)), "final_norm"]
+        return [EMBEDDING, *map(str, range(self.checkpoint.spec.num_layers)), FINAL_NORM]
+
+    @property
+    def _positions(self) -> list[str]:
+        """The module of the learned positions, if there is one."""
+        return [name for row in self.checkpoint.family.rows if row.kind == "positions" for name in row.modules]
 
     @cached_property
     def stored(self) -> dict[str, Stored]:
@@ -134,16 +139,16 @@ class HuggingFace:
     @property
     def parts(self) -> list[str]:
         """The modules that hold all weights, in the order of the forward pass: embedding, layers, final norm, head."""
-        layers = [self.layer_name(i) for i in range(self.checkpoint.spec.num_layers)]
-        return [self.names["embed"], *layers, self.names["final_norm"], self.names.get("head", "lm_head")]
-
-    def layer_name(self, layer: int) -> str:
-        return self.names["layer.attn_norm"].split(".{i}.")[0] + f".{layer}"
+        family = self.checkpoint.family
+        layers = map(family.layer_module, range(self.checkpoint.spec.num_layers))
+        embedding, norm, head = map(family.module, (family.embedding, family.final_norm, family.head))
+        return [embedding, *layers, norm, head]
 
     def reader(self, module: str) -> Any:
         """What fills a module's parameters from the files."""
-        tied = self.checkpoint.spec.tied_embeddings and module == "lm_head"
-        prefix = self.names["embed"] if tied else module
+        family = self.checkpoint.family
+        tied = self.checkpoint.spec.tied_embeddings and module == family.module(family.head)
+        prefix = family.module(family.embedding) if tied else module
 
         def fill(parameters: dict[str, Tensor]) -> None:
             for name, tensor in parameters.items():
@@ -177,12 +182,11 @@ class HuggingFace:
     def modules(self) -> dict[str, nn.Module]:
         found = dict(zip(self.places, map(self.model.get_submodule, self.parts[:-1]), strict=True))
         # Where positions are learned, what the layers are given is behind the (idle) dropout after both embeddings.
-        return found | ({"embed": self.model.base_model.drop} if "positions" in self.names else {})
+        return found | ({EMBEDDING: self.model.base_model.drop} if self._positions else {})
 
-    def inner(self, layer: str, row: str) -> list[tuple[nn.Module, Piece]]:
-        found = next((r for r in self.checkpoint.family.rows if r.name == row and r.leaves(self.spec)), None)
-        pieces = found.pieces(output_axes(self.checkpoint, row), self.spec.sizes) if found else ()
-        return [(self.model.get_submodule(name.format(i=layer)), piece) for name, piece in pieces]
+    def inner(self, layer: int, row: Row) -> list[tuple[nn.Module, Piece]]:
+        pieces = spelled(row.hf, row.output, self.spec.sizes, layer=layer)
+        return [(self.model.get_submodule(name), piece) for name, piece in pieces]
 
     def forward(self, tokens: Int[Tensor, "b s"], positions: Int[Tensor, "b s"] | None = None) -> Float[Tensor, "b s d"]:
         """Hidden states behind the final norm."""

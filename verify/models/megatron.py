@@ -14,13 +14,14 @@ from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.dialects import mcore
 from mconv.convert.formats import archive, mapped, mp_rank
 from mconv.convert.sources.load import load_rank
-from mconv.convert.table import Stored
+from mconv.convert.table import Row, Stored
 from mconv.shard.cut import Piece
 from mconv.shard.layout import Layout, padded_vocab
 from mconv.shard.pattern import piece
 from mconv.verify.compare import CHUNK
-from mconv.verify.models.common import How, Keep, narrowed, output_axes, put, sampled
+from mconv.verify.models.common import How, Keep, narrowed, put, sampled
 from mconv.verify.onuse import bind, present
+from mconv.verify.places import EMBEDDING, FINAL_NORM
 
 
 class Megatron:
@@ -187,17 +188,17 @@ class Megatron:
         layers = self._on_rank_0(keep.kept)
         return None if logits is None else MegatronScores(logits, layers, self.spec.vocab_size)
 
-    def inner(self, layer: str, row: str) -> list[tuple[nn.Module, Piece]]:
-        whole = piece(output_axes(self.checkpoint, row), self.spec.sizes)
-        names = [name.format(i=layer, leaf="") for name in mcore.NAMES[row] if name.endswith(".{leaf}")]
+    def inner(self, layer: int, row: Row) -> list[tuple[nn.Module, Piece]]:
+        whole = piece(row.output, self.spec.sizes)
+        names = [name.format(l=layer, leaf="") for name in mcore.NAMES[row.name] if name.endswith(".{leaf}")]
         own = {name for name, _ in self.model.named_parameters()}
         return [(self.model.get_submodule(n[:-1]), whole) for n in names if f"{n}weight" in own]
 
     def modules(self) -> dict[str, nn.Module]:
         model = self.model
         found = {str(layer.layer_number - 1): layer for layer in model.decoder.layers}
-        found |= {"embed": model.embedding} if model.pre_process else {}
-        return found | ({"final_norm": model.decoder.final_layernorm} if model.post_process else {})
+        found |= {EMBEDDING: model.embedding} if model.pre_process else {}
+        return found | ({FINAL_NORM: model.decoder.final_layernorm} if model.post_process else {})
 
     def _whole_sequence(self, hidden: Float[Tensor, "c b d"]) -> Float[Tensor, "s b d"]:
         from mconv.train.megatron.imports import tensor_parallel

@@ -1,8 +1,8 @@
-"""Falcon and Mistral learn as LLaMA does: losses fall, do not depend on the layout, and the result goes home."""
+"""Other families learn as LLaMA does: losses fall, do not depend on the layout, and the result goes home."""
 
 import jobs
 import pytest
-from tiny import make_model
+from tiny import make_model, tensors
 
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
@@ -22,6 +22,8 @@ WAYS = {
     "mistral-window": {
         "pp": 2, "vpp": 2, "distributed_optimizer": True, "recompute_granularity": "selective",
     },
+    "qwen2-gqa": {"tp": 4, "sequence_parallel": True},
+    "qwen3-tied": {"tp": 2, "pp": 2, "vpp": 2, "sequence_parallel": True, "recompute_granularity": "full"},
 }  # fmt: skip
 
 
@@ -42,6 +44,34 @@ def test_losses_fall_and_do_not_depend_on_the_layout(model, fields, world, tmp_p
     shared = world.run(jobs.train, **half, load=str(hf), **WAYS[model])[0]
     for name in ("losses", "grad_norms"):
         assert max(abs(a - b) for a, b in zip(shared[name], alone[name][:3], strict=True)) < 1e-4, name
+
+
+HEADS = {
+    "tp2": {"tp": 2}, "tp2 sp": {"tp": 2, "sequence_parallel": True},
+    "tp4 sp distopt": {"tp": 4, "sequence_parallel": True, "distributed_optimizer": True},  # more ranks than groups
+}  # fmt: skip
+
+
+def test_norms_of_heads_learn_from_the_heads_of_every_rank(fields, world, tmp_path):
+    """Each rank sees its own queries and keys, sequence parallelism or not; all keep one norm."""
+    hf = make_model("qwen3-biases", tmp_path / "hf", **SIZES)
+    half = {**fields, "load": str(hf), "train_iters": 3, "lr_decay_iters": 6}
+    before, alone = tensors(hf), jobs.train_keeping_head_norms(**half)
+    megatron, huggingface = "decoder.layers.0.self_attention.q_layernorm.weight", "model.layers.0.self_attn.q_norm.weight"
+    assert len(alone["norms"]) == 2 * 4
+    assert (alone["norms"][megatron] - before[huggingface]).abs().max() > 0.01
+    for layout in HEADS.values():
+        shared = world.run(jobs.train_keeping_head_norms, **half, **layout)
+        assert max(abs(a - b) for a, b in zip(shared[0]["losses"], alone["losses"], strict=True)) < 1e-5
+        assert max(away(rank["norms"], alone["norms"]) for rank in shared) < 1e-5, layout
+    wrong = world.run(jobs.train_keeping_head_norms, **half, **HEADS["tp2"], summed=False)
+    assert max(away(rank["norms"], alone["norms"]) for rank in wrong) > 1e-3
+
+
+def away(ours, theirs):
+    """The largest difference of any weight."""
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
 
 
 def test_norms_whose_gradients_are_not_added_up_are_seen(fields, world, tmp_path):
