@@ -87,7 +87,7 @@ def interrupt(line):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rewrite, "carry", killed)
+        patch.setattr(rewrite, "stream", killed)
         assert run(line.split()) == 130
 
 
