@@ -27,7 +27,7 @@ CONVERT_FLOORS = [
     "jsonfile ignored host lock kinds staging dtypes digests formats",
     "keys known rope window derived foreign spelled table",
     "families dialects",
-    "spell spelled pieces lora lora_settings adapter",
+    "spell pieces lora lora_settings adapter",
     "sources",
     "sidecar tokens bridge manifest checkpoint",
     "engine",
