@@ -9,13 +9,11 @@ and a test holds the table against it.
 from typing import Any
 
 from mconv.convert.dialects.flags import Case, Row, Warning, render, whole
+from mconv.convert.dialects.keys import is_built_in
 from mconv.shard.stages import EVEN
-from mconv.spec import Rope
 
 PROGRAM = "Megatron-LM"
 BEFORE_0_19, BEFORE_0_20 = "core 0.16 to 0.18", "core 0.16 to 0.19"
-BUILT_IN = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-"""Of llama3 scaling: constants of megatron-core."""
 
 
 def chunks(case: Case) -> int | None:
@@ -93,8 +91,7 @@ def _other_factor(case: Case) -> str | None:
 
 
 def _other_bounds(case: Case) -> str | None:
-    rope, fixed = case.spec.rope, Rope()
-    if not _llama3(case) or all(getattr(rope, name) == getattr(fixed, name) for name in BUILT_IN):
+    if is_built_in(case.spec.rope):
         return None
     return "rope's low and high factor and original length differ from the 1, 4, 8192 that megatron-core has built in"
 
