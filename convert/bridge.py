@@ -21,6 +21,7 @@ from mconv.convert import sidecar, tokens
 from mconv.convert.claim import ARG, claim, written
 from mconv.convert.dialects import bridge
 from mconv.convert.dialects.arguments import NONE_TOLD
+from mconv.convert.dialects.arguments.bridge import LAYOUT, STAGES
 from mconv.convert.dialects.keys import BUILT_IN, PARALLEL, bias_spec
 from mconv.convert.formats import archive, numbers, pack
 from mconv.convert.formats.dtype import INT32, INT64
@@ -95,7 +96,7 @@ def _config(path: Path) -> Config:
 
 def _vocabulary(model: Config, *, given: int | None) -> tuple[int, Layout]:
     """Return the true vocabulary, and the layout with the padded one: Bridge pads only where it is told to."""
-    found = claim(bridge.LAYOUT, bridge.left_of(model), flag=ARG)
+    found = claim(LAYOUT, bridge.left_of(model), flag=ARG)
     size, multiple = found.pop("vocab_size"), found.pop("multiple")
     if size is None and given is None:
         raise ConfigError("model.vocab_size is null: give --vocab-size, the number of tokens of its tokenizer")
@@ -170,7 +171,7 @@ def warnings(spec: ModelSpec, layout: Layout) -> list[str]:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 def run_config(spec: ModelSpec, layout: Layout, *, dtype: str) -> str:
     """The `run_config.yaml` of a converted checkpoint: what Bridge needs to build the model and to load the weights."""
-    model = bridge.write(spec) | written(PARALLEL, layout) | written(bridge.STAGES, layout.uneven)
+    model = bridge.write(spec) | written(PARALLEL, layout) | written(STAGES, layout.uneven)
     padded = layout.padded_vocab != spec.vocab_size
     fits = padded_vocab(spec.vocab_size, tp=layout.tp) == layout.padded_vocab
     plain = math.gcd(spec.vocab_size, 128)  # what Bridge writes beside a vocabulary that it does not pad

@@ -77,10 +77,10 @@ def accept(
     return passed
 
 
-def refuse_claimed(flag: Flag, names: Collection[str]) -> None:
+def refuse_claimed(flag: Flag, names: Collection[str], *, prefix: str = "") -> None:
     """Refuse to ignore keys that rows claim."""
     refuse(
-        [f"{flag.name} {name}, but the table claims that key: mconv reads it, so it cannot be ignored; remove the flag"
+        [f"{prefix}{flag.name} {name}, but the table claims that key: it is read, and cannot be ignored; remove the flag"
          for name in sorted(names)], doing="names to ignore", kind=ConfigError,
     )  # fmt: skip
 

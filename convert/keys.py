@@ -142,11 +142,15 @@ class Heads:
     """Query groups where the key is absent; null, here and there, is one for each head."""
     width: int | None = None
     """Width of a head where the key is absent; None: the hidden size over the heads."""
+    even: bool = False
+    """Whether the heads must then divide the hidden size."""
 
     def read(self, left: Left) -> Config:
         size, number, shared, wide = self.names
         hidden, heads = take(left, size, int), take(left, number, int)
         left.setdefault(shared, self.groups)
+        if self.even and left.get(wide) is None and heads > 0 and hidden % heads:
+            raise left.error(f"{size} {hidden} is not a multiple of {number} {heads}")
         return {
             "hidden_size": hidden,
             "num_attention_heads": heads,

@@ -10,8 +10,7 @@ from typing import Any
 
 from mconv.convert.claim import ARG, claim, written
 from mconv.convert.dialects import arguments
-from mconv.convert.dialects.arguments import megatron_lm
-from mconv.convert.dialects.keys import PARALLEL, LinearBiases, Ropes, Window, is_built_in
+from mconv.convert.dialects.keys import LinearBiases, Ropes, Window, is_built_in
 from mconv.convert.keys import Config, Constant, Field, Heads, Key, Left
 from mconv.convert.values import shown
 from mconv.errors import ConfigError, refuse
@@ -76,17 +75,6 @@ ALWAYS = (
     "num_query_groups", "qk_layernorm",
 )  # fmt: skip
 """Keys that Megatron-Bridge always writes and whose defaults differ from one provider's class to another's."""
-
-
-PADDING = Field("make_vocab_size_divisible_by", "multiple", int, 128)
-LAYOUT: tuple[Key, ...] = (*PARALLEL, Field("vocab_size", "vocab_size", int, None), PADDING)
-"""Keys of the layout and of the vocabulary, which Bridge pads only where it is told to."""
-STAGES = (
-    Field("num_layers_in_first_pipeline_stage", "first", int, None),
-    Field("num_layers_in_last_pipeline_stage", "last", int, None),
-    *megatron_lm.STAGES[2:],
-)
-"""Keys with which stages hold different numbers of layers: fields of `Uneven`. They are not read: torch_dist has none."""
 
 
 # ---- the section as a whole ------------------------------------------------------------------------------------------

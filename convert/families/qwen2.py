@@ -48,7 +48,8 @@ class Window:
 
 
 def _count(layers: object) -> int:
-    return layers if type(layers) is int else 0  # the row that takes the number of layers says what is wrong with it
+    """Return the number of layers; of another value the row that takes it, or the files' depth, says what is wrong."""
+    return layers if type(layers) is int and layers < 1 << 16 else 0
 
 
 QWEN2 = Family(
