@@ -106,19 +106,6 @@ class Field(Named):
 
 
 @dataclass(frozen=True, slots=True)
-class Opposite(Named):
-    """A switch that is on where a field of the spec is false; off by default."""
-
-    spec: str
-
-    def read(self, left: Left) -> Config:
-        return {self.spec: not take(left, self.key, bool, False)}
-
-    def write(self, spec: Any, out: Config) -> None:
-        out[self.key] = not getattr(spec, self.spec)
-
-
-@dataclass(frozen=True, slots=True)
 class Follows(Named):
     """A key that repeats a field of the spec, for programs that look for it there; it is not read."""
 

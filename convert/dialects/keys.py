@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mconv.convert.formats.dtype import BY_NAME
+from mconv.convert.formats.unpickle import StandIn
 from mconv.convert.keys import REQUIRED, Config, Field, Left, Named, take
 from mconv.convert.values import shown
 from mconv.spec import ModelSpec, Rope
@@ -30,8 +31,14 @@ def is_built_in(rope: Rope) -> bool:
 
 
 def left_of(args: Namespace) -> Left:
-    """Return the args of a checkpoint as keys that no row has taken yet."""
-    return Left(vars(args), prefix="the checkpoint's args: ", loose=True)
+    """Return the args of a checkpoint as keys that no row has taken yet; of an enum, the value that its stand-in kept."""
+    values = {name: value.args[0] if is_enum(value) else value for name, value in vars(args).items()}
+    return Left(values, prefix="the checkpoint's args: ", loose=True)
+
+
+def is_enum(value: Any) -> bool:
+    """Return whether a value stands in for a member of an enum."""
+    return isinstance(value, StandIn) and len(getattr(value, "args", ())) == 1
 
 
 def bias_spec(spec: ModelSpec) -> ModelSpec:

@@ -11,24 +11,21 @@ from mconv.convert.claim import claimed
 from mconv.convert.dialects.arguments.rows import OFF
 from mconv.convert.dialects.arguments.text import names
 from mconv.convert.dialects.keys import PARALLEL, SideBySide
-from mconv.convert.keys import REQUIRED, Biases, Choice, Config, Field, Follows, Heads, Left, Named, NamedKey, take
-from mconv.convert.values import one_of, shown
+from mconv.convert.keys import (
+    REQUIRED,
+    Biases,
+    Choice,
+    Config,
+    Constant,
+    Field,
+    Follows,
+    Heads,
+    Left,
+    Named,
+    NamedKey,
+    take,
+)
 from mconv.spec import ModelSpec, Rope
-
-
-@dataclass(frozen=True, slots=True)
-class Rotary(Named):
-    """The only kind of positions: as the importer spells it, or as the value of its enum."""
-
-    def read(self, left: Left) -> Config:
-        value = left.pop(self.key, None)
-        named = [*getattr(value, "args", (value,)), None]  # an enum of theirs is a stand-in that kept its value
-        if not one_of(named[0], ("rotary", 1)):
-            raise left.error(f"{self.key} is {shown(self.key, named[0])}; mconv supports only 'rotary'")
-        return {}
-
-    def write(self, spec: ModelSpec, out: Config) -> None:
-        out[self.key] = "rotary"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +74,8 @@ SPEC: tuple[NamedKey, ...] = (
     Choice("glu_activation",       "activation", {"swiglu": "swiglu", None: "gelu"}, None),
     Biases("use_bias",             ("qkv_bias", "proj_bias", "mlp_bias")),
     Field("true_vocab_size",       "vocab_size", int, None),  # an arg of ours: theirs do not know it
-    SideBySide(), Rotary("position_embedding_type"), Ropes(), Window("sliding_window_size"),
+    Constant("position_embedding_type", "rotary", also=(1,)),  # 1: the value of its enum
+    SideBySide(), Ropes(), Window("sliding_window_size"),
 )  # fmt: skip
 """Args that say the architecture, each read both ways."""
 LAYOUT: tuple[NamedKey, ...] = (*PARALLEL, Follows("padded_vocab_size", "padded_vocab"))

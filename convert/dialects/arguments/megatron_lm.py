@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mconv.convert.dialects.flags import whole
 from mconv.convert.dialects.keys import BUILT_IN, PARALLEL, LinearBiases, Ropes, SideBySide, Window
-from mconv.convert.keys import Alias, Choice, Config, Field, Follows, Left, NamedKey, Opposite, take
+from mconv.convert.keys import Alias, Choice, Config, Field, Follows, Left, NamedKey, take
 from mconv.spec import ModelSpec
 
 
@@ -83,7 +83,7 @@ SPEC: tuple[NamedKey, ...] = (
     Alias("norm_epsilon",                 "layernorm_epsilon", spec="norm_epsilon"),  # its name from 2023 to core 0.15
     Field("layernorm_epsilon",            "norm_epsilon", float),
     Field("qk_layernorm",                 "qk_norm", bool, False),
-    Opposite("untie_embeddings_and_output_weights", "tied_embeddings"),
+    Choice("untie_embeddings_and_output_weights", "tied_embeddings", {False: True, True: False, None: True}, False),
     LinearBiases(default=False),
     Window("window_size", tuple),
     Ropes(stretch="rotary_seq_len_interpolation_factor", scaled="use_rope_scaling", unscaled=8.0, built_in=BUILT_IN,
