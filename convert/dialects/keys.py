@@ -10,6 +10,8 @@ from mconv.convert.formats.dtype import BY_NAME
 from mconv.convert.formats.unpickle import StandIn
 from mconv.convert.keys import REQUIRED, Config, Field, Left, Named, take
 from mconv.convert.values import shown
+from mconv.shard.layout import Layout
+from mconv.shard.stages import EVEN
 from mconv.spec import ModelSpec, Rope
 
 PLAIN = Rope()
@@ -54,6 +56,11 @@ def bias_spec(spec: ModelSpec) -> ModelSpec:
 def of_dtype(dtype: str) -> Config:
     """Return the args that say in which dtype weights are."""
     return {"bf16": dtype == "bfloat16", "fp16": dtype == "float16", "params_dtype": BY_NAME[dtype]}
+
+
+def chunk_layers(spec: ModelSpec, layout: Layout) -> int | None:
+    """Return the layers of a virtual stage, where there are several and all have the same number."""
+    return spec.num_layers // (layout.pp * layout.vpp) if layout.vpp > 1 and layout.uneven == EVEN else None
 
 
 @dataclass(frozen=True, slots=True)

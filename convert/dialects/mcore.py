@@ -14,7 +14,7 @@ from mconv.convert.dialects.arguments.function import WRITTEN
 from mconv.convert.dialects.arguments.megatron_lm import LAYOUT, SPEC, STAGES
 from mconv.convert.dialects.dialect import Dialect
 from mconv.convert.dialects.keys import bias_spec as bias_spec
-from mconv.convert.dialects.keys import left_of, of_dtype
+from mconv.convert.dialects.keys import chunk_layers, left_of, of_dtype
 from mconv.convert.formats.tensors import Located
 from mconv.convert.table import Family
 from mconv.errors import ConfigError, Unsaid
@@ -88,18 +88,12 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
     """Return the args of a checkpoint, as Megatron-LM's `--use-checkpoint-args` and Megatron-Bridge read them."""
     values = {name: allowed[0] for name, allowed in WRITTEN.items()} | RUN
     values |= written(SPEC, spec) | written(LAYOUT, layout) | written(STAGES, layout.uneven)
-    values |= _chunks(spec, layout) | of_dtype(dtype)
-    return Namespace(**values, world_size=layout.tp * layout.pp, iteration=iteration)
-
-
-def _chunks(spec: ModelSpec, layout: Layout) -> dict[str, Any]:
-    """Return the two args of virtual stages. Megatron derives one from the other; the second suits uneven stages, too."""
-    even, several = layout.uneven == EVEN, layout.vpp > 1
-    layers = spec.num_layers // (layout.pp * layout.vpp)
-    return {
-        "num_layers_per_virtual_pipeline_stage": layers if several and even else None,
-        "num_virtual_stages_per_pipeline_rank": layout.vpp if several and not even else None,
-    }
+    # Megatron derives one of these from the other, but where stages are uneven only the second makes sense.
+    layers, chunks = chunk_layers(spec, layout), layout.vpp if layout.vpp > 1 and layout.uneven != EVEN else None
+    return Namespace(
+        **values, **of_dtype(dtype), world_size=layout.tp * layout.pp, iteration=iteration,
+        num_layers_per_virtual_pipeline_stage=layers, num_virtual_stages_per_pipeline_rank=chunks,
+    )  # fmt: skip
 
 
 def spec_of(

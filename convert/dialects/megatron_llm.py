@@ -17,7 +17,7 @@ from mconv.convert.dialects import flags_megatron_llm
 from mconv.convert.dialects.arguments import MEGATRON_LLM
 from mconv.convert.dialects.arguments.megatron_llm import LAYOUT, SPEC
 from mconv.convert.dialects.dialect import Dialect
-from mconv.convert.dialects.keys import left_of, of_dtype
+from mconv.convert.dialects.keys import chunk_layers, left_of, of_dtype
 from mconv.convert.dialects.nvidia_legacy import ATTENTION, LAYER, MLP, MODEL, spelled
 from mconv.convert.formats.tensors import Located
 from mconv.convert.keys import take
@@ -63,11 +63,10 @@ RUN: dict[str, Any] = {
 
 def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) -> Namespace:
     """Return the args that the importer writes, and those that a resharded file adds."""
-    virtual = spec.num_layers // (layout.pp * layout.vpp) if layout.vpp > 1 else None
     tokenizer = "SentencePieceTokenizer" if spec.activation == "swiglu" else "FalconTokenizer"
     return Namespace(
         **written(SPEC, spec), **written(LAYOUT, layout), **of_dtype(dtype), **RUN,
-        num_layers_per_virtual_pipeline_stage=virtual, tokenizer_type=tokenizer, iteration=iteration,
+        num_layers_per_virtual_pipeline_stage=chunk_layers(spec, layout), tokenizer_type=tokenizer, iteration=iteration,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mconv.convert.claim import ARG, accept, refuse_claimed, unheeded
 from mconv.convert.keys import Left
-from mconv.convert.values import one_of, says_nothing, shown
+from mconv.convert.values import one_of, plain, says_nothing, shown, spelled
 from mconv.errors import ConfigError
 
 Values = Mapping[Any, Any]
@@ -83,4 +83,6 @@ def check(
         raise ConfigError(f"its args describe a model that mconv does not support: {'; '.join(wrong[:20])}{also}")
     refuse_claimed(ARG, claimed)
     left = Left(table.unclaimed(values), prefix="")
-    return accept(left, of=f"{table.program}'s {table.what}", flag=ARG, ignore=ignore, told=told)
+    kept = {name: plain(name, value) for name, value in left.items()}
+    named = {n for n, value in kept.items() if spelled(n) in ignore or (n in told and told[n] == value)}
+    return {n: kept[n] for n in accept(left, of=f"{table.program}'s {table.what}", flag=ARG, ignore=named)}
