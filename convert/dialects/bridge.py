@@ -1,6 +1,6 @@
 """Megatron-Bridge's model section of `run_config.yaml`: one table, read to open a checkpoint and written to make one.
 
-The tensors are megatron-core's own (`mcore.py`). Config of `_target_` are names: compared, never imported.
+The tensors are megatron-core's own (`mcore.py`). Values of `_target_` are names: compared, never imported.
 Sources: Megatron-Bridge 0.3.1 and 0.6.2, `gpt_provider.py` and `mistral_bridge.py`.
 """
 

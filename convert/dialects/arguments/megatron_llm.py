@@ -11,20 +11,7 @@ from mconv.convert.claim import claimed
 from mconv.convert.dialects.arguments.rows import OFF
 from mconv.convert.dialects.arguments.text import names
 from mconv.convert.dialects.keys import PARALLEL, SideBySide
-from mconv.convert.keys import (
-    REQUIRED,
-    Biases,
-    Choice,
-    Config,
-    Constant,
-    Field,
-    Follows,
-    Heads,
-    Left,
-    Named,
-    NamedKey,
-    take,
-)
+from mconv.convert.keys import REQUIRED, Biases, Choice, Config, Field, Follows, Heads, Left, Named, NamedKey, take
 from mconv.spec import ModelSpec, Rope
 
 
@@ -74,7 +61,7 @@ SPEC: tuple[NamedKey, ...] = (
     Choice("glu_activation",       "activation", {"swiglu": "swiglu", None: "gelu"}, None),
     Biases("use_bias",             ("qkv_bias", "proj_bias", "mlp_bias")),
     Field("true_vocab_size",       "vocab_size", int, None),  # an arg of ours: theirs do not know it
-    Constant("position_embedding_type", "rotary", also=(1,)),  # 1: the value of its enum
+    Choice("position_embedding_type", "position", {"rotary": "rope", 1: "rope"}, None),  # 1: the value of its enum
     SideBySide(), Ropes(), Window("sliding_window_size"),
 )  # fmt: skip
 """Args that say the architecture, each read both ways."""
