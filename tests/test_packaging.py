@@ -24,8 +24,8 @@ MAY_IMPORT = {
 }
 # Within convert/ and train/, from the ground up: each may use those before it, and what is not named here may use all.
 CONVERT_FLOORS = [
-    "jsonfile ignored host lock kinds staging dtypes digests formats",
-    "keys known rope window derived foreign spelled table",
+    "values jsonfile ignored host lock kinds staging dtypes digests formats",
+    "keys claim known rope window derived foreign spelled table",
     "families dialects",
     "spell pieces lora lora_settings adapter",
     "sources",

@@ -275,7 +275,7 @@ def test_defaults_of_params_json(tmp_path):
 
 WRONG = {
     "unknown": ({"quantization_args": {"scheme": "int4"}}, "mconv does not know quantization_args"),
-    "missing": ({"norm_eps": None}, "no 'norm_eps'"),
+    "missing": ({"norm_eps": None}, "norm_eps is missing"),
     "kind": ({"dim": "48"}, "dim is '48', not int"),
     "negative": ({"n_layers": -1}, "must be positive"),
     "vocab": ({"vocab_size": 7}, "vocab_size is 7, but the table has 152"),

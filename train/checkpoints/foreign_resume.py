@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mconv.convert.checkpoint import Checkpoint, SourceModel
-from mconv.convert.dialects.arguments import shown
 from mconv.convert.formats.tensors import Located
 from mconv.convert.optimizer import OptimizerState
 from mconv.convert.optimizer import open_state as open_optimizer
+from mconv.convert.values import shown
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.train.checkpoints.checkpoint import Loaded
 from mconv.train.megatron.imports import DistributedOptimizer
