@@ -41,7 +41,7 @@ start = time.perf_counter()
 print("MEASURED", time.perf_counter() - start, cpu() - spent, *(max(p, n) - b for p, n, b in zip(peak, memory(), base)))
 """
 CONVERT = """from pathlib import Path
-from mconv.convert import plan, rewrite
+from mconv.convert.engine import plan, rewrite
 from mconv.convert.opening import open_checkpoint"""
 
 

@@ -59,11 +59,12 @@ class Pair:
     def weights(self) -> list[dict[str, torch.Tensor]]:
         """The reference's tensors, and the candidate's as an export would name and cut them: whatever a manifest says."""
         from mconv.convert.opening import open_checkpoint
-        from mconv.convert.source import Source, assemble
+        from mconv.convert.sources.read import assemble
+        from mconv.convert.sources.source import dtype_of
 
         found = open_checkpoint(self.candidate)
-        source, stored = Source.of(found), found.family.stored(found.spec)
-        exported = {s.key: assemble(source, s, dtype=source.dtype(s.logical)) for s in stored}
+        source, stored = found.source, found.family.stored(found.spec)
+        exported = {s.key: assemble(source, s, dtype=dtype_of(source, s.logical)) for s in stored}
         return [tiny.tensors(self.reference), exported]
 
 

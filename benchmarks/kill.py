@@ -23,10 +23,11 @@ from typing import Any
 import torch.distributed.checkpoint  # noqa: F401  # imported once, before the forks
 from models import MODELS, make
 
-from mconv.convert import carry, journal, plan, rewrite, source
-from mconv.convert.checkpoint import TRACKER
+from mconv.convert.engine import companions, journal, plan, rewrite, stream
+from mconv.convert.kinds import TRACKER
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.place import PARTIAL, Place
+from mconv.convert.sources import read
+from mconv.convert.staging import PARTIAL, Staging
 from mconv.errors import MconvError
 
 os.environ.setdefault("SOURCE_DATE_EPOCH", "1790000000")  # results are compared byte for byte, their time too
@@ -80,22 +81,22 @@ def vouch_early() -> None:
                 os.pwrite(file.fileno(), data, at)
         return finish(*args, **options)
 
-    carry._Writer._put, rewrite._finish = put, finish_late
+    stream._Writer._put, rewrite._finish = put, finish_late
 
 
 def tracker_first() -> None:
     """A fault to be caught: the folder takes its place before its tensors are in it."""
-    real = rewrite._carry_all
+    real = rewrite._stream_all
 
-    def carry_all(plan: Any, laid: Any, place: Place, *args: Any, **options: Any) -> Any:
-        laid.finish(place.partial, dict.fromkeys(laid.spots, 0))
-        rewrite._write_side_files(plan, place.partial)
-        shutil.copytree(place.partial, place.folder, dirs_exist_ok=True)
+    def stream_all(plan: Any, files: Any, staging: Staging, *args: Any, **options: Any) -> Any:
+        files.finish(staging.partial, dict.fromkeys(files.extents, 0))
+        companions.write_side_files(plan, staging.partial)
+        shutil.copytree(staging.partial, staging.folder, dirs_exist_ok=True)
         if plan.format != "hf":
             (plan.out / TRACKER).write_text("release")
-        return real(plan, laid, place, *args, **options)
+        return real(plan, files, staging, *args, **options)
 
-    rewrite._carry_all = carry_all
+    rewrite._stream_all = stream_all
 
 
 PLANTS: dict[str, Callable[[], None]] = {"vouch-early": vouch_early, "tracker-first": tracker_first}
@@ -193,7 +194,7 @@ def kill(folder: Path, given: argparse.Namespace) -> int:
     """All trials; 0 if nothing was wrong."""
     random.seed(given.seed)
     start, sync = time.perf_counter(), not given.no_sync
-    source.SLAB_BYTES = 16 << 10 if given.model == "tiny" else 256 << 10
+    read.SLAB_BYTES = 16 << 10 if given.model == "tiny" else 256 << 10
     prepare(folder, given.model)
     problems: Counter[str] = Counter()
     kills = 0

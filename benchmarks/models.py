@@ -32,15 +32,15 @@ def make(folder: Path, model: str) -> int:
     (folder / "config.json").write_text(json.dumps(config))
     stored = TABLE.stored(TABLE.read_config(dict(config)))
     targets = [Target(s.key, s.piece.shape, BFLOAT16) for s in stored]
-    laid = hf.lay_out(targets, limit=5_000_000_000)
-    laid.create(folder)
+    files = hf.lay_out(targets, limit=5_000_000_000)
+    files.create(folder)
     noise = torch.empty(1 << 26, dtype=torch.bfloat16).normal_(std=0.02)
     for number, target in enumerate(targets):
-        spot, left = laid.spots[target.key], target.nbytes
-        with (folder / spot.file).open("r+b") as file:
-            file.seek(spot.offset)
+        extent, left = files.extents[target.key], target.nbytes
+        with (folder / extent.file).open("r+b") as file:
+            file.seek(extent.offset)
             while left:
                 begin = number * 4096 % (1 << 20)
                 left -= file.write(bytes_of(noise[begin:])[:left])
-    laid.finish(folder, {})
+    files.finish(folder, {})
     return sum(target.nbytes for target in targets)

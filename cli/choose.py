@@ -11,7 +11,7 @@ from mconv.errors import MconvError
 
 if TYPE_CHECKING:
     from mconv.convert.checkpoint import Checkpoint
-    from mconv.convert.plan import Plan
+    from mconv.convert.engine.plan import Plan
     from mconv.convert.scan import Found
 
 FITS = {
@@ -35,7 +35,7 @@ NEEDED = {
 def newest(command: str, what: str, *, name: str = "a path") -> "Found":
     """Return the newest of a kind in the current folder, and print which it is and why. Raises MconvError if none is."""
     from mconv.convert import scan
-    from mconv.convert.place import TRACKER
+    from mconv.convert.kinds import TRACKER
 
     if Path(TRACKER).is_file():  # its iterations are not alternatives, and outputs would be written among them
         raise MconvError(f"the current folder is itself a Megatron root: go to the folder above it, or give {name}")

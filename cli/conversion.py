@@ -11,7 +11,7 @@ from mconv.errors import MconvError
 
 if TYPE_CHECKING:
     from mconv.convert.checkpoint import Checkpoint
-    from mconv.convert.plan import Plan
+    from mconv.convert.engine.plan import Plan
 
 
 def open_megatron(path: Path, reading: o.Reading) -> "Checkpoint":
@@ -36,7 +36,7 @@ def check_kind(path: Path, *, hf: bool) -> None:
 def run_plan(plan: "Plan", step: str, *, show: o.Show, allow_nonfinite: bool, hint: bool = True) -> None:
     """Carry out a plan, or only show it; `hint` adds the command that usually follows."""
     from mconv.cli import plan as words
-    from mconv.convert.plan import shortage
+    from mconv.convert.engine.problems import shortage
 
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -53,10 +53,10 @@ def run_plan(plan: "Plan", step: str, *, show: o.Show, allow_nonfinite: bool, hi
 
 
 def _carry_out(plan: "Plan", step: str, *, allow_nonfinite: bool) -> None:
-    from mconv.convert.ranks import joined
-    from mconv.convert.rewrite import rewrite
+    from mconv.convert.engine.ranks import joined
+    from mconv.convert.engine.rewrite import rewrite
 
-    with joined() as ranks, progress(plan.nbytes, f"{step} {plan.source.name}") as advance:
+    with joined() as ranks, progress(plan.nbytes, f"{step} {plan.model.name}") as advance:
         try:
             rewrite(plan, step=step, allow_nonfinite=allow_nonfinite, progress=advance, ranks=ranks, command=command())
         except KeyboardInterrupt:

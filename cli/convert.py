@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mconv.convert.checkpoint import Checkpoint
-    from mconv.convert.plan import Plan
+    from mconv.convert.engine.plan import Plan
     from mconv.convert.sidecar import LeftOut
 
     Export = Callable[[int | None, Path | None, str | None], None]
@@ -251,6 +251,6 @@ def _root(found: "Checkpoint", **kind: Any) -> Path:
 
 
 def _plan(checkpoint: "Checkpoint", out: Path, *, show: o.Show, **options: Any) -> "Plan":
-    from mconv.convert import plan
+    from mconv.convert.engine import plan
 
     return plan.make(checkpoint, out, check_room=not show.dry_run, **options)

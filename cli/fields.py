@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 from cyclopts import Group, Parameter
 
 from mconv.convert import naming
-from mconv.convert.place import has_saved
+from mconv.convert.staging import has_saved
 from mconv.errors import ConfigError, MconvError
 from mconv.train.config import (
     PREFIX,

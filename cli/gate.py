@@ -14,7 +14,7 @@ from mconv.errors import MconvError
 from mconv.extras import MissingPackage
 
 if TYPE_CHECKING:
-    from mconv.convert.checkpoint import Checkpoint
+    from mconv.convert.checkpoint import Checkpoint, SourceModel
     from mconv.train.config import TrainConfig
     from mconv.verify.origin import Origin
 
@@ -26,7 +26,7 @@ def before_training(config: "TrainConfig") -> bool:
     Raises MconvError where it cannot be judged.
     """
     from mconv.convert.opening import open_checkpoint
-    from mconv.convert.place import has_saved
+    from mconv.convert.staging import has_saved
     from mconv.train.checkpoints.finished import finished
     from mconv.train.megatron import collectives
     from mconv.train.megatron.collectives import from_rank_0
@@ -206,7 +206,7 @@ def _judgement(
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
-def reference_of(found: "Checkpoint", named: str | None = None) -> "Origin":
+def reference_of(found: "SourceModel", named: str | None = None) -> "Origin":
     """Return what a checkpoint must equal: the named one, else what it was made from. Raises MconvError."""
     from mconv.verify.origin import Origin, origin_of
 
@@ -220,7 +220,7 @@ def reference_of(found: "Checkpoint", named: str | None = None) -> "Origin":
         return Origin(path=cached)
 
 
-def _in_the_cache(found: "Checkpoint") -> Path | None:
+def _in_the_cache(found: "SourceModel") -> Path | None:
     """Return the Hub's cached folder of the repository that a checkpoint was converted from, without training since."""
     from mconv.hub import fetch
 

@@ -81,7 +81,8 @@ def merge(
     adapter = o.checkpoint(adapter or choose.newest("lora merge", "adapter").path, iteration)
     base = o.checkpoint(base) if base else None
     from mconv.cli.conversion import run_plan
-    from mconv.convert import adapted, plan
+    from mconv.convert import adapted
+    from mconv.convert.engine import plan
 
     out = out or Path(_name(adapter, iteration, format=format, tp=tp, pp=pp, dtype=dtype))
     with progress(0, f"reading the base of {adapter}") as advance:

@@ -9,8 +9,8 @@ from rich.filesize import decimal
 from mconv.cli.terminal import dtype_name
 
 if TYPE_CHECKING:
-    from mconv.convert.plan import Plan
-    from mconv.convert.preview import Files
+    from mconv.convert.engine.files import Files
+    from mconv.convert.engine.plan import Plan
 
 SHOWN = 12
 """Number of files listed one by one; of more, only the first and the last few are."""
@@ -32,9 +32,9 @@ def lines(plan: "Plan", *, written: bool, tensors: bool) -> list[str]:
 
 def as_json(plan: "Plan", *, written: bool, tensors: bool) -> str:
     """Return the plan, or its result, as JSON."""
-    from mconv.convert import preview
+    from mconv.convert.engine import files
 
-    layout, source = plan.layout, plan.source
+    layout, source = plan.layout, plan.model
     flags, warnings = _flags(plan)
     values: dict[str, Any] = {
         "written": written,
@@ -51,7 +51,7 @@ def as_json(plan: "Plan", *, written: bool, tensors: bool) -> str:
         "bytes": plan.nbytes,
         "peak_bytes": plan.peak_bytes,
         "free_bytes": plan.free_bytes,
-        "files": preview.files(plan),
+        "files": files.listing(plan),
         "flags": flags,
         "warnings": warnings,
     }
@@ -63,7 +63,7 @@ def as_json(plan: "Plan", *, written: bool, tensors: bool) -> str:
 
 
 def _head(plan: "Plan") -> list[str]:
-    source = plan.source
+    source = plan.model
     spec, layout = source.spec, source.layout
     dialect = f", {source.dialect}" if source.dialect else ""
     where = f" tp {layout.tp} x pp {layout.pp}" if layout else ""
@@ -72,7 +72,7 @@ def _head(plan: "Plan") -> list[str]:
         "source": f"{source.path} ({source.format}{where}{dialect}, {dtype_name(source.dtype)})",
         "target": f"{plan.folder} ({_target(plan)}, {_dtype(plan)})",
         "model": f"{spec.family}, {spec.num_layers} layers x {spec.hidden_size}, {size} parameters",
-        "tensors": f"{len(source.stored):,} -> {len(plan.targets):,}",
+        "tensors": f"{source.stored_tensors:,} -> {len(plan.targets):,}",
         "bytes": f"{decimal(plan.nbytes)}; {decimal(plan.free_bytes)} free",
         "peak memory": f"about {decimal(plan.peak_bytes)}",
     }
@@ -91,16 +91,16 @@ def _target(plan: "Plan") -> str:
 
 
 def _dtype(plan: "Plan") -> str:
-    return dtype_name(plan.final_dtype) + (f", cast from {dtype_name(plan.source.dtype)}" if plan.dtype else "")
+    return dtype_name(plan.final_dtype) + (f", cast from {dtype_name(plan.model.dtype)}" if plan.dtype else "")
 
 
 def _tree(plan: "Plan") -> list[str]:
     """Return the target's files with their sizes, long runs of similar files shortened."""
-    from mconv.convert import preview
+    from mconv.convert.engine import files
 
     root = "" if plan.format == "hf" else f"{plan.folder.name}/"
     out, entered = [f"  {plan.out}/"], False
-    for name, size in _shortened(preview.files(plan), root=root).items():
+    for name, size in _shortened(files.listing(plan), root=root).items():
         inside = bool(root) and name.startswith(root)
         if inside and not entered:
             out.append(f"    {root}")
@@ -133,10 +133,10 @@ def _flags(plan: "Plan") -> tuple[str, list[str]]:
         return "", []
     dialect = DIALECTS[plan.dialect]
     case = Case(
-        spec=plan.source.spec, layout=plan.layout, load=str(plan.out), dtype=dtype_name(plan.final_dtype),
+        spec=plan.spec, layout=plan.layout, load=str(plan.out), dtype=dtype_name(plan.final_dtype),
         format=plan.format, numbered=plan.iteration is not None,
     )  # fmt: skip
     flags, warnings = dialect.flags(case)
     if plan.emit:
-        warnings += bridge.warnings(plan.source.spec, plan.layout)
+        warnings += bridge.warnings(plan.spec, plan.layout)
     return f"{dialect.program}: {' '.join(flags)}", warnings

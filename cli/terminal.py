@@ -66,7 +66,7 @@ def rank_0_prints(command: Callable[..., Any]) -> Callable[..., Any]:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                 return command(*args, **options)
         except MconvError as error:
-            from mconv.convert.ranks import tell
+            from mconv.convert.engine.ranks import tell
 
             with suppress(MconvError):
                 tell(error)

@@ -227,7 +227,7 @@ def _check_page(output: Output) -> None:
 
 
 def _write_page(file: Path, report: dict[str, Any]) -> None:
-    from mconv.convert.place import write_whole
+    from mconv.convert.staging import write_whole
     from mconv.verify import page
 
     write_whole(file, page.render(report))

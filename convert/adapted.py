@@ -1,13 +1,12 @@
 """Adapters on disk: the checkpoint of a LoRA run or a PEFT folder, the base beneath it, and both merged into one."""
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mconv.convert import lora, manifest, opening, peft
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import Checkpoint, SourceModel
 from mconv.convert.digests import combined
 from mconv.convert.formats import torch_dist
 from mconv.convert.formats.hf import read_json
@@ -15,6 +14,7 @@ from mconv.convert.identify import Said, identify
 from mconv.convert.ignored import NOTHING, Ignored, joined, recorded
 from mconv.convert.lora_settings import Settings
 from mconv.convert.recognize import what_is
+from mconv.convert.sources.merged import LoraMerged
 from mconv.errors import FormatError, refuse
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def with_base(
     iteration: int | None = None,
     ignore: Ignored = NOTHING,
     progress: Callable[[int], None] = lambda _: None,
-) -> Checkpoint:
+) -> SourceModel:
     """Return the model that an adapter (a LoRA run's checkpoint, or a PEFT folder) makes of its base, or of `base`.
 
     A run's checkpoint knows its base's weights by their digest: another base is refused. Raises FormatError.
@@ -87,8 +87,7 @@ def with_base(
         from mconv.convert import peft_adapter
 
         adapter = peft_adapter.read(path, family=beneath.family, spec=beneath.spec, ignore=ignore.config_keys)
-        notes = tuple(note for note in beneath.notes if note not in peft.beside(path))  # here it is applied
-        return merged(dataclasses.replace(beneath, notes=notes), adapter, lies=path)
+        return merged(beneath, adapter, lies=path)
     run = open_run(path, iteration)
     where = base or (run.folder.parent / run.base["path"])
     if not where.is_dir():
@@ -99,9 +98,9 @@ def with_base(
             f"{where} is not the base of {path}: its architecture differs from that of {run.base['name']}, on which the "
             "adapter was trained"
         )
-    from mconv.convert.source import Source, digests
+    from mconv.convert.sources.read import digests
 
-    found = digests(Source.of(beneath), allow_nonfinite=True, progress=progress).stored
+    found = digests(beneath.source, allow_nonfinite=True, progress=progress).stored
     if combined(found) != run.base["digest"]:
         raise FormatError(f"{where} has not the weights that {path} was trained on ({run.base['name']})")
     return merged(beneath, run.adapter, lies=run.folder)
@@ -123,17 +122,19 @@ def _named(folder: Path) -> Path:
     raise FormatError(f"{folder} names {name!r} as its base, which is no folder here; give it with --base")
 
 
-def merged(base: Checkpoint, adapter: "Adapter", *, lies: Path | None = None) -> Checkpoint:
+def merged(base: Checkpoint, adapter: "Adapter", *, lies: Path) -> SourceModel:
     """Return the base, each of whose tensors is read as W + scale * B A; `lies`: the adapter's own folder.
 
-    It is a model of its own: nothing vouches for it but the two that it is made of, if it is known where they lie.
+    It is a model of its own: nothing vouches for it but the two that it is made of.
     """
     before = base.manifest or {}
     history = [*before.get("history", []), {"step": "lora", "detail": adapter.settings.to_dict()}]
-    made: dict[str, Any] = {"history": history, "copies": base.copies}
-    if lies is not None:
-        made["merged_from"] = {"base": str(base.path.resolve()), "adapter": str(lies.resolve())}
-        made["ancestors"] = [*before.get("ancestors", before.get("made_from", [])), str(lies.resolve())]
-    passed = joined(base.ignored, {"config_keys": adapter.ignored})
-    notes = (*base.notes, *adapter.notes)
-    return dataclasses.replace(base, adapter=adapter, manifest=made, notes=notes, ignored=passed)
+    places = {"base": str(base.path.resolve()), "adapter": str(lies.resolve())}
+    ancestors = [*before.get("ancestors", before.get("made_from", [])), places["adapter"]]
+    notes = [note for note in base.notes if note not in peft.beside(lies)]  # that an adapter lies there: it is applied
+    return SourceModel(
+        source=LoraMerged(base.source, adapter), derived=True, path=base.path, format=base.format, dialect=base.dialect,
+        layout=base.layout, iteration=base.iteration, common=base.common, notes=(*notes, *adapter.notes),
+        manifest={"history": history, "copies": base.copies, "merged_from": places, "ancestors": ancestors},
+        ignored=joined(base.ignored, {"config_keys": adapter.ignored}),
+    )  # fmt: skip

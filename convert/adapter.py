@@ -1,14 +1,18 @@
 """A whole LoRA adapter in memory: its factors and what they add to the base's tensors."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import xxhash
 from jaxtyping import Float
 from torch import Tensor
 
+from mconv.convert.digests import combined
 from mconv.convert.formats.dtype import in_torch
+from mconv.convert.formats.mapped import bytes_of
 from mconv.convert.formats.torch_dist import Global
 from mconv.convert.lora import FACTORS, Linear, linears, places, shapes, stacked_key
 from mconv.convert.lora_settings import Settings
@@ -55,6 +59,12 @@ class Adapter:
         every = {**self.factors, **{one.key: one.value for one in self.replaced}}
         bad += [f"{key} holds NaN or infinity" for key, have in every.items() if not bool(have.isfinite().all())]
         refuse(bad, doing="the adapter does not fit the model", kind=FormatError)
+
+    def digest(self) -> str:
+        """Return one digest of its settings and of everything that it adds or replaces."""
+        every = {**self.factors, **{one.key: one.value for one in self.replaced}}
+        hashed = {key: xxhash.xxh3_128(bytes_of(value.contiguous())).hexdigest() for key, value in every.items()}
+        return combined({**hashed, "settings": json.dumps(self.settings.to_dict(), sort_keys=True)})
 
     def merged(self, logical: Logical, box: Box, base: Tensor) -> Tensor:
         """Return a box of W + scale * B A, a dimension for each elementary axis: in fp64, rounded once to W's dtype."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from mconv.convert import manifest
 from mconv.convert.jsonfile import read_json
-from mconv.convert.place import PULLED
 from mconv.convert.recognize import what_is
+from mconv.convert.staging import PULLED
 from mconv.errors import MconvError
 
 CHANGED = ("train", "lora", "lora merge")

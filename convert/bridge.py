@@ -18,13 +18,15 @@ from typing import Any
 import yaml
 
 from mconv.convert import sidecar, tokens
+from mconv.convert.claim import ARG, claim, written
 from mconv.convert.dialects import bridge
 from mconv.convert.dialects.arguments import NONE_TOLD
-from mconv.convert.dialects.bridge import Values
-from mconv.convert.dialects.mcore import bias_spec
+from mconv.convert.dialects.arguments.bridge import LAYOUT, STAGES
+from mconv.convert.dialects.keys import BUILT_IN, PARALLEL, bias_spec
 from mconv.convert.formats import archive, numbers, pack
 from mconv.convert.formats.dtype import INT32, INT64
 from mconv.convert.formats.tensors import Located
+from mconv.convert.keys import Config
 from mconv.errors import ConfigError, FormatError
 from mconv.shard.layout import Layout, padded_vocab
 from mconv.spec import ModelSpec
@@ -41,7 +43,7 @@ class Found:
     spec: ModelSpec
     layout: Layout
     notes: tuple[str, ...]
-    passed: Values
+    passed: Config
     """Keys that no row claims and that were let pass, with their values."""
 
 
@@ -78,7 +80,7 @@ def read(
                  passed=sections | passed)  # fmt: skip
 
 
-def _config(path: Path) -> Values:
+def _config(path: Path) -> Config:
     """Return the file's sections, of which `model` is one of names and values: plain values only."""
     if path.stat().st_size > LIMIT:
         raise FormatError(f"{path} has {path.stat().st_size} bytes; no run_config.yaml of Megatron-Bridge is that large")
@@ -92,28 +94,21 @@ def _config(path: Path) -> Values:
     return config
 
 
-def _vocabulary(model: Values, *, given: int | None) -> tuple[int, Layout]:
-    """The true vocabulary, and the layout with the padded one: Bridge pads only where it is told to."""
-    size = model.get("vocab_size")
+def _vocabulary(model: Config, *, given: int | None) -> tuple[int, Layout]:
+    """Return the true vocabulary, and the layout with the padded one: Bridge pads only where it is told to."""
+    found = claim(LAYOUT, bridge.left_of(model), flag=ARG)
+    size, multiple = found.pop("vocab_size"), found.pop("multiple")
     if size is None and given is None:
         raise ConfigError("model.vocab_size is null: give --vocab-size, the number of tokens of its tokenizer")
     if size is not None and given not in (None, size):
         raise ConfigError(f"model.vocab_size is {size}, not {given}")
-    size = bridge.typed("vocab_size", size if size is not None else given, int)
-    numbers = {
-        name: bridge.typed(name, model.get(name) or default, int)
-        for name, default in (
-            ("tensor_model_parallel_size", 1), ("pipeline_model_parallel_size", 1),
-            ("virtual_pipeline_model_parallel_size", 1), ("make_vocab_size_divisible_by", 128),
-        )
-    }  # fmt: skip
-    tp, pp, vpp, multiple = numbers.values()
-    padded = padded_vocab(size, tp=tp, multiple=multiple) if model.get("should_pad_vocab") else size
-    return size, Layout(tp=tp, pp=pp, vpp=vpp, padded_vocab=padded)
+    vocab, layout = int(given or 0) if size is None else size, Layout(**found, padded_vocab=0)
+    padded = padded_vocab(vocab, tp=layout.tp, multiple=multiple) if model.get("should_pad_vocab") else vocab
+    return vocab, dataclasses.replace(layout, padded_vocab=padded)
 
 
 def _window(
-    folder: Path, model: Values, window: int | None, family: str, settled: ModelSpec | None
+    folder: Path, model: Config, window: int | None, family: str, settled: ModelSpec | None
 ) -> tuple[int | None, tuple[str, ...]]:
     """The window, and what was assumed of it.
 
@@ -148,7 +143,7 @@ def steps(folder: Path) -> int:
 def _scaled(spec: ModelSpec, settled: ModelSpec | None) -> ModelSpec:
     if settled is None or spec.rope.kind != "llama3":
         return spec
-    told = {name: getattr(settled.rope, name) for name in bridge.BUILT_IN}
+    told = {name: getattr(settled.rope, name) for name in BUILT_IN}
     return dataclasses.replace(spec, rope=dataclasses.replace(spec.rope, **told))
 
 
@@ -176,7 +171,7 @@ def warnings(spec: ModelSpec, layout: Layout) -> list[str]:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 def run_config(spec: ModelSpec, layout: Layout, *, dtype: str) -> str:
     """The `run_config.yaml` of a converted checkpoint: what Bridge needs to build the model and to load the weights."""
-    model = bridge.write(spec)
+    model = bridge.write(spec) | written(PARALLEL, layout) | written(STAGES, layout.uneven)
     padded = layout.padded_vocab != spec.vocab_size
     fits = padded_vocab(spec.vocab_size, tp=layout.tp) == layout.padded_vocab
     plain = math.gcd(spec.vocab_size, 128)  # what Bridge writes beside a vocabulary that it does not pad
@@ -184,12 +179,6 @@ def run_config(spec: ModelSpec, layout: Layout, *, dtype: str) -> str:
     model |= {
         "vocab_size": spec.vocab_size, "should_pad_vocab": padded,
         "make_vocab_size_divisible_by": (128 if fits else layout.padded_vocab // layout.tp) if padded else plain,
-        "tensor_model_parallel_size": layout.tp, "pipeline_model_parallel_size": layout.pp,
-        "virtual_pipeline_model_parallel_size": layout.vpp if layout.vpp > 1 else None,
-        "num_layers_in_first_pipeline_stage": layout.uneven.first,
-        "num_layers_in_last_pipeline_stage": layout.uneven.last,
-        "account_for_embedding_in_pipeline_split": layout.uneven.embedding,
-        "account_for_loss_in_pipeline_split": layout.uneven.loss,
         "params_dtype": bridge.name_of(f"torch.{dtype}"), "bf16": half == "bf16", "fp16": half == "fp16",
         "pipeline_dtype": bridge.name_of(f"torch.{dtype}") if layout.pp > 1 else None,
         "hidden_dropout": 0.0, "attention_dropout": 0.0, "bias_activation_fusion": not bias_spec(spec).mlp_bias,

@@ -8,15 +8,18 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from pathlib import Path
 
 from mconv.convert import spell
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.dialects import DIALECTS
 from mconv.convert.formats import archive, mp_rank, torch_dist
 from mconv.convert.formats.tensors import Joined, Located
+from mconv.convert.sources.stored import StoredSource
 from mconv.convert.table import Logical
 from mconv.errors import FormatError
 from mconv.shard.stages import LayerPlacement
+from mconv.spec import ModelSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ALIGN = 64
@@ -32,8 +35,10 @@ Name = tuple[str, tuple[int, ...]]
 """A parameter of a rank: our key of it, and its shape there."""
 
 
-def buckets(checkpoint: Checkpoint, tensors: Mapping[str, torch_dist.Global]) -> dict[str, Checkpoint]:
-    """megatron-core's `dp_reshardable`: buckets of each model-parallel rank and model chunk, chunked by parameter."""
+def buckets(
+    checkpoint: Checkpoint, weights: StoredSource, tensors: Mapping[str, torch_dist.Global]
+) -> dict[str, StoredSource]:
+    """Return what megatron-core's `dp_reshardable` buckets hold, those of each model-parallel rank and model chunk."""
     layout, dialect = checkpoint.layout, DIALECTS["mcore"]
     assert layout is not None
     located: dict[str, dict[str, Located]] = {}
@@ -41,7 +46,7 @@ def buckets(checkpoint: Checkpoint, tensors: Mapping[str, torch_dist.Global]) ->
         for chunk in range(layout.vpp):
             start = f"optimizer.distributed.dp_group_idx_{stage * layout.tp + tp_rank}.gbuf_idx_{chunk}."
             mine = {fqn: tensor for fqn, tensor in tensors.items() if fqn.startswith(start)}
-            names = _names(checkpoint, tp_rank=tp_rank, stage=stage, chunk=chunk)
+            names = _names(checkpoint, weights.spec, tp_rank=tp_rank, stage=stage, chunk=chunk)
             for kind in (*MOMENTS, "param"):
                 found = {_number(fqn): (fqn, tensor) for fqn, tensor in mine.items() if fqn.endswith(f".{kind}")}
                 parts = [found[number] for number in sorted(found)]
@@ -50,8 +55,7 @@ def buckets(checkpoint: Checkpoint, tensors: Mapping[str, torch_dist.Global]) ->
                     located.setdefault(kind, {})[key] = _run(*parts[bucket], at, shape)
     return {
         kind: dataclasses.replace(
-            checkpoint, located=at, format="mp_rank",
-            stored=spell.mp_rank_sources(dialect, checkpoint.family, checkpoint.spec, layout, at),
+            weights, located=at, stored=spell.mp_rank_sources(dialect, weights.family, weights.spec, layout, at)
         )
         for kind, at in located.items()
     }  # fmt: skip
@@ -62,9 +66,9 @@ def _number(fqn: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _names(checkpoint: Checkpoint, *, tp_rank: int, stage: int, chunk: int) -> list[Name]:
-    """The parameters of a rank's model chunk in the order in which megatron-core makes them."""
-    layout, family, spec, dialect = checkpoint.layout, checkpoint.family, checkpoint.spec, DIALECTS["mcore"]
+def _names(checkpoint: Checkpoint, spec: ModelSpec, *, tp_rank: int, stage: int, chunk: int) -> list[Name]:
+    """Return the parameters of a rank's model chunk in the order in which megatron-core makes them."""
+    layout, family, dialect = checkpoint.layout, checkpoint.family, DIALECTS["mcore"]
     assert layout is not None
     local = getattr(checkpoint.common.get("args"), "transformer_impl", None) == "local"
     earlier = EARLIER["local" if local else "transformer_engine"]
@@ -83,7 +87,7 @@ def _names(checkpoint: Checkpoint, *, tp_rank: int, stage: int, chunk: int) -> l
 
 
 def _order(place: LayerPlacement, name: str, logical: Logical, earlier: Sequence[str]) -> tuple[int, int, int]:
-    """Where a parameter comes in its model chunk: before, in or after the layers; which layer; early in it or not."""
+    """Return where a parameter comes in its model chunk: before, in or after the layers; which layer; early in it."""
     if logical.layer is not None:
         modules = name.split(".")
         return 1, place.local, next((i for i, module in enumerate(earlier) if module in modules), len(earlier))
@@ -91,7 +95,7 @@ def _order(place: LayerPlacement, name: str, logical: Logical, earlier: Sequence
 
 
 def places(names: Sequence[Name], lengths: Sequence[int], *, where: str) -> Iterator[tuple[Name, int, int]]:
-    """(parameter, bucket, start) of each in the flat buffers, which megatron-core fills from the last to the first.
+    """Yield (parameter, bucket, start) of each in the flat buffers, which megatron-core fills from the last to the first.
 
     `lengths` are those of the buckets in elements, without the padding at their ends. Raises FormatError if it does not
     come out even.
@@ -110,7 +114,7 @@ def places(names: Sequence[Name], lengths: Sequence[int], *, where: str) -> Iter
 
 
 def _run(fqn: str, tensor: torch_dist.Global, start: int, shape: tuple[int, ...]) -> Located:
-    """A parameter's run of a bucket: the chunks that make it up, one for each replica that has a share of it."""
+    """Return a parameter's run of a bucket: the chunks that make it up, one for each replica that has a share of it."""
     stop = start + prod(shape)
     inside = sorted((c for c in tensor.chunks if start <= c.offsets[0] < stop), key=lambda c: c.offsets)
     ends = [start, *(c.offsets[0] + c.shape[0] for c in inside)]
@@ -127,15 +131,15 @@ def _joined(parts: Sequence[Located], shape: tuple[int, ...]) -> Located:
     return first if len(parts) == 1 else Joined(first.path, first.offset, first.dtype, shape, tuple(parts))
 
 
-def flat(checkpoint: Checkpoint, ranks: Mapping[str, object]) -> dict[str, Checkpoint]:
-    """`distrib_optim.pt` of each rank: a buffer for each model chunk and kind, its buckets end to end."""
+def flat(folder: Path, weights: StoredSource, ranks: Mapping[str, object]) -> dict[str, StoredSource]:
+    """Return `distrib_optim.pt` of each rank: a buffer for each model chunk and kind, its buckets end to end."""
     located: dict[str, dict[str, Located]] = {}
     for rank in ranks:
-        file = checkpoint.path / rank / FLAT_FILE
+        file = folder / rank / FLAT_FILE
         if not file.is_file():
             raise FormatError(f"{file} is missing; the optimizer's state is incomplete")
         state = archive.read(file)
-        for number, names in enumerate(owned(checkpoint, rank).values()):
+        for number, names in enumerate(owned(weights, rank).values()):
             buffer = next(iter(state[number].values())) if isinstance(state, dict) and state.get(number) else None
             if not isinstance(buffer, dict) or not isinstance(buffer.get("param"), Located):
                 raise FormatError(f"{file}: not one buffer for each kind of state, as Megatron-LM 0.7 and later write it")
@@ -145,23 +149,23 @@ def flat(checkpoint: Checkpoint, ranks: Mapping[str, object]) -> dict[str, Check
                     whole = buffer[kind]
                     begin = whole.offset + at * whole.dtype.itemsize
                     located.setdefault(kind, {})[key] = dataclasses.replace(whole, offset=begin, shape=shape)
-    return beside(checkpoint, located)
+    return beside(weights, located)
 
 
 # ---- a rank's file of mp_rank ----------------------------------------------------------------------------------------
-def owned(checkpoint: Checkpoint, rank: str) -> dict[str, list[Name]]:
-    """The parameters of a rank's file by model chunk, in the file's order, which is that of the model."""
+def owned(weights: StoredSource, rank: str) -> dict[str, list[Name]]:
+    """Return the parameters of a rank's file by model chunk, in the file's order, which is that of the model."""
     found: dict[str, list[Name]] = {}
-    stored = {s.key for s in checkpoint.stored}
-    for key, where in checkpoint.located.items():
+    stored = {s.key for s in weights.stored}
+    for key, where in weights.located.items():
         if key.startswith(f"{rank}/") and key in stored:
             found.setdefault(key.split("/")[1], []).append((key, where.shape))
     return found
 
 
-def beside(checkpoint: Checkpoint, located: dict[str, dict[str, Located]]) -> dict[str, Checkpoint]:
-    """Kinds under the keys of the weights."""
+def beside(weights: StoredSource, located: dict[str, dict[str, Located]]) -> dict[str, StoredSource]:
+    """Return each kind as a source under the keys of the weights. Raises FormatError where one is incomplete."""
     for kind, at in located.items():
-        if missing := [s.key for s in checkpoint.stored if s.key not in at]:
-            raise FormatError(f"{checkpoint.path}: its optimizer has no {kind} of {', '.join(missing[:4])}")
-    return {kind: dataclasses.replace(checkpoint, located=at) for kind, at in located.items()}
+        if missing := [s.key for s in weights.stored if s.key not in at]:
+            raise FormatError(f"{weights.label}: its optimizer has no {kind} of {', '.join(missing[:4])}")
+    return {kind: dataclasses.replace(weights, located=at) for kind, at in located.items()}

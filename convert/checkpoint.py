@@ -1,26 +1,25 @@
-"""An opened checkpoint: which format, which architecture, and where each piece of each logical tensor lies."""
+"""A model and what is known of it; a checkpoint is one that lies on disk."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mconv.convert import bridge, dtypes, sidecar, tokens
+from mconv.convert import bridge, sidecar, tokens
 from mconv.convert.dialects import DIALECTS
 from mconv.convert.formats import bin, hf, meta
 from mconv.convert.formats.dtype import DType
 from mconv.convert.formats.tensors import Located
 from mconv.convert.ignored import Passed
-from mconv.convert.place import TRACKER as TRACKER
 from mconv.convert.sidecar import Beside
+from mconv.convert.sources.source import Source, dims_of, usual_dtype
+from mconv.convert.sources.stored import StoredSource, primary
 from mconv.convert.table import Family, Logical, Stored
 from mconv.errors import LayoutError, refuse
-from mconv.shard.axes import volume
 from mconv.shard.layout import Layout, check_tp, padded_vocab
 from mconv.shard.stages import EVEN, Uneven, stage_layers
 from mconv.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from mconv.convert.adapter import Adapter
 
 HUGGING = ("hf", "meta", "mistral")
 """Formats of models as they are published."""
@@ -31,38 +30,40 @@ CONFIGS = ("config.json", "generation_config.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """An opened checkpoint. Nothing but its index and small files was read."""
+class SourceModel:
+    """A model whose tensors can be read, and everything that is known of it beside them: its provenance.
 
+    It lies on disk, or is made as it is read: of a base and an adapter, or of nothing.
+    """
+
+    source: Source
     path: Path
-    """The folder that holds the tensors (of a Megatron root: the iteration's)."""
+    """The folder that holds the tensors (of a Megatron root: the iteration's), or those that they are made of."""
     format: str
-    dialect: str | None
-    family: Family
-    spec: ModelSpec
-    layout: Layout | None
-    iteration: int | None
-    stored: list[Stored]
-    located: dict[str, Located]
-    manifest: dict[str, Any] | None
+    dialect: str | None = None
+    layout: Layout | None = None
+    iteration: int | None = None
+    manifest: dict[str, Any] | None = None
     common: dict[str, Any] = field(default_factory=dict)
+    """What a Megatron checkpoint holds beside its tensors: args, iteration, optimizer state."""
     notes: tuple[str, ...] = ()
     """What had to be assumed when it was opened: for the user to know."""
     ignored: Passed = field(default_factory=dict)
     """What no table claims and the user lets pass, now or when it was made."""
-    adapter: "Adapter | None" = None
-    """A LoRA adapter that is merged into each tensor as it is read."""
-    by_logical: dict[Logical, list[Stored]] = field(init=False)
+    derived: bool = False
+    """Whether its tensors are others than those that lie at `path`, so that it need not equal these."""
 
-    def __post_init__(self) -> None:
-        found: dict[Logical, list[Stored]] = {}
-        for stored in self.stored:
-            found.setdefault(stored.logical, []).append(stored)
-        object.__setattr__(self, "by_logical", found)
+    @property
+    def family(self) -> Family:
+        return self.source.family
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.source.spec
 
     @property
     def name(self) -> str:
-        """What to call it: the folder's name, or root/iteration."""
+        """The folder's name, or root/iteration."""
         return self.path.name if self.format in HUGGING else f"{self.path.parent.name}/{self.path.name}"
 
     @property
@@ -77,33 +78,37 @@ class Checkpoint:
 
     @property
     def dtypes(self) -> set[DType]:
-        return {self.located[s.key].dtype for s in self.stored}
+        return {dtype for tensor in self.source.tensors() for dtype in self.source.dtypes(tensor)}
 
     @property
     def dtype(self) -> DType:
         """The dtype of most of its elements."""
-        return dtypes.of(self.located[stored.key] for stored in self.stored)
+        return usual_dtype(self.source)
 
     @property
     def parameters(self) -> int:
-        """The model's parameters: logical elements, without padding and without copies."""
-        rows = self.family.logicals(self.spec)
-        return sum(volume(tuple((0, n) for n in self.family.axes(x).dims(self.spec.sizes))) for x in rows)
+        """The number of logical elements, without padding and without copies."""
+        return sum(prod(dims_of(self.source, tensor)) for tensor in self.family.logicals(self.spec))
+
+    @property
+    def stored_tensors(self) -> int:
+        """The number of stored tensors that it is read from."""
+        return sum(len(self.source.pieces(tensor)) for tensor in self.source.tensors())
 
     @property
     def copies(self) -> list[str]:
         """Tensors that the Hugging Face folder stores twice (a tied head beside the embedding), to be given back so."""
         if self.format != "hf":
             return list((self.manifest or {}).get("copies", []))
-        kept = {id(stored) for group in self.by_logical.values() for stored in primary(group)}
-        return [stored.key for stored in self.stored if id(stored) not in kept]
+        groups = [self.source.pieces(tensor) for tensor in self.source.tensors()]
+        return [one.key for group in groups for one in group if not any(one is kept for kept in primary(group))]
 
     @property
     def beside(self) -> Beside:
         """What stands beside the weights, and what of it does not travel with them."""
         if not self.importable:
             return sidecar.look(self.path / SIDE_FOLDER)
-        own = {where.path.name for where in self.located.values() if isinstance(where, Located)}
+        own = {path.name for path in self.source.files()}
         own |= {INDICES[suffix] for suffix in {Path(name).suffix for name in own} if suffix in INDICES}
         return sidecar.look(self.path, weights=own if self.format == "hf" else own | meta.SMALL)
 
@@ -115,7 +120,7 @@ class Checkpoint:
             found = sidecar.look(self.path / bridge.TOKENIZER).files
             theirs = {name: path for name, path in found.items() if tokens.is_tokenizer(name) or name in CONFIGS}
         own = self.beside.files
-        if not any(isinstance(where, Located) for where in self.located.values()):  # weights of its own: drawn at random
+        if not self.source.files():  # weights of its own: drawn at random
             kinds = (tokens.is_tokenizer, CONFIGS.__contains__, sidecar.is_legal)
             own = {name: path for name, path in own.items() if any(of(name) for of in kinds)}
         return tokens.gather(own, theirs, {path.name: path for path in self.loose_files})
@@ -127,9 +132,26 @@ class Checkpoint:
         return [loose] if self.format != "hf" and loose.is_file() else []
 
 
-def primary(group: list[Stored]) -> list[Stored]:
-    """One stored tensor for each piece; the others are copies of it (replicated norms, a tied head)."""
-    return list({stored.piece.blocks: stored for stored in reversed(group)}.values())[::-1]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint(SourceModel):
+    """What lies on disk, opened. Nothing but its index and small files was read."""
+
+    source: StoredSource
+
+    @property
+    def stored(self) -> Sequence[Stored]:
+        """Every stored tensor, and the piece of a logical tensor that it holds."""
+        return self.source.stored
+
+    @property
+    def located(self) -> Mapping[str, Located]:
+        """The place of each stored tensor's bytes, by its key."""
+        return self.source.located
+
+    @property
+    def by_logical(self) -> Mapping[Logical, list[Stored]]:
+        """The stored tensors of each logical tensor."""
+        return self.source.groups
 
 
 def target_layout(
@@ -143,7 +165,7 @@ def target_layout(
     dialect: str = "mcore",
     uneven: Uneven = EVEN,
 ) -> Layout:
-    """The layout with these sizes, or a LayoutError that lists everything that does not fit."""
+    """Return the layout with these sizes. Raises a LayoutError that lists everything that does not fit."""
     stored = DIALECTS[dialect].stored_spec(spec)
     if min(tp, pp, vpp) < 1:
         raise LayoutError(f"tp {tp}, pp {pp}, vpp {vpp}: each must be at least 1")

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from mconv.convert.checkpoint import Checkpoint, primary
+from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.sources.stored import primary
 from mconv.convert.table import Logical, Stored
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.shard.axes import overlap, volume

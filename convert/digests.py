@@ -3,11 +3,11 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from mconv.convert.checkpoint import Checkpoint
 from mconv.errors import FormatError
 
 ALGORITHMS: dict[str, Callable[[], Any]] = {"xxh3-128": xxhash.xxh3_128, "sha256": hashlib.sha256}
@@ -33,35 +33,34 @@ class Recorded:
 
 
 def combined(digests: Mapping[str, str]) -> str:
-    """One digest of many: of lines `name digest`, sorted by name."""
+    """Return one digest of many: of lines `name digest`, sorted by name."""
     lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
     return f"{ALGORITHM} {xxhash.xxh3_128(lines.encode()).hexdigest()}"
 
 
 def described(algorithm: str = ALGORITHM) -> str:
-    """What a manifest says of its digests."""
+    """Return what a manifest says of its digests."""
     return f"{algorithm} {OF}"
 
 
-def recorded(checkpoint: Checkpoint) -> Recorded:
-    """What the checkpoint's manifest says. Raises FormatError for an algorithm that is not known here."""
-    made = checkpoint.manifest or {}
+def recorded(folder: Path, manifest: Mapping[str, Any] | None) -> Recorded:
+    """Return the digests in the manifest of a checkpoint's folder. Raises FormatError if their algorithm is not known."""
+    made = manifest or {}
     digests = made.get("digests", {})
     algorithm = str(made.get("digest", ALGORITHM)).split(" ", 1)[0]
     if digests and algorithm not in ALGORITHMS:
         raise FormatError(
-            f"{checkpoint.path}: the digests in its mconv.json are {algorithm[:40]!r}, which this mconv does not know "
+            f"{folder}: the digests in its mconv.json are {algorithm[:40]!r}, which this mconv does not know "
             f"(it knows {', '.join(ALGORITHMS)}); use a newer mconv, or remove mconv.json to go without its digests"
         )
     return Recorded(algorithm if algorithm in ALGORITHMS else ALGORITHM, digests)
 
 
-def check_digests(checkpoint: Checkpoint, found: dict[str, str]) -> None:
-    """Hold digests, made by the manifest's own algorithm, against those recorded when the checkpoint was made."""
-    told = recorded(checkpoint).digests
+def check_digests(folder: Path, told: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Raise FormatError where digests differ from those that a folder's manifest recorded, by the same algorithm."""
     changed = [name for name, value in found.items() if name in told and told[name] != value]
     if changed:
         raise FormatError(
-            f"{checkpoint.path}: {len(changed)} tensors ({', '.join(changed[:5])}) changed since mconv "
+            f"{folder}: {len(changed)} tensors ({', '.join(changed[:5])}) changed since mconv "
             "made this checkpoint (digests in mconv.json); restore it, or remove mconv.json if the change was meant"
         )

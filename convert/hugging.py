@@ -1,11 +1,11 @@
 """What a Hugging Face folder holds: its config by the family's table, and its weights under the table's names."""
 
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from mconv.convert import complete, foreign
+from mconv.convert.claim import CONFIG_KEY, refuse_claimed
 from mconv.convert.derived import Buffer, buffer_of, notes_on
 from mconv.convert.families import family_of
 from mconv.convert.formats import hf
@@ -28,20 +28,12 @@ def config(folder: Path, ignore: Collection[str], recorded: Mapping[str, Any]) -
     values = hf.read_json(folder / CONFIG)
     try:
         family = family_of(values)
-        known = {name for name, value in family.passed_over(values, recorded).items() if value == recorded[name]}
-        harmless = known | set(ignore)
-        spec = family.read_config(values, harmless)
-        passed = family.passed_over(values, harmless)
+        spec, passed = family.read(values, ignore, recorded)
+        refuse_claimed(CONFIG_KEY, (set(ignore) & values.keys()) - passed.keys())
     except ConfigError as error:
-        # claimed and refused: the row's reason first, and that no flag lets it pass
-        named = [name for name in sorted(ignore) if re.search(rf"(?<![\w.]){re.escape(name)} (is|has|says)", str(error))]
-        also = f"; a row claims {named[0]}, so --ignore-config-key does not let it pass" if named else ""
-        raise ConfigError(f"{folder}/{error}{also}" if CONFIG in str(error) else f"{folder / CONFIG}: {error}") from error
-    if claimed := sorted((set(ignore) & set(values)) - set(passed)):
         raise ConfigError(
-            f"{folder / CONFIG}: --ignore-config-key {claimed[0]}, but the {family.name} table claims that key: "
-            "it is read, so it cannot be ignored; remove the flag"
-        )
+            f"{folder}/{error}" if str(error).startswith(CONFIG) else f"{folder / CONFIG}: {error}"
+        ) from error
     return family, spec, passed
 
 

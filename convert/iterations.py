@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 from mconv.convert import manifest
+from mconv.convert.engine.plan import SHARD_BYTES
 from mconv.convert.ignored import NOTHING, Ignored
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.plan import SHARD_BYTES
 from mconv.convert.recognize import what_is
 from mconv.errors import FormatError, MconvError
 

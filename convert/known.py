@@ -5,8 +5,52 @@ and run, holds each to be claimed by a row, and sees the same logits whatever th
 """
 
 import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from mconv.convert.keys import Constant, Kept, Key, Neutral, SaysNothing
+from mconv.convert.keys import Config, Constant, Kept, Key, Left
+from mconv.convert.values import equal
+
+
+@dataclass(frozen=True, slots=True)
+class Neutral:
+    """Keys of other families with the values that say nothing; with any other value, no row claims them."""
+
+    values: Mapping[str, tuple[Any, ...]]
+
+    def read(self, left: Left) -> Config:
+        for name in left.keys() & self.values.keys():
+            if any(equal(left[name], value) for value in self.values[name]):
+                del left[name]
+        return {}
+
+    def write(self, spec: Any, out: Config) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SaysNothing:
+    """Any key whose value is false, zero or empty, but those `but` names or whose zero would mean something.
+
+    Its row stands last: what is left then, the program's code of the family does not read.
+    """
+
+    but: Collection[str]
+    zero_means: re.Pattern[str]
+    """Names (a part of one) of factors and sizes, of which zero is a value like any other."""
+
+    def read(self, left: Left) -> Config:
+        for name in [name for name, value in left.items() if self._nothing(name, value)]:
+            del left[name]
+        return {}
+
+    def _nothing(self, name: str, value: Any) -> bool:
+        if name in self.but or (type(value) in (int, float) and self.zero_means.search(name)):
+            return False
+        return value in (0, "", [], {})
+
+    def write(self, spec: Any, out: Config) -> None: ...
+
 
 BASE_KEYS = Kept((
     "_name_or_path", "_attn_implementation_autoset", "architectures", "model_type", "transformers_version",

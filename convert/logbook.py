@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mconv.convert import manifest
-from mconv.convert.place import TRACKER
+from mconv.convert.kinds import TRACKER
 from mconv.errors import MconvError
 
 FILE = ".mconv-log.jsonl"

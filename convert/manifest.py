@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import mconv
 from mconv.convert.ignored import Passed
 from mconv.convert.jsonfile import read_json
-from mconv.convert.place import MANIFEST
+from mconv.convert.staging import MANIFEST
 from mconv.errors import FormatError, refuse
 from mconv.extras import version
 

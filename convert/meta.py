@@ -8,14 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 from mconv.convert.derived import close, rotary
 from mconv.convert.families import FAMILIES, described
 from mconv.convert.formats import meta, numbers
 from mconv.convert.formats.tensors import Located
 from mconv.convert.ignored import NOTHING, Ignored
-from mconv.convert.params import is_mistral, read
+from mconv.convert.params import Params, read
 from mconv.convert.spelled import Spelt, spelled
 from mconv.convert.table import Stored
 from mconv.errors import AmbiguousCheckpoint, ConfigError, FormatError
@@ -67,6 +66,13 @@ def stored(spec: ModelSpec, *, ranks: int, embed_cut: str) -> Iterator[Stored]:
                 yield Stored(meta.key(rank, f"{name}.{logical.leaf}"), logical, piece)
 
 
+SAME = (
+    "num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "kv_channels", "norm_epsilon",
+    "sliding_window",
+)  # fmt: skip
+"""Fields of the spec that `params.json` says as they are."""
+
+
 # ---- params.json -----------------------------------------------------------------------------------------------------
 def spec_of(
     folder: Path, tensors: Mapping[str, Located], *, ranks: int, told: Told
@@ -74,31 +80,25 @@ def spec_of(
     """The architecture, the axis that cuts the embedding, and what the user should know of how it was found."""
     params = read(folder, told.ignore.config_keys)
     settled = described(told.config, told.ignore) if told.config else None
-    dim, heads = params["dim"], params["n_heads"]
-    if "head_dim" not in params and dim % heads:
-        raise ConfigError(f"{folder / meta.PARAMS}: dim {dim} is not a multiple of n_heads {heads}")
-    rope = (_mistral_rope if is_mistral(params) else _rope)(folder, params, tensors, told, settled)
+    rope = (_mistral_rope if params.is_mistral else _rope)(folder, params, tensors, told, settled)
     positions, note = _positions(folder, params, told, settled)
     tied = meta.key(0, "output.weight") not in tensors
-    if params.get("tied_embeddings", tied) != tied:
+    if params.tied_embeddings not in (None, tied):
         there = "is not there" if tied else "is there"
         raise ConfigError(f"{folder / meta.PARAMS}: tied_embeddings is {not tied}, but the head, output.weight, {there}")
     vocab, embed_cut = _vocabulary(folder, params, tensors, ranks)
-    spec = ModelSpec(
-        family="mistral" if is_mistral(params) else "llama",
-        num_layers=params["n_layers"],
-        hidden_size=dim,
-        ffn_hidden_size=_ffn(folder, params, tensors, ranks),
-        num_attention_heads=heads,
-        num_query_groups=params.get("n_kv_heads", heads),
-        kv_channels=params.get("head_dim", dim // heads),
-        vocab_size=vocab,
-        max_position_embeddings=positions,
-        norm_epsilon=float(params["norm_eps"]),
-        rope=rope,
-        sliding_window=params.get("sliding_window"),
-        tied_embeddings=tied,
-    )
+    try:
+        spec = ModelSpec(
+            family="mistral" if params.is_mistral else "llama",
+            **{name: getattr(params, name) for name in SAME},
+            ffn_hidden_size=_ffn(folder, params, tensors, ranks),
+            vocab_size=vocab,
+            max_position_embeddings=positions,
+            rope=rope,
+            tied_embeddings=tied,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{folder / meta.PARAMS}: {error}") from error
     if settled:
         a, b = settled.to_dict(), spec.to_dict()
         differ = "; ".join(f"{k} is {a[k]} there, {b[k]} by {meta.PARAMS}" for k in a if a[k] != b[k])
@@ -112,14 +112,12 @@ def spec_of(
     return spec, embed_cut, (*note, *_assumed_base(folder, params, settled))
 
 
-def _positions(
-    folder: Path, params: dict[str, Any], told: Told, settled: ModelSpec | None
-) -> tuple[int, tuple[str, ...]]:
-    own = params.get("max_position_embeddings", params.get("max_seq_len"))
+def _positions(folder: Path, params: Params, told: Told, settled: ModelSpec | None) -> tuple[int, tuple[str, ...]]:
+    own = params.max_position_embeddings or params.max_seq_len
     said = told.max_position_embeddings or (settled.max_position_embeddings if settled else own)
     if said is not None:
         return int(said), ()
-    taken, whose = (32768, "Mistral's converters do") if is_mistral(params) else (2048, "Meta's own code does")
+    taken, whose = (32768, "Mistral's converters do") if params.is_mistral else (2048, "Meta's own code does")
     return taken, (
         f"{folder / meta.PARAMS} does not say how long a context the model was trained for; {taken} is taken, as "
         f"{whose}. It does not change what the model computes; --max-position-embeddings says otherwise",
@@ -127,16 +125,16 @@ def _positions(
 
 
 def _mistral_rope(
-    folder: Path, params: dict[str, Any], tensors: Mapping[str, Located], told: Told, settled: ModelSpec | None
+    folder: Path, params: Params, tensors: Mapping[str, Located], told: Told, settled: ModelSpec | None
 ) -> Rope:
     """The base of Mistral's models: programs differ in what they take where it is absent."""
     if told.rope_factor is not None:
         raise ConfigError(f"{folder / meta.PARAMS} is Mistral's: --rope-factor does not apply")
-    if "rope_theta" in params:
-        return Rope(base=float(params["rope_theta"]))
+    if params.rope_theta is not None:
+        return Rope(base=params.rope_theta)
     if settled:
         return settled.rope
-    if "sliding_window" in params:
+    if params.sliding_window is not None:
         return Rope()
     raise AmbiguousCheckpoint(
         f"{folder / meta.PARAMS} has no rope_theta and no sliding_window; Mistral's program then takes a base of 1e6, "
@@ -144,9 +142,9 @@ def _mistral_rope(
     )
 
 
-def _assumed_base(folder: Path, params: dict[str, Any], settled: ModelSpec | None) -> tuple[str, ...]:
+def _assumed_base(folder: Path, params: Params, settled: ModelSpec | None) -> tuple[str, ...]:
     """What to say of a base that was not there: the first Mistral 7B has none in its params.json, and a window."""
-    if not is_mistral(params) or "rope_theta" in params or settled:
+    if not params.is_mistral or params.rope_theta is not None or settled:
         return ()
     return (
         f"{folder / meta.PARAMS} has no rope_theta; 10000 is taken, that of the first Mistral 7B, which has a sliding "
@@ -154,26 +152,23 @@ def _assumed_base(folder: Path, params: dict[str, Any], settled: ModelSpec | Non
     )
 
 
-def _rope(
-    folder: Path, params: dict[str, Any], tensors: Mapping[str, Located], told: Told, settled: ModelSpec | None
-) -> Rope:
-    base = float(params.get("rope_theta", 10000.0))
-    if "rope_theta" not in params:
+def _rope(folder: Path, params: Params, tensors: Mapping[str, Located], told: Told, settled: ModelSpec | None) -> Rope:
+    base = 10000.0 if params.rope_theta is None else params.rope_theta
+    if params.rope_theta is None:
         _check_base(folder, base, tensors)
-    if not params.get("use_scaled_rope", False):
+    if not params.use_scaled_rope:
         if told.rope_factor is not None:
             raise ConfigError(f"{folder / meta.PARAMS} has no use_scaled_rope: --rope-factor does not apply")
         return Rope(base=base)
-    factor = params.get("rope_scaling_factor", told.rope_factor or (settled.rope.factor if settled else None))
+    factor = params.rope_scaling_factor or told.rope_factor or (settled.rope.factor if settled else None)
     if factor is None:
         raise AmbiguousCheckpoint(
             f"{folder / meta.PARAMS} has use_scaled_rope but no factor, and Llama 3.1 (8) and 3.2 (32) differ in it: "
             "give --rope-factor 8 or 32, or --config with the model's config.json"
         )
-    if told.rope_factor not in (None, float(factor)):
+    if told.rope_factor not in (None, factor):
         raise ConfigError(f"{folder / meta.PARAMS}: rope_scaling_factor is {factor}, not {told.rope_factor:g}")
-    return Rope(kind="llama3", base=base, factor=float(factor),
-                high_freq_factor=float(params.get("rope_high_freq_factor", 4.0)))  # fmt: skip
+    return Rope(kind="llama3", base=base, factor=factor, high_freq_factor=params.rope_high_freq_factor)
 
 
 def _check_base(folder: Path, base: float, tensors: Mapping[str, Located]) -> None:
@@ -199,33 +194,32 @@ def _shape(folder: Path, tensors: Mapping[str, Located], name: str) -> tuple[int
     return where.shape[0], where.shape[1]
 
 
-def _vocabulary(folder: Path, params: dict[str, Any], tensors: Mapping[str, Located], ranks: int) -> tuple[int, str]:
+def _vocabulary(folder: Path, params: Params, tensors: Mapping[str, Located], ranks: int) -> tuple[int, str]:
     """True vocabulary and the axis that cuts the table: d in LLaMA 1 and 2, v in Llama 3. The shape tells which."""
     rows, columns = _shape(folder, tensors, "tok_embeddings.weight")
-    if columns * ranks == params["dim"]:
+    if columns * ranks == params.hidden_size:
         size, cut = rows, "d"
-    elif columns == params["dim"]:
+    elif columns == params.hidden_size:
         size, cut = rows * ranks, "v"
     else:
         raise FormatError(
             f"{folder}: tok_embeddings.weight is {rows} x {columns} in each of {ranks} files, but dim is "
-            f"{params['dim']}: files are missing or too many"
+            f"{params.hidden_size}: files are missing or too many"
         )
-    if params.get("vocab_size", -1) not in (-1, size):
-        raise ConfigError(f"{folder / meta.PARAMS}: vocab_size is {params['vocab_size']}, but the table has {size} rows")
+    if params.vocab_size not in (None, -1, size):  # -1: not said
+        raise ConfigError(f"{folder / meta.PARAMS}: vocab_size is {params.vocab_size}, but the table has {size} rows")
     return size, cut
 
 
-def _ffn(folder: Path, params: dict[str, Any], tensors: Mapping[str, Located], ranks: int) -> int:
+def _ffn(folder: Path, params: Params, tensors: Mapping[str, Located], ranks: int) -> int:
     """Width of the MLP: by the shapes, and by Mistral's word or Meta's formula where params.json has what it takes."""
     found = _shape(folder, tensors, "layers.0.feed_forward.w1.weight")[0] * ranks
-    if params.get("hidden_dim", found) != found:
-        raise ConfigError(
-            f"{folder / meta.PARAMS}: hidden_dim is {params['hidden_dim']}, but layers.0.feed_forward.w1 has {found} rows"
-        )
-    if "multiple_of" in params:
-        hidden = int(params.get("ffn_dim_multiplier", 1.0) * int(2 * 4 * params["dim"] / 3))
-        said = ceil(hidden / params["multiple_of"]) * params["multiple_of"]
+    if params.ffn_hidden_size not in (None, found):
+        told = f"hidden_dim is {params.ffn_hidden_size}, but layers.0.feed_forward.w1 has {found} rows"
+        raise ConfigError(f"{folder / meta.PARAMS}: {told}")
+    if params.multiple_of is not None:
+        hidden = int(params.ffn_dim_multiplier * int(2 * 4 * params.hidden_size / 3))
+        said = ceil(hidden / params.multiple_of) * params.multiple_of
         if said != found:
             raise ConfigError(
                 f"{folder / meta.PARAMS}: multiple_of and ffn_dim_multiplier make an MLP of {said}, but "

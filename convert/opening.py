@@ -10,13 +10,17 @@ from mconv.convert.dialects import DIALECTS, mcore
 from mconv.convert.families import FAMILIES
 from mconv.convert.formats import hf, mp_rank, torch_dist
 from mconv.convert.formats import meta as meta_files
+from mconv.convert.formats.tensors import Located
 from mconv.convert.identify import Said, identify
 from mconv.convert.ignored import NOTHING, Ignored, joined, recorded
 from mconv.convert.jsonfile import read_json
 from mconv.convert.locate import OWN
 from mconv.convert.locate import iteration_folder as iteration_folder
 from mconv.convert.recognize import explain, what_is
+from mconv.convert.sources.stored import StoredSource
+from mconv.convert.table import Family, Stored
 from mconv.errors import FormatError, refuse
+from mconv.spec import ModelSpec
 
 
 def open_checkpoint(
@@ -115,8 +119,7 @@ def _open_hf(path: Path, ignore: Ignored) -> Checkpoint:
     if held:
         notes = (*notes, *dtypes.note(path / "config.json", read_json(path / "config.json"), dtypes.of(held)))
     return Checkpoint(
-        path=path, format="hf", dialect=None, family=family, spec=spec, layout=None, iteration=None,
-        stored=stored, located=located, manifest=made,
+        path=path, format="hf", source=_source(path, family, spec, stored, located), manifest=made,
         notes=(*notes, *peft.beside(path)),
         ignored=joined((made or {}).get("ignored", {}), {"config_keys": passed}),
     )  # fmt: skip
@@ -127,10 +130,10 @@ def _open_meta(path: Path, told: meta.Told) -> Checkpoint:
     located = {k: v for k, v in found.items() if k.partition("/")[2] not in meta.BUFFERS}
     spec, embed_cut, notes = meta.spec_of(path, found, ranks=ranks, told=told)
     check_depth(path, spec, len(located))
+    stored = list(meta.stored(spec, ranks=ranks, embed_cut=embed_cut))
     return Checkpoint(
-        path=path, format="mistral" if spec.family == "mistral" else "meta", dialect=None, family=FAMILIES[spec.family],
-        spec=spec, layout=None, iteration=None,
-        stored=list(meta.stored(spec, ranks=ranks, embed_cut=embed_cut)), located=located, manifest=None, notes=notes,
+        path=path, format="mistral" if spec.family == "mistral" else "meta",
+        source=_source(path, FAMILIES[spec.family], spec, stored, located), notes=notes,
         ignored=joined({"config_keys": params.passed_over(path, told.ignore.config_keys)}),
     )  # fmt: skip
 
@@ -146,8 +149,8 @@ def _open_torch_dist(folder: Path, said: Said) -> Checkpoint:
     check_depth(folder, what.spec, sum(min((*c.shape, 1)[0], c.length) for t in tensors.values() for c in t.chunks))
     stored, located = spell.torch_dist_sources(what.family, what.spec, what.layout, tensors)
     return Checkpoint(
-        path=folder, format="torch_dist", dialect="mcore", family=what.family, spec=what.spec, layout=what.layout,
-        iteration=_iteration(folder), stored=stored, located=located, manifest=what.manifest, common=common,
+        path=folder, format="torch_dist", source=_source(folder, what.family, what.spec, stored, located),
+        dialect="mcore", layout=what.layout, iteration=_iteration(folder), manifest=what.manifest, common=common,
         notes=what.notes, ignored=what.ignored,
     )  # fmt: skip
 
@@ -172,10 +175,16 @@ def _open_mp_rank(folder: Path, said: Said) -> Checkpoint:
             )
     stored = spell.mp_rank_sources(DIALECTS[what.dialect], what.family, spec, layout, located)
     return Checkpoint(
-        path=folder, format="mp_rank", dialect=what.dialect, family=what.family, spec=spec, layout=layout,
-        iteration=_iteration(folder), stored=stored, located=located, manifest=what.manifest, common=common,
+        path=folder, format="mp_rank", source=_source(folder, what.family, what.spec, stored, located),
+        dialect=what.dialect, layout=what.layout, iteration=_iteration(folder), manifest=what.manifest, common=common,
         notes=what.notes, ignored=what.ignored,
     )  # fmt: skip
+
+
+def _source(
+    folder: Path, family: Family, spec: ModelSpec, stored: list[Stored], located: dict[str, Located]
+) -> StoredSource:
+    return StoredSource(label=str(folder), family=family, spec=spec, stored=stored, located=located)
 
 
 def _iteration(folder: Path) -> int | None:

@@ -1,4 +1,4 @@
-"""An optimizer's state in a Megatron checkpoint: each kind of it (moments, main weights) is a checkpoint of the model.
+"""An optimizer's state in a Megatron checkpoint: each kind (moments, main weights) is a source of the model's tensors.
 
 Whatever the format, what comes out has the logical tensors, pieces and names of the weights, so that all that reads
 weights (any cut, any layout) reads it too. Formats, as megatron-core 0.16 and its predecessors write them:
@@ -13,16 +13,18 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mconv.convert import spell
 from mconv.convert.buffers import FLAT_FILE, MOMENTS, Name, beside, buckets, flat, owned
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import Checkpoint, SourceModel
 from mconv.convert.dialects import DIALECTS
 from mconv.convert.formats import archive, mp_rank, torch_dist
 from mconv.convert.formats.tensors import Located
-from mconv.convert.table import Logical
+from mconv.convert.sources.stored import StoredSource
 from mconv.errors import FormatError
+from mconv.shard.layout import Layout
 
 MAIN = ("param", "fp32_param")
 """What the fp32 main weights are called, with and without a distributed optimizer."""
@@ -32,9 +34,9 @@ MAIN = ("param", "fp32_param")
 class OptimizerState:
     """What an Adam needs to go on."""
 
-    moments: dict[str, Checkpoint]
-    """`exp_avg` and `exp_avg_sq`: checkpoints of the same model."""
-    main: Checkpoint
+    moments: dict[str, StoredSource]
+    """`exp_avg` and `exp_avg_sq`, under the names of the weights."""
+    main: StoredSource
     """The weights that it steps: fp32 main weights, or those of the model where it has no others."""
     step: int
     """Steps taken."""
@@ -42,20 +44,20 @@ class OptimizerState:
     """The dynamic loss scale of fp16, as megatron-core's own has it."""
 
 
-def with_padding(checkpoint: Checkpoint) -> Checkpoint:
-    """The same checkpoint, the rows of padding read as vocabulary: the run that wrote them has trained them too."""
+def with_padding(checkpoint: Checkpoint) -> StoredSource:
+    """Return a checkpoint's tensors, the rows of padding read as vocabulary: the run that wrote them trained them too."""
     assert checkpoint.layout is not None and checkpoint.dialect is not None
     spec = dataclasses.replace(checkpoint.spec, vocab_size=checkpoint.layout.padded_vocab)
     if checkpoint.format == "torch_dist":
         tensors, _ = torch_dist.open_folder(checkpoint.path)
         stored, located = spell.torch_dist_sources(checkpoint.family, spec, checkpoint.layout, tensors)
-        return dataclasses.replace(checkpoint, spec=spec, stored=stored, located=located)
+        return dataclasses.replace(checkpoint.source, spec=spec, stored=stored, located=located)
     dialect = DIALECTS[checkpoint.dialect]
     stored = spell.mp_rank_sources(dialect, checkpoint.family, spec, checkpoint.layout, checkpoint.located)
-    return dataclasses.replace(checkpoint, spec=spec, stored=stored)
+    return dataclasses.replace(checkpoint.source, spec=spec, stored=stored)
 
 
-def has_state(checkpoint: Checkpoint) -> bool:
+def has_state(checkpoint: SourceModel) -> bool:
     """Return whether a checkpoint holds an optimizer's state beside its weights, of whatever kind."""
     if checkpoint.format == "torch_dist":
         return any(name.startswith("optimizer.") for part in torch_dist.open_training(checkpoint.path) for name in part)
@@ -68,10 +70,13 @@ def has_state(checkpoint: Checkpoint) -> bool:
     )
 
 
-def open_state(checkpoint: Checkpoint) -> OptimizerState:
-    """The optimizer's state beside a checkpoint's weights. Raises FormatError if there is none, or one unknown."""
+def open_state(checkpoint: Checkpoint, *, padding: bool = False) -> OptimizerState:
+    """Return the optimizer's state beside a checkpoint's weights, and with `padding` that of the padded rows too.
+
+    Raises FormatError if there is none, or one unknown.
+    """
     try:
-        return _open_state(checkpoint)
+        return _open_state(checkpoint, with_padding(checkpoint) if padding else checkpoint.source)
     except FormatError:
         raise
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, StopIteration) as error:  # of a hostile file
@@ -79,17 +84,19 @@ def open_state(checkpoint: Checkpoint) -> OptimizerState:
         raise FormatError(f"{checkpoint.path}: its optimizer's state is not as Megatron-LM writes it ({said})") from error
 
 
-def _open_state(checkpoint: Checkpoint) -> OptimizerState:
+def _open_state(checkpoint: Checkpoint, weights: StoredSource) -> OptimizerState:
     if checkpoint.format == "torch_dist":
         tensors, blobs = torch_dist.open_training(checkpoint.path)
         kinds = (
-            buckets(checkpoint, tensors) if any(".gbuf_idx_" in fqn for fqn in tensors) else _global(checkpoint, tensors)
+            buckets(checkpoint, weights, tensors)
+            if any(".gbuf_idx_" in fqn for fqn in tensors)
+            else _global(checkpoint, weights, tensors)
         )
         said = [checkpoint.common.get("optimizer"), *_own_objects(blobs)]
     elif checkpoint.format == "mp_rank":
         _, ranks = mp_rank.open_folder(checkpoint.path)
         shared = any((checkpoint.path / rank / FLAT_FILE).is_file() for rank in ranks)
-        kinds = (flat if shared else _numbered)(checkpoint, ranks)
+        kinds = (flat if shared else _numbered)(checkpoint.path, weights, ranks)
         said = [common.get("optimizer") for common in ranks.values()]
     else:
         raise FormatError(
@@ -99,7 +106,7 @@ def _open_state(checkpoint: Checkpoint) -> OptimizerState:
         raise FormatError(
             f"{checkpoint.path} has no optimizer state ({', '.join(missing)}): a run can start from it, but not resume"
         )
-    main = next((kinds[name] for name in MAIN if name in kinds), checkpoint)
+    main = next((kinds[name] for name in MAIN if name in kinds), weights)
     return OptimizerState(
         moments={kind: kinds[kind] for kind in MOMENTS}, main=main, step=_step(checkpoint, said),
         grad_scaler=next(_under(said, "grad_scaler"), None),
@@ -108,14 +115,14 @@ def _open_state(checkpoint: Checkpoint) -> OptimizerState:
 
 # ---- how far it had come ---------------------------------------------------------------------------------------------
 def _own_objects(blobs: Mapping[str, torch_dist.Chunk]) -> Iterator[Any]:
-    """What a distributed optimizer keeps among the chunks: `param_groups`, one object for each model-parallel rank."""
+    """Yield what a distributed optimizer keeps among the chunks: `param_groups` of each model-parallel rank."""
     for name, blob in blobs.items():
         if re.fullmatch(r"optimizer\..*optimizer/shard_\d+_\d+", name):
             yield archive.read(blob.path, start=blob.start, length=blob.length)
 
 
 def _step(checkpoint: Checkpoint, said: list[Any]) -> int:
-    """Adam's counter. It is the same for all parameters: megatron-core steps all or none."""
+    """Return Adam's counter. It is the same for all parameters: megatron-core steps all or none."""
     found = [*_under(said, "step"), *_under(said, "common_step")]
     steps = {int(x.load() if isinstance(x, Located) else x) for x in found}
     if not steps and checkpoint.common.get("opt_param_scheduler", {}).get("num_steps") == 0:
@@ -126,7 +133,7 @@ def _step(checkpoint: Checkpoint, said: list[Any]) -> int:
 
 
 def _under(tree: Any, name: str) -> Iterator[Any]:
-    """All values of a key, wherever it lies."""
+    """Yield all values of a key, wherever it lies."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             if key == name and value is not None:
@@ -139,37 +146,36 @@ def _under(tree: Any, name: str) -> Iterator[Any]:
 
 
 # ---- torch_dist, under the model's keys ------------------------------------------------------------------------------
-def _global(checkpoint: Checkpoint, tensors: Mapping[str, torch_dist.Global]) -> dict[str, Checkpoint]:
+def _global(
+    checkpoint: Checkpoint, weights: StoredSource, tensors: Mapping[str, torch_dist.Global]
+) -> dict[str, StoredSource]:
     found: dict[str, dict[str, torch_dist.Global]] = {}
     for fqn, tensor in tensors.items():
         if named := re.fullmatch(r"optimizer\.state\.(exp_avg|exp_avg_sq|param|fp32_param)\.(.*)", fqn):
             found.setdefault(named[1], {})[named[2]] = tensor
-    return {kind: _respelled(checkpoint, parts) for kind, parts in found.items()}
-
-
-def _respelled(checkpoint: Checkpoint, tensors: dict[str, torch_dist.Global]) -> Checkpoint:
     assert checkpoint.layout is not None
-    stored, located = spell.torch_dist_sources(checkpoint.family, checkpoint.spec, checkpoint.layout, tensors)
-    _check_whole(checkpoint, {s.logical for s in stored})
-    return dataclasses.replace(checkpoint, stored=stored, located=located)
+    return {kind: _respelled(weights, checkpoint.layout, parts) for kind, parts in found.items()}
 
 
-def _check_whole(checkpoint: Checkpoint, have: set[Logical]) -> None:
-    if missing := [str(logical) for logical in checkpoint.by_logical if logical not in have]:
-        raise FormatError(f"{checkpoint.path}: its optimizer has no state of {', '.join(missing[:4])}")
+def _respelled(weights: StoredSource, layout: Layout, tensors: dict[str, torch_dist.Global]) -> StoredSource:
+    stored, located = spell.torch_dist_sources(weights.family, weights.spec, layout, tensors)
+    found = dataclasses.replace(weights, stored=stored, located=located)
+    if missing := [str(tensor) for tensor in weights.groups if tensor not in found.groups]:
+        raise FormatError(f"{weights.label}: its optimizer has no state of {', '.join(missing[:4])}")
+    return found
 
 
 # ---- mp_rank ---------------------------------------------------------------------------------------------------------
-def _numbered(checkpoint: Checkpoint, ranks: Mapping[str, Any]) -> dict[str, Checkpoint]:
-    """torch's own state of each rank: numbers run through the groups, with weight decay and without."""
+def _numbered(folder: Path, weights: StoredSource, ranks: Mapping[str, Any]) -> dict[str, StoredSource]:
+    """Return torch's own state of each rank: numbers run through the groups, with weight decay and without."""
     located: dict[str, dict[str, Located]] = {}
     for rank, common in ranks.items():
         outer = common.get("optimizer")
         inner = outer.get("optimizer", outer) if isinstance(outer, dict) else None
         if not isinstance(inner, dict) or "state" not in inner:
             continue
-        names = [name for chunk in owned(checkpoint, rank).values() for name in chunk]
-        where = f"{checkpoint.path / rank}: its optimizer"
+        names = [name for chunk in owned(weights, rank).values() for name in chunk]
+        where = f"{folder / rank}: its optimizer"
         for index, group in enumerate(inner["param_groups"]):
             mine = [name for name in names if _decays(name) == bool(group.get("wd_mult", group["weight_decay"]))]
             if len(mine) != len(group["params"]):
@@ -187,9 +193,9 @@ def _numbered(checkpoint: Checkpoint, ranks: Mapping[str, Any]) -> dict[str, Che
                             "Megatron-LM's order; --finetune takes the weights alone"
                         )
                     located.setdefault(kind, {})[key] = tensor
-    return beside(checkpoint, located)
+    return beside(weights, located)
 
 
 def _decays(name: Name) -> bool:
-    """Megatron's rule for weight decay: not for biases, nor for what has one dimension."""
+    """Return whether Megatron decays a parameter: no bias, and nothing with one dimension."""
     return not name[0].endswith(".bias") and len(name[1]) > 1

@@ -17,7 +17,7 @@ from mconv.convert.lora_settings import Settings
 from mconv.convert.peft import CONFIG, DTYPES, WEIGHTS, config_of, tensors
 from mconv.convert.peft_modules import older_alpha, rank_and_alpha, saved, targeted
 from mconv.convert.peft_names import Named, read_names
-from mconv.convert.source import seen
+from mconv.convert.sources.stored import seen
 from mconv.convert.table import Family, Stored
 from mconv.errors import FormatError, refuse
 from mconv.shard.patch import patch_of

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from mconv.convert.keys import Config, take, typed
+from mconv.convert.keys import Config, Left
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec, Rope
 
@@ -35,7 +35,7 @@ class RopeKeys:
 
     base: float = 10000.0
 
-    def read(self, left: Config) -> Config:
+    def read(self, left: Left) -> Config:
         theta, trained = left.pop("rope_theta", None), left.pop(TRAINED, None)
         ropes: dict[str, Rope] = {}
         for where in ("rope_parameters", "rope_scaling"):
@@ -51,12 +51,12 @@ class RopeKeys:
             )
         return {"rope": next(iter(ropes.values()))}
 
-    def _rope(self, values: Any, theta: Any, trained: Any, where: str, left: Config) -> Rope:
+    def _rope(self, values: Any, theta: Any, trained: Any, where: str, left: Left) -> Rope:
         if not isinstance(values, dict):
             raise ConfigError(f"config.json: {where} is {values!r}, not an object")
         values = {k: v for k, v in values.items() if v is not None}
-        base = self._base(values.pop("rope_theta", None), theta, where)
-        kind = _kind(values, where)
+        base = self._base(values.pop("rope_theta", None), theta, where, left)
+        kind = _kind(values, where, left)
         if values.get("partial_rotary_factor") == 1:
             del values["partial_rotary_factor"]  # transformers 5 moves it here
         wanted = ROPE_FIELDS[kind]
@@ -65,15 +65,15 @@ class RopeKeys:
         if missing := [name for name in wanted if name not in values]:
             raise ConfigError(f"config.json: {where} of type {kind!r} lacks {missing}")
         types = {f.name: int if f.type is int else float for f in dataclasses.fields(Rope)}
-        fields = {name: typed(f"{where}.{name}", values.pop(name), types[name]) for name in wanted}
+        fields = {name: left.typed(f"{where}.{name}", values.pop(name), types[name]) for name in wanted}
         _leave(values, where, left)
         return Rope(kind=kind, base=base, **fields)  # type: ignore[arg-type]
 
-    def _base(self, inner: Any, theta: Any, where: str) -> float:
+    def _base(self, inner: Any, theta: Any, where: str, left: Left) -> float:
         if inner is not None and theta is not None and inner != theta:
             raise ConfigError(f"config.json: rope_theta is {theta} but {where}.rope_theta is {inner}")
         base = next((x for x in (inner, theta) if x is not None), self.base)
-        return float(typed("rope_theta", base, float))
+        return float(left.typed("rope_theta", base, float))
 
     def write(self, spec: ModelSpec, out: Config) -> None:
         rope = spec.rope
@@ -86,9 +86,9 @@ class RopeKeys:
         out["rope_parameters"] = {"rope_theta": rope.base, **scaling}
 
 
-def _kind(values: Config, where: str) -> str:
+def _kind(values: Config, where: str, left: Left) -> str:
     """Take the type out of the settings, by either of its names, and return it."""
-    named = {typed(f"{where}.{n}", values.pop(n), str) for n in ("rope_type", "type") if n in values}
+    named = {left.typed(f"{where}.{n}", values.pop(n), str) for n in ("rope_type", "type") if n in values}
     if len(named) > 1:
         raise ConfigError(f"config.json: {where} has two types, {sorted(named)}")
     kind = str(next(iter(named), "default"))
@@ -97,15 +97,15 @@ def _kind(values: Config, where: str) -> str:
     return kind
 
 
-def _add_trained(values: Config, trained: Any, left: Config, where: str) -> None:
+def _add_trained(values: Config, trained: Any, left: Left, where: str) -> None:
     """Set the length that frequencies are scaled from, which transformers looks for in three places."""
     if trained is not None and values.setdefault(TRAINED, trained) != trained:
         raise ConfigError(f"config.json: {TRAINED} is {trained} but {where}.{TRAINED} is {values[TRAINED]}")
     if TRAINED not in values and left.get("max_position_embeddings") is not None:
-        values[TRAINED] = take(dict(left), "max_position_embeddings", int)
+        values[TRAINED] = left.typed("max_position_embeddings", left["max_position_embeddings"], int)
 
 
-def _leave(values: Config, where: str, left: Config) -> None:
+def _leave(values: Config, where: str, left: Left) -> None:
     """Drop the settings that only other kinds have; what no rule claims is left over under the name of both."""
     if nested := [name for name, value in values.items() if isinstance(value, dict)]:
         raise ConfigError(

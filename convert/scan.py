@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from mconv.convert import manifest, unfinished
 from mconv.convert.jsonfile import read_json
-from mconv.convert.place import PULL, TRACKER
+from mconv.convert.kinds import TRACKER
+from mconv.convert.staging import PULL
 from mconv.convert.unfinished import Unfinished
 from mconv.errors import FormatError, MconvError
 

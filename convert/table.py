@@ -1,24 +1,20 @@
 """What a family's table is made of: rows, each one logical tensor and what Hugging Face stores of it."""
 
 import dataclasses
-import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any, Literal
 
+from mconv.convert.claim import accept, claim, written
 from mconv.convert.derived import MASKS, Buffer
-from mconv.convert.keys import Biases, Config, Key
+from mconv.convert.keys import Biases, Config, Key, Left
 from mconv.convert.spelled import Spelt, patterns, spelled
 from mconv.errors import ConfigError, refuse
 from mconv.shard.axes import Axes, parse
 from mconv.shard.cut import Piece
 from mconv.shard.pattern import Pattern
 from mconv.spec import ModelSpec
-
-LONGEST = 80
-"""Characters of a config key that a message shows."""
-
 
 Kind = Literal["embedding", "positions", "norm", "column", "row", "head"]
 """What a row is: a table of vectors to look up, of tokens or of positions; a norm; a linear whose outputs ranks share
@@ -248,33 +244,26 @@ class Family:
 
         Raises ConfigError on every key that no row of the table claims and that is not in `ignore`.
         """
-        fields, left = self._claim(config)
-        if unknown := {name: value for name, value in left.items() if name not in ignore}:
-            unclaimed = ", ".join(f"{_shown(name)}={repr(value)[:60]}" for name, value in unknown.items())
-            flags = " ".join(f"--ignore-config-key {shlex.quote(_shown(name))}" for name in unknown)
-            raise ConfigError(
-                f"config.json: mconv does not know {unclaimed} of a {self.name} model, and cannot tell whether it "
-                f"changes what the model computes. If it does not: {flags}"
-            )
-        return ModelSpec(**fields)
+        return self.read(config, ignore)[0]
 
-    def passed_over(self, config: Config, ignore: Collection[str]) -> Config:
-        """Return the keys of `config.json` that `ignore` names and no row claims, with their values."""
-        return {name: value for name, value in self._claim(config)[1].items() if name in ignore}
+    def read(
+        self, config: Config, ignore: Collection[str] = (), told: Mapping[str, Any] | None = None
+    ) -> tuple[ModelSpec, Config]:
+        """Return the spec, and the keys that no row claims and that `ignore` or a manifest (`told`) lets pass."""
+        fields, left = self._claim(config, ignore)
+        passed = accept(left, of=f"a {self.name} model", ignore=ignore, told=told)
+        return ModelSpec(**fields), passed
 
-    def _claim(self, config: Config) -> tuple[dict[str, Any], Config]:
+    def _claim(self, config: Config, ignore: Collection[str] = ()) -> tuple[Config, Left]:
         """Return the fields of the spec, and the keys that no row claims. A null says nothing and is not among them."""
-        left = dict(config)
-        fields: dict[str, Any] = {"family": self.name}
-        for key in self.config:
-            fields.update(key.read(left))
-        return fields, {name: value for name, value in left.items() if value is not None}
+        left = Left(config)
+        fields = {"family": self.name, **claim(self.config, left, ignore=ignore)}
+        return fields, Left({name: value for name, value in left.items() if value is not None})
 
     def write_config(self, spec: ModelSpec) -> Config:
         """The `config.json` of a spec: the same table, read backwards. Raises ConfigError on what it cannot say."""
-        out: Config = {"architectures": [self.architecture], "model_type": self.model_type}
-        for key in self.config:
-            key.write(spec, out)
+        named = {"architectures": [self.architecture], "model_type": self.model_type}
+        out = named | written(self.config, spec)
         told = self.read_config(out)
         names = (f.name for f in dataclasses.fields(ModelSpec))
         lost = [
@@ -282,8 +271,3 @@ class Family:
         ]
         refuse(lost, doing=f"a {self.architecture} cannot be like this model", kind=ConfigError)
         return out
-
-
-def _shown(name: str) -> str:
-    """A key of a config.json as a message may show it: on one line, and not too long."""
-    return name if name.isprintable() and len(name) <= LONGEST else ascii(name)[:LONGEST]

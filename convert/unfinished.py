@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mconv.convert import lock
-from mconv.convert.place import MANIFEST, PARTIAL, PLAN, PULL, TRACKER, Place
+from mconv.convert.kinds import TRACKER
+from mconv.convert.staging import MANIFEST, PARTIAL, PLAN, PULL, Staging
 
 _OLD = "old-"
 _JOURNAL = ".journal"
@@ -41,7 +42,7 @@ def at(path: Path) -> Unfinished | None:
         return _save(path.parent, int(save[1]), staging=True)
     if (path / PULL).is_file():
         return _download(path)
-    return None if path.exists() or not name else _conversion(Place.of(path))
+    return None if path.exists() or not name else _conversion(Staging.of(path))
 
 
 def within(folder: Path, name: str | None = None) -> Unfinished | None:
@@ -49,9 +50,9 @@ def within(folder: Path, name: str | None = None) -> Unfinished | None:
 
     `name`: the conversion's output, where one is asked for.
     """
-    places = [Place.of(folder / one) for one in ([name] if name else staged(folder))]
-    for place in sorted(places, key=lambda one: one.journal.is_dir(), reverse=True):
-        if found := _conversion(place):
+    stagings = [Staging.of(folder / one) for one in ([name] if name else staged(folder))]
+    for staging in sorted(stagings, key=lambda one: one.journal.is_dir(), reverse=True):
+        if found := _conversion(staging):
             return found
     if name:
         return None
@@ -79,20 +80,20 @@ def _staged(path: Path) -> Unfinished | None:
     name = path.name.removeprefix(PARTIAL).removesuffix(_JOURNAL)
     if name.startswith(_OLD) or (path / MANIFEST).is_file():  # what was there before; or written to its last byte
         return None
-    found = _conversion(Place.of(path.parent / name))
+    found = _conversion(Staging.of(path.parent / name))
     return found and Unfinished(text=f"the staging folder of {path.parent / name}, {found.text}", advice=found.advice)
 
 
-def _conversion(place: Place) -> Unfinished | None:
+def _conversion(staging: Staging) -> Unfinished | None:
     """Return what is known of a conversion that was begun at a place."""
-    if not (place.partial.is_dir() or place.unfinished):
+    if not (staging.partial.is_dir() or staging.unfinished):
         return None
-    begun = _read(place.journal / PLAN)
-    about = ", ".join(part for part in (_made_by(begun), _written(place, begun)) if part)
+    begun = _read(staging.journal / PLAN)
+    about = ", ".join(part for part in (_made_by(begun), _written(staging, begun)) if part)
     shown = f" ({about})" if about else ""
-    if _is_locked(place):
+    if _is_locked(staging):
         return Unfinished(text=f"a conversion that another mconv is writing now{shown}", advice="wait for it to end")
-    if place.unfinished and begun:
+    if staging.unfinished and begun:
         return Unfinished(text=f"an unfinished conversion{shown}", advice=AGAIN)
     return Unfinished(
         text="an unfinished conversion, too short to be continued", advice="the command that made it starts it anew"
@@ -108,13 +109,13 @@ def _made_by(begun: dict[str, Any]) -> str:
     return f"made by `{_plain(known)}`" if known else ""
 
 
-def _written(place: Place, begun: dict[str, Any]) -> str:
+def _written(staging: Staging, begun: dict[str, Any]) -> str:
     """Return how much of a conversion is written, as far as its journal tells."""
-    if place.published:
+    if staging.published:
         return "all written, but nothing points to it yet"
     sizes = begun.get("sizes")
     sizes = {k: v for k, v in sizes.items() if isinstance(v, int)} if isinstance(sizes, dict) else {}
-    done = {name for path in _glob(place.journal, "done-*.jsonl") for name in _names(path)}
+    done = {name for path in _glob(staging.journal, "done-*.jsonl") for name in _names(path)}
     return _percent(sum(size for name, size in sizes.items() if name in done), sum(sizes.values()), "written")
 
 
@@ -127,10 +128,10 @@ def _names(journal: Path) -> set[str]:
     return names
 
 
-def _is_locked(place: Place) -> bool:
+def _is_locked(staging: Staging) -> bool:
     """Return whether a living process is writing at a place."""
     try:
-        descriptor = os.open(place.partial.with_name(f"{place.partial.name}.lock"), os.O_RDONLY)
+        descriptor = os.open(staging.partial.with_name(f"{staging.partial.name}.lock"), os.O_RDONLY)
     except OSError:
         return False
     try:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mconv.convert.keys import Config, equal, typed
+from mconv.convert.keys import Config, Left
+from mconv.convert.values import equal
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 
@@ -22,10 +23,10 @@ class Window:
     known: bool = False
     """Whether the family has a window. transformers' cache drops old keys all the same where a config has one."""
 
-    def read(self, left: Config) -> Config:
+    def read(self, left: Left) -> Config:
         window = left.pop("sliding_window", self.default)
         if window is not None:
-            typed("sliding_window", window, int)
+            left.typed("sliding_window", window, int)
         if not self.known and window is not None:
             self._beyond(window, left.get(self.positions))
             window = None

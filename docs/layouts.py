@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.train.config import TrainConfig, make
 from mconv.train.estimate import plan
 from mconv.train.estimate.fit import GB, Gpu
@@ -51,7 +51,7 @@ def _rows(sizes: dict[str, tuple[int, ...]], fields: dict[str, Any]) -> Iterator
             yield [name, f"{world} x {CARD} GB", *_best(config, model, world)]
 
 
-def _best(config: TrainConfig, model: Checkpoint, world: int) -> list[str]:
+def _best(config: TrainConfig, model: SourceModel, world: int) -> list[str]:
     """Return the cells of the first suggestion, or of a row that says that nothing fits."""
     found: list[Suggestion] = suggest(config, model, world=world, gpu=Gpu(CARD * GB), count=1)
     if not found:

@@ -8,9 +8,9 @@ from typing import Any
 
 from mconv import extras
 from mconv.convert import unfinished
-from mconv.convert.place import PULL
 from mconv.convert.recognize import explain, shown
 from mconv.convert.sidecar import LeftOut, judge
+from mconv.convert.staging import PULL
 from mconv.errors import FormatError, MconvError
 from mconv.hub import adapter, room
 from mconv.hub.adapter import missing

@@ -11,7 +11,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from mconv.convert.host import existing
-from mconv.convert.place import PULL, PULLED
+from mconv.convert.staging import PULL, PULLED
 from mconv.convert.unfinished import downloaded
 from mconv.errors import MconvError
 

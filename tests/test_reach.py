@@ -25,7 +25,7 @@ def test_a_file_that_touches_megatron_is_selected(text, tmp_path):
 
 def test_a_file_that_only_converts_is_not(tmp_path):
     (tmp_path / "test_planted.py").write_text(
-        "import tiny\nfrom mconv.convert import rewrite\nfrom mconv.shard import cut\n"
+        "import tiny\nfrom mconv.convert.engine import rewrite\nfrom mconv.shard import cut\n"
     )
     assert not reach.touches(tmp_path / "test_planted.py")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import Checkpoint, SourceModel
 from mconv.convert.ignored import ignored
 from mconv.convert.opening import open_checkpoint
 from mconv.errors import AmbiguousCheckpoint
@@ -21,7 +21,7 @@ Hints = dict[str, Any]
 class Side:
     """One of the two checkpoints, with what a rank needs to open it again."""
 
-    checkpoint: Checkpoint
+    checkpoint: SourceModel
     hints: Hints
     assumed: tuple[str, ...] = ()
     """Sentences on facts that were assumed, or taken from the other checkpoint."""
@@ -57,7 +57,7 @@ def open_with(path: Path, hints: Hints) -> Checkpoint:
     return open_checkpoint(path, **{**hints, "ignore": ignored(**hints.get("ignore", {}))})
 
 
-def _open_like(path: Path, hints: Hints, other: Checkpoint, error: AmbiguousCheckpoint) -> Side:
+def _open_like(path: Path, hints: Hints, other: SourceModel, error: AmbiguousCheckpoint) -> Side:
     """Open an ambiguous checkpoint with the other one's vocabulary size or, if that is not enough, its whole config."""
     size = {"vocab_size": other.spec.vocab_size}
     try:

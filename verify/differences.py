@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from mconv.convert.checkpoint import primary
-from mconv.convert.source import Source, bits, finite
+from mconv.convert.sources.checks import bits, finite
+from mconv.convert.sources.source import Source
+from mconv.convert.sources.stored import primary
 from mconv.convert.table import Family, Logical
 from mconv.shard.axes import Box, intersect, within
 from mconv.shard.cut import can_share
@@ -120,14 +121,14 @@ class StoredPieces:
     hit: list[str] = field(default_factory=list)
 
     def add(self, differ: torch.Tensor, box: Box) -> None:
-        for stored in primary(self.source.groups[self.logical]):
+        for stored in primary(self.source.pieces(self.logical)):
             parts = [intersect(block.box, box) for block in stored.piece.blocks] if stored.key not in self.hit else []
             if any(part and bool(differ[within(part, box)].any()) for part in parts):
                 self.hit.append(stored.key)
 
     @property
     def total(self) -> int:
-        return len(primary(self.source.groups[self.logical]))
+        return len(primary(self.source.pieces(self.logical)))
 
 
 @dataclass(slots=True)

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.convert.digests import ALGORITHMS, Recorded, recorded
 from mconv.convert.formats.mapped import bytes_of, forget
 from mconv.convert.host import SLAB_BYTES
-from mconv.convert.source import Progress, Scratch, Slab, Source, differing_copies, quiet, slab_boxes
+from mconv.convert.sources.read import Progress, quiet
+from mconv.convert.sources.scratch import Scratch
+from mconv.convert.sources.source import Slab, Source, dims_of, dtype_of, nbytes_of, slab_boxes, split_of
 from mconv.convert.table import Logical
 from mconv.shard.axes import Axes, Box
 from mconv.verify.differences import Difference, DifferenceTally, StoredPieces, tp_ranks
@@ -88,7 +90,7 @@ class Report:
 class _Side:
     """One checkpoint being read. Each tensor is hashed on the way if the manifest has a digest of it."""
 
-    source: Source
+    model: SourceModel
     recorded: Recorded
     stale: list[str]
     replicas: dict[str, list[str]]
@@ -96,8 +98,12 @@ class _Side:
     read_all: bool = True
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, *, read_all: bool = True) -> "_Side":
-        return cls(Source.of(checkpoint), recorded(checkpoint), [], {}, Scratch(), read_all)
+    def of(cls, model: SourceModel, *, read_all: bool = True) -> "_Side":
+        return cls(model, recorded(model.path, model.manifest), [], {}, Scratch(), read_all)
+
+    @property
+    def source(self) -> Source:
+        return self.model.source
 
     def slabs(self, logical: Logical, boxes: list[Box]) -> Iterator[torch.Tensor]:
         """Yield a tensor slab after slab, contiguous, each overwritten by the next. Copies that differ are noted."""
@@ -105,7 +111,7 @@ class _Side:
         digest = ALGORITHMS[self.recorded.algorithm]()
         for box in boxes:
             slab = self.scratch.packed("slab", self.source.pull(logical, box, self.scratch))
-            for other, kept in differing_copies(self.source, logical, Slab(box, slab)):
+            for other, kept in self.source.conflicts(logical, Slab(box, slab)):
                 found = self.replicas.setdefault(str(logical), [kept.key])
                 found += [other.key] if other.key not in found else []
             if want is not None:
@@ -115,16 +121,16 @@ class _Side:
             self.stale.append(str(logical))
 
     def axes(self, logical: Logical) -> Axes:
-        return self.source.checkpoint.family.axes(logical)
+        return self.source.family.axes(logical)
 
     def shape(self, logical: Logical) -> str:
         """Return a shape by named axes: `(g 4, s 4, h 6) x d 48`."""
-        sizes = dict(zip(self.axes(logical).names, self.source.dims(logical), strict=True))
+        sizes = dict(zip(self.axes(logical).names, dims_of(self.source, logical), strict=True))
         groups = [", ".join(f"{name} {sizes[name]}" for name in group) for group in self.axes(logical).groups]
         return " x ".join(f"({text})" if ", " in text else text for text in groups)
 
 
-def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = quiet, read_all: bool = True) -> Report:
+def compare(a: SourceModel, b: SourceModel, *, progress: Progress = quiet, read_all: bool = True) -> Report:
     """Return the comparison of every logical tensor of two checkpoints, and of their architectures.
 
     A tied head equals the embedding, also if the other side stores a head. Copies of one tensor must agree, too.
@@ -137,14 +143,14 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = quiet, read_al
     cast, zero, both, nbytes = {}, [], 0, 0
     for logical in _all(a, b):
         forget()  # unmap the tensor before: mapped pages count as memory
-        x, y = (held(c, logical) for c in (a, b))
+        x, y = (held(side.source, logical) for side in (a, b))
         if x and y:
             half = _half(progress) if x != y else progress
             found = _compare(left, right, (x, y), str(logical), half)
-            dtypes = left.source.dtype(x), right.source.dtype(y)
+            dtypes = dtype_of(left.source, x), dtype_of(right.source, y)
             both += x == y
             unread = not read_all and found is not None and found.how == "shape" and not found.of
-            nbytes += prod(left.source.dims(x)) * dtypes[0].itemsize if x == y and not unread else 0
+            nbytes += nbytes_of(left.source, x) if x == y and not unread else 0
             if found is None and dtypes[0] != dtypes[1]:
                 cast[str(logical)] = (_short(dtypes[0]), _short(dtypes[1]))
             if x != y and (found is None or not found.elements):
@@ -164,11 +170,11 @@ def compare(a: Checkpoint, b: Checkpoint, *, progress: Progress = quiet, read_al
     )  # fmt: skip
 
 
-def held(c: Checkpoint, logical: Logical) -> Logical | None:
+def held(source: Source, logical: Logical) -> Logical | None:
     """Return the logical tensor that holds another one: itself, the embedding for a tied head, or None."""
-    if logical not in c.by_logical and logical == c.family.head and c.spec.tied_embeddings:
-        return c.family.embedding
-    return logical if logical in c.by_logical else None
+    if logical not in source.tensors() and logical == source.family.head and source.spec.tied_embeddings:
+        return source.family.embedding
+    return logical if logical in source.tensors() else None
 
 
 def _half(progress: Progress) -> Progress:
@@ -180,22 +186,23 @@ def _short(dtype: torch.dtype) -> str:
     return SHORT.get(dtype, str(dtype).removeprefix("torch."))
 
 
-def nbytes(c: Checkpoint) -> int:
+def nbytes(c: SourceModel) -> int:
     """Return the bytes of a checkpoint's logical tensors, which a comparison reads."""
-    source = Source.of(c)
-    return sum(prod(source.dims(x)) * source.dtype(x).itemsize for x in c.by_logical)
+    return sum(nbytes_of(c.source, x) for x in c.source.tensors())
 
 
-def describe(c: Checkpoint) -> str:
+def describe(c: SourceModel) -> str:
     """Return a checkpoint's name, format, dialect and layout in a few words."""
     layout = f", tp {c.layout.tp} x pp {c.layout.pp}" if c.layout else ""
     return f"{c.name} ({c.format}{f', {c.dialect}' if c.dialect else ''}{layout})"
 
 
-def _all(a: Checkpoint, b: Checkpoint) -> list[Logical]:
+def _all(a: SourceModel, b: SourceModel) -> list[Logical]:
     """Return the tensors of both in the order of the forward pass; those that only the second has come last."""
-    first = [x for x in a.family.logicals(a.stored_spec) if x in a.by_logical]
-    return first + [x for x in b.family.logicals(b.stored_spec) if x in b.by_logical and x not in a.by_logical]
+    first = [x for x in a.family.logicals(a.stored_spec) if x in a.source.tensors()]
+    return first + [
+        x for x in b.family.logicals(b.stored_spec) if x in b.source.tensors() and x not in a.source.tensors()
+    ]
 
 
 def _boxes(x: Logical, y: Logical, left: _Side, right: _Side) -> tuple[list[Box], list[Box]] | None:
@@ -203,11 +210,11 @@ def _boxes(x: Logical, y: Logical, left: _Side, right: _Side) -> tuple[list[Box]
 
     Returns None if the shapes differ in more than the size of the vocabulary.
     """
-    one, two = left.source.dims(x), right.source.dims(y)
+    one, two = dims_of(left.source, x), dims_of(right.source, y)
     if one[1:] != two[1:] or (one[0] != two[0] and left.axes(x).names[0] != "v"):
         return None
-    width = max(left.source.dtype(x).itemsize, right.source.dtype(y).itemsize)
-    keep, shared = min(left.source.split(x), right.source.split(y)), min(one[0], two[0])
+    width = max(dtype_of(left.source, x).itemsize, dtype_of(right.source, y).itemsize)
+    keep, shared = min(split_of(left.source, x), split_of(right.source, y)), min(one[0], two[0])
     common = slab_boxes((shared, *one[1:]), SLAB_BYTES // width, keep=keep)
     beyond = slab_boxes((abs(one[0] - two[0]), *one[1:]), SLAB_BYTES // width, keep=keep)
     rest = [((start + shared, stop + shared), *box) for (start, stop), *box in beyond] if one != two else []
@@ -218,8 +225,8 @@ def _read(side: _Side, logical: Logical, progress: Progress) -> bool:
     """Read a tensor that has nothing to be compared with, for its digest; return whether it is zero."""
     if not side.read_all:
         return False
-    width, keep = side.source.dtype(logical).itemsize, side.source.split(logical)
-    boxes = list(slab_boxes(side.source.dims(logical), SLAB_BYTES // width, keep=keep))
+    width, keep = dtype_of(side.source, logical).itemsize, split_of(side.source, logical)
+    boxes = list(slab_boxes(dims_of(side.source, logical), SLAB_BYTES // width, keep=keep))
     return _zero(side.slabs(logical, boxes), progress)
 
 
@@ -233,7 +240,7 @@ def _zero(slabs: Iterator[torch.Tensor], progress: Progress) -> bool:
 
 def _zero_bias(side: _Side, logical: Logical, progress: Progress) -> bool:
     """Return whether a tensor is a bias of zeros: megatron-core has biases on all linears or none, so it may add some."""
-    norm = side.source.checkpoint.family.row(logical.row).kind == "norm"
+    norm = side.source.family.row(logical.row).kind == "norm"
     return _read(side, logical, progress) and logical.leaf == "bias" and not norm
 
 
@@ -248,7 +255,7 @@ def _compare(
             _read(side, logical, progress)
         return Difference(tensor=name, how="shape", a=shapes[0], b=shapes[1])
     common, rest = boxes
-    rows = right.source.dims(pair[1])[0] - left.source.dims(pair[0])[0]
+    rows = dims_of(right.source, pair[1])[0] - dims_of(left.source, pair[0])[0]
     ones = left.slabs(pair[0], common + (rest if rows < 0 else []))
     twos = right.slabs(pair[1], common + (rest if rows > 0 else []))
     found = DifferenceTally((StoredPieces(left.source, pair[0]), StoredPieces(right.source, pair[1])))
@@ -269,8 +276,8 @@ def _compare(
 def _element_fields(found: DifferenceTally, left: _Side, right: _Side) -> dict[str, Any]:
     """Return the fields of a `Difference` that describe its elements."""
     one, two = found.pieces
-    dtypes = left.source.dtype(one.logical), right.source.dtype(two.logical)
-    names, megatron = left.axes(one.logical).names, not left.source.checkpoint.importable
+    dtypes = dtype_of(left.source, one.logical), dtype_of(right.source, two.logical)
+    names, megatron = left.axes(one.logical).names, not left.model.importable
     return {
         "elements": found.elements, "largest": found.largest, "nonfinite": found.nonfinite,
         "at": dict(zip(names, found.at, strict=bool(found.at))),

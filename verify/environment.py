@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mconv
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.convert.host import cores
 from mconv.extras import version
 
@@ -82,7 +82,7 @@ def _peak() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def too_large(a: Checkpoint, b: Checkpoint, *, dtype_bytes: int, logits: int) -> bool:
+def too_large(a: SourceModel, b: SourceModel, *, dtype_bytes: int, logits: int) -> bool:
     """Return whether a model does not fit. One is in memory at a time, and while it is read its file counts as well.
 
     `logits`: elements of one model's logits.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mconv import extras
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.errors import CheckFailed, LayoutError, MconvError, refuse
 from mconv.shard.layout import padded_vocab
 from mconv.shard.stages import EVEN, Uneven
@@ -110,7 +110,7 @@ def judge_sides(sides: tuple[Side, Side], options: Options, *, show: ShowProgres
     return report
 
 
-def check_installed(a: Checkpoint, b: Checkpoint) -> None:
+def check_installed(a: SourceModel, b: SourceModel) -> None:
     """Raise MissingPackage if what runs these models is not installed; models that cannot be compared are not run."""
     if incomparable(a.spec, b.spec):
         return
@@ -121,7 +121,7 @@ def check_installed(a: Checkpoint, b: Checkpoint) -> None:
         gate.check()
 
 
-def _training(a: Checkpoint, b: Checkpoint, options: Options) -> dict[str, Any] | None:
+def _training(a: SourceModel, b: SourceModel, options: Options) -> dict[str, Any] | None:
     """Return what the manifests say about training between the two; None if there was none."""
     if options.trained is False or incomparable(a.spec, b.spec):
         return None
@@ -130,7 +130,7 @@ def _training(a: Checkpoint, b: Checkpoint, options: Options) -> dict[str, Any] 
 
 
 def _by_digests(
-    a: Checkpoint, b: Checkpoint, options: Options, trained: dict[str, Any] | None, *, show: ShowProgress
+    a: SourceModel, b: SourceModel, options: Options, trained: dict[str, Any] | None, *, show: ShowProgress
 ) -> dict[str, Any]:
     """Return the part of the report that compares tensors."""
     found = _digests(a, b, show=show)
@@ -152,7 +152,7 @@ def _by_digests(
     return part
 
 
-def _not_compared(a: Checkpoint, b: Checkpoint) -> str:
+def _not_compared(a: SourceModel, b: SourceModel) -> str:
     """Return why what two models compute cannot be compared."""
     return f"{a.name} and {b.name} are models of different architectures: {in_words(spec_differences(a.spec, b.spec))}"
 
@@ -188,7 +188,7 @@ def verdicts(tensors: dict[str, Any] | None, logits: dict[str, Any] | None) -> d
     return {name: "not run" if a is None else "pass" if a else "fail" for name, a in answers.items()}
 
 
-def _digests(a: Checkpoint, b: Checkpoint, *, show: ShowProgress) -> digests.Report:
+def _digests(a: SourceModel, b: SourceModel, *, show: ShowProgress) -> digests.Report:
     with show(digests.nbytes(a) + digests.nbytes(b), "comparing tensors") as advance:
         return digests.compare(a, b, progress=advance, read_all=not incomparable(a.spec, b.spec))
 
@@ -216,7 +216,7 @@ def _logits(
     return found and {**found, "layouts": layouts.recorded(a, b, layout)}
 
 
-def _check_flags(a: Checkpoint, b: Checkpoint, options: Options, *, hugging: bool) -> None:
+def _check_flags(a: SourceModel, b: SourceModel, options: Options, *, hugging: bool) -> None:
     """Refuse flags about a layout that do not suit the two checkpoints."""
     if hugging and (flags := options.layout_flags):
         raise MconvError(
@@ -246,7 +246,7 @@ def _request(
     return replace(request, streamed=streamed)
 
 
-def _check_runnable(a: Checkpoint, b: Checkpoint, parallel: Parallel) -> None:
+def _check_runnable(a: SourceModel, b: SourceModel, parallel: Parallel) -> None:
     """Refuse, before ranks start, a layout at which megatron-core cannot run a checkpoint."""
     tp, pp = parallel.tp, parallel.pp
     for c in (c for c in (a, b) if c.format != "hf"):
@@ -254,13 +254,13 @@ def _check_runnable(a: Checkpoint, b: Checkpoint, parallel: Parallel) -> None:
         refuse(bad, doing=f"running {c.name} at tp {tp} x pp {pp}", kind=LayoutError)
 
 
-def _running(a: Checkpoint, b: Checkpoint, nproc: int) -> str:
+def _running(a: SourceModel, b: SourceModel, nproc: int) -> str:
     """Return in words which program is about to run which checkpoint."""
     by = {True: "transformers", False: "megatron-core" + (f" on {nproc} ranks" if nproc > 1 else "")}
     return ", then ".join(f"{c.name} in {by[c.format == 'hf']}" for c in (a, b))
 
 
-def _too_large(request: Request, a: Checkpoint, b: Checkpoint) -> bool:
+def _too_large(request: Request, a: SourceModel, b: SourceModel) -> bool:
     """Return whether a model does not fit into memory whole."""
     logits = request.batch * request.row_length(a, b) * max(a.spec.vocab_size, b.spec.vocab_size)
     return environment.too_large(a, b, dtype_bytes=request.torch_dtype.itemsize, logits=logits)

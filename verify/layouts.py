@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.convert.host import cores
 from mconv.errors import LayoutError
 from mconv.shard.layout import Layout, padded_vocab
@@ -32,7 +32,7 @@ class Choice:
     """False if megatron-core cannot run the recorded layout at all."""
 
 
-def choose(a: Checkpoint, b: Checkpoint, *, tp: int | None, pp: int | None, uneven: Uneven = EVEN) -> Choice:
+def choose(a: SourceModel, b: SourceModel, *, tp: int | None, pp: int | None, uneven: Uneven = EVEN) -> Choice:
     """Return the layout to run at: `tp` and `pp` where they are given, else the recorded one if its ranks are cheap."""
     own = own_layout(a, b)
     if own is None:
@@ -52,7 +52,7 @@ def choose(a: Checkpoint, b: Checkpoint, *, tp: int | None, pp: int | None, unev
     return replace(found, notes=(note,) if turns else ())
 
 
-def own_layout(a: Checkpoint, b: Checkpoint) -> Layout | None:
+def own_layout(a: SourceModel, b: SourceModel) -> Layout | None:
     """Return the layout to prove: that of rank files, which are loaded as they are, else the candidate's."""
     return next((c.layout for c in (a, b) if c.format == "mp_rank" and c.layout), b.layout)
 
@@ -63,7 +63,7 @@ def layout_in_words(layout: Layout) -> str:
     return f"tp {layout.tp} x pp {layout.pp}{chunks}"
 
 
-def recorded(a: Checkpoint, b: Checkpoint, ran: Choice) -> dict[str, Any] | None:
+def recorded(a: SourceModel, b: SourceModel, ran: Choice) -> dict[str, Any] | None:
     """Return the recorded layout of both sides and the one that was proven, for the report; None if neither has one."""
     sides = {"reference": a.layout, "candidate": b.layout}
     if not any(sides.values()):
@@ -99,7 +99,7 @@ def _possible(layers: Sequence[int], own: Layout) -> Choice:
     return Choice(tp=own.tp, pp=own.pp if even else 1)
 
 
-def _refused(found: Choice, sides: Sequence[Checkpoint]) -> bool:
+def _refused(found: Choice, sides: Sequence[SourceModel]) -> bool:
     try:
         parallel = Parallel(tp=found.tp, pp=found.pp, uneven=found.uneven)
     except LayoutError:
@@ -109,7 +109,7 @@ def _refused(found: Choice, sides: Sequence[Checkpoint]) -> bool:
     )
 
 
-def _costly(needed: int, a: Checkpoint, b: Checkpoint) -> str | None:
+def _costly(needed: int, a: SourceModel, b: SourceModel) -> str | None:
     """Return why running so many ranks here would be slow or impossible, or None."""
     if needed == 1:
         return None

@@ -7,7 +7,7 @@ import torch
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.formats.mapped import forget
-from mconv.convert.source import Source, slab_boxes
+from mconv.convert.sources.source import dims_of, dtype_of, slab_boxes
 from mconv.verify.compare import CHUNK, Comparison, Errors, Limits, allowed
 from mconv.verify.models import RunOptions, Scores
 from mconv.verify.models.common import rounded
@@ -89,12 +89,12 @@ def embedding_rows(a: Checkpoint, b: Checkpoint, *, narrow: tuple[torch.dtype, .
 
     The limit is 1e-4 of the row's norm where the dtypes are the same or both were rounded, else a rounding to 8 bits.
     """
-    first, second = Source.of(a), Source.of(b)
+    first, second = a.source, b.source
     logical = a.family.embedding
-    limit = 1e-4 if narrow or first.dtype(logical) == second.dtype(logical) else 2**-7
-    rows = min(first.dims(logical)[0], second.dims(logical)[0])
+    limit = 1e-4 if narrow or dtype_of(first, logical) == dtype_of(second, logical) else 2**-7
+    rows = min(dims_of(first, logical)[0], dims_of(second, logical)[0])
     found = []
-    for box in slab_boxes((rows, *first.dims(logical)[1:]), 1 << 22):
+    for box in slab_boxes((rows, *dims_of(first, logical)[1:]), 1 << 22):
         one, two = (rounded(side.pull(logical, box), narrow).float() for side in (first, second))
         off = ~((one - two).norm(dim=-1) <= limit * one.norm(dim=-1))  # a NaN is off, too
         found += [box[0][0] + int(i) for i in off.nonzero()]

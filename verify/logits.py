@@ -17,7 +17,7 @@ from torch import Tensor
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.formats.dtype import in_torch
 from mconv.convert.formats.mapped import forget
-from mconv.convert.source import Source, check_copies
+from mconv.convert.sources.read import check_copies
 from mconv.errors import CheckFailed, CopiesDiffer
 from mconv.train.megatron.collectives import from_rank_0
 from mconv.train.megatron.parallel import Parallel, world
@@ -189,7 +189,7 @@ def _open(path: str, hints: Hints) -> Checkpoint:
 
         check_known(found.spec, what=str(found.path))
     try:
-        check_copies(Source.of(found))  # a rank may load one copy and another rank the other
+        check_copies(found.source)  # a rank may load one copy and another rank the other
     except CopiesDiffer as error:
         raise CheckFailed(str(error)) from error
     forget()

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from mconv.convert import adapted, manifest
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.convert.ignored import ignored
-from mconv.convert.source import Progress, quiet
+from mconv.convert.sources.read import Progress, quiet
 from mconv.errors import MconvError
 from mconv.verify.checkpoints import Hints, Side, open_both
 
@@ -32,7 +32,7 @@ class Origin:
         return f"{self.path} merged anew with {self.adapter}" if self.adapter else str(self.path)
 
 
-def origin_of(checkpoint: Checkpoint) -> Origin:
+def origin_of(checkpoint: SourceModel) -> Origin:
     """Return the earliest existing origin that this checkpoint must equal.
 
     The result of `lora merge`, and every conversion of it, must equal a new merge of the same base and adapter. Raises
@@ -67,7 +67,7 @@ def _label(folder: Path) -> str:
     return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("iter_") else folder.name
 
 
-def reference_for(checkpoint: Checkpoint) -> Path:
+def reference_for(checkpoint: SourceModel) -> Path:
     """Return the earliest existing checkpoint that this one was converted from, with no training in between.
 
     Raises MconvError with the reason if there is none.

@@ -15,7 +15,7 @@ GENERATOR = '<meta name="generator" content="mconv verify">'
 ROWS = 300
 """Largest number of tensors listed."""
 PIECES = 3
-"""Stored tensors that are named for each of them."""
+"""Largest number of stored tensors named for each of them."""
 SHORT = {FINAL_NORM: "norm"}
 """Short names of places."""
 SENTENCES = {

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from mconv.convert.source import Progress, quiet
+from mconv.convert.sources.read import Progress, quiet
 
 ShowProgress = Callable[[int, str], AbstractContextManager[Progress]]
 """A callback (total bytes, description of the work) -> context whose value is called with each number of bytes."""

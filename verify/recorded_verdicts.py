@@ -5,7 +5,7 @@ from typing import Any
 
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.digests import combined
-from mconv.convert.source import Progress, Source, check_copies, digests, quiet
+from mconv.convert.sources.read import Progress, check_copies, digests, quiet
 from mconv.errors import CopiesDiffer
 
 IDENTITY = "of"
@@ -14,7 +14,7 @@ IDENTITY = "of"
 
 def identity(checkpoint: Checkpoint, *, progress: Progress = quiet) -> str:
     """Return one digest of everything that makes the function: every tensor's bytes, read now, and the architecture."""
-    source = Source.of(checkpoint)
+    source = checkpoint.source
     check_copies(source)
     found = digests(source, allow_nonfinite=True, progress=progress).stored
     return combined({**found, "architecture": json.dumps(checkpoint.spec.to_dict(), sort_keys=True)})

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.shard.stages import EVEN, Uneven
 from mconv.train.megatron.parallel import Parallel
 from mconv.verify import probes
@@ -55,7 +55,7 @@ class Request:
         """Dtype of the computation."""
         return DTYPES[self.dtype]
 
-    def row_length(self, a: Checkpoint, b: Checkpoint) -> int:
+    def row_length(self, a: SourceModel, b: SourceModel) -> int:
         """Return the number of positions of each row of the probe."""
         return probes.length_for(a.spec, b.spec, length=self.length, parameters=a.parameters, batch=self.batch)
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.convert.formats.mapped import forget
-from mconv.convert.source import Progress, Source, quiet, slab_boxes
+from mconv.convert.sources.read import Progress, quiet
+from mconv.convert.sources.source import Source, dims_of, nbytes_of, slab_boxes, split_of
 from mconv.convert.table import Logical
 from mconv.verify.digests import Report, held
 from mconv.verify.specs import in_words
@@ -41,7 +42,7 @@ class Change:
     by_module: list[dict[str, Any]]
 
 
-def between(a: Checkpoint, b: Checkpoint) -> list[str]:
+def between(a: SourceModel, b: SourceModel) -> list[str]:
     """Return in words the training steps that only one of the two histories has."""
     own, other = (_training(c) for c in (a, b))
     same = 0
@@ -50,23 +51,23 @@ def between(a: Checkpoint, b: Checkpoint) -> list[str]:
     return [_words(step) for step in (*own[same:], *other[same:])]
 
 
-def measure(a: Checkpoint, b: Checkpoint, found: Report, *, progress: Progress = quiet) -> Change:
+def measure(a: SourceModel, b: SourceModel, found: Report, *, progress: Progress = quiet) -> Change:
     """Return how far apart the tensors are, given their comparison `found`. Reads both checkpoints once more."""
-    left, right = Source.of(a), Source.of(b)
+    left, right = a.source, b.source
     changed = {d.tensor: d for d in found.differences if d.how == "bits"}
     sums: dict[Logical, Squares] = {}
     skipped = {d.tensor for d in found.differences if d.how != "bits"}
     for logical in a.family.logicals(a.spec):
-        names = held(a, logical), held(b, logical)
+        names = held(left, logical), held(right, logical)
         if names[0] is None or names[1] is None or str(logical) in skipped:
             continue
         sums[logical] = _squares(left, right, (names[0], names[1]), read_both=str(logical) in changed)
-        progress(sum(math.prod(s.dims(n)) * s.dtype(n).itemsize for s, n in zip((left, right), names, strict=True) if n))
+        progress(sum(nbytes_of(s, n) for s, n in zip((left, right), names, strict=True) if n))
         forget()
     return Change(
         relative_norm=_over(sums.values()),
         changed=sum(d.elements for d in changed.values()),
-        elements=sum(math.prod(left.dims(held(a, x) or x)) for x in sums),
+        elements=sum(math.prod(dims_of(left, held(left, x) or x)) for x in sums),
         tensors_changed=len(changed),
         tensors=len(sums),
         by_tensor=_ranked({x: two for x, two in sums.items() if str(x) in changed}, str),
@@ -91,7 +92,7 @@ def faults(found: Report) -> list[str]:
     return out + found.contradictions
 
 
-def _training(c: Checkpoint) -> list[dict[str, Any]]:
+def _training(c: SourceModel) -> list[dict[str, Any]]:
     steps = (c.manifest or {}).get("history", [])
     return [step for step in steps if isinstance(step, dict) and step.get("step") in STEPS]
 
@@ -106,8 +107,8 @@ def _words(step: dict[str, Any]) -> str:
 def _squares(left: Source, right: Source, names: tuple[Logical, Logical], *, read_both: bool) -> Squares:
     """Return the squared norm of the difference and of the reference. Equal tensors are read on one side only."""
     apart = own = 0.0
-    dims = left.dims(names[0])
-    for box in slab_boxes(dims, SLAB, keep=min(left.split(names[0]), right.split(names[1]))):
+    dims = dims_of(left, names[0])
+    for box in slab_boxes(dims, SLAB, keep=min(split_of(left, names[0]), split_of(right, names[1]))):
         one = left.pull(names[0], box).double()
         own += float(one.square().sum())
         if read_both:

@@ -9,13 +9,11 @@ and a test holds the table against it.
 from typing import Any
 
 from mconv.convert.dialects.flags import Case, Row, Warning, render, whole
+from mconv.convert.dialects.keys import chunk_layers, is_built_in
 from mconv.shard.stages import EVEN
-from mconv.spec import Rope
 
 PROGRAM = "Megatron-LM"
 BEFORE_0_19, BEFORE_0_20 = "core 0.16 to 0.18", "core 0.16 to 0.19"
-BUILT_IN = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-"""Of llama3 scaling: constants of megatron-core."""
 
 
 def chunks(case: Case) -> int | None:
@@ -23,10 +21,9 @@ def chunks(case: Case) -> int | None:
     return case.layout.vpp if case.layout.vpp > 1 else None
 
 
-def chunk_layers(case: Case) -> int | None:
+def layers_of_chunk(case: Case) -> int | None:
     """Return the layers of a virtual stage, where all have the same number."""
-    layout = case.layout
-    return case.spec.num_layers // (layout.pp * layout.vpp) if layout.vpp > 1 and layout.uneven == EVEN else None
+    return chunk_layers(case.spec, case.layout)
 
 
 def rank_files(case: Case) -> Any:
@@ -93,8 +90,7 @@ def _other_factor(case: Case) -> str | None:
 
 
 def _other_bounds(case: Case) -> str | None:
-    rope, fixed = case.spec.rope, Rope()
-    if not _llama3(case) or all(getattr(rope, name) == getattr(fixed, name) for name in BUILT_IN):
+    if is_built_in(case.spec.rope):
         return None
     return "rope's low and high factor and original length differ from the 1, 4, 8192 that megatron-core has built in"
 
@@ -198,7 +194,7 @@ LEGACY: tuple[Row, ...] = (
         printed="core 0.16 and 0.17; 0.18 has this model no more"),
     Row(decides="virtual stages",
         args=("num_layers_per_virtual_pipeline_stage", "virtual_pipeline_model_parallel_size"),
-        flag="--num-layers-per-virtual-pipeline-stage", value=chunk_layers, printed="with `--vpp`",
+        flag="--num-layers-per-virtual-pipeline-stage", value=layers_of_chunk, printed="with `--vpp`",
         warning=Warning(text=uneven, docs="stages of different sizes")),
     *SAID,
     Row(decides="attention", warning=Warning(text=_several_groups, versions="core 0.16 and 0.17",

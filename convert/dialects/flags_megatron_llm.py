@@ -4,7 +4,7 @@ Source: epfLLM/Megatron-LLM at 806a833, `arguments.py`, `checkpointing.py`, `mod
 """
 
 from mconv.convert.dialects.flags import Case, Row, Warning, render, whole
-from mconv.convert.dialects.flags_megatron import chunk_layers, uneven
+from mconv.convert.dialects.flags_megatron import layers_of_chunk, uneven
 
 PROGRAM = "Megatron-LLM"
 
@@ -30,7 +30,7 @@ ROWS: tuple[Row, ...] = (
     Row(decides="pipeline stages", args=("pipeline_model_parallel_size",), restored="always",
         flag="--pipeline_model_parallel_size", value=lambda case: case.layout.pp),
     Row(decides="virtual stages", args=("num_layers_per_virtual_pipeline_stage",), restored="default",
-        flag="--num_layers_per_virtual_pipeline_stage", value=chunk_layers, printed="with `--vpp`",
+        flag="--num_layers_per_virtual_pipeline_stage", value=layers_of_chunk, printed="with `--vpp`",
         warning=Warning(text=uneven, docs="stages of different sizes")),
     Row(decides="sizes", args=("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads",
         "num_attention_heads_kv", "kv_channels"), restored="default"),

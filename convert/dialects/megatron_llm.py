@@ -12,15 +12,18 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
+from mconv.convert.claim import ARG, claim, written
 from mconv.convert.dialects import flags_megatron_llm
-from mconv.convert.dialects.arguments import MEGATRON_LLM, shown
+from mconv.convert.dialects.arguments import MEGATRON_LLM
+from mconv.convert.dialects.arguments.megatron_llm import LAYOUT, SPEC
 from mconv.convert.dialects.dialect import Dialect
+from mconv.convert.dialects.keys import chunk_layers, left_of, of_dtype
 from mconv.convert.dialects.nvidia_legacy import ATTENTION, LAYER, MLP, MODEL, spelled
-from mconv.convert.formats.dtype import BY_NAME
 from mconv.convert.formats.tensors import Located
+from mconv.convert.keys import take
 from mconv.errors import AmbiguousCheckpoint, ConfigError
 from mconv.shard.layout import Layout
-from mconv.spec import UNNAMED, ModelSpec, Rope
+from mconv.spec import UNNAMED, ModelSpec
 
 NAMES: dict[str, tuple[str, ...]] = {
     # logical          as training and resharding write it; the importer says `transformer` and `attention`
@@ -47,38 +50,24 @@ TRUE_OF: dict[str, dict[str, float]] = {
     "mistral": {"layernorm_epsilon": 1e-5, "rope_theta": 1e4},
 }  # fmt: skip
 """What the models of each `model_name` have: args that say otherwise are flags that somebody forgot."""
-ROTARY = ("rotary", 1)
-"""The position embedding, as the importer spells it and as the value of its enum."""
 
 
 # ---- args ------------------------------------------------------------------------------------------------------------
+RUN: dict[str, Any] = {
+    "make_vocab_size_divisible_by": 128, "hidden_dropout": 0.0, "attention_dropout": 0.0, "lima_dropout": False,
+    "use_post_ln": False, "use_flash_attn": True, "bias_gelu_fusion": False, "bias_dropout_fusion": False,
+    "consumed_train_samples": 0, "consumed_valid_samples": 0,
+}  # fmt: skip
+"""Args that are the same in every checkpoint of ours."""
+
+
 def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) -> Namespace:
-    """The args that the importer writes, and those that a resharded file adds."""
-    gated = spec.activation == "swiglu"
-    virtual = spec.num_layers // (layout.pp * layout.vpp) if layout.vpp > 1 else None
-    values = {
-        "num_layers": spec.num_layers, "encoder_num_layers": spec.num_layers, "hidden_size": spec.hidden_size,
-        "ffn_hidden_size": spec.ffn_hidden_size, "num_attention_heads": spec.num_attention_heads,
-        "num_attention_heads_kv": spec.num_query_groups, "kv_channels": spec.kv_channels,
-        "max_position_embeddings": spec.max_position_embeddings, "seq_length": spec.max_position_embeddings,
-        "layernorm_epsilon": spec.norm_epsilon, "rope_theta": spec.rope.base, "rope_scaling_factor": spec.rope.factor,
-        "sliding_window_size": spec.sliding_window - 1 if spec.sliding_window else None,  # its attention sees one more
-        "use_rms_norm": spec.norm == "rms", "glu_activation": "swiglu" if gated else None, "use_bias": spec.mlp_bias,
-        "parallel_attn": spec.parallel_attention, "position_embedding_type": "rotary",
-        "parallel_layernorm": spec.parallel_attention and not spec.shared_norm,
-        "tie_embed_logits": spec.tied_embeddings, "padded_vocab_size": layout.padded_vocab,
-        "make_vocab_size_divisible_by": 128, "tensor_model_parallel_size": layout.tp,
-        "pipeline_model_parallel_size": layout.pp,
-        "virtual_pipeline_model_parallel_size": layout.vpp if layout.vpp > 1 else None,
-        "num_layers_per_virtual_pipeline_stage": virtual,
-        "hidden_dropout": 0.0, "attention_dropout": 0.0, "lima_dropout": False, "use_post_ln": False,
-        "use_flash_attn": True, "bias_gelu_fusion": False, "bias_dropout_fusion": False,
-        "tokenizer_type": "SentencePieceTokenizer" if gated else "FalconTokenizer",
-        "bf16": dtype == "bfloat16", "fp16": dtype == "float16", "params_dtype": BY_NAME[dtype],
-        "iteration": iteration, "consumed_train_samples": 0, "consumed_valid_samples": 0,
-        "true_vocab_size": spec.vocab_size,  # an arg of ours: theirs do not know it
-    }  # fmt: skip
-    return Namespace(**values)
+    """Return the args that the importer writes, and those that a resharded file adds."""
+    tokenizer = "SentencePieceTokenizer" if spec.activation == "swiglu" else "FalconTokenizer"
+    return Namespace(
+        **written(SPEC, spec), **written(LAYOUT, layout), **of_dtype(dtype), **RUN,
+        num_layers_per_virtual_pipeline_stage=chunk_layers(spec, layout), tokenizer_type=tokenizer, iteration=iteration,
+    )  # fmt: skip
 
 
 def spec_of(
@@ -88,56 +77,35 @@ def spec_of(
     vocab_size: int | None = None,
     settled: bool = False,
 ) -> ModelSpec:
-    """The architecture. Raises ConfigError where args contradict each other or cannot be trusted."""
+    """Return the architecture. Raises ConfigError where args contradict each other or cannot be trusted."""
     tensors = tensors or {}
-    values, imported = vars(args), any(IMPORTED in key for key in tensors)
-    _check_function(values)
+    left, imported = left_of(args), any(IMPORTED in key for key in tensors)
+    fields = claim(SPEC, left, flag=ARG)
+    name, fused = take(left, "model_name", str, None), take(left, "bias_gelu_fusion", bool, False)
+    _check_function(fields, fused=fused)
     if not imported and not settled:
-        _check_trusted(values)
-    heads, hidden = _int(values, "num_attention_heads"), _int(values, "hidden_size")
-    gated, rms = values.get("glu_activation"), bool(values.get("use_rms_norm", False))
-    parallel = bool(values.get("parallel_attn", False))
-    biased = bool(values.get("use_bias", False))
-    factor = _float(values, "rope_scaling_factor", 1.0)
-    window = _window(values, imported=imported)
-    return ModelSpec(
-        family=UNNAMED,
-        num_layers=_int(values, "num_layers"), hidden_size=hidden, num_attention_heads=heads,
-        ffn_hidden_size=_int(values, "ffn_hidden_size", None if gated else 4 * hidden),
-        num_query_groups=_int(values, "num_attention_heads_kv", heads),
-        kv_channels=hidden // heads if heads > 0 else 0,
-        max_position_embeddings=_int(values, "max_position_embeddings"),
-        vocab_size=_true_vocab(values, tensors, imported=imported, given=vocab_size),
-        norm_epsilon=_float(values, "layernorm_epsilon", 1e-5),
-        rope=Rope(kind="linear" if factor != 1 else "default", base=_float(values, "rope_theta", 1e4),
-                  factor=factor),
-        sliding_window=window, norm="rms" if rms else "layer", activation="swiglu" if gated else "gelu",
-        parallel_attention=parallel, shared_norm=parallel and not values.get("parallel_layernorm", False),
-        tied_embeddings=bool(values.get("tie_embed_logits", not rms)),
-        qkv_bias=biased, proj_bias=biased, mlp_bias=biased,
-    )  # fmt: skip
+        _check_trusted(vars(args), name)
+    if fields["sliding_window"] and (imported or name == "mistral"):
+        fields["sliding_window"] -= 1  # its importer copies Hugging Face's, and that class takes 4096 only, as imported
+    known = fields["vocab_size"] or (_rows(tensors) if imported else None)
+    fields["vocab_size"] = _true_vocab(known or None, _rows(tensors), given=vocab_size)
+    return ModelSpec(family=UNNAMED, **fields)
 
 
-def _check_function(values: dict[str, Any]) -> None:
+def _check_function(fields: dict[str, Any], *, fused: bool) -> None:
     """Raise ConfigError where args together describe a function that no family has."""
-    position = values.get("position_embedding_type")
-    named = getattr(position, "args", (position,))  # an enum of theirs is a stand-in that kept its value
+    gated = fields["activation"] == "swiglu"
     wrong = []
-    if not named or named[0] not in ROTARY:
-        wrong.append(f"position_embedding_type is {shown('', named[0] if named else None)}")
-    if values.get("glu_activation") not in (None, "swiglu"):
-        wrong.append(f"glu_activation is {shown('', values['glu_activation'])}")
-    if bool(values.get("use_rms_norm")) != bool(values.get("glu_activation")):
+    if (fields["norm"] == "rms") != gated:
         wrong.append("use_rms_norm and glu_activation do not go together in any family that mconv supports")
-    if values.get("bias_gelu_fusion") and values.get("use_bias") and not values.get("glu_activation"):
+    if fused and fields["mlp_bias"] and not gated:
         wrong.append("bias_gelu_fusion is True, and its fused GELU is the tanh form, which no family has there")
     if wrong:
         raise ConfigError(f"the checkpoint's args describe a model that mconv does not support: {'; '.join(wrong)}")
 
 
-def _check_trusted(values: dict[str, Any]) -> None:
+def _check_trusted(values: dict[str, Any], name: str | None) -> None:
     """Hold the args of a trained or resharded file against what its `model_name` has. Ours say the true vocabulary."""
-    name = values.get("model_name")
     if "true_vocab_size" in values and name is None:
         return
     if name not in TRUE_OF:
@@ -165,19 +133,8 @@ def doubts(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, ...]:
     )
 
 
-def _window(values: dict[str, Any], *, imported: bool) -> int | None:
-    """The number of visible keys. Its attention sees one more than the arg says; its importer copies Hugging Face's."""
-    size = values.get("sliding_window_size")
-    if size is None:
-        return None
-    as_imported = imported or values.get("model_name") == "mistral"  # that class takes 4096 only, as imported
-    return _int(values, "sliding_window_size") + (not as_imported)
-
-
-def _true_vocab(values: dict[str, Any], tensors: Mapping[str, Located], *, imported: bool, given: int | None) -> int:
-    """The importer keeps the table's rows, whatever its label says. In other files nothing tells padding from tokens."""
-    rows = _rows(tensors)
-    known = values.get("true_vocab_size") or (rows if imported and rows else None)
+def _true_vocab(known: int | None, rows: int, *, given: int | None) -> int:
+    """Return the true vocabulary: in files that neither we nor the importer made, nothing tells padding from tokens."""
     if known is None and given is None:
         raise AmbiguousCheckpoint(
             f"the checkpoint does not say its true vocabulary size (the tables of its ranks have {rows} rows, padding "
@@ -189,33 +146,15 @@ def _true_vocab(values: dict[str, Any], tensors: Mapping[str, Located], *, impor
 
 
 def _rows(tensors: Mapping[str, Located]) -> int:
-    """Rows of one rank's embedding."""
+    """Return the rows of one rank's embedding. (The importer keeps the table's, whatever its label says.)"""
     name = NAMES["embed"][0].format(leaf="weight")
     return next((where.shape[0] for key, where in tensors.items() if key.endswith(name) and where.shape), 0)
 
 
 def layout_of(args: Namespace, tensors: Mapping[str, Located] | None = None) -> Layout:
-    """The layout. Rows are counted, because `padded_vocab_size` may be a constant of the importer, or absent."""
-    values = vars(args)
-    tp = _int(values, "tensor_model_parallel_size", 1)
-    return Layout(
-        tp=tp, pp=_int(values, "pipeline_model_parallel_size", 1), padded_vocab=tp * _rows(tensors or {}),
-        vpp=_int(values, "virtual_pipeline_model_parallel_size", 1),
-    )  # fmt: skip
-
-
-def _int(values: dict[str, Any], name: str, default: int | None = None) -> int:
-    value = values.get(name)
-    value = default if value is None else value
-    if type(value) is not int:
-        raise ConfigError(f"the checkpoint's args have {name} = {shown(name, value)}; a whole number was expected")
-    return value
-
-
-def _float(values: dict[str, Any], name: str, default: float) -> float:
-    """Return one of the args that are numbers; only one that is not there has its default."""
-    value = values.get(name)
-    return float(default if value is None else value)
+    """Return the layout. Rows are counted, because `padded_vocab_size` may be a constant of the importer, or absent."""
+    sizes = claim(LAYOUT, left_of(args), flag=ARG)
+    return Layout(**sizes, padded_vocab=sizes["tp"] * _rows(tensors or {}))
 
 
 def refusals(spec: ModelSpec, layout: Layout) -> list[str]:

@@ -10,6 +10,7 @@ from argparse import Namespace
 from mconv.convert.dialects import flags_megatron, mcore
 from mconv.convert.dialects.arguments import MEGATRON_LM
 from mconv.convert.dialects.dialect import Dialect
+from mconv.convert.dialects.keys import bias_spec
 from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec
 
@@ -76,7 +77,7 @@ DIALECT = Dialect(
     spec_of=mcore.spec_of,
     args_of=args_of,
     layout_of=mcore.layout_of,
-    stored_spec=mcore.bias_spec,
+    stored_spec=bias_spec,
     refusals=refusals,
     tied_name="tied",
     nests=NESTS,

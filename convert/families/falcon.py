@@ -8,7 +8,7 @@ group, as the logical tensor is. Axes as in `llama.py`. Source: transformers' `m
 from dataclasses import dataclass
 
 from mconv.convert.derived import MASKS, ROTARY_BUFFERS
-from mconv.convert.keys import Alias, Always, Biases, Choice, Config, Constant, Field, Kept, take
+from mconv.convert.keys import Alias, Always, Biases, Choice, Config, Constant, Field, Kept, Left, take
 from mconv.convert.known import COMMON
 from mconv.convert.rope import RopeKeys
 from mconv.convert.table import Family, Row
@@ -24,7 +24,7 @@ A, M = L + "self_attention.", L + "mlp."
 class Heads:
     """Heads and query groups, whose number is said in one of three ways; a head is as wide as they make it."""
 
-    def read(self, left: Config) -> Config:
+    def read(self, left: Left) -> Config:
         new = take(left, "new_decoder_architecture", bool, False)
         shared = take(left, "multi_query", bool, True) and not new
         hidden = take(left, "hidden_size", int)
@@ -63,7 +63,7 @@ RUNNABLE = {(True, True): (1, 2), (True, False): (), (False, True): (1,), (False
 """new_decoder_architecture, parallel_attn: the values of num_ln_in_parallel_attn with which transformers can run it."""
 
 
-def _order(left: Config, *, new: bool) -> Config:
+def _order(left: Left, *, new: bool) -> Config:
     """Side by side or one after the other, and behind how many norms: only what transformers can run."""
     parallel = take(left, "parallel_attn", bool, True)
     norms = take(left, "num_ln_in_parallel_attn", int, 2 if new else 1)
@@ -79,7 +79,7 @@ def _order(left: Config, *, new: bool) -> Config:
 class Positions:
     """ALiBi, or rotary embedding: with ALiBi the rotary keys say nothing."""
 
-    def read(self, left: Config) -> Config:
+    def read(self, left: Left) -> Config:
         alibi = take(left, "alibi", bool, False)
         rope = RopeKeys().read(left)["rope"]
         if alibi and rope.kind != "default":

@@ -6,7 +6,7 @@ head, but all queries, all keys, all values. Axes as in `llama.py`; m positions.
 
 from dataclasses import dataclass
 
-from mconv.convert.keys import Alias, Always, Choice, Config, Constant, Field, Kept, take
+from mconv.convert.keys import Alias, Always, Choice, Config, Constant, Field, Kept, Left, take
 from mconv.convert.known import COMMON
 from mconv.convert.table import Family, Row
 from mconv.convert.window import Window
@@ -21,7 +21,7 @@ A, M = L + "attn.", L + "mlp."
 class Heads:
     """Heads, each with a key and a value of its own; and the MLP's width, which is four times hidden by default."""
 
-    def read(self, left: Config) -> Config:
+    def read(self, left: Left) -> Config:
         hidden, heads = take(left, "n_embd", int), take(left, "n_head", int)
         if heads < 1 or hidden % heads:
             raise ConfigError(f"config.json: n_embd {hidden} is not a multiple of n_head {heads}")

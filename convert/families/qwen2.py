@@ -7,7 +7,7 @@ everything, unless `layer_types` says of each layer which it is. Source: transfo
 from dataclasses import dataclass
 
 from mconv.convert.families.llama import LLAMA, SHARED
-from mconv.convert.keys import Always, Config, Field, Heads, take
+from mconv.convert.keys import Always, Config, Field, Heads, Left, take
 from mconv.convert.known import COMMON
 from mconv.convert.table import Family
 from mconv.errors import ConfigError
@@ -20,7 +20,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 class Window:
     """Four keys that say together which layers have a sliding window: all or none, or mconv refuses them."""
 
-    def read(self, left: Config) -> Config:
+    def read(self, left: Left) -> Config:
         used = take(left, "use_sliding_window", bool, False)
         window = left.pop("sliding_window", 4096)
         first = take(left, "max_window_layers", int, 28)
@@ -48,7 +48,8 @@ class Window:
 
 
 def _count(layers: object) -> int:
-    return layers if type(layers) is int else 0  # the row that takes the number of layers says what is wrong with it
+    """Return the number of layers; of another value the row that takes it, or the files' depth, says what is wrong."""
+    return layers if type(layers) is int and layers < 1 << 16 else 0
 
 
 QWEN2 = Family(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mconv.convert.formats import pack
 from mconv.convert.formats.container import BACKENDS, COMMON, VERSIONS
 from mconv.convert.formats.dtype import DType, in_torch
-from mconv.convert.formats.laid import Laid, Spot
+from mconv.convert.formats.file_layout import Extent, FileLayout
 from mconv.convert.formats.tensors import Target
 from mconv.convert.formats.torch_dist import INDEX, split_key
 
@@ -84,7 +84,9 @@ def parts(archives: Iterable[tuple[Content, pack.Archive]], *, rank: int = 0, li
         at += length
 
 
-def lay_out(targets: list[Target], shapes: dict[str, tuple[int, ...]], common: dict[str, Any], extra: list[str]) -> Laid:
+def lay_out(
+    targets: list[Target], shapes: dict[str, tuple[int, ...]], common: dict[str, Any], extra: list[str]
+) -> FileLayout:
     """Lay out a converted checkpoint of these chunks. Headers, directories and index are written at the end.
 
     `shapes`: the whole shape of each global tensor. `extra`: keys of the empty objects that are asked for.
@@ -104,8 +106,8 @@ def lay_out(targets: list[Target], shapes: dict[str, tuple[int, ...]], common: d
         write_common(folder, common)
         write_versions(folder)
 
-    spots = {key: Spot(part.entry.file, part.begin) for key, part in zip(keys, laid, strict=True) if key}
-    return Laid(spots=spots, sizes=sizes, checksums=True, finish=finish)
+    extents = {key: Extent(part.entry.file, part.begin) for key, part in zip(keys, laid, strict=True) if key}
+    return FileLayout(extents=extents, sizes=sizes, checksums=True, finish=finish)
 
 
 def _content(target: Target, shapes: Mapping[str, tuple[int, ...]]) -> Content:

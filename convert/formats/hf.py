@@ -16,7 +16,7 @@ from typing import Any
 
 from mconv.convert.formats import bin
 from mconv.convert.formats import dtype as d
-from mconv.convert.formats.laid import Laid, Spot
+from mconv.convert.formats.file_layout import Extent, FileLayout
 from mconv.convert.formats.tensors import Located, Target
 from mconv.convert.jsonfile import read_json as read_json
 from mconv.errors import FormatError
@@ -149,16 +149,16 @@ def _header(targets: list[Target]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def lay_out(targets: list[Target], *, limit: int) -> Laid:
+def lay_out(targets: list[Target], *, limit: int) -> FileLayout:
     """A folder's safetensors in shards of at most `limit` bytes. Headers and index are written at the end."""
     parts = shards(targets, limit)
     names = shard_names(len(parts))
     headers = {name: _header(part) for name, part in zip(names, parts, strict=True)}
-    spots, sizes = {}, {}
+    extents, sizes = {}, {}
     for name, part in zip(names, parts, strict=True):
         at = len(headers[name])
         for target in part:
-            spots[target.key] = Spot(name, at)
+            extents[target.key] = Extent(name, at)
             at += target.nbytes
         sizes[name] = at
 
@@ -167,8 +167,8 @@ def lay_out(targets: list[Target], *, limit: int) -> Laid:
             with (folder / name).open("r+b") as file:
                 file.write(header)
         if len(parts) > 1:
-            total, weight_map = sum(t.nbytes for t in targets), {t.key: spots[t.key].file for t in targets}
+            total, weight_map = sum(t.nbytes for t in targets), {t.key: extents[t.key].file for t in targets}
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
-    return Laid(spots=spots, sizes=sizes, checksums=False, finish=finish)
+    return FileLayout(extents=extents, sizes=sizes, checksums=False, finish=finish)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mconv.convert.formats import archive, pack
-from mconv.convert.formats.laid import Laid, Spot
+from mconv.convert.formats.file_layout import Extent, FileLayout
 from mconv.convert.formats.pack import Promise
 from mconv.convert.formats.tensors import Located, Target
 from mconv.errors import FormatError
@@ -80,7 +80,7 @@ def _flat(model: dict[Any, Any], *, before: str = "", depth: int = 0) -> Iterato
             yield f"{before}{name}", value
 
 
-def lay_out(targets: list[Target], common: dict[str, Any], nests: tuple[str, ...] = ()) -> Laid:
+def lay_out(targets: list[Target], common: dict[str, Any], nests: tuple[str, ...] = ()) -> FileLayout:
     """The files of all ranks. Each archive's headers and directory are written at the end.
 
     `nests`: prefixes of names that are dictionaries of their own.
@@ -88,11 +88,11 @@ def lay_out(targets: list[Target], common: dict[str, Any], nests: tuple[str, ...
     by_rank: dict[str, list[Target]] = {}
     for target in targets:
         by_rank.setdefault(target.key.split("/", 1)[0], []).append(target)
-    spots, archives = {}, {}
+    extents, archives = {}, {}
     for rank, mine in by_rank.items():
         laid = pack.lay_out(_tree(mine, common, nests), [(str(i), t.nbytes) for i, t in enumerate(mine)])
         begins = laid.begins()
-        spots.update({t.key: Spot(f"{rank}/{FILE}", begins[str(i)]) for i, t in enumerate(mine)})
+        extents.update({t.key: Extent(f"{rank}/{FILE}", begins[str(i)]) for i, t in enumerate(mine)})
         archives[rank] = laid
 
     def finish(folder: Path, crcs: Mapping[str, int]) -> None:
@@ -101,7 +101,7 @@ def lay_out(targets: list[Target], common: dict[str, Any], nests: tuple[str, ...
                 laid.write(file, start=0, crcs={str(i): crcs[t.key] for i, t in enumerate(by_rank[rank])})
 
     sizes = {f"{rank}/{FILE}": laid.size for rank, laid in archives.items()}
-    return Laid(spots=spots, sizes=sizes, checksums=True, finish=finish)
+    return FileLayout(extents=extents, sizes=sizes, checksums=True, finish=finish)
 
 
 def _tree(targets: list[Target], common: dict[str, Any], nests: tuple[str, ...]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import torch
 from tiny import edit_json, make_llama, same, tensors
 
 from mconv.cli.app import COMMANDS, run
-from mconv.convert import plan
+from mconv.convert.engine import plan
+from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.rewrite import rewrite
 
 CONVERT = [name for name, (target, _) in COMMANDS.items() if "cli.convert" in target]
 
@@ -111,7 +111,7 @@ def test_a_dry_run_writes_nothing_and_the_run_does_what_it_said(mconv, tmp_path,
 
 
 def test_a_dry_run_on_a_small_disk_shows_the_plan_and_says_no(mconv, tmp_path, monkeypatch):
-    monkeypatch.setattr("mconv.convert.plan.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("mconv.convert.engine.plan.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     for line in ("hf2meg HF --out o --dry-run", "hf2meg HF --out o"):
         code, out, err = mconv(line)
         assert code == 2 and "0.0 GB free" in err and not list(tmp_path.iterdir())

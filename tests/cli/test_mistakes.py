@@ -81,13 +81,13 @@ def add_tokenizer(folder):
 
 def interrupt(line):
     """Run a conversion that is killed when its first bytes are written."""
-    from mconv.convert import rewrite
+    from mconv.convert.engine import rewrite
 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rewrite, "carry", killed)
+        patch.setattr(rewrite, "stream", killed)
         assert run(line.split()) == 130
 
 

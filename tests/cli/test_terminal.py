@@ -50,7 +50,7 @@ def test_a_pipe_sees_nothing():
 
 
 def test_a_dry_run_of_70b_takes_a_moment(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mconv.convert.plan.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1 << 50}))
+    monkeypatch.setattr("mconv.convert.engine.plan.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1 << 50}))
     file = Path(__file__).parents[2] / "benchmarks" / "dry_run.py"
     spec = importlib.util.spec_from_file_location("bench_dry_run", file)
     bench = importlib.util.module_from_spec(spec)

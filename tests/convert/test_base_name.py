@@ -6,7 +6,7 @@ import os
 import pytest
 
 from mconv.convert import base_name
-from mconv.convert.place import PULLED
+from mconv.convert.staging import PULLED
 from mconv.errors import MconvError
 
 HUB = "cache/models--acme--tiny/snapshots/0123"

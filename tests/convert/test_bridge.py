@@ -10,12 +10,13 @@ import yaml
 from safetensors.torch import load_file
 from tiny import make_llama, same, tensors
 
-from mconv.convert import bridge, plan
+from mconv.convert import bridge
 from mconv.convert.dialects import bridge as table
+from mconv.convert.engine import plan
+from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.formats import archive, pack, torch_dist
 from mconv.convert.formats.dtype import in_torch
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError, FormatError, MconvError
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-bridge"
@@ -112,7 +113,7 @@ def edit(file, **changes):
 
 
 REFUSED = {
-    "unknown": ({"brand_new_attention": "spiral"}, "brand_new_attention is 'spiral': no row of"),
+    "unknown": ({"brand_new_attention": "spiral"}, "does not know brand_new_attention='spiral' of"),
     "experts": ({"num_moe_experts": 8}, "num_moe_experts is 8"),
     "softmax": ({"softmax_scale": 0.1}, "softmax_scale is 0.1"),
     "gelu": ({"activation_func": {"_target_": "torch.nn.functional.gelu", "_call_": False}}, "activation_func"),
@@ -121,7 +122,7 @@ REFUSED = {
     "its own layers": ({"transformer_layer_spec": {"_target_": "mine.spec", "_call_": False}}, "transformer_layer_spec"),
     "a provider": ({"_target_": "os.system"}, "_target_ is 'os.system'"),
     "a window": ({"window_size": [16, 16]}, r"window_size is \[16, 16\]"),
-    "a kind": ({"num_layers": "4"}, "num_layers is '4'; int was expected"),
+    "a kind": ({"num_layers": "4"}, "num_layers is '4', not int"),
     "a hole": ({"ffn_hidden_size": None}, "ffn_hidden_size is None"),
     "two ropes": ({"rope_scaling": True, "seq_len_interpolation_factor": 2.0}, "at once"),
     "no vocabulary": ({"vocab_size": None}, "--vocab-size"),

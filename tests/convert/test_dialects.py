@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import VARIANTS, make_llama, same, tensors
 
-from mconv.convert import plan
 from mconv.convert.dialects import DIALECTS, mcore
 from mconv.convert.dialects.flags import Case
+from mconv.convert.engine import plan
+from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.ignored import ignored
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError, FormatError, LayoutError, MconvError
 from mconv.shard.layout import Layout
 from mconv.shard.stages import Uneven
@@ -152,14 +152,20 @@ def test_the_epsilon_under_the_name_that_megatron_lm_had_for_it_until_core_0_15(
     assert open_checkpoint(rewritten(root, older)).spec == open_checkpoint(hf).spec
 
 
-@pytest.mark.parametrize("values", [(1e-5, 1e-6), (None, None)])
-def test_an_epsilon_that_is_not_one_number_is_refused(tmp_path, values):
+@pytest.mark.parametrize(
+    "values, says",
+    [
+        ((1e-5, 1e-6), "norm_epsilon is 1e-06 but layernorm_epsilon, the same thing, is 1e-05"),
+        ((None, None), "args: layernorm_epsilon is None, not float"),
+    ],
+)
+def test_an_epsilon_that_is_not_one_number_is_refused(tmp_path, values, says):
     root = to(make_llama(tmp_path / "hf"), tmp_path / "m", format="mp_rank")
 
     def two(state):
         state["args"].layernorm_epsilon, state["args"].norm_epsilon = values
 
-    with pytest.raises(ConfigError, match="must say one norm epsilon, but have layernorm_epsilon"):
+    with pytest.raises(ConfigError, match=says):
         open_checkpoint(rewritten(root, two))
 
 

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from mconv.convert.source import seen
+from mconv.convert.sources.stored import seen
 from mconv.convert.spell import rectangles
 from mconv.convert.spelled import spelled, stacked
 from mconv.convert.table import Row

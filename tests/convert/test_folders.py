@@ -14,10 +14,11 @@ from folder_rows import BASE, CASES, KINDS, Folder
 from judge import report
 from tiny import make_falcon, make_gpt2, make_llama, make_mistral, same, tensors
 
-from mconv.convert import plan, source
+from mconv.convert.engine import plan
+from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.ignored import Ignored
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.rewrite import rewrite
+from mconv.convert.sources.read import digests
 from mconv.convert.wrappers import plain_names
 from mconv.errors import FormatError, MconvError
 
@@ -67,7 +68,7 @@ def converted(checkpoint, out):
 def read(checkpoint, out):
     """The same of the checkpoint itself, planned for tp 2 but not written."""
     plan.make(checkpoint, out, format="mp_rank", tp=1 if checkpoint.spec.num_query_groups == 1 else 2)
-    return source.digests(source.Source.of(checkpoint)).stored, checkpoint.spec.to_dict()
+    return digests(checkpoint.source).stored, checkpoint.spec.to_dict()
 
 
 @pytest.mark.parametrize(("kind", "row"), CASES, ids=[f"{kind}-{row.name}" for kind, row in CASES])

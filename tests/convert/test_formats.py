@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import make_llama, same, tensors
 
-from mconv.convert import plan
-from mconv.convert import rewrite as engine
-from mconv.convert.checkpoint import TRACKER
+from mconv.convert.engine import plan
+from mconv.convert.engine import rewrite as engine
+from mconv.convert.kinds import TRACKER
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.place import PARTIAL
+from mconv.convert.staging import PARTIAL
 from mconv.errors import FormatError, MconvError
 
 pytestmark = pytest.mark.once
@@ -305,7 +305,7 @@ def test_a_run_killed_before_the_tracker_can_be_repeated(made, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_one_bad_value_anywhere_is_seen(dtype, bad):
-    from mconv.convert.source import finite
+    from mconv.convert.sources.checks import finite
 
     for at in (0, 511, 1023):
         tensor = torch.linspace(-3, 3, 1024).to(dtype)

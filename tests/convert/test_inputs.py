@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from tiny import edit_json, make_llama, make_mistral, same, tensors
 
 from mconv.cli.app import run
-from mconv.convert import plan
+from mconv.convert.engine import plan
+from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.formats import bin
 from mconv.convert.meta import MODULES as modules_of_meta
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.spec import Rope
 
@@ -275,7 +275,7 @@ def test_defaults_of_params_json(tmp_path):
 
 WRONG = {
     "unknown": ({"quantization_args": {"scheme": "int4"}}, "mconv does not know quantization_args"),
-    "missing": ({"norm_eps": None}, "no 'norm_eps'"),
+    "missing": ({"norm_eps": None}, "norm_eps is missing"),
     "kind": ({"dim": "48"}, "dim is '48', not int"),
     "negative": ({"n_layers": -1}, "must be positive"),
     "vocab": ({"vocab_size": 7}, "vocab_size is 7, but the table has 152"),

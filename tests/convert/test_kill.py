@@ -41,22 +41,22 @@ import os, sys
 os.environ.update(RANK=sys.argv[1], WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
                   GLOO_SOCKET_IFNAME="lo")
 from mconv.cli.app import run
-from mconv.convert import carry, rewrite
-from mconv.convert.ranks import joined
+from mconv.convert.engine import rewrite, stream
+from mconv.convert.engine.ranks import joined
 
 codes = []
-real = rewrite.carry
+real = rewrite.stream
 for port, line in zip(sys.argv[2].split(","), sys.argv[3:], strict=True):
     os.environ["MASTER_PORT"] = port
     fault, _, line = line.partition(":")
     done = 0
-    def carrying(unit, *rest):
+    def streaming(task, *rest):
         global done
         done += 1
         if fault == f"fail{sys.argv[1]}" and done == 3:
             raise OSError(28, "No space left on device")
-        return real(unit, *rest)
-    rewrite.carry = carrying
+        return real(task, *rest)
+    rewrite.stream = streaming
     codes.append(run(line.replace("@", sys.argv[1].replace("0", "")).split()))  # the folder hf1 is not there
 print("CODES", codes)
 """

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mconv.cli import app
 from mconv.convert import peft_adapter, peft_keys
-from mconv.convert.load import open_checkpoint
+from mconv.convert.opening import open_checkpoint
 from mconv.errors import FormatError
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "peft" / "lora-r4"

@@ -11,11 +11,11 @@ import torch
 from interrupts import stop_after
 from tiny import make_llama
 
-from mconv.convert import plan
+from mconv.convert.engine import plan
+from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.formats.dtype import BFLOAT16, FLOAT16
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.place import Place
-from mconv.convert.rewrite import rewrite
+from mconv.convert.staging import Staging
 from mconv.errors import MconvError
 
 
@@ -37,7 +37,7 @@ def interrupted(source, out, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, 30)
         convert(source, out)
-    return Place.of(out / "release")
+    return Staging.of(out / "release")
 
 
 def test_ctrl_c_keeps_what_is_done_and_resume_writes_only_the_rest(hf, tmp_path, monkeypatch):
@@ -45,10 +45,10 @@ def test_ctrl_c_keeps_what_is_done_and_resume_writes_only_the_rest(hf, tmp_path,
     with monkeypatch.context() as patch:
         all_of_them = stop_after(patch, 0)
         convert(hf, tmp_path / "again")
-    place = interrupted(hf, tmp_path / "out", monkeypatch)
+    staging = interrupted(hf, tmp_path / "out", monkeypatch)
     with pytest.raises(MconvError):
         open_checkpoint(tmp_path / "out")
-    assert place.unfinished and not place.folder.exists()
+    assert staging.unfinished and not staging.folder.exists()
     rest = stop_after(monkeypatch, 0)
     assert files(convert(hf, tmp_path / "out", resume=True)) == want
     assert 0 < len(rest) < len(all_of_them)
@@ -57,7 +57,7 @@ def test_ctrl_c_keeps_what_is_done_and_resume_writes_only_the_rest(hf, tmp_path,
 def test_what_differs_is_said_and_nothing_is_touched(hf, tmp_path, monkeypatch):
     source = tmp_path / "hf"
     shutil.copytree(hf, source)
-    place = interrupted(source, tmp_path / "out", monkeypatch)
+    staging = interrupted(source, tmp_path / "out", monkeypatch)
     before = files(tmp_path / "out")
     for options, says in (({"dtype": "fp32"}, "dtype was None, now float32"), ({"tp": 4}, "'tp': 4")):
         with pytest.raises(MconvError) as refused:
@@ -66,14 +66,14 @@ def test_what_differs_is_said_and_nothing_is_touched(hf, tmp_path, monkeypatch):
     os.utime(source / "model.safetensors", ns=(0, 0))
     with pytest.raises(MconvError, match=r"hf/model\.safetensors was"):
         convert(source, tmp_path / "out", resume=True)
-    assert files(tmp_path / "out") == before and place.unfinished
+    assert files(tmp_path / "out") == before and staging.unfinished
     convert(source, tmp_path / "out")  # without --resume it starts anew
     assert not list(tmp_path.rglob(".mconv-*"))
 
 
 def test_files_that_were_changed_meanwhile_are_not_taken_up(hf, tmp_path, monkeypatch):
-    place = interrupted(hf, tmp_path / "out", monkeypatch)
-    next(place.partial.rglob("*.pt")).write_bytes(b"short")
+    staging = interrupted(hf, tmp_path / "out", monkeypatch)
+    next(staging.partial.rglob("*.pt")).write_bytes(b"short")
     with pytest.raises(MconvError, match=r"model_optim_rng\.pt is missing or was changed"):
         convert(hf, tmp_path / "out", resume=True)
 
@@ -85,12 +85,12 @@ def test_resume_with_nothing_to_resume_converts(hf, tmp_path):
 
 
 def test_a_resume_does_not_replace_what_came_meanwhile(hf, tmp_path, monkeypatch):
-    place = interrupted(hf, tmp_path / "out", monkeypatch)
-    place.folder.mkdir()
-    (place.folder / "mine").write_text("precious")
+    staging = interrupted(hf, tmp_path / "out", monkeypatch)
+    staging.folder.mkdir()
+    (staging.folder / "mine").write_text("precious")
     with pytest.raises(MconvError, match="--overwrite"):
         convert(hf, tmp_path / "out", resume=True)
-    assert (place.folder / "mine").read_text() == "precious"
+    assert (staging.folder / "mine").read_text() == "precious"
 
 
 def test_a_second_run_into_the_same_folder_is_refused(hf, tmp_path, monkeypatch):
@@ -118,14 +118,14 @@ def test_what_came_since_the_plan_was_made_is_not_replaced(hf, tmp_path):
 
 
 def test_a_damaged_plan_with_resume_replaces_nothing(hf, tmp_path, monkeypatch):
-    place = interrupted(hf, tmp_path / "out", monkeypatch)
-    shutil.copytree(convert(hf, tmp_path / "other", dtype="fp16") / "release", place.folder)
-    before = files(place.folder)
+    staging = interrupted(hf, tmp_path / "out", monkeypatch)
+    shutil.copytree(convert(hf, tmp_path / "other", dtype="fp16") / "release", staging.folder)
+    before = files(staging.folder)
     for text in ("", '{"of": [], "overwrite": true}'):
-        (place.journal / "plan.json").write_text(text)
+        (staging.journal / "plan.json").write_text(text)
         with pytest.raises(MconvError, match="--overwrite"):
             convert(hf, tmp_path / "out", resume=True)
-    assert files(place.folder) == before
+    assert files(staging.folder) == before
 
 
 @pytest.mark.parametrize("format", ["mp_rank", "torch_dist", "hf"])
@@ -139,13 +139,13 @@ def test_resume_believes_neither_journals_nor_files(hf, tmp_path, monkeypatch, f
         '{"logical": "head.weight", "digests": "cast source", "crcs": {}}', '{"logical": "x", "digests": {}, "crcs": {}}',
         "[1]", '{"logical": "head.weight", "digests": {"cast": 1, "source": 2}, "crcs": {"a": -1}}', '{"logical": "he',
     ):  # fmt: skip
-        place = half(source, tmp_path / "out", monkeypatch, options)
-        with (place.journal / "done-0.jsonl").open("a") as file:
+        staging = half(source, tmp_path / "out", monkeypatch, options)
+        with (staging.journal / "done-0.jsonl").open("a") as file:
             file.write(forged + "\n")
         assert files(convert(source, tmp_path / "out", resume=True, **options)) == want, forged
         shutil.rmtree(tmp_path / "out")
-    place = half(source, tmp_path / "out", monkeypatch, options)
-    for path in place.partial.rglob("*"):
+    staging = half(source, tmp_path / "out", monkeypatch, options)
+    for path in staging.partial.rglob("*"):
         if path.is_file():
             path.write_bytes(bytes(path.stat().st_size))  # the same sizes, nothing in them
     with pytest.raises(MconvError, match="not what the interrupted run wrote"):
@@ -155,20 +155,20 @@ def test_resume_believes_neither_journals_nor_files(hf, tmp_path, monkeypatch, f
 
 def half(source, out, monkeypatch, options):
     """A run that was interrupted when it had journalled some tensors, but not the last."""
-    from mconv.convert import journal
+    from mconv.convert.engine import journal
 
     real = journal.record
 
-    def recording(place, rank, done, files):
+    def recording(staging, rank, done, files):
         kept = [one for one in done if one.logical != "head.weight"]
-        real(place, rank, kept, files)
-        if len(journal.finished(place)) > 3:
+        real(staging, rank, kept, files)
+        if len(journal.finished(staging)) > 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(journal, "record", recording)
         convert(source, out, **options)
-    return Place.of(out if options["format"] == "hf" else out / "release")
+    return Staging.of(out if options["format"] == "hf" else out / "release")
 
 
 def test_a_link_named_as_the_target_stays_one_and_what_it_leads_to_is_replaced(hf, tmp_path):
@@ -183,9 +183,9 @@ def test_a_link_named_as_the_target_stays_one_and_what_it_leads_to_is_replaced(h
 PEAK = """
 import sys, threading, time
 from pathlib import Path
-from mconv.convert import plan
+from mconv.convert.engine import plan
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.rewrite import rewrite
+from mconv.convert.engine.rewrite import rewrite
 def memory():
     return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) * 1024
 made, peak, base = plan.make(open_checkpoint(sys.argv[1]), Path(sys.argv[2]), format="mp_rank", tp=2), 0, memory()
@@ -208,10 +208,10 @@ def test_memory_does_not_grow_with_the_largest_tensor(tmp_path):
     config |= {"vocab_size": 128_000, "hidden_size": 1024, "num_attention_heads": 8, "head_dim": 128}
     (folder / "config.json").write_text(json.dumps(config))
     targets = [Target(s.key, s.piece.shape, BFLOAT16) for s in LLAMA.stored(LLAMA.read_config(config))]
-    laid = format.lay_out(targets, limit=10**12)
+    files = format.lay_out(targets, limit=10**12)
     (folder / "model.safetensors").unlink()
-    laid.create(folder)
-    laid.finish(folder, {})
+    files.create(folder)
+    files.finish(folder, {})
     words = [sys.executable, "-W", "ignore", "-c", PEAK, str(folder), str(tmp_path / "out")]
     used, said = map(int, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
     assert 0 < used < said + (16 << 20) and said < 200 << 20

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import MODELS, NEW_ROPE, VARIANTS, make_llama, make_model, same, tensors
 
-from mconv.convert import plan
+from mconv.convert.engine import plan
+from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.formats.dtype import BFLOAT16
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.rewrite import rewrite
 from mconv.convert.rope import OLD_KEYS
 from mconv.convert.sidecar import look
 from mconv.errors import LayoutError
@@ -179,13 +179,13 @@ def test_a_digest_is_the_hash_of_the_rows_in_order(tmp_path):
 def test_a_manifest_with_older_digests_is_held_against_what_is_read(tmp_path, cast):
     import json
 
-    from mconv.convert.source import Source, digests
+    from mconv.convert.sources.read import digests
     from mconv.errors import FormatError
 
     megatron = to(make_llama(tmp_path / "hf", dtype=torch.bfloat16), tmp_path / "m", format="torch_dist", tp=2)
     path = megatron / "release/mconv.json"
     made = json.loads(path.read_text())
-    found = digests(Source.of(open_checkpoint(megatron)), algorithm="sha256").stored
+    found = digests(open_checkpoint(megatron).source, algorithm="sha256").stored
     path.write_text(json.dumps({**made, "digest": "sha256 of the logical tensor's bytes, row-major", "digests": found}))
     out = to(megatron, tmp_path / "out", format="hf", dtype=cast)
     assert open_checkpoint(out).manifest["digest"].startswith("xxh3-128")

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from tiny import make_llama, same, tensors
 
-from mconv.convert import plan, tokens
+from mconv.convert import tokens
+from mconv.convert.engine import plan
+from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.rewrite import rewrite
 from mconv.errors import FormatError, MconvError
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-llm"

@@ -10,8 +10,8 @@ from tiny import make_llama
 
 from mconv.cli.app import run
 from mconv.convert import scan, unfinished
-from mconv.convert.place import PULL
 from mconv.convert.recognize import what_is
+from mconv.convert.staging import PULL
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_resume_completes_it_and_one_that_another_process_writes_is_not_called_u
 
 def test_a_conversion_without_its_tracker_lacks_nothing_but_that(killed, monkeypatch, capsys):
     """Killed between the folder's rename and the tracker."""
-    from mconv.convert import publish
+    from mconv.convert.engine import publish
 
     def stop(plan):
         raise KeyboardInterrupt

@@ -13,7 +13,7 @@ def adapter_folder(folder: Path, model: Path, *, rank: int = 4, targets: tuple[s
     """A PEFT adapter of a model's folder, both factors random."""
     from mconv.convert import lora, peft_adapter
     from mconv.convert.adapter import Adapter
-    from mconv.convert.load import open_checkpoint
+    from mconv.convert.opening import open_checkpoint
 
     base, random = open_checkpoint(model), torch.Generator().manual_seed(5)
     names = lora.chosen(targets, lora.linears(base.family, base.spec))

@@ -110,14 +110,14 @@ def test_the_real_peft():
     from safetensors.torch import load_file
 
     from mconv.convert import adapted, peft_adapter
-    from mconv.convert.load import open_checkpoint
-    from mconv.convert.source import Source
+    from mconv.convert.opening import open_checkpoint
+    from mconv.convert.sources.source import dims_of
     from mconv.train.model import engine, forward, lora, weights
 
     base, parallel = open_checkpoint(GOLDEN / "base"), engine.Parallel()
     engine.init(parallel)
     model = engine.build(base.spec, padded_vocab_size=256, parallel=parallel, dtype=torch.float32)
-    weights.fill(model, base, parallel, padded_vocab_size=256)
+    weights.fill(model, base.source, parallel, padded_vocab_size=256)
     expected = load_file(GOLDEN / "expected.safetensors")
     adapter = peft_adapter.read(GOLDEN / "adapter", family=base.family, spec=base.spec)
     lora.attach(
@@ -126,16 +126,16 @@ def test_the_real_peft():
     )  # fmt: skip
     found = forward.logits(model, expected["input_ids"], parallel=parallel)
     torch.testing.assert_close(found, expected["logits"], atol=2e-5, rtol=0)
-    ours, theirs = Source.of(adapted.with_base(GOLDEN / "adapter", None)), Source.of(open_checkpoint(GOLDEN / "merged"))
+    ours, theirs = adapted.with_base(GOLDEN / "adapter", None).source, open_checkpoint(GOLDEN / "merged").source
     for logical in base.family.logicals(base.spec):
-        box = tuple((0, n) for n in ours.dims(logical))
+        box = tuple((0, n) for n in dims_of(ours, logical))
         torch.testing.assert_close(ours.pull(logical, box), theirs.pull(logical, box), atol=2e-7, rtol=0)
 
 
 def test_layers_that_are_computed_again_give_the_same_gradients(run):
     """megatron-core's checkpointing gives none at all to layers whose input, here a frozen embedding, asks for none."""
     from mconv.convert import peft_adapter
-    from mconv.convert.load import open_checkpoint
+    from mconv.convert.opening import open_checkpoint
     from mconv.train.megatron.imports import quiet
     from mconv.train.model import engine, lora, weights
 
@@ -145,7 +145,7 @@ def test_layers_that_are_computed_again_give_the_same_gradients(run):
     again = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     for more in ({}, again):
         model = engine.build(base.spec, padded_vocab_size=jobs.PADDED, parallel=parallel, dtype=torch.float32, **more)
-        weights.fill(model, base, parallel, padded_vocab_size=jobs.PADDED)
+        weights.fill(model, base.source, parallel, padded_vocab_size=jobs.PADDED)
         lora.attach(
             model, adapter.settings, family=base.family, spec=base.spec,
             start=lambda linear, layer, factor: adapter.factors[linear.key(layer, factor)],
@@ -364,7 +364,7 @@ def test_gpt2_whose_rows_are_stored_in_another_order(run, world, tmp_path):
 def test_what_is_not_zero_past_a_rank_is_seen(run):
     """The zeros that fill a lower rank up are part of a checkpoint: others are of another adapter."""
     from mconv.convert import adapter, lora
-    from mconv.convert.load import open_checkpoint
+    from mconv.convert.opening import open_checkpoint
 
     base = open_checkpoint(run["load"])
     known, settings = (

@@ -16,7 +16,7 @@ from mconv.convert import buffers
 from mconv.convert import optimizer as states
 from mconv.convert.formats import torch_dist
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.source import Source, assemble
+from mconv.convert.sources.read import assemble
 from mconv.errors import CheckFailed, FormatError
 from mconv.train.checkpoints.inherit import filled
 from mconv.train.checkpoints.metadata import settings_of
@@ -52,8 +52,8 @@ def test_every_format_gives_the_live_optimizers_state(case):
     kinds = {**state.moments, **({} if case == "legacy-tp1-adam" else {"master": state.main})}
     assert state.step == 3
     for stored in open_checkpoint(GOLDEN / case / "hf").stored:
-        for kind, checkpoint in kinds.items():
-            found = assemble(Source.of(checkpoint), stored, dtype=torch.float32)
+        for kind, source in kinds.items():
+            found = assemble(source, stored, dtype=torch.float32)
             assert torch.equal(found, expected.pop(f"{kind}/{stored.key}")), (kind, stored.key)
     assert not expected
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from tiny import edit_json, make_llama, tensors
 
-from mconv.convert import dtypes, plan
+from mconv.convert import dtypes
+from mconv.convert.engine import plan
+from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.formats.dtype import BY_NAME, of_torch
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.rewrite import rewrite
 from mconv.errors import ConfigError
 from mconv.train.config import make, merged
 from mconv.train.model import architecture

@@ -9,9 +9,10 @@ import tiny
 import torch
 
 from mconv.convert.families import FAMILIES
-from mconv.convert.load import load_rank
 from mconv.convert.lora import chosen, linears
 from mconv.convert.opening import open_checkpoint
+from mconv.convert.sources.load import load_rank
+from mconv.convert.table import Logical
 from mconv.errors import ConfigError
 from mconv.train.config import make
 from mconv.train.model import architecture, drawing
@@ -107,7 +108,7 @@ def test_linears_that_share_a_name_have_a_longer_one():
 # ---- weights ---------------------------------------------------------------------------------------------------------
 def drawn(**fields: object) -> dict[str, torch.Tensor]:
     opened = architecture.origin(make({**RUN, **TINY, **fields}))
-    return {name: located.load() for name, located in opened.located.items()}
+    return {str(tensor): opened.source.whole(tensor).clone() for tensor in opened.source.tensors()}
 
 
 def test_weights_are_drawn_as_megatron_draws_them():
@@ -132,15 +133,15 @@ def test_a_seed_is_one_set_of_weights_and_no_two_tensors_are_alike():
 
 def test_a_rank_has_its_slice_of_them():
     opened = architecture.origin(make(RUN | TINY))
-    shape = opened.located["layer.2.mlp_in.weight"].shape
+    whole = opened.source.whole(Logical("layer.mlp_in", 2)).clone()
     name = "decoder.layers.0.mlp.linear_fc1.weight"
     halves = []
     for rank in range(2):
-        held = {name: torch.empty(shape[0] // 2, shape[1])}
+        held = {name: torch.empty(whole.shape[0] // 2, whole.shape[1])}
         place = jobs.placed(tp=2, pp=2, padded=96, tp_rank=rank, stage=1)
-        load_rank(opened, held, **place, partial=True)
+        load_rank(opened.source, held, **place, partial=True)
         halves.append(held[name])
-    assert torch.equal(torch.cat(halves), opened.located["layer.2.mlp_in.weight"].load())
+    assert torch.equal(torch.cat(halves), whole)
     drawing.forget()
 
 
@@ -163,8 +164,8 @@ def test_losses_know_no_layout(change, run, world):
 def test_a_run_goes_on_from_itself_and_is_a_model_like_any_other(run, tmp_path):
     import transformers
 
-    from mconv.convert import plan
-    from mconv.convert.rewrite import rewrite
+    from mconv.convert.engine import plan
+    from mconv.convert.engine.rewrite import rewrite
 
     whole = jobs.train(**run)
     first = jobs.train(**run, save=str(tmp_path / "run"), exit_after=2)

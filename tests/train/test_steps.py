@@ -162,7 +162,7 @@ def test_what_cannot_be_frozen_is_refused(freeze, message, run):
 
 
 def test_layers_that_are_computed_again_above_a_frozen_embedding_have_their_gradients(run):
-    from mconv.convert.load import open_checkpoint
+    from mconv.convert.opening import open_checkpoint
     from mconv.train.megatron.imports import quiet
     from mconv.train.model import engine, freeze, weights
 
@@ -171,7 +171,7 @@ def test_layers_that_are_computed_again_above_a_frozen_embedding_have_their_grad
     again = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     for more in ({}, again):
         model = engine.build(jobs.SPEC, padded_vocab_size=jobs.PADDED, parallel=parallel, dtype=torch.float32, **more)
-        weights.fill(model, open_checkpoint(run["load"]), parallel, padded_vocab_size=jobs.PADDED)
+        weights.fill(model, open_checkpoint(run["load"]).source, parallel, padded_vocab_size=jobs.PADDED)
         freeze.freeze([model], ["embedding", "layers.0"])
         with quiet():
             model(tokens, torch.arange(tokens.shape[1]).expand_as(tokens), None, labels=tokens).mean().backward()

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tiny import LLAMA3, edit_json, make_llama, make_mistral, tensors
 
 from mconv.convert.opening import open_checkpoint
-from mconv.convert.source import Source, bits
+from mconv.convert.sources.checks import bits
 from mconv.verify.diagnosis import explain as guessing
 from mconv.verify.diagnosis.pair import entire
 from mconv.verify.differences import logical_of
@@ -51,7 +51,7 @@ def explained(one, two):
 
 def check_undo(a, b, guesses):
     """What undoes a fault gives a's tensor, but for roundings."""
-    left, right = Source.of(a), Source.of(b)
+    left, right = a.source, b.source
     for guess in guesses:
         for name in guess.undo:
             logical = logical_of(name)

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.convert.digests import combined
 from mconv.convert.lora import Settings
-from mconv.convert.source import Source, digests
+from mconv.convert.sources.read import digests
 from mconv.errors import ConfigError
 from mconv.train.config import TrainConfig
 from mconv.train.config.compute import NAMES
@@ -36,7 +36,7 @@ class Adapted:
         return {**self.settings.to_dict(), "base": self.base}
 
 
-def adapt(models: list[Any], config: TrainConfig, base: Checkpoint, *, resumed: dict[str, Any] | None) -> str:
+def adapt(models: list[Any], config: TrainConfig, base: SourceModel, *, resumed: dict[str, Any] | None) -> str:
     """Give this rank's filled parts of the model their adapters; returns a line for people.
 
     `resumed`: what the checkpoint that the run goes on from says of its own.
@@ -59,7 +59,7 @@ def adapt(models: list[Any], config: TrainConfig, base: Checkpoint, *, resumed: 
     return "\n".join([f"LoRA: {settings}", *(f"note: {note}" for note in (given.notes if given else ()))])
 
 
-def _described(config: TrainConfig, base: Checkpoint) -> dict[str, str]:
+def _described(config: TrainConfig, base: SourceModel) -> dict[str, str]:
     """Return name, path and digest of the base; nothing for a run that saves no checkpoint."""
     if config.save is None:
         return {}
@@ -67,11 +67,11 @@ def _described(config: TrainConfig, base: Checkpoint) -> dict[str, str]:
     return {"name": base.name, "path": path, "digest": digest_of(base)}
 
 
-def digest_of(base: Checkpoint) -> str:
+def digest_of(base: SourceModel) -> str:
     """Return one digest of every weight of a checkpoint: each rank reads its share, and all get the result."""
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     names = [str(logical) for logical in base.family.logicals(base.spec)]
-    mine = digests(Source.of(base), only=set(names[rank::world]), allow_nonfinite=True).stored
+    mine = digests(base.source, only=set(names[rank::world]), allow_nonfinite=True).stored
     return combined({name: digest for share in from_all_ranks(mine) for name, digest in share.items()})
 
 

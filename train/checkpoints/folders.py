@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from mconv.convert import manifest
-from mconv.convert.checkpoint import TRACKER
+from mconv.convert.kinds import TRACKER
 from mconv.convert.locate import tracker_word
 from mconv.errors import MconvError
 

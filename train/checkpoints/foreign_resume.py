@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.dialects.arguments import shown
+from mconv.convert.checkpoint import Checkpoint, SourceModel
 from mconv.convert.formats.tensors import Located
-from mconv.convert.optimizer import OptimizerState, with_padding
+from mconv.convert.optimizer import OptimizerState
 from mconv.convert.optimizer import open_state as open_optimizer
+from mconv.convert.values import shown
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.train.checkpoints.checkpoint import Loaded
 from mconv.train.megatron.imports import DistributedOptimizer
@@ -26,15 +26,15 @@ from mconv.train.model.engine import unwrap
 from mconv.train.optim.optimizer import parts, set_step
 
 
-def open_state(checkpoint: Checkpoint) -> OptimizerState:
+def open_state(checkpoint: SourceModel) -> OptimizerState:
     """Open the optimizer state of the run that a checkpoint holds. Raises FormatError if it holds weights alone."""
-    if checkpoint.layout is None:
+    if not isinstance(checkpoint, Checkpoint) or checkpoint.layout is None:
         raise FormatError(
             f"--resume: {checkpoint.name} holds weights only, so there is no run to resume; remove --resume"
         )
     counted(checkpoint)  # what is wrong with them stops before a model is built
     try:
-        return open_optimizer(with_padding(checkpoint))
+        return open_optimizer(checkpoint, padding=True)
     except FormatError as error:
         if not _frozen(checkpoint):
             raise
@@ -45,14 +45,14 @@ def open_state(checkpoint: Checkpoint) -> OptimizerState:
         ) from error
 
 
-def _frozen(checkpoint: Checkpoint) -> bool:
+def _frozen(checkpoint: SourceModel) -> bool:
     """Return whether a checkpoint is of a run of mconv's that trained a part of its weights."""
     memory = checkpoint.common.get("mconv")
     settings = memory.get("settings") if isinstance(memory, dict) else None
     return isinstance(settings, dict) and bool(settings.get("freeze"))
 
 
-def counted(checkpoint: Checkpoint) -> Loaded:
+def counted(checkpoint: SourceModel) -> Loaded:
     """Return how far the run of a checkpoint is. Raises FormatError where it does not say so in whole numbers."""
     common, scheduler = checkpoint.common, checkpoint.common.get("opt_param_scheduler", {})
     consumed = getattr(common.get("args"), "consumed_train_samples", None)
@@ -71,7 +71,7 @@ def counted(checkpoint: Checkpoint) -> Loaded:
     return Loaded(iteration=iteration, consumed=consumed, scheduled=scheduled, memory=memory)
 
 
-def check_unfinished(checkpoint: Checkpoint, iterations: int) -> None:
+def check_unfinished(checkpoint: SourceModel, iterations: int) -> None:
     """Raise ConfigError where the run of a checkpoint has no step left of so many iterations."""
     if (now := counted(checkpoint).iteration) >= iterations:
         raise ConfigError(
@@ -81,7 +81,7 @@ def check_unfinished(checkpoint: Checkpoint, iterations: int) -> None:
 
 
 def load(
-    checkpoint: Checkpoint, state: OptimizerState, *, chunks: list[Any], optimizer: Any, parallel: Parallel
+    checkpoint: SourceModel, state: OptimizerState, *, chunks: list[Any], optimizer: Any, parallel: Parallel
 ) -> Loaded:
     """Fill model and optimizer with `checkpoint`'s run.
 

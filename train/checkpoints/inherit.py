@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.convert.ignored import ignored
 from mconv.convert.opening import open_checkpoint
 from mconv.convert.optimizer import has_state
@@ -115,7 +115,7 @@ def _continued(values: Mapping[str, Any], own: Path | None) -> tuple[str, ...]:
     return (f"{values['save']} holds a run, which continues from {own.name}: finetune and load are for a new one",)
 
 
-def known(opened: Checkpoint) -> dict[str, Any]:
+def known(opened: SourceModel) -> dict[str, Any]:
     """Return the settings that a checkpoint of a run holds, by our fields: those of its args, over them mconv's own."""
     args, memory = opened.common.get("args"), opened.common.get("mconv")
     own = memory.get("settings") if isinstance(memory, dict) else None
@@ -234,7 +234,7 @@ def _can_evaluate(values: Mapping[str, Any]) -> bool:
 
 
 # ---- where it is, and what to say ------------------------------------------------------------------------------------
-def _opened(values: Mapping[str, Any], own: Path | None) -> Checkpoint:
+def _opened(values: Mapping[str, Any], own: Path | None) -> SourceModel:
     """Open the run's own checkpoint, or else `load`, as the run itself will; a value of a wrong kind is refused later."""
     names = ("ignore_arg", "ignore_config_key", "vocab_size", "iteration")
     args, keys, vocab, number = (None if values.get(name) is None else fitting(name, values[name]) for name in names)
@@ -255,7 +255,7 @@ def _own(values: Mapping[str, Any]) -> Path | None:
     return None if number is None else folder_of(root, number)
 
 
-def _lines(opened: Checkpoint, taken: dict[str, Any]) -> Iterator[str]:
+def _lines(opened: SourceModel, taken: dict[str, Any]) -> Iterator[str]:
     """Yield what was taken and differs from the defaults, a line for each section."""
     defaults = {name: getattr(TrainConfig, name, None) for name in TrainConfig.__dataclass_fields__}
     other = {name: value for name, value in taken.items() if value != defaults[name]}
@@ -275,7 +275,7 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else f"{value:g}" if type(value) is float else str(value)
 
 
-def _otherwise(opened: Checkpoint) -> Iterator[str]:
+def _otherwise(opened: SourceModel) -> Iterator[str]:
     """Yield a line for each arg of the run that mconv has no field for and that makes its steps differ from mconv's."""
     args = vars(opened.common["args"]) if "args" in opened.common else {}
     for name, (like, ours) in OTHERWISE.items():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mconv.convert import dtypes, manifest, sidecar
-from mconv.convert.checkpoint import SIDE_FOLDER, Checkpoint
+from mconv.convert.checkpoint import SIDE_FOLDER, SourceModel
 from mconv.convert.dialects.mcore import args_of, layout_of
 from mconv.errors import FormatError
 from mconv.spec import ModelSpec
@@ -56,7 +56,7 @@ def _split(config: TrainConfig) -> str | None:
     return config.split or ("100,0,0" if config.data else None)
 
 
-def distributed(checkpoint: Checkpoint) -> bool | None:
+def distributed(checkpoint: SourceModel) -> bool | None:
     """Return whether a checkpoint's optimizer was shared among replicas; None if its args do not say."""
     said = getattr(checkpoint.common.get("args"), "use_distributed_optimizer", None)
     return None if said is None else bool(said)
@@ -86,7 +86,7 @@ def args_now(spec: ModelSpec, parallel: Parallel, chunks: list[Any], settings: M
     return args
 
 
-def _ancestors(folder: Path, origin: Checkpoint | None) -> list[str]:
+def _ancestors(folder: Path, origin: SourceModel | None) -> list[str]:
     """Return the names of a checkpoint's ancestors, without earlier checkpoints of the same run."""
     if origin is None or not origin.path.is_dir():  # random weights
         return []
@@ -94,7 +94,7 @@ def _ancestors(folder: Path, origin: Checkpoint | None) -> list[str]:
     return found[:-1] if origin.path.resolve().parent == folder.resolve().parent else found
 
 
-def finish(folder: Path, spec: ModelSpec, args: Namespace, *, origin: Checkpoint | None) -> None:
+def finish(folder: Path, spec: ModelSpec, args: Namespace, *, origin: SourceModel | None) -> None:
     """Add the files that conversion expects: the manifest, and the side files of the checkpoint that it came from."""
     before = (origin.manifest or {}) if origin else {}
     named = {"name": origin.name, "format": origin.format} if origin else {}
@@ -122,7 +122,7 @@ def finish(folder: Path, spec: ModelSpec, args: Namespace, *, origin: Checkpoint
     manifest.write(folder, made)
 
 
-def _side_files(root: Path, origin: Checkpoint | None) -> dict[str, Path]:
+def _side_files(root: Path, origin: SourceModel | None) -> dict[str, Path]:
     """Return the files that travel with the model: those of the origin, or of the last save where that is gone.
 
     A run that goes on from its own checkpoint lets that one go in time.

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.convert.optimizer import has_state
 from mconv.errors import ConfigError
 
 
-def left_out(opened: Checkpoint, values: Mapping[str, Any]) -> str | None:
+def left_out(opened: SourceModel, values: Mapping[str, Any]) -> str | None:
     """Return a line on the optimizer state in `load` that a new run does not use; None where there is none to leave out.
 
     `values`: the fields of a configuration. Raises ConfigError where they do not say which of the two is meant.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mconv import extras
-from mconv.convert.place import sync
+from mconv.convert.staging import sync
 from mconv.convert.tokens import decides
 from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.train.data.index import with_ending

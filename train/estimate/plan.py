@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mconv.convert.checkpoint import Checkpoint, target_layout
+from mconv.convert.checkpoint import SourceModel, target_layout
 from mconv.errors import ConfigError, refuse
 from mconv.shard.layout import Layout, padded_vocab
 from mconv.train.config import TrainConfig
@@ -47,7 +47,7 @@ class RunPlan:
     """A run before it is begun."""
 
     config: TrainConfig
-    origin: Checkpoint
+    origin: SourceModel
     layout: Layout
     world: int
     seq_length: int
@@ -83,7 +83,7 @@ class RunPlan:
         return None if self.samples is None else self.samples.train * self.seq_length
 
 
-def opened(config: TrainConfig) -> tuple[TrainConfig, Checkpoint, ChosenPrecision]:
+def opened(config: TrainConfig) -> tuple[TrainConfig, SourceModel, ChosenPrecision]:
     """Return a configuration with its precision filled in, its model, and why that precision. Raises ConfigError."""
     origin = architecture.origin(config)
     config, precision = resolved(config, origin)
@@ -125,7 +125,7 @@ def plan(
     )  # fmt: skip
 
 
-def _checkpoint(config: TrainConfig, opened: Checkpoint, layout: Layout, setting: memory.Setting) -> int:
+def _checkpoint(config: TrainConfig, opened: SourceModel, layout: Layout, setting: memory.Setting) -> int:
     """Return the bytes of one checkpoint: of the model, its vocabulary padded, or of its adapters alone."""
     whole = memory.count(opened.spec, layout)
     trained = memory.trained(opened.spec, setting.trains, padded_vocab=layout.padded_vocab)  # their state is saved, too
@@ -133,7 +133,7 @@ def _checkpoint(config: TrainConfig, opened: Checkpoint, layout: Layout, setting
     return storage.checkpoint_bytes(config, trained=trained, weights=weights)
 
 
-def trains_of(config: TrainConfig, opened: Checkpoint) -> Trainable:
+def trains_of(config: TrainConfig, opened: SourceModel) -> Trainable:
     """Return what a configuration trains. Raises ConfigError, as the run would, on names that the model has not."""
     if wanted(config):
         return Trainable(adapter=asked(config, opened)[0])
@@ -142,7 +142,7 @@ def trains_of(config: TrainConfig, opened: Checkpoint) -> Trainable:
     return trains
 
 
-def problems(config: TrainConfig, opened: Checkpoint, length: int, world: int) -> Iterator[str]:
+def problems(config: TrainConfig, opened: SourceModel, length: int, world: int) -> Iterator[str]:
     """Yield what the run itself would refuse."""
     shared, most = config.tp * config.pp, opened.spec.max_position_embeddings
     replicas = world // shared
@@ -154,7 +154,7 @@ def problems(config: TrainConfig, opened: Checkpoint, length: int, world: int) -
         yield f"seq_length {length} is more than the model's {most} positions"
 
 
-def layout_of(config: TrainConfig, opened: Checkpoint) -> Layout:
+def layout_of(config: TrainConfig, opened: SourceModel) -> Layout:
     """Return the run's layout. Raises LayoutError with every size that does not fit the model."""
     wanted = target_layout(
         opened.spec, opened.family, tp=config.tp, pp=config.pp, vpp=config.vpp, uneven=uneven_of(config),

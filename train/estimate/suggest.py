@@ -5,7 +5,7 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.errors import ConfigError, MconvError, refuse
 from mconv.shard.layout import Layout
 from mconv.train.config import TrainConfig
@@ -74,7 +74,7 @@ def flags(fields: dict[str, Any], *, whole: bool = False) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Search:
     config: TrainConfig
-    opened: Checkpoint
+    opened: SourceModel
     trains: Trainable
     world: int
     fixed: Set[str]
@@ -83,7 +83,7 @@ class _Search:
 
 def suggest(
     config: TrainConfig,
-    opened: Checkpoint,
+    opened: SourceModel,
     *,
     world: int,
     gpu: Gpu,
@@ -143,7 +143,7 @@ def _order(one: _Candidate) -> tuple[int, ...]:
     return round(100 * math.log(one.step.seconds)), layout.tp * layout.pp, layout.vpp, -one.setting.micro_batch_size
 
 
-def _fitting(one: _Candidate, opened: Checkpoint, gpu: Gpu) -> Suggestion | None:
+def _fitting(one: _Candidate, opened: SourceModel, gpu: Gpu) -> Suggestion | None:
     ranks = memory.ranks(opened.spec, one.layout, one.setting)
     if not gpu.holds(ranks):
         return None

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.spec import ModelSpec
 from mconv.train.checkpoints import adapt, checkpoint, metadata
 from mconv.train.checkpoints.saving import Saver, Then, nothing
@@ -38,7 +38,7 @@ class Run:
     """Steps taken or skipped."""
     consumed: int = 0
     """Samples seen."""
-    origin: Checkpoint
+    origin: SourceModel
     """The checkpoint that the run started or resumed from; with LoRA always the base."""
     per_token_loss: PerTokenLoss
     """Divides the gradients of a step by its tokens' weights."""

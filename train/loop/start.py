@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from mconv.convert import sidecar
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import Checkpoint, SourceModel
 from mconv.convert.formats.dtype import in_torch
 from mconv.convert.host import existing, writable
 from mconv.convert.optimizer import OptimizerState, with_padding
-from mconv.convert.source import Source, check_copies
+from mconv.convert.sources.read import check_copies
+from mconv.convert.sources.source import Source
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 from mconv.train.checkpoints import (
@@ -101,7 +102,7 @@ class _Origin:
     """The checkpoints that a run is made of."""
 
     at: Beginning
-    opened: Checkpoint
+    opened: SourceModel
     """The checkpoint with the model's weights: the run's own, or the one that it begins with."""
     adapted: bool
     """True if adapters alone are trained: the run's checkpoints hold these, and `opened` is always `load`."""
@@ -131,9 +132,7 @@ def _source(config: TrainConfig) -> _Origin:
         opened = weights.open_weights(str(at.own), vocab_size=config.vocab_size, ignore=architecture.passes(config))
     else:
         opened = architecture.origin(config, iteration=at.iteration)
-        collectives.on_rank_0(
-            lambda: check_copies(Source.of(opened))
-        )  # each rank would begin with a copy of its own choice
+        collectives.on_rank_0(lambda: check_copies(opened.source))  # each rank would begin with a copy of its own choice
     _check_same_run(config, opened, resumed=at.own is not None)
     left_out = None if at.own or config.load is None else resume_choice.left_out(opened, vars(config))
     taken_over = (config.resume and not at.own) or _changed(config, opened, own=own)
@@ -163,9 +162,11 @@ def _models(config: TrainConfig, parallel: Parallel, source: _Origin, padded: in
     return models
 
 
-def _filling(config: TrainConfig, opened: Checkpoint) -> Checkpoint:
+def _filling(config: TrainConfig, opened: SourceModel) -> Source:
     """Return what fills the model: with the rows of vocabulary padding, where the loss counts them and there are some."""
-    return with_padding(opened) if config.padded_vocab_in_loss and opened.layout is not None else opened
+    if config.padded_vocab_in_loss and isinstance(opened, Checkpoint) and opened.layout is not None:
+        return with_padding(opened)
+    return opened.source
 
 
 def _loaded(source: _Origin, parallel: Parallel, *, chunks: list[Any], optimizer: Any) -> checkpoint.Loaded:
@@ -179,7 +180,7 @@ def _loaded(source: _Origin, parallel: Parallel, *, chunks: list[Any], optimizer
     return checkpoint.Loaded()
 
 
-def _changed(config: TrainConfig, opened: Checkpoint, *, own: bool) -> bool:
+def _changed(config: TrainConfig, opened: SourceModel, *, own: bool) -> bool:
     """Return whether megatron-core cannot load the run's own state: kept otherwise, or not to be given to its loader."""
     if not own:
         return False
@@ -231,7 +232,7 @@ def _check_folders(config: TrainConfig) -> None:
             raise ConfigError(f"{name} is {wanted}, but {near} {why}; choose another folder")
 
 
-def _check_same_run(config: TrainConfig, opened: Checkpoint, *, resumed: bool) -> None:
+def _check_same_run(config: TrainConfig, opened: SourceModel, *, resumed: bool) -> None:
     """Raise ConfigError unless the run that is resumed is of the model that `load` names, where that is still there."""
     if not resumed or (config.load and not _is_elsewhere(Path(config.load), Path(str(config.save)))):
         return

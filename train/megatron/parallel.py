@@ -39,7 +39,7 @@ class Parallel(Grid):
 
     def stages(self, num_layers: int) -> dict[tuple[int, int], range]:
         """Return the layers of each (stage, chunk). Raises LayoutError if they cannot be shared so."""
-        said = [f"{arg} {value}" for name, (arg, _) in UNEVEN.items() if (value := getattr(self.uneven, name))]
+        said = [f"{arg} {value}" for name, arg in UNEVEN.items() if (value := getattr(self.uneven, name))]
         try:
             return self.layout(padded_vocab=self.tp).stages(num_layers)
         except LayoutError as error:

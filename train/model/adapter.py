@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mconv.convert import peft
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.convert.lora import Linear, Settings, chosen, linears
 from mconv.errors import ConfigError, FormatError
 from mconv.train.config import TrainConfig
@@ -23,13 +23,13 @@ def wanted(config: TrainConfig) -> bool:
     return config.lora_rank is not None or config.lora_load is not None
 
 
-def asked(config: TrainConfig, base: Checkpoint) -> "tuple[Settings, Adapter | None]":
+def asked(config: TrainConfig, base: SourceModel) -> "tuple[Settings, Adapter | None]":
     """Return an adapter's settings, and the adapter to start from, if any. Raises ConfigError or FormatError."""
     given = _given(config, base)
     return (given.settings if given else _settings(config, base)), given
 
 
-def _given(config: TrainConfig, base: Checkpoint) -> "Adapter | None":
+def _given(config: TrainConfig, base: SourceModel) -> "Adapter | None":
     """Return the adapter of `lora_load`, if the configuration's other fields agree with it."""
     if config.lora_load is None:
         return None
@@ -63,7 +63,7 @@ def _check_trainable(folder: str, adapter: "Adapter", known: Mapping[str, Linear
         )
 
 
-def _settings(config: TrainConfig, base: Checkpoint) -> Settings:
+def _settings(config: TrainConfig, base: SourceModel) -> Settings:
     rank = config.lora_rank or 0
     targets = chosen(config.lora_targets, linears(base.family, base.spec))
     alpha = float(rank) if config.lora_alpha is None else config.lora_alpha

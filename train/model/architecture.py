@@ -8,7 +8,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.convert.families import described, family_for
 from mconv.convert.ignored import Ignored, ignored
 from mconv.convert.opening import open_checkpoint
@@ -22,7 +22,7 @@ from mconv.train.model.presets import PRESETS
 DEFAULT_STD = 0.02
 
 
-def origin(config: TrainConfig, *, iteration: int | None = None) -> Checkpoint:
+def origin(config: TrainConfig, *, iteration: int | None = None) -> SourceModel:
     """Return the checkpoint that a run starts from: the one in `load`, or one whose weights are drawn as they are read.
 
     `iteration`: that one of a Megatron root, not the tracker's.

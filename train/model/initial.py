@@ -5,37 +5,77 @@ So they are the same at every layout, and so are a run's losses. megatron-core's
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.convert.families import FAMILIES
-from mconv.convert.formats.dtype import FLOAT32
-from mconv.convert.formats.tensors import Located
-from mconv.convert.table import Stored
-from mconv.shard.pattern import piece
+from mconv.convert.formats.dtype import FLOAT32, DType
+from mconv.convert.sources.source import Slab, dims_of
+from mconv.convert.table import Family, Logical, Stored
+from mconv.shard.axes import Box
 from mconv.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
 
+    from mconv.convert.sources.scratch import Scratch
 
-@dataclass(frozen=True, slots=True)
-class Drawn(Located):
-    """A tensor that lies nowhere: normal around 0, or a constant where `std` is None."""
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """A source whose tensors lie nowhere: each is drawn when it is read, in fp32, the same values each time.
+
+    Megatron's rule: norms are 1, biases 0, all else is normal around 0, and less wide where it is added to the hidden
+    states.
+    """
+
+    spec: ModelSpec
+    std: float
     seed: int
-    std: float | None
-    constant: float = 0.0
+    label: str
+    logicals: Mapping[Logical, None] = field(init=False)
 
-    def load(self) -> "torch.Tensor":
-        """Draw it: the same values each time."""
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "logicals", dict.fromkeys(self.family.logicals(self.spec)))
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.spec.family]
+
+    def tensors(self) -> Collection[Logical]:
+        return self.logicals.keys()
+
+    def dtypes(self, tensor: Logical) -> Collection[DType]:
+        return (FLOAT32,)
+
+    def pieces(self, tensor: Logical) -> Sequence[Stored]:
+        return ()
+
+    def pull(self, tensor: Logical, box: Box, scratch: "Scratch | None" = None) -> "torch.Tensor":
+        return self.whole(tensor).view(dims_of(self, tensor))[tuple(slice(*ends) for ends in box)]
+
+    def conflicts(self, tensor: Logical, slab: Slab) -> tuple[()]:
+        return ()
+
+    def files(self) -> Collection[Path]:
+        return ()
+
+    def fingerprint(self) -> list[Any]:
+        return ["drawn", self.seed, self.std]
+
+    def whole(self, tensor: Logical) -> "torch.Tensor":
+        """Return a tensor in the shape of a parameter, its axes fused."""
         from mconv.train.model import drawing
 
-        if self.std is None:
-            return drawing.constant(self.shape, self.constant, self.dtype)
-        return drawing.normal(self.shape, self.seed, self.std)
+        shape, kind = self.family.axes(tensor).shape(self.spec.sizes), self.family.row(tensor.row).kind
+        if tensor.leaf == "bias" or kind == "norm":
+            return drawing.constant(shape, float(tensor.leaf == "weight"), FLOAT32)
+        seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{tensor}".encode()).digest()[:8], "big") >> 1
+        narrow = math.sqrt(2 * self.spec.num_layers) if kind == "row" else 1.0
+        return drawing.normal(shape, seed, self.std / narrow)
 
 
 def parameters(spec: ModelSpec) -> int:
@@ -43,27 +83,9 @@ def parameters(spec: ModelSpec) -> int:
     return blueprint(spec, std=1.0, seed=0, path=Path()).parameters
 
 
-def blueprint(spec: ModelSpec, *, std: float, seed: int, path: Path) -> Checkpoint:
-    """Return a checkpoint of `spec`, as if opened at `path`, whose tensors are drawn in fp32 when they are read.
+def blueprint(spec: ModelSpec, *, std: float, seed: int, path: Path) -> SourceModel:
+    """Return a model of `spec` whose weights are drawn when they are read.
 
     `path` lends it its name and, where it is a folder, its config and tokenizer files.
     """
-    family = FAMILIES[spec.family]
-    logicals = family.logicals(spec)
-    stored = [Stored(str(x), x, piece(family.axes(x), spec.sizes)) for x in logicals]
-    located: dict[str, Located] = {one.key: _drawn(one, spec, std=std, seed=seed) for one in stored}
-    return Checkpoint(
-        path=path, format="hf", dialect=None, family=family, spec=spec, layout=None, iteration=None, stored=stored,
-        located=located, manifest=None,
-    )  # fmt: skip
-
-
-def _drawn(stored: Stored, spec: ModelSpec, *, std: float, seed: int) -> Drawn:
-    """Return a tensor to draw by Megatron's rule: norms 1, biases 0, else normal, narrower if added to hidden states."""
-    x, shape = stored.logical, stored.piece.shape
-    kind = FAMILIES[spec.family].row(x.row).kind
-    own = int.from_bytes(hashlib.sha256(f"{seed}/{x}".encode()).digest()[:8], "big") >> 1
-    where = (Path("drawn"), 0, FLOAT32, shape, own)
-    if x.leaf == "bias" or kind == "norm":
-        return Drawn(*where, std=None, constant=float(x.leaf == "weight"))
-    return Drawn(*where, std=std / math.sqrt(2 * spec.num_layers) if kind == "row" else std)
+    return SourceModel(source=Drawn(spec=spec, std=std, seed=seed, label=str(path)), derived=True, path=path, format="hf")

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint import SourceModel
 from mconv.convert.formats.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
 from mconv.convert.formats.hf import read_json
 from mconv.errors import ConfigError
@@ -31,7 +31,7 @@ class ChosenPrecision:
         return f"precision: {self.name}, {self.why}"
 
 
-def precision_of(config: TrainConfig, opened: Checkpoint) -> ChosenPrecision:
+def precision_of(config: TrainConfig, opened: SourceModel) -> ChosenPrecision:
     """Return the precision that a configuration has with the weights of an opened checkpoint.
 
     Raises ConfigError where the configuration excludes what is left, such as `fp32: false` for fp32 weights.
@@ -50,7 +50,7 @@ def precision_of(config: TrainConfig, opened: Checkpoint) -> ChosenPrecision:
     return ChosenPrecision("fp32", f"since {own} is false; without that it would be {own}, {whose}")
 
 
-def resolved(config: TrainConfig, opened: Checkpoint) -> tuple[TrainConfig, ChosenPrecision]:
+def resolved(config: TrainConfig, opened: SourceModel) -> tuple[TrainConfig, ChosenPrecision]:
     """Return the configuration with one of fp32, bf16 and fp16 true and the others false, and why that one."""
     found = precision_of(config, opened)
     asked: dict[str, Any] = {name: name == found.name for name in NAMES}
@@ -73,9 +73,9 @@ def _others(own: str) -> str:
     return "--bf16 trains in bf16 with fp32 main weights" if own == "fp32" else "--fp32 trains in fp32"
 
 
-def _of_weights(config: TrainConfig, opened: Checkpoint) -> tuple[str, str]:
+def _of_weights(config: TrainConfig, opened: SourceModel) -> tuple[str, str]:
     """Return the name of the weights' precision, and a reason in words."""
-    if all(isinstance(where, Drawn) for where in opened.located.values()):
+    if isinstance(opened.source, Drawn):
         return _of_random(config)
     name = opened.dtype.name
     if name not in OF:

@@ -5,8 +5,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mconv.convert.checkpoint import SourceModel
 from mconv.convert.ignored import NOTHING, Ignored
-from mconv.convert.load import Checkpoint, load_rank, open_checkpoint
+from mconv.convert.opening import open_checkpoint
+from mconv.convert.sources.load import load_rank
+from mconv.convert.sources.source import Source
 from mconv.errors import LayoutError
 from mconv.shard.layout import padded_vocab
 from mconv.train.megatron.imports import parallel_state
@@ -16,12 +19,12 @@ from mconv.train.model.engine import Parallel, parameters
 
 def open_weights(
     path: str, *, vocab_size: int | None, iteration: int | None = None, ignore: Ignored = NOTHING
-) -> Checkpoint:
+) -> SourceModel:
     """Open a checkpoint of any format; `vocab_size` where it does not know its own; `iteration` of a root's."""
     return open_checkpoint(Path(path), vocab_size=vocab_size, iteration=iteration, ignore=ignore)
 
 
-def padded_size(checkpoint: Checkpoint, parallel: Parallel, *, multiple: int) -> int:
+def padded_size(checkpoint: SourceModel, parallel: Parallel, *, multiple: int) -> int:
     """Return the rows of the embedding to train: the checkpoint's if it is padded already, else by Megatron's rule."""
     if checkpoint.layout is None:
         return padded_vocab(checkpoint.spec.vocab_size, tp=parallel.tp, multiple=multiple)
@@ -34,19 +37,17 @@ def padded_size(checkpoint: Checkpoint, parallel: Parallel, *, multiple: int) ->
     return size
 
 
-def fill(
-    model: torch.nn.Module, checkpoint: Checkpoint, parallel: Parallel, *, padded_vocab_size: int, chunk: int = 0
-) -> None:
-    """Copy this rank's slices of the checkpoint's weights into the model (a chunk of it), cast to its dtype."""
-    fill_tensors(parameters(model), checkpoint, parallel, padded_vocab_size=padded_vocab_size, chunk=chunk)
+def fill(model: torch.nn.Module, source: Source, parallel: Parallel, *, padded_vocab_size: int, chunk: int = 0) -> None:
+    """Copy this rank's slices of a source's weights into the model (a chunk of it), cast to its dtype."""
+    fill_tensors(parameters(model), source, parallel, padded_vocab_size=padded_vocab_size, chunk=chunk)
 
 
 def fill_tensors(
-    tensors: dict[str, Tensor], checkpoint: Checkpoint, parallel: Parallel, *, padded_vocab_size: int, chunk: int = 0
+    tensors: dict[str, Tensor], source: Source, parallel: Parallel, *, padded_vocab_size: int, chunk: int = 0
 ) -> None:
     """Copy this rank's slices into tensors that have the shapes and names of its parameters."""
     load_rank(
-        checkpoint,
+        source,
         tensors,
         layout=parallel.layout(padded_vocab=padded_vocab_size),
         tp_rank=parallel_state.get_tensor_model_parallel_rank(),

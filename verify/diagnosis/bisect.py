@@ -1,4 +1,9 @@
-"""Bisection of two models: the first layer, and the module in it, whose output differs for the same input."""
+"""Bisection of two models: the first layer, and the module in it, whose output differs for the same input.
+
+The reference runs once and records the input of each layer. The candidate then runs with these in place of its own hidden
+states, so that each of its layers is judged alone. A guess at the fault is tried in the same way: the layer runs again,
+repaired.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -12,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.source import Source
 from mconv.convert.table import Family, Logical
 from mconv.errors import MconvError
 from mconv.verify.diagnosis.explain import Guess
@@ -93,7 +97,7 @@ def _tried(
 
 def _repair(guesses: Sequence[Guess], a: Checkpoint, b: Checkpoint) -> Repair:
     """Return what undoes several guesses at once."""
-    left, right = Source.of(a), Source.of(b)
+    left, right = a.source, b.source
 
     def mended(logical: Logical) -> Tensor | None:
         found = (guess.mended(logical, left, right) for guess in guesses)

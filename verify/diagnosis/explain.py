@@ -1,4 +1,8 @@
-"""The known fault behind tensors that differ, and how to undo it in b."""
+"""The known fault behind tensors that differ, and how to undo it in b.
+
+Only exact faults are named, to the rounding of a cast: a guess is a claim that can be tried. Only tensors that differ are
+read (and a sample of the same tensors in other layers), one at a time.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -6,8 +10,8 @@ from typing import Any, Literal
 
 import torch
 
-from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.source import Source
+from mconv.convert.checkpoint import SourceModel
+from mconv.convert.sources.source import Source
 from mconv.convert.table import Logical
 from mconv.verify.diagnosis.layers import Moved, moved
 from mconv.verify.diagnosis.order import known_order, shuffled
@@ -63,7 +67,7 @@ class Guess:
         if undo is None:
             return None
         source = a if undo.side == "a" else b
-        name = undo.tensor or held(source.checkpoint, logical) or logical
+        name = undo.tensor or held(source, logical) or logical
         tensor = entire(source, name)
         return tensor if undo.mend is None else undo.mend(tensor)
 
@@ -83,9 +87,9 @@ class TensorFault:
     spec: tuple[tuple[str, Any], ...] = ()
 
 
-def explain(a: Checkpoint, b: Checkpoint, report: Report) -> list[Guess]:
+def explain(a: SourceModel, b: SourceModel, report: Report) -> list[Guess]:
     """Return the faults that explain `report`, which is `digests.compare(a, b)`, in the order of its tensors."""
-    left, right = Source.of(a), Source.of(b)
+    left, right = a.source, b.source
     work = {logical_of(d.tensor): d for d in report.differences}
     guesses = []
     for fault in moved(left, right, [x for x, d in work.items() if d.how != "shape"]):
@@ -138,7 +142,7 @@ def _searched(left: Source, right: Source, work: Mapping[Logical, Difference]) -
 def _hit(
     left: Source, right: Source, logical: Logical, found: Difference, rules: Iterable[Callable[[TensorPair], Hit | None]]
 ) -> Hit | None:
-    names = held(left.checkpoint, logical), held(right.checkpoint, logical)
+    names = held(left, logical), held(right, logical)
     if names[0] is None or names[1] is None:
         return None
     pair = TensorPair.read(left, right, logical, (names[0], names[1]), found)
@@ -147,26 +151,26 @@ def _hit(
 
 def _undone(left: Source, logical: Logical, hit: Hit) -> TensorFault:
     """Return a recognised fault with its repair, which is a's own tensor if b does not hold enough."""
-    undo = Undo(mend=hit.mend) if hit.mend else Undo(side="a", tensor=held(left.checkpoint, logical))
+    undo = Undo(mend=hit.mend) if hit.mend else Undo(side="a", tensor=held(left, logical))
     return TensorFault(logical, hit.name, hit.what, undo)
 
 
 def _outright(left: Source, right: Source, logical: Logical, found: Difference) -> TensorFault | None:
     """Return a fault that a difference shows at once: biases, norms and vocabulary rows that only one side has."""
     if found.rows:
-        spec = (("vocab_size", left.checkpoint.spec.vocab_size),)
+        spec = (("vocab_size", left.spec.vocab_size),)
         if found.rows < 0:
-            undo = Undo(side="a", tensor=held(left.checkpoint, logical))
+            undo = Undo(side="a", tensor=held(left, logical))
             return TensorFault(logical, "vocabulary-cut", f"the last {-found.rows} rows are missing", undo, spec)
         what = f"{found.rows} rows beyond the vocabulary, {'zero' if found.rows_zero else 'not zero'}"
-        rows = left.checkpoint.spec.vocab_size
+        rows = left.spec.vocab_size
         return TensorFault(logical, "padding-leaked", what, Undo(mend=lambda tensor: tensor[:rows]), spec)
-    stored = logical in left.groups
-    row = (left if stored else right).checkpoint.family.row(logical.row)
+    stored = logical in left.tensors()
+    row = (left if stored else right).family.row(logical.row)
     if logical.leaf == "bias":
         fields = ((row.bias, stored),) if row.bias in BIASES else ()
         kind, added = "bias", "a has no such bias, and it is not zero"
-    elif row.when and row.name.endswith("norm"):
+    elif row.when and row.kind == "norm":
         fields, kind, added = ((row.when, stored),), "norm", "a has no such norm"
     else:
         return None
@@ -175,7 +179,7 @@ def _outright(left: Source, right: Source, logical: Logical, found: Difference) 
     return TensorFault(logical, f"{kind}-added", added, None, fields)
 
 
-def _untied(a: Checkpoint, b: Checkpoint, report: Report) -> list[TensorFault]:
+def _untied(a: SourceModel, b: SourceModel, report: Report) -> list[TensorFault]:
     """Return the fault of a head that is tied to the embedding on one side only."""
     if "tied_embeddings" not in report.spec:
         return []
@@ -196,7 +200,7 @@ def _twins(left: Source, right: Source, work: Mapping[Logical, Difference], *, d
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------------
-def _layers(fault: Moved, work: Mapping[Logical, Difference], *, a: Checkpoint) -> Guess:
+def _layers(fault: Moved, work: Mapping[Logical, Difference], *, a: SourceModel) -> Guess:
     """Return the guess for layers that hold other layers' values; a's own layer is the repair if b lost the right one."""
     back = {j: i for i, j in fault.origins.items()}
     row = fault.tensor
@@ -204,7 +208,7 @@ def _layers(fault: Moved, work: Mapping[Logical, Difference], *, a: Checkpoint) 
     undo = {
         str(x): Undo(tensor=replace(x, layer=back[x.layer])) if x.layer in back else Undo(side="a", tensor=x)
         for x in concerned
-        if x in a.by_logical
+        if x in a.source.tensors()
     }
     layers = tuple(sorted({*fault.origins, *fault.gone}))
     spec = {"num_layers": a.spec.num_layers} if fault.gone else {}

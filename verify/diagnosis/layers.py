@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from mconv.convert.formats.mapped import bytes_of
-from mconv.convert.source import Source
+from mconv.convert.sources.source import Source, dims_of, dtype_of
 from mconv.convert.table import Logical
 from mconv.verify.diagnosis.pair import entire, narrower, same
 
@@ -34,7 +34,7 @@ def moved(a: Source, b: Source, changed: Iterable[Logical]) -> list[Moved]:
     origins: dict[int, dict[Logical, set[int]]] = {}
     samples: dict[tuple[str, str], dict[int, bytes]] = {}
     for logical in changed:
-        if logical.layer is not None and logical in b.groups:
+        if logical.layer is not None and logical in b.tensors():
             origins.setdefault(logical.layer, {})[logical] = _origins(a, b, logical, samples)
     whole: dict[int, int] = {}
     out = []
@@ -46,22 +46,22 @@ def moved(a: Source, b: Source, changed: Iterable[Logical]) -> list[Moved]:
         for x in (x for x, sources in found.items() if sources):
             j, named = min(found[x]), f"{x.row.removeprefix('layer.')}.{x.leaf}"
             out.append(Moved("tensor-of-another-layer", f"{named} is that of layer {j}", {layer: j}, (x.row, x.leaf)))
-    return _classified(whole, origins, layers=(a.checkpoint.spec.num_layers, b.checkpoint.spec.num_layers)) + out
+    return _classified(whole, origins, layers=(a.spec.num_layers, b.spec.num_layers)) + out
 
 
 def sample(source: Source, logical: Logical, dtype: torch.dtype) -> bytes:
     """Return the bytes of a tensor's first run along its last axis."""
-    *outer, last = source.dims(logical)
+    *outer, last = dims_of(source, logical)
     return bytes(bytes_of(source.pull(logical, (*((0, 1) for _ in outer), (0, last))).to(dtype)))
 
 
 def _origins(a: Source, b: Source, logical: Logical, samples: dict[tuple[str, str], dict[int, bytes]]) -> set[int]:
     """Return the other layers of a whose tensor b holds here."""
-    peers = {j: replace(logical, layer=j) for j in range(a.checkpoint.spec.num_layers)}
-    peers = {j: peer for j, peer in peers.items() if peer in a.groups and a.dims(peer) == b.dims(logical)}
+    peers = {j: replace(logical, layer=j) for j in range(a.spec.num_layers)}
+    peers = {j: peer for j, peer in peers.items() if peer in a.tensors() and dims_of(a, peer) == dims_of(b, logical)}
     if not peers:
         return set()
-    dtype = narrower(a.dtype(next(iter(peers.values()))), b.dtype(logical))
+    dtype = narrower(dtype_of(a, next(iter(peers.values()))), dtype_of(b, logical))
     held = samples.setdefault((logical.row, logical.leaf), {})
     for j, peer in peers.items():
         if j not in held:
@@ -74,8 +74,8 @@ def _origins(a: Source, b: Source, logical: Logical, samples: dict[tuple[str, st
 
 def _rest_fits(a: Source, layer: int, j: int, found: Collection[Logical]) -> bool:
     """Return whether the unchanged tensors of a layer also equal those of layer `j`, so that all of it is layer `j`."""
-    others = [x for x in a.groups if x.layer == layer and x not in found]
-    return all(same(entire(a, x), entire(a, replace(x, layer=j))) for x in others if replace(x, layer=j) in a.groups)
+    others = [x for x in a.tensors() if x.layer == layer and x not in found]
+    return all(same(entire(a, x), entire(a, replace(x, layer=j))) for x in others if replace(x, layer=j) in a.tensors())
 
 
 def _classified(whole: Origins, changed: Collection[int], *, layers: tuple[int, int]) -> list[Moved]:

@@ -1,4 +1,8 @@
-"""Faults that only reorder the elements of a tensor, recognised exactly by trying."""
+"""Faults that only reorder the elements of a tensor, recognised exactly by trying.
+
+A candidate is an index of slices: b's slices in that order are a's. The known orders follow from the axes; others are
+found by matching hashes of slices.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

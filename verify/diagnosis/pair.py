@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mconv.convert.source import Source, bits
+from mconv.convert.sources.checks import bits
+from mconv.convert.sources.source import Source, dims_of
 from mconv.convert.table import Kind, Logical
 from mconv.shard.axes import Axes, whole
 from mconv.verify.differences import Difference
@@ -48,7 +49,7 @@ class TensorPair:
         cls, a: Source, b: Source, logical: Logical, names: tuple[Logical, Logical], found: Difference
     ) -> "TensorPair":
         """Return the pair of a logical tensor; `names` are the tensors that hold it on each side."""
-        family = a.checkpoint.family
+        family = a.family
         one, two = entire(a, names[0]), entire(b, names[1])
         x, y = comparable(one, two)
         row, axes = family.row(logical.row), family.axes(logical)
@@ -63,7 +64,7 @@ class TensorPair:
 
 def entire(source: Source, logical: Logical) -> torch.Tensor:
     """Return a whole logical tensor."""
-    return source.pull(logical, whole(source.dims(logical))).contiguous()
+    return source.pull(logical, whole(dims_of(source, logical))).contiguous()
 
 
 def narrower(a: torch.dtype, b: torch.dtype) -> torch.dtype:

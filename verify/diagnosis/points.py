@@ -1,4 +1,9 @@
-"""Points within a layer, seen from outside: the outputs of its modules, in the same order for both programs."""
+"""Points within a layer, seen from outside: the outputs of its modules, in the same order for both programs.
+
+A point is a row of the family's table (the output of its modules), or lies between two of them: `rope` (queries and keys
+as attention gets them), `attention` (its output), `activation` (the input of the MLP's last linear), `layer` (what the
+layer adds to the hidden states).
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.load import load_rank
+from mconv.convert.sources.load import load_rank
 from mconv.train.megatron.collectives import from_rank_0
 from mconv.verify.digests import Report, tp_ranks
 from mconv.verify.models import Megatron, Model, RunOptions
@@ -37,7 +37,8 @@ def _off(model: Megatron, checkpoint: Checkpoint, options: RunOptions, tp_rank: 
     own = engine.parameters(model.model)
     wanted = {name: torch.empty_like(tensor, device="cpu", dtype=options.load_dtype) for name, tensor in own.items()}
     load_rank(
-        checkpoint, wanted, layout=options.parallel.layout(padded_vocab=model.padded), tp_rank=tp_rank, stage=pp_rank
+        checkpoint.source, wanted, layout=options.parallel.layout(padded_vocab=model.padded),
+        tp_rank=tp_rank, stage=pp_rank,
     )  # fmt: skip
     round_in_place(wanted, options.narrow)
     return [name for name, tensor in own.items() if not torch.equal(tensor.cpu(), wanted[name].to(tensor.dtype))]

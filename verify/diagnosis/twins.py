@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from mconv.convert.source import Source
+from mconv.convert.sources.source import Source, dims_of, dtype_of
 from mconv.convert.table import Family, Logical
 from mconv.verify.diagnosis.layers import sample
 from mconv.verify.diagnosis.pair import entire, narrower, same
@@ -37,7 +37,9 @@ class _Samples:
 
     def of(self, logical: Logical, like: Source, other: Logical) -> bytes:
         if logical not in self.read:
-            self.read[logical] = sample(self.source, logical, narrower(self.source.dtype(logical), like.dtype(other)))
+            self.read[logical] = sample(
+                self.source, logical, narrower(dtype_of(self.source, logical), dtype_of(like, other))
+            )
         return self.read[logical]
 
 
@@ -45,7 +47,7 @@ def twins(a: Source, b: Source, changed: Collection[Logical]) -> list[Twin]:
     """Return the `changed` tensors of b that are other rows' tensors of a, bit for bit."""
     samples = _Samples(a)
     found = {x: y for x in changed if (y := _twin(samples, b, x)) is not None}
-    return [_described(x, y, found, a.checkpoint.family) for x, y in found.items()]
+    return [_described(x, y, found, a.family) for x, y in found.items()]
 
 
 def _described(x: Logical, y: Logical, found: Mapping[Logical, Logical], family: Family) -> Twin:
@@ -58,14 +60,14 @@ def _described(x: Logical, y: Logical, found: Mapping[Logical, Logical], family:
 
 def _others(a: Source, logical: Logical) -> Iterator[Logical]:
     """Yield the tensors to compare with: the other table; or other norms, those of the same and of near layers first."""
-    family = a.checkpoint.family
+    family = a.family
     tables = {family.embedding: family.head, family.head: family.embedding}
     if logical in tables:
         yield tables[logical]
     if family.row(logical.row).kind != "norm":
         return
-    norms = [x for x in a.groups if family.row(x.row).kind == "norm" and x.leaf == logical.leaf and x != logical]
-    last = a.checkpoint.spec.num_layers
+    norms = [x for x in a.tensors() if family.row(x.row).kind == "norm" and x.leaf == logical.leaf and x != logical]
+    last = a.spec.num_layers
     own = last if logical.layer is None else logical.layer
     yield from sorted(norms, key=lambda x: abs((last if x.layer is None else x.layer) - own))
 
@@ -73,10 +75,14 @@ def _others(a: Source, logical: Logical) -> Iterator[Logical]:
 def _twin(samples: _Samples, b: Source, logical: Logical) -> Logical | None:
     """Return the other row's tensor of a that b holds here. A constant tensor says nothing about its origin."""
     a = samples.source
-    others = [x for x in _others(a, logical) if x in a.groups and logical in b.groups and a.dims(x) == b.dims(logical)]
+    others = [
+        x
+        for x in _others(a, logical)
+        if x in a.tensors() and logical in b.tensors() and dims_of(a, x) == dims_of(b, logical)
+    ]
     if not others:
         return None
-    dtype = narrower(a.dtype(others[0]), b.dtype(logical))
+    dtype = narrower(dtype_of(a, others[0]), dtype_of(b, logical))
     wanted = sample(b, logical, dtype)
     alike = [x for x in others if samples.of(x, b, logical) == wanted]
     tensor = entire(b, logical) if alike else None

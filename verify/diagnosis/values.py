@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mconv.convert.source import bits
+from mconv.convert.sources.checks import bits
 from mconv.verify.diagnosis.pair import Hit, TensorPair, same
 
 FRACTION = {torch.float64: 52, torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}

@@ -183,7 +183,7 @@ class HuggingFace:
 
     def modules(self) -> dict[str, nn.Module]:
         found = dict(zip(self.places, map(self.model.get_submodule, self.parts[:-1]), strict=True))
-        # Where positions are learned, what the layers are given is behind the (idle) dropout after both embeddings.
+        # With learned positions, the layers' input is the output of the (idle) dropout after both embeddings.
         return found | ({EMBEDDING: self.model.base_model.drop} if self._positions else {})
 
     def modules_of_row(self, layer: int, row: Row) -> list[tuple[nn.Module, Piece]]:

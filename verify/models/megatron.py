@@ -13,7 +13,7 @@ from mconv.convert import spell
 from mconv.convert.checkpoint import Checkpoint
 from mconv.convert.dialects import mcore
 from mconv.convert.formats import archive, mapped, mp_rank
-from mconv.convert.load import load_rank
+from mconv.convert.sources.load import load_rank
 from mconv.convert.table import Row, Stored
 from mconv.shard.cut import Piece
 from mconv.shard.layout import Layout, padded_vocab
@@ -99,7 +99,7 @@ class Megatron:
                 loading.load_rank_file(self.model, held)
         else:
             load_rank(
-                self.checkpoint,
+                self.checkpoint.source,
                 parameters,
                 layout=self.options.parallel.layout(padded_vocab=self.padded),
                 tp_rank=parallel_state.get_tensor_model_parallel_rank(),

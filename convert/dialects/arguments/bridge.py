@@ -1,4 +1,4 @@
-"""Keys of the model section of Megatron-Bridge's run_config.yaml that are no fields of a row in `dialects/bridge.py`.
+"""Keys of the model section of Megatron-Bridge's run_config.yaml beside the architecture, which `dialects/bridge.py` has.
 
 Sources: Megatron-Bridge 0.3.1 and 0.6.2, `models/gpt_provider.py`, `models/model_provider.py`,
 `models/mistral/mistral_provider.py`, `models/llama/llama_provider.py`, `training/config.py` (`ConfigContainer`); the rest
@@ -7,15 +7,26 @@ of the section are fields of megatron-core's TransformerConfig (`config.py`, `fu
 
 from typing import Any
 
+from mconv.convert.claim import claimed
+from mconv.convert.dialects.arguments import megatron_lm
 from mconv.convert.dialects.arguments.rows import OFF
 from mconv.convert.dialects.arguments.text import names
+from mconv.convert.dialects.keys import PARALLEL
+from mconv.convert.keys import Field, NamedKey
 
-FIELDS = names("""
-    _target_ vocab_size should_pad_vocab make_vocab_size_divisible_by tensor_model_parallel_size
-    pipeline_model_parallel_size virtual_pipeline_model_parallel_size num_layers_in_first_pipeline_stage
-    num_layers_in_last_pipeline_stage account_for_embedding_in_pipeline_split account_for_loss_in_pipeline_split
-    pipeline_model_parallel_layout
-""")
+LAYOUT: tuple[NamedKey, ...] = (
+    *PARALLEL,
+    Field("vocab_size", "vocab_size", int, None),
+    Field("make_vocab_size_divisible_by", "multiple", int, 128),
+)
+"""Keys of the layout and of the vocabulary."""
+STAGES: tuple[NamedKey, ...] = (
+    Field("num_layers_in_first_pipeline_stage", "first", int, None),
+    Field("num_layers_in_last_pipeline_stage", "last", int, None),
+    *megatron_lm.STAGES[2:],
+)
+"""Keys with which stages hold different numbers of layers: fields of `Uneven`. They are not read: torch_dist has none."""
+FIELDS = claimed((*LAYOUT, *STAGES)) | {"_target_", "should_pad_vocab", "pipeline_model_parallel_layout"}
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": (None,), "enable_mhc_connections": OFF, "hybrid_layer_pattern": (None,),
     "hybrid_override_pattern": (None,), "retro_add_retriever": OFF, "flextron": OFF,

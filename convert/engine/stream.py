@@ -1,4 +1,4 @@
-"""One unit of work: a logical tensor is pulled slab by slab, checked, hashed, and written to all that stores it."""
+"""One task of a conversion: a logical tensor is pulled slab by slab, checked, hashed, and written to its destinations."""
 
 import os
 from collections.abc import Callable
@@ -9,12 +9,14 @@ import torch
 from isal import isal_zlib
 
 from mconv.convert.digests import ALGORITHM, ALGORITHMS
-from mconv.convert.formats.laid import Spot
+from mconv.convert.engine.tasks import CopyTask, Destination
+from mconv.convert.formats.dtype import in_torch
 from mconv.convert.formats.mapped import bytes_of
-from mconv.convert.formats.tensors import Target
 from mconv.convert.lock import BINARY
-from mconv.convert.source import Progress, Scratch, Slab, Source, check_copies_of, check_finite, check_zero, quiet
-from mconv.convert.table import Logical, Stored
+from mconv.convert.sources.checks import check_copies_of, check_finite, check_zero
+from mconv.convert.sources.read import Progress, quiet, slabs
+from mconv.convert.sources.scratch import Scratch
+from mconv.convert.sources.source import Slab, split_of
 from mconv.shard.axes import intersect, within
 from mconv.shard.patch import Patch, by_stride, contiguous_runs, patch_of
 
@@ -24,31 +26,11 @@ WRITE_BYTES = 512 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
-    """A target of a unit: the tensor to be written, what it holds of the logical tensor, and where its bytes lie."""
-
-    target: Target
-    stored: Stored
-    spot: Spot
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A logical tensor and all that stores it in the target. Units are independent, so they can be done in any order."""
-
-    logical: Logical
-    goals: tuple[Goal, ...]
-    nbytes: int
-    """What it is in the target."""
-    digest: bool
-    """Whether it is in the architecture; if not it is a bias that some format must store, and zero."""
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """What is known of a logical tensor that was dealt with."""
+class CopyResult:
+    """What is known of a logical tensor that was dealt with: a line of the journal."""
 
     logical: str
+    """Its name, with the prefix of its part."""
     digests: dict[str, str]
     """`cast`: of what was written. `source`: of what was read, by the algorithm of the source's manifest."""
     crcs: dict[str, int]
@@ -56,12 +38,10 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What holds for every unit of a conversion."""
+class CopyContext:
+    """What holds for every task of a conversion."""
 
-    source: Source
     folder: Path
-    cast: torch.dtype | None
     allow_nonfinite: bool
     checksums: bool
     recorded: str
@@ -71,37 +51,39 @@ class Terms:
     """Called at every slab; raises if the work should be given up."""
 
 
-def carry(unit: Unit, terms: Terms, scratch: Scratch) -> Done:
-    """Do one unit. Raises FormatError for what must not be converted, OSError if a write fails."""
-    writers = [_Writer.of(goal, terms) for goal in unit.goals]
-    if unit.logical not in terms.source.groups:  # a bias that the target must store and the source has not: zeros
-        return Done(str(unit.logical), {}, {w.key: w.crc() for w in writers if terms.checksums})
+def stream(task: CopyTask, context: CopyContext, scratch: Scratch) -> CopyResult:
+    """Carry out one task. Raises FormatError for what must not be converted, OSError if a write fails."""
+    writers = [_Writer.of(destination, context) for destination in task.destinations]
+    source, dtype = task.part.source, in_torch(task.part.dtype) if task.part.dtype else None
+    if task.logical not in source.tensors():  # a bias that the target must store and the source has not: zeros
+        return CopyResult(task.name, {}, {w.key: w.crc() for w in writers if context.checksums})
     cast = ALGORITHMS[ALGORITHM]()
-    read = None if terms.cast is None and terms.recorded == ALGORITHM else ALGORITHMS[terms.recorded]()
-    keep = min([terms.source.split(unit.logical), *(patch.split for w in writers for patch in w.patches)])
+    read = None if dtype is None and context.recorded == ALGORITHM else ALGORITHMS[context.recorded]()
+    keep = min([split_of(source, task.logical), *(patch.split for w in writers for patch in w.patches)])
     try:
-        for slab in terms.source.slabs(unit.logical, scratch, keep=keep):
-            terms.alive()
-            wanted = scratch.cast("cast", slab.tensor, terms.cast)
-            _check(unit, terms, slab, wanted)
+        for slab in slabs(source, task.logical, scratch, keep=keep):
+            context.alive()
+            wanted = scratch.cast("cast", slab.tensor, dtype)
+            _check(task, context, slab, wanted)
             cast.update(bytes_of(wanted))
             if read is not None:
                 read.update(bytes_of(slab.tensor))
-            terms.progress(sum(w.write(Slab(slab.box, wanted), scratch) for w in writers))
+            context.progress(sum(w.write(Slab(slab.box, wanted), scratch) for w in writers))
     finally:
         for writer in writers:
             writer.close()
     made = cast.hexdigest()
-    digests = {"cast": made, "source": read.hexdigest() if read else made} if unit.digest else {}
-    return Done(str(unit.logical), digests, {w.key: w.crc() for w in writers if terms.checksums})
+    digests = {"cast": made, "source": read.hexdigest() if read else made} if task.digest else {}
+    return CopyResult(task.name, digests, {w.key: w.crc() for w in writers if context.checksums})
 
 
-def _check(unit: Unit, terms: Terms, slab: Slab, wanted: torch.Tensor) -> None:
-    if not terms.allow_nonfinite:
-        check_finite(terms.source, unit.logical, wanted, cast=terms.cast)
-    check_copies_of(terms.source, unit.logical, slab)
-    if not unit.goals:
-        check_zero(terms.source, unit.logical, slab)
+def _check(task: CopyTask, context: CopyContext, slab: Slab, wanted: torch.Tensor) -> None:
+    source, dtype = task.part.source, wanted.dtype if task.part.dtype else None
+    if not context.allow_nonfinite:
+        check_finite(source, task.logical, wanted, cast=dtype)
+    check_copies_of(source, task.logical, slab)
+    if not task.destinations:
+        check_zero(source, task.logical, slab)
 
 
 @dataclass(slots=True)
@@ -119,13 +101,15 @@ class _Writer:
     file: int | None = None
 
     @classmethod
-    def of(cls, goal: Goal, terms: Terms) -> "_Writer":
-        patches = tuple(patch_of(goal.stored.piece.shape, block) for block in goal.stored.piece.blocks)
-        path = terms.folder / goal.spot.file
-        return cls(goal.target.key, goal.target.nbytes, goal.spot.offset, path, patches, terms.checksums)
+    def of(cls, destination: Destination, context: CopyContext) -> "_Writer":
+        patches = tuple(patch_of(destination.stored.piece.shape, block) for block in destination.stored.piece.blocks)
+        path = context.folder / destination.extent.file
+        return cls(
+            destination.target.key, destination.target.nbytes, destination.extent.offset, path, patches, context.checksums
+        )
 
     def write(self, slab: Slab, scratch: Scratch) -> int:
-        """Write what the target has of the slab; returns how many bytes that was."""
+        """Write what the target has of the slab; return how many bytes that was."""
         written = 0
         for patch in self.patches:
             both = intersect(patch.box, slab.box)
@@ -150,7 +134,7 @@ class _Writer:
             done += _write_at(self.file, data[done : done + WRITE_BYTES], self.start + at + done)
 
     def crc(self) -> int:
-        """crc32 of the whole target: its runs in the order in which they lie, zeros (padding) where none was written."""
+        """Return the crc32 of the whole target: its runs in the order in which they lie, zeros where none was written."""
         total, end = 0, 0
         for at, length, crc in [*sorted(self.runs), (self.nbytes, 0, 0)]:
             total = _zeros(total, at - end)
@@ -173,7 +157,7 @@ def _write_at(file: int, data: memoryview, at: int) -> int:
 
 
 def _zeros(crc: int, length: int) -> int:
-    """The crc32 after so many zero bytes."""
+    """Return a crc32 continued over so many zero bytes."""
     for at in range(0, length, len(ZEROS)):
         crc = isal_zlib.crc32(ZEROS[: length - at] if length - at < len(ZEROS) else ZEROS, crc)
     return crc

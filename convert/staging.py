@@ -1,4 +1,4 @@
-"""Where a conversion is being made, beside the place that it will take."""
+"""The staging directory of a conversion, beside the folder that it will become: its files, its journal, its lock."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mconv.convert import lock
+from mconv.convert.kinds import TRACKER
 from mconv.errors import MconvError
 
 PARTIAL = ".mconv-partial-"
@@ -21,7 +22,6 @@ PULL = Path(".cache", "huggingface", "mconv-pull.json")
 PULLED = PULL.with_name("mconv-pulled.json")
 """The same record once the download is whole: which repository the folder is of."""
 WINDOWS = sys.platform == "win32"
-TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def has_saved(root: str | Path | None) -> bool:
@@ -30,16 +30,16 @@ def has_saved(root: str | Path | None) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a conversion is being made."""
+class Staging:
+    """The staging directory of a conversion and the journal beside it."""
 
     folder: Path
-    """What will be there when it is done."""
+    """The folder that the conversion makes."""
     partial: Path
     journal: Path
 
     @classmethod
-    def of(cls, folder: Path) -> "Place":
+    def of(cls, folder: Path) -> "Staging":
         partial = folder.parent / f"{PARTIAL}{folder.name}"
         return cls(folder, partial, folder.parent / f"{partial.name}.journal")
 
@@ -87,7 +87,7 @@ class Place:
 
 
 def _locked(path: Path) -> int | None:
-    """A descriptor that holds the lock of a file, or None if another process has it."""
+    """Return a descriptor that holds the lock of a file, or None if another process has it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Spot:
+class Extent:
     """Where the bytes of a target will lie: a file within the checkpoint's folder, and the offset in it."""
 
     file: str
@@ -14,10 +14,10 @@ class Spot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Laid:
+class FileLayout:
     """Every file that holds tensors, and where in it each of them lies."""
 
-    spots: dict[str, Spot]
+    extents: dict[str, Extent]
     """By the key of the target."""
     sizes: dict[str, int]
     """Bytes of each file."""

@@ -1,4 +1,4 @@
-"""Both cores at work: units are done in any order, and what is done is settled in batches on the side."""
+"""Worker threads: tasks are done in any order, and what is done is settled in batches on the side."""
 
 import queue
 import threading
@@ -27,7 +27,7 @@ class Lanes(Generic[Task]):
 
     @classmethod
     def of(cls, tasks: Sequence[Task], sizes: Sequence[int], count: int) -> "Lanes[Task]":
-        """Lanes of about as many bytes each, every one a run of neighbours."""
+        """Return lanes of about as many bytes each, every one a run of neighbours."""
         lanes: list[deque[Task]] = [deque() for _ in range(count)]
         total, at = max(1, sum(sizes)), 0
         for task, size in zip(tasks, sizes, strict=True):
@@ -36,7 +36,7 @@ class Lanes(Generic[Task]):
         return cls(lanes)
 
     def take(self, lane: int) -> Task | None:
-        """The next task of a lane, the last of the longest one if it is empty, None if all are."""
+        """Return the next task of a lane, the last of the longest one if it is empty, None if all are."""
         with self.lock:
             if self.lanes[lane]:
                 return self.lanes[lane].popleft()

@@ -27,7 +27,7 @@ class Ranks:
     world: int = 1
 
     def together(self, work: Callable[[], T]) -> list[T]:
-        """What `work` returns on each rank. Where it fails on one, it fails on all, and each says which."""
+        """Return what `work` returns on each rank. Where it fails on one, it fails on all, and each says which."""
         if self.world == 1:
             return [work()]
         failed: Exception | None = None
@@ -46,7 +46,7 @@ class Ranks:
         return [value for _, value in answers]
 
     def first(self, work: Callable[[], T]) -> T:
-        """Rank 0 does it; every rank gets what it returns."""
+        """Return on every rank what `work` returns on rank 0, which alone does it."""
         return self.together(lambda: work() if self.rank == 0 else None)[0]  # type: ignore[return-value]  # is rank 0's
 
     def _gather(self, mine: object) -> list[Any]:
@@ -64,7 +64,7 @@ ALONE = Ranks()
 
 
 def told() -> Ranks:
-    """What torchrun says in the environment; nothing is joined yet."""
+    """Return what torchrun says in the environment; nothing is joined yet."""
     return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
@@ -86,7 +86,7 @@ def _raise(error: Exception) -> NoReturn:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """The ranks that torchrun has started, or this process alone. Raises MconvError if one of them could not begin."""
+    """Yield the ranks that torchrun has started, or this process alone. Raises MconvError if one cannot begin."""
     ranks = told()
     if ranks.world == 1:
         yield ALONE

@@ -17,21 +17,21 @@ from typing import Any
 
 import mconv
 from mconv.convert import manifest
-from mconv.convert.carry import Done, Unit
-from mconv.convert.formats.laid import Laid
-from mconv.convert.place import PLAN, Place, sync, write_whole
-from mconv.convert.plan import Plan
+from mconv.convert.engine.plan import Plan
+from mconv.convert.engine.stream import CopyResult
+from mconv.convert.engine.tasks import CopyTask
+from mconv.convert.formats.file_layout import FileLayout
+from mconv.convert.staging import PLAN, Staging, sync, write_whole
 from mconv.errors import MconvError
 
 
-def fingerprint(plan: Plan, laid: Laid, *, step: str, allow_nonfinite: bool) -> dict[str, Any]:
-    """All that decides the bytes of the result. An unfinished conversion can only be continued by its equal."""
-    source = plan.source
-    files = (
-        {where.path for where in source.located.values()} | set(plan.side_files.values()) | {source.path / manifest.NAME}
-    )
-    located = sorted((k, _name(w.path), w.offset, str(w.dtype), w.shape) for k, w in source.located.items())
-    targets = [(t.key, t.shape, str(t.dtype), asdict(laid.spots[t.key])) for t in plan.targets]
+def fingerprint(plan: Plan, files: FileLayout, *, step: str, allow_nonfinite: bool) -> dict[str, Any]:
+    """Return all that decides the bytes of the result. An unfinished conversion can only be continued by its equal."""
+    weights, *others = plan.parts
+    read = {path for part in plan.parts for path in part.source.files()}
+    read |= {*plan.side_files.values(), plan.model.path / manifest.NAME}
+    sources = [*weights.source.fingerprint(), *([part.prefix, part.source.fingerprint()] for part in others)]
+    targets = [(t.key, t.shape, str(t.dtype), asdict(files.extents[t.key])) for t in plan.targets]
     options = {
         "step": step, "format": plan.format, "dialect": plan.dialect, "layout": plan.layout and asdict(plan.layout),
         "dtype": plan.dtype and str(plan.dtype), "max shard size": plan.shard_bytes, "origin": plan.origin,
@@ -41,20 +41,16 @@ def fingerprint(plan: Plan, laid: Laid, *, step: str, allow_nonfinite: bool) -> 
     return {
         "mconv": mconv.__version__,
         "options": options,
-        "files": {_name(path): _state(path) for path in sorted(files) if path.is_file()},
-        "source tensors": _hashed(located),
-        "source architecture": _hashed(source.spec.to_dict()),
+        "files": {f"{path.parent.name}/{path.name}": _state(path) for path in sorted(read) if path.is_file()},
+        "source tensors": _hashed(sources),
+        "source architecture": _hashed(plan.spec.to_dict()),
         "target tensors": _hashed(targets),
-        "target files": laid.sizes,
+        "target files": files.sizes,
     }
 
 
-def _name(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
-
-
 def _state(path: Path) -> list[int]:
-    """Size and time of change."""
+    """Return the size and time of change of a file."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
@@ -64,40 +60,40 @@ def _hashed(values: object) -> str:
 
 
 def begin(
-    place: Place, laid: Laid, made_of: dict[str, Any], *,
+    staging: Staging, files: FileLayout, made_of: dict[str, Any], *,
     resume: bool, overwrite: bool, sizes: Mapping[str, int], command: str | None,
-) -> dict[str, Done]:  # fmt: skip
+) -> dict[str, CopyResult]:  # fmt: skip
     """Make the partial folder and its journal, or take up those that are there; returns what is done already.
 
     Raises MconvError if what is there is of another conversion, or was damaged.
     """
-    before = _read(place.journal / PLAN) if resume else None
-    if before is not None and (place.partial.is_dir() or place.published):
-        _check_same(place, before["of"], made_of)
-        if not (place.published or overwrite or before["overwrite"]) and place.folder.exists():
-            raise _exists(place)
-        if not place.published:
-            _check_sizes(place, laid)
-        return finished(place)
-    if not overwrite and place.folder.is_dir() and any(place.folder.iterdir()):  # came since the plan was made
-        raise _exists(place)
-    place.clear()
-    place.partial.mkdir()
-    laid.create(place.partial)
-    place.journal.mkdir()
+    before = _read(staging.journal / PLAN) if resume else None
+    if before is not None and (staging.partial.is_dir() or staging.published):
+        _check_same(staging, before["of"], made_of)
+        if not (staging.published or overwrite or before["overwrite"]) and staging.folder.exists():
+            raise _exists(staging)
+        if not staging.published:
+            _check_sizes(staging, files)
+        return finished(staging)
+    if not overwrite and staging.folder.is_dir() and any(staging.folder.iterdir()):  # came since the plan was made
+        raise _exists(staging)
+    staging.clear()
+    staging.partial.mkdir()
+    files.create(staging.partial)
+    staging.journal.mkdir()
     record = {"of": made_of, "overwrite": overwrite, "command": command, "sizes": dict(sizes)}
-    write_whole(place.journal / PLAN, json.dumps(record, indent=1))
-    for folder in (place.partial, place.journal, place.folder.parent):
+    write_whole(staging.journal / PLAN, json.dumps(record, indent=1))
+    for folder in (staging.partial, staging.journal, staging.folder.parent):
         sync(folder)
     return {}
 
 
-def _exists(place: Place) -> MconvError:
-    return MconvError(f"{place.folder} exists; give --overwrite to replace it, or name another folder")
+def _exists(staging: Staging) -> MconvError:
+    return MconvError(f"{staging.folder} exists; give --overwrite to replace it, or name another folder")
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The record of an unfinished conversion, or None if it is not there or was not written to its end."""
+    """Return the record of an unfinished conversion, or None if it is not there or was cut short."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -106,7 +102,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return found if whole else None
 
 
-def _check_same(place: Place, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_same(staging: Staging, before: dict[str, Any], now: dict[str, Any]) -> None:
     differ = []
     for key in now:
         old, new = before.get(key), json.loads(json.dumps(now[key]))
@@ -119,25 +115,25 @@ def _check_same(place: Place, before: dict[str, Any], now: dict[str, Any]) -> No
             differ.append(f"{key} differ" if key.endswith("s") else f"{key} was {old}, now {new}")
     if differ:
         raise MconvError(
-            f"{place.partial} is of another conversion and cannot be continued by this one ({'; '.join(differ[:5])}); "
+            f"{staging.partial} is of another conversion and cannot be continued by this one ({'; '.join(differ[:5])}); "
             "repeat the command that was interrupted, or leave --resume out to start anew"
         )
 
 
-def _check_sizes(place: Place, laid: Laid) -> None:
-    for name, size in laid.sizes.items():
-        path = place.partial / name
+def _check_sizes(staging: Staging, files: FileLayout) -> None:
+    for name, size in files.sizes.items():
+        path = staging.partial / name
         if not path.is_file() or path.stat().st_size != size:
             raise MconvError(f"{path} is missing or was changed; leave --resume out to start anew")
 
 
-def finished(place: Place) -> dict[str, Done]:
-    """What the journals say is on the disk. A line that was cut short, or that is none of ours, says nothing."""
+def finished(staging: Staging) -> dict[str, CopyResult]:
+    """Return what the journals say is on the disk. A line that was cut short, or that is none of ours, says nothing."""
     found = {}
-    for path in sorted(place.journal.glob("done-*.jsonl")):
+    for path in sorted(staging.journal.glob("done-*.jsonl")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                done = Done(**json.loads(line))
+                done = CopyResult(**json.loads(line))
             except (ValueError, TypeError):
                 continue
             if _sound(done):
@@ -145,24 +141,24 @@ def finished(place: Place) -> dict[str, Done]:
     return found
 
 
-def _sound(done: Done) -> bool:
+def _sound(done: CopyResult) -> bool:
     tables = isinstance(done.logical, str) and isinstance(done.digests, dict) and isinstance(done.crcs, dict)
     texts = tables and all(isinstance(value, str) for value in done.digests.values())
     return texts and all(type(value) is int and 0 <= value < 1 << 32 for value in done.crcs.values())
 
 
-def vouched(unit: Unit, done: Done | None, *, checksums: bool) -> bool:
-    """Whether a journal's line says all that must be known of a unit to leave it out."""
+def vouched(task: CopyTask, done: CopyResult | None, *, checksums: bool) -> bool:
+    """Return whether a journal's line says all that must be known of a task to leave it out."""
     if done is None:
         return False
-    keys = {goal.target.key for goal in unit.goals} if checksums else set()
-    return done.crcs.keys() == keys and (not unit.digest or done.digests.keys() == {"cast", "source"})
+    keys = {destination.target.key for destination in task.destinations} if checksums else set()
+    return done.crcs.keys() == keys and (not task.digest or done.digests.keys() == {"cast", "source"})
 
 
-def record(place: Place, rank: int, done: Iterable[Done], files: Iterable[str]) -> None:
+def record(staging: Staging, rank: int, done: Iterable[CopyResult], files: Iterable[str]) -> None:
     """Flush these files, and only then say that these tensors are in them."""
     for name in files:
-        sync(place.partial / name, data_only=True)
+        sync(staging.partial / name, data_only=True)
     lines = "".join("\n" + json.dumps(asdict(one)) for one in done)  # after a line that was cut short too
-    with (place.journal / f"done-{rank}.jsonl").open("a", encoding="utf-8") as file:
+    with (staging.journal / f"done-{rank}.jsonl").open("a", encoding="utf-8") as file:
         file.write(lines + "\n")

@@ -5,47 +5,47 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mconv.convert import bridge, manifest
-from mconv.convert.checkpoint import TRACKER
-from mconv.convert.place import PARTIAL, Place, remove, sync, write_whole
-from mconv.convert.plan import Plan
+from mconv.convert.engine.plan import Plan
+from mconv.convert.kinds import TRACKER
+from mconv.convert.staging import PARTIAL, Staging, remove, sync, write_whole
 from mconv.errors import MconvError
 
 
 @contextmanager
 def explained(what: str, state: str) -> Iterator[None]:
-    """A full disk or a missing right is the user's to mend: what failed, why, and what state that leaves."""
+    """Raise MconvError for OSError, a full disk or a missing right: what failed, why, and what state that leaves."""
     try:
         yield
     except OSError as error:
         raise MconvError(f"{what}: {error.strerror or error}; {state}") from error
 
 
-def publish(plan: Plan, place: Place) -> None:
+def publish(plan: Plan, staging: Staging) -> None:
     """Give the finished folder its place, and have the tracker point to it."""
-    if not place.published:
-        with explained(f"could not write {place.folder}", "what was there before is unchanged"):
-            flush(place.partial)
-            write_whole(place.journal / manifest.NAME, (place.partial / manifest.NAME).read_text(encoding="utf-8"))
-            _swap(place)
+    if not staging.published:
+        with explained(f"could not write {staging.folder}", "what was there before is unchanged"):
+            flush(staging.partial)
+            write_whole(staging.journal / manifest.NAME, (staging.partial / manifest.NAME).read_text(encoding="utf-8"))
+            _swap(staging)
     if plan.format != "hf":
-        state = f"{place.folder} is whole, but nothing points to it; give --resume to try again"
+        state = f"{staging.folder} is whole, but nothing points to it; give --resume to try again"
         with explained(f"could not write {plan.out / TRACKER}", state):
             write_tracker(plan)
-    remove(place.old)
-    remove(place.journal)
+    remove(staging.old)
+    remove(staging.journal)
 
 
-def _swap(place: Place) -> None:
-    remove(place.old)
-    if place.folder.exists():
-        place.folder.rename(place.old)
+def _swap(staging: Staging) -> None:
+    remove(staging.old)
+    if staging.folder.exists():
+        staging.folder.rename(staging.old)
     try:
-        place.partial.rename(place.folder)
+        staging.partial.rename(staging.folder)
     except BaseException:
-        if place.old.exists():
-            place.old.rename(place.folder)
+        if staging.old.exists():
+            staging.old.rename(staging.folder)
         raise
-    sync(place.folder.parent)
+    sync(staging.folder.parent)
 
 
 def flush(folder: Path) -> None:
@@ -56,7 +56,7 @@ def flush(folder: Path) -> None:
 
 
 def write_tracker(plan: Plan) -> None:
-    """Last: before it names the iteration, nothing loads it."""
+    """Write the tracker, last: before it names the iteration, nothing loads it."""
     word = "release" if plan.iteration is None else str(plan.iteration)
     if plan.emit:
         bridge.point(plan.out, plan.folder, link=word == "release")

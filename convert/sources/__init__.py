@@ -1,0 +1,1 @@
+"""What the engine reads: logical tensors, from a checkpoint or made of other sources."""
