@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
-    from mconv.convert.checkpoint import Checkpoint
+    from mconv.convert.checkpoint.model import Checkpoint
     from mconv.convert.engine.plan import Plan
-    from mconv.convert.scan import Found
+    from mconv.convert.folders.scan import Found
 
 FITS = {
     "Megatron checkpoint": "is_megatron",
@@ -34,8 +34,8 @@ NEEDED = {
 
 def newest(command: str, what: str, *, name: str = "a path") -> "Found":
     """Return the newest of a kind in the current folder, and print which it is and why. Raises MconvError if none is."""
-    from mconv.convert import scan
-    from mconv.convert.kinds import TRACKER
+    from mconv.convert.folders import scan
+    from mconv.convert.folders.kinds import TRACKER
 
     if Path(TRACKER).is_file():  # its iterations are not alternatives, and outputs would be written among them
         raise MconvError(f"the current folder is itself a Megatron root: go to the folder above it, or give {name}")

@@ -10,7 +10,7 @@ from mconv.cli.terminal import command, progress
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
-    from mconv.convert.checkpoint import Checkpoint
+    from mconv.convert.checkpoint.model import Checkpoint
     from mconv.convert.engine.plan import Plan
 
 
@@ -22,7 +22,7 @@ def open_megatron(path: Path, reading: o.Reading) -> "Checkpoint":
 
 def check_kind(path: Path, *, hf: bool) -> None:
     """Refuse a Megatron checkpoint where a Hugging Face model is needed, and the reverse; name the right command."""
-    from mconv.convert.recognize import what_is
+    from mconv.convert.folders.recognize import what_is
 
     found = what_is(path)
     if hf and found.kind in ("megatron", "torch_dist", "mp_rank"):

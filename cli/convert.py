@@ -11,15 +11,15 @@ from mconv.cli import choose
 from mconv.cli import options as o
 from mconv.cli.conversion import check_kind, open_megatron, run_plan
 from mconv.cli.terminal import rank_0_prints
-from mconv.convert import naming
+from mconv.convert.folders import naming
 from mconv.errors import MconvError, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mconv.convert.checkpoint import Checkpoint
+    from mconv.convert.checkpoint.model import Checkpoint
     from mconv.convert.engine.plan import Plan
-    from mconv.convert.sidecar import LeftOut
+    from mconv.convert.folders.sidecar import LeftOut
 
     Export = Callable[[int | None, Path | None, str | None], None]
 
@@ -67,7 +67,7 @@ def hf2meg(
     """
     name, folder, origin = _find(model, source, size=size, cache_dir=cache_dir, offline=offline)
     check_kind(o.checkpoint(folder), hf=True)
-    from mconv.convert.opening import open_checkpoint
+    from mconv.convert.checkpoint.open import open_checkpoint
 
     checkpoint = open_checkpoint(folder, ignore=ignoring.names, config=config, **params.values)
     _check_size(checkpoint, model, size)
@@ -181,7 +181,7 @@ def meg2hf(
 
 def _each(root: Path, word: str, out: Path, export: "Export", *, marked: dict[str, Any]) -> None:
     """Export each iteration that `word` selects, except finished ones; raise at the end for those that failed."""
-    from mconv.convert import iterations
+    from mconv.convert.engine import iterations
 
     failed = []
     for number in iterations.wanted(root, word):
@@ -228,7 +228,7 @@ def _check_size(checkpoint: "Checkpoint", model: str | None, size: str | None) -
 
 def _note_left_out(left_out: "Sequence[LeftOut]") -> None:
     """Print which files of a repository were not downloaded."""
-    from mconv.convert.sidecar import note
+    from mconv.convert.folders.sidecar import note
 
     if text := note(left_out):
         print(f"note: {text}", file=sys.stderr)

@@ -210,7 +210,7 @@ def _published(text: str) -> str:
 
 
 def _same_digests(run: Demo) -> str:
-    from mconv.convert.opening import open_checkpoint
+    from mconv.convert.checkpoint.open import open_checkpoint
 
     one, two = (open_checkpoint(run.folder / name).manifest or {} for name in ("megatron", "resharded"))
     if not one["digests"] or one["digests"] != two["digests"]:
@@ -223,7 +223,7 @@ def _same_files(run: Demo, a: str, b: str, *, exact: bool = False) -> str:
 
     Only the model card may be in one of them alone: a push writes it.
     """
-    from mconv.convert.sidecar import look
+    from mconv.convert.folders.sidecar import look
 
     first = run.folder / a
     names, others = (

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from cyclopts import Group, Parameter
 
-from mconv.convert import naming
-from mconv.convert.staging import has_saved
+from mconv.convert.folders import naming
+from mconv.convert.folders.staging import has_saved
 from mconv.errors import ConfigError, MconvError
 from mconv.train.config import (
     PREFIX,
@@ -25,7 +25,7 @@ from mconv.train.config import (
 )
 
 if TYPE_CHECKING:
-    from mconv.convert.scan import Found
+    from mconv.convert.folders.scan import Found
 
 
 def given_values(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def inherited(values: dict[str, Any]) -> dict[str, Any]:
     if load is None or (not values.get("resume") and not Path(str(load)).is_dir()):
         return values
     if not has_saved(save):
-        from mconv.convert.locate import check_path
+        from mconv.convert.folders.locate import check_path
 
         check_path(Path(str(load)))
     from mconv.train.checkpoints.inherit import filled
@@ -101,14 +101,14 @@ def here(values: dict[str, Any]) -> dict[str, Any]:
 def check_load(config: TrainConfig) -> None:
     """Refuse, before ranks start, a `load` that holds no checkpoint. A run that has saved does not need one."""
     if config.load is not None and config.init != "random" and not has_saved(config.save):
-        from mconv.convert.locate import check_path
+        from mconv.convert.folders.locate import check_path
 
         check_path(Path(config.load))
 
 
 def _own_run(save: str | None) -> "Found | None":
     """Return the run that a save folder already holds, if any."""
-    from mconv.convert import scan
+    from mconv.convert.folders import scan
 
     found = scan.look(Path(save)) if save and Path(save).is_dir() else None
     return found if found and found.trained else None

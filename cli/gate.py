@@ -14,7 +14,7 @@ from mconv.errors import MconvError
 from mconv.extras import MissingPackage
 
 if TYPE_CHECKING:
-    from mconv.convert.checkpoint import Checkpoint, SourceModel
+    from mconv.convert.checkpoint.model import Checkpoint, SourceModel
     from mconv.train.config import TrainConfig
     from mconv.verify.origin import Origin
 
@@ -25,8 +25,8 @@ def before_training(config: "TrainConfig") -> bool:
 
     Raises MconvError where it cannot be judged.
     """
-    from mconv.convert.opening import open_checkpoint
-    from mconv.convert.staging import has_saved
+    from mconv.convert.checkpoint.open import open_checkpoint
+    from mconv.convert.folders.staging import has_saved
     from mconv.train.checkpoints.finished import finished
     from mconv.train.megatron import collectives
     from mconv.train.megatron.collectives import from_rank_0
@@ -112,7 +112,7 @@ def before_publishing(folder: Path, *, against: Path | None, rehearsal: bool, re
 
     `rehearsal` compares only tensors. Raises MconvError if there is nothing to verify the folder against.
     """
-    from mconv.convert.opening import open_checkpoint
+    from mconv.convert.checkpoint.open import open_checkpoint
     from mconv.verify.recorded_verdicts import valid_verdicts
 
     with _with_advice(
@@ -163,7 +163,7 @@ def of_an_adapter(folder: Path, *, asked: bool) -> Finding:
 
 def without_a_verdict(folder: Path) -> Finding:
     """Return the finding of --unverified. Verdicts on other weights do not reach the card."""
-    from mconv.convert.opening import open_checkpoint
+    from mconv.convert.checkpoint.open import open_checkpoint
     from mconv.verify.recorded_verdicts import valid_verdicts
 
     try:
@@ -239,7 +239,7 @@ def _in_the_cache(found: "SourceModel") -> Path | None:
 
 def judged(reference: "Origin", found: "Checkpoint", **asked: Any) -> dict[str, Any]:
     """Return the report with its lines; {} on ranks other than 0. A new merge is compared tensor by tensor."""
-    from mconv.convert import logbook
+    from mconv.convert.folders import logbook
     from mconv.verify import report as reports
     from mconv.verify.judge import Options, judge_sides
     from mconv.verify.origin import open_against

@@ -77,7 +77,7 @@ def pull(
     json
         Print one JSON object.
     """
-    from mconv.convert.sidecar import LeftOut, note
+    from mconv.convert.folders.sidecar import LeftOut, note
     from mconv.hub import adapter
     from mconv.hub.fetch import pull as fetch
     from mconv.hub.folder import survey

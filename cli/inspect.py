@@ -14,9 +14,9 @@ from mconv.cli import options as o
 from mconv.cli.terminal import dtype_name
 
 if TYPE_CHECKING:
-    from mconv.convert.adapted import Run
-    from mconv.convert.checkpoint import Checkpoint
-    from mconv.convert.table import Stored
+    from mconv.convert.checkpoint.adapted import Run
+    from mconv.convert.checkpoint.model import Checkpoint
+    from mconv.convert.spelling.table import Stored
     from mconv.shard.layout import Layout
 
 
@@ -64,14 +64,15 @@ def inspect(
         _show_data(prefixes, json=json)
         return
     path = o.checkpoint(path, reading.iteration)
-    from mconv.convert import peft, peft_facts
-    from mconv.convert.opening import is_lora_run
+    from mconv.convert.checkpoint.open import is_lora_run
+    from mconv.convert.peft import facts as peft_facts
+    from mconv.convert.peft import folder as peft
 
     if path.is_dir() and peft.is_adapter(path):
         _show(peft_facts.facts(path), in_words.of_adapter, json=json)
         return
     if is_lora_run(path, reading.iteration):
-        from mconv.convert import adapted
+        from mconv.convert.checkpoint import adapted
 
         _show(_facts_of_run(adapted.open_run(path, reading.iteration)), in_words.of_lora_run, json=json)
         return
@@ -87,7 +88,7 @@ def inspect(
 
 def _data(path: Path) -> list[Path]:
     """Return the prefixes of token data at a path: one, or all in a folder that holds nothing else."""
-    from mconv.convert.recognize import what_is
+    from mconv.convert.folders.recognize import what_is
 
     if path.is_dir() and what_is(path).kind != "data":  # before an import
         return []
@@ -140,7 +141,7 @@ def _drawn(found: "Checkpoint", asked: Preview) -> dict[str, Any]:
 
 def _preview(c: "Checkpoint", asked: Preview) -> "Layout":
     """Return the layout asked for; sizes that were not given are the checkpoint's."""
-    from mconv.convert.checkpoint import target_layout
+    from mconv.convert.checkpoint.model import target_layout
 
     own = c.layout
     tp = getattr(own, "tp", 1) if asked.tp is None else asked.tp
@@ -151,7 +152,7 @@ def _preview(c: "Checkpoint", asked: Preview) -> "Layout":
 
 def _facts_of_run(run: "Run") -> dict[str, Any]:
     """Return the facts on a LoRA run's checkpoint: the adapter that it holds, its base, its training."""
-    from mconv.convert import training_state
+    from mconv.convert.checkpoint import training_state
     from mconv.convert.formats import torch_dist
 
     _, common = torch_dist.open_folder(run.folder)
@@ -168,8 +169,8 @@ def _facts_of_run(run: "Run") -> dict[str, Any]:
 
 def facts_of(c: "Checkpoint") -> dict[str, Any]:
     """Return the facts on a checkpoint in JSON values."""
-    from mconv.convert import training_state
-    from mconv.convert.recognize import what_is
+    from mconv.convert.checkpoint import training_state
+    from mconv.convert.folders.recognize import what_is
 
     layout = c.layout
     return {

@@ -26,7 +26,7 @@ class JudgedPair:
 
     def judge(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Return the report; {} on ranks other than 0."""
-        from mconv.convert import logbook, manifest
+        from mconv.convert.folders import logbook, manifest
         from mconv.verify.checkpoints import open_both
         from mconv.verify.judge import Options, check_installed, judge_sides
         from mconv.verify.origin import open_against
@@ -100,7 +100,7 @@ def pair_of(a: Path | None, b: Path | None, said: dict[str, Any]) -> JudgedPair:
 
 def tensors_of(path: Path, iteration: int | None) -> Path | None:
     """Return the folder that holds the tensors of a checkpoint, or None where there is none."""
-    from mconv.convert.opening import iteration_folder
+    from mconv.convert.checkpoint.open import iteration_folder
 
     try:
         return path if (path / "config.json").is_file() else iteration_folder(path, iteration)

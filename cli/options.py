@@ -9,8 +9,8 @@ from cyclopts import Parameter
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
-    from mconv.convert.checkpoint import Checkpoint as Opened
-    from mconv.convert.ignored import Ignored
+    from mconv.convert.checkpoint.model import Checkpoint as Opened
+    from mconv.convert.folders.ignored import Ignored
     from mconv.shard.stages import Uneven
 
 Flag = Annotated[bool, Parameter(negative=())]
@@ -82,7 +82,7 @@ class Ignoring:
     @property
     def names(self) -> "Ignored":
         """The names, as `open_checkpoint` takes them."""
-        from mconv.convert.ignored import ignored
+        from mconv.convert.folders.ignored import ignored
 
         return ignored(args=self.ignore_arg or (), config_keys=self.ignore_config_key or ())
 
@@ -103,7 +103,7 @@ class Reading(Ignoring):
 
     def open(self, path: Path, **more: Any) -> "Opened":
         """Return the checkpoint at `path`, opened with these options and with `more` of `open_checkpoint`'s."""
-        from mconv.convert.opening import open_checkpoint
+        from mconv.convert.checkpoint.open import open_checkpoint
 
         return open_checkpoint(path, **self.values, ignore=self.names, **more)
 
@@ -213,7 +213,7 @@ SHOW, IGNORING, READING, PARAMS, TARGET = Show(), Ignoring(), Reading(), Params(
 # ---- paths -----------------------------------------------------------------------------------------------------------
 def checkpoint(path: Path, iteration: int | None = None) -> Path:
     """Return the folder of a checkpoint. Refuses anything else by the names of its files, without a wait."""
-    from mconv.convert.locate import check_path
+    from mconv.convert.folders.locate import check_path
 
     path = local(path)
     check_path(path, iteration)
@@ -222,21 +222,21 @@ def checkpoint(path: Path, iteration: int | None = None) -> Path:
 
 def side_folder(path: Path) -> Path:
     """Return the folder of tokenizer and generation files: the one inside a Megatron checkpoint, else `path`."""
-    from mconv.convert.recognize import READABLE, what_is
+    from mconv.convert.folders.recognize import READABLE, what_is
 
     return tokenizer(path) if what_is(path).kind in READABLE else path
 
 
 def tokenizer(path: Path) -> Path:
     """Return the folder with a tokenizer's files: in a model folder, a Megatron checkpoint, or a cached repository."""
-    from mconv.convert.locate import tokenizer_folder
+    from mconv.convert.folders.locate import tokenizer_folder
 
     return tokenizer_folder(local(path))
 
 
 def local(path: Path) -> Path:
     """Return the path itself, or the folder of a repository ORG/NAME that is in the Hub's cache."""
-    from mconv.convert import unfinished
+    from mconv.convert.folders import unfinished
 
     if (
         path.exists()

@@ -11,8 +11,8 @@ from mconv import extras
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
-    from mconv.convert.checkpoint import Checkpoint
-    from mconv.convert.table import Logical
+    from mconv.convert.checkpoint.model import Checkpoint
+    from mconv.convert.spelling.table import Logical
     from mconv.shard.axes import Axes, Box
     from mconv.shard.layout import Layout
 
@@ -89,8 +89,7 @@ def _run(layers: range, stage: int, chunk: int, layout: "Layout") -> str:
 
 def per_rank(c: "Checkpoint", layout: "Layout") -> list[int]:
     """Return the bytes of weights that the largest tensor-parallel rank of each stage holds, padding included."""
-    from mconv.convert import spell
-    from mconv.convert.dialects import DIALECTS
+    from mconv.convert.dialects import DIALECTS, spell
 
     dialect, total = DIALECTS[c.dialect or "mcore"], [0] * layout.pp
     for place, _, logical in spell.rank_tensors(dialect, c.family, c.spec, layout):

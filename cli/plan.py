@@ -125,7 +125,7 @@ def _shortened(files: "Files", *, root: str) -> "Files":
 
 def _flags(plan: "Plan") -> tuple[str, list[str]]:
     """Return the program's flags for the result in one line, and a warning for each setting that no flag expresses."""
-    from mconv.convert import bridge
+    from mconv.convert.checkpoint import bridge
     from mconv.convert.dialects import DIALECTS
     from mconv.convert.dialects.flags import Case
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from mconv.cli import choose
-from mconv.convert import logbook
+from mconv.convert.folders import logbook
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mconv.cli import options as o
-from mconv.convert import logbook, scan
-from mconv.convert.host import nbytes
-from mconv.convert.scan import Found, Scan
+from mconv.convert.folders import logbook, scan
+from mconv.convert.folders.host import nbytes
+from mconv.convert.folders.scan import Found, Scan
 from mconv.errors import MconvError
 
 

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from mconv import extras
 from mconv.cli.fields import check_load, given_values, here, settled, with_fields
-from mconv.convert.staging import has_saved
+from mconv.convert.folders.staging import has_saved
 from mconv.errors import CheckFailed, ConfigError, MconvError
 from mconv.train.config import TrainConfig, help_of, make
 

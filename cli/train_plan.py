@@ -17,7 +17,7 @@ from mconv.errors import ConfigError
 from mconv.train.config import TrainConfig, make
 
 if TYPE_CHECKING:
-    from mconv.convert.checkpoint import SourceModel
+    from mconv.convert.checkpoint.model import SourceModel
     from mconv.train.estimate.fit import Gpu, Remedies
     from mconv.train.estimate.plan import RunPlan
     from mconv.train.estimate.suggest import Suggestion

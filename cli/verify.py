@@ -159,7 +159,7 @@ def _found(path: Path | None, *, iteration: int | None) -> Path | None:
     """
     if path is None:
         return None
-    from mconv.convert.recognize import explain, what_is
+    from mconv.convert.folders.recognize import explain, what_is
 
     if not path.exists() and what_is(path).kind == "unfinished":  # of a name with a slash, which could be a repository's
         raise FormatError(explain(path))
@@ -179,7 +179,7 @@ def _found(path: Path | None, *, iteration: int | None) -> Path | None:
 def _next_line(candidate: Path, iteration: int | None) -> str | None:
     """Return the command that usually follows when a checkpoint that mconv made has passed, or None."""
     from mconv.cli import choose
-    from mconv.convert import manifest
+    from mconv.convert.folders import manifest
 
     where = tensors_of(candidate, iteration)
     if (made := manifest.read(where) if where else None) is None:
@@ -227,7 +227,7 @@ def _check_page(output: Output) -> None:
 
 
 def _write_page(file: Path, report: dict[str, Any]) -> None:
-    from mconv.convert.staging import write_whole
+    from mconv.convert.folders.staging import write_whole
     from mconv.verify import page
 
     write_whole(file, page.render(report))

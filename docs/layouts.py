@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.checkpoint import SourceModel
+from mconv.convert.checkpoint.model import SourceModel
 from mconv.train.config import TrainConfig, make
 from mconv.train.estimate import plan
 from mconv.train.estimate.fit import GB, Gpu

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.jsonfile import read_json
-from mconv.convert.sidecar import LEGAL, LeftOut
+from mconv.convert.folders.sidecar import LEGAL, LeftOut
+from mconv.convert.formats.jsonfile import read_json
 from mconv.errors import FormatError, MconvError, refuse
 from mconv.hub import card as cards
 from mconv.hub.folder import CARD, MANIFEST, secrets_in
@@ -22,7 +22,7 @@ UNFILLED = "[More Information Needed]"
 
 def is_adapter(folder: Path) -> bool:
     """Return whether a folder is an adapter and no model."""
-    from mconv.convert import peft
+    from mconv.convert.peft import folder as peft
 
     return peft.is_adapter(folder)
 
@@ -60,7 +60,7 @@ def check(folder: Path) -> None:
 
 def check_tensors(folder: Path) -> None:
     """Raise FormatError unless an adapter's file is whole, with both factors of each module and no NaN or infinity."""
-    from mconv.convert import peft
+    from mconv.convert.peft import folder as peft
 
     read_json(folder / CONFIG)
     found = peft.tensors(folder)
@@ -117,7 +117,7 @@ def render(folder: Path, *, repo: str, license: str | None = None) -> str:
     import yaml
     from jinja2 import Environment, StrictUndefined
 
-    from mconv.convert.peft_facts import facts
+    from mconv.convert.peft.facts import facts
 
     found = {key: cards.public(value) for key, value in facts(folder).items()}
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, finalize=cards.escape, autoescape=False)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.jsonfile import read_json
-from mconv.convert.sidecar import judge, sha256
+from mconv.convert.folders.sidecar import judge, sha256
+from mconv.convert.formats.jsonfile import read_json
 from mconv.errors import ConfigError, FormatError
 from mconv.hub.folder import MANIFEST
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mconv import extras
-from mconv.convert import unfinished
-from mconv.convert.recognize import explain, shown
-from mconv.convert.sidecar import LeftOut, judge
-from mconv.convert.staging import PULL
+from mconv.convert.folders import unfinished
+from mconv.convert.folders.recognize import explain, shown
+from mconv.convert.folders.sidecar import LeftOut, judge
+from mconv.convert.folders.staging import PULL
 from mconv.errors import FormatError, MconvError
 from mconv.hub import adapter, room
 from mconv.hub.adapter import missing
@@ -51,8 +51,8 @@ def resolve(
     """Return the folder of `source`: a local folder, else the Hub's local cache, else a download.
 
     `source` is a folder, `ORG/NAME`, or a family (with `size`). A download fetches weights (safetensors, else `.bin`) and
-    the files beside them that `convert/sidecar.py` chooses; no code is ever run. `tell` is called with the files left
-    out. Raises ConfigError on an unknown name, MconvError if the download fails.
+    the files beside them that `convert/folders/sidecar.py` chooses; no code is ever run. `tell` is called with the files
+    left out. Raises ConfigError on an unknown name, MconvError if the download fails.
     """
     if (folder := Path(source).expanduser()).is_dir():
         return folder

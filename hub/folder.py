@@ -4,15 +4,15 @@ import fnmatch
 import re
 from pathlib import Path
 
-from mconv.convert.jsonfile import read_json
-from mconv.convert.recognize import explain, what_is
-from mconv.convert.sidecar import LeftOut, look
+from mconv.convert.folders.recognize import explain, what_is
+from mconv.convert.folders.sidecar import LeftOut, look
+from mconv.convert.formats.jsonfile import read_json
 from mconv.errors import FormatError, MconvError, refuse
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PUBLISHED = (WEIGHTS, "model-*-of-*.safetensors", INDEX)
-"""Weights that are published. `convert/sidecar.py` chooses the files beside them."""
+"""Weights that are published. `convert/folders/sidecar.py` chooses the files beside them."""
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 """Weights in torch.save files: read where there are no safetensors, never published."""
 OWN = ("meta", "mistral")

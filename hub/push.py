@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mconv.convert.sidecar import LeftOut
+from mconv.convert.folders.sidecar import LeftOut
 from mconv.errors import MconvError
 from mconv.hub import adapter
 from mconv.hub import card as cards

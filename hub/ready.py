@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mconv.convert.tokens import is_tokenizer
+from mconv.convert.folders.tokens import is_tokenizer
 from mconv.errors import MconvError, refuse
 from mconv.hub.faults import LOGIN, check_repo_id, clean, explain, one_line
 from mconv.hub.folder import MANIFEST, STALE, matches

@@ -10,9 +10,9 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from mconv.convert.host import existing
-from mconv.convert.staging import PULL, PULLED
-from mconv.convert.unfinished import downloaded
+from mconv.convert.folders.host import existing
+from mconv.convert.folders.staging import PULL, PULLED
+from mconv.convert.folders.unfinished import downloaded
 from mconv.errors import MconvError
 
 

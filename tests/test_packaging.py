@@ -23,15 +23,7 @@ MAY_IMPORT = {
     "cli": {"shard", "convert", "train", "verify", "hub", "cli"},
 }
 # Within convert/ and train/, from the ground up: each may use those before it, and what is not named here may use all.
-CONVERT_FLOORS = [
-    "values jsonfile ignored host lock kinds staging dtypes digests formats",
-    "keys claim known rope window derived foreign spelled table",
-    "families dialects",
-    "spell pieces lora lora_settings adapter",
-    "sources",
-    "sidecar tokens bridge manifest checkpoint",
-    "engine",
-]
+CONVERT_FLOORS = ["formats", "folders", "spelling", "families dialects", "peft", "sources", "checkpoint", "engine"]
 FLOORS = ["config", "megatron", "launch", "model", "optim", "estimate", "logs", "data", "checkpoints", "loop"]
 ANYONE = {"errors", "extras", "spec"}
 ONLY = {"megatron": {"train"}, "cyclopts": {"cli"}, "rich": {"cli", "train", "hub"}}

@@ -8,7 +8,7 @@ import elsewhere
 import pytest
 import tiny
 
-from mconv.convert import logbook
+from mconv.convert.folders import logbook
 
 CONVERT = [
     "hf2meg hf --out meg --tp 2 --dry-run",

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.checkpoint import Checkpoint, SourceModel
-from mconv.convert.ignored import ignored
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.checkpoint.model import Checkpoint, SourceModel
+from mconv.convert.checkpoint.open import open_checkpoint
+from mconv.convert.folders.ignored import ignored
 from mconv.errors import AmbiguousCheckpoint
 
 Hints = dict[str, Any]

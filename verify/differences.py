@@ -10,7 +10,7 @@ import torch
 from mconv.convert.sources.checks import bits, finite
 from mconv.convert.sources.source import Source
 from mconv.convert.sources.stored import primary
-from mconv.convert.table import Family, Logical
+from mconv.convert.spelling.table import Family, Logical
 from mconv.shard.axes import Box, intersect, within
 from mconv.shard.cut import can_share
 from mconv.shard.layout import padded_vocab

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from mconv.convert.checkpoint import SourceModel
-from mconv.convert.digests import ALGORITHMS, Recorded, recorded
+from mconv.convert.checkpoint.model import SourceModel
+from mconv.convert.folders.digests import ALGORITHMS, Recorded, recorded
+from mconv.convert.folders.host import SLAB_BYTES
 from mconv.convert.formats.mapped import bytes_of, forget
-from mconv.convert.host import SLAB_BYTES
 from mconv.convert.sources.read import Progress, quiet
 from mconv.convert.sources.scratch import Scratch
 from mconv.convert.sources.source import Slab, Source, dims_of, dtype_of, nbytes_of, slab_boxes, split_of
-from mconv.convert.table import Logical
+from mconv.convert.spelling.table import Logical
 from mconv.shard.axes import Axes, Box
 from mconv.verify.differences import Difference, DifferenceTally, StoredPieces, tp_ranks
 from mconv.verify.specs import spec_differences, spec_notes

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import mconv
-from mconv.convert.checkpoint import SourceModel
-from mconv.convert.host import cores
+from mconv.convert.checkpoint.model import SourceModel
+from mconv.convert.folders.host import cores
 from mconv.extras import version
 
 PACKAGES = ("torch", "transformers", "megatron-core", "safetensors", "numpy")

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint.model import Checkpoint
 from mconv.spec import ModelSpec
 from mconv.train.megatron.collectives import from_rank_0
 from mconv.verify import probes

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mconv import extras
-from mconv.convert.checkpoint import SourceModel
+from mconv.convert.checkpoint.model import SourceModel
 from mconv.errors import CheckFailed, LayoutError, MconvError, refuse
 from mconv.shard.layout import padded_vocab
 from mconv.shard.stages import EVEN, Uneven

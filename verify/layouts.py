@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mconv.convert.checkpoint import SourceModel
-from mconv.convert.host import cores
+from mconv.convert.checkpoint.model import SourceModel
+from mconv.convert.folders.host import cores
 from mconv.errors import LayoutError
 from mconv.shard.layout import Layout, padded_vocab
 from mconv.shard.stages import EVEN, Uneven

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint.model import Checkpoint
 from mconv.convert.formats.mapped import forget
 from mconv.convert.sources.source import dims_of, dtype_of, slab_boxes
 from mconv.verify.compare import CHUNK, Comparison, Errors, Limits, allowed

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint.model import Checkpoint
 from mconv.convert.formats.dtype import in_torch
 from mconv.convert.formats.mapped import forget
 from mconv.convert.sources.read import check_copies

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mconv.convert import adapted, manifest
-from mconv.convert.checkpoint import SourceModel
-from mconv.convert.ignored import ignored
+from mconv.convert.checkpoint import adapted
+from mconv.convert.checkpoint.model import SourceModel
+from mconv.convert.folders import manifest
+from mconv.convert.folders.ignored import ignored
 from mconv.convert.sources.read import Progress, quiet
 from mconv.errors import MconvError
 from mconv.verify.checkpoints import Hints, Side, open_both

@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.digests import combined
+from mconv.convert.checkpoint.model import Checkpoint
+from mconv.convert.folders.digests import combined
 from mconv.convert.sources.read import Progress, check_copies, digests, quiet
 from mconv.errors import CopiesDiffer
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from mconv.convert import manifest
-from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.opening import iteration_folder, open_checkpoint
+from mconv.convert.checkpoint.model import Checkpoint
+from mconv.convert.checkpoint.open import iteration_folder, open_checkpoint
+from mconv.convert.folders import manifest
 from mconv.errors import CopiesDiffer, MconvError
 from mconv.verify import training_lines
 from mconv.verify.digests import Difference, Report

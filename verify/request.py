@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from mconv.convert.checkpoint import SourceModel
+from mconv.convert.checkpoint.model import SourceModel
 from mconv.shard.stages import EVEN, Uneven
 from mconv.train.megatron.parallel import Parallel
 from mconv.verify import probes

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mconv.convert.checkpoint import SourceModel
+from mconv.convert.checkpoint.model import SourceModel
 from mconv.convert.formats.mapped import forget
 from mconv.convert.sources.read import Progress, quiet
 from mconv.convert.sources.source import Source, dims_of, nbytes_of, slab_boxes, split_of
-from mconv.convert.table import Logical
+from mconv.convert.spelling.table import Logical
 from mconv.verify.digests import Report, held
 from mconv.verify.specs import in_words
 

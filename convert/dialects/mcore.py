@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from mconv.convert.claim import ARG, claim, written
 from mconv.convert.dialects import flags_megatron
 from mconv.convert.dialects.arguments import MEGATRON_LM
 from mconv.convert.dialects.arguments.function import WRITTEN
@@ -16,7 +15,8 @@ from mconv.convert.dialects.dialect import Dialect
 from mconv.convert.dialects.keys import bias_spec as bias_spec
 from mconv.convert.dialects.keys import chunk_layers, left_of, of_dtype
 from mconv.convert.formats.tensors import Located
-from mconv.convert.table import Family
+from mconv.convert.spelling.claim import ARG, claim, written
+from mconv.convert.spelling.table import Family
 from mconv.errors import AmbiguousCheckpoint, ConfigError
 from mconv.shard.layout import Layout
 from mconv.shard.stages import EVEN, Uneven

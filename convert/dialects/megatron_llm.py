@@ -12,7 +12,6 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from mconv.convert.claim import ARG, claim, written
 from mconv.convert.dialects import flags_megatron_llm
 from mconv.convert.dialects.arguments import MEGATRON_LLM
 from mconv.convert.dialects.arguments.megatron_llm import LAYOUT, SPEC
@@ -20,7 +19,8 @@ from mconv.convert.dialects.dialect import Dialect
 from mconv.convert.dialects.keys import chunk_layers, left_of, of_dtype
 from mconv.convert.dialects.nvidia_legacy import ATTENTION, LAYER, MLP, MODEL, spelled
 from mconv.convert.formats.tensors import Located
-from mconv.convert.keys import take
+from mconv.convert.spelling.claim import ARG, claim, written
+from mconv.convert.spelling.keys import take
 from mconv.errors import AmbiguousCheckpoint, ConfigError
 from mconv.shard.layout import Layout
 from mconv.spec import UNNAMED, ModelSpec

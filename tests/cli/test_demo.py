@@ -6,7 +6,7 @@ import pytest
 
 from mconv.cli import demo, demo_parts, demo_report
 from mconv.cli.app import run
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.errors import CheckFailed
 
 

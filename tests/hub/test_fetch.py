@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 from huggingface_hub import snapshot_download
 
-from mconv.convert.recognize import what_is
+from mconv.convert.folders.recognize import what_is
 from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.hub.catalog import REPOSITORIES, check_size, expected_parameters, repository
 from mconv.hub.fetch import pull, resolve

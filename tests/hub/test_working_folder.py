@@ -11,7 +11,7 @@ import pytest
 from tiny import make_llama
 
 from mconv.cli.app import run
-from mconv.convert import scan
+from mconv.convert.folders import scan
 from mconv.hub import catalog
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from judge import convert
 from safetensors.torch import save_file
 from tiny import LLAMA3, edit_json, make_llama, make_mistral, tensors
 
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.sources.checks import bits
 from mconv.verify.diagnosis import explain as guessing
 from mconv.verify.diagnosis.pair import entire

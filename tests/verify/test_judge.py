@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tiny import VARIANTS, edit_json, make_llama, make_model, make_qwen3, tensors
 
 from mconv.cli.app import run
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.verify import generate, judge, models, probes
 from mconv.verify.noise import ReorderedSums
 

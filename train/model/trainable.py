@@ -6,8 +6,8 @@ from functools import lru_cache
 
 from mconv.convert.dialects import mcore
 from mconv.convert.families import FAMILIES
-from mconv.convert.lora import Linear, Settings, linears
-from mconv.convert.table import Logical
+from mconv.convert.peft.lora import Linear, Settings, linears
+from mconv.convert.spelling.table import Logical
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 from mconv.train.config.trainable import PARTS, means

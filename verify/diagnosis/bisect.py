@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.table import Family, Logical
+from mconv.convert.checkpoint.model import Checkpoint
+from mconv.convert.spelling.table import Family, Logical
 from mconv.errors import MconvError
 from mconv.verify.diagnosis.explain import Guess
 from mconv.verify.diagnosis.points import Watch, hidden_of, points, with_hidden

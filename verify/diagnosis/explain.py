@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import torch
 
-from mconv.convert.checkpoint import SourceModel
+from mconv.convert.checkpoint.model import SourceModel
 from mconv.convert.sources.source import Source
-from mconv.convert.table import Logical
+from mconv.convert.spelling.table import Logical
 from mconv.verify.diagnosis.layers import Moved, moved
 from mconv.verify.diagnosis.order import known_order, shuffled
 from mconv.verify.diagnosis.pair import Hit, Mend, TensorPair, entire

@@ -7,7 +7,7 @@ import torch
 
 from mconv.convert.formats.mapped import bytes_of
 from mconv.convert.sources.source import Source, dims_of, dtype_of
-from mconv.convert.table import Logical
+from mconv.convert.spelling.table import Logical
 from mconv.verify.diagnosis.pair import entire, narrower, same
 
 Origins = Mapping[int, int]

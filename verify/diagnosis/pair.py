@@ -7,7 +7,7 @@ import torch
 
 from mconv.convert.sources.checks import bits
 from mconv.convert.sources.source import Source, dims_of
-from mconv.convert.table import Kind, Logical
+from mconv.convert.spelling.table import Kind, Logical
 from mconv.shard.axes import Axes, whole
 from mconv.verify.differences import Difference
 

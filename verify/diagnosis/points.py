@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mconv.convert.table import Row
+from mconv.convert.spelling.table import Row
 from mconv.shard.axes import lengths
 from mconv.shard.cut import Block
 from mconv.verify.models.common import Model, hidden_output, hooked, swap_axes

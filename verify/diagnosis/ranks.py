@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint.model import Checkpoint
 from mconv.convert.sources.load import load_rank
 from mconv.train.megatron.collectives import from_rank_0
 from mconv.verify.digests import Report, tp_ranks

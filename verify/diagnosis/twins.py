@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mconv.convert.sources.source import Source, dims_of, dtype_of
-from mconv.convert.table import Family, Logical
+from mconv.convert.spelling.table import Family, Logical
 from mconv.verify.diagnosis.layers import sample
 from mconv.verify.diagnosis.pair import entire, narrower, same
 

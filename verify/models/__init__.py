@@ -4,7 +4,7 @@ Both give the logits of a probe chunk by chunk, and a sample of each layer's hid
 disk, one layer in memory at a time: the program's own forward runs, and weights are loaded and released under it.
 """
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint.model import Checkpoint
 from mconv.verify.models.common import Model, Repair, RunOptions, Scores
 from mconv.verify.models.hugging_face import HuggingFace
 from mconv.verify.models.megatron import Megatron

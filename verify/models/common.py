@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.table import Logical, Row, Stored
+from mconv.convert.checkpoint.model import Checkpoint
+from mconv.convert.spelling.table import Logical, Row, Stored
 from mconv.shard.cut import Piece
 from mconv.spec import ModelSpec
 from mconv.train.megatron.parallel import Parallel

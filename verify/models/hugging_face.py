@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from mconv.convert import peft
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint.model import Checkpoint
 from mconv.convert.formats import hf, mapped
-from mconv.convert.spelled import spelled
-from mconv.convert.table import Row, Stored
+from mconv.convert.peft import folder as peft
+from mconv.convert.spelling.spelled import spelled
+from mconv.convert.spelling.table import Row, Stored
 from mconv.errors import FormatError
 from mconv.shard.cut import Piece
 from mconv.train.megatron.parallel import world

@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mconv.convert import spell
-from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.dialects import mcore
+from mconv.convert.checkpoint.model import Checkpoint
+from mconv.convert.dialects import mcore, spell
 from mconv.convert.formats import archive, mapped, mp_rank
 from mconv.convert.sources.load import load_rank
-from mconv.convert.table import Row, Stored
+from mconv.convert.spelling.table import Row, Stored
 from mconv.shard.cut import Piece
 from mconv.shard.layout import Layout, padded_vocab
 from mconv.shard.pattern import piece
