@@ -34,7 +34,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 def is_hf(folder: Path) -> bool:
-    """Whether a folder looks like a Hugging Face checkpoint (complete or not)."""
+    """Return whether a folder looks like a Hugging Face checkpoint (complete or not)."""
     return (folder / "config.json").is_file()
 
 
@@ -52,7 +52,7 @@ def open_folder(folder: Path) -> dict[str, Located]:
 
 
 def _instead(folder: Path) -> str:
-    """What weights a folder has under other names, and what to do with them."""
+    """Return a hint on weights that a folder has under other names."""
     other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.safetensors"))
     variants = [name for name in other if VARIANT.fullmatch(name)]
     advice = f"; {variants[0]} is a variant of them: if it is meant, give it that name" if variants else ""
@@ -134,7 +134,7 @@ def shards(targets: list[Target], limit: int) -> list[list[Target]]:
 
 
 def shard_names(count: int) -> list[str]:
-    """What the files of a folder of `count` shards are called."""
+    """Return the file names of a folder of `count` shards."""
     return [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 

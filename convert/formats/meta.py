@@ -17,16 +17,11 @@ PATTERN = "consolidated.*.pth"
 WHOLE = "consolidated*.safetensors"
 
 SMALL = {PARAMS, "consolidated.safetensors.index.json"}
-"""What says how the weights are to be read."""
-
-
-def is_meta(folder: Path) -> bool:
-    """Whether a folder looks like one of Meta's or Mistral's (complete or not)."""
-    return any(folder.glob(PATTERN)) or (any(folder.glob(WHOLE)) and (folder / PARAMS).is_file())
+"""Names of the small files that describe the weights."""
 
 
 def key(rank: int, name: str) -> str:
-    """How we name a tensor of a rank."""
+    """Return mconv's key of a rank's tensor."""
     return f"consolidated.{rank:02d}/{name}"
 
 

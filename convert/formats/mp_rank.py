@@ -16,11 +16,7 @@ from mconv.errors import FormatError
 
 FILE = "model_optim_rng.pt"
 RNG_FILE, OPTIMIZER_FILE = "model_rng.pt", "optim.pt"
-"""What older Megatrons write in its place with a distributed optimizer."""
-
-
-def is_mp_rank(folder: Path) -> bool:
-    return any(folder.glob("mp_rank_*"))
+"""The files that older Megatrons write in place of `FILE` with a distributed optimizer."""
 
 
 def rank_folder(tp_rank: int, stage: int, *, pp: int) -> str:
@@ -29,7 +25,7 @@ def rank_folder(tp_rank: int, stage: int, *, pp: int) -> str:
 
 
 def key(tp_rank: int, stage: int, chunk: int, name: str, *, pp: int, vpp: int) -> str:
-    """How we name a tensor of a rank: folder, model chunk, name."""
+    """Return mconv's key of a rank's tensor: folder, model chunk, name."""
     return f"{rank_folder(tp_rank, stage, pp=pp)}/model{chunk if vpp > 1 else ''}/{name}"
 
 
