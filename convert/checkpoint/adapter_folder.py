@@ -24,7 +24,7 @@ from mconv.shard.patch import patch_of
 from mconv.spec import ModelSpec
 
 ENDS = ("embedding", "head")
-"""What that is one tensor in a tied model."""
+"""The kinds of rows that share one tensor in a tied model."""
 
 
 def read(folder: Path, *, family: Family, spec: ModelSpec, ignore: Collection[str] = ()) -> Adapter:
@@ -121,9 +121,9 @@ def _contradictions(config: Mapping[str, Any], ranks: Mapping[str, int], at: Map
     if extra := [module for module in ranks if says[module] is False]:
         bad.append(f"the file has an adapter of {_few(extra)}, where {CONFIG} puts none (target_modules, "
                    "exclude_modules, layers_to_transform, modules_to_save)")  # fmt: skip
-    told = {module: rank_and_alpha(config, module)[0] for module in ranks}
-    bad += [f"{module}: the file's factors are of rank {rank}, {CONFIG} says {told[module]} (r, rank_pattern)"
-            for module, rank in ranks.items() if rank != told[module]]  # fmt: skip
+    stated = {module: rank_and_alpha(config, module)[0] for module in ranks}
+    bad += [f"{module}: the file's factors are of rank {rank}, {CONFIG} says {stated[module]} (r, rank_pattern)"
+            for module, rank in ranks.items() if rank != stated[module]]  # fmt: skip
     if "exclude_modules" not in config:  # as PEFT 0.14 and later write it
         pairs = {module: (rank_and_alpha(config, module)[1], older_alpha(config, module)) for module in ranks}
         bad += [f"{module}: its alpha is {now:g} as PEFT reads alpha_pattern since 0.14, and {then:g} as before, by "

@@ -1,4 +1,4 @@
-"""What the model beneath a LoRA run is called in Hugging Face's world: its repository on the Hub, or its folder."""
+"""The Hugging Face name of a LoRA run's base model: its repository on the Hub, or its folder."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -118,7 +118,7 @@ def layout_of(args: Namespace, tensors: Mapping[str, Located] | None = None) -> 
     return Layout(**claim(LAYOUT, left, flag=ARG), uneven=Uneven(**claim(STAGES, left, flag=ARG)))
 
 
-def doubts(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, ...]:
+def assumptions(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, ...]:
     """Megatron-LM up to core 0.19.2 has a flag for llama3's factor, keeps it, and computes with 8 all the same."""
     values = vars(args)
     factor, ours = values.get("rope_scaling_factor", 8.0), "rope_low_freq_factor" in values
@@ -148,7 +148,7 @@ def _true_vocab(values: dict[str, Any], size: int | None, *, given: int | None) 
 
 
 def refusals(spec: ModelSpec, layout: Layout) -> list[str]:
-    """What Megatron-LM has not."""
+    """Return what a model has that Megatron-LM cannot compute."""
     if spec.activation == "gelu_tanh" and not bias_spec(spec).mlp_bias:
         return ["Megatron-LM has the tanh form of GELU only together with linear biases"]
     return []
@@ -165,5 +165,5 @@ DIALECT = Dialect(
     layout_of=layout_of,
     stored_spec=bias_spec,
     refusals=refusals,
-    doubts=doubts,
+    assumptions=assumptions,
 )

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a planned conversion: its output, the files that travel with the model, the disk."""
+"""Problems of a planned conversion: its output, the files that travel with the model, the disk."""
 
 from collections.abc import Iterator
 from pathlib import Path

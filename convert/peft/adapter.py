@@ -43,11 +43,11 @@ class Adapter:
     factors: Mapping[str, Tensor]
     """Rows and columns in the order of the logical tensors."""
     replaced: tuple[Replaced, ...] = ()
-    """What takes the place of the base's tensors."""
+    """Tensors that replace the base's."""
     ignored: Mapping[str, Any] = field(default_factory=dict)
     """Keys of its config, and their values, that no rule claims and the user lets pass."""
     notes: tuple[str, ...] = ()
-    """What had to be assumed when it was read: for the user to know."""
+    """Notes for the user on what was assumed when it was read."""
 
     def __post_init__(self) -> None:
         """Refuse, all at once, factors that are missing, too many, or of another shape."""

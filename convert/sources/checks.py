@@ -1,4 +1,4 @@
-"""What a slab is refused for: copies that differ, elements that are not finite, values that the target cannot hold."""
+"""Checks of a slab: copies that differ, elements that are not finite, values that the target cannot hold."""
 
 import torch
 

@@ -22,7 +22,7 @@ class Buffer:
 
     name: re.Pattern[str]
     what: str
-    """What it is, and which keys of config.json it follows from."""
+    """The buffer in words, with the keys of config.json that it follows from."""
     check: Check
 
 
