@@ -94,7 +94,7 @@ def with_base(
     run = open_run(path, iteration)
     where = base or (run.folder.parent / run.base["path"])
     if not where.is_dir():
-        raise FormatError(f"{where}, the base of {path}, is not there; say with --base where it is now")
+        raise FormatError(f"{where}, the base of {path}, does not exist; give its present folder with --base")
     beneath = opening.open_checkpoint(where, ignore=ignore | recorded(manifest.read(run.folder)))
     if beneath.spec != run.adapter.spec:
         raise FormatError(
@@ -105,7 +105,7 @@ def with_base(
 
     found = digests(beneath.source, allow_nonfinite=True, progress=progress).stored
     if combined(found) != run.base["digest"]:
-        raise FormatError(f"{where} has not the weights that {path} was trained on ({run.base['name']})")
+        raise FormatError(f"{where} does not have the weights that {path} was trained on ({run.base['name']})")
     return merged(beneath, run.adapter, lies=run.folder)
 
 
@@ -122,7 +122,9 @@ def _named(folder: Path) -> Path:
     places += [folder / path for path in (manifest.read(folder) or {}).get("ancestors", [])[-2:-1]]
     if found := next((place for place in places if place.is_dir()), None):
         return found
-    raise FormatError(f"{folder} names {name!r} as its base, which is no folder here; give it with --base")
+    raise FormatError(
+        f"{folder} names {name!r} as its base, which is not a local folder; give the folder of the base with --base"
+    )
 
 
 def merged(base: Checkpoint, adapter: "Adapter", *, lies: Path) -> SourceModel:

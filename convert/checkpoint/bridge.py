@@ -121,10 +121,14 @@ def _window(
         return settled.sliding_window, ()
     pair, trained = [window - 1, 0], steps(folder) > 0
     chosen = window if trained else window - 1
-    why = "trained with it, so that is what it computes" if trained else "only converted, so its source's window is meant"
+    why = (
+        "trained with it, so that is what it computes"
+        if trained
+        else "only converted, so the window of its source is right"
+    )
     return chosen, (
-        f"{folder / RUN_CONFIG} says window_size {pair}: so Megatron-Bridge up to 0.3.1 wrote a sliding_window of "
-        f"{pair[0]}, and it sees one key more. The model was {why}: sliding_window {chosen}. --config FILE decides "
+        f"{folder / RUN_CONFIG} says window_size {pair}: Megatron-Bridge up to 0.3.1 wrote this for a sliding_window "
+        f"of {pair[0]}, and it sees one key more. The model was {why}: sliding_window {chosen}. --config FILE decides "
         "otherwise",
     )
 

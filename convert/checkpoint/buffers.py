@@ -121,7 +121,7 @@ def _run(fqn: str, tensor: torch_dist.Global, start: int, shape: tuple[int, ...]
     if [c.offsets[0] for c in inside] != ends[:-1] or ends[-1] != stop:
         raise FormatError(
             f"{fqn}: no chunks from {start} to {stop}, where a parameter of shape {shape} should lie; "
-            "the model's parameters were in another order, or these are of another model"
+            "the model's parameters were in another order, or the buffers belong to another model"
         )
     return _joined([c.locate(fqn, tensor.dtype) for c in inside], shape)
 

@@ -65,7 +65,7 @@ def identify(
     recorded_spec = _recorded_spec(folder, made) if made else None
     if recorded_spec and hints.vocab_size not in (None, recorded_spec.vocab_size):
         raise ConfigError(
-            f"{folder / manifest.NAME} says a vocabulary of {recorded_spec.vocab_size}, not {hints.vocab_size}"
+            f"{folder / manifest.NAME} says that the vocabulary is {recorded_spec.vocab_size}, not {hints.vocab_size}"
         )
     settled = described(hints.config, hints.ignore) if hints.config else None
     knows = recorded_spec or (settled if hints.vocab_size is None else None)
@@ -165,10 +165,10 @@ def _dialect(
         return hints.dialect
     if len(evident) == 1 or len(fit) < 2:
         return (evident or fit or ["mcore"])[0]
-    why = "its names and args speak for both" if evident else "nothing in it tells which"
+    why = "its names and args fit both" if evident else "nothing in it tells them apart"
     raise ConfigError(
-        f"{folder}: its tensors have the names of {' and '.join(fit)}, and {why}; these order the rows of QKV and of the "
-        f"gated MLP differently though shapes are equal: give {' or '.join(f'--dialect {name}' for name in fit)}"
+        f"{folder}: its tensors have the names of {' and '.join(fit)}, and {why}; they order the rows of QKV and of the "
+        f"gated MLP differently in tensors of equal shapes: give {' or '.join(f'--dialect {name}' for name in fit)}"
     )
 
 

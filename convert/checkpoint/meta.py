@@ -119,8 +119,8 @@ def _positions(folder: Path, params: Params, hints: MetaHints, settled: ModelSpe
         return int(stated), ()
     taken, whose = (32768, "Mistral's converters do") if params.is_mistral else (2048, "Meta's own code does")
     return taken, (
-        f"{folder / meta.PARAMS} does not say how long a context the model was trained for; {taken} is taken, as "
-        f"{whose}. It does not change what the model computes; --max-position-embeddings says otherwise",
+        f"{folder / meta.PARAMS} does not state the length of context that the model was trained for; {taken} is "
+        f"taken, as {whose}. It does not change what the model computes; --max-position-embeddings says otherwise",
     )
 
 
@@ -165,7 +165,7 @@ def _rope(
     factor = params.rope_scaling_factor or hints.rope_factor or (settled.rope.factor if settled else None)
     if factor is None:
         raise AmbiguousCheckpoint(
-            f"{folder / meta.PARAMS} has use_scaled_rope but no factor, and Llama 3.1 (8) and 3.2 (32) differ in it: "
+            f"{folder / meta.PARAMS} has use_scaled_rope but no factor, and those of Llama 3.1 (8) and 3.2 (32) differ: "
             "give --rope-factor 8 or 32, or --config with the model's config.json"
         )
     if hints.rope_factor not in (None, factor):
@@ -182,8 +182,8 @@ def _check_base(folder: Path, base: float, tensors: Mapping[str, Located]) -> No
     known = n <= WIDEST and where.dtype in numbers.KNOWN
     if not known or not close(numbers.read(where, n), rotary(base, n), rtol=1e-2):
         raise ConfigError(
-            f"{folder / meta.PARAMS} has no rope_theta, but {BUFFERS[0]} is not that of the default, {base:g}: add the "
-            "model's rope_theta to it"
+            f"{folder / meta.PARAMS} has no rope_theta, but {BUFFERS[0]} does not follow from the default, {base:g}: add "
+            "the model's rope_theta to it"
         )
 
 

@@ -96,13 +96,16 @@ def _refuse_idle_hints(
     of_hf = hf.is_hf(path) and not own
     kind = own or ("a Hugging Face folder" if of_hf else "")
     if kind and any(x is not None for x in megatron.values()):
-        raise FormatError(f"{path} is {kind}: it has no iterations and no dialect, and its config knows its vocabulary")
+        raise FormatError(f"{path} is {kind}: it has no iterations and no dialect, and its config states its vocabulary")
     if of_hf and config is not None:
         raise FormatError(f"{path} is a Hugging Face folder: it has a config.json of its own")
     if not own:
         options = [f"--{name.replace('_', '-')}" for name, value in meta.items() if value is not None]
         refuse(
-            [f"{path} knows what {name} says; it is for Meta's and Mistral's own files" for name in options],
+            [
+                f"{name} applies only to Meta's and Mistral's own files; {path} is not in one of these formats"
+                for name in options
+            ],
             doing="opening",
             kind=FormatError,
         )
@@ -142,8 +145,8 @@ def _open_torch_dist(folder: Path, hints: MegatronHints) -> Checkpoint:
     tensors, common = torch_dist.open_folder(folder)
     if adapter := lora.of_args(common):
         raise FormatError(
-            f"{folder} holds the adapter of a LoRA run, not the model beneath it ({adapter['base'].get('name')}); "
-            "`mconv lora merge` makes one model of both, `mconv lora export` a PEFT adapter"
+            f"{folder} holds the adapter of a LoRA run, not its base model ({adapter['base'].get('name')}); "
+            "`mconv lora merge` merges the two into one model, `mconv lora export` makes a PEFT adapter"
         )
     what = identify(folder, common, hints, tensors={}, only="mcore")
     check_depth(folder, what.spec, sum(min((*c.shape, 1)[0], c.length) for t in tensors.values() for c in t.chunks))
@@ -166,7 +169,7 @@ def _open_mp_rank(folder: Path, hints: MegatronHints) -> Checkpoint:
     wanted = {mp_rank.rank_folder(rank, stage, pp=layout.pp) for rank, stage in layout.ranks[: len(ranks) + 1]}
     if wanted != set(ranks):
         differ = sorted(wanted ^ set(ranks))[:6]
-        raise FormatError(f"{folder}: tp {layout.tp} x pp {layout.pp} by its args, but {differ} are missing or too many")
+        raise FormatError(f"{folder}: its args say tp {layout.tp} x pp {layout.pp}, but {differ} are missing or too many")
     for other in others:  # every rank was saved by its own process: one of another run must not slip in
         also = identify(folder, ranks[other], hints, tensors=located)
         if (also.spec, also.layout) != (spec, layout) or ranks[other].get("iteration") != common.get("iteration"):

@@ -129,7 +129,7 @@ def _distinct(names: dict[str, str]) -> dict[str, str]:
     seen: dict[str, str] = {}
     for stored, name in names.items():
         if name in seen:
-            raise FormatError(f"{seen[name]!r} and {stored!r} both are {name}: keep the one that is meant")
+            raise FormatError(f"{seen[name]!r} and {stored!r} both are {name}: remove one of them")
         seen[name] = stored
     return names
 
@@ -145,6 +145,6 @@ def _note(wrapper: str, places: Sequence[str]) -> str:
 
 def _some(count: int, total: int, wrapper: str, having: str, without: str) -> str:
     return (
-        f"{count} of {total} names have {wrapper + '.'!r} ({having!r}) and others do not ({without!r}): of a model saved "
-        "whole, all have it or none; save the state_dict of the model within"
+        f"{count} of {total} names have {wrapper + '.'!r} ({having!r}) and others do not ({without!r}): in one model, "
+        "all have it or none; save the state_dict of the inner model"
     )

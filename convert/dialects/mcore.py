@@ -125,8 +125,8 @@ def assumptions(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, .
     if ours or not values.get("use_rope_scaling") or factor == 8:
         return ()
     return (
-        f"its args have rope_scaling_factor {factor}, which was taken; but Megatron-LM up to core 0.19.2 computes with 8 "
-        "whatever it says, so for a model that was trained there from scratch 8 is right: change it in the exported "
+        f"its args have rope_scaling_factor {factor}, which mconv uses; but Megatron-LM up to core 0.19.2 "
+        "computes with 8 in any case, so 8 is right for a model that was trained there from scratch: change it in the exported "
         "config.json",
     )
 

@@ -128,8 +128,8 @@ def assumptions(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, .
     if ours or imported or values.get("rope_scaling_factor") not in (None, 1, 1.0):
         return ()
     return (
-        "a resharded or trained Megatron-LLM file does not keep the rope scaling factor; none was assumed: wrong "
-        "for a model with linear scaling: for such a one give --config, its config.json",
+        "a resharded or trained Megatron-LLM file does not keep the rope scaling factor; none was assumed; "
+        "if the model has linear scaling, give --config with its config.json",
     )
 
 

@@ -198,7 +198,7 @@ def _check_values(*, dtype: str | None, iteration: int | None, shard_bytes: int,
     if iteration is not None and iteration < 0:
         raise MconvError(f"iteration {iteration} is negative")
     if shard_bytes < 1:
-        raise MconvError(f"a shard of {shard_bytes} bytes can hold nothing")
+        raise MconvError(f"a shard of {shard_bytes} bytes is too small to hold anything")
     if dialect not in DIALECTS or (dialect != "mcore" and format != "mp_rank"):
         raise MconvError(
             f"dialect {dialect!r} of {format}: mp_rank can have {', '.join(DIALECTS)}, torch_dist mcore only"

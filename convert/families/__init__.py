@@ -22,8 +22,8 @@ FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, MISTRAL
 """Families by name, in the order in which `family_for` asks them."""
 RENAMED = dict.fromkeys(
     ("RefinedWeb", "RefinedWebModel"),
-    "this is how Falcon was called before transformers had it; take today's files of its repository, whose config.json "
-    "has model_type 'falcon'",
+    "this is Falcon's name from before transformers had it; download its repository again, whose config.json now has "
+    "model_type 'falcon'",
 )
 """Names that models had once, and what to do about them."""
 

@@ -40,9 +40,9 @@ def newest(scanned: Scan, what: str, *, name: str = "a path") -> Default:
     if not fitting:
         raise MconvError(f"{where} holds no {what}; give {name}")
     if not ends:
-        raise MconvError(f"each {what} in {where} is said to be made of another one; give {name}")
+        raise MconvError(f"the manifests in {where} say of each {what} that it was made from another one; give {name}")
     listed = "\n".join(f"  - {described(one)}" for one in ends)
-    raise MconvError(f"{len(ends)} fit equally, and none of them was made of another; give {name}:\n{listed}")
+    raise MconvError(f"{len(ends)} fit equally, and none of them was made from another; give {name}:\n{listed}")
 
 
 def _why(one: Found, fitting: int, what: str) -> str:

@@ -51,7 +51,7 @@ FOLDERS = (
     Row(
         "adapter",
         ("adapter_config.json",),
-        "a PEFT adapter: what was learnt beside a model, not a model",
+        "a PEFT adapter, which needs its base model",
         "`mconv lora merge {path} --base BASE --out FOLDER` makes a model of it and its base",
     ),
     Row("megatron", (TRACKER,), "a Megatron checkpoint"),

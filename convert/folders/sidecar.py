@@ -131,7 +131,7 @@ def note(left_out: Collection[LeftOut], *, most: int = 8) -> str | None:
         by_why.setdefault(item.why, []).append(readable(item.name))
     parts = [f"{', '.join(names[:most])}{f' and {len(names) - most} more' if len(names) > most else ''} ({why})"
              for why, names in by_why.items()]  # fmt: skip
-    return f"not taken along: {'; '.join(parts)}"
+    return f"side files left out: {'; '.join(parts)}"
 
 
 def copy(files: Mapping[str, Path], into: Path) -> dict[str, str]:
@@ -212,7 +212,7 @@ def _odd(name: str) -> str | None:
         return "a name of more than 200 bytes"
     if len(parts) > DEEPEST:
         return f"more than {DEEPEST} folders deep"
-    return "its name differs from config.json in nothing but case" if name != CONFIG and name.lower() == CONFIG else None
+    return "its name differs from config.json only in case" if name != CONFIG and name.lower() == CONFIG else None
 
 
 # ---- on disk ---------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def too_few(files: Files, *, rows: int) -> str | None:
         return None
     return (
         f"{found.file} has {found.ids} pieces, the model's embedding {rows} rows: the {rows - found.ids} tokens between, "
-        "which the training program added, are in no file"
+        "which the training program added, are not in any file"
     )
 
 

@@ -44,7 +44,9 @@ def open_folder(folder: Path) -> dict[str, Located]:
         if (folder / index).is_file():
             tensors, shards = _open_sharded(folder, index, read)
             if (folder / single).is_file() and single not in shards:
-                raise FormatError(f"{folder} has both {single} and {index}, two models: remove the one that is not meant")
+                raise FormatError(
+                    f"{folder} has both {single} and {index}, two models: remove the one that you do not want to convert"
+                )
             return tensors
         if (folder / single).is_file():
             return read(folder / single)
@@ -55,7 +57,7 @@ def _instead(folder: Path) -> str:
     """Return a hint on weights that a folder has under other names."""
     other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.safetensors"))
     variants = [name for name in other if VARIANT.fullmatch(name)]
-    advice = f"; {variants[0]} is a variant of them: if it is meant, give it that name" if variants else ""
+    advice = f"; {variants[0]} is a variant of them: to convert it, give it that name" if variants else ""
     return f"; it has {', '.join(other[:4])}{advice}" if other else ""
 
 

@@ -29,7 +29,9 @@ def open_folder(folder: Path) -> tuple[dict[str, Located], int]:
     """Every tensor by key, and the number of ranks. Raises FormatError on a gap in the numbers or a damaged file."""
     files, whole = sorted(folder.glob(PATTERN)), sorted(folder.glob(WHOLE))
     if files and whole:
-        raise FormatError(f"{folder} has both {files[0].name} and {whole[0].name}: remove the one that is not meant")
+        raise FormatError(
+            f"{folder} has both {files[0].name} and {whole[0].name}: remove the one that you do not want to convert"
+        )
     if whole:
         return {key(0, name): where for name, where in _whole(folder, whole).items()}, 1
     tensors: dict[str, Located] = {}
@@ -49,9 +51,7 @@ def _whole(folder: Path, files: list[Path]) -> dict[str, Located]:
         }
         names = {f"consolidated-{i:05d}-of-{n:05d}.safetensors" for n in counts for i in range(1, min(n, 1000) + 1)}
         if odd := sorted(names ^ {file.name for file in files}):
-            raise FormatError(
-                f"{folder / odd[0]} is missing or one too many: its weights are numbered, and all must be there"
-            )
+            raise FormatError(f"{folder / odd[0]} is missing or too many: the files of weights are numbered from 0 on")
     tensors: dict[str, Located] = {}
     for file in files:
         found = hf.read_header(file)

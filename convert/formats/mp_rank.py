@@ -37,7 +37,9 @@ def open_folder(folder: Path) -> tuple[dict[str, Located], dict[str, dict[str, A
     for rank in ranks:
         here = [rank / name for name in (FILE, RNG_FILE) if (rank / name).is_file()]
         if len(here) > 1:
-            raise FormatError(f"{rank} has both {FILE} and {RNG_FILE}, two models: remove the one that is not meant")
+            raise FormatError(
+                f"{rank} has both {FILE} and {RNG_FILE}, two models: remove the one that you do not want to convert"
+            )
         if not here:
             if (rank / OPTIMIZER_FILE).is_file():
                 continue  # a data-parallel rank's part of an optimizer: its folder is named like a stage's

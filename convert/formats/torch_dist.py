@@ -80,7 +80,7 @@ CLASSES = {
     "filesystem": ("_StorageInfo", "_StoragePrefix"),
     "planner": ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData"),
 }  # fmt: skip
-"""Classes that torch makes its index of, by module of its `distributed.checkpoint`. Nothing else may be in there: megatron-core
+"""Classes of torch's index, by module of its `distributed.checkpoint`. Nothing else may be in there: megatron-core
 and torch read it with plain `pickle` later, where verify loads a model."""
 NAMES = {
     **{

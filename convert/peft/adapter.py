@@ -141,7 +141,7 @@ def unstacked(settings: Settings, family: Family, spec: ModelSpec, stacks: Mappi
             for layer, each in enumerate(torch.unbind(stacks[stacked_key(known[name], factor)])):
                 rank, key = settings.rank_of(known[name].at(layer)), known[name].key(layer, factor)
                 kept, rest = (each[:rank], each[rank:]) if factor == "A" else (each[:, :rank], each[:, rank:])
-                bad += [f"{key}: past its rank of {rank} it is not zero"] if bool(rest.count_nonzero()) else []
+                bad += [f"{key}: it is not zero past its rank of {rank}"] if bool(rest.count_nonzero()) else []
                 found.update({key: kept} if rank else {})
     refuse(bad, doing="the checkpoint is not of the adapter that its args describe", kind=FormatError)
     return found

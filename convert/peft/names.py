@@ -57,7 +57,7 @@ def read_names(keys: Iterable[str], modules: Iterable[str]) -> tuple[dict[str, N
     bad += _doubles(found)
     if len(adapters) > 1:
         names = ", ".join(repr(name or "(without a name)") for name in adapters)
-        bad.append(f"it holds several adapters: {names}; save the one that is meant alone")
+        bad.append(f"it holds several adapters: {names}; save one of them alone")
     if len(prefixes) > 1:
         one, other = list(prefixes.values())[:2]
         bad.append(f"{one} and {other} begin differently, so they are not of one state dict")

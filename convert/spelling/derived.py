@@ -117,6 +117,6 @@ def notes_on(spec: ModelSpec, found: Mapping[str, tuple[Buffer, Located]]) -> li
             wrong.setdefault(row.what, []).append(name)
     return [
         f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: not what follows from config.json as {what}; "
-        "transformers does not read it and neither does mconv: config.json is what holds"
+        "transformers does not read it and neither does mconv: config.json decides"
         for what, names in wrong.items()
     ]

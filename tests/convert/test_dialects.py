@@ -132,7 +132,7 @@ def test_names_and_args_that_contradict_each_other_are_not_guessed_either(tmp_pa
         state["args"].glu_activation = "swiglu"
 
     rewritten(root, mixed)
-    with pytest.raises(ConfigError, match="speak for both"):
+    with pytest.raises(ConfigError, match="fit both"):
         open_checkpoint(root)
     with pytest.raises(ConfigError, match="--ignore-arg glu_activation"):  # which this dialect has not
         open_checkpoint(root, dialect="nvidia-legacy")
