@@ -127,7 +127,8 @@ def _contradictions(config: Mapping[str, Any], ranks: Mapping[str, int], at: Map
     if "exclude_modules" not in config:  # as PEFT 0.14 and later write it
         pairs = {module: (rank_and_alpha(config, module)[1], older_alpha(config, module)) for module in ranks}
         bad += [f"{module}: its alpha is {now:g} as PEFT reads alpha_pattern since 0.14, and {then:g} as earlier ones "
-                "read it, with which it may have been trained; write the alpha of each module under its full name into alpha_pattern"
+                "read it, with which it may have been trained; write the alpha of each module under its full name into "
+                "alpha_pattern"
                 for module, (now, then) in pairs.items() if now != then]  # fmt: skip
     return bad
 

@@ -126,8 +126,8 @@ def assumptions(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, .
         return ()
     return (
         f"its args have rope_scaling_factor {factor}, which mconv uses; but Megatron-LM up to core 0.19.2 "
-        "computes with 8 in any case, so 8 is right for a model that was trained there from scratch: change it in the exported "
-        "config.json",
+        "computes with 8 in any case, so 8 is right for a model that was trained there from scratch: change "
+        "it in the exported config.json",
     )
 
 
