@@ -298,7 +298,7 @@ ROWS = (
     refused("DDP in half of the names", half_named("module."), "names have 'module.'.*others do not"),
     refused("an own prefix in half of the names", half_named("student."), "names have 'student.'.*others do not"),
     refused("a tensor with and without module.", weights(partial(two_of_one, prefix="module.")), "others do not"),
-    refused("a tensor with and without the base's prefix", weights(two_of_one), "both are .*keep the one"),
+    refused("a tensor with and without the base's prefix", weights(two_of_one), "both are .*remove one of them"),
     # other models' tensors
     refused("a tensor more", added(("L.extra", one(3))), "no row"),
     refused("a tensor less", lambda f: drop(f.layer(1, "input_layernorm.weight"), f.layer(1, "ln_1.weight"))(f),
