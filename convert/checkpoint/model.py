@@ -53,6 +53,10 @@ class SourceModel:
     """Args and config keys that no table claims and that the user lets pass, now or when it was made."""
     derived: bool = False
     """True where its tensors are derived from those at `path` and need not equal them."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """How a derived model is made, in JSON values and without paths: kept in the manifest."""
+    replaced: dict[str, Path] = field(default_factory=dict)
+    """Files that travel with the model in place of those at `path`; a tokenizer, where it has one, whole."""
 
     @property
     def family(self) -> Family:
@@ -124,7 +128,7 @@ class SourceModel:
         if not self.source.files():  # weights of its own: drawn at random
             kinds = (tokens.is_tokenizer, CONFIGS.__contains__, sidecar.is_legal)
             own = {name: path for name, path in own.items() if any(of(name) for of in kinds)}
-        return tokens.gather(own, theirs, {path.name: path for path in self.loose_files})
+        return tokens.gather(self.replaced, own, theirs, {path.name: path for path in self.loose_files})
 
     @property
     def loose_files(self) -> list[Path]:

@@ -67,6 +67,8 @@ def _config(plan: Plan, old: dict[str, Any]) -> dict[str, Any]:
     name = plan.final_dtype.name
     old = old or tokens.special_ids(plan.side_files)
     new: dict[str, Any] = {**old, **family.write_config(spec), "torch_dtype": name, "dtype": name}
+    if isinstance(types := old.get("layer_types"), list):  # the same for every layer, or it would have been refused
+        new["layer_types"] = types[:1] * spec.num_layers
     for key, value in plan.model.ignored.get("config_keys", {}).items():  # rope_scaling.x
         where, _, inner = key.partition(".")
         if inner and isinstance(new.get(where), dict):
@@ -78,11 +80,13 @@ def manifest_of(plan: Plan, step: str, found: dict[str, str], read: dict[str, st
     """Return the manifest: `found` are the digests of what was written, `read` of what the source holds."""
     before = plan.model.manifest or {}
     layout = {"tp": plan.layout.tp, "pp": plan.layout.pp, "vpp": plan.layout.vpp} if plan.layout else {}
-    detail = {"from": plan.origin, "from_format": plan.model.format, "to_format": plan.format, **layout}
+    detail: dict[str, Any] = {"from": plan.origin, "from_format": plan.model.format, "to_format": plan.format, **layout}
     if plan.fingerprint:
         detail["fingerprint"] = plan.fingerprint
     if plan.dtype:
         detail["cast_to"] = plan.dtype.name
+    if plan.model.recipe:
+        detail["recipe"] = plan.model.recipe
     own = {name: read[name] for name in plan.weights.names()}
     origin = before.get("source") or {"name": plan.origin, "format": plan.model.format, "digest": combined(own)}
     return manifest.make(

@@ -7,7 +7,7 @@ A protocol buffer, ModelProto of sentencepiece_model.proto. Of its fields these 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mconv.errors import FormatError
@@ -27,6 +27,8 @@ class Pieces:
     count: int
     bos: int | None
     eos: int | None
+    names: tuple[bytes, ...] = field(default=(), repr=False, compare=False)
+    """The pieces, in the order of their ids."""
 
 
 def read(path: Path) -> Pieces:
@@ -42,7 +44,8 @@ def read(path: Path) -> Pieces:
     if len(types) != count or b"" in types or list(types.values()).count(UNKNOWN) != 1:  # what its library refuses
         raise _not(path)
     control = {piece: at for at, (piece, kind) in enumerate(types.items()) if kind == CONTROL}
-    return Pieces(count, *map(control.get, names))
+    bos, eos = map(control.get, names)
+    return Pieces(count, bos, eos, tuple(types))
 
 
 def _not(path: Path) -> FormatError:

@@ -89,7 +89,7 @@ def count(files: Files) -> Count | None:
     readers = {JSON: _json, MODEL: _pieces, ADDED: _added, CONFIG: _decoder, "vocab.json": _added}
     counts = [(read(files[name]), files[name]) for name, read in readers.items() if name in files]
     ids, file = max(counts, key=lambda pair: pair[0], default=(0, Path()))
-    bare = JSON not in files and MODEL in files and _is_pieces(files[MODEL])
+    bare = JSON not in files and MODEL in files and is_pieces(files[MODEL])
     return Count(ids, file, bare) if ids else None
 
 
@@ -122,11 +122,11 @@ def too_few(files: Files, *, rows: int) -> str | None:
 def special_ids(files: Files) -> dict[str, int]:
     """`bos_token_id` and `eos_token_id`, where the tokenizer's files name those tokens."""
     if CONFIG in files and JSON in files:
-        config, known = read_json(files[CONFIG]), _known(files[JSON])
+        config, known = read_json(files[CONFIG]), by_token(files[JSON])
         named = {key: config.get(key) for key in ("bos_token", "eos_token")}
         words = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
         return {f"{key}_id": known[word] for key, word in words.items() if isinstance(word, str) and word in known}
-    if MODEL in files and _is_pieces(files[MODEL]):
+    if MODEL in files and is_pieces(files[MODEL]):
         found = pieces.read(files[MODEL])
         ids = {"bos_token_id": found.bos, "eos_token_id": found.eos}
         return {key: value for key, value in ids.items() if value is not None}
@@ -141,8 +141,8 @@ def _top(path: Path, ids: Iterable[Any]) -> int:
     return max(ids, default=-1) + 1
 
 
-def _known(path: Path) -> dict[str, Any]:
-    """Token -> id, as `tokenizer.json` has them."""
+def by_token(path: Path) -> dict[str, Any]:
+    """Return token -> id, as a `tokenizer.json` has them."""
     values = read_json(path)
     model, added = values.get("model"), values.get("added_tokens") or []
     vocab = model.get("vocab") if isinstance(model, dict) else None
@@ -154,7 +154,7 @@ def _known(path: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> int:
-    return _top(path, _known(path).values())
+    return _top(path, by_token(path).values())
 
 
 def _added(path: Path) -> int:
@@ -168,14 +168,14 @@ def _decoder(path: Path) -> int:
     return _top(path, map(int, decoder))
 
 
-def _is_pieces(path: Path) -> bool:
+def is_pieces(path: Path) -> bool:
     """Return whether a `tokenizer.model` is SentencePiece's; Llama 3's is a list of base64 tokens and ranks."""
     with path.open("rb") as file:
         return re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", file.read(256)) is None
 
 
 def _pieces(path: Path) -> int:
-    if _is_pieces(path):
+    if is_pieces(path):
         return pieces.read(path).count
     with path.open("rb") as file:
         return sum(1 for line in file if line.strip())

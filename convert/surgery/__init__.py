@@ -1,0 +1,1 @@
+"""Models made of others: layers in another order, another vocabulary."""
