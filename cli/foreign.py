@@ -101,6 +101,24 @@ MEG2HF = {
     **dict.fromkeys([*_LAYOUT, *_CHUNKS, "tp", "pp", "vpp"], "any layout is read as it is, without a merge"),
     **_all("convert_checkpoint_from_megatron_to_transformers", "it is what meg2hf does"),
 }  # fmt: skip
+_SURGERY = {
+    **{name: ours for name, ours in _CONVERSION.items() if name != "saver"}, **_TP, **_PP, **_FORMATS,
+    **_all(f"{_INPUTS} {_MODEL} model_path model_dir", "MODEL"), **_all("ckpt_step load_iters step", "--iteration"),
+}  # fmt: skip
+LAYERS = {
+    **_SURGERY, **_all("layer_range layers keep_layers layers_to_keep", "--keep"),
+    **_all("drop drop_layers prune_layers layers_to_drop", "--keep, which lists the layers that stay"),
+    **_all("num_layers num_hidden_layers", "--toy, or --keep with the layers by their numbers"),
+    **_all("tie_word_embeddings", "--tie"), **_all("untie_embeddings_and_output_weights", "--untie"),
+}  # fmt: skip
+RESIZE = {
+    **_SURGERY, **_all(_TOKENIZERS, "--tokenizer, a folder with the tokenizer's files"),
+    **_all("true_vocab_size vocab_true_size new_num_tokens padded_vocab_size", "--vocab-size"),
+    **_all("vocab_extra_ids_list add_tokens new_tokens additional_special_tokens", "--tokens"),
+    **_all("vocab_extra_ids", "--tokens, which takes the tokens by name"),
+    **_all("mean_resizing", "--init mean, which is what is done if nothing is said"),
+    **_all("pad_to_multiple_of", "--make-vocab-size-divisible-by, of a Megatron checkpoint"),
+}  # fmt: skip
 VERIFY = {
     **_TP, **_PP, **_NO_CODE, **_all("torch_dtype params_dtype", "--dtype"),
     "bf16": "--dtype bf16", "fp16": "--dtype fp16",
@@ -165,7 +183,8 @@ PLOT = {
     **_all("output output_path output_dir out_path o", "--out"), **_all("smoothing window rolling ema", "--smooth"),
 }  # fmt: skip
 TABLES: Mapping[str, Rows] = {
-    "hf2meg": HF2MEG, "reshard": RESHARD, "merge": MERGE, "meg2hf": MEG2HF, "verify": VERIFY, "inspect": INSPECT,
+    "hf2meg": HF2MEG, "reshard": RESHARD, "merge": MERGE, "meg2hf": MEG2HF, "layers": LAYERS, "resize": RESIZE,
+    "verify": VERIFY, "inspect": INSPECT,
     "push": PUSH, "pull": PULL, "lora export": LORA_EXPORT, "lora merge": LORA_MERGE, "plot": PLOT,
     "demo": _all(_OUTPUTS, "--out"), "doctor": _all("output_dir save_dir", "--save"),
     "status": _all(f"{_INPUTS} save save_dir path", "FOLDER"), **DATA_ROWS,

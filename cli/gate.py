@@ -222,12 +222,13 @@ def reference_of(found: "SourceModel", named: str | None = None) -> "Origin":
 
 def _in_the_cache(found: "SourceModel") -> Path | None:
     """Return the Hub's cached folder of the repository that a checkpoint was converted from, without training since."""
+    from mconv.convert.checkpoint.base_name import CHANGED
     from mconv.hub import fetch
 
     made = found.manifest or {}
     steps = {step.get("step") for step in made.get("history", []) if isinstance(step, dict)}
     name = made.get("source", {}).get("name")
-    if steps & {"train", "lora", "lora merge"} or not isinstance(name, str) or name.count("/") != 1:
+    if not steps.isdisjoint(CHANGED) or not isinstance(name, str) or name.count("/") != 1:
         return None
     if name.endswith(("/release", "/")) or "/iter_" in name:  # a Megatron root and its iteration
         return None

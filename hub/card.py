@@ -19,6 +19,8 @@ STEPS = {
     "merge": "Merged to one shard",
     "train": "Trained",
     "meg2hf": "Converted from Megatron to Hugging Face",
+    "layers": "Layers left out, repeated or reordered",
+    "resize": "Given another vocabulary",
 }
 _KINDS: dict[str, type] = {
     "mconv": str, "family": str, "spec": dict, "format": str, "dialect": str, "layout": dict, "vocab": dict,

@@ -98,4 +98,7 @@ def _no_source(made: dict[str, Any]) -> str:
     steps = made.get("history", [])
     if steps and isinstance(steps[-1], dict) and steps[-1].get("step") in ("train", "lora merge"):
         return TRAINED
+    if steps and isinstance(steps[-1], dict) and steps[-1].get("step") in ("layers", "resize"):
+        step = steps[-1]["step"]
+        return f"`mconv {step}` made another model of its source, so there is no checkpoint that it must equal"
     return f"its {manifest.NAME} does not say where its source is (it was published, or an older mconv made it)"
