@@ -23,7 +23,17 @@ MAY_IMPORT = {
     "cli": {"shard", "convert", "train", "verify", "hub", "cli"},
 }
 # Within convert/ and train/, from the ground up: each may use those before it, and what is not named here may use all.
-CONVERT_FLOORS = ["formats", "folders", "spelling", "families dialects", "peft", "sources", "checkpoint", "engine"]
+CONVERT_FLOORS = [
+    "formats",
+    "folders",
+    "spelling",
+    "families dialects",
+    "peft",
+    "sources",
+    "checkpoint",
+    "extraction",
+    "engine",
+]
 FLOORS = ["config", "megatron", "launch", "model", "optim", "estimate", "logs", "data", "checkpoints", "loop"]
 ANYONE = {"errors", "extras", "spec"}
 ONLY = {"megatron": {"train"}, "cyclopts": {"cli"}, "rich": {"cli", "train", "hub"}}
