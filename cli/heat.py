@@ -16,6 +16,8 @@ GENERATOR = '<meta name="generator" content="mconv diff">'
 """What tells a page of ours from a file that is not to be replaced."""
 PALE, DEEP = (0xE6, 0xEE, 0xF8), (0x12, 0x3A, 0x7A)
 """Colours of the least and of the most changed; the lightness alone tells them apart, too."""
+GREYS = "Greys"
+"""Below the colours: what has not changed is grey, what is not there white."""
 ROWS = 200
 """Tensors that the page lists."""
 
@@ -94,13 +96,15 @@ def draw(found: "Diff", file: Path, title: str) -> None:
 
     drawn = heatmap(found)
     size = (max(6.0, 3.2 + 0.3 * len(drawn.columns)), 1.6 + 0.3 * len(drawn.rows))
-    ours = LinearSegmentedColormap.from_list("mconv", [colour(0), colour(1)], N=256).with_extremes(bad="#ececec")
+    ours = LinearSegmentedColormap.from_list("mconv", [colour(0), colour(1)], N=256).with_extremes(bad="none")
     with matplotlib.rc_context({"font.size": 8, "svg.fonttype": "none"}):
         figure = Figure(figsize=size, layout="constrained")
         ax = figure.subplots()
         low = drawn.low or 1e-12
         scale = LogNorm(low, max(drawn.high, low * 1.001))
-        image = ax.imshow(_values(drawn), cmap=ours, norm=scale, aspect="auto", interpolation="nearest")
+        look: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
+        ax.imshow([[cell is not None for cell in cells] for _, cells in drawn.rows], cmap=GREYS, vmin=0, vmax=6, **look)
+        image = ax.imshow(_values(drawn), cmap=ours, norm=scale, **look)
         ax.set_yticks(range(len(drawn.rows)), [_plain(name.removesuffix(".weight")) for name, _ in drawn.rows])
         step = math.ceil(len(drawn.columns) / 40)
         ax.set_xticks(range(0, len(drawn.columns), step), [_short(name) for name in drawn.columns[::step]])
@@ -112,7 +116,7 @@ def draw(found: "Diff", file: Path, title: str) -> None:
 
 
 def _values(drawn: "Heatmap") -> list[list[float]]:
-    """Return the relative norms; NaN, which is drawn grey, where nothing has changed or there is nothing."""
+    """Return the relative norms; NaN, which is not drawn over the grey, where nothing has changed."""
     return [[math.nan if cell is None or cell.shade is None else cell.sums.relative_norm for cell in cells]
             for _, cells in drawn.rows]  # fmt: skip
 
