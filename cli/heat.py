@@ -96,7 +96,7 @@ def draw(found: "Diff", file: Path, title: str) -> None:
 
     drawn = heatmap(found)
     size = (max(6.0, 3.2 + 0.3 * len(drawn.columns)), 1.6 + 0.3 * len(drawn.rows))
-    ours = LinearSegmentedColormap.from_list("mconv", [colour(0), colour(1)], N=256).with_extremes(bad="none")
+    ours = LinearSegmentedColormap.from_list("mconv", [colour(0.0), colour(1.0)], N=256).with_extremes(bad="none")
     with matplotlib.rc_context({"font.size": 8, "svg.fonttype": "none"}):
         figure = Figure(figsize=size, layout="constrained")
         ax = figure.subplots()

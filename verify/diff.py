@@ -21,7 +21,7 @@ from mconv.convert.sources.read import Progress, quiet
 from mconv.convert.sources.unfused import Unfused, boxes, unfused
 from mconv.errors import MconvError
 from mconv.shard.axes import Box
-from mconv.verify.specs import in_words, spec_differences
+from mconv.verify.specs import in_words, incomparable, spec_differences
 
 OUTSIDE = "outside the layers"
 
@@ -159,9 +159,9 @@ def shared(a: SourceModel, b: SourceModel) -> Shared:
         else:
             shapes[key] = (one.shape, two.shape)
     unlike = {name: two for name, two in spec_differences(a.spec, b.spec).items() if name != "tied_embeddings"}
-    if not pairs:
-        why = f"they differ in {in_words(unlike)}" if unlike else f"{a.family.name} and {b.family.name} name none alike"
-        raise MconvError(f"{a.name} and {b.name} have no tensor in common: {why}")
+    if not pairs or incomparable(a.spec, b.spec):
+        why = f"they differ in {in_words(unlike)}" if unlike else "no tensor has the same name in both"
+        raise MconvError(f"{a.name} and {b.name} are of different architectures: {why}")
     only = [key for key in ours if key not in theirs], [key for key in theirs if key not in ours]
     notes = [f"the architectures differ: {in_words(unlike)}"] if unlike else []
     notes += [f"{pair.key}: the first {_rows(pair):,} rows are compared, of {pair.a.shape[0]:,} and {pair.b.shape[0]:,}"
