@@ -1,5 +1,6 @@
 """`mconv lora`: the adapter of a LoRA run, exported to PEFT or merged into its base."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -84,25 +85,33 @@ def merge(
         Format of the result.
     """
     adapter = o.checkpoint(adapter or choose.newest("lora merge", "adapter").path, iteration)
-    others = [o.checkpoint(path) for path in more]
+    every = [adapter, *(o.checkpoint(path) for path in more)]
+    weighed = _weights(weights, count=len(every))
     base = o.checkpoint(base) if base else None
     from mconv.cli.conversion import run_plan
     from mconv.convert.checkpoint import adapted
     from mconv.convert.engine import plan
-    from mconv.convert.peft.weighted import parsed
 
     out = out or Path(_name(adapter, iteration, format=format, tp=tp, pp=pp, dtype=dtype))
-    every = [adapter, *others]
     with progress(0, f"reading the base of {adapter}") as advance:
-        found = adapted.with_several(
-            every, parsed(weights, count=len(every)), base, iteration=iteration, ignore=ignoring.names, progress=advance
-        )
+        found = adapted.with_several(every, weighed, base, iteration=iteration, ignore=ignoring.names, progress=advance)
     origin = f"{found.name} with {' and '.join(path.name for path in every)}"
     made = plan.make(
         found, out, format=format, tp=tp, pp=pp, vocab_multiple=make_vocab_size_divisible_by, dtype=dtype,
         overwrite=overwrite, origin=origin, check_room=not show.dry_run,
     )  # fmt: skip
     run_plan(made, "lora merge", show=show, allow_nonfinite=False)
+
+
+def _weights(text: str | None, *, count: int) -> list[float]:
+    """Return the weights in a text of numbers, 0.7,0.3; 1 for each adapter if there is none. Raises MconvError."""
+    try:
+        found = [float(word) for word in text.split(",")] if text is not None else [1.0] * count
+    except ValueError:
+        raise MconvError(f"--weights {text}: give a number for each adapter, 0.7,0.3") from None
+    if len(found) != count or not all(map(math.isfinite, found)):
+        raise MconvError(f"--weights {text}: give one finite number for each of the {count} adapters, in their order")
+    return found
 
 
 def _name(adapter: Path, iteration: int | None, *, format: str, dtype: str | None, tp: int, pp: int) -> str:

@@ -4,7 +4,6 @@ The factors of a module are put side by side, B of each times its weight and sca
 and is rounded once, with W. PEFT calls it the combination "cat".
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
@@ -38,19 +37,6 @@ def weighted(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
         ignored={name: value for adapter in adapters for name, value in adapter.ignored.items()},
         notes=tuple(dict.fromkeys(chain.from_iterable(adapter.notes for adapter in adapters))),
     )  # fmt: skip
-
-
-def parsed(text: str | None, *, count: int) -> list[float]:
-    """Return the weights in a text of numbers, 0.7,0.3; 1 for each adapter if there is none. Raises MconvError."""
-    if text is None:
-        return [1.0] * count
-    try:
-        found = [float(word) for word in text.split(",")]
-    except ValueError:
-        raise MconvError(f"--weights {text}: give a number for each adapter, 0.7,0.3") from None
-    if len(found) != count or not all(map(math.isfinite, found)):
-        raise MconvError(f"--weights {text}: give one finite number for each of the {count} adapters, in their order")
-    return found
 
 
 def _settings(adapters: Sequence[Adapter], ranks: Counter[str]) -> Settings:
