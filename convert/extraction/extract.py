@@ -79,8 +79,8 @@ class Extraction:
 
     @property
     def factor_bytes(self) -> int:
-        """Bytes of the adapter at its full rank, which is held until it is written."""
-        return 4 * self.rank * sum(sum(_shape(linear, self.base.spec)) for linear, _ in self.modules)
+        """Bytes of the adapter at its full rank, held until it is written, and once more while it is."""
+        return 2 * 4 * self.rank * sum(sum(_shape(linear, self.base.spec)) for linear, _ in self.modules)
 
     @property
     def peak_bytes(self) -> int:

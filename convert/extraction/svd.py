@@ -17,6 +17,9 @@ OVERSAMPLE = 16
 PASSES = 6
 """How often the subspace goes through the matrix and back."""
 
+WORK = 96 << 20
+"""Bytes of slabs and rows in fp64, and of what linear algebra keeps for itself, whatever the matrix."""
+
 
 @dataclass(frozen=True, slots=True)
 class Leading:
@@ -57,9 +60,9 @@ def memory(shape: tuple[int, ...], count: int) -> int:
     m, n = shape
     if exact(shape):
         k = min(m, n)
-        return 8 * (3 * m * n + k * (m + n) + 6 * k * k)
+        return WORK + 8 * (3 * m * n + k * (m + n) + 6 * k * k)
     width = min(count + OVERSAMPLE, m, n)
-    return 4 * m * n + 8 * 3 * width * (m + n)
+    return WORK + 4 * m * n + 8 * 3 * width * (m + n)
 
 
 def _orthonormal(matrix: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
