@@ -173,7 +173,9 @@ def merged(pairs: Sequence[Pair], weights: Sequence[float] = (1.0,)) -> SourceMo
     history = [*before.get("history", []), {"step": "lora", "detail": adapter.settings.to_dict() | detail}]
     adapters = {f"adapter{f'_{n}' if n > 1 else ''}": str(pair.folder.resolve()) for n, pair in enumerate(pairs, 1)}
     ancestors = [*before.get("ancestors", before.get("made_from", [])), *adapters.values()]
-    applied = {note for pair in pairs for note in peft.unapplied(pair.folder)}  # that an adapter lies there: it is applied
+    applied = {
+        note for pair in pairs for note in peft.unapplied(pair.folder)
+    }  # that an adapter lies there: it is applied
     notes = [note for note in base.notes if note not in applied]
     return SourceModel(
         source=LoraMerged(base.source, adapter), derived=True, path=base.path, format=base.format, dialect=base.dialect,
