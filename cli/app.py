@@ -40,7 +40,7 @@ app = App(
 )
 data = App(name="data", help="Tokenize training data.")
 app.command(data)
-lora = App(name="lora", help="Export or merge a LoRA adapter.")
+lora = App(name="lora", help="Export, merge or extract a LoRA adapter.")
 app.command(lora)
 
 COMMANDS = {
@@ -56,6 +56,12 @@ COMMANDS = {
         "Decide whether two checkpoints are the same model.\n\nExit code 0: yes. 1: no. 2: not judged. It compares the "
         "tensors, bit for bit, and then what the models compute: a Hugging Face folder runs in transformers, a Megatron "
         "checkpoint in megatron-core's own GPTModel on tp x pp real ranks. If they differ, it says where and why.",
+    ),
+    "diff": (
+        "mconv.cli.diff:diff",
+        "How far apart are two checkpoints?\n\nOf any formats and layouts: mean and largest difference, relative norm, "
+        "cosine and share of changed elements of each tensor and layer, a heat map of layers x modules. Exit code 0: "
+        "measured, whatever the difference; 2: it could not be. Whether two are the same model is what verify decides.",
     ),
     "status": (
         "mconv.cli.status:status",
@@ -93,6 +99,7 @@ for name, (target, summary) in COMMANDS.items():
 data.command("mconv.cli.data:tokenize", name="tokenize", help="Tokenize text into the .bin and .idx that Megatron reads.")
 lora.command("mconv.cli.lora:export", name="export", help="Export the adapter of a LoRA run in PEFT's format.")
 lora.command("mconv.cli.lora:merge", name="merge", help="Merge an adapter and its base into one model.")
+lora.command("mconv.cli.extract:extract", name="extract", help="Make an adapter of what a finetune has changed.")
 data.command("mconv.cli.data:instruct", name="instruct", help="Tokenize conversations, with the role of each token.")
 
 

@@ -178,6 +178,21 @@ LORA_MERGE = {
     **_all("scaling weight lora_scale", "the scale is the adapter's own alpha / rank"), **_all("dryrun", "--dry-run"),
     **_all("max_shard_size export_size", "`mconv meg2hf --max-shard-size` sets the size of files"),
 }  # fmt: skip
+LORA_EXTRACT = {
+    **_all(_OUTPUTS, "--out"), **_all("max_rank r lora_rank lora_r", "--rank"), **_NO_CODE,
+    **_all("model finetuned_model tuned_model model_path fine_tuned_model", "TUNED"),
+    **_all("base_model_name_or_path base_model_path pretrained_model_name_or_path", "BASE"),
+    **_all("modules target lora_target_modules include_regex", "--target-modules"),
+    **_all("sv_epsilon", "--energy is the share that is kept; what is far below the largest value is left out"),
+    **_all("distribute_scale", "the root of each singular value is in both factors"), "dryrun": "--dry-run",
+    **_all("safe_serialization", "weights are always written as safetensors"),
+    **_all("embed_lora save_module", "embeddings and norms get no adapter; what differs there is listed"),
+}  # fmt: skip
+DIFF = {
+    **_NO_CODE, **_all(f"{_INPUTS} {_MODEL} model model_path reference candidate base_model", "A"),
+    **_all("output_dir save_dir report", "--html"), **_all("n topk top_k", "--top"), "true_vocab_size": "--vocab-size",
+    **_all("ckpt_step load_iters", "--iteration"),
+}  # fmt: skip
 PLOT = {
     **_all("logdir log_dir tensorboard_dir save save_dir input file files load", "RUNS"),
     **_all("output output_path output_dir out_path o", "--out"), **_all("smoothing window rolling ema", "--smooth"),
@@ -186,13 +201,15 @@ TABLES: Mapping[str, Rows] = {
     "hf2meg": HF2MEG, "reshard": RESHARD, "merge": MERGE, "meg2hf": MEG2HF, "layers": LAYERS, "resize": RESIZE,
     "verify": VERIFY, "inspect": INSPECT,
     "push": PUSH, "pull": PULL, "lora export": LORA_EXPORT, "lora merge": LORA_MERGE, "plot": PLOT,
+    "diff": DIFF, "lora extract": LORA_EXTRACT,
     "demo": _all(_OUTPUTS, "--out"), "doctor": _all("output_dir save_dir", "--save"),
     "status": _all(f"{_INPUTS} save save_dir path", "FOLDER"), **DATA_ROWS,
 }  # fmt: skip
 """Command -> rows for other programs' options; those of train and plan are in `mconv.train.config.aliases`."""
 
 
-POSITIONS = {"push": "FOLDER REPO", "pull": "REPO OUT", "verify": "REFERENCE CHECKPOINT"}
+POSITIONS = {"push": "FOLDER REPO", "pull": "REPO OUT", "verify": "REFERENCE CHECKPOINT", "diff": "A B",
+             "lora extract": "TUNED BASE"}  # fmt: skip
 """Command with several positional parameters -> all of them."""
 
 

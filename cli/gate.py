@@ -139,7 +139,7 @@ def _proofs(reference: "Origin", found: "Checkpoint") -> str:
     from mconv.verify.judge import check_installed
     from mconv.verify.origin import open_against
 
-    if reference.adapter:
+    if reference.adapters:
         return "digests"
     try:
         one, two = open_against(reference, found.path, {})
@@ -182,7 +182,7 @@ def _recorded(holding: tuple[dict[str, Any], ...]) -> Finding:
 def _rehearsed(reference: "Origin", found: "Checkpoint", holding: tuple[dict[str, Any], ...]) -> Finding:
     """Return the finding of a dry run, which compares only tensors."""
     report = judged(reference, found, proofs="digests")
-    later = "tensors" if reference.adapter else "tensors now; a push also compares what the models compute"
+    later = "tensors" if reference.adapters else "tensors now; a push also compares what the models compute"
     line = f"to be verified against {reference}: {later}"
     return Finding(
         state="tensors", passed=report["passed"], against=report["against"], lines=(line, *report["lines"]),
@@ -245,7 +245,7 @@ def judged(reference: "Origin", found: "Checkpoint", **asked: Any) -> dict[str, 
     from mconv.verify.judge import Options, judge_sides
     from mconv.verify.origin import open_against
 
-    if reference.adapter:
+    if reference.adapters:
         asked = {"proofs": "digests", "hints": asked.get("hints", {})}
     options = Options(**asked)
     opened = open_against(reference, found.path, options.hints)

@@ -31,7 +31,7 @@ class JudgedPair:
         from mconv.verify.judge import Options, check_installed, judge_sides
         from mconv.verify.origin import open_against
 
-        merged = self.origin is not None and self.origin.adapter is not None
+        merged = self.origin is not None and bool(self.origin.adapters)
         if merged:
             _only_tensors(asked, self.origin)
             options = Options(proofs="digests", hints=asked["hints"])

@@ -1,5 +1,6 @@
 """`mconv lora`: the adapter of a LoRA run, exported to PEFT or merged into its base."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -50,7 +51,8 @@ def export(
 
 def merge(
     adapter: Path | None = None,
-    *,
+    *more: Path,
+    weights: str | None = None,
     out: Path | None = None,
     base: Path | None = None,
     format: Literal["hf", "torch_dist", "mp_rank"] = "hf",
@@ -63,15 +65,19 @@ def merge(
     ignoring: o.IgnoringGroup = o.IGNORING,
     show: o.ShowGroup = o.SHOW,
 ) -> None:
-    """Merge an adapter into its base: W + scale B A, tensor by tensor, in fp64 and rounded once.
+    """Merge an adapter, or the weighted sum of several, into its base: W + scale B A, in fp64 and rounded once.
 
     Parameters
     ----------
     adapter
         A LoRA run (its --save folder, or one iteration in it) or a PEFT adapter. Default: the newest in the current
         folder.
+    more
+        Further adapters of the same base, to be merged with the first one.
+    weights
+        A weight for each adapter, in their order: 0.7,0.3. Default: 1 for each.
     out
-        The folder to make. Default: the adapter's name, NAME-iter_500-merged-hf.
+        The folder to make. Default: the (first) adapter's name, NAME-iter_500-merged-hf.
     base
         The base model, in any format. Default: the one that the adapter names. The adapter of a LoRA run accepts only
         the weights that it was trained on.
@@ -79,6 +85,8 @@ def merge(
         Format of the result.
     """
     adapter = o.checkpoint(adapter or choose.newest("lora merge", "adapter").path, iteration)
+    every = [adapter, *(o.checkpoint(path) for path in more)]
+    weighed = _weights(weights, count=len(every))
     base = o.checkpoint(base) if base else None
     from mconv.cli.conversion import run_plan
     from mconv.convert.checkpoint import adapted
@@ -86,12 +94,24 @@ def merge(
 
     out = out or Path(_name(adapter, iteration, format=format, tp=tp, pp=pp, dtype=dtype))
     with progress(0, f"reading the base of {adapter}") as advance:
-        found = adapted.with_base(adapter, base, iteration=iteration, ignore=ignoring.names, progress=advance)
+        found = adapted.with_several(every, weighed, base, iteration=iteration, ignore=ignoring.names, progress=advance)
+    origin = f"{found.name} with {' and '.join(path.name for path in every)}"
     made = plan.make(
         found, out, format=format, tp=tp, pp=pp, vocab_multiple=make_vocab_size_divisible_by, dtype=dtype,
-        overwrite=overwrite, origin=f"{found.name} with {adapter.name}", check_room=not show.dry_run,
+        overwrite=overwrite, origin=origin, check_room=not show.dry_run,
     )  # fmt: skip
     run_plan(made, "lora merge", show=show, allow_nonfinite=False)
+
+
+def _weights(text: str | None, *, count: int) -> list[float]:
+    """Return the weights in a text of numbers, 0.7,0.3; 1 for each adapter if there is none. Raises MconvError."""
+    try:
+        found = [float(word) for word in text.split(",")] if text is not None else [1.0] * count
+    except ValueError:
+        raise MconvError(f"--weights {text}: give a number for each adapter, 0.7,0.3") from None
+    if len(found) != count or not all(map(math.isfinite, found)):
+        raise MconvError(f"--weights {text}: give one finite number for each of the {count} adapters, in their order")
+    return found
 
 
 def _name(adapter: Path, iteration: int | None, *, format: str, dtype: str | None, tp: int, pp: int) -> str:

@@ -31,6 +31,7 @@ CONVERT_FLOORS = [
     "peft",
     "sources",
     "checkpoint",
+    "extraction",
     "engine surgery",
 ]
 FLOORS = ["config", "megatron", "launch", "model", "optim", "estimate", "logs", "data", "checkpoints", "loop"]

@@ -18,31 +18,36 @@ NO_HINTS: Hints = {}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """A reference found in a manifest: another checkpoint, or the merge of a base and an adapter."""
+    """A reference found in a manifest: another checkpoint, or the merge of a base and adapters."""
 
     path: Path
     """Folder of the other checkpoint, or of the base."""
-    adapter: Path | None = None
+    adapters: tuple[Path, ...] = ()
+    weights: tuple[float, ...] = ()
+    """A weight for each adapter."""
 
     @property
     def label(self) -> str | None:
         """Name of a merge in reports; None for a checkpoint, which its folder names."""
-        return f"{_label(self.path)} merged with {_label(self.adapter)}" if self.adapter else None
+        return f"{_label(self.path)} merged with {' and '.join(map(_label, self.adapters))}" if self.adapters else None
 
     def __str__(self) -> str:
-        return f"{self.path} merged anew with {self.adapter}" if self.adapter else str(self.path)
+        return (
+            f"{self.path} merged anew with {' and '.join(map(str, self.adapters))}" if self.adapters else str(self.path)
+        )
 
 
 def origin_of(checkpoint: SourceModel) -> Origin:
     """Return the earliest existing origin that this checkpoint must equal.
 
-    The result of `lora merge`, and every conversion of it, must equal a new merge of the same base and adapter. Raises
+    The result of `lora merge`, and every conversion of it, must equal a new merge of the same base and adapters. Raises
     MconvError with the reason if there is no origin.
     """
     merged = (checkpoint.manifest or {}).get("merged_from", {})
-    folders = {name: checkpoint.path.resolve() / merged[name] for name in ("base", "adapter") if name in merged}
-    if len(folders) == 2 and all(folder.is_dir() for folder in folders.values()):
-        return Origin(path=folders["base"].resolve(), adapter=folders["adapter"].resolve())
+    folders = {name: checkpoint.path.resolve() / path for name, path in merged.items()}
+    if {"base", "adapter"} <= folders.keys() and all(folder.is_dir() for folder in folders.values()):
+        adapters = tuple(folder.resolve() for name, folder in folders.items() if name != "base")
+        return Origin(path=folders["base"].resolve(), adapters=adapters, weights=_weights(checkpoint, len(adapters)))
     try:
         return Origin(path=reference_for(checkpoint))
     except MconvError as error:
@@ -52,14 +57,24 @@ def origin_of(checkpoint: SourceModel) -> Origin:
         raise MconvError(f"{error}; it is a merge, and {gone or 'what it was merged from'} no longer exists") from None
 
 
+def _weights(checkpoint: SourceModel, count: int) -> tuple[float, ...]:
+    """Return the weights of the merge that a manifest's history tells of; 1 for each adapter if it tells none."""
+    steps = [step for step in (checkpoint.manifest or {}).get("history", []) if isinstance(step, dict)]
+    details = [step.get("detail") for step in steps if step.get("step") == "lora"]
+    told = details[-1].get("weights") if details and isinstance(details[-1], dict) else None
+    if not isinstance(told, list) or len(told) != count or not all(type(x) in (int, float) for x in told):
+        return (1.0,) * count
+    return tuple(told)
+
+
 def open_against(origin: Origin, path: Path, hints: Hints = NO_HINTS, *, progress: Progress = quiet) -> tuple[Side, Side]:
     """Return an origin and the checkpoint to judge, both opened. A merge is computed tensor by tensor when it is read."""
-    if origin.adapter is None:
+    if not origin.adapters:
         return open_both(origin.path, path, hints)
     candidate = open_both(path, path, hints)[1]
     known = candidate.checkpoint.ignored
     passed = ignored(args=known.get("args", {}), config_keys=known.get("config_keys", {}))
-    fresh = adapted.with_base(origin.adapter, origin.path, ignore=passed, progress=progress)
+    fresh = adapted.with_several(origin.adapters, origin.weights, origin.path, ignore=passed, progress=progress)
     return Side(checkpoint=fresh, hints={}), candidate
 
 

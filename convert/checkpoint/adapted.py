@@ -1,6 +1,6 @@
 """Adapters on disk: the checkpoint of a LoRA run or a PEFT folder, the base beneath it, and both merged into one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,16 @@ def describe(run: Run, folder: Path, *, base: str) -> None:
     manifest.write(folder, made | {"adapter": {"rank": settings.rank, "alpha": settings.alpha}})
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An adapter and the base that it belongs to, both opened."""
+
+    base: Checkpoint
+    adapter: "Adapter"
+    folder: Path
+    """The adapter's own folder."""
+
+
 def with_base(
     path: Path,
     base: Path | None,
@@ -85,12 +95,33 @@ def with_base(
 
     A run's checkpoint knows its base's weights by their digest: another base is refused. Raises FormatError.
     """
+    return merged([_pair(path, base, iteration, ignore, progress)])
+
+
+def with_several(
+    paths: Sequence[Path],
+    weights: Sequence[float],
+    base: Path | None,
+    *,
+    iteration: int | None = None,
+    ignore: Ignored = NOTHING,
+    progress: Callable[[int], None] = lambda _: None,
+) -> SourceModel:
+    """Return the model that the weighted sum of several adapters makes of their base. Raises MconvError."""
+    pairs = [_pair(path, base, iteration, ignore, progress) for path in paths]
+    if len({pair.base.path.resolve() for pair in pairs}) > 1:
+        bases = [f"{pair.folder} is of {pair.base.path}" for pair in pairs]
+        refuse(bases, doing="the adapters are of different bases; --base says which one to merge them into")
+    return merged(pairs, weights)
+
+
+def _pair(path: Path, base: Path | None, iteration: int | None, ignore: Ignored, progress: Callable[[int], None]) -> Pair:
     if peft.has_adapter(path):
         beneath = opening.open_checkpoint(base or _named(path), ignore=ignore)
         from mconv.convert.checkpoint import adapter_folder as peft_adapter
 
         adapter = peft_adapter.read(path, family=beneath.family, spec=beneath.spec, ignore=ignore.config_keys)
-        return merged(beneath, adapter, lies=path)
+        return Pair(beneath, adapter, path)
     run = open_run(path, iteration)
     where = base or (run.folder.parent / run.base["path"])
     if not where.is_dir():
@@ -106,7 +137,7 @@ def with_base(
     found = digests(beneath.source, allow_nonfinite=True, progress=progress).stored
     if combined(found) != run.base["digest"]:
         raise FormatError(f"{where} does not have the weights that {path} was trained on ({run.base['name']})")
-    return merged(beneath, run.adapter, lies=run.folder)
+    return Pair(beneath, run.adapter, run.folder)
 
 
 def _named(folder: Path) -> Path:
@@ -127,19 +158,29 @@ def _named(folder: Path) -> Path:
     )
 
 
-def merged(base: Checkpoint, adapter: "Adapter", *, lies: Path) -> SourceModel:
-    """Return the base, each of whose tensors is read as W + scale * B A; `lies`: the adapter's own folder.
+def merged(pairs: Sequence[Pair], weights: Sequence[float] = (1.0,)) -> SourceModel:
+    """Return the base of these pairs, each of whose tensors is read as W + the sum of weight * scale * B A.
 
-    It is a model of its own: nothing vouches for it but the two that it is made of.
+    It is a model of its own: nothing vouches for it but those that it is made of.
     """
+    base, adapter, detail = pairs[0].base, pairs[0].adapter, {}
+    if list(weights) != [1.0]:
+        from mconv.convert.peft.weighted import weighted
+
+        adapter = weighted([pair.adapter for pair in pairs], weights)
+        detail = {"weights": list(weights)}
     before = base.manifest or {}
-    history = [*before.get("history", []), {"step": "lora", "detail": adapter.settings.to_dict()}]
-    places = {"base": str(base.path.resolve()), "adapter": str(lies.resolve())}
-    ancestors = [*before.get("ancestors", before.get("made_from", [])), places["adapter"]]
-    notes = [note for note in base.notes if note not in peft.unapplied(lies)]  # that an adapter lies there: it is applied
+    history = [*before.get("history", []), {"step": "lora", "detail": adapter.settings.to_dict() | detail}]
+    adapters = {f"adapter{f'_{n}' if n > 1 else ''}": str(pair.folder.resolve()) for n, pair in enumerate(pairs, 1)}
+    ancestors = [*before.get("ancestors", before.get("made_from", [])), *adapters.values()]
+    applied = {
+        note for pair in pairs for note in peft.unapplied(pair.folder)
+    }  # that an adapter lies there: it is applied
+    notes = [note for note in base.notes if note not in applied]
     return SourceModel(
         source=LoraMerged(base.source, adapter), derived=True, path=base.path, format=base.format, dialect=base.dialect,
         layout=base.layout, iteration=base.iteration, common=base.common, notes=(*notes, *adapter.notes),
-        manifest={"history": history, "copies": base.copies, "merged_from": places, "ancestors": ancestors},
+        manifest={"history": history, "copies": base.copies, "ancestors": ancestors,
+                  "merged_from": {"base": str(base.path.resolve()), **adapters}},
         ignored=joined(base.ignored, {"config_keys": adapter.ignored}),
     )  # fmt: skip

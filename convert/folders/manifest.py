@@ -61,7 +61,7 @@ def make(
 
     Paths, as seen from the checkpoint's own folder, are in the keys of `LOCAL` alone, which `mconv push` leaves out:
     `made_from` are the checkpoints that this one must equal, `ancestors` all that it comes from (what a training started
-    with too), `merged_from` the base and the adapter whose merge it is; each with the earliest first.
+    with too), `merged_from` the base and the adapters whose merge it is; each with the earliest first.
     """
     from mconv.convert.folders.digests import described
 

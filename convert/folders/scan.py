@@ -75,10 +75,10 @@ class Found:
 
     @property
     def parents(self) -> list[Path]:
-        """The inputs of the last step: one checkpoint, or the base and the adapter of a merge."""
+        """The inputs of the last step: one checkpoint, or the base and the adapters of a merge."""
         made = self.manifest or {}
         if self.step == "lora merge" and (merged := made.get("merged_from")):
-            return [_plain(self.folder, merged[name]) for name in ("base", "adapter") if name in merged]
+            return [_plain(self.folder, path) for path in merged.values()]
         return self.ancestors[-1:]
 
 

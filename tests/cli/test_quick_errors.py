@@ -43,6 +43,10 @@ push nothere you/model --dry-run
 lora export nothere
 lora merge nothere
 lora merge mega --base nothere
+lora extract nothere empty --rank 2
+lora extract empty nothere --rank 2
+diff nothere empty
+diff empty empty
 data tokenize nothere.jsonl --out x --tokenizer empty
 data tokenize text.jsonl --out x --tokenizer nothere
 data tokenize text.jsonl --out x --tokenizer empty

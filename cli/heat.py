@@ -1,0 +1,130 @@
+"""The heat map of `mconv diff`, as a page and as a picture."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mconv import extras
+from mconv.errors import MconvError
+
+if TYPE_CHECKING:
+    from mconv.verify.diff import Diff
+    from mconv.verify.heatmap import Cell, Heatmap
+
+KINDS = (".png", ".svg", ".pdf")
+GENERATOR = '<meta name="generator" content="mconv diff">'
+"""What tells a page of ours from a file that is not to be replaced."""
+PALE, DEEP = (0xE6, 0xEE, 0xF8), (0x12, 0x3A, 0x7A)
+"""Colours of the least and of the most changed; the lightness alone tells them apart, too."""
+GREYS = "Greys"
+"""Below the colours: what has not changed is grey, what is not there white."""
+ROWS = 200
+"""Tensors that the page lists."""
+
+
+def check_page(file: Path) -> None:
+    """Refuse a page's path where it cannot be written, or where something else is. Raises MconvError."""
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise MconvError(f"--html {file}: give a name that ends in .html; --plot draws pictures")
+    if file.is_file():
+        with file.open("rb") as opened:
+            if GENERATOR.encode() not in opened.read(1024):
+                raise MconvError(f"--html {file} exists and is not a page of mconv diff; choose another file")
+    _check_place(file, "--html")
+
+
+def check_picture(file: Path) -> None:
+    """Refuse a picture's path where it cannot be drawn. Raises MconvError."""
+    if file.suffix.lower() not in KINDS:
+        raise MconvError(f"--plot {file}: give a name that ends in {', '.join(KINDS)}; --html writes a page")
+    _check_place(file, "--plot")
+    extras.need("plot", to="--plot", without="--html needs nothing")
+
+
+def _check_place(file: Path, option: str) -> None:
+    if not file.parent.is_dir():
+        raise MconvError(f"{option} {file}: {file.parent} is no folder; make it, or choose another")
+    if file.is_dir():
+        raise MconvError(f"{option} {file} is a folder; name a file in it")
+
+
+def page(found: "Diff", facts: dict[str, Any]) -> str:
+    """Return the page: the map, the layers, the tensors that have changed most."""
+    from jinja2 import Environment, StrictUndefined
+
+    from mconv.verify.heatmap import heatmap
+    from mconv.verify.page import UNPRINTABLE, number, percent
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": number, "percent": percent, "colours": colours, "said": said}
+    template = environment.from_string(Path(__file__).with_name("heat.html.jinja").read_text(encoding="utf-8"))
+    drawn = heatmap(found)
+    scale = [colour(n / 4) for n in range(5)]
+    text = template.render(generator=GENERATOR, facts=facts, map=drawn, scale=scale, most=ROWS)
+    return text.translate(UNPRINTABLE).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def colour(shade: float) -> str:
+    """Return the colour of a shade from 0 to 1."""
+    return "#" + "".join(f"{round(a + (b - a) * shade):02x}" for a, b in zip(PALE, DEEP, strict=True))
+
+
+def colours(cell: "Cell") -> str:
+    """Return the style of a cell that has a shade."""
+    return f"background: {colour(cell.shade)}" if cell.shade is not None else ""
+
+
+def said(cell: "Cell") -> str:
+    """Return what a cell says when it is pointed at."""
+    from mconv.verify.page import number, percent
+
+    sums = cell.sums
+    if not sums.changed:
+        return f"{cell.key}: not changed"
+    parts = f"relative norm {number(sums.relative_norm)}, mean {number(sums.mean_abs)}, largest {number(sums.largest)}"
+    angle = "" if sums.cosine is None else f", cosine {sums.cosine:.6f}"
+    return f"{cell.key}: {parts}{angle}, {percent(sums.share)} of its elements changed"
+
+
+def draw(found: "Diff", file: Path, title: str) -> None:
+    """Write the picture; the name's ending says in which format."""
+    import matplotlib
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm
+    from matplotlib.figure import Figure
+
+    from mconv.verify.heatmap import heatmap
+
+    drawn = heatmap(found)
+    size = (max(6.0, 3.2 + 0.3 * len(drawn.columns)), 1.6 + 0.3 * len(drawn.rows))
+    ours = LinearSegmentedColormap.from_list("mconv", [colour(0.0), colour(1.0)], N=256).with_extremes(bad="none")
+    with matplotlib.rc_context({"font.size": 8, "svg.fonttype": "none"}):
+        figure = Figure(figsize=size, layout="constrained")
+        ax = figure.subplots()
+        low = drawn.low or 1e-12
+        scale = LogNorm(low, max(drawn.high, low * 1.001))
+        look: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
+        ax.imshow([[cell is not None for cell in cells] for _, cells in drawn.rows], cmap=GREYS, vmin=0, vmax=6, **look)
+        image = ax.imshow(_values(drawn), cmap=ours, norm=scale, **look)
+        ax.set_yticks(range(len(drawn.rows)), [_plain(name.removesuffix(".weight")) for name, _ in drawn.rows])
+        step = math.ceil(len(drawn.columns) / 40)
+        ax.set_xticks(range(0, len(drawn.columns), step), [_short(name) for name in drawn.columns[::step]])
+        ax.set_xlabel("layer (–: outside the layers)")
+        ax.set_title(_plain(title), loc="left", fontsize=9)
+        ax.tick_params(length=0)
+        figure.colorbar(image, ax=ax, label="norm of the difference / norm of A", shrink=0.9)
+        figure.savefig(file, dpi=150)
+
+
+def _values(drawn: "Heatmap") -> list[list[float]]:
+    """Return the relative norms; NaN, which is not drawn over the grey, where nothing has changed."""
+    return [[math.nan if cell is None or cell.shade is None else cell.sums.relative_norm for cell in cells]
+            for _, cells in drawn.rows]  # fmt: skip
+
+
+def _short(column: str) -> str:
+    return column if column.isdecimal() else "–"
+
+
+def _plain(text: str) -> str:
+    """Return a name as matplotlib shows it: no formula between dollars."""
+    return text.replace("$", r"\$")
