@@ -1,8 +1,10 @@
 """The rule of each method, and the merged tensor slab by slab."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from mconv.convert.blend import deltas, span, swap
@@ -26,6 +28,11 @@ RULES: Mapping[str, Callable[[Merge, Slabs], Kernel]] = {
         if method.deltas
     },
 }
+
+
+def working_dtype(named: str | None, dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """Return the element type to compute in: the one that a recipe names, or the narrowest that holds all models'."""
+    return getattr(torch, named) if named else functools.reduce(torch.promote_types, dtypes)
 
 
 def kernel(method: str, merge: Merge, slabs: Slabs) -> Kernel:

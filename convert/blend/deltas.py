@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mconv.convert.blend.order import cuts
+from mconv.convert.blend.order import cuts, keys
 from mconv.convert.blend.slabs import Merge, Slab, Slabs, accumulator, totals
 from mconv.convert.blend.sparsify import RULES, Mask, masked, scales
 
@@ -49,7 +49,7 @@ class Deltas:
         """Return the sum of the weights that count, 1 where there is none."""
         if votes is not None:
             total = added([vote * weight for vote, weight in zip(votes, self.weights, strict=True)])
-            return total.masked_fill_(total == 0, 1)
+            return total.add_(total == 0)
         total = torch.stack(list(self.weights)).sum()
         return torch.ones_like(total) if total.abs() < 1e-8 else total
 
@@ -72,8 +72,8 @@ def added(parts: Sequence[Tensor]) -> Tensor:
 
 def elected(parts: Sequence[Tensor]) -> list[Tensor]:
     """Return which elements of each tensor have the sign of the sum of all; a sum of 0 counts as positive."""
-    positive = added(parts) >= 0
-    return [torch.where(positive, part > 0, part < 0) for part in parts]
+    sign = (added(parts) >= 0).to(parts[0].dtype).mul_(2).sub_(1)
+    return [part * sign > 0 for part in parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,4 +134,4 @@ def _select(merge: Merge, slabs: Slabs) -> Mask:
     # In fp32, as mergekit counts: a tensor times a number.
     count = int(torch.tensor(int(differing)) * merge.shared["select_topk"])
     ((cut,),) = cuts(slabs, series, [[count]], merge.dtype, merge.numel)
-    return cut.above
+    return lambda values, start: torch.from_numpy(cut.above(keys(values), start))

@@ -40,17 +40,17 @@ class Cut:
     key: int
     index: int
 
-    def above(self, values: Tensor, start: int) -> Tensor:
-        """Return which of the values, the first of which is element `start`, are among the largest."""
-        found = keys(values)
-        largest = found > self.key
-        if (before := self.index - start) > 0:
-            largest[:before] |= found[:before] == self.key
-        return torch.from_numpy(largest)
+    def above(self, found: np.ndarray, start: int) -> np.ndarray:
+        """Return which of some elements, the first of which is number `start`, are among the largest, from their keys."""
+        above = found > self.key
+        if self.index > start:
+            before = self.index - start
+            above[:before] |= found[:before] == self.key
+        return above
 
 
 def keys(values: Tensor) -> np.ndarray:
-    """Return unsigned integers in the order of the floating-point numbers."""
+    """Return unsigned integers in the order of the floating-point numbers; -0.0 comes before 0.0."""
     bits = values.contiguous().view(SIGNED[values.element_size()]).numpy()
     info = np.iinfo(bits.dtype)
     ordered = bits ^ ((bits >> info.bits - 1) & info.max) ^ info.min
@@ -84,7 +84,7 @@ def _count(found: np.ndarray, table: dict[int, np.ndarray], shift: int) -> None:
     for prefix, counts in table.items():
         tops = found >> shift
         digits = tops if not prefix and found.itemsize * 8 == shift + DIGIT else tops[tops >> DIGIT == prefix]
-        counts += np.bincount(digits & ((1 << DIGIT) - 1), minlength=1 << DIGIT)
+        counts += np.bincount((digits & ((1 << DIGIT) - 1)).astype(np.intp), minlength=1 << DIGIT)
 
 
 def _descend(found: Found, counts: np.ndarray) -> None:

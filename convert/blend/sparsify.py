@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mconv.convert.blend.draws import below, key_of
-from mconv.convert.blend.order import Cut, cuts
+from mconv.convert.blend.order import Cut, cuts, keys
 from mconv.convert.blend.slabs import Merge, Slab, Slabs, totals
 from mconv.errors import MconvError
 
@@ -41,45 +41,49 @@ def _between(
     merge: Merge, slabs: Slabs, densities: Sequence[float], ends: Sequence[tuple[int, int]]
 ) -> list[Mask | None]:
     """Return masks of the elements from one place in the order to another, both counted from the largest."""
-    found = cuts(slabs, lambda slab: magnitudes(merge, slab), ends, merge.dtype, merge.numel)
-    return [None if density >= 1 else _window(*pair) for density, pair in zip(densities, found, strict=True)]
+    thinned = [at for at, density in enumerate(densities) if density < 1]
+
+    def series(slab: Slab) -> list[Tensor]:
+        sizes = magnitudes(merge, slab)
+        return [sizes[at] for at in thinned]
+
+    found = cuts(slabs, series, [ends[at] for at in thinned], merge.dtype, merge.numel) if thinned else []
+    masks = {at: _window(*pair) for at, pair in zip(thinned, found, strict=True)}
+    return [masks.get(at) for at in range(len(densities))]
 
 
 def _window(outer: Cut, within: Cut) -> Mask:
     def keep(difference: Tensor, start: int) -> Tensor:
-        size = difference.abs()
-        return outer.above(size, start) & ~within.above(size, start)
+        found = keys(difference.abs())
+        return torch.from_numpy(outer.above(found, start) & ~within.above(found, start))
 
     return keep
 
 
 def at_random(merge: Merge, slabs: Slabs) -> list[Mask | None]:
     """Keep each element with the chance `density`."""
+    each = zip(merge.others, merge.each("density"), strict=True)
+    return [_share(key_of(merge.seed, at, merge.name), density) if density < 1 else None for at, density in each]
 
-    def mask(model: int, density: float) -> Mask | None:
-        key = key_of(merge.seed, model, merge.name)
-        return None if density >= 1 else lambda values, start: _drawn(key, start, len(values), density)
 
-    return [mask(model, density) for model, density in zip(merge.others, merge.each("density"), strict=True)]
+def _share(key: int, density: float) -> Mask:
+    return lambda values, start: _drawn(key, start, len(values), density)
 
 
 def by_rank(merge: Merge, slabs: Slabs) -> list[Mask | None]:
     """Keep each element with a chance that rises with its rank in its row: density - epsilon to density + epsilon."""
-
-    def mask(model: int, density: float, epsilon: float) -> Mask | None:
-        if density >= 1:
-            return None
-        if density > 0 and not epsilon < density < 1 - epsilon:
-            raise MconvError(
-                f"{merge.name}: density {density} and epsilon {epsilon}: density - epsilon and density + epsilon must be "
-                f"between 0 and 1"
-            )
-        key = key_of(merge.seed, model, merge.name)
-        spread = epsilon if density > 0 else 0.0
-        return lambda values, start: _drawn(key, start, len(values), density + spread * _ranks(values, merge.row))
-
     each = zip(merge.others, merge.each("density"), merge.each("epsilon"), strict=True)
-    return [mask(*one) for one in each]
+    return [_by_rank(merge, *one) if one[1] < 1 else None for one in each]
+
+
+def _by_rank(merge: Merge, model: int, density: float, epsilon: float) -> Mask:
+    if density > 0 and not epsilon < density < 1 - epsilon:
+        raise MconvError(
+            f"{merge.name}: density {density} and epsilon {epsilon}: density - epsilon and density + epsilon must be "
+            f"between 0 and 1"
+        )
+    key, spread = key_of(merge.seed, model, merge.name), epsilon if density > 0 else 0.0
+    return lambda values, start: _drawn(key, start, len(values), density + spread * _ranks(values, merge.row))
 
 
 def _ranks(values: Tensor, row: int) -> np.ndarray:

@@ -20,6 +20,10 @@ class Expected:
     slack: Tensor
     """Largest difference that rounding explains; infinite where the elected sign hangs on rounding."""
 
+    def stored_as(self, dtype: torch.dtype) -> "Expected":
+        """Return what is expected of the tensor once it is rounded to another element type."""
+        return Expected(self.values, self.slack + torch.finfo(dtype).eps / 2 * (self.values.abs() + self.slack))
+
     def wrong(self, found: Tensor) -> Tensor:
         """Return which elements of a merged tensor are farther away than rounding explains."""
         return ~((found.double().reshape(self.values.shape) - self.values).abs() <= self.slack)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mconv.convert.blend import reference
-from mconv.convert.blend.arithmetic import RULES
+from mconv.convert.blend.arithmetic import RULES, working_dtype
 from mconv.convert.blend.draws import draws, key_of
 from mconv.convert.blend.methods import METHODS
 from mconv.convert.blend.recipe import read
@@ -159,6 +159,22 @@ def test_a_slab_of_another_tensor_is_seen(models, case):
     made[7:9] = wrong[7:9]
     seen = reference.evaluate(method, merge, tensors).wrong(made)
     assert seen[7:9].float().mean() > 0.9 and not seen[:7].any() and not seen[9:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_stored_narrower_may_be_off_by_its_rounding(models, dtype):
+    method, found = merges(models, "ties-float32")
+    merge, tensors = found["model.layers.1.mlp.up_proj.weight"]
+    stored = merged(method, merge, tensors).to(dtype)
+    expected = reference.evaluate(method, merge, tensors)
+    assert expected.wrong(stored).any() and not expected.stored_as(dtype).wrong(stored).any()
+    assert expected.stored_as(dtype).wrong(stored * 1.01).float().mean() > 0.9
+
+
+def test_the_arithmetic_is_in_the_type_that_is_named_or_holds_all():
+    assert working_dtype("bfloat16", [torch.float32]) == torch.bfloat16
+    assert working_dtype(None, [torch.bfloat16] * 2) == torch.bfloat16
+    assert working_dtype(None, [torch.bfloat16, torch.float16]) == torch.float32
 
 
 # ---- random masks -----------------------------------------------------------------------------------------------------
