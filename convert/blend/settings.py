@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mconv.convert.blend.document import Keys, claim, shown, text
 from mconv.convert.blend.methods import REQUIRED, Method, Parameter
 from mconv.errors import ConfigError
 
@@ -50,11 +51,11 @@ def read(value: Any, where: str, method: Method, *, one_model: bool = False) -> 
         return {}
     known = {parameter.name: parameter for parameter in method.parameters}
     if not isinstance(value, dict):
-        raise ConfigError(f"{where} is {_shown(value)}, not names with values")
+        raise ConfigError(f"{where} is {shown(value)}, not names with values")
     for name in value:
         if name not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
-            raise ConfigError(f"{where}: {method.name} has no parameter {_shown(name)}; {has}")
+            raise ConfigError(f"{where}: {method.name} has no parameter {shown(name)}; {has}")
         if one_model and known[name] in method.shared:
             raise ConfigError(
                 f"{where}: {name} of {method.name} is one for all models; move it to the slice or the recipe"
@@ -72,23 +73,24 @@ def _choice(parameter: Parameter, value: Any, where: str) -> Choice:
     if not isinstance(value, dict):
         values = value if isinstance(value, list) else [value]
         return Choice(tuple(_scalar(parameter, one, where) for one in values))
-    if unknown := value.keys() - {"filter", "value"}:
-        raise ConfigError(f"{where}: unknown key {_shown(min(map(str, unknown)))}; a condition has filter and value")
-    if "value" not in value:
-        raise ConfigError(f"{where}: a condition has no value")
-    pattern = value.get("filter")
-    if pattern is not None and not isinstance(pattern, str):
-        raise ConfigError(f"{where}: filter is {_shown(pattern)}, not a part of a tensor's name")
-    if isinstance(value["value"], dict):
-        raise ConfigError(f"{where}: a condition's value is {_shown(value['value'])}, not {NOUNS[parameter.kind]}")
-    return Choice(_choice(parameter, value["value"], where).values, pattern)
+    found = claim(value, where, CONDITION, required=("value",))
+    return Choice(_choice(parameter, found["value"], where).values, found.get("filter"))
+
+
+def _unconditional(value: Any, where: str) -> Any:
+    if isinstance(value, dict):
+        raise ConfigError(f"{where} is {shown(value)}, a condition in a condition")
+    return value
+
+
+CONDITION: Keys = {"filter": text, "value": _unconditional}
 
 
 def _scalar(parameter: Parameter, value: Any, where: str) -> Any:
     """Return a value of a parameter in its type, within its bounds; YAML takes `1e-5` for text."""
     found = _typed(parameter.kind, value)
     if found is None:
-        raise ConfigError(f"{where} is {_shown(value)}, not {NOUNS[parameter.kind]}")
+        raise ConfigError(f"{where} is {shown(value)}, not {NOUNS[parameter.kind]}")
     least, most = parameter.least, parameter.most
     if (least is not None and found < least) or (most is not None and found > most):
         bounds = f"between {least} and {most}" if most is not None else f"{least} or more"
@@ -133,7 +135,3 @@ def _whole(parameter: Parameter, value: Any, tensor: str) -> Any:
     if value != int(value):
         raise ConfigError(f"{tensor}: {parameter.name} would be {value} here, which is not a whole number")
     return int(value)
-
-
-def _shown(value: Any) -> str:
-    return repr(value)[:60]

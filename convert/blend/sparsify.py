@@ -23,14 +23,14 @@ def magnitudes(merge: Merge, slab: Slab) -> list[Tensor]:
 
 
 def largest(merge: Merge, slabs: Slabs) -> list[Mask | None]:
-    """Keep the largest elements: a share `density` of them, and one at least if that is not 0."""
+    """Return masks of the largest elements: a share `density` of all, and one at least if that is not 0."""
     densities = merge.each("density")
     counts = [max(1, int(density * merge.numel)) if density > 0 else 0 for density in densities]
     return _between(merge, slabs, densities, [(count, 0) for count in counts])
 
 
 def inner(merge: Merge, slabs: Slabs) -> list[Mask | None]:
-    """Keep a share `density` of the elements: the largest that are left without a share `gamma` of all."""
+    """Return masks of a share `density` of the elements: the largest but for a share `gamma` of outliers."""
     densities, size = merge.each("density"), merge.numel
     kept = [int(density * size) for density in densities]
     tops = [min(int(gamma * size), size - count) for gamma, count in zip(merge.each("gamma"), kept, strict=True)]
@@ -61,7 +61,7 @@ def _window(outer: Cut, within: Cut) -> Mask:
 
 
 def at_random(merge: Merge, slabs: Slabs) -> list[Mask | None]:
-    """Keep each element with the chance `density`."""
+    """Return masks that keep each element with the chance `density`."""
     each = zip(merge.others, merge.each("density"), strict=True)
     return [_share(key_of(merge.seed, at, merge.name), density) if density < 1 else None for at, density in each]
 
@@ -71,7 +71,7 @@ def _share(key: int, density: float) -> Mask:
 
 
 def by_rank(merge: Merge, slabs: Slabs) -> list[Mask | None]:
-    """Keep each element with a chance that rises with its rank in its row: density - epsilon to density + epsilon."""
+    """Return masks that keep each element with a chance of density -+ epsilon, by its rank in its row."""
     each = zip(merge.others, merge.each("density"), merge.each("epsilon"), strict=True)
     return [_by_rank(merge, *one) if one[1] < 1 else None for one in each]
 
