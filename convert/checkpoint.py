@@ -1,6 +1,6 @@
 """A model and what is known of it; a checkpoint is one that lies on disk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -52,6 +52,8 @@ class SourceModel:
     """What no table claims and the user lets pass, now or when it was made."""
     derived: bool = False
     """Whether its tensors are others than those that lie at `path`, so that it need not equal these."""
+    kept: Callable[[], dict[str, Any]] = dict
+    """Returns what manifests keep of it beside all this, once every tensor was read."""
 
     @property
     def family(self) -> Family:

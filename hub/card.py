@@ -17,6 +17,7 @@ STEPS = {
     "hf2meg": "Converted from Hugging Face to Megatron",
     "reshard": "Resharded",
     "merge": "Merged to one shard",
+    "blend": "Blended",
     "train": "Trained",
     "meg2hf": "Converted from Megatron to Hugging Face",
 }
@@ -24,7 +25,7 @@ _KINDS: dict[str, type] = {
     "mconv": str, "family": str, "spec": dict, "format": str, "dialect": str, "layout": dict, "vocab": dict,
     "dtype": str, "source": dict, "digests": dict, "versions": dict, "history": list, "verified": list,
     "made_from": list, "ancestors": list, "merged_from": dict, "made": str, "ignored": dict,
-    "side_files": dict,
+    "side_files": dict, "blend": dict,
 }  # fmt: skip
 _LOCAL = ("made_from", "ancestors", "merged_from")
 """Keys that say where other checkpoints lie on this machine."""

@@ -30,6 +30,7 @@ CONVERT_FLOORS = [
     "spell pieces lora lora_settings adapter",
     "sources",
     "sidecar tokens bridge manifest checkpoint",
+    "blend",
     "engine",
 ]
 FLOORS = ["config", "megatron", "launch", "model", "optim", "estimate", "logs", "data", "checkpoints", "loop"]

@@ -83,7 +83,8 @@ def manifest_of(plan: Plan, step: str, found: dict[str, str], read: dict[str, st
         detail["cast_to"] = plan.dtype.name
     own = {name: read[name] for name in plan.weights.names()}
     origin = before.get("source") or {"name": plan.origin, "format": plan.model.format, "digest": combined(own)}
-    return manifest.make(
+    kept = {"blend": before["blend"]} if "blend" in before else plan.model.kept()
+    return kept | manifest.make(
         plan.spec,
         format=plan.format,
         dialect=None if plan.format == "hf" else plan.dialect,
