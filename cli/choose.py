@@ -22,7 +22,8 @@ FITS = {
     "LoRA run": "is_lora_run",
 }
 """What a command can take, by what it is called in messages -> the function of `scan` that knows it."""
-NEXT = {"hf2meg": "verify", "reshard": "verify", "merge": "verify", "meg2hf": "push", "lora merge": "push"}
+NEXT = {"hf2meg": "verify", "reshard": "verify", "merge": "verify", "meg2hf": "push", "lora merge": "push",
+        "blend": "verify"}  # fmt: skip
 """A step -> the command that usually follows."""
 NEEDED = {
     "data train_data valid_data test_data mock_data": "--data PREFIX",

@@ -138,7 +138,7 @@ def _proofs(reference: "Origin", found: "Checkpoint") -> str:
     from mconv.verify.against import sides
     from mconv.verify.judge import check_installed
 
-    if reference.adapter:
+    if reference.anew:
         return "digests"
     try:
         one, two = sides(reference, found.path, {})
@@ -181,7 +181,7 @@ def _recorded(holding: tuple[dict[str, Any], ...]) -> Finding:
 def _rehearsed(reference: "Origin", found: "Checkpoint", holding: tuple[dict[str, Any], ...]) -> Finding:
     """Return the finding of a dry run, which compares tensors alone."""
     report = judged(reference, found, proofs="digests")
-    later = "tensors" if reference.adapter else "tensors now; a push compares what they compute too"
+    later = "tensors" if reference.anew else "tensors now; a push compares what they compute too"
     line = f"to be verified against {reference}: {later}"
     return Finding(
         state="tensors", passed=report["passed"], against=report["against"], lines=(line, *report["lines"]),
@@ -226,7 +226,7 @@ def _in_the_cache(found: "SourceModel") -> Path | None:
     made = found.manifest or {}
     steps = {step.get("step") for step in made.get("history", []) if isinstance(step, dict)}
     name = made.get("source", {}).get("name")
-    if steps & {"train", "lora", "lora merge"} or not isinstance(name, str) or name.count("/") != 1:
+    if steps & {"train", "lora", "lora merge", "blend"} or not isinstance(name, str) or name.count("/") != 1:
         return None
     if name.endswith(("/release", "/")) or "/iter_" in name:  # a Megatron root and its iteration
         return None
@@ -239,10 +239,16 @@ def _in_the_cache(found: "SourceModel") -> Path | None:
 def judged(reference: "Origin", found: "Checkpoint", **asked: Any) -> dict[str, Any]:
     """Return the report with its lines; {} on ranks other than 0. A merge made anew is compared tensor by tensor."""
     from mconv.convert import logbook
+    from mconv.verify import blended
     from mconv.verify import report as reports
     from mconv.verify.against import sides
     from mconv.verify.judge import Options, judge_sides
 
+    if reference.recipe:
+        report = blended.judge(found, show=progress)
+        against = reference.recipe
+        logbook.add(found.path, "verified", against=against, passed=report["passed"], **report["verdicts"])
+        return {**report, "lines": reports.lines(report), "against": against}
     if reference.adapter:
         asked = {"proofs": "digests", "opening": asked.get("opening", {})}
     options = Options(**asked)

@@ -26,11 +26,19 @@ class Pair:
 
     def judge(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Return the report; {} on a rank other than 0."""
-        from mconv.convert import logbook, manifest
+        from mconv.verify import blended
         from mconv.verify.against import sides
         from mconv.verify.judge import Options, check_installed, judge_sides
-        from mconv.verify.sides import open_both
+        from mconv.verify.sides import open_both, opened
 
+        sample = asked.pop("sample", None)
+        if sample is not None and not (self.origin and self.origin.recipe):
+            raise MconvError("--sample is of a blend, judged by its own recipe: give the blend alone, or leave it out")
+        if self.origin and self.origin.recipe:
+            _only_tensors(asked, self.origin)
+            report = blended.judge(opened(self.candidate, asked["opening"]), sample=sample, show=_show)
+            self._log(report, asked)
+            return report
         merged = self.origin is not None and self.origin.adapter is not None
         if merged:
             _only_tensors(asked, self.origin)
@@ -43,11 +51,17 @@ class Pair:
                 check_installed(both[0].checkpoint, both[1].checkpoint)
             _say_layout(both, options, found=self.origin is not None)
         report = judge_sides(both, options, show=_show)
+        self._log(report, asked)
+        return report
+
+    def _log(self, report: dict[str, Any], asked: dict[str, Any]) -> None:
+        """Add the verdict to the logbook beside the manifest of what was judged, if it has one."""
+        from mconv.convert import logbook, manifest
+
         where = tensors_of(self.candidate, asked["opening"]["iteration"])
         if report and where and manifest.NAME in {path.name for path in where.iterdir()}:
             name = self.against or report.get("reference", {}).get("name", self.reference.name)
             logbook.add(where, "verified", against=name, passed=report["passed"], **report["verdicts"])
-        return report
 
 
 @contextmanager

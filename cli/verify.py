@@ -75,6 +75,7 @@ def verify(
     dialect: o.Dialect = None,
     config: o.Config = None,
     trained: o.Flag = False,
+    sample: int | None = None,
     record: o.Flag = False,
     report_only: o.Flag = False,
     json: o.Json = False,
@@ -101,6 +102,8 @@ def verify(
     trained
         Say that B is A after training: the report then measures how much changed and looks for no fault. The manifests of
         checkpoints that mconv made say so themselves.
+    sample
+        Of a blend, judged by its own recipe: look at this many of its tensors. Default: all.
     record
         Keep the verdict in the manifest of the judged checkpoint, from which `mconv push` writes it into the model card.
     report_only
@@ -128,7 +131,7 @@ def verify(
     if html:
         html.unlink(missing_ok=True)  # whatever happens now, no old verdict is taken for this one
     proofs: Any = "digests" if digests else "logits" if logits else "both"
-    report = pair.judge({"proofs": proofs, "opening": said, "trained": True if trained else None, **asked.given()})
+    report = pair.judge({"proofs": proofs, "opening": said, "trained": True if trained else None, **asked.given(), **({} if sample is None else {"sample": sample})})
     if not report:  # a rank other than 0 of somebody's torchrun
         return 0
     _tell(report, json=json)

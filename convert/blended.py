@@ -55,6 +55,20 @@ class Order:
     def recipe(self) -> Recipe:
         return recipes.parse(self.document)
 
+    @property
+    def title(self) -> str:
+        """What to call it in a card: its method and its models."""
+        return f"{self.document['merge_method']} of {', '.join(self.places)}"
+
+
+def check_out(order: Order, out: Path) -> None:
+    """Raise MconvError where the result would lie in, above or in place of a model that it is made of."""
+    for place in order.places.values():
+        for path in (place.path, *([place.adapter] if place.adapter else [])):
+            source, target = path.resolve(), out.resolve()
+            if source.is_relative_to(target) or target.is_relative_to(source):
+                raise MconvError(f"--out {out} is, contains or lies in a model of the blend, {path}; choose another folder")
+
 
 # ---- recipes ---------------------------------------------------------------------------------------------------------
 def from_file(path: Path, find: Callable[[Path], Path], **options: Any) -> Order:

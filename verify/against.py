@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mconv.convert import adapted, manifest
+from mconv.convert import adapted, blended, manifest
 from mconv.convert.checkpoint import SourceModel
 from mconv.convert.ignored import ignored
 from mconv.convert.sources.read import Progress, quiet
@@ -17,18 +17,29 @@ PLAIN: Said = {}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """What a checkpoint must equal: another one, or the merge of a base and an adapter."""
+    """What a checkpoint must equal: another one, the merge of a base and an adapter, or what its own recipe makes."""
 
     path: Path
-    """The other one, or the base."""
+    """The other one, the base, or a blend itself."""
     adapter: Path | None = None
+    recipe: str | None = None
+    """The method and the models of a blend."""
 
     @property
     def named(self) -> str | None:
         """What to call it beside its folder's own name, where that does not say all."""
+        if self.recipe:
+            return self.recipe
         return f"{_called(self.path)} merged with {_called(self.adapter)}" if self.adapter else None
 
+    @property
+    def anew(self) -> bool:
+        """Whether it is made anew, tensor by tensor, so that no program can load it."""
+        return self.adapter is not None or self.recipe is not None
+
     def __str__(self) -> str:
+        if self.recipe:
+            return f"{self.recipe}, made anew"
         return f"{self.path} merged anew with {self.adapter}" if self.adapter else str(self.path)
 
 
@@ -38,6 +49,9 @@ def origin_of(checkpoint: SourceModel) -> Origin:
     What `lora merge` made, and conversions of it, equal a merge made anew of the same two. Raises MconvError with the
     reason where there is nothing.
     """
+    made = checkpoint.manifest or {}
+    if "blend" in made and not any((checkpoint.path.resolve() / path).is_dir() for path in made.get("made_from", [])):
+        return Origin(path=checkpoint.path, recipe=blended.order_of(made, checkpoint.path).title)
     merged = (checkpoint.manifest or {}).get("merged_from", {})
     places = {name: checkpoint.path.resolve() / merged[name] for name in ("base", "adapter") if name in merged}
     if len(places) == 2 and all(place.is_dir() for place in places.values()):

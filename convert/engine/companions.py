@@ -84,7 +84,7 @@ def manifest_of(plan: Plan, step: str, found: dict[str, str], read: dict[str, st
     own = {name: read[name] for name in plan.weights.names()}
     origin = before.get("source") or {"name": plan.origin, "format": plan.model.format, "digest": combined(own)}
     kept = {"blend": before["blend"]} if "blend" in before else plan.model.kept()
-    return kept | manifest.make(
+    made = manifest.make(
         plan.spec,
         format=plan.format,
         dialect=None if plan.format == "hf" else plan.dialect,
@@ -99,3 +99,4 @@ def manifest_of(plan: Plan, step: str, found: dict[str, str], read: dict[str, st
         ancestors=manifest.descent(plan.folder, plan.model.path, before),
         merged_from=manifest.moved(plan.folder, plan.model.path, before.get("merged_from", {})),
     )
+    return made | kept
