@@ -40,7 +40,9 @@ class Short:
         ),
     ] = None
     t: Annotated[float | None, Parameter(help="Place between two models: 0 is the first. For slerp.")] = None
-    density: Annotated[float | None, Parameter(help="Share of each difference that is kept. For ties, dare and others.")] = None
+    density: Annotated[
+        float | None, Parameter(help="Share of each difference that is kept. For ties, dare and others.")
+    ] = None
     set: Annotated[
         list[str] | None,
         Parameter(help="Another parameter of the method, NAME=VALUE, as a recipe has it. Repeatable.", negative=()),

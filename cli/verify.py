@@ -131,7 +131,15 @@ def verify(
     if html:
         html.unlink(missing_ok=True)  # whatever happens now, no old verdict is taken for this one
     proofs: Any = "digests" if digests else "logits" if logits else "both"
-    report = pair.judge({"proofs": proofs, "opening": said, "trained": True if trained else None, **asked.given(), **({} if sample is None else {"sample": sample})})
+    report = pair.judge(
+        {
+            "proofs": proofs,
+            "opening": said,
+            "trained": True if trained else None,
+            **asked.given(),
+            **({} if sample is None else {"sample": sample}),
+        }
+    )
     if not report:  # a rank other than 0 of somebody's torchrun
         return 0
     _tell(report, json=json)

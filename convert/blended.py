@@ -67,7 +67,9 @@ def check_out(order: Order, out: Path) -> None:
         for path in (place.path, *([place.adapter] if place.adapter else [])):
             source, target = path.resolve(), out.resolve()
             if source.is_relative_to(target) or target.is_relative_to(source):
-                raise MconvError(f"--out {out} is, contains or lies in a model of the blend, {path}; choose another folder")
+                raise MconvError(
+                    f"--out {out} is, contains or lies in a model of the blend, {path}; choose another folder"
+                )
 
 
 # ---- recipes ---------------------------------------------------------------------------------------------------------
@@ -135,7 +137,7 @@ WORDS = {
 
 
 def model_of(order: Order, *, ignore: Ignored = NOTHING) -> SourceModel:
-    """Return the model that a recipe makes, which is computed as it is read. Raises MconvError on what cannot be merged."""
+    """Return the model that a recipe makes, computed as it is read. Raises MconvError on what cannot be merged."""
     recipe = order.recipe
     _check_tokenizer(recipe)
     models = {one: _open(order.places[str(one)], ignore) for one in recipe.models}

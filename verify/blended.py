@@ -96,7 +96,9 @@ def _check_models(model: SourceModel, blend: Blend, chosen: Sequence[Merged]) ->
 def _wrong(model: SourceModel, blend: Blend, merged: Merged) -> Iterator[Wrong]:
     """Yield what is wrong with a tensor, if something is."""
     member, merge = merged.member, blend.merge(merged)
-    inputs = [_whole(blend.sources[name], Stored(member.name, logical, member.stored.piece)) for name, logical in merged.inputs]
+    inputs = [
+        _whole(blend.sources[name], Stored(member.name, logical, member.stored.piece)) for name, logical in merged.inputs
+    ]
     expected = reference.evaluate(blend.recipe.method.name, merge, inputs)
     found = _whole(model.source, member.stored)
     (kind,) = blend.dtypes(member.stored.logical)
@@ -112,7 +114,9 @@ def _whole(source: Source, stored: Stored) -> torch.Tensor:
     return assemble(source, stored, dtype=dtype_of(source, stored.logical))
 
 
-def _report(model: SourceModel, blend: Blend, chosen: Sequence[Merged], wrong: Sequence[Wrong], apart: str) -> dict[str, Any]:
+def _report(
+    model: SourceModel, blend: Blend, chosen: Sequence[Merged], wrong: Sequence[Wrong], apart: str
+) -> dict[str, Any]:
     total = sum(len(group) for group in blend.tensors_of.values())
     passed = not wrong and not apart
     failures = [f"the architecture differs: {apart}"] * bool(apart) + [str(one) for one in wrong]
@@ -143,5 +147,3 @@ def _lines(model: SourceModel, blend: Blend, counts: tuple[int, int], failures: 
     more = [f"  and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []
     return [f"DIFFERENT: {model.name} is not the {made} ({looked} made anew in fp64)",
             *(f"  {line}" for line in failures[:SHOWN]), *more]  # fmt: skip
-
-

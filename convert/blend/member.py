@@ -28,7 +28,7 @@ class Member:
 
     @classmethod
     def of(cls, stored: Stored) -> "Member":
-        """Return the member that a stored tensor is. Raises FormatError where it is not one box, in some order of axes."""
+        """Return the member that a stored tensor is. Raises FormatError where it is not one box."""
         shape, blocks = stored.piece.shape, stored.piece.blocks
         patches = [patch_of(shape, block) for block in blocks]
         if len(patches) != 1 or any(len(dims) > 1 for dims in patches[0].axes):

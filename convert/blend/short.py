@@ -50,7 +50,9 @@ def _has_weights(rule: Method, weights: str | None) -> bool:
 def _weights(rule: Method, weights: str | None, count: int) -> list[float]:
     """Return a weight for each model: as they are listed, or by the name of a series."""
     if weights is None and rule.deltas:
-        raise ConfigError(f"--method {rule.name} needs --weights: {count} with commas between, or one of {', '.join(SERIES)}")
+        raise ConfigError(
+            f"--method {rule.name} needs --weights: {count} with commas between, or one of {', '.join(SERIES)}"
+        )
     if weights is None or weights in SERIES:
         return SERIES[weights or "uniform"](count)
     try:
@@ -60,7 +62,9 @@ def _weights(rule: Method, weights: str | None, count: int) -> list[float]:
             f"--weights {weights!r}: numbers with commas between (0.7,0.3), or one of {', '.join(SERIES)} were expected"
         ) from None
     if len(found) != count:
-        raise ConfigError(f"--weights {weights} are {len(found)} for {count} models" + " besides the base" * bool(rule.deltas))
+        raise ConfigError(
+            f"--weights {weights} are {len(found)} for {count} models" + " besides the base" * bool(rule.deltas)
+        )
     return found
 
 

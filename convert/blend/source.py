@@ -5,7 +5,7 @@ read or in what is written.
 """
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
@@ -18,7 +18,7 @@ from mconv.convert.blend.member import Member, start_of
 from mconv.convert.blend.recipe import Recipe
 from mconv.convert.digests import ALGORITHM, ALGORITHMS
 from mconv.convert.formats.dtype import BY_NAME, DType, of_torch
-from mconv.convert.sources.source import Slab as Box_
+from mconv.convert.sources.source import Slab as Pulled
 from mconv.convert.sources.source import Source, dims_of, dtype_of
 from mconv.convert.table import Family, Logical, Stored
 from mconv.errors import ConfigError, FormatError
@@ -105,11 +105,11 @@ class Blend:
 
         return of_torch(working_dtype(None, [dtype_of(*one) for one in inputs]))
 
-    def pieces(self, tensor: Logical) -> Collection[Stored]:  # type: ignore[override]
+    def pieces(self, tensor: Logical) -> Sequence[Stored]:
         source, logical = self._inputs(tensor)[0]
         return source.pieces(logical)
 
-    def conflicts(self, tensor: Logical, slab: Box_) -> Iterable[tuple[Stored, Stored]]:
+    def conflicts(self, tensor: Logical, slab: Pulled) -> Iterable[tuple[Stored, Stored]]:
         """Raise CopiesDiffer where copies of one model's tensor differ: a blend has none itself."""
         from mconv.convert.sources.checks import check_copies_of
 
@@ -250,11 +250,11 @@ def _in_runs(kernel: "Kernel", start: int, inputs: list["torch.Tensor"], row: in
     return torch.cat([kernel(Slab(start + at, values)) for at, values in runs])
 
 
-def _tensors_of(
-    recipe: Recipe, lineup: Lineup, family: Family, spec: ModelSpec
-) -> Mapping[Logical, tuple[Merged, ...]]:
+def _tensors_of(recipe: Recipe, lineup: Lineup, family: Family, spec: ModelSpec) -> Mapping[Logical, tuple[Merged, ...]]:
     """Return the Hugging Face tensors of each logical tensor. Raises ConfigError where a parameter is missing."""
-    deepest = max([spec.num_layers, *(1 + layer for origin in lineup.layers for layer in origin.layers if layer is not None)])
+    deepest = max(
+        [spec.num_layers, *(1 + layer for origin in lineup.layers for layer in origin.layers if layer is not None)]
+    )
     named = _grouped(family, replace(spec, num_layers=deepest))
     return {
         logical: tuple(
@@ -277,9 +277,7 @@ def _origin(lineup: Lineup, family: Family, logical: Logical) -> Origin:
     return lineup.before if family.row(logical.row).looked_up else lineup.after
 
 
-def _merged(
-    recipe: Recipe, origin: Origin, stored: Stored, at: int, named: Mapping[Logical, list[Stored]]
-) -> Merged:
+def _merged(recipe: Recipe, origin: Origin, stored: Stored, at: int, named: Mapping[Logical, list[Stored]]) -> Merged:
     logicals = [replace(stored.logical, layer=layer) for layer in origin.layers]
     bound = bind(recipe, origin, stored.key, [named[logical][at].key for logical in logicals])
     _check_weights(recipe, bound, stored.key)
