@@ -14,7 +14,7 @@ from mconv.convert import naming
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
-    from mconv.convert.blended import Order
+    from mconv.convert.blend.request import Request
 
 Different = list[Literal["rope", "norm-epsilon", "context", "window"]] | None
 RECIPES = (".yaml", ".yml")
@@ -26,7 +26,7 @@ class Short:
 
     method: Annotated[
         str | None,
-        Parameter(help="How models are merged: linear, slerp, ties, ... (docs/surgery.md). Default: linear."),
+        Parameter(help="How models are merged: linear, slerp, ties, ... (docs/blend.md). Default: linear."),
     ] = None
     base: Annotated[
         Path | None,
@@ -104,7 +104,7 @@ def blend(
     pp
         Pipeline-parallel size of the result.
     dialect
-        The program to write an mp_rank checkpoint for: its tensor names and row order. Default: mcore.
+        The program to write an mp_rank checkpoint for: its tensor names and row request. Default: mcore.
     max_shard_size
         Largest safetensors file, in GB.
     dtype
@@ -116,31 +116,32 @@ def blend(
     tokenizer
         Copy the tokenizer and generation files from this folder instead of the base's.
     """
-    order = _order(models, asked, seed=seed, dtype=dtype, allowed=tuple(allow_different or ()))
+    request = _request(models, asked, seed=seed, dtype=dtype, allowed=tuple(allow_different or ()))
     from mconv.cli.convert import run_plan
     from mconv.convert import blended
+    from mconv.convert.blend import request as requests
     from mconv.convert.engine import plan
 
-    out = out or Path(_name(order, format=format, tp=tp, pp=pp, dtype=dtype))
-    blended.check_out(order, out)
+    out = out or Path(_name(request, format=format, tp=tp, pp=pp, dtype=dtype))
+    requests.check_out(request, out)
     if not 0 < max_shard_size < float("inf"):
         raise MconvError(f"--max-shard-size is {max_shard_size}; it must be a positive number of GB")
     made = plan.make(
-        blended.model_of(order, ignore=ignoring.names), out, format=format, tp=tp, pp=pp,
+        blended.model_of(request, ignore=ignoring.names), out, format=format, tp=tp, pp=pp,
         vocab_multiple=make_vocab_size_divisible_by, dialect=dialect or "mcore", overwrite=overwrite, resume=resume,
         shard_bytes=max(1, int(max_shard_size * 1e9)), side_folder=tokenizer and o.side_folder(tokenizer),
-        origin=order.title, check_room=not show.dry_run,
+        origin=request.title, check_room=not show.dry_run,
     )  # fmt: skip
     run_plan(made, "blend", show=show, allow_nonfinite=allow_nonfinite)
 
 
-def _order(models: Sequence[Path], asked: Short, **options: Any) -> "Order":
+def _request(models: Sequence[Path], asked: Short, **options: Any) -> "Request":
     """Return what is to be merged, of a recipe's file or of the options."""
     if not models:
         raise MconvError("name a recipe (mconv blend RECIPE.yaml), models (mconv blend A B), or a run with --last N")
     if models[0].suffix in RECIPES and not models[0].is_dir():
         return _from_file(models, asked, **options)
-    from mconv.convert import blended
+    from mconv.convert.blend import request as requests
     from mconv.convert.blend import short
 
     where = _iterations(models, asked) if asked.iterations or asked.last is not None else list(models)
@@ -150,22 +151,22 @@ def _order(models: Sequence[Path], asked: Short, **options: Any) -> "Order":
         raise MconvError(f"{where[0]} is one model; name at least two, or --iterations of a run, or a recipe's YAML")
     if twice := [path for path in where if where.count(path) > 1]:
         raise MconvError(f"{twice[0]} is there twice; give it a larger weight instead")
-    names = blended.named(where)
+    names = requests.named(where)
     base = names[where.index(asked.base)] if asked.base else None
     document = short.document(
         names, asked.method or "linear", base=base, weights=asked.weights, parameters=asked.parameters
     )
-    places = {name: blended.Place(_found(path)) for name, path in zip(names, where, strict=True)}
-    return blended.Order(document=document, places=places, **options)
+    places = {name: requests.Place(_found(path)) for name, path in zip(names, where, strict=True)}
+    return requests.Request(document=document, places=places, **options)
 
 
-def _from_file(models: Sequence[Path], asked: Short, **options: Any) -> "Order":
+def _from_file(models: Sequence[Path], asked: Short, **options: Any) -> "Request":
     if asked.given or len(models) > 1:
         extra = ", ".join([*map(str, models[1:]), *asked.given])
         raise MconvError(f"{models[0]} says what is merged and how: put {extra} into it, or leave that out")
-    from mconv.convert import blended
+    from mconv.convert.blend import request as requests
 
-    return blended.from_file(models[0], _found, **options)
+    return requests.from_file(models[0], _found, **options)
 
 
 def _iterations(models: Sequence[Path], asked: Short) -> list[Path]:
@@ -187,8 +188,8 @@ def _found(path: Path) -> Path:
     return o.local(path)
 
 
-def _name(order: "Order", *, format: str, dtype: str | None, tp: int, pp: int) -> str:
+def _name(request: "Request", *, format: str, dtype: str | None, tp: int, pp: int) -> str:
     """What to call a blend where nobody says."""
-    first = next(iter(order.places.values())).path
-    own = f"{naming.stem(choose.called_path(first))}-{order.document['merge_method']}"
+    first = next(iter(request.places.values())).path
+    own = f"{naming.stem(choose.called_path(first))}-{request.document['merge_method']}"
     return naming.hugging_face(own, dtype=dtype) if format == "hf" else naming.megatron(own, format=format, tp=tp, pp=pp)

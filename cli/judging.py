@@ -37,7 +37,8 @@ class Pair:
         if self.origin and self.origin.recipe:
             _only_tensors(asked, self.origin)
             report = blended.judge(opened(self.candidate, asked["opening"]), sample=sample, show=_show)
-            self._log(report, asked)
+            if sample is None:
+                self._log(report, asked)
             return report
         merged = self.origin is not None and self.origin.adapter is not None
         if merged:

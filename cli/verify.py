@@ -114,6 +114,8 @@ def verify(
         Let --html replace a file that is not a page of mconv verify.
     """
     _check_page(html, overwrite=overwrite)
+    if record and sample is not None:
+        raise MconvError("--record keeps a verdict on all tensors, which a sample is not: leave --sample out")
     if digests:
         _only_digests(asked.given() | {"record": record, "logits": logits})
     a, b = (_found(path, iteration=iteration) for path in (a, b))

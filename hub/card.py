@@ -141,13 +141,17 @@ def escape(value: object) -> str:
 def _metadata(facts: dict[str, Any], *, license: str | None) -> dict[str, Any]:
     if license is not None and not is_license(license):
         raise ConfigError(f"--license {license!r} is no license identifier of the Hub, such as llama2 or apache-2.0")
+    sources = facts.get("blend", {}).get("sources")
+    named = [one.get("from") for one in sources.values() if isinstance(one, dict)] if isinstance(sources, dict) else []
     base = facts.get("source", {}).get("name")
+    bases = [one for one in named or [base] if isinstance(one, str) and _HUB_ID.fullmatch(one)]
     family = re.sub(r"[^a-z0-9.]+", "-", str(facts.get("family", "")).lower()).strip("-")
     known = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "license": license,
-        "base_model": base if isinstance(base, str) and _HUB_ID.fullmatch(base) else None,
+        "base_model": bases if named else next(iter(bases), None),
+        "base_model_relation": "merge" if named else None,
         "tags": [tag for tag in ("mconv", "megatron", family[:40]) if tag],
     }
     return {key: value for key, value in known.items() if value}
@@ -165,6 +169,7 @@ def _body(facts: dict[str, Any], *, repo: str, source: str | None) -> str:
         summary=Plain(_summary(facts)),
         source=Plain(source or ""),
         steps=[_step(item) for item in facts.get("history", [])],
+        blend=_blend(facts.get("blend", {})),
         facts=_facts(facts),
         ignored=_ignored(facts.get("ignored", {})),
         versions=sorted(facts.get("versions", {}).items()),
@@ -197,6 +202,20 @@ def _facts(facts: dict[str, Any]) -> list[tuple[str, object]]:
     rows += [(f"vocabulary ({k})", v) for k, v in facts.get("vocab", {}).items()]
     rows += [(k, facts[k]) for k in ("dtype", "dialect") if k in facts]
     return rows[:40]
+
+
+def _blend(blend: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each model of a blend: its name in the recipe, where it is from, and what holds for it alone."""
+    sources, recipe = blend.get("sources"), blend.get("recipe")
+    if not isinstance(sources, dict) or not isinstance(recipe, dict):
+        return []
+    listed = [one for one in recipe.get("models") or [] if isinstance(one, dict)]
+    own = {str(one.get("model")): one.get("parameters", {}) for one in listed}
+    return [
+        {"name": name, "origin": _short(one.get("from", "")), "digest": _short(one.get("digest", "")),
+         "settings": "the base" if name == recipe.get("base_model") else _short(own.get(name, {}))}
+        for name, one in sources.items() if isinstance(one, dict)
+    ]  # fmt: skip
 
 
 def _ignored(passed: dict[str, Any]) -> list[str]:

@@ -51,7 +51,7 @@ def origin_of(checkpoint: SourceModel) -> Origin:
     """
     made = checkpoint.manifest or {}
     if "blend" in made and not any((checkpoint.path.resolve() / path).is_dir() for path in made.get("made_from", [])):
-        return Origin(path=checkpoint.path, recipe=blended.order_of(made, checkpoint.path).title)
+        return Origin(path=checkpoint.path, recipe=blended.request_of(made, checkpoint.path).title)
     merged = (checkpoint.manifest or {}).get("merged_from", {})
     places = {name: checkpoint.path.resolve() / merged[name] for name in ("base", "adapter") if name in merged}
     if len(places) == 2 and all(place.is_dir() for place in places.values()):

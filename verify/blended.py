@@ -64,7 +64,7 @@ def judge(model: SourceModel, *, sample: int | None = None, show: steps.Show = s
 
 
 def _again(model: SourceModel) -> Blend:
-    made = blended.model_of(blended.order_of(model.manifest or {}, model.path), ignore=blended.passed(model))
+    made = blended.model_of(blended.request_of(model.manifest or {}, model.path), ignore=blended.passed(model))
     assert isinstance(made.source, Blend)
     return made.source
 

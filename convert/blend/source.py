@@ -6,22 +6,23 @@ read or in what is written.
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mconv.convert.blend.document import Reference
-from mconv.convert.blend.lineup import Bound, Lineup, Origin, bind
-from mconv.convert.blend.member import Member, start_of
+from mconv.convert.blend.lineup import Lineup
+from mconv.convert.blend.member import start_of
 from mconv.convert.blend.recipe import Recipe
+from mconv.convert.blend.tensors import Merged, tensors_of
 from mconv.convert.digests import ALGORITHM, ALGORITHMS
 from mconv.convert.formats.dtype import BY_NAME, DType, of_torch
 from mconv.convert.sources.source import Slab as Pulled
 from mconv.convert.sources.source import Source, dims_of, dtype_of
 from mconv.convert.table import Family, Logical, Stored
-from mconv.errors import ConfigError, FormatError
+from mconv.errors import FormatError
 from mconv.shard.axes import Box, intersect, lengths, volume, whole, within
 from mconv.spec import ModelSpec
 
@@ -33,16 +34,6 @@ if TYPE_CHECKING:
 
 RUN = 1 << 18
 """Elements that are merged at once, or a row if that is longer. Another number changes no bit of the result."""
-
-
-@dataclass(frozen=True, slots=True)
-class Merged:
-    """A Hugging Face tensor of the result: what it is merged from, and the parameters that hold for it."""
-
-    member: Member
-    bound: Bound
-    inputs: tuple[tuple[Reference, Logical], ...]
-    """The logical tensor of each model that holds what is merged."""
 
 
 class Lane(threading.local):
@@ -81,7 +72,7 @@ class Blend:
     lane: Lane = field(default_factory=Lane, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tensors_of", _tensors_of(self.recipe, self.lineup, self.family, self.spec))
+        object.__setattr__(self, "tensors_of", tensors_of(self.recipe, self.lineup, self.family, self.spec))
 
     # ---- what it is --------------------------------------------------------------------------------------------------
     @property
@@ -248,54 +239,3 @@ def _in_runs(kernel: "Kernel", start: int, inputs: list["torch.Tensor"], row: in
         return kernel(Slab(start, tuple(inputs)))
     runs = ((at, tuple(values[at : at + step] for values in inputs)) for at in range(0, size, step))
     return torch.cat([kernel(Slab(start + at, values)) for at, values in runs])
-
-
-def _tensors_of(recipe: Recipe, lineup: Lineup, family: Family, spec: ModelSpec) -> Mapping[Logical, tuple[Merged, ...]]:
-    """Return the Hugging Face tensors of each logical tensor. Raises ConfigError where a parameter is missing."""
-    deepest = max(
-        [spec.num_layers, *(1 + layer for origin in lineup.layers for layer in origin.layers if layer is not None)]
-    )
-    named = _grouped(family, replace(spec, num_layers=deepest))
-    return {
-        logical: tuple(
-            _merged(recipe, _origin(lineup, family, logical), stored, at, named) for at, stored in enumerate(group)
-        )
-        for logical, group in _grouped(family, spec).items()
-    }
-
-
-def _grouped(family: Family, spec: ModelSpec) -> dict[Logical, list[Stored]]:
-    found: dict[Logical, list[Stored]] = {}
-    for stored in family.stored(spec):
-        found.setdefault(stored.logical, []).append(stored)
-    return found
-
-
-def _origin(lineup: Lineup, family: Family, logical: Logical) -> Origin:
-    if logical.layer is not None:
-        return lineup.layers[logical.layer]
-    return lineup.before if family.row(logical.row).looked_up else lineup.after
-
-
-def _merged(recipe: Recipe, origin: Origin, stored: Stored, at: int, named: Mapping[Logical, list[Stored]]) -> Merged:
-    logicals = [replace(stored.logical, layer=layer) for layer in origin.layers]
-    bound = bind(recipe, origin, stored.key, [named[logical][at].key for logical in logicals])
-    _check_weights(recipe, bound, stored.key)
-    models = [one.model for one in origin.part.inputs]
-    return Merged(Member.of(stored), bound, tuple(zip(models, logicals, strict=True)))
-
-
-NORMALIZED = {"linear": "normalize", "multislerp": "normalize_weights"}
-"""Methods that divide by the sum of the weights -> the parameter that says whether they do."""
-
-
-def _check_weights(recipe: Recipe, bound: Bound, name: str) -> None:
-    """Raise ConfigError where weights are divided by their sum and that is 0, or where all of a sum's are 0."""
-    method = recipe.method.name
-    if method not in NORMALIZED:
-        return
-    weights = [one["weight"] for at, one in enumerate(bound.inputs) if at != bound.base]
-    divided = bound.shared[NORMALIZED[method]]
-    if not any(weights) or (divided and abs(sum(weights)) < 1e-8):
-        told = ", ".join(f"{weight:g}" for weight in weights)
-        raise ConfigError(f"{name}: the weights {told} sum to nothing; change them, or leave them unnormalized")

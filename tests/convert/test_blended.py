@@ -17,6 +17,7 @@ from tiny import make_llama, make_model, same, tensors
 from mconv.cli.app import run
 from mconv.convert import blended
 from mconv.convert.blend import recipe, source
+from mconv.convert.blend.request import Place, Request
 from mconv.convert.blend.short import document
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
@@ -32,27 +33,27 @@ CASES = {
 }
 
 
-def order_of(folders, method, **options):
-    """Return the order of a blend of folders by their names."""
-    return blended.Order(
+def request_of(folders, method, **options):
+    """Return the request of a blend of folders by their names."""
+    return Request(
         document=document([folder.name for folder in folders], method, **options),
-        places={folder.name: blended.Place(folder) for folder in folders},
+        places={folder.name: Place(folder) for folder in folders},
     )
 
 
-def blend(order, out, **options):
+def blend(request, out, **options):
     """Write a blend and return its tensors, exported to Hugging Face if need be."""
-    rewrite(plan.make(blended.model_of(order), out, **{"format": "hf", **options}), step="blend")
+    rewrite(plan.make(blended.model_of(request), out, **{"format": "hf", **options}), step="blend")
     return tensors(out)
 
 
-def one_by_one(order, folders):
+def one_by_one(request, folders):
     """Return the blend of whole Hugging Face tensors, each by itself."""
-    files = {one: tensors(folders[str(one)]) for one in order.recipe.models}
-    made = blended.model_of(order).source
+    files = {one: tensors(folders[str(one)]) for one in request.recipe.models}
+    made = blended.model_of(request).source
     return {
         tensor.member.name: merge_slabs(
-            order.recipe.method.name, made.merge(tensor), [files[name][tensor.member.name] for name, _ in tensor.inputs]
+            request.recipe.method.name, made.merge(tensor), [files[name][tensor.member.name] for name, _ in tensor.inputs]
         )
         for group in made.tensors_of.values()
         for tensor in group
@@ -109,10 +110,10 @@ def test_statistics_are_of_hugging_face_tensors(model, method, tmp_path):
     depth = {"n_layer" if "gpt2" in model else "num_hidden_layers": 1}
     names = enumerate(("base", "a", "b"))
     folders = {name: make_model(model, tmp_path / name, seed=seed, **depth) for seed, name in names}
-    order = order_of(list(folders.values()), method, **CASES[method])
-    wanted = one_by_one(order, folders)
-    assert same(blend(order, tmp_path / "out"), wanted)
-    rewrite(plan.make(blended.model_of(order), tmp_path / "meg", format="mp_rank", tp=2), step="blend")
+    request = request_of(list(folders.values()), method, **CASES[method])
+    wanted = one_by_one(request, folders)
+    assert same(blend(request, tmp_path / "out"), wanted)
+    rewrite(plan.make(blended.model_of(request), tmp_path / "meg", format="mp_rank", tp=2), step="blend")
     assert run(["meg2hf", str(tmp_path / "meg"), "--out", str(tmp_path / "back")]) == 0
     assert same(tensors(tmp_path / "back"), wanted)
 
@@ -124,16 +125,16 @@ def test_models_of_any_format_and_layout(three, tmp_path):
     mixed = {name: tmp_path / name for name in made}
     for name, options in made.items():
         assert run(["hf2meg", str(three[name]), "--out", str(mixed[name]), *options]) == 0
-    order = order_of(list(three.values()), "della", **CASES["della"])
-    wanted = one_by_one(order, three)
-    assert same(blend(order_of(list(mixed.values()), "della", **CASES["della"]), tmp_path / "out"), wanted)
+    request = request_of(list(three.values()), "della", **CASES["della"])
+    wanted = one_by_one(request, three)
+    assert same(blend(request_of(list(mixed.values()), "della", **CASES["della"]), tmp_path / "out"), wanted)
 
 
 def test_statistics_are_taken_once_for_each_tensor(three, tmp_path, monkeypatch):
     made = []
     kernel = source.Blend.kernel
     monkeypatch.setattr(source.Blend, "kernel", lambda self, one: made.append(one.member.name) or kernel(self, one))
-    found = blend(order_of(list(three.values()), "ties", **CASES["ties"]), tmp_path / "out", format="hf")
+    found = blend(request_of(list(three.values()), "ties", **CASES["ties"]), tmp_path / "out", format="hf")
     assert sorted(made) == sorted(found)
 
 
@@ -193,13 +194,13 @@ def test_iterations_of_a_run(a_run, options, weights, tmp_path):
 # ---- interrupted, changed, refused -----------------------------------------------------------------------------------
 def test_an_interrupted_blend_is_continued(three, tmp_path, monkeypatch):
     """To the same bytes and the same manifest as one that was not: the digests of what was read before are there, too."""
-    order = order_of(list(three.values()), "ties", **CASES["ties"])
-    blend(order, tmp_path / "whole" / "out")
+    request = request_of(list(three.values()), "ties", **CASES["ties"])
+    blend(request, tmp_path / "whole" / "out")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, 60)
-        blend(order, tmp_path / "out")
+        blend(request, tmp_path / "out")
     assert list(tmp_path.glob(".mconv-partial-*")) and not (tmp_path / "out").exists()
-    blend(order, tmp_path / "out", resume=True)
+    blend(request, tmp_path / "out", resume=True)
     kept = [json.loads((folder / "out" / "mconv.json").read_text())["blend"] for folder in (tmp_path, tmp_path / "whole")]
     assert same(tensors(tmp_path / "out"), tensors(tmp_path / "whole" / "out")) and kept[0] == kept[1]
 
@@ -311,12 +312,12 @@ def test_what_is_refused(three, argv, said, tmp_path, capsys, monkeypatch):
 TENSOR = "model.layers.1.mlp.up_proj.weight"
 
 
-def planted(fault, found, three, order):
+def planted(fault, found, three, request):
     """Return one tensor of a blend with a fault in it."""
     own = found[TENSOR]
     models = {name: tensors(folder)[TENSOR] for name, folder in three.items()}
     if fault == "weights swapped":
-        other = order_of(list(three.values()), "ties", **{**CASES["ties"], "weights": "0.4,0.6"})
+        other = request_of(list(three.values()), "ties", **{**CASES["ties"], "weights": "0.4,0.6"})
         return one_by_one(other, three)[TENSOR]
     if fault == "base forgotten":
         return own - models["base"]
@@ -328,10 +329,10 @@ def planted(fault, found, three, order):
 
 @pytest.mark.parametrize("fault", ["weights swapped", "base forgotten", "a slab of another tensor", "mask shifted"])
 def test_a_planted_fault_is_named(three, fault, tmp_path, capsys):
-    order = order_of(list(three.values()), "ties", **CASES["ties"])
-    found = blend(order, tmp_path / "out")
+    request = request_of(list(three.values()), "ties", **CASES["ties"])
+    found = blend(request, tmp_path / "out")
     assert run(["verify", str(tmp_path / "out")]) == 0
-    save_file({**found, TENSOR: planted(fault, found, three, order)}, tmp_path / "out" / "model.safetensors")
+    save_file({**found, TENSOR: planted(fault, found, three, request)}, tmp_path / "out" / "model.safetensors")
     capsys.readouterr()
     assert run(["verify", str(tmp_path / "out"), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
@@ -341,7 +342,7 @@ def test_a_planted_fault_is_named(three, fault, tmp_path, capsys):
 
 def test_a_model_that_has_changed_since_is_no_judge(three, tmp_path, capsys):
     copies = {name: shutil.copytree(folder, tmp_path / name) for name, folder in three.items()}
-    blend(order_of(list(copies.values()), "ties", **CASES["ties"]), tmp_path / "out")
+    blend(request_of(list(copies.values()), "ties", **CASES["ties"]), tmp_path / "out")
     changed = tensors(copies["a"])
     changed["model.norm.weight"] = changed["model.norm.weight"] + 1
     save_file(changed, copies["a"] / "model.safetensors", metadata={"format": "pt"})
@@ -352,9 +353,12 @@ def test_a_model_that_has_changed_since_is_no_judge(three, tmp_path, capsys):
 
 
 def test_some_tensors_are_looked_at(three, tmp_path, capsys):
-    blend(order_of(list(three.values()), "ties", **CASES["ties"]), tmp_path / "out")
-    assert run(["verify", str(tmp_path / "out"), "--sample", "4", "--record"]) == 0
+    blend(request_of(list(three.values()), "ties", **CASES["ties"]), tmp_path / "out")
+    assert run(["verify", str(tmp_path / "out"), "--sample", "4"]) == 0
     assert "4 of 21 tensors" in capsys.readouterr().out
+    assert run(["verify", str(tmp_path / "out"), "--sample", "4", "--record"]) == 2
+    assert "which a sample is not" in capsys.readouterr().err
+    assert run(["verify", str(tmp_path / "out"), "--record"]) == 0
     assert json.loads((tmp_path / "out" / "mconv.json").read_text())["verified"][0]["digests"] == "pass"
     assert run(["verify", str(three["a"]), str(three["b"]), "--sample", "4"]) == 2
     assert run(["verify", str(tmp_path / "out"), "--logits"]) == 2
