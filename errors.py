@@ -13,7 +13,7 @@ class ConfigError(MconvError):
     """A config key or value that no table claims, or that two places contradict."""
 
 
-class Unsaid(ConfigError):
+class AmbiguousCheckpoint(ConfigError):
     """What a checkpoint does not say of itself, or not to be trusted: the user must, or another checkpoint can."""
 
 

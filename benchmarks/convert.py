@@ -42,7 +42,7 @@ print("MEASURED", time.perf_counter() - start, cpu() - spent, *(max(p, n) - b fo
 """
 CONVERT = """from pathlib import Path
 from mconv.convert.engine import plan, rewrite
-from mconv.convert.opening import open_checkpoint"""
+from mconv.convert.checkpoint.open import open_checkpoint"""
 
 
 def convert(source: Path, out: Path, **options: object) -> tuple[str, str]:

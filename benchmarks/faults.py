@@ -40,16 +40,16 @@ class Pair:
 
     def logits(self, dtype: str, tokens: torch.Tensor) -> list[torch.Tensor]:
         """Both models' logits [b s v] of the same tokens."""
-        from mconv.convert.opening import open_checkpoint
-        from mconv.verify.models import How, model_of
+        from mconv.convert.checkpoint.open import open_checkpoint
+        from mconv.verify.models import RunOptions, model_of
 
-        how = How(dtype=DTYPES[dtype])
-        scores = [model_of(open_checkpoint(p), how).run(tokens) for p in (self.reference, self.candidate)]
+        options = RunOptions(dtype=DTYPES[dtype])
+        scores = [model_of(open_checkpoint(p), options).run(tokens) for p in (self.reference, self.candidate)]
         return [torch.cat(list(x.chunks()), dim=1) for x in scores]
 
     @cached_property
     def tokens(self) -> torch.Tensor:
-        from mconv.convert.opening import open_checkpoint
+        from mconv.convert.checkpoint.open import open_checkpoint
         from mconv.verify.probes import random_ids
 
         spec = open_checkpoint(self.reference).spec
@@ -58,7 +58,7 @@ class Pair:
     @cached_property
     def weights(self) -> list[dict[str, torch.Tensor]]:
         """The reference's tensors, and the candidate's as an export would name and cut them: whatever a manifest says."""
-        from mconv.convert.opening import open_checkpoint
+        from mconv.convert.checkpoint.open import open_checkpoint
         from mconv.convert.sources.read import assemble
         from mconv.convert.sources.source import dtype_of
 
@@ -69,7 +69,7 @@ class Pair:
 
 
 def digests(pair: Pair) -> Seen:
-    from mconv.convert.opening import open_checkpoint
+    from mconv.convert.checkpoint.open import open_checkpoint
     from mconv.verify.digests import compare
 
     found = compare(open_checkpoint(pair.reference), open_checkpoint(pair.candidate))

@@ -23,11 +23,11 @@ from typing import Any
 import torch.distributed.checkpoint  # noqa: F401  # imported once, before the forks
 from models import MODELS, make
 
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import companions, journal, plan, rewrite, stream
-from mconv.convert.kinds import TRACKER
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.folders.kinds import TRACKER
+from mconv.convert.folders.staging import PARTIAL, Staging
 from mconv.convert.sources import read
-from mconv.convert.staging import PARTIAL, Staging
 from mconv.errors import MconvError
 
 os.environ.setdefault("SOURCE_DATE_EPOCH", "1790000000")  # results are compared byte for byte, their time too

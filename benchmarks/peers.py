@@ -21,7 +21,7 @@ from convert import convert, copy, measure  # noqa: TID251  # the file beside th
 
 MEGATRON = """import torch
 from pathlib import Path
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.train.megatron.cpu import install
 install()
 from mconv.train.checkpoints.checkpoint import CONTENT

@@ -1,4 +1,4 @@
-"""The command table. A command's module is imported only when it runs: help needs neither torch nor time."""
+"""The command table. A command's module is imported only when it runs, so help imports neither torch nor megatron."""
 
 import errno
 import os
@@ -10,13 +10,13 @@ from typing import Any, get_args
 from cyclopts import App, CycloptsError, Parameter, Token, convert
 
 import mconv
-from mconv.cli.filled import Filled
+from mconv.cli.help_format import PlainHelp
 from mconv.cli.terminal import typed
 from mconv.errors import MconvError
 
 
 def _exactly(kind: Any, tokens: Sequence[Token]) -> Any:
-    """Return the value of an option; 1.5 is no whole number, though cyclopts would round it. Raises ValueError."""
+    """Return the value of an option. Raises ValueError for 1.5 as a whole number, which cyclopts would round."""
     kinds = get_args(kind) or (kind,)
     if int in kinds and float not in kinds and any("." in token.value for token in tokens):
         raise ValueError("not a whole number")
@@ -24,7 +24,7 @@ def _exactly(kind: Any, tokens: Sequence[Token]) -> Any:
 
 
 def _default(value: Any) -> str | None:
-    """Return how help shows a default; that a switch is off, or nothing is set, goes without saying."""
+    """Return a default as help shows it; None for a switch that is off and an option that is not set."""
     return None if value is None or value is False else str(value)
 
 
@@ -35,7 +35,7 @@ app = App(
     help="Convert language models between Hugging Face and Megatron, verify, train and publish them.",
     help_on_error=False,
     help_format="plaintext",
-    help_formatter=Filled(),
+    help_formatter=PlainHelp(),
     suppress_keyboard_interrupt=False,  # `run` answers it
 )
 data = App(name="data", help="Tokenize training data.")
@@ -52,15 +52,15 @@ COMMANDS = {
     "inspect": ("mconv.cli.inspect:inspect", "Show what a checkpoint or a dataset is."),
     "verify": (
         "mconv.cli.verify:verify",
-        "Are two checkpoints the same model?\n\nExit code 0: yes. 1: no. 2: it could not be judged. First the tensors, "
-        "bit for bit; then what they compute: a Hugging Face folder runs in transformers, a Megatron checkpoint in "
-        "megatron-core's own GPTModel on tp x pp real ranks. Where they differ, it says in which layer, and why.",
+        "Decide whether two checkpoints are the same model.\n\nExit code 0: yes. 1: no. 2: not judged. It compares the "
+        "tensors, bit for bit, and then what the models compute: a Hugging Face folder runs in transformers, a Megatron "
+        "checkpoint in megatron-core's own GPTModel on tp x pp real ranks. If they differ, it says where and why.",
     ),
     "status": (
         "mconv.cli.status:status",
-        "List the checkpoints and runs in a folder, and which was made from which.\n\nA tree, from manifests and "
-        "trackers "
-        "alone: the step that made each, its layout, dtype and size, what it was verified against, where it was pushed.",
+        "List the checkpoints and runs in a folder, and which was made from which.\n\nA tree, read from manifests and "
+        "trackers: the step that made each, its layout, dtype and size, what it was verified against, where it was "
+        "pushed.",
     ),
     "plan": (
         "mconv.cli.train_plan:plan",
@@ -79,8 +79,8 @@ COMMANDS = {
     "plot": ("mconv.cli.plot:plot", "Plot loss, learning rate, gradient norm and throughput of runs, Megatron-LM's too."),
     "push": (
         "mconv.cli.hub:push",
-        "Publish a model on the Hugging Face Hub.\n\nWhat is quick to check comes first: the folder, the token and its "
-        "rights, the repository. Then the proof that the folder is what it was made from. Nothing is sent before. The "
+        "Publish a model on the Hugging Face Hub.\n\nThe quick checks come first: the folder, the token and its rights, "
+        "the repository. Then the folder is proven to be what it was made from. Nothing is sent before. The "
         "token comes from HF_TOKEN or from `hf auth login`, never from the command line. Exit code 0: published, or a "
         "dry run found that it could be; 1: not the same model; 2: something is missing.",
     ),
@@ -92,27 +92,25 @@ for name, (target, summary) in COMMANDS.items():
 data.command("mconv.cli.data:tokenize", name="tokenize", help="Tokenize text into the .bin and .idx that Megatron reads.")
 lora.command("mconv.cli.lora:export", name="export", help="Export the adapter of a LoRA run in PEFT's format.")
 lora.command("mconv.cli.lora:merge", name="merge", help="Merge an adapter and its base into one model.")
-data.command(
-    "mconv.cli.data:instruct", name="instruct", help="Tokenize conversations, with the role that says each token."
-)
+data.command("mconv.cli.data:instruct", name="instruct", help="Tokenize conversations, with the role of each token.")
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 checked and wrong, 2 could not (or misuse), 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 checked and wrong, 2 impossible or misused, 130 interrupted."""
     sys.exit(run(sys.argv[1:]))
 
 
 def _worded(message: str, argv: list[str]) -> str:
-    """Return a message that names a run's fields as they were typed."""
+    """Return a message that names a run's fields as the user typed them."""
     if argv[:1] not in (["train"], ["plan"]):
         return message
-    from mconv.cli.spelling import as_typed
+    from mconv.cli.field_names import as_typed
 
     return as_typed(message, argv)
 
 
 def _system(error: OSError) -> str:
-    """Return what the system says; of a full disk it says only that there is one."""
+    """Return the system's message. For a full disk it names no file, so this says what is full."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
         return f"no room left on the disk that this command writes to: {error.strerror}"
     return str(error)
@@ -151,7 +149,7 @@ def run(argv: list[str]) -> int:
 
 
 def _help(argv: list[str]) -> bool:
-    """Print the help of train or plan by sections, where that is asked; everything else is cyclopts's."""
+    """Print the help of train or plan by sections if it is asked for; cyclopts prints all other help."""
     if not argv or argv[0] not in ("train", "plan"):
         return False
     from mconv.cli import sections

@@ -9,8 +9,8 @@ from cyclopts import Parameter
 
 from mconv.cli import choose
 from mconv.cli import options as o
-from mconv.cli.terminal import one_voice
-from mconv.convert import naming
+from mconv.cli.terminal import rank_0_prints
+from mconv.convert.folders import naming
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
@@ -69,15 +69,15 @@ class Short:
 SHORT = Short()
 
 
-@one_voice
+@rank_0_prints
 def blend(
     *models: Path,
     out: o.Folder = None,
-    asked: Annotated[Short, Parameter(name="*")] = SHORT,
+    asked: Annotated[Short, o.Group] = SHORT,
     format: Literal["hf", "torch_dist", "mp_rank"] = "hf",
-    tp: int = 1,
-    pp: int = 1,
-    dialect: Annotated[o.ToDialect, Parameter(name=["--dialect", "--to-dialect"])] = None,
+    tp: o.Tp = 1,
+    pp: o.Pp = 1,
+    dialect: Annotated[o.DialectName, Parameter(name=["--dialect", "--to-dialect"])] = "mcore",
     make_vocab_size_divisible_by: o.Multiple = None,
     max_shard_size: float = 5.0,
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
@@ -87,8 +87,8 @@ def blend(
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
     allow_nonfinite: o.AllowNonfinite = False,
-    ignoring: o.Ignores = o.IGNORING,
-    show: o.Shown = o.SHOW,
+    ignoring: o.IgnoringGroup = o.IGNORING,
+    show: o.ShowGroup = o.SHOW,
 ) -> None:
     """Merge models tensor by tensor, by mergekit's methods and recipes.
 
@@ -99,10 +99,6 @@ def blend(
         one run, with --iterations or --last.
     format
         Format of the result.
-    tp
-        Tensor-parallel size of the result.
-    pp
-        Pipeline-parallel size of the result.
     dialect
         The program to write an mp_rank checkpoint for: its tensor names and row request. Default: mcore.
     max_shard_size
@@ -117,8 +113,8 @@ def blend(
         Copy the tokenizer and generation files from this folder instead of the base's.
     """
     request = _request(models, asked, seed=seed, dtype=dtype, allowed=tuple(allow_different or ()))
-    from mconv.cli.convert import run_plan
-    from mconv.convert import blended
+    from mconv.cli.conversion import run_plan
+    from mconv.convert.blend import models as models_of
     from mconv.convert.blend import request as requests
     from mconv.convert.engine import plan
 
@@ -127,8 +123,8 @@ def blend(
     if not 0 < max_shard_size < float("inf"):
         raise MconvError(f"--max-shard-size is {max_shard_size}; it must be a positive number of GB")
     made = plan.make(
-        blended.model_of(request, ignore=ignoring.names), out, format=format, tp=tp, pp=pp,
-        vocab_multiple=make_vocab_size_divisible_by, dialect=dialect or "mcore", overwrite=overwrite, resume=resume,
+        models_of.model_of(request, ignore=ignoring.names), out, format=format, tp=tp, pp=pp,
+        vocab_multiple=make_vocab_size_divisible_by, dialect=dialect, overwrite=overwrite, resume=resume,
         shard_bytes=max(1, int(max_shard_size * 1e9)), side_folder=tokenizer and o.side_folder(tokenizer),
         origin=request.title, check_room=not show.dry_run,
     )  # fmt: skip
@@ -173,7 +169,7 @@ def _iterations(models: Sequence[Path], asked: Short) -> list[Path]:
     """Return the folders of a run's iterations that are asked for, the oldest first."""
     if len(models) > 1 or (asked.iterations and asked.last is not None):
         raise MconvError("--iterations or --last, one of them, is of one run; name that run alone")
-    from mconv.convert import iterations
+    from mconv.convert.engine import iterations
 
     found = iterations.wanted(models[0], asked.iterations or "all")
     count = len(found) if asked.last is None else asked.last

@@ -1,4 +1,4 @@
-"""What a command takes where no path is named, what it calls what it makes, and what a user would type next."""
+"""Defaults of commands: the newest checkpoint, the name of an output, and the command that usually follows."""
 
 import os
 import re
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
-    from mconv.convert.checkpoint import Checkpoint
+    from mconv.convert.checkpoint.model import Checkpoint
     from mconv.convert.engine.plan import Plan
-    from mconv.convert.scan import Found
+    from mconv.convert.folders.scan import Found
 
 FITS = {
     "Megatron checkpoint": "is_megatron",
@@ -21,27 +21,25 @@ FITS = {
     "adapter": "is_adapter",
     "LoRA run": "is_lora_run",
 }
-"""What a command can take, by what it is called in messages -> the function of `scan` that knows it."""
+"""Kind of input in messages -> the function of `scan` that recognises it."""
 NEXT = {"hf2meg": "verify", "reshard": "verify", "merge": "verify", "meg2hf": "push", "lora merge": "push",
         "blend": "verify"}  # fmt: skip
-"""A step -> the command that usually follows."""
+"""Step -> the command that usually follows."""
 NEEDED = {
     "data train_data valid_data test_data mock_data": "--data PREFIX",
     "lr eval_only": "--lr LR",
     "train_iters train_samples eval_only": "--train-iters N",
 }
-"""Fields of a run, one of which it needs -> what to add to a command that has none of them."""
+"""Fields of which a run needs one -> what to add to a command that has none of them."""
 
 
 def newest(command: str, what: str, *, name: str = "a path") -> "Found":
-    """Return the newest of a kind in the current folder, and say which it is and why. Raises MconvError if none is."""
-    from mconv.convert import scan
-    from mconv.convert.kinds import TRACKER
+    """Return the newest of a kind in the current folder, and print which it is and why. Raises MconvError if none is."""
+    from mconv.convert.folders import scan
+    from mconv.convert.folders.kinds import TRACKER
 
-    if Path(TRACKER).is_file():  # its iterations are no checkpoints to choose between, and outputs would land among them
-        raise MconvError(
-            f"the current folder is a Megatron root itself: go to the folder that it lies in, or give {name}"
-        )
+    if Path(TRACKER).is_file():  # its iterations are not alternatives, and outputs would be written among them
+        raise MconvError(f"the current folder is itself a Megatron root: go to the folder above it, or give {name}")
     looked = scan.scan(Path())
     for note in looked.notes:
         say(note)
@@ -51,12 +49,12 @@ def newest(command: str, what: str, *, name: str = "a path") -> "Found":
 
 
 def megatron(given: Path | None, command: str) -> Path:
-    """Return what was named, else the newest Megatron checkpoint of the current folder."""
+    """Return the given checkpoint, else the newest Megatron checkpoint in the current folder."""
     return given if given is not None else newest(command, "Megatron checkpoint").path
 
 
 def near(path: Path) -> Path:
-    """Return a path as a user would type it: as seen from the current folder, if it lies in it."""
+    """Return a path relative to the current folder if it is in it."""
     try:
         return path.resolve().relative_to(Path.cwd())
     except ValueError:
@@ -64,46 +62,46 @@ def near(path: Path) -> Path:
 
 
 def say(line: str) -> None:
-    """Print a line beside the output: once where there are several ranks."""
+    """Print a line to stderr, on rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)
 
 
 def called(checkpoint: "Checkpoint") -> str:
-    """Return the name of a checkpoint's own folder: of a Megatron root, not of an iteration in it."""
+    """Return the name of a checkpoint's folder: of its Megatron root, not of an iteration."""
     return called_path(checkpoint.path)
 
 
 def called_path(path: Path) -> str:
-    """Return the name of a folder, or of its root where it is one iteration's."""
+    """Return the name of a folder, or of its root for the folder of an iteration."""
     path = path.resolve()
     return path.parent.name if re.fullmatch(r"release|iter_\d+", path.name) else path.name
 
 
 def root_of(path: Path) -> Path:
-    """Return the Megatron root of what may be one iteration's folder in it."""
+    """Return the Megatron root of a folder that may be an iteration's."""
     return path.parent if re.fullmatch(r"release|iter_\d+", path.name) else path
 
 
 def iteration_of(path: Path) -> int | None:
-    """Return the iteration whose folder it is."""
+    """Return the iteration that a folder belongs to."""
     found = re.fullmatch(r"iter_(\d{1,12})", path.name)
     return int(found[1]) if found else None
 
 
 def next_line(plan: "Plan", step: str) -> str | None:
-    """Return what a user would type after a conversion, or None where nothing usually follows."""
+    """Return the command that usually follows a conversion, or None."""
     verb = "meg2hf" if step == "lora merge" and plan.format != "hf" else NEXT.get(step)
     return f"next: mconv {verb} {shlex.quote(str(plan.out))}" if verb else None
 
 
 def next_command(*words: object) -> None:
-    """Print the command that a user would type next, ready to paste but for words in capitals."""
+    """Print the command that usually follows, ready to paste except for words in capitals."""
     print(f"next: mconv {shlex.join(str(word) for word in words)}", flush=True)
 
 
 def next_training(config: Path | None = None, **values: Any) -> None:
-    """Print `mconv train` with these options, and in capitals what a run needs besides."""
+    """Print `mconv train` with these options, and in capitals what a run still needs."""
     from mconv.train.config import read_yaml
 
     known = {**(read_yaml(config) if config else {}), **values}
@@ -113,7 +111,7 @@ def next_training(config: Path | None = None, **values: Any) -> None:
 
 
 def _option(name: str, value: Any) -> list[str]:
-    """Return an option as it is typed; None is left out."""
+    """Return an option as it is typed; [] for None."""
     if value is None:
         return []
     if value is False:

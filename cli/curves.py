@@ -1,4 +1,4 @@
-"""The page of `mconv plot`: `curves.html.jinja` filled in. No script, and nothing outside of the file."""
+"""The self-contained page of `mconv plot`: `curves.html.jinja` filled in, without scripts."""
 
 import math
 from dataclasses import dataclass
@@ -13,34 +13,34 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 720.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 70.0, 684.0, 14.0, 252.0
 MOST = 700
-"""Points of a line: about one a pixel."""
+"""Largest number of points of a line: about one per pixel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """Values along one side of a frame."""
+    """Values along one side of a chart."""
 
     low: float
     high: float
     start: float
     end: float
     whole: bool = False
-    """Whether there is nothing between whole numbers."""
+    """True if values are whole numbers only."""
 
     def at(self, value: float) -> float:
-        """Where a value lies."""
+        """Return the position of a value."""
         return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
-        """Round values and where they lie."""
+        """Round values and their positions."""
         step = _round_step(max((self.high - self.low) / 6, float(self.whole)))
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [(self.at(n * step), _text(n * step, step)) for n in range(first, last + 1)]
 
 
 def page(found: "list[Series]", *, smooth: int | None) -> str:
-    """All panels of all runs."""
+    """Return the page with all panels of all runs."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -52,7 +52,7 @@ def page(found: "list[Series]", *, smooth: int | None) -> str:
 
 
 def _panel(names: tuple[str, ...], found: "list[Series]", smooth: int | None) -> dict[str, Any]:
-    """What the template draws of one pair of axes."""
+    """Return what the template draws for one pair of axes."""
     from mconv.train.logs.series import CURVES, ends, thin
     from mconv.train.logs.series import smooth as smoothed
 
@@ -77,7 +77,7 @@ def _panel(names: tuple[str, ...], found: "list[Series]", smooth: int | None) ->
 
 
 def _axes(curves: "list[Curve]") -> tuple[Axis, Axis]:
-    """Axes that hold all points, with a little room above and below."""
+    """Return axes that enclose all points, with a little space above and below."""
     xs, ys = [float(x) for curve in curves for x, _ in curve], [y for curve in curves for _, y in curve]
     low, high = min(ys), max(ys)
     room = 0.05 * (high - low) or abs(high) * 0.05 or 1.0
@@ -93,13 +93,13 @@ def _points(curve: "Curve", x: Axis, y: Axis) -> str:
 
 
 def _round_step(least: float) -> float:
-    """The next of 1, 2, 5 times a power of ten."""
+    """Return the next of 1, 2, 5 times a power of ten."""
     scale = 10.0 ** math.floor(math.log10(least))
     return next(scale * n for n in (1, 2, 5, 10) if scale * n >= least * (1 - 1e-9))
 
 
 def _text(value: float, step: float) -> str:
-    """A tick's value with no more digits than its step needs."""
+    """Return a tick's value with as many digits as its step needs."""
     if value == 0:
         return "0"
     if abs(value) < 1e-2 or abs(value) >= 1e7:

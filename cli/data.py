@@ -1,4 +1,4 @@
-"""`mconv data`: training data."""
+"""`mconv data`: tokenizes training data."""
 
 import dataclasses
 import json as jsonlib
@@ -23,7 +23,7 @@ Prefix = Annotated[Path, Parameter(name=["--out", "--prefix"])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class How:
+class TokenizeOptions:
     """Options of both commands."""
 
     tokenizer: Annotated[
@@ -47,15 +47,15 @@ class How:
     json: Annotated[bool, Parameter(help="Print one JSON object instead of text.", negative=())] = False
 
     def options(self, what: str) -> dict[str, Any]:
-        """What the functions behind the commands take; `what` is counted on a terminal."""
+        """Return the options of the functions behind the commands; a terminal shows the count of `what`."""
         names = ("prepend_bos", "workers", "on_bad_record", "overwrite")
         own = {name: getattr(self, name) for name in names}
         return {**own, "tokenizer": o.tokenizer(self.tokenizer), "progress": _progress(what)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fields:
-    """Options that say which fields of a record hold its conversation."""
+class RecordFields:
+    """Options on which fields of a record hold its conversation."""
 
     messages_key: Annotated[
         str | None, Parameter(help="Field that holds the list of turns. Default: messages or conversations.")
@@ -82,7 +82,7 @@ class Fields:
     ] = None
 
 
-FIELDS = Fields()
+FIELDS = RecordFields()
 
 
 def tokenize(
@@ -90,7 +90,7 @@ def tokenize(
     prefix: Prefix,
     key: str = "text",
     append_eod: Annotated[bool, Parameter(negative="--no-append-eod")] = True,
-    how: Annotated[How, Parameter(name="*")],
+    how: Annotated[TokenizeOptions, o.Group],
 ) -> int:
     """Tokenize text into the .bin and .idx that Megatron reads, in the order of the input.
 
@@ -123,10 +123,10 @@ def instruct(
     prefix: Prefix,
     template: str = "tokenizer",
     append_eod: o.Flag = False,
-    fields: Annotated[Fields, Parameter(name="*")] = FIELDS,
-    how: Annotated[How, Parameter(name="*")],
+    fields: Annotated[RecordFields, o.Group] = FIELDS,
+    how: Annotated[TokenizeOptions, o.Group],
 ) -> int:
-    """Tokenize conversations into instruction data: the tokens, and the role that says each of them.
+    """Tokenize conversations into instruction data: the tokens, and the role of each.
 
     Parameters
     ----------
@@ -160,8 +160,7 @@ def instruct(
 
 
 def _check(sources: tuple[Path, ...], prefix: Path) -> None:
-    """Refuse, before anything large is imported, sources that are not there or need a package that is not, and an output
-    that cannot be."""
+    """Refuse unusable sources and outputs before anything large is imported."""
     from mconv.train.data.text import check_installed
 
     if not sources:
@@ -184,17 +183,17 @@ def _progress(what: str) -> Callable[[int], None]:
 
 
 def _tell(record: "Tokenized", prefix: Path, what: str, *, json: bool) -> None:
-    """Print what was made: the record as JSON, or a line of it."""
+    """Print the record of what was made: as JSON, or in a line."""
     if json:
         print(jsonlib.dumps(dataclasses.asdict(record), indent=2))
         return
     answers = "" if record.answer_tokens is None else f", {record.answer_tokens} of answers"
     left = f"; {record.empty} empty {what} left out" if record.empty else ""
     if record.spelled:
-        left += f"; the text of {record.spelled} spells the token that ends a document, and is taken for several there"
+        left += f"; {record.spelled} {what} contain the end-of-document token in their text, and count as several there"
     if record.unended:
         left += (
-            f"; no special token ends the last answer of {record.unended}: who learns from them does not learn to stop"
+            f"; no special token ends the last answer of {record.unended}: a model trained on them does not learn to stop"
         )
     if record.excluded:
         left += f"; {record.excluded} answers excluded from the loss by their records"
@@ -205,8 +204,8 @@ def _tell(record: "Tokenized", prefix: Path, what: str, *, json: bool) -> None:
 
 
 def _passed_over(record: "Tokenized") -> Iterator[str]:
-    """Yield a line each about fields that were passed over, and bad records that were left out, the first ones named."""
-    for names, why in ((record.ignored, "ignored, as asked"), (record.unread, "not read, since they say nothing")):
+    """Yield lines about fields that were ignored and bad records that were left out."""
+    for names, why in ((record.ignored, "ignored, as asked"), (record.unread, "not read, because they hold no content")):
         if names:
             yield f"fields {why}: {', '.join(f'{name} ({count})' for name, count in sorted(names.items()))}"
     if record.rejected:

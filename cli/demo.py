@@ -1,4 +1,4 @@
-"""`mconv demo`: every command once, offline, on a small model. Each step is a command that a user could type."""
+"""`mconv demo`: every command once, offline, on a small model. A user could type each step."""
 
 import json
 import os
@@ -9,52 +9,43 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mconv import extras
+from mconv.cli import demo_report
 from mconv.cli import options as o
+from mconv.cli.demo_report import StepResult
 from mconv.errors import CheckFailed, MconvError
 
 MARK = ".mconv-demo"
-"""A file in the demo's folder: only a folder that has it may be replaced."""
+"""File that marks a demo's folder; only such a folder may be replaced."""
 REPOSITORY = "demo/tiny-python-llama"
 ITERATIONS = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table."""
-
-    step: str
-    command: str
-    seconds: float
-    proven: str
-
-
 @dataclass(slots=True)
 class Demo:
-    """The demo's folder, and what was done in it so far."""
+    """The demo's folder, and the steps done so far."""
 
     folder: Path
-    rows: list[Row]
+    steps: list[StepResult]
     started: float
 
     def at(self, name: str) -> str:
-        """A path in the demo's folder, as a user would type it."""
+        """Return a path in the demo's folder as a user would type it."""
         return shlex.quote(str(self.folder / name))
 
     def do(self, step: str, command: str, work: Callable[[], str]) -> None:
-        """One step: time it, keep what it proved, say so."""
+        """Run one step, time it, keep what it proved, and print it."""
         start = time.perf_counter()
         try:
             proven = work()
         except MconvError as error:
             raise CheckFailed(f"demo: step '{step}' failed\n  {command}\n  {error}") from error
-        self.rows.append(Row(step, command, time.perf_counter() - start, proven))
-        print(f"  {step:<9} {self.rows[-1].seconds:5.1f} s  {proven}", flush=True)
+        self.steps.append(StepResult(step, command, time.perf_counter() - start, proven))
+        print(f"  {step:<9} {self.steps[-1].seconds:5.1f} s  {proven}", flush=True)
 
     def mconv(self, step: str, arguments: str, prove: Callable[[str], str], **environment: str) -> None:
-        """One `mconv` command as a process of its own; its output goes to the folder's logs and to `prove`."""
+        """Run one `mconv` command in its own process; its output goes to the folder's logs and to `prove`."""
         self.do(
             step, f"mconv {arguments}", lambda: prove(self._run(["-m", "mconv", *shlex.split(arguments)], environment))
         )
@@ -66,7 +57,7 @@ class Demo:
         done = subprocess.run(
             [sys.executable, *arguments], capture_output=True, text=True, env={**os.environ, **environment}
         )
-        log = self.folder / "logs" / f"{len(self.rows) + 1:02d}.log"
+        log = self.folder / "logs" / f"{len(self.steps) + 1:02d}.log"
         log.write_text(f"{done.stdout}\n{done.stderr}", encoding="utf-8")
         if done.returncode:
             raise CheckFailed(f"exit code {done.returncode}, see {log}\n{(done.stderr or done.stdout)[-2000:].rstrip()}")
@@ -91,7 +82,9 @@ def demo(*, out: Path = Path("mconv-demo"), overwrite: o.Flag = False) -> None:
     losses = _train(run)
     _home(run)
     _generate(run, _publish(run))
-    _report(run, parameters, losses)
+    seconds = time.perf_counter() - run.started
+    demo_report.write(run.folder, run.steps, parameters=parameters, losses=losses, seconds=seconds)
+    print(f"look around in {run.folder}, or open {run.at('report.html')}")
 
 
 def _prepare(out: Path, *, overwrite: bool) -> Path:
@@ -158,9 +151,9 @@ def _home(run: Demo) -> None:
 
 
 def _publish(run: Demo) -> str:
-    """Push the model and pull it again, where there is a Hub on this machine to push to; return the last copy's name."""
+    """Push and pull the model if there is a loopback Hub; return the name of the last copy."""
     if not extras.found("mconv.hub.loopback"):
-        print("  push and pull: left out; the Hub on 127.0.0.1 that they need is in mconv's sources alone", flush=True)
+        print("  push and pull: left out; they need the Hub on 127.0.0.1 from mconv's sources", flush=True)
         return "final"
     from mconv.hub.loopback import LoopbackHub
 
@@ -201,7 +194,7 @@ def _proven(text: str) -> str:
 
 
 def _judged(text: str, wanted: str) -> str:
-    """Return what a gate that passed printed, from `wanted` on."""
+    """Return what a passed check printed, from `wanted` on."""
     found = [
         line[line.index(wanted) :] for line in text.splitlines() if wanted in line and not line.strip().startswith("NO ")
     ]
@@ -217,7 +210,7 @@ def _published(text: str) -> str:
 
 
 def _same_digests(run: Demo) -> str:
-    from mconv.convert.opening import open_checkpoint
+    from mconv.convert.checkpoint.open import open_checkpoint
 
     one, two = (open_checkpoint(run.folder / name).manifest or {} for name in ("megatron", "resharded"))
     if not one["digests"] or one["digests"] != two["digests"]:
@@ -226,11 +219,11 @@ def _same_digests(run: Demo) -> str:
 
 
 def _same_files(run: Demo, a: str, b: str, *, exact: bool = False) -> str:
-    """Return how many files are alike: every weight, config and tokenizer file of `a` is in `b`, byte for byte.
+    """Check that every weight, config and tokenizer file of `a` equals `b`'s, and return how many there are.
 
     Only the model card may be in one of them alone: a push writes it.
     """
-    from mconv.convert.sidecar import look
+    from mconv.convert.folders.sidecar import look
 
     first = run.folder / a
     names, others = (
@@ -247,7 +240,7 @@ def _same_files(run: Demo, a: str, b: str, *, exact: bool = False) -> str:
 
 
 def _equal(a: Path, b: Path, *, exact: bool) -> bool:
-    """Same bytes; of safetensors, unless `exact`, same tensors: two writers may order a header differently."""
+    """Return whether two files have the same bytes; safetensors files, unless `exact`, the same tensors."""
     if exact or a.suffix != ".safetensors":
         return a.read_bytes() == b.read_bytes()
     from mconv.convert.formats.hf import read_header
@@ -267,40 +260,3 @@ def _fallen(run: Demo, losses: list[float]) -> str:
     if not last < 0.85 * first:
         raise CheckFailed(f"the loss did not clearly fall: {first:.2f} -> {last:.2f}")
     return f"loss {first:.2f} -> {last:.2f} in {len(losses)} iterations, tp 2 x pp 2, sequence parallel"
-
-
-# ---- report ----------------------------------------------------------------------------------------------------------
-def _report(run: Demo, parameters: int, losses: list[float]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("step", "command", "time", "proven", title="mconv demo", show_lines=True)
-    for row in run.rows:
-        table.add_row(row.step, row.command, f"{row.seconds:.1f} s", row.proven)
-    console = Console(markup=False, width=None if sys.stdout.isatty() else 160)
-    console.print(table)
-    seconds = time.perf_counter() - run.started
-    _write_html(run, parameters, losses, seconds)
-    print(f"all {len(run.rows)} steps proven in {seconds:.0f} s")
-    print(f"look around in {run.folder}, or open {run.at('report.html')}")
-
-
-def _write_html(run: Demo, parameters: int, losses: list[float], seconds: float) -> None:
-    import jinja2
-
-    template = Path(__file__).with_name("demo.html.jinja").read_text(encoding="utf-8")
-    low, high = min(losses), max(losses)
-    values: dict[str, Any] = {
-        "passed": True, "parameters": f"{parameters:,}", "seconds": f"{seconds:.0f}",
-        "losses": losses,
-        "rows": [
-            {"step": r.step, "command": r.command, "proven": r.proven, "seconds": f"{r.seconds:.1f}"} for r in run.rows
-        ],
-        "points": " ".join(
-            f"{50 + 580 * i / max(1, len(losses) - 1):.1f},{20 + 210 * (high - x) / (high - low):.1f}"
-            for i, x in enumerate(losses)
-        ),
-        "ticks": [{"y": 20 + 70 * i, "label": f"{high - (high - low) * i / 3:.1f}"} for i in range(4)],
-    }  # fmt: skip
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template).render(values)
-    (run.folder / "report.html").write_text(page, encoding="utf-8")

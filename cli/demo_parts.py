@@ -1,4 +1,4 @@
-"""The real parts that the demo is played with: a small LLaMA, a tokenizer trained on the spot, the standard library."""
+"""Material of the demo: a small LLaMA, a tokenizer trained on the spot, the standard library's sources."""
 
 import json
 import sysconfig
@@ -6,7 +6,7 @@ from pathlib import Path
 
 VOCAB = 2000
 TEXT_BYTES = 1_500_000
-"""How much of the standard library's sources is used."""
+"""Largest size of the text used."""
 MODEL = {
     "vocab_size": VOCAB, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 8,
     "num_key_value_heads": 4, "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
@@ -15,7 +15,7 @@ MODEL = {
 
 
 def sources() -> list[str]:
-    """Python sources of the running interpreter's standard library, the same ones each time."""
+    """Return Python sources of the running interpreter's standard library, always the same ones."""
     texts, size = [], 0
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         text = path.read_text(encoding="utf-8", errors="ignore")
@@ -31,7 +31,7 @@ def write_jsonl(path: Path, texts: list[str]) -> None:
 
 
 def make_model(folder: Path, texts: list[str]) -> int:
-    """Save a LLaMA with random weights and a SentencePiece tokenizer of `texts`; returns its number of parameters."""
+    """Save a LLaMA with random weights and a SentencePiece tokenizer of `texts`; return its number of parameters."""
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LlamaTokenizer
     from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""`mconv doctor`: what this machine can do for a run."""
+"""`mconv doctor`: the devices, memory and packages that this machine offers to a run."""
 
 import json as json_
 from pathlib import Path
@@ -33,7 +33,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     helpers = {True: "built", False: "not built", None: "no megatron-core"}[facts["dataset_helpers"]]
     return [
         *(("device", text) for text in each or ["CPU only"]),
-        ("ranks speak", ", ".join(f"{n} {v}".removesuffix(" yes") for n, v in backends.items() if v) or "no backend"),
+        ("backends", ", ".join(f"{n} {v}".removesuffix(" yes") for n, v in backends.items() if v) or "no backend"),
         ("cores", str(facts["cores"])),
         ("memory", _room(memory)),
         ("/dev/shm", _room(shm)),

@@ -1,4 +1,4 @@
-"""What `mconv inspect` found, as a person reads it: a line for each fact, without a programming language's words."""
+"""Facts of `mconv inspect` in words: a line for each, without a programming language's notation."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from rich.filesize import decimal
 
 _LEFT_OUT = ("tensors", "spec", "training")
-"""Facts of a checkpoint that are shown otherwise."""
+"""Facts of a checkpoint that are not shown as lines of their own."""
 
 
 def words(value: Any) -> str:
@@ -32,7 +32,7 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def of_checkpoint(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of a checkpoint."""
+    """Yield the lines on a checkpoint."""
     shown = {
         **facts, **facts["spec"], "rope": _rope(facts["spec"]),
         "bytes": decimal(facts["bytes"]), "parameters": f"{facts['parameters']:,}",
@@ -45,7 +45,7 @@ def of_checkpoint(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _rope(spec: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the fields of a model's rope that its kind of rope computes with, or None if it has none."""
+    """Return the fields that a model's kind of rope computes with, or None if it has no rope."""
     from mconv.verify.specs import ROPE_FIELDS
 
     rope = spec["rope"]
@@ -53,7 +53,7 @@ def _rope(spec: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def of_lora_run(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of a LoRA run's checkpoint."""
+    """Yield the lines on a LoRA run's checkpoint."""
     shown = {**facts, "parameters": f"{facts['parameters']:,}"}
     yield from lines({name: value for name, value in shown.items() if name not in _LEFT_OUT})
     yield from _of_training(facts["training"])
@@ -73,7 +73,7 @@ def _of_training(training: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def of_adapter(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of a PEFT adapter; each problem has one of its own."""
+    """Yield the lines on a PEFT adapter, one for each problem."""
     shown = {**facts, "bytes": decimal(facts["bytes"]), "parameters": f"{facts['parameters']:,}"}
     for name, value in shown.items():
         for one in value if name == "problems" else [value]:
@@ -81,7 +81,7 @@ def of_adapter(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def of_data(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of token data."""
+    """Yield the lines on token data."""
     documents, tokens = facts["documents"], facts["tokens"]
     lengths = {name: f"{value:,.12g}" for name, value in facts["lengths"].items()}
     ids, record = facts["ids"], facts["record"] or {}

@@ -1,4 +1,4 @@
-"""The fields of a run on the command line: a flag for each, and where the values come from that nobody gives."""
+"""A run's fields on the command line: a flag for each, and the values that a run gets without one."""
 
 import dataclasses
 import inspect
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from cyclopts import Group, Parameter
 
-from mconv.convert import naming
-from mconv.convert.staging import has_saved
+from mconv.convert.folders import naming
+from mconv.convert.folders.staging import has_saved
 from mconv.errors import ConfigError, MconvError
 from mconv.train.config import (
     PREFIX,
@@ -25,11 +25,11 @@ from mconv.train.config import (
 )
 
 if TYPE_CHECKING:
-    from mconv.convert.scan import Found
+    from mconv.convert.folders.scan import Found
 
 
 def given_values(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
-    """Return what a run is given: lines of the file; over them variables, which are printed; over both the flags."""
+    """Return the given values of a run: the file's; over them variables, which are printed; over both the flags."""
     file, environment = read_yaml(config) if config else {}, read_environment(os.environ)
     given = {name: value for name, value in flags.items() if value is not None}
     if os.environ.get("RANK", "0") == "0":
@@ -38,7 +38,7 @@ def given_values(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def settled(values: dict[str, Any]) -> TrainConfig:
-    """Return the configuration of a run: with `resume`, what is not given is taken from the run that goes on.
+    """Return the configuration of a run. With `resume`, missing values come from the run that continues.
 
     Raises ConfigError on what is missing or wrong. Where `load` holds a run and nothing says whether that is to go on,
     this comes first.
@@ -56,12 +56,12 @@ def settled(values: dict[str, Any]) -> TrainConfig:
 
 
 def inherited(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with the settings of the run that `resume` goes on with, where they are not given; says which."""
+    """Return the values, with missing ones from the run that `resume` continues; prints which."""
     load, save = values.get("load"), values.get("save")
     if load is None or (not values.get("resume") and not Path(str(load)).is_dir()):
         return values
     if not has_saved(save):
-        from mconv.convert.locate import check_path
+        from mconv.convert.folders.locate import check_path
 
         check_path(Path(str(load)))
     from mconv.train.checkpoints.inherit import filled
@@ -74,7 +74,7 @@ def inherited(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def here(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with what to load and where to save, where neither they nor a model from scratch say it.
+    """Return the values with defaults for what to load and where to save, unless they or a model from scratch say it.
 
     The newest Megatron checkpoint of the current folder is loaded; with no `save` either, its run goes to NAME-run. Where
     the newest is a run itself, that run goes on, from where it began. Raises MconvError where there is not one newest.
@@ -99,30 +99,30 @@ def here(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_load(config: TrainConfig) -> None:
-    """Refuse a `load` that holds no checkpoint before ranks are started. A run that has saved can do without."""
+    """Refuse, before ranks start, a `load` that holds no checkpoint. A run that has saved does not need one."""
     if config.load is not None and config.init != "random" and not has_saved(config.save):
-        from mconv.convert.locate import check_path
+        from mconv.convert.folders.locate import check_path
 
         check_path(Path(config.load))
 
 
 def _own_run(save: str | None) -> "Found | None":
-    """The run that a save folder holds already: what else is there does not matter then."""
-    from mconv.convert import scan
+    """Return the run that a save folder already holds, if any."""
+    from mconv.convert.folders import scan
 
     found = scan.look(Path(save)) if save and Path(save).is_dir() else None
     return found if found and found.trained else None
 
 
 def _check_free(save: Path) -> None:
-    """Refuse a default that is something else's; a run that has begun there and saved nothing yet begins anew."""
+    """Refuse a default folder that holds something else. A run that began there and saved nothing may begin again."""
     begun = (save / "run.lock").is_file() and not has_saved(save)
     if not begun and save.exists() and (not save.is_dir() or any(save.iterdir())):
         raise MconvError(f"{save}, where this run would be saved by default, is taken; give --save another folder")
 
 
 def _say(environment: dict[str, Any]) -> None:
-    """What variables set, without secrets."""
+    """Print what variables set, without secrets."""
     from mconv.train.logs.redact import hidden, secrets
 
     for name, value in environment.items():
@@ -130,7 +130,7 @@ def _say(environment: dict[str, Any]) -> None:
 
 
 def _parameter(field: "dataclasses.Field[Any]", group: Group) -> inspect.Parameter:
-    """A flag for a field: not given is None, so that the file's value, or the field's default, stands."""
+    """Return a field's flag. Its default is None, so that the file's value or the field's own default is used."""
     default = "" if field.default in (None, False, dataclasses.MISSING) else f" [default: {field.default}]"
     meta = Parameter(
         name=["--save", "--out"] if field.name == "save" else None,
@@ -144,7 +144,7 @@ def _parameter(field: "dataclasses.Field[Any]", group: Group) -> inspect.Paramet
 
 
 def _flags() -> list[inspect.Parameter]:
-    """One for each field of TrainConfig, a section's together under what it is about."""
+    """Return a flag for each field of TrainConfig, grouped by section."""
     groups = {name: Group(_about(section), sort_key=number) for number, section in enumerate(SECTIONS)
               for name in section.__annotations__}  # fmt: skip
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
@@ -152,12 +152,12 @@ def _flags() -> list[inspect.Parameter]:
 
 
 def _about(section: type) -> str:
-    """A section's first line, up to its colon."""
+    """Return a section's title: its first line up to the colon."""
     return (section.__doc__ or "").splitlines()[0].partition(":")[0].rstrip(".")
 
 
 def with_fields(function: Any, name: str) -> Any:
-    """A command with a keyword for each field of TrainConfig in its signature, where cyclopts looks for flags."""
+    """Return a command with a keyword for each field of TrainConfig in its signature, from which cyclopts makes flags."""
     given = inspect.signature(function).parameters.values()
     own = [parameter for parameter in given if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
     flags = _flags()

@@ -1,6 +1,6 @@
-"""Option names that people bring from other programs: what each is called in each command, or why there is none.
+"""Option names of other programs: what each is called in each command, or why there is no such option.
 
-A row's value begins with an option (`--tp`), or is a parameter given by position (`MODEL`), or is a reason.
+The value of a row begins with an option (`--tp`), is a positional parameter (`MODEL`), or is a reason.
 """
 
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from mconv.cli.foreign_data import DATA_ROWS
 
 Rows = Mapping[str, str]
-"""Another program's option, without dashes and with underscores -> ours, or a reason."""
+"""Another program's option, without dashes and with underscores -> mconv's option, or a reason."""
 
 
 def _all(names: str, ours: str) -> dict[str, str]:
-    """Return a row for each of the `names` (spaces between)."""
+    """Return a row for each of `names`, which spaces separate."""
     return dict.fromkeys(names.split(), ours)
 
 
@@ -29,6 +29,7 @@ _ARCHITECTURE = (
     "position_embedding_type use_rotary_position_embeddings no_position_embedding disable_bias_linear add_qkv_bias "
     "untie_embeddings_and_output_weights window_size qk_layernorm model_type model_size"
 )
+_READ = "the architecture is read from the checkpoint; --config names a config.json for what the args leave open"
 _TP = _all("target_tensor_parallel_size target_tensor_model_parallel_size tensor_model_parallel_size", "--tp")
 _PP = _all("target_pipeline_parallel_size target_pipeline_model_parallel_size pipeline_model_parallel_size", "--pp")
 _LAYOUT = _TP | _PP | _all(
@@ -42,7 +43,7 @@ _CHUNKS = {
 }  # fmt: skip
 _FORMATS = _all(
     "target_ckpt_format save_ckpt_format ckpt_format ckpt_convert_format dist_ckpt_format use_dist_ckpt", "--format"
-) | _all("loader checkpoint_type src_ckpt_format", "the input's format is recognised by itself")
+) | _all("loader checkpoint_type src_ckpt_format", "the input's format is recognised automatically")
 _DTYPES = _all("torch_dtype params_dtype target_params_dtype export_weight_dtype", "--dtype") | {
     "bf16": "--dtype bf16", "fp16": "--dtype fp16", "fp32": "--dtype fp32",
 }  # fmt: skip
@@ -54,7 +55,7 @@ _CONVERSION = {
     **_all("max_queue_size", "tensors are streamed from file to file; there is no queue"),
     **_all("transformer_impl loader_transformer_impl saver_transformer_impl",
            "a checkpoint loads with either transformer implementation"),
-    **_all("device device_map use_cpu_initialization", "conversions run on the CPU and build no model"),
+    **_all("device device_map use_cpu_initialization", "conversions run on the CPU without building a model"),
     **_all("num_processes num_workers workers",
            "no workers are needed; under torchrun each rank converts a share"),
     "saver": "hf2meg, reshard and merge write Megatron, meg2hf writes Hugging Face",
@@ -65,8 +66,7 @@ _FROM_MEGATRON = {
     **_all("use_checkpoint_args use_mp_args_from_checkpoint_args", "the args are always read from the checkpoint"),
     **_all("no_load_optim no_save_optim no_load_rng no_save_rng use_distributed_optimizer finetune",
            "a conversion carries weights only, no optimizer state"),
-    **_all(_ARCHITECTURE, "the architecture is read from the checkpoint; --config names a config.json where args "
-           "do not say it all"),
+    **_all(_ARCHITECTURE, _READ),
 }  # fmt: skip
 _COPIED = _all(_TOKENIZERS, "the tokenizer's files are copied along with the model")
 _MERGED = {"megatron_path": "no Megatron-LM source tree is needed", **_COPIED}
@@ -93,13 +93,12 @@ MERGE = {
 MEG2HF = {
     **_CONVERSION, **_FROM_MEGATRON, **_all(_TOKENIZERS, "--tokenizer, a folder with the tokenizer's files"),
     **_all("hf_path hf_output_path", "--out"), "megatron_path": "CHECKPOINT",
-    **_all("model model_name hf_model hf_model_id", "the architecture is read from the checkpoint; --config names a "
-           "config.json where args do not say it all"),
+    **_all("model model_name hf_model hf_model_id", _READ),
     **_all("num_output_shards out_shard_size shard_size", "--max-shard-size, in GB"),
     **_all("safe_serialization save_safetensors unsafe", "weights are always written as safetensors"),
     **_all("vocab_extra_ids vocab_extra_ids_list override_special_tokens no_new_tokens",
            "no token is added; --tokenizer takes a folder whose tokenizer has them"),
-    **dict.fromkeys([*_LAYOUT, *_CHUNKS, "tp", "pp", "vpp"], "any layout is read as it is; no merge is needed before"),
+    **dict.fromkeys([*_LAYOUT, *_CHUNKS, "tp", "pp", "vpp"], "any layout is read as it is, without a merge"),
     **_all("convert_checkpoint_from_megatron_to_transformers", "it is what meg2hf does"),
 }  # fmt: skip
 VERIFY = {
@@ -107,14 +106,14 @@ VERIFY = {
     "bf16": "--dtype bf16", "fp16": "--dtype fp16",
     **_all(f"{_INPUTS} {_MODEL} megatron_path model model_name model_path reference candidate",
            "both checkpoints are given by position: mconv verify REFERENCE CHECKPOINT"),
-    **_all("cache_dir huggingface_cache", "a repository of the Hub's cache is found by HF_HOME"),
+    **_all("cache_dir huggingface_cache", "HF_HOME says where the Hub's cache is"),
     **_all("huggingface_device baseline_device our_device", "--device"),
     **_all("tolerance atol rtol threshold max_error", "the tolerance is measured for each pair"),
     **_all("check_eq_hf test_logits", "--logits"), **_all("seq_length max_length", "--length"),
     **_all("micro_batch_size batch_size eval_batch_size", "--batch"), "true_vocab_size": "--vocab-size",
     **_all("ckpt_step load_iters", "--iteration"), **_all("output_dir save_dir report", "--html"),
     **_all("model_size num_layers hidden_size use_checkpoint_args", "the architecture is read from the checkpoints"),
-    **_all(f"data_path {_TOKENIZERS}", "nothing is needed: the probe is random ids, and text where a tokenizer is found"),
+    **_all(f"data_path {_TOKENIZERS}", "not needed: the probe is random ids, and text if there is a tokenizer"),
     "max_new_tokens": "--generate",
 }  # fmt: skip
 INSPECT = {
@@ -127,26 +126,26 @@ PUSH = {
     **_all(f"{_INPUTS} {_MODEL} local_path folder_path model_dir model model_path", "FOLDER"),
     **_all("hub_private_repo", "--private"), **_all("public no_private", "a repository is public without --private"),
     **_all("branch", "--revision"), "delete": "--overwrite", **_all("dryrun", "--dry-run"),
-    **_all("path_in_repo", "files go to the top folder of the repository"),
+    **_all("path_in_repo", "files are put into the top folder of the repository"),
     **_all("repo_type", "only model repositories are made"),
-    **_all("include exclude allow_patterns ignore_patterns", "what belongs to the model is sent; --dry-run lists it"),
+    **_all("include exclude allow_patterns ignore_patterns", "all files of the model are sent; --dry-run lists them"),
     **_all("commit_message commit_description create_pr every", "a push is one commit, whose message mconv writes"),
-    **_all("torch_dtype dtype bf16 fp16", "weights go as they are; `mconv meg2hf --dtype` casts them"),
-    **_all("max_shard_size", "files go as they are; `mconv meg2hf --max-shard-size` sets their size"),
+    **_all("torch_dtype dtype bf16 fp16", "weights are sent unchanged; `mconv meg2hf --dtype` casts them"),
+    **_all("max_shard_size", "files are sent unchanged; `mconv meg2hf --max-shard-size` sets their size"),
     **_all("unsafe safe_serialization", "weights are always safetensors"),
-    **_all("output_folder output_dir", "FOLDER is sent as it is; no second copy is written"),
-    **_all("rope_scaling_type rope_scaling_factor", "config.json goes as it is, its rope scaling too"),
-    **_all("quiet", "nothing but the result is printed in a pipe"), **_all("y", "--yes"),
+    **_all("output_folder output_dir", "FOLDER is sent unchanged; no second copy is written"),
+    **_all("rope_scaling_type rope_scaling_factor", "config.json is sent unchanged, its rope scaling too"),
+    **_all("quiet", "in a pipe only the result is printed"), **_all("y", "--yes"),
 }  # fmt: skip
 PULL = {
     **_TOKEN, **_all("repo_id model model_name_or_path hub_model_id", "REPO"),
     **_all("local_dir output_dir cache_dir save_dir output out_path", "OUT"),
     **_all("model_revision branch", "--revision"), **_all("repo_type", "only models are fetched"),
-    **_all("include exclude allow_patterns ignore_patterns", "what belongs to the model is fetched"),
+    **_all("include exclude allow_patterns ignore_patterns", "all files of the model are fetched"),
     **_all("resume_download resume", "a pull that was interrupted is always resumed"),
-    **_all("force_download", "files that are whole are kept; remove OUT to fetch all of them again"),
-    **_all("local_dir_use_symlinks max_workers quiet", "it is not needed: files are written to OUT itself"),
-    **_all("dry_run", "`mconv inspect` shows what was fetched; nothing shows it before"),
+    **_all("force_download", "complete files are kept; remove OUT to fetch all of them again"),
+    **_all("local_dir_use_symlinks max_workers quiet", "not needed: files are written to OUT itself"),
+    **_all("dry_run", "there is none; `mconv inspect` shows what was fetched"),
 }  # fmt: skip
 _ADAPTER = {
     **_all("base_model base_model_name_or_path model_name_or_path base_model_path pretrained_model_name_or_path",
@@ -171,23 +170,23 @@ TABLES: Mapping[str, Rows] = {
     "demo": _all(_OUTPUTS, "--out"), "doctor": _all("output_dir save_dir", "--save"),
     "status": _all(f"{_INPUTS} save save_dir path", "FOLDER"), **DATA_ROWS,
 }  # fmt: skip
-"""A command -> the rows of other programs' options; those of train and plan are in `mconv.train.config.aliases`."""
+"""Command -> rows for other programs' options; those of train and plan are in `mconv.train.config.aliases`."""
 
 
 POSITIONS = {"push": "FOLDER REPO", "pull": "REPO OUT", "verify": "REFERENCE CHECKPOINT"}
-"""A command that takes more than one parameter by position -> all of them."""
+"""Command with several positional parameters -> all of them."""
 
 
 def advice(command: str, flag: str, given: Mapping[str, str] | None = None) -> str | None:
-    """Return how a sentence about an option that `command` has not goes on, or None if no program's table has it.
+    """Return the end of a sentence about an option that `command` does not have; None if no program has it either.
 
-    `given`: what the command line sets, by plain name, for advice that converts a value.
+    `given`: values on the command line by plain name, for advice that converts one.
     """
     if command in ("train", "plan"):
         from mconv.train.config.aliases import advice as of_training
 
-        told = of_training(f"--{flag.lstrip('-')}", _with_layers(given or {}))
-        return told and ("; " if told.startswith("here it is") else ": ") + told
+        text = of_training(f"--{flag.lstrip('-')}", _with_layers(given or {}))
+        return text and ("; " if text.startswith("here it is") else ": ") + text
     row = TABLES.get(command, {}).get(plain(flag))
     if row is None:
         return None
@@ -197,7 +196,7 @@ def advice(command: str, flag: str, given: Mapping[str, str] | None = None) -> s
 
 
 def _with_layers(given: Mapping[str, str]) -> dict[str, str]:
-    """Return what is given, with the number of layers where a preset says it."""
+    """Return the given values, with the number of layers if a preset says it."""
     from mconv.train.model.presets import PRESETS
 
     preset = PRESETS.get(given.get("preset", ""))
@@ -205,5 +204,5 @@ def _with_layers(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def plain(flag: str) -> str:
-    """Return an option as the tables spell it: no dashes before, no value, underscores."""
+    """Return an option as the tables spell it: no leading dashes, no value, underscores."""
     return flag.lstrip("-").partition("=")[0].replace("-", "_").lower()

@@ -14,8 +14,9 @@ _BOTH = {
     "tokenizer_name": "--tokenizer", "tokenizer_name_or_path": "--tokenizer", "model_name_or_path": "--tokenizer",
     "num_workers": "--workers", "num_proc": "--workers", "partitions": "--workers is enough: one file is written",
     "find_optimal_num_workers": "--workers",
-    "chunk_size": "--workers is enough: the work is cut by itself", "log_interval": "progress is shown on a terminal",
-    "dataset_impl": "the .bin and .idx that megatron-core maps are the only form",
+    "chunk_size": "--workers is enough: the work is divided automatically",
+    "log_interval": "progress is shown on a terminal",
+    "dataset_impl": "the only format is megatron-core's .bin and .idx",
     "keep_sequential_samples": "the order of the input is always kept",
     "vocab_extra_ids": _ADDED, "vocab_extra_ids_list": _ADDED, "no_new_tokens": _ADDED, "vocab_size": _ADDED,
     "append_bos": "--prepend-bos", "add_bos": "--prepend-bos",
@@ -24,7 +25,7 @@ _BOTH = {
 _SEPARATE = "documents stay whole: sentences matter to BERT, which mconv does not train"
 DATA_ROWS: Mapping[str, Mapping[str, str]] = {
     "data tokenize": {
-        **_BOTH, "json_keys": "--key, one for a run", "json_key": "--key", "text_column": "--key", "text_key": "--key",
+        **_BOTH, "json_keys": "--key, one per run", "json_key": "--key", "text_column": "--key", "text_key": "--key",
         "content_key": "--key", "column": "--key", "add_eod": "--append-eod", "append_eos": "--append-eod",
         "split_sentences": _SEPARATE, "keep_newlines": _SEPARATE, "lang": _SEPARATE, "keep_empty": _SEPARATE,
     },
@@ -32,7 +33,7 @@ DATA_ROWS: Mapping[str, Mapping[str, str]] = {
         **_BOTH, "chat_template": "--template", "conversation_template": "--template",
         "messages_column": "--messages-key", "prompt_column": "--question-key", "response_column": "--answer-key",
         "json_keys": "--messages-key",
-        "system_default": "a conversation gets the system turn that its record or the template has",
+        "system_default": "the system turn comes from the record, or from the template",
         "do_packing": "samples are packed while training: `mconv train --packing`",
         "max_seq_length": "samples are cut while training: `mconv train --seq-length`",
         "seq_length": "samples are cut while training: `mconv train --seq-length`",

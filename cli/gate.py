@@ -1,4 +1,4 @@
-"""What `mconv train --verify-first` and `mconv push` ask before they go on: is this checkpoint what it should be?"""
+"""Checks before `mconv train --verify-first` and `mconv push`: is this checkpoint what it should be?"""
 
 import os
 import sys
@@ -14,19 +14,19 @@ from mconv.errors import MconvError
 from mconv.extras import MissingPackage
 
 if TYPE_CHECKING:
-    from mconv.convert.checkpoint import Checkpoint, SourceModel
+    from mconv.convert.checkpoint.model import Checkpoint, SourceModel
     from mconv.train.config import TrainConfig
-    from mconv.verify.against import Origin
+    from mconv.verify.origin import Origin
 
 
 # ---- before training -------------------------------------------------------------------------------------------------
 def before_training(config: "TrainConfig") -> bool:
-    """Whether training may begin: `load` is judged by its source. Every rank of somebody's torchrun calls it.
+    """Return whether training may begin, after judging `load` against its source. Every rank calls it.
 
     Raises MconvError where it cannot be judged.
     """
-    from mconv.convert.opening import open_checkpoint
-    from mconv.convert.staging import has_saved
+    from mconv.convert.checkpoint.open import open_checkpoint
+    from mconv.convert.folders.staging import has_saved
     from mconv.train.checkpoints.finished import finished
     from mconv.train.megatron import collectives
     from mconv.train.megatron.collectives import from_rank_0
@@ -36,25 +36,25 @@ def before_training(config: "TrainConfig") -> bool:
         return True  # nothing will be trained
     load = Path(str(config.load))
     if not load.is_dir() and has_saved(config.save):
-        _say(f"not verified: {load} is gone, and the run continues from its own checkpoint in {config.save}")
+        _say(f"not verified: {load} no longer exists, and the run continues from its own checkpoint in {config.save}")
         return True
     found = open_checkpoint(load, vocab_size=config.vocab_size, ignore=passes(config))
     if config.verify_against is None and found.importable and found.manifest is None:
         _say(f"nothing to verify: {load} is a model as it was published, not a conversion")
         return True
-    with _or_do("name what it must equal with --verify-against, or leave --verify-first out"):
+    with _with_advice("name what it must equal with --verify-against, or leave --verify-first out"):
         reference = reference_of(found, config.verify_against)
         report = judged(reference, found, **_layout(config, reference, found))
     if report:  # rank 0
         print("\n".join(report["lines"][: 1 if report["passed"] else None]), flush=True)
     if not (passed := from_rank_0(bool(report.get("passed")))):
-        _say(f"{load} is not what {reference} is: nothing was trained")
+        _say(f"{load} is not the same model as {reference}: nothing was trained")
     return passed
 
 
 @contextmanager
 def one_world(config: "TrainConfig") -> Iterator[None]:
-    """Under somebody's torchrun its ranks meet once, for the judging and the training: they could not meet again."""
+    """Join torchrun's ranks once for judging and training: they could not join a second time."""
     if not config.verify_first or os.environ.get("WORLD_SIZE", "1") == "1":  # imports nothing
         yield
         return
@@ -68,16 +68,16 @@ def one_world(config: "TrainConfig") -> Iterator[None]:
 
 
 def _layout(config: "TrainConfig", reference: "Origin", found: "Checkpoint") -> dict[str, Any]:
-    """Judge at the layout of the run, without turns; two Hugging Face folders have none."""
+    """Return the options to judge at the run's layout; two Hugging Face folders have none."""
     from mconv.train.megatron.parallel import parallel_of
     from mconv.train.model.architecture import passes
 
-    opening: dict[str, Any] = {} if config.vocab_size is None else {"vocab_size": config.vocab_size}
-    opening["ignore"] = passes(config).to_dict()
+    hints: dict[str, Any] = {} if config.vocab_size is None else {"vocab_size": config.vocab_size}
+    hints["ignore"] = passes(config).to_dict()
     if found.format == "hf" and (reference.path / "config.json").is_file():
-        return {"opening": opening}
+        return {"hints": hints}
     sizes = {name: getattr(config, name) for name in ("tp", "pp", "sequence_parallel")}
-    return {**sizes, "uneven": parallel_of(config).uneven, "opening": opening}
+    return {**sizes, "uneven": parallel_of(config).uneven, "hints": hints}
 
 
 def _say(line: str) -> None:
@@ -90,36 +90,37 @@ def _say(line: str) -> None:
 # ---- before publishing -----------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What is known of a folder that is to be published."""
+    """Verdict on a folder that is to be published."""
 
     state: str
-    """`recorded`: a verdict in its manifest holds. `judged`: just now. `tensors`: only these, for a dry run.
-    `unverified`: nobody asked."""
+    """`recorded` in the manifest and still valid; `judged` just now; `tensors` compared only (a dry run);
+    `unverified`.
+    """
     passed: bool
     against: str | None
     lines: tuple[str, ...]
-    """For people."""
+    """The finding in words."""
     verdicts: tuple[dict[str, Any], ...]
-    """All that were reached on these very bytes, for the card."""
+    """All verdicts on these very bytes, for the card."""
 
     def as_json(self) -> dict[str, Any]:
         return {"state": self.state, "passed": self.passed, "against": self.against, "lines": list(self.lines)}
 
 
 def before_publishing(folder: Path, *, against: Path | None, rehearsal: bool, record: bool) -> Finding:
-    """Return a verdict on `folder`: the last one in its manifest if it passed and still holds, else a new one.
+    """Return a verdict on `folder`: the last one in its manifest if it passed and is valid, else a new one.
 
-    `rehearsal` compares tensors alone. Raises MconvError if there is nothing to verify the folder against.
+    `rehearsal` compares only tensors. Raises MconvError if there is nothing to verify the folder against.
     """
-    from mconv.convert.opening import open_checkpoint
-    from mconv.verify.standing import standing
+    from mconv.convert.checkpoint.open import open_checkpoint
+    from mconv.verify.recorded_verdicts import valid_verdicts
 
-    with _or_do(
+    with _with_advice(
         f"`mconv verify CHECKPOINT {folder} --record` leaves a verdict that counts; --unverified publishes without one"
     ):
         found = open_checkpoint(folder)
-        with progress(_nbytes(found), "reading the weights that verdicts are of") as advance:
-            holding = tuple(standing(found, progress=advance))
+        with progress(_nbytes(found), "reading weights to check recorded verdicts") as advance:
+            holding = tuple(valid_verdicts(found, progress=advance))
         if not holding and (found.manifest or {}).get("verified"):
             print(
                 f"note: the verdict in {folder}/mconv.json is about other weights, so it does not count", file=sys.stderr
@@ -134,17 +135,17 @@ def before_publishing(folder: Path, *, against: Path | None, rehearsal: bool, re
 
 
 def _proofs(reference: "Origin", found: "Checkpoint") -> str:
-    """Return which proofs a push asks for: both, or tensors alone where what runs the models is not installed."""
-    from mconv.verify.against import sides
+    """Return the proofs that a push asks for: both, or tensors only if the packages that run the models are missing."""
     from mconv.verify.judge import check_installed
+    from mconv.verify.origin import open_against
 
     if reference.anew:
         return "digests"
     try:
-        one, two = sides(reference, found.path, {})
+        one, two = open_against(reference, found.path, {})
         check_installed(one.checkpoint, two.checkpoint)
     except MissingPackage as error:
-        print(f"note: tensors alone are compared: {str(error).partition(';')[0]}", file=sys.stderr)
+        print(f"note: only tensors are compared: {str(error).partition(';')[0]}", file=sys.stderr)
         return "digests"
     return "both"
 
@@ -153,35 +154,35 @@ def of_an_adapter(folder: Path, *, asked: bool) -> Finding:
     """Return the finding on an adapter, which nothing can be compared with. `asked`: the user wants a verdict."""
     if asked:
         raise MconvError(
-            f"{folder} is an adapter, and there is nothing to verify one against: drop --against and --record; the model "
+            f"{folder} is an adapter, which cannot be verified against anything: drop --against and --record; the model "
             "that `mconv lora merge` makes of it and its base can be verified"
         )
-    line = f"{folder} is an adapter: its tensors are whole and finite; there is nothing to verify it against"
+    line = f"{folder} is an adapter: its tensors are complete and finite; there is nothing to verify it against"
     return Finding(state="adapter", passed=True, against=None, lines=(line,), verdicts=())
 
 
 def without_a_verdict(folder: Path) -> Finding:
-    """Return the finding of --unverified. Verdicts of the manifest that are about other weights do not reach the card."""
-    from mconv.convert.opening import open_checkpoint
-    from mconv.verify.standing import standing
+    """Return the finding of --unverified. Verdicts on other weights do not reach the card."""
+    from mconv.convert.checkpoint.open import open_checkpoint
+    from mconv.verify.recorded_verdicts import valid_verdicts
 
     try:
-        found = tuple(standing(open_checkpoint(folder)))
-    except MconvError:  # of a kind that mconv cannot read: then no verdict of it can be told to hold
+        found = tuple(valid_verdicts(open_checkpoint(folder)))
+    except MconvError:  # mconv cannot read it, so no verdict on it can be checked
         found = ()
     return Finding(state="unverified", passed=False, against=None, lines=("not verified (--unverified)",), verdicts=found)
 
 
 def _recorded(holding: tuple[dict[str, Any], ...]) -> Finding:
     against = str(holding[-1].get("against", "?"))
-    line = f"verified against {against} before; the weights are the same since"
+    line = f"verified against {against} before; the weights have not changed since"
     return Finding(state="recorded", passed=True, against=against, lines=(line,), verdicts=holding)
 
 
 def _rehearsed(reference: "Origin", found: "Checkpoint", holding: tuple[dict[str, Any], ...]) -> Finding:
-    """Return the finding of a dry run, which compares tensors alone."""
+    """Return the finding of a dry run, which compares only tensors."""
     report = judged(reference, found, proofs="digests")
-    later = "tensors" if reference.anew else "tensors now; a push compares what they compute too"
+    later = "tensors" if reference.anew else "tensors now; a push also compares what the models compute"
     line = f"to be verified against {reference}: {later}"
     return Finding(
         state="tensors", passed=report["passed"], against=report["against"], lines=(line, *report["lines"]),
@@ -206,8 +207,8 @@ def _judgement(
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
 def reference_of(found: "SourceModel", named: str | None = None) -> "Origin":
-    """Return what a checkpoint must equal: what was named, else what it was made from. Raises MconvError."""
-    from mconv.verify.against import Origin, origin_of
+    """Return what a checkpoint must equal: the named one, else what it was made from. Raises MconvError."""
+    from mconv.verify.origin import Origin, origin_of
 
     if named is not None:
         return Origin(path=o.local(Path(named)))
@@ -220,7 +221,7 @@ def reference_of(found: "SourceModel", named: str | None = None) -> "Origin":
 
 
 def _in_the_cache(found: "SourceModel") -> Path | None:
-    """The Hub's cached folder of the repository that a checkpoint was converted from, with no training in between."""
+    """Return the Hub's cached folder of the repository that a checkpoint was converted from, without training since."""
     from mconv.hub import fetch
 
     made = found.manifest or {}
@@ -237,12 +238,12 @@ def _in_the_cache(found: "SourceModel") -> Path | None:
 
 
 def judged(reference: "Origin", found: "Checkpoint", **asked: Any) -> dict[str, Any]:
-    """Return the report with its lines; {} on ranks other than 0. A merge made anew is compared tensor by tensor."""
-    from mconv.convert import logbook
+    """Return the report with its lines; {} on ranks other than 0. A new merge is compared tensor by tensor."""
+    from mconv.convert.folders import logbook
     from mconv.verify import blended
     from mconv.verify import report as reports
-    from mconv.verify.against import sides
     from mconv.verify.judge import Options, judge_sides
+    from mconv.verify.origin import open_against
 
     if reference.recipe:
         report = blended.judge(found, show=progress)
@@ -250,15 +251,15 @@ def judged(reference: "Origin", found: "Checkpoint", **asked: Any) -> dict[str, 
         logbook.add(found.path, "verified", against=against, passed=report["passed"], **report["verdicts"])
         return {**report, "lines": reports.lines(report), "against": against}
     if reference.adapter:
-        asked = {"proofs": "digests", "opening": asked.get("opening", {})}
+        asked = {"proofs": "digests", "hints": asked.get("hints", {})}
     options = Options(**asked)
-    opened = sides(reference, found.path, options.opening)
+    opened = open_against(reference, found.path, options.hints)
     report = judge_sides(opened, options, show=progress)
     if not report:
         return {}
     for warning in (report.get("digests") or {}).get("warnings", ()):
         print(f"warning: {warning}", file=sys.stderr)
-    against = reference.named or opened[0].checkpoint.name
+    against = reference.label or opened[0].checkpoint.name
     if found.manifest is not None:
         logbook.add(found.path, "verified", against=against, passed=report["passed"], **report["verdicts"])
     return {**report, "lines": reports.lines(report), "against": against}
@@ -271,8 +272,8 @@ def _nbytes(found: "Checkpoint") -> int:
 
 
 @contextmanager
-def _or_do(what: str) -> Iterator[None]:
-    """Say what to do where nothing could be judged. A verdict that is reached needs no such advice."""
+def _with_advice(what: str) -> Iterator[None]:
+    """Add advice to an error that prevents a judgement. A verdict needs no such advice."""
     try:
         yield
     except MconvError as error:

@@ -5,27 +5,24 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
 from mconv import extras
 from mconv.cli import choose, publishing
 from mconv.cli import options as o
 from mconv.errors import MconvError
 
-Flag = Annotated[bool, Parameter(negative=())]
-ANY = publishing.Options()
+ANY = publishing.PushOptions()
 
 
 def push(
     folder: Path | None = None,
     repo: str | None = None,
     *,
-    dry_run: Flag = False,
-    how: Annotated[publishing.Options, Parameter(name="*")] = ANY,
+    dry_run: o.Flag = False,
+    how: Annotated[publishing.PushOptions, o.Group] = ANY,
 ) -> int:
     """Publish a model folder on the Hugging Face Hub, in one commit, once it is proven to be what it was made from.
 
-    What is quick to check comes first: the folder, the token and its rights, the repository. Then the proof: a passing
+    The quick checks come first: the folder, the token and its rights, the repository. Then the proof: a passing
     verdict that `mconv verify --record` left counts while the weights are the same; without one, the folder is verified
     against its source now. Exit code 1: they are not the same model. 2: something is missing, or there is nothing to
     verify it against. Nothing is sent before.
@@ -48,9 +45,9 @@ def push(
     if folder and repo is None and not folder.exists() and len(folder.parts) == 2:
         raise MconvError(f"{folder} is not a folder here; a repository comes second: `mconv push FOLDER {folder}`")
     folder = folder or choose.newest("push", "Hugging Face folder that mconv made").path
-    if not (dry_run and folder.is_dir()):  # of a folder that cannot be pushed a dry run lists that with the rest
+    if not (dry_run and folder.is_dir()):  # a dry run lists an unfit folder with the other findings
         folder = o.checkpoint(folder)
-    asked = publishing.Asked(folder=folder, repo=repo, how=how)
+    asked = publishing.PushRequest(folder=folder, repo=repo, how=how)
     return publishing.rehearse(asked) if dry_run else publishing.publish(asked)
 
 
@@ -60,8 +57,8 @@ def pull(
     *,
     size: str | None = None,
     revision: str | None = None,
-    overwrite: Flag = False,
-    json: Flag = False,
+    overwrite: o.Flag = False,
+    json: o.Flag = False,
 ) -> None:
     """Download a model from the Hugging Face Hub into a folder, and check that it is whole.
 
@@ -80,7 +77,7 @@ def pull(
     json
         Print one JSON object.
     """
-    from mconv.convert.sidecar import LeftOut, note
+    from mconv.convert.folders.sidecar import LeftOut, note
     from mconv.hub import adapter
     from mconv.hub.fetch import pull as fetch
     from mconv.hub.folder import survey
@@ -98,10 +95,10 @@ def pull(
         raise
     if behind := note(left):
         print(f"note: {behind}", file=sys.stderr)
-    alone = adapter.is_adapter(folder)
-    files = sorted(path.name for path in folder.iterdir() if path.is_file()) if alone else survey(folder)[0]
+    is_adapter = adapter.is_adapter(folder)
+    files = sorted(path.name for path in folder.iterdir() if path.is_file()) if is_adapter else survey(folder)[0]
     if json:
         publishing.show({"folder": str(folder), "files": files})
         return
-    print(f"{folder}: {len(files)} files, whole" + ", a PEFT adapter" * alone)
-    choose.next_command(*(("lora", "merge", folder, "--base", "BASE") if alone else ("hf2meg", folder)))
+    print(f"{folder}: {len(files)} files, complete" + ", a PEFT adapter" * is_adapter)
+    choose.next_command(*(("lora", "merge", folder, "--base", "BASE") if is_adapter else ("hf2meg", folder)))

@@ -1,4 +1,4 @@
-"""`mconv inspect`: what a checkpoint is, or token data."""
+"""`mconv inspect`: shows what a checkpoint or token data is."""
 
 import json as jsonlib
 import sys
@@ -14,15 +14,15 @@ from mconv.cli import options as o
 from mconv.cli.terminal import dtype_name
 
 if TYPE_CHECKING:
-    from mconv.convert.adapted import Run
-    from mconv.convert.checkpoint import Checkpoint
-    from mconv.convert.table import Stored
+    from mconv.convert.checkpoint.adapted import Run
+    from mconv.convert.checkpoint.model import Checkpoint
+    from mconv.convert.spelling.table import Stored
     from mconv.shard.layout import Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """Another layout to show, and a file to draw to."""
+class Preview:
+    """Options on another layout to show, and on the file to draw it in."""
 
     tp: Annotated[
         int | None, Parameter(help="Preview another layout: its tensor-parallel size. Default: the checkpoint's.")
@@ -34,60 +34,49 @@ class Picture:
     ] = None
 
 
-AS_IT_IS = Picture()
+AS_IT_IS = Preview()
 
 
 def inspect(
     path: Path,
     *,
-    iteration: o.Iteration = None,
-    vocab_size: o.VocabSize = None,
-    dialect: o.Dialect = None,
-    config: o.Config = None,
     json: o.Json = False,
     tensors: o.Flag = False,
-    layout: Annotated[Picture, Parameter(name="*")] = AS_IT_IS,
-    max_position_embeddings: int | None = None,
-    rope_factor: float | None = None,
-    ignoring: o.Ignores = o.IGNORING,
+    layout: Annotated[Preview, o.Group] = AS_IT_IS,
+    reading: o.ReadingGroup = o.READING,
+    params: o.ParamsGroup = o.PARAMS,
 ) -> None:
     """Show what a checkpoint or token data is.
 
-    Of a checkpoint: format, dialect, layout, architecture, parameters, dtype, optimizer state. Of token data (PREFIX.bin
-    and PREFIX.idx): documents, tokens, lengths, ids, how documents end, the tokenizer; of long data, a sample is read.
+    For a checkpoint: format, dialect, layout, architecture, parameters, dtype, optimizer state. For token data
+    (PREFIX.bin and PREFIX.idx): documents, tokens, lengths, ids, how documents end, the tokenizer; long data is sampled.
 
     Parameters
     ----------
     path
-        A Hugging Face folder, one in Meta's or Mistral's own files, a Megatron root, the folder of one iteration, a
-        repository ORG/NAME of the Hub's cache, a PEFT adapter; or token data: its prefix, .bin or .idx, or a folder of
-        several.
+        A Hugging Face folder, a folder with Meta's or Mistral's own files, a Megatron root, the folder of one iteration,
+        a repository ORG/NAME in the Hub's cache, a PEFT adapter; or token data: its prefix, its .bin or .idx file, or a
+        folder of several.
     tensors
         List every stored tensor, and the tensor of the model that it is a part of.
-    max_position_embeddings
-        The model's context length, which Meta's params.json does not say.
-    rope_factor
-        The factor of Llama 3's rope scaling, where Meta's params.json sets use_scaled_rope without a factor.
     """
     if prefixes := _data(path):
         _show_data(prefixes, json=json)
         return
-    path = o.checkpoint(path, iteration)
-    from mconv.convert import peft, peft_facts
-    from mconv.convert.opening import is_lora_run, open_checkpoint
+    path = o.checkpoint(path, reading.iteration)
+    from mconv.convert.checkpoint.open import is_lora_run
+    from mconv.convert.peft import facts as peft_facts
+    from mconv.convert.peft import folder as peft
 
     if path.is_dir() and peft.is_adapter(path):
         _show(peft_facts.facts(path), in_words.of_adapter, json=json)
         return
-    if is_lora_run(path, iteration):
-        from mconv.convert import adapted
+    if is_lora_run(path, reading.iteration):
+        from mconv.convert.checkpoint import adapted
 
-        _show(_facts_of_run(adapted.open_run(path, iteration)), in_words.of_lora_run, json=json)
+        _show(_facts_of_run(adapted.open_run(path, reading.iteration)), in_words.of_lora_run, json=json)
         return
-    found = open_checkpoint(
-        path, iteration=iteration, vocab_size=vocab_size, dialect=dialect, config=config, ignore=ignoring.names,
-        max_position_embeddings=max_position_embeddings, rope_factor=rope_factor,
-    )  # fmt: skip
+    found = reading.open(path, **params.values)
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
     facts = facts_of(found)
@@ -98,8 +87,8 @@ def inspect(
 
 
 def _data(path: Path) -> list[Path]:
-    """Return the prefixes of token data that a path names: one, or all in a folder that holds nothing else."""
-    from mconv.convert.recognize import what_is
+    """Return the prefixes of token data at a path: one, or all in a folder that holds nothing else."""
+    from mconv.convert.folders.recognize import what_is
 
     if path.is_dir() and what_is(path).kind != "data":  # before an import
         return []
@@ -132,8 +121,8 @@ def _tensor(found: "Checkpoint", stored: "Stored") -> dict[str, Any]:
     return {"key": stored.key, "logical": str(stored.logical), "shape": list(where.shape), "dtype": dtype}
 
 
-def _drawn(found: "Checkpoint", asked: Picture) -> dict[str, Any]:
-    """Return the preview of another layout, and where the picture is, if either was asked for."""
+def _drawn(found: "Checkpoint", asked: Preview) -> dict[str, Any]:
+    """Return the preview of another layout and the path of the picture, if asked for."""
     preview = any(n is not None for n in (asked.tp, asked.pp, asked.vpp))
     if not (preview or asked.plot):
         return {}
@@ -150,9 +139,9 @@ def _drawn(found: "Checkpoint", asked: Picture) -> dict[str, Any]:
     return facts
 
 
-def _preview(c: "Checkpoint", asked: Picture) -> "Layout":
-    """Return the layout that is asked for; sizes that were not given are the checkpoint's."""
-    from mconv.convert.checkpoint import target_layout
+def _preview(c: "Checkpoint", asked: Preview) -> "Layout":
+    """Return the layout asked for; sizes that were not given are the checkpoint's."""
+    from mconv.convert.checkpoint.model import target_layout
 
     own = c.layout
     tp = getattr(own, "tp", 1) if asked.tp is None else asked.tp
@@ -162,8 +151,8 @@ def _preview(c: "Checkpoint", asked: Picture) -> "Layout":
 
 
 def _facts_of_run(run: "Run") -> dict[str, Any]:
-    """Return the facts of a LoRA run's checkpoint: the adapter that it holds, its base, its training."""
-    from mconv.convert import training_state
+    """Return the facts on a LoRA run's checkpoint: the adapter that it holds, its base, its training."""
+    from mconv.convert.checkpoint import training_state
     from mconv.convert.formats import torch_dist
 
     _, common = torch_dist.open_folder(run.folder)
@@ -179,9 +168,9 @@ def _facts_of_run(run: "Run") -> dict[str, Any]:
 
 
 def facts_of(c: "Checkpoint") -> dict[str, Any]:
-    """Return the facts of a checkpoint, as JSON has them."""
-    from mconv.convert import training_state
-    from mconv.convert.recognize import what_is
+    """Return the facts on a checkpoint in JSON values."""
+    from mconv.convert.checkpoint import training_state
+    from mconv.convert.folders.recognize import what_is
 
     layout = c.layout
     return {

@@ -1,4 +1,4 @@
-"""The two checkpoints of `mconv verify`: which is the reference, at which layout they run, what is said meanwhile."""
+"""The two checkpoints of `mconv verify`: which is the reference, and at which layout they run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,43 +11,44 @@ from mconv.errors import MconvError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class JudgedPair:
     """A checkpoint to judge, and its reference."""
 
     reference: Path
     candidate: Path
     origin: Any = None
-    """The reference as `verify.against` found it, where nobody named it."""
+    """The reference as `verify.origin` found it; None if the user named it."""
 
     @property
     def against(self) -> str | None:
-        """What to call a reference whose folder's name does not say all."""
-        return self.origin.named if self.origin else None
+        """Label of a reference whose folder's name is not enough."""
+        return self.origin.label if self.origin else None
 
     def judge(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Return the report; {} on a rank other than 0."""
+        """Return the report; {} on ranks other than 0."""
         from mconv.verify import blended
-        from mconv.verify.against import sides
+        from mconv.verify.checkpoints import open_both
         from mconv.verify.judge import Options, check_installed, judge_sides
-        from mconv.verify.sides import open_both, opened
+        from mconv.verify.origin import open_against
 
         sample = asked.pop("sample", None)
         if sample is not None and not (self.origin and self.origin.recipe):
             raise MconvError("--sample is of a blend, judged by its own recipe: give the blend alone, or leave it out")
         if self.origin and self.origin.recipe:
             _only_tensors(asked, self.origin)
-            report = blended.judge(opened(self.candidate, asked["opening"]), sample=sample, show=_show)
+            candidate = open_both(self.candidate, self.candidate, asked["hints"])[1].checkpoint
+            report = blended.judge(candidate, sample=sample, show=_show)
             if sample is None:
                 self._log(report, asked)
             return report
         merged = self.origin is not None and self.origin.adapter is not None
         if merged:
             _only_tensors(asked, self.origin)
-            options = Options(proofs="digests", opening=asked["opening"])
-            both = sides(self.origin, self.candidate, options.opening)
+            options = Options(proofs="digests", hints=asked["hints"])
+            both = open_against(self.origin, self.candidate, options.hints)
         else:
             options = Options(**asked | ({"trained": False} if self.origin and not asked["trained"] else {}))
-            both = open_both(self.reference, self.candidate, options.opening)
+            both = open_both(self.reference, self.candidate, options.hints)
             if options.proofs != "digests":
                 check_installed(both[0].checkpoint, both[1].checkpoint)
             _say_layout(both, options, found=self.origin is not None)
@@ -56,10 +57,10 @@ class Pair:
         return report
 
     def _log(self, report: dict[str, Any], asked: dict[str, Any]) -> None:
-        """Add the verdict to the logbook beside the manifest of what was judged, if it has one."""
-        from mconv.convert import logbook, manifest
+        """Add the verdict to the logbook of the judged checkpoint, if mconv made it."""
+        from mconv.convert.folders import logbook, manifest
 
-        where = tensors_of(self.candidate, asked["opening"]["iteration"])
+        where = tensors_of(self.candidate, asked["hints"]["iteration"])
         if report and where and manifest.NAME in {path.name for path in where.iterdir()}:
             name = self.against or report.get("reference", {}).get("name", self.reference.name)
             logbook.add(where, "verified", against=name, passed=report["passed"], **report["verdicts"])
@@ -67,14 +68,14 @@ class Pair:
 
 @contextmanager
 def _show(total: int, doing: str) -> Iterator[Callable[[int], None]]:
-    """Say on a terminal what begins, then show how far it has come."""
+    """Print on a terminal what begins, then show its progress."""
     before_slow(f"verify: {doing}")
     with progress(total, doing.partition(":")[0]) as advance:
         yield advance
 
 
 def _say_layout(sides: tuple[Any, Any], options: Any, *, found: bool) -> None:
-    """Say at which layout a model will run; where nobody named the reference (`found`), in a pipe too."""
+    """Print the layout at which a model will run; in a pipe only if the reference was `found`, not named."""
     from mconv.cli import choose
     from mconv.verify import layouts
 
@@ -89,13 +90,13 @@ def _say_layout(sides: tuple[Any, Any], options: Any, *, found: bool) -> None:
         say(f"note: {note}")
 
 
-def pair_of(a: Path | None, b: Path | None, said: dict[str, Any]) -> Pair:
-    """Return what is judged by what: as named, or the newest and what that was made from. Raises MconvError."""
+def pair_of(a: Path | None, b: Path | None, said: dict[str, Any]) -> JudgedPair:
+    """Return the checkpoint to judge and its reference: as named, else the newest and what it was made from."""
     if a is not None and b is not None:
-        return Pair(reference=a, candidate=b)
+        return JudgedPair(reference=a, candidate=b)
     from mconv.cli import choose, gate
-    from mconv.verify.against import TRAINED
-    from mconv.verify.sides import open_both
+    from mconv.verify.checkpoints import open_both
+    from mconv.verify.origin import TRAINED
 
     candidate = a if a is not None else choose.newest("verify", "checkpoint that mconv made").path
     found = open_both(candidate, candidate, said)[1].checkpoint
@@ -105,17 +106,17 @@ def pair_of(a: Path | None, b: Path | None, said: dict[str, Any]) -> Pair:
         more = f"; name the reference: mconv verify REFERENCE {candidate}"
         if TRAINED in str(error):
             more = (
-                f"; what `mconv meg2hf {candidate}` exports is judged by it, and `mconv verify BASE {candidate} "
-                "--report-only` shows what training has changed"
+                f"; it is itself the reference for what `mconv meg2hf {candidate}` exports, and `mconv verify BASE "
+                f"{candidate} --report-only` shows what training has changed"
             )
         raise type(error)(f"{error}{more}") from error
     choose.say(f"verify: {candidate} against {origin}, what it was made from")
-    return Pair(reference=origin.path, candidate=candidate, origin=origin)
+    return JudgedPair(reference=origin.path, candidate=candidate, origin=origin)
 
 
 def tensors_of(path: Path, iteration: int | None) -> Path | None:
     """Return the folder that holds the tensors of a checkpoint, or None where there is none."""
-    from mconv.convert.opening import iteration_folder
+    from mconv.convert.checkpoint.open import iteration_folder
 
     try:
         return path if (path / "config.json").is_file() else iteration_folder(path, iteration)
@@ -124,18 +125,18 @@ def tensors_of(path: Path, iteration: int | None) -> Path | None:
 
 
 def _only_tensors(asked: dict[str, Any], origin: Any) -> None:
-    """Refuse options about logits where the reference is a merge made in memory, which no program can load."""
-    mixed = flags_of({name: value for name, value in asked.items() if name not in ("proofs", "opening")})
+    """Refuse options about logits if the reference is a merge in memory, which no program can load."""
+    mixed = flags_of({name: value for name, value in asked.items() if name not in ("proofs", "hints")})
     if asked["proofs"] == "logits" or mixed:
         named = ", ".join(mixed) or "--logits"
         raise MconvError(
-            f"{named}: the reference, {origin}, is made in memory and compared tensor by tensor, and no model is run; "
+            f"{named}: the reference, {origin}, is a merge in memory, compared tensor by tensor without running a model; "
             f"leave {named} out"
         )
 
 
 def flags_of(given: dict[str, Any]) -> list[str]:
-    """Return the options that were given, as they were typed."""
+    """Return the given options as typed."""
     return [
         f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in given.items() if value
     ]

@@ -8,12 +8,12 @@ from typing import Any
 Say = Callable[[str], None]
 Show = Callable[[dict[str, Any]], None]
 BAR = 8
-"""Least width of the bar, in columns."""
+"""Smallest width of the bar, in columns."""
 
 
 @contextmanager
 def view(train_iters: int) -> Iterator[tuple[Say, Show | None]]:
-    """Yield what prints lines above the bar, and what updates the bar after a step (None without a bar)."""
+    """Yield a function that prints lines above the bar, and one that updates the bar (None without a bar)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -34,7 +34,7 @@ def view(train_iters: int) -> Iterator[tuple[Say, Show | None]]:
 
 
 def words(record: dict[str, Any], *, room: int) -> str:
-    """Return the numbers beside the bar, as many of the first as fit into `room` columns; the loss always."""
+    """Return the numbers beside the bar, as many as fit into `room` columns; always the loss."""
     from mconv.train.logs.meter import clock
 
     shown = [f"loss {record['loss']:.4f}"]

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from mconv.cli import choose
 from mconv.cli import options as o
 from mconv.cli.terminal import progress
-from mconv.convert import naming
+from mconv.convert.folders import naming
 from mconv.errors import MconvError
 
 
@@ -32,7 +32,7 @@ def export(
         that the run's base was converted from, its name on the Hub if it came from there.
     """
     run = o.checkpoint(run or choose.newest("lora export", "LoRA run").path, iteration)
-    from mconv.convert import adapted, base_name
+    from mconv.convert.checkpoint import adapted, base_name
 
     found = adapted.open_run(run, iteration)
     named = base or base_name.of_run(found.folder, found.base)
@@ -40,7 +40,7 @@ def export(
     out = out or Path(naming.adapter(choose.called_path(where), iteration=choose.iteration_of(where)))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MconvError(f"{out} exists and is not empty; name another folder")
-    from mconv.convert import peft_adapter
+    from mconv.convert.checkpoint import adapter_folder as peft_adapter
 
     peft_adapter.write(found.adapter, out, base=named)
     adapted.describe(found, out, base=named)
@@ -54,14 +54,14 @@ def merge(
     out: Path | None = None,
     base: Path | None = None,
     format: Literal["hf", "torch_dist", "mp_rank"] = "hf",
-    tp: int = 1,
-    pp: int = 1,
+    tp: o.Tp = 1,
+    pp: o.Pp = 1,
     make_vocab_size_divisible_by: o.Multiple = None,
     dtype: o.Cast = None,
     iteration: o.Iteration = None,
     overwrite: o.Overwrite = False,
-    ignoring: o.Ignores = o.IGNORING,
-    show: o.Shown = o.SHOW,
+    ignoring: o.IgnoringGroup = o.IGNORING,
+    show: o.ShowGroup = o.SHOW,
 ) -> None:
     """Merge an adapter into its base: W + scale B A, tensor by tensor, in fp64 and rounded once.
 
@@ -77,15 +77,11 @@ def merge(
         the weights that it was trained on.
     format
         Format of the result.
-    tp
-        Tensor-parallel size of the result.
-    pp
-        Pipeline-parallel size of the result.
     """
     adapter = o.checkpoint(adapter or choose.newest("lora merge", "adapter").path, iteration)
     base = o.checkpoint(base) if base else None
-    from mconv.cli.convert import run_plan
-    from mconv.convert import adapted
+    from mconv.cli.conversion import run_plan
+    from mconv.convert.checkpoint import adapted
     from mconv.convert.engine import plan
 
     out = out or Path(_name(adapter, iteration, format=format, tp=tp, pp=pp, dtype=dtype))
@@ -99,8 +95,9 @@ def merge(
 
 
 def _name(adapter: Path, iteration: int | None, *, format: str, dtype: str | None, tp: int, pp: int) -> str:
-    """What to call a merge where nobody says."""
-    from mconv.convert import opening, peft
+    """Return the default name of a merge."""
+    from mconv.convert.checkpoint import open as opening
+    from mconv.convert.peft import folder as peft
 
     if not peft.is_adapter(adapter) and adapter.is_dir():
         adapter = opening.iteration_folder(adapter, iteration)

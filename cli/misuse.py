@@ -1,4 +1,4 @@
-"""What to say about a command line that cannot be read: one line for each thing that is wrong with it."""
+"""Messages about a command line that cannot be parsed: one line for each mistake."""
 
 import difflib
 import itertools
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cyclopts import Argument
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
-"""A type -> what to write for it."""
+"""Type -> what to write for it."""
 VERBS = {
     "convert": "hf2meg or meg2hf", "import": "hf2meg", "export": "meg2hf or lora export", "shard": "reshard",
     "hf_to_megatron": "hf2meg", "megatron_to_hf": "meg2hf", "checkpoint_util": "reshard", "split": "reshard",
@@ -32,11 +32,11 @@ VERBS = {
     "finetune": "train", "pretrain": "train", "pretrain_gpt": "train", "verify_correctness": "verify", "check": "verify",
     "compare": "verify", "info": "inspect", "estimate": "plan",
 }  # fmt: skip
-"""What other programs call a command -> ours."""
+"""Command of other programs -> mconv's."""
 
 
 def lines(error: CycloptsError) -> Iterator[str]:
-    """Yield what is wrong with a command line, a line each, each with what to do."""
+    """Yield a line for each mistake in a command line, with what to do."""
     command = " ".join(error.command_chain or ())
     if isinstance(error, UnknownOptionError):
         yield from _unknown_options(error, command)
@@ -57,7 +57,7 @@ def lines(error: CycloptsError) -> Iterator[str]:
 
 
 def _twice(error: RepeatArgumentError) -> str:
-    """Return what is given twice, under which names."""
+    """Return which option is given twice, under which names."""
     last = (error.token.keyword or "").replace("_", "-")
     known = error.app.assemble_argument_collection() if error.app else ()
     names = next((one.names for one in known if last in one.names), (last,))
@@ -88,7 +88,7 @@ def _given(words: Sequence[str]) -> dict[str, str]:
 
 
 def _off(name: str, known: "Iterable[Argument]") -> str | None:
-    """Return how a switch is turned off that is typed with `--no-` before its name."""
+    """Return how to turn off a switch that was typed with `--no-` before its name."""
     switch = re.sub("^--(no|disable)-", "--", name)
     kinds = [one.hint for one in known if switch != name and switch in one.names]
     return f"; to turn it off: {switch}=false" if any(bool in (kind, *get_args(kind)) for kind in kinds) else None
@@ -120,7 +120,7 @@ def _missing(error: MissingArgumentError, argument: "Argument", command: str) ->
 
 
 def _named(argument: "Argument") -> str:
-    """Return a parameter as it is typed: one that may be given by position in capitals."""
+    """Return a parameter as it is typed: in capitals if it may be given by position."""
     positional = argument.field_info.kind is not argument.field_info.KEYWORD_ONLY
     return argument.name.lstrip("-").upper() if positional else argument.name
 

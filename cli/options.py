@@ -1,17 +1,23 @@
-"""Options that several commands share: a type with its help, written once."""
+"""Options that several commands share: a type or a group of options with its help, written once."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
-    from mconv.convert.ignored import Ignored
+    from mconv.convert.checkpoint.model import Checkpoint as Opened
+    from mconv.convert.folders.ignored import Ignored
+    from mconv.shard.stages import Uneven
 
 Flag = Annotated[bool, Parameter(negative=())]
+Group = Parameter(name="*")
+"""Metadata of a dataclass whose fields are options of the command itself."""
+DialectName = Literal["mcore", "nvidia-legacy", "megatron-llm"]
+MegatronFormat = Literal["torch_dist", "mp_rank"]
 Checkpoint = Annotated[
     Path | None,
     Parameter(
@@ -22,49 +28,21 @@ Root = Annotated[
     Path | None, Parameter(help="The folder to make. Default: the model's name and layout, NAME-megatron-tp4-pp2.")
 ]
 Folder = Annotated[Path | None, Parameter(help="The folder to make. Default: the model's name, NAME-hf.")]
+Tp = Annotated[int, Parameter(help="Tensor-parallel size.")]
+Pp = Annotated[int, Parameter(help="Pipeline-parallel size.")]
+OwnTp = Annotated[int | None, Parameter(help="Tensor-parallel size. Default: the checkpoint's.")]
+OwnPp = Annotated[int | None, Parameter(help="Pipeline-parallel size. Default: the checkpoint's.")]
+OwnFormat = Annotated[MegatronFormat | None, Parameter(help="torch_dist or mp_rank. Default: the checkpoint's format.")]
 Iteration = Annotated[
     int | None, Parameter(help="The iteration to read. Default: the one in latest_checkpointed_iteration.txt.")
 ]
-VocabSize = Annotated[
-    int | None, Parameter(help="The vocabulary size without padding, for a checkpoint that does not record it.")
-]
-Dialect = Annotated[
-    Literal["mcore", "nvidia-legacy", "megatron-llm"] | None,
-    Parameter(help="The program whose tensor names and row order the checkpoint has, where its files do not tell."),
-]
-ToDialect = Literal["mcore", "nvidia-legacy", "megatron-llm"] | None
 Config = Annotated[
     Path | None,
     Parameter(help="A Hugging Face config.json for what the checkpoint's args leave open or are known to get wrong."),
 ]
-Padding = Annotated[
-    Literal["zeros", "last-row"],
-    Parameter(
-        help="Contents of the padding rows of the vocabulary: zeros, or the last row repeated as Megatron-LLM and "
-        "Megatron-LM's converter do."
-    ),
-]
 Multiple = Annotated[
     int | None,
     Parameter(help="Pad the vocabulary to a multiple of this times tp. Default: 128; 1 with --emit megatron-bridge."),
-]
-Chunks = Annotated[
-    int,
-    Parameter(
-        help="Model chunks on each pipeline rank (virtual pipeline). Only mp_rank stores them; torch_dist loads at any."
-    ),
-]
-FirstStage = Annotated[
-    int | None,
-    Parameter(
-        help="Layers on the first pipeline stage, which also has the embedding. Default: as many as on the others."
-    ),
-]
-LastStage = Annotated[
-    int | None,
-    Parameter(
-        help="Layers on the last pipeline stage, which also has the output layer. Default: as many as on the others."
-    ),
 ]
 Cast = Annotated[
     Literal["fp32", "bf16", "fp16"] | None,
@@ -75,17 +53,13 @@ Resume = Annotated[
     bool, Parameter(help="Continue an interrupted conversion: the same command again, with --resume.", negative=())
 ]
 AllowNonfinite = Annotated[bool, Parameter(help="Convert weights that hold NaN or infinity.", negative=())]
-MegatronFormat = Literal["torch_dist", "mp_rank"]
 Json = Annotated[bool, Parameter(help="Print one JSON object instead of text.", negative=())]
-Emit = Annotated[
-    Literal["megatron-bridge"] | None,
-    Parameter(help="Also write the files of this program, so that it can load the checkpoint directly."),
-]
 
 
+# ---- groups ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Show:
-    """What a conversion prints, and whether it only prints."""
+    """Options on what a conversion prints, and whether it only prints."""
 
     dry_run: Annotated[bool, Parameter(help="Print the plan and write nothing.", negative=())] = False
     tensors: Annotated[bool, Parameter(help="List every tensor of the result.", negative=())] = False
@@ -94,7 +68,7 @@ class Show:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ignoring:
-    """Unknown names that the user lets pass; the manifest records them."""
+    """Options that let unknown names pass; the manifest records them."""
 
     ignore_arg: Annotated[
         list[str] | None,
@@ -108,20 +82,138 @@ class Ignoring:
     @property
     def names(self) -> "Ignored":
         """The names, as `open_checkpoint` takes them."""
-        from mconv.convert.ignored import ignored
+        from mconv.convert.folders.ignored import ignored
 
         return ignored(args=self.ignore_arg or (), config_keys=self.ignore_config_key or ())
 
 
-Ignores = Annotated[Ignoring, Parameter(name="*")]
-IGNORING = Ignoring()
-Shown = Annotated[Show, Parameter(name="*")]
-SHOW = Show()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading(Ignoring):
+    """Options on how a Megatron checkpoint is read."""
+
+    iteration: Iteration = None
+    vocab_size: Annotated[
+        int | None, Parameter(help="The vocabulary size without padding, for a checkpoint that does not record it.")
+    ] = None
+    dialect: Annotated[
+        DialectName | None,
+        Parameter(help="The program whose tensor names and row order the checkpoint has, if its files do not show it."),
+    ] = None
+    config: Config = None
+
+    def open(self, path: Path, **more: Any) -> "Opened":
+        """Return the checkpoint at `path`, opened with these options and with `more` of `open_checkpoint`'s."""
+        from mconv.convert.checkpoint.open import open_checkpoint
+
+        return open_checkpoint(path, **self.values, ignore=self.names, **more)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Options of `open_checkpoint`, except the ignored names."""
+        return {name: getattr(self, name) for name in ("iteration", "vocab_size", "dialect", "config")}
+
+    @property
+    def hints(self) -> dict[str, Any]:
+        """Options of `open_checkpoint` as plain values, which JSON carries to ranks."""
+        config = str(self.config.resolve()) if self.config else None
+        return {**self.values, "config": config, "ignore": self.names.to_dict()}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    """Options on what params.json, in Meta's and Mistral's folders, leaves open."""
+
+    max_position_embeddings: Annotated[
+        int | None,
+        Parameter(
+            help="The model's context length, which Meta's and Mistral's params.json does not say. Default: 2048, "
+            "Mistral 32768."
+        ),
+    ] = None
+    rope_factor: Annotated[
+        float | None,
+        Parameter(
+            help="The factor of Llama 3's rope scaling, where Meta's params.json sets use_scaled_rope without a factor."
+        ),
+    ] = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Options of `open_checkpoint`."""
+        return {"max_position_embeddings": self.max_position_embeddings, "rope_factor": self.rope_factor}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Options on the Megatron checkpoint to write."""
+
+    vpp: Annotated[
+        int,
+        Parameter(
+            help="Model chunks on each pipeline rank (virtual pipeline). Only mp_rank stores them; torch_dist loads at "
+            "any."
+        ),
+    ] = 1
+    decoder_first_pipeline_num_layers: Annotated[
+        int | None,
+        Parameter(
+            help="Layers on the first pipeline stage, which also has the embedding. Default: as many as on the others."
+        ),
+    ] = None
+    decoder_last_pipeline_num_layers: Annotated[
+        int | None,
+        Parameter(
+            help="Layers on the last pipeline stage, which also has the output layer. Default: as many as on the others."
+        ),
+    ] = None
+    dtype: Cast = None
+    make_vocab_size_divisible_by: Multiple = None
+    vocab_padding: Annotated[
+        Literal["zeros", "last-row"],
+        Parameter(
+            help="Contents of the padding rows of the vocabulary: zeros, or the last row repeated as Megatron-LLM and "
+            "Megatron-LM's converter do."
+        ),
+    ] = "zeros"
+    emit: Annotated[
+        Literal["megatron-bridge"] | None,
+        Parameter(help="Also write the files of this program, so that it can load the checkpoint directly."),
+    ] = None
+    overwrite: Overwrite = False
+    resume: Resume = False
+    allow_nonfinite: AllowNonfinite = False
+
+    @property
+    def uneven(self) -> "Uneven":
+        """Numbers of layers of the first and the last stage."""
+        from mconv.shard.stages import Uneven
+
+        return Uneven(first=self.decoder_first_pipeline_num_layers, last=self.decoder_last_pipeline_num_layers)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Options of `plan.make`."""
+        names = ("vpp", "dtype", "vocab_padding", "emit", "overwrite", "resume")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "uneven": self.uneven,
+            "vocab_multiple": self.make_vocab_size_divisible_by,
+        }
+
+
+ShowGroup = Annotated[Show, Group]
+IgnoringGroup = Annotated[Ignoring, Group]
+ReadingGroup = Annotated[Reading, Group]
+ParamsGroup = Annotated[Params, Group]
+TargetGroup = Annotated[Target, Group]
+SHOW, IGNORING, READING, PARAMS, TARGET = Show(), Ignoring(), Reading(), Params(), Target()
+"""Groups with all their defaults."""
+
+
+# ---- paths -----------------------------------------------------------------------------------------------------------
 def checkpoint(path: Path, iteration: int | None = None) -> Path:
-    """Return the folder of a checkpoint, after a look at the names in it: what is none is refused without a wait."""
-    from mconv.convert.locate import check_path
+    """Return the folder of a checkpoint. Refuses anything else by the names of its files, without a wait."""
+    from mconv.convert.folders.locate import check_path
 
     path = local(path)
     check_path(path, iteration)
@@ -129,22 +221,22 @@ def checkpoint(path: Path, iteration: int | None = None) -> Path:
 
 
 def side_folder(path: Path) -> Path:
-    """Return the folder of a model's tokenizer and generation files: the one in a Megatron checkpoint, else `path`."""
-    from mconv.convert.recognize import READABLE, what_is
+    """Return the folder of tokenizer and generation files: the one inside a Megatron checkpoint, else `path`."""
+    from mconv.convert.folders.recognize import READABLE, what_is
 
     return tokenizer(path) if what_is(path).kind in READABLE else path
 
 
 def tokenizer(path: Path) -> Path:
     """Return the folder with a tokenizer's files: in a model folder, a Megatron checkpoint, or a cached repository."""
-    from mconv.convert.locate import tokenizer_folder
+    from mconv.convert.folders.locate import tokenizer_folder
 
     return tokenizer_folder(local(path))
 
 
 def local(path: Path) -> Path:
     """Return the path itself, or the folder of a repository ORG/NAME that is in the Hub's cache."""
-    from mconv.convert import unfinished
+    from mconv.convert.folders import unfinished
 
     if (
         path.exists()
@@ -158,5 +250,5 @@ def local(path: Path) -> Path:
 
     try:
         return fetch.resolve(str(path), offline=True)
-    except MconvError:  # neither: what is said of a folder that is not there names `mconv pull`
+    except MconvError:  # the error about a folder that does not exist names `mconv pull`
         return path

@@ -1,4 +1,4 @@
-"""`mconv inspect --plot`: which rank holds which slice of which tensor, as a picture."""
+"""`mconv inspect --plot`: a picture of which rank holds which slice of which tensor."""
 
 import io
 from itertools import product
@@ -11,15 +11,15 @@ from mconv import extras
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
-    from mconv.convert.checkpoint import Checkpoint
-    from mconv.convert.table import Logical
+    from mconv.convert.checkpoint.model import Checkpoint
+    from mconv.convert.spelling.table import Logical
     from mconv.shard.axes import Axes, Box
     from mconv.shard.layout import Layout
 
 KINDS = (".png", ".svg", ".pdf", ".html")
 INK, PAPER, GREY, MONO = "#222222", "#ffffff", "#d9d9d9", "DejaVu Sans Mono"
 TONES = {"q": 1.0, "k": 0.66, "v": 0.38}
-"""How strongly a query group's parts are coloured."""
+"""Strength of the colour of a query group's parts."""
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>body{{margin:1.5em auto;max-width:1400px;font-family:monospace}}svg{{width:100%;height:auto}}</style>
 {svg}</html>
@@ -27,7 +27,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</t
 
 
 def draw(checkpoint: "Checkpoint", layout: "Layout", file: Path) -> None:
-    """Write the picture of a layout of a checkpoint; the name's ending says in which format."""
+    """Write the picture of a checkpoint's layout, in the format that the file's extension names."""
     if file.suffix.lower() not in KINDS:
         raise MconvError(f"--plot {file}: give a name that ends in {', '.join(KINDS)}")
     extras.need("plot", to="--plot")
@@ -66,7 +66,7 @@ def _title(c: "Checkpoint", layout: "Layout") -> str:
 
 # ---- stages ----------------------------------------------------------------------------------------------------------
 def _draw_stages(ax: Any, c: "Checkpoint", layout: "Layout") -> None:
-    """A column for each pipeline stage, a row for each of its chunks: the layers there, and what a rank holds."""
+    """Draw a column for each pipeline stage, a row for each chunk: its layers, and the bytes that a rank holds."""
     held = layout.stages(c.spec.num_layers)
     size = 8 if layout.pp <= 10 else 6
     for (stage, chunk), layers in held.items():
@@ -88,9 +88,8 @@ def _run(layers: range, stage: int, chunk: int, layout: "Layout") -> str:
 
 
 def per_rank(c: "Checkpoint", layout: "Layout") -> list[int]:
-    """Bytes of weights that the largest tensor-parallel rank of each stage holds, padding included."""
-    from mconv.convert import spell
-    from mconv.convert.dialects import DIALECTS
+    """Return the bytes of weights that the largest tensor-parallel rank of each stage holds, padding included."""
+    from mconv.convert.dialects import DIALECTS, spell
 
     dialect, total = DIALECTS[c.dialect or "mcore"], [0] * layout.pp
     for place, _, logical in spell.rank_tensors(dialect, c.family, c.spec, layout):
@@ -104,7 +103,7 @@ def per_rank(c: "Checkpoint", layout: "Layout") -> list[int]:
 
 # ---- tensors ---------------------------------------------------------------------------------------------------------
 def _bars(c: "Checkpoint", layout: "Layout") -> list[tuple[str, int, list[tuple[int, int, int, str]]]]:
-    """For each row of the family's table: a label, the length of the axis that is cut, and who holds which run of it.
+    """Return, for each row of the family's table, a label, the length of the cut axis, and which rank holds which run.
 
     A run is (start, stop, rank, kind); rank -1: every rank has all of it. Kind: `q`, `k`, `v`, `pad` or nothing.
     """
@@ -144,7 +143,7 @@ def _bar(c: "Checkpoint", layout: "Layout", logical: "Logical") -> tuple[str, in
 
 
 def _intervals(axes: "Axes", sizes: dict[str, int], dimension: int, box: "Box") -> list[tuple[int, int, str]]:
-    """The runs that a box fills of one stored dimension; of query groups, queries, key and value apart."""
+    """Return the runs of one stored dimension that a box fills; queries, key and value of a group separately."""
     group = axes.groups[dimension]
     ranges = [r for name, r in zip(axes.names, box, strict=True) if name in group]
     if group == ("g", "s", "h") and sizes["g"] <= 16:
@@ -167,7 +166,7 @@ def _intervals(axes: "Axes", sizes: dict[str, int], dimension: int, box: "Box") 
 
 
 def _colour(rank: int, tp: int) -> Any:
-    """A light colour of its own for each rank, so that black text is read on it."""
+    """Return a rank's own colour, light enough for black text."""
     from matplotlib import colormaps
 
     full = colormaps["tab10"](rank) if tp <= 10 else colormaps["turbo"](0.08 + 0.84 * rank / (tp - 1))
@@ -175,7 +174,7 @@ def _colour(rank: int, tp: int) -> Any:
 
 
 def _draw_bars(ax: Any, bars: list[tuple[str, int, list[tuple[int, int, int, str]]]], layout: "Layout") -> None:
-    """A bar for each tensor along the axis that is cut, its runs in the colours of the ranks that hold them."""
+    """Draw a bar for each tensor along its cut axis, its runs in the colours of the ranks that hold them."""
     for number, (label, length, runs) in enumerate(bars):
         ax.text(-0.01, -number - 0.5, label, ha="right", va="center", fontsize=8)
         for start, stop, rank, kind in runs:
@@ -194,7 +193,7 @@ def _draw_bars(ax: Any, bars: list[tuple[str, int, list[tuple[int, int, int, str
 
 
 def _label_runs(ax: Any, number: int, length: int, runs: list[tuple[int, int, int, str]], layout: "Layout") -> None:
-    """The rank's number on each stretch that it holds, where there is room."""
+    """Write the rank's number on each run that is wide enough."""
     joined: list[list[int]] = []
     for start, stop, rank, kind in sorted(runs):
         if kind == "pad":

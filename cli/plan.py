@@ -1,4 +1,4 @@
-"""How a plan looks: source and target, what it costs, and the tree that it leaves."""
+"""A conversion's plan in words: source, target, cost, and the files that it writes."""
 
 import json
 import sys
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from mconv.convert.engine.plan import Plan
 
 SHOWN = 12
-"""Files of one kind that are listed one by one; of more, the first and last few."""
+"""Number of files listed one by one; of more, only the first and the last few are."""
 
 
 def lines(plan: "Plan", *, written: bool, tensors: bool) -> list[str]:
-    """The plan, or what came of it. Warnings about Megatron's flags go to stderr."""
+    """Return the plan, or its result, in words. Warnings about Megatron's flags go to stderr."""
     if written:
         out = [f"{plan.out}: {_target(plan)}, {len(plan.targets)} tensors, {decimal(plan.nbytes)}, {_dtype(plan)}"]
     else:
@@ -31,7 +31,7 @@ def lines(plan: "Plan", *, written: bool, tensors: bool) -> list[str]:
 
 
 def as_json(plan: "Plan", *, written: bool, tensors: bool) -> str:
-    """The same for programs."""
+    """Return the plan, or its result, as JSON."""
     from mconv.convert.engine import files
 
     layout, source = plan.layout, plan.model
@@ -95,7 +95,7 @@ def _dtype(plan: "Plan") -> str:
 
 
 def _tree(plan: "Plan") -> list[str]:
-    """The target's files with their sizes, long runs of like files shortened."""
+    """Return the target's files with their sizes, long runs of similar files shortened."""
     from mconv.convert.engine import files
 
     root = "" if plan.format == "hf" else f"{plan.folder.name}/"
@@ -111,7 +111,7 @@ def _tree(plan: "Plan") -> list[str]:
 
 
 def _shortened(files: "Files", *, root: str) -> "Files":
-    """Of many files with weights, the first and last few, and one line that stands for the rest."""
+    """Return the files, with one line in place of all but the first and last few weight files."""
     heavy = [name for name, size in files.items() if size is not None]
     hidden = heavy[4:-2] if len(heavy) > SHOWN else []
     out: Files = {}
@@ -124,8 +124,8 @@ def _shortened(files: "Files", *, root: str) -> "Files":
 
 
 def _flags(plan: "Plan") -> tuple[str, list[str]]:
-    """Return the program's flags for the result in one line, and a warning where no flag is right."""
-    from mconv.convert import bridge
+    """Return the program's flags for the result in one line, and a warning for each setting that no flag expresses."""
+    from mconv.convert.checkpoint import bridge
     from mconv.convert.dialects import DIALECTS
     from mconv.convert.dialects.flags import Case
 

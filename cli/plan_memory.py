@@ -1,4 +1,4 @@
-"""What `mconv plan` says of a GPU's memory: whether a run fits, what would make it fit, and which layouts do."""
+"""GPU memory in `mconv plan`: whether a run fits, what would make it fit, and which layouts do."""
 
 from collections.abc import Callable, Set
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from mconv.train.estimate.suggest import Suggestion
 
 Plans = Callable[["TrainConfig", int], "RunPlan"]
-"""A configuration and the number of ranks -> its plan."""
+"""A callback: configuration, number of ranks -> plan."""
 LARGEST = 1024
-"""GPUs up to which a run is tried that fits in no way on those it has."""
+"""Largest number of GPUs tried for a run that does not fit on its own in any way."""
 
 
 def gpu_of(gigabytes: float | None) -> "Gpu | None":
-    """Return the GPU that `--gpu-memory` describes. Raises ConfigError on one that a plan cannot use."""
+    """Return the GPU that `--gpu-memory` describes. Raises ConfigError if a plan cannot use it."""
     from mconv.train.estimate.fit import GB, Gpu
 
     if gigabytes is None:
@@ -39,7 +39,7 @@ def gpu_of(gigabytes: float | None) -> "Gpu | None":
 
 
 def remedies(plan: "RunPlan", gpu: "Gpu", *, grows: bool, again: Plans) -> "Remedies | None":
-    """Return what would make a plan fit; None where it fits."""
+    """Return the changes that would make a plan fit; None if it fits."""
     from mconv.train.estimate import fit
 
     if gpu.holds(plan.ranks):
@@ -67,7 +67,7 @@ def more_gpus(plan: "RunPlan", gpu: "Gpu", fixed: Set[str]) -> "tuple[int, Sugge
 
 # ---- for people ------------------------------------------------------------------------------------------------------
 def counted(gpu: "Gpu") -> str:
-    """Return how much of a GPU a plan may use, and why not all."""
+    """Return in words how much of a GPU a plan may use, and why not all of it."""
     from mconv.train.estimate.fit import CONTEXT, WASTE
 
     return (
@@ -77,7 +77,7 @@ def counted(gpu: "Gpu") -> str:
 
 
 def fit_lines(plan: "RunPlan", gpu: "Gpu", found: "Remedies | None") -> list[tuple[str, str]]:
-    """Return whether a plan fits, by stage, and what would make it fit."""
+    """Return the lines on whether a plan fits, by stage, and on what would make it fit."""
     over = [rank for rank in plan.ranks if rank.peak > gpu.usable]
     ranks = plan.layout.tp * plan.replicas
     of = f"each of {ranks} ranks" if ranks > 1 else "its rank"
@@ -108,7 +108,7 @@ def _change(change: "Remedy", world: int) -> str:
 
 
 def more_line(found: "tuple[int, Suggestion] | None", world: int) -> tuple[str, str]:
-    """Return the line for a run that no change makes fit."""
+    """Return the line on a run that no change makes fit."""
     if found is None:
         return "would fit", f"no layout on up to {LARGEST} GPUs"
     count, one = found
@@ -138,7 +138,7 @@ def _recompute(config: "TrainConfig") -> str:
 
 
 def known(machine: "Machine") -> str:
-    """Return what the order of suggestions rests on."""
+    """Return in words what the order of suggestions is based on."""
     return (
         "The order is an estimate, not a measurement. It counts operations (with what is recomputed), the idle time of "
         "the pipeline, uneven stages, and bytes between GPUs, at assumed rates: "

@@ -1,4 +1,4 @@
-"""`mconv plot`: the curves of one or several runs, as a picture or a page."""
+"""`mconv plot`: the curves of runs, as a picture or a page."""
 
 import json as jsonlib
 from pathlib import Path
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 KINDS = (".png", ".svg", ".pdf", ".html")
 COLOURS = ("#2459a8", "#c2571a", "#14713d", "#8a3fa0", "#a8213b", "#0b7a86", "#6b5b00", "#555b63")
-"""One a run, in turn; each is told from the others in grey too, and read on white."""
+"""Colours of runs, in turn; all differ in grey too, and are legible on white."""
 PANELS = (("loss", "validation_loss"), ("lr",), ("grad_norm",), ("tokens_per_second",), ("samples_per_second",))
-"""Curves that share axes; a panel that no run has is left out."""
+"""Curves that share axes. A panel without points is left out."""
 
 
 def plot(
@@ -65,7 +65,7 @@ def plot(
 
 
 def summary(one: "Series") -> str:
-    """A run in a line."""
+    """Return a run in a line."""
     said = []
     if loss := one.curves.get("loss"):
         said.append(f"loss {loss[0][1]:.4f} at {loss[0][0]:,} to {loss[-1][1]:.4f} at {loss[-1][0]:,}")
@@ -76,17 +76,17 @@ def summary(one: "Series") -> str:
 
 
 def panels(found: "list[Series]") -> list[tuple[str, ...]]:
-    """Those that some run has points for."""
+    """Return the panels that some run has points for."""
     return [names for names in PANELS if any(name in one.curves for one in found for name in names)]
 
 
 def width(name: str, curve: list[tuple[int, float]], asked: int | None) -> int:
-    """Points that the bold line averages over: one where nothing is noise."""
+    """Return the number of points that the bold line averages over: 1 for a curve without noise."""
     return 1 if name == "lr" else asked or max(1, len(curve) // 100)
 
 
 def draw(found: "list[Series]", file: Path, *, smooth: int | None) -> None:
-    """Write the picture; the name's ending says in which format."""
+    """Write the picture, in the format that the file's extension names."""
     _check_kind(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix.lower() == ".html":
@@ -120,7 +120,7 @@ def _check_kind(file: Path) -> None:
 
 
 def _panel(ax: Any, names: tuple[str, ...], found: "list[Series]", smooth: int | None) -> None:
-    """One pair of axes: each run faint as it is and bold as its running mean; validation as dots."""
+    """Draw one pair of axes: each run faint, its running mean bold; validation as dots."""
     from matplotlib.ticker import MaxNLocator
 
     from mconv.train.logs.series import CURVES
@@ -154,5 +154,5 @@ def _panel(ax: Any, names: tuple[str, ...], found: "list[Series]", smooth: int |
 
 
 def _label(name: str) -> str:
-    """A run's name as matplotlib shows it: no formula between dollars, and one that begins with _ is not left out."""
+    """Return a run's name so that matplotlib shows it: no formula between dollars, no leading underscore."""
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""What `mconv push` does with its options: the checks in order of cost, the dry run, and what is printed."""
+"""`mconv push`: its checks in order of cost, the dry run, and its output."""
 
 import json as jsonlib
 import os
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from mconv.cli import choose
-from mconv.convert import logbook
+from mconv.convert.folders import logbook
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 _CARD_LINES = 20
 _MARKS = {True: "ok", False: "NO", None: "?"}
-"""How a line of the checklist begins."""
+"""Beginning of a line of the checklist."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What a push is to do."""
+class PushOptions:
+    """Options of a push."""
 
     private: Annotated[bool, Parameter(help="Make the repository private.", negative=())] = False
     revision: Annotated[
@@ -58,21 +58,21 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.unverified and (self.against or self.record):
-            raise MconvError("--unverified skips the proof; --against and --record belong to one: drop one or the other")
+            raise MconvError("--unverified skips the proof that --against and --record are about: drop one or the other")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class PushRequest:
     """A push as the command line asks for it."""
 
     folder: Path
     repo: str | None
-    """None: the folder's name, under that of the token's owner, once it is confirmed."""
-    how: Options
+    """Repository; None for the folder's name under the token's owner, once confirmed."""
+    how: PushOptions
 
     @property
     def card(self) -> dict[str, Any]:
-        """Return the options that decide the model card."""
+        """Options that decide the model card."""
         return {"overwrite_card": self.how.overwrite_card, "license": self.how.license}
 
     @property
@@ -81,13 +81,13 @@ class Asked:
 
     @property
     def name(self) -> str:
-        """Return the repository as far as it is known without asking the Hub."""
+        """Repository, as far as it is known without asking the Hub."""
         from mconv.hub import push as hub
 
         return self.repo or hub.repository_name(self.folder)
 
     def look(self, planned: "PushPlan | None") -> "Readiness":
-        """Return what the Hub says of the push, without sending anything."""
+        """Return what the Hub says about the push, without sending anything."""
         from mconv.hub.ready import Wanted, look
 
         files = frozenset(file.name for file in planned.files) if planned else frozenset()
@@ -98,14 +98,14 @@ class Asked:
         )  # fmt: skip
 
 
-def publish(asked: Asked) -> int:
-    """Push a folder once all that is quick to check holds, and then the proof. Return the exit code."""
+def publish(asked: PushRequest) -> int:
+    """Push a folder if all quick checks pass, and then the proof. Return the exit code."""
     from mconv.hub import push as hub
 
     folder, json = asked.folder, asked.how.json
     if not (asked.repo or asked.how.yes or sys.stdin.isatty()):
         raise MconvError(
-            f"no repository was named, and there is no terminal to confirm one at: give ORG/NAME, or --yes for "
+            f"no repository was given, and there is no terminal to confirm the default on: give ORG/NAME, or --yes for "
             f"{asked.name} under the name of the token's owner"
         )
     ready = asked.look(hub.plan(folder, asked.name, **asked.card)).require()
@@ -127,17 +127,17 @@ def publish(asked: Asked) -> int:
 
 
 def _confirmed(folder: Path, name: str, *, yes: bool) -> str:
-    """Return the repository that was proposed, once it is confirmed at the terminal. Raises MconvError if it is not."""
+    """Return the proposed repository once the user confirms it at the terminal. Raises MconvError otherwise."""
     if yes:
         choose.say(f"push: {folder} to {name} (--yes)")
         return name
     print(f"push {folder} to {name}? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise MconvError(f"{name} was not confirmed: nothing was sent; give ORG/NAME for another repository")
+        raise MconvError(f"{name} was not confirmed, and nothing was sent; give ORG/NAME for another repository")
     return name
 
 
-def _gate(asked: Asked, *, rehearsal: bool = False) -> "Finding":
+def _gate(asked: PushRequest, *, rehearsal: bool = False) -> "Finding":
     from mconv.cli import gate
     from mconv.hub import adapter
 
@@ -149,7 +149,7 @@ def _gate(asked: Asked, *, rehearsal: bool = False) -> "Finding":
 
 
 # ---- dry run ---------------------------------------------------------------------------------------------------------
-def rehearse(asked: Asked) -> int:
+def rehearse(asked: PushRequest) -> int:
     """Show what a push would send and whether it would go ahead. Return 0 if so, 1 if the proof fails.
 
     Raises MconvError, exit code 2, if anything else is missing.
@@ -157,7 +157,7 @@ def rehearse(asked: Asked) -> int:
     from mconv.hub import push as hub
 
     if asked.how.record:
-        raise MconvError("--record keeps a verdict, and a dry run reaches none: drop one of the two")
+        raise MconvError("--record keeps a verdict, but --dry-run makes none: drop one of the two")
     planned, folder = _planned(asked)
     ready = asked.look(planned)
     checks = [folder, *ready.checks]
@@ -181,7 +181,7 @@ def rehearse(asked: Asked) -> int:
     return 0 if not found or found.passed or asked.how.unverified else 1
 
 
-def _planned(asked: Asked) -> "tuple[PushPlan | None, Check]":
+def _planned(asked: PushRequest) -> "tuple[PushPlan | None, Check]":
     """Return what would be sent, None if the folder cannot be, and the check of the folder."""
     from rich.filesize import decimal
 
@@ -200,8 +200,8 @@ def _planned(asked: Asked) -> "tuple[PushPlan | None, Check]":
     )
 
 
-def _proof(asked: Asked) -> "tuple[Check, Finding | None]":
-    """Return the check of the proof; no finding where there is nothing to judge the folder by."""
+def _proof(asked: PushRequest) -> "tuple[Check, Finding | None]":
+    """Return the check of the proof; no finding if there is nothing to judge the folder against."""
     from mconv.hub.ready import Check
 
     try:

@@ -18,7 +18,7 @@ COMMON = {
     ),
     "plan": "preset load seq_length global_batch_size micro_batch_size tp pp train_iters",
 }
-"""A command -> the fields that most of its runs set."""
+"""Command -> the fields that most of its runs set."""
 EXAMPLES = {
     "train": (
         "mconv train --load CHECKPOINT --data data/text --save runs/first --train-iters 500 --lr 3e-5 --seq-length 2048",
@@ -31,7 +31,7 @@ EXAMPLES = {
 }
 ALL = "all"
 ALIASES = {"save": ("out",)}
-"""Further names of a field's flag."""
+"""Other names of a field's flag."""
 FLAGS = ("--help", "-h")
 INDENT = 26
 """Column at which explanations begin."""
@@ -40,7 +40,7 @@ BY_NAME = {section.__name__.lower(): section for section in SECTIONS}
 
 
 def asked(argv: Sequence[str]) -> list[str] | None:
-    """Return the words behind `--help` of train or plan: sections, or none. None where help is not asked of these two."""
+    """Return the words after `--help` of train or plan; None if help for these two was not asked for."""
     if not argv or argv[0] not in COMMON:
         return None
     words = [*argv[1 : argv.index("--")]] if "--" in argv else [*argv[1:]]
@@ -53,7 +53,7 @@ def asked(argv: Sequence[str]) -> list[str] | None:
 
 
 def text(command: str, about: str, words: Sequence[str]) -> str:
-    """Return the help for sections by name, or an overview for none. Raises MconvError on a word that names nothing."""
+    """Return the help on named sections, or the overview. Raises MconvError on a word that names nothing."""
     width = min(shutil.get_terminal_size().columns, 122)
     lines = [line for word in words for line in _one(command, word, width)] if words else _overview(command, about, width)
     return "\n".join(lines)
@@ -65,7 +65,7 @@ def _overview(command: str, about: str, width: int) -> Iterator[str]:
         yield from ("", *textwrap.wrap(paragraph, width))
     yield from ("", "Examples:", *(f"  {line}" for line in EXAMPLES[command]))
     if own := list(_own(command)):
-        yield from ("", f"Options of {command} alone:")
+        yield from ("", f"Options of {command} only:")
         yield from (line for flag, about in own for line in _row(flag, about, width))
     yield from ("", "Options that most runs need:")
     yield from (line for name in COMMON[command].split() for line in _field(name, width))
@@ -89,13 +89,13 @@ def _one(command: str, word: str, width: int) -> Iterator[str]:
         close = difflib.get_close_matches(name, [*BY_NAME, *help_of(), ALL], n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise MconvError(
-            f"{command} --help has no section {word!r}; {hint}sections: {', '.join(BY_NAME)}; or {ALL}, or one field"
+            f"{command} --help has no section {word!r}; {hint}sections: {', '.join(BY_NAME)}; or {ALL}, or one option"
         )
     yield from (line for field in fields for line in _field(field, width))
 
 
 def _about(section: type) -> str:
-    """Return what a section is about, without its title."""
+    """Return a section's description, without its title."""
     return (section.__doc__ or "").splitlines()[0].partition(": ")[2]
 
 
@@ -108,7 +108,7 @@ def _field(name: str, width: int) -> list[str]:
 
 
 def _value(kind: Any) -> str:
-    """Return what follows a flag: a placeholder, its choices being in the text below it; nothing for a switch."""
+    """Return what follows a flag: a placeholder or its choices; nothing for a switch."""
     if choices := get_args(kind):
         words = [choice for choice in choices if isinstance(choice, str)]
         if words:
@@ -123,7 +123,7 @@ def _value(kind: Any) -> str:
 
 
 def _own(command: str) -> Iterator[tuple[str, str]]:
-    """Yield the options of a command that are no field of a run, with what they mean."""
+    """Yield the options of a command that are not fields of a run, with their help."""
     from mconv.cli import train, train_plan
 
     function = {"train": train.train, "plan": train_plan.plan}[command]
@@ -136,7 +136,7 @@ def _own(command: str) -> Iterator[tuple[str, str]]:
 
 
 def _row(name: str, about: str, width: int) -> list[str]:
-    """Return a name and what it means beside it; below it where the name is long."""
+    """Return a name with its explanation beside it, or below it if the name is long."""
     lines = textwrap.wrap(about, max(width - INDENT, 30)) or [""]
     first = f"  {name}".ljust(INDENT)
     if len(name) + 3 > INDENT:

@@ -1,4 +1,4 @@
-"""`mconv status`: the family tree of what is in a folder."""
+"""`mconv status`: the checkpoints in a folder as a tree of what was made from what."""
 
 import json as jsonlib
 import os
@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from mconv.cli import options as o
-from mconv.convert import logbook, scan
-from mconv.convert.host import nbytes
-from mconv.convert.scan import Found, Scan
+from mconv.convert.folders import logbook, scan
+from mconv.convert.folders.host import nbytes
+from mconv.convert.folders.scan import Found, Scan
 from mconv.errors import MconvError
 
 
 @dataclass(slots=True, kw_only=True)
-class Node:
-    """A checkpoint of the folder, or a place outside of it that something here was made from."""
+class TreeNode:
+    """A checkpoint in the folder, or a place elsewhere that one of them was made from."""
 
     name: str
     found: Found | None = None
     state: str = "here"
-    """`here`; `elsewhere`: outside of the folder; `another iteration`: of a run that went on; `gone`."""
+    """`here`; `elsewhere`: outside the folder; `another iteration`: of a run that went on; `gone`."""
     also: tuple[str, ...] = ()
-    """Parents beside the one under which it stands: the adapter of a merge."""
-    children: "list[Node]" = field(default_factory=list)
+    """Parents other than the one it stands under: the adapter of a merge."""
+    children: "list[TreeNode]" = field(default_factory=list)
 
 
 def status(folder: Path = Path(), *, json: o.Json = False) -> None:
@@ -61,11 +61,11 @@ def status(folder: Path = Path(), *, json: o.Json = False) -> None:
 
 
 # ---- the tree --------------------------------------------------------------------------------------------------------
-def tree(looked: Scan) -> list[Node]:
-    """Return the roots: checkpoints without a known source, and sources outside of the folder."""
-    here = {id(one): Node(name=scan.shown(str(one.path)), found=one) for one in looked.found}
-    outside: dict[Path, Node] = {}
-    roots: list[Node] = []
+def tree(looked: Scan) -> list[TreeNode]:
+    """Return the roots: checkpoints without a known source, and sources outside the folder."""
+    here = {id(one): TreeNode(name=scan.shown(str(one.path)), found=one) for one in looked.found}
+    outside: dict[Path, TreeNode] = {}
+    roots: list[TreeNode] = []
     for one in looked.found:
         node, above = here[id(one)], [_above(looked, one, place, here, outside) for place in one.parents]
         above = [parent for parent in above if not _within(parent, node)]
@@ -75,12 +75,12 @@ def tree(looked: Scan) -> list[Node]:
     return [*away, *roots]
 
 
-def _above(looked: Scan, one: Found, place: Path, here: dict[int, Node], outside: dict[Path, Node]) -> Node:
-    """Return the node of a checkpoint's source; a source outside of the folder gets a node of its own."""
+def _above(looked: Scan, one: Found, place: Path, here: dict[int, TreeNode], outside: dict[Path, TreeNode]) -> TreeNode:
+    """Return the node of a checkpoint's source. A source outside the folder gets its own node."""
     if (source := looked.holds(place)) and source is not one:
         return here[id(source)]
     if place not in outside:
-        outside[place] = Node(name=scan.shown(_place_name(looked, one, place)), state=_state(looked, place))
+        outside[place] = TreeNode(name=scan.shown(_place_name(looked, one, place)), state=_state(looked, place))
         if run := looked.at(place):
             here[id(run)].children.append(outside[place])
     return outside[place]
@@ -97,7 +97,7 @@ def _state(looked: Scan, place: Path) -> str:
 
 
 def _place_name(looked: Scan, one: Found, place: Path) -> str:
-    """Return a repository's name for its folder in the Hub's cache, else the path as seen from the folder."""
+    """Return the repository's name for a folder in the Hub's cache, else the path relative to the folder."""
     source = (one.manifest or {}).get("source", {}).get("name")
     if isinstance(source, str) and len(one.ancestors) == 1 and f"models--{source.replace('/', '--')}" in place.parts:
         return source
@@ -106,14 +106,14 @@ def _place_name(looked: Scan, one: Found, place: Path) -> str:
     return str(shown.parent if shown.name == "release" else shown)
 
 
-def _within(node: Node, root: Node) -> bool:
-    """Return whether a node is below another one: manifests that name each other must not make a circle."""
+def _within(node: TreeNode, root: TreeNode) -> bool:
+    """Return whether a node is below another one: manifests that name each other must not make a cycle."""
     return node is root or any(_within(node, child) for child in root.children)
 
 
 # ---- one of it -------------------------------------------------------------------------------------------------------
-def _facts(node: Node) -> dict[str, Any]:
-    """Return a node as JSON has it."""
+def _facts(node: TreeNode) -> dict[str, Any]:
+    """Return a node in JSON values."""
     facts: dict[str, Any] = {"name": node.name, "state": node.state}
     if node.found:
         facts |= {**facts_of(node.found), "also_from": list(node.also)}
@@ -121,7 +121,7 @@ def _facts(node: Node) -> dict[str, Any]:
 
 
 def facts_of(one: Found) -> dict[str, Any]:
-    """Return what is known of a checkpoint, without a look at its tensors."""
+    """Return what is known about a checkpoint without reading its tensors."""
     made = one.manifest or {}
     layout = made.get("layout")
     log = logbook.read(one.folder)
@@ -146,8 +146,8 @@ def facts_of(one: Found) -> dict[str, Any]:
     }
 
 
-def _lines(node: Node, before: str = "", own: str = "") -> Iterator[str]:
-    """Yield the lines of a node and of those below it, with the branches of a tree drawn before them."""
+def _lines(node: TreeNode, before: str = "", own: str = "") -> Iterator[str]:
+    """Yield the lines on a node and those below it, as a drawn tree."""
     yield own + node.name + (f" ({_where(node)})" if node.found is None else "")
     rest = before + ("│ " if node.children else "  ")
     for line in _about(node.found) if node.found else ():
@@ -157,8 +157,8 @@ def _lines(node: Node, before: str = "", own: str = "") -> Iterator[str]:
         yield from _lines(child, before + ("   " if last else "│  "), before + ("└─ " if last else "├─ "))
 
 
-def _where(node: Node) -> str:
-    return {"gone": "not there any more", "elsewhere": "not in this folder"}.get(
+def _where(node: TreeNode) -> str:
+    return {"gone": "no longer exists", "elsewhere": "not in this folder"}.get(
         node.state, "an iteration that the run has left behind"
     )
 

@@ -1,4 +1,4 @@
-"""How numbers and progress look on a terminal."""
+"""Numbers and progress on a terminal."""
 
 import functools
 import io
@@ -12,11 +12,11 @@ from typing import Any
 from mconv.errors import MconvError
 
 typed: list[str] = []
-"""The command line of the command that runs, without the program's name."""
+"""Command line of the running command, without the program's name."""
 
 
 def command() -> str | None:
-    """Return the command that runs as a user would type it, without --resume; None outside of the command line."""
+    """Return the running command as a user would type it, without --resume; None outside the command line."""
     words = [word for word in typed if word != "--resume"]
     return shlex.join(["mconv", *words]) if words else None
 
@@ -27,7 +27,7 @@ def dtype_name(dtype: object) -> str:
 
 @contextmanager
 def progress(total: int, doing: str = "", *, passes: int = 1) -> Iterator[Callable[[int], None]]:
-    """What is being done, bytes, rate and time left on a terminal; nothing in a pipe.
+    """Show the work, bytes, rate and time left on a terminal; nothing in a pipe.
 
     `passes`: how often each byte is counted while the work goes on, where what a person means is the byte itself.
     """
@@ -47,17 +47,17 @@ def progress(total: int, doing: str = "", *, passes: int = 1) -> Iterator[Callab
 
 
 def before_slow(line: str) -> None:
-    """Say on a terminal what is about to take seconds; say nothing in a pipe."""
+    """Print on a terminal what is about to take seconds; nothing in a pipe."""
     if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)
 
 
-def one_voice(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Under torchrun only rank 0 prints. It tells of the other ranks' failures, and they fail with it."""
+def rank_0_prints(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command of which, under torchrun, only rank 0 prints; every rank fails if one fails."""
 
     @functools.wraps(command)
     def spoken(*args: Any, **options: Any) -> Any:
-        rank, world = (int(os.environ.get(name, alone)) for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        rank, world = (int(os.environ.get(name, unset)) for name, unset in (("RANK", "0"), ("WORLD_SIZE", "1")))
         if world == 1:
             return command(*args, **options)
         try:

@@ -1,4 +1,4 @@
-"""`mconv train`: one YAML, every field a flag, as many ranks as the layout needs."""
+"""`mconv train`: one YAML file, every field a flag, as many ranks as the layout needs."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from mconv import extras
 from mconv.cli.fields import check_load, given_values, here, settled, with_fields
-from mconv.convert.staging import has_saved
+from mconv.convert.folders.staging import has_saved
 from mconv.errors import CheckFailed, ConfigError, MconvError
 from mconv.train.config import TrainConfig, help_of, make
 
@@ -23,7 +23,7 @@ PRELOAD = ("mconv.cli.live", "mconv.train.loop")
 
 
 def work(payload: dict[str, Any]) -> dict[str, Any]:
-    """One rank of `mconv train`, started by `launch.ranks`."""
+    """Run one rank of `mconv train`; `launch.ranks` starts it."""
     from mconv.cli.live import view
     from mconv.train.config.length import run_length
     from mconv.train.loop import train as run
@@ -35,7 +35,7 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _room() -> Iterator[None]:
-    """Say what would need less, where memory runs out."""
+    """Add to an out-of-memory error what would need less."""
     import torch
 
     try:
@@ -102,7 +102,7 @@ def _train(config: Path | None = None, /, *, write_config: WriteConfig = None, *
 
 
 def _write(path: Path, config: Path | None, flags: dict[str, Any]) -> int:
-    """Write a configuration as a commented file, and say what a run would still need."""
+    """Write a configuration as a commented file, and print what a run still needs."""
     from mconv.train.config.read import checked
     from mconv.train.config.template import text
 
@@ -131,7 +131,7 @@ def _write(path: Path, config: Path | None, flags: dict[str, Any]) -> int:
 
 
 def _interrupted(made: TrainConfig) -> contextlib.AbstractContextManager[None]:
-    """Say at Ctrl-C that nothing is saved, where nothing can be. A run with --save answers by itself."""
+    """Say at Ctrl-C that nothing is saved, if nothing can be. A run with --save answers by itself."""
     from mconv.train.launch.answer import answering
 
     if made.save is not None or made.eval_only or os.environ.get("RANK", "0") != "0":
@@ -140,7 +140,7 @@ def _interrupted(made: TrainConfig) -> contextlib.AbstractContextManager[None]:
 
 
 def _already(made: TrainConfig) -> bool:
-    """Say so if the run in `save` has no step left, and what to type next; returns whether that is so."""
+    """Return whether the run in `save` has no step left; if so, print that and the command that follows."""
     if not has_saved(made.save):  # imports nothing for a run that begins
         return False
     print(f"looking where the run in {made.save} stands", flush=True)  # torch is imported first
@@ -154,7 +154,7 @@ def _already(made: TrainConfig) -> bool:
 
 
 def _end(result: dict[str, Any], *, adapter: bool) -> None:
-    """Say how the run ended, what this start of it saved, and what to type next."""
+    """Print how the run ended, what this start of it saved, and the command that follows."""
     if result["stopped"]:
         then = "resumes the run" if result["saved"] else "starts the run again, since nothing is saved"
         print(f"stopped by {result['stopped']}; the same command {then}")
@@ -165,7 +165,7 @@ def _end(result: dict[str, Any], *, adapter: bool) -> None:
 
 
 def _next(folder: Path, *, adapter: bool) -> None:
-    """Print what usually follows a run whose last checkpoint is `folder`."""
+    """Print the command that usually follows a run whose last checkpoint is `folder`."""
     from mconv.cli import choose
 
     verb = "lora merge" if adapter else "meg2hf"

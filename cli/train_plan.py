@@ -1,4 +1,4 @@
-"""`mconv plan`: what a training configuration asks for, before anything is started."""
+"""`mconv plan`: the cost of a training configuration, before anything is started."""
 
 import dataclasses
 import json as json_
@@ -17,7 +17,7 @@ from mconv.errors import ConfigError
 from mconv.train.config import TrainConfig, make
 
 if TYPE_CHECKING:
-    from mconv.convert.checkpoint import SourceModel
+    from mconv.convert.checkpoint.model import SourceModel
     from mconv.train.estimate.fit import Gpu, Remedies
     from mconv.train.estimate.plan import RunPlan
     from mconv.train.estimate.suggest import Suggestion
@@ -117,7 +117,7 @@ def _suggest(
     json: bool,
     assumed: str,
 ) -> int:
-    """List the layouts that fit; exit code 1 where none does."""
+    """Print the layouts that fit; return exit code 1 if none does."""
     from mconv.train.estimate.plan import opened
     from mconv.train.estimate.speed import Machine
     from mconv.train.estimate.suggest import suggest
@@ -152,7 +152,7 @@ def _show_suggestions(
     print(notes[1])
     print(f"memory: {pm.counted(gpu)}")
     if not found:
-        print(f"no layout fits on {world} GPUs; more GPUs, or a smaller seq_length, would")
+        print(f"no layout fits on {world} GPUs; try more GPUs, or a smaller seq_length")
         return
     _table(pm.HEAD, pm.rows(found))
     print("\n".join(f"{number}: {one.flags}" for number, one in enumerate(found, 1)))
@@ -164,14 +164,14 @@ def _length(length: int, inherited: bool) -> str:
 
 
 def _inherited(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with the settings of the run that `resume` goes on with, where they are not given."""
+    """Return the values, with missing ones from the run that `resume` continues."""
     from mconv.train.checkpoints.inherit import filled
 
     return filled(values).values
 
 
 def _filled(values: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Return the fields with what a plan does not depend on filled in, and whether they give the run's length."""
+    """Return the fields with placeholders for what a plan does not depend on, and whether they give the run's length."""
     known = any(values.get(name) is not None for name in ("train_iters", "train_samples"))
     read = any(values.get(name) for name in ("mock_data", "train_data"))
     idle: dict[str, Any] = {"lr": 1.0, "data": None if read else ["none"]}
@@ -183,7 +183,7 @@ def _filled(values: dict[str, Any]) -> tuple[dict[str, Any], bool]:
 
 
 def as_json(plan: "RunPlan") -> dict[str, Any]:
-    """Return a plan for programs; bytes, samples and tokens are whole numbers, operations are of forward and backward."""
+    """Return a plan in JSON values. Operations count forward and backward."""
     spec, layout = plan.origin.spec, plan.layout
     return {
         "model": {"name": plan.origin.name, "parameters": plan.origin.parameters, "spec": spec.to_dict()},
@@ -208,7 +208,7 @@ def as_json(plan: "RunPlan") -> dict[str, Any]:
 def show(
     plan: "RunPlan", gpu: "Gpu | None" = None, found: "Remedies | None" = None, fixed: Set[str] = frozenset()
 ) -> None:
-    """Print a plan for people; with a GPU, whether it fits, and what would make it fit."""
+    """Print a plan; with a GPU, whether it fits, and what would make it fit."""
     partly = any(rank.trained < rank.parameters for rank in plan.ranks)
     counts = ("layers", "parameters", *(["trained"] if partly else []))
     rows = [
@@ -229,7 +229,7 @@ def _lines(found: list[tuple[str, str]]) -> None:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns: the first to the left, numbers to the right."""
+    """Print columns: the first aligned left, numbers right."""
     widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
     for row in (head, *rows):
         first, *others = (cell.ljust(width) if not at else cell.rjust(width)
@@ -248,7 +248,7 @@ def _head(plan: "RunPlan") -> list[tuple[str, str]]:
         ("ranks", f"{plan.world}: tp {layout.tp} x pp {layout.pp}{chunks} x dp {plan.replicas}; "
                   f"{_length(plan.seq_length, plan.inherited)}, {plan.micro_batches} micro batches a step"),
         ("precision", f"{plan.precision.name}, {plan.precision.why}"),
-        ("", "of each rank, by its stage:"),
+        ("", "per rank of each stage:"),
     ]  # fmt: skip
 
 
@@ -272,7 +272,7 @@ def _disk(plan: "RunPlan") -> str:
 
     text = f"{decimal(plan.checkpoint)} a checkpoint with optimizer state, {decimal(plan.export)} an export"
     count = kept(plan.config, plan.iterations) if plan.config.save else None
-    return text + (f"; {count:,} checkpoints stay: {decimal(count * plan.checkpoint)}" if count else "")
+    return text + (f"; {count:,} checkpoints are kept: {decimal(count * plan.checkpoint)}" if count else "")
 
 
 def _presets() -> list[dict[str, Any]]:

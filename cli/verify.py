@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from mconv.cli import options as o
-from mconv.cli.judging import flags_of, pair_of, tensors_of
+from mconv.cli.judging import JudgedPair, flags_of, pair_of, tensors_of
 from mconv.cli.terminal import before_slow
 from mconv.errors import FormatError, MconvError
 
@@ -29,8 +29,8 @@ BATCH = "Rows. The last row is real text if the checkpoint has a tokenizer; the 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """How logits are compared; --digests uses none of it."""
+class LogitOptions:
+    """Options on how logits are compared; --digests uses none of them."""
 
     tp: Annotated[int | None, Parameter(help=f"Tensor-parallel ranks to run a Megatron checkpoint on. {RECORDED}")] = None
     pp: Annotated[int | None, Parameter(help="Pipeline stages to run a Megatron checkpoint on. Default: as --tp.")] = None
@@ -55,11 +55,34 @@ class Asked:
     generate: Annotated[int, Parameter(help="Also compare this many greedy tokens after each of four prompts.")] = 0
 
     def given(self) -> dict[str, Any]:
-        """Return what was asked for, by name."""
+        """Return the options that were given, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-ASKED = Asked()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Options on the report, and on what is kept of it."""
+
+    record: Annotated[
+        bool,
+        Parameter(
+            help="Keep the verdict in the manifest of the judged checkpoint, from which `mconv push` writes it into the "
+            "model card.",
+            negative=(),
+        ),
+    ] = False
+    report_only: Annotated[bool, Parameter(help="Exit with 0 whatever the verdict is.", negative=())] = False
+    json: o.Json = False
+    html: Annotated[
+        Path | None,
+        Parameter(help="Write the report as a self-contained HTML page. An earlier page at this path is removed first."),
+    ] = None
+    overwrite: Annotated[
+        bool, Parameter(help="Let --html replace a file that is not a page of mconv verify.", negative=())
+    ] = False
+
+
+LOGITS, OUTPUT = LogitOptions(), Output()
 
 
 def verify(
@@ -68,20 +91,12 @@ def verify(
     *,
     digests: o.Flag = False,
     logits: o.Flag = False,
-    asked: Annotated[Asked, Parameter(name="*")] = ASKED,
+    asked: Annotated[LogitOptions, o.Group] = LOGITS,
     device: Device = "auto",
-    iteration: o.Iteration = None,
-    vocab_size: o.VocabSize = None,
-    dialect: o.Dialect = None,
-    config: o.Config = None,
     trained: o.Flag = False,
     sample: int | None = None,
-    record: o.Flag = False,
-    report_only: o.Flag = False,
-    json: o.Json = False,
-    html: Path | None = None,
-    overwrite: o.Flag = False,
-    ignoring: o.Ignores = o.IGNORING,
+    output: Annotated[Output, o.Group] = OUTPUT,
+    reading: o.ReadingGroup = o.READING,
 ) -> int:
     """Decide whether two checkpoints are the same model. Exit code 0: they are. 1: they are not. 2: not judged.
 
@@ -104,64 +119,53 @@ def verify(
         checkpoints that mconv made say so themselves.
     sample
         Of a blend, judged by its own recipe: look at this many of its tensors. Default: all.
-    record
-        Keep the verdict in the manifest of the judged checkpoint, from which `mconv push` writes it into the model card.
-    report_only
-        Exit with 0 whatever the verdict is.
-    html
-        Write the report as a self-contained HTML page. An earlier page at this path is removed first.
-    overwrite
-        Let --html replace a file that is not a page of mconv verify.
     """
-    _check_page(html, overwrite=overwrite)
-    if record and sample is not None:
+    _check_page(output)
+    if output.record and sample is not None:
         raise MconvError("--record keeps a verdict on all tensors, which a sample is not: leave --sample out")
     if digests:
-        _only_digests(asked.given() | {"record": record, "logits": logits})
-    a, b = (_found(path, iteration=iteration) for path in (a, b))
+        _only_digests(asked.given() | {"record": output.record, "logits": logits})
+    a, b = (_found(path, iteration=reading.iteration) for path in (a, b))
     before_slow("verify: loading torch")
+    _choose(device)
+    pair = pair_of(a, b, reading.hints)
+    proofs = "digests" if digests else "logits" if logits else "both"
+    values = {"proofs": proofs, "hints": reading.hints, "trained": True if trained else None, **asked.given()}
+    values |= {} if sample is None else {"sample": sample}
+    passed = _judge(pair, values, output)
+    if passed and not output.json and (line := _next_line(pair.candidate, reading.iteration)):
+        print(line)
+    return 1 if passed is False and not output.report_only else 0
+
+
+def _judge(pair: JudgedPair, asked: dict[str, Any], output: Output) -> bool | None:
+    """Judge, show and keep the report; return whether it passed, None on ranks other than 0 of a torchrun."""
     from mconv.verify import report as reports
 
-    _choose(device)
-    said: dict[str, Any] = {"iteration": iteration, "vocab_size": vocab_size, "dialect": dialect}
-    said["config"] = str(config.resolve()) if config else None
-    said["ignore"] = ignoring.names.to_dict()
-    pair = pair_of(a, b, said)
-    candidate = pair.candidate
-    kept = reports.check_recordable(candidate, iteration) if record else None
-    html = html if os.environ.get("RANK", "0") == "0" else None
+    kept = reports.check_recordable(pair.candidate, asked["hints"]["iteration"]) if output.record else None
+    html = output.html if os.environ.get("RANK", "0") == "0" else None
     if html:
-        html.unlink(missing_ok=True)  # whatever happens now, no old verdict is taken for this one
-    proofs: Any = "digests" if digests else "logits" if logits else "both"
-    report = pair.judge(
-        {
-            "proofs": proofs,
-            "opening": said,
-            "trained": True if trained else None,
-            **asked.given(),
-            **({} if sample is None else {"sample": sample}),
-        }
-    )
-    if not report:  # a rank other than 0 of somebody's torchrun
-        return 0
-    _tell(report, json=json)
+        html.unlink(missing_ok=True)  # from here on, no old verdict can be taken for this one
+    report = pair.judge(asked)
+    if not report:
+        return None
+    _show(report, json=output.json)
     if html:
         _write_page(html, report)
     if kept:
-        reports.record(kept, report, against=pair.against or report.get("reference", {}).get("name", pair.reference.name))
-    if report["passed"] and not json and (line := _next_line(candidate, iteration)):
-        print(line)
-    return 0 if report["passed"] or report_only else 1
+        name = report.get("reference", {}).get("name", pair.reference.name)
+        reports.record(kept, report, against=pair.against or name)
+    return bool(report["passed"])
 
 
 def _found(path: Path | None, *, iteration: int | None) -> Path | None:
     """Return a path, or the cached folder of a repository ORG/NAME, before torch is imported.
 
-    Raises FormatError with what a folder is where, by its names, it holds no checkpoint.
+    Raises FormatError for a folder without a checkpoint, judged by the names in it.
     """
     if path is None:
         return None
-    from mconv.convert.recognize import explain, what_is
+    from mconv.convert.folders.recognize import explain, what_is
 
     if not path.exists() and what_is(path).kind == "unfinished":  # of a name with a slash, which could be a repository's
         raise FormatError(explain(path))
@@ -179,9 +183,9 @@ def _found(path: Path | None, *, iteration: int | None) -> Path | None:
 
 
 def _next_line(candidate: Path, iteration: int | None) -> str | None:
-    """Return what a user would type after a checkpoint that mconv made has passed, or None where nothing follows."""
+    """Return the command that usually follows when a checkpoint that mconv made has passed, or None."""
     from mconv.cli import choose
-    from mconv.convert import manifest
+    from mconv.convert.folders import manifest
 
     where = tensors_of(candidate, iteration)
     if (made := manifest.read(where) if where else None) is None:
@@ -193,8 +197,8 @@ def _next_line(candidate: Path, iteration: int | None) -> str | None:
     return f"next: mconv meg2hf {path}" if "train" in steps else f"next: mconv train --load {path} --data DATA --save RUN"
 
 
-def _tell(report: dict[str, Any], *, json: bool) -> None:
-    """The report, for people or programs; warnings beside it."""
+def _show(report: dict[str, Any], *, json: bool) -> None:
+    """Print the report for people or for programs, and its warnings to stderr."""
     from mconv.verify import report as reports
 
     for warning in (report["digests"] or {}).get("warnings", ()):
@@ -209,10 +213,11 @@ def _only_digests(given: dict[str, Any]) -> None:
         raise MconvError(f"{mixed} cannot be used with --digests, which compares tensors and runs no model")
 
 
-def _check_page(file: Path | None, *, overwrite: bool) -> None:
-    """Refuse to write where the page cannot be, or where something else is. Raises MconvError."""
+def _check_page(output: Output) -> None:
+    """Refuse a page that cannot be written, or whose place another file has. Raises MconvError."""
+    file = output.html
     if file is None:
-        if overwrite:
+        if output.overwrite:
             raise MconvError("--overwrite replaces the file that --html names; give --html FILE with it, or leave it out")
         return
     from mconv.verify import page
@@ -221,21 +226,21 @@ def _check_page(file: Path | None, *, overwrite: bool) -> None:
         raise MconvError(f"--html {file}: {file.parent} is not a folder that can be written to; choose another")
     if file.is_dir():
         raise MconvError(f"--html {file} is a folder; name a file in it")
-    if not overwrite and file.exists() and not page.is_ours(file):
+    if not output.overwrite and file.exists() and not page.is_ours(file):
         raise MconvError(
             f"--html {file} exists and is not a page of mconv verify; choose another file, or replace it with --overwrite"
         )
 
 
 def _write_page(file: Path, report: dict[str, Any]) -> None:
-    from mconv.convert.staging import write_whole
+    from mconv.convert.folders.staging import write_whole
     from mconv.verify import page
 
     write_whole(file, page.render(report))
 
 
 def _choose(device: str) -> None:
-    """Decide where models run, before torch looks for a GPU."""
+    """Choose where models run, before torch looks for a GPU."""
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return
@@ -247,7 +252,7 @@ def _choose(device: str) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
+    """Return a value with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {name: _finite(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):

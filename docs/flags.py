@@ -1,4 +1,4 @@
-"""Write the tables of docs/flags.md anew from the code."""
+"""Rewrite the tables of docs/flags.md from the code."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ TABLES = {"mcore": flags_megatron.MCORE, "legacy": flags_megatron.LEGACY, "megat
 
 
 def filled(page: str) -> str:
-    """Return the page with every table as the code has it."""
+    """Return the page with every table generated from the code."""
 
     def fill(found: re.Match[str]) -> str:
         return "\n".join([f"<!-- {found[1]} -->", *flags.table(TABLES[found[1]]), "<!-- end -->"])

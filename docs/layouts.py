@@ -1,11 +1,11 @@
-"""Write the tables of docs/which-layout.md anew from what `mconv plan --suggest` says."""
+"""Rewrite the tables of docs/which-layout.md from the suggestions of `mconv plan --suggest`."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.checkpoint import SourceModel
+from mconv.convert.checkpoint.model import SourceModel
 from mconv.train.config import TrainConfig, make
 from mconv.train.estimate import plan
 from mconv.train.estimate.fit import GB, Gpu
@@ -30,7 +30,7 @@ ADAPTERS = {"7B": (1,), "13B": (1,), "34B": (8,), "70B": (8,)}
 
 
 def filled(page: str) -> str:
-    """Return the page with every table as the code has it."""
+    """Return the page with every table generated from the code."""
     tables = {"whole": (GPUS, {}), "lora": (ADAPTERS, LORA)}
 
     def fill(found: re.Match[str]) -> str:
@@ -52,7 +52,7 @@ def _rows(sizes: dict[str, tuple[int, ...]], fields: dict[str, Any]) -> Iterator
 
 
 def _best(config: TrainConfig, model: SourceModel, world: int) -> list[str]:
-    """Return the cells of the first suggestion, or those that say that nothing fits."""
+    """Return the cells of the first suggestion, or of a row that says that nothing fits."""
     found: list[Suggestion] = suggest(config, model, world=world, gpu=Gpu(CARD * GB), count=1)
     if not found:
         return ["does not fit", "", "", "", ""]

@@ -1,4 +1,4 @@
-"""Write the tables of docs/from-megatron-lm.md and docs/option-names.md anew from the code."""
+"""Rewrite the tables of docs/from-megatron-lm.md and docs/option-names.md from the code."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from mconv.train.config.aliases import CONVERTED, NEEDLESS, RENAMED
 ROOT = Path(__file__).parents[1]
 PAGES = [Path(__file__).with_name(name) for name in ("from-megatron-lm.md", "option-names.md")]
 FACTS = json.loads((ROOT / "tests" / "convert" / "megatron_facts.json").read_text())["core_v0.16.1"]
-"""What was read in the source of Megatron-LM 0.16.1: its options and their defaults."""
+"""Options and defaults of Megatron-LM 0.16.1, read from its source."""
 OURS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 WHY = {
     "adam_beta2": "what LLaMA and most recipes since take",
@@ -28,7 +28,7 @@ WHY = {
     "log_interval": "one line a step",
     "save_interval": "with 0 the run is saved once, at its end",
 }
-"""Why a default is another than Megatron-LM's. A field that differs and is not here stops the script."""
+"""Reason for each default that differs from Megatron-LM's. The script stops at a differing field without one."""
 STAND_IN = {
     "micro_batch_size": "none, required",
     "global_batch_size": "micro batch x replicas",
@@ -36,14 +36,14 @@ STAND_IN = {
     "seq_length": "none, required",
     "save_interval": "none",
 }
-"""What Megatron-LM takes where its parser's default is None (its `validate_args` says so)."""
+"""Values that Megatron-LM uses where its parser's default is None (see its `validate_args`)."""
 SAME = {"dataloader_type", "eval_interval", "recompute_granularity", "recompute_method", "recompute_num_layers"}
-"""Fields whose None in Megatron-LM means what our default says."""
+"""Fields for which None in Megatron-LM means the same as mconv's default."""
 IN_WORDS = {"split": "all for training", "seq_length": "the model's `max_position_embeddings`"}
 
 
 def filled(page: str) -> str:
-    """Return the page with every table as the code has it."""
+    """Return the page with every table generated from the code."""
     tables = {
         "renamed": _renamed, "converted": _converted, "needless": _needless, "defaults": _defaults, "same": _same,
         "commands": _commands, "names": _names,
@@ -56,7 +56,7 @@ def filled(page: str) -> str:
 
 
 def _renamed() -> list[str]:
-    """Return one row for each field of ours that another program calls otherwise."""
+    """Return one row for each field that has another name in another program."""
     theirs: dict[str, list[list[str]]] = {}
     for name, ours in RENAMED.items():
         theirs.setdefault(ours, [[], []])[name not in FACTS["names"]].append(name)
@@ -67,7 +67,7 @@ def _renamed() -> list[str]:
 
 
 def _converted() -> list[str]:
-    """Return one row for each option whose value is said otherwise here."""
+    """Return one row for each option whose value must be converted."""
     fields = {name: f"`--{name.replace('_', '-')}`" for name in OURS}
     return _table(["option", "in mconv"], [[_flags([name]), text.format_map(fields)] for name, text in CONVERTED.items()])
 
@@ -101,7 +101,7 @@ def _defaults() -> list[str]:
 
 
 def _commands() -> list[str]:
-    """Return what other programs call our commands."""
+    """Return the rows of other programs' commands."""
     return _table(
         ["elsewhere", "mconv"],
         [[f"`{theirs}`", f"`{ours}`".replace(" or ", "` or `")] for theirs, ours in misuse.VERBS.items()],
@@ -109,7 +109,7 @@ def _commands() -> list[str]:
 
 
 def _names() -> list[str]:
-    """Return a section for each command, with a row for each of its options that other programs call otherwise."""
+    """Return a section for each command, with a row for each option that has another name in other programs."""
     lines: list[str] = []
     for command, rows in foreign.TABLES.items():
         theirs: dict[str, list[str]] = {}
@@ -125,7 +125,7 @@ def _is_name(ours: str) -> bool:
 
 
 def _their_defaults() -> dict[str, Any]:
-    """Return Megatron-LM's default of each of our fields that it has."""
+    """Return Megatron-LM's default for each of mconv's fields that it has."""
     return {RENAMED.get(name, name): default for name, default in FACTS["defaults"].items() if name not in CONVERTED}
 
 

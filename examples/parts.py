@@ -1,4 +1,4 @@
-"""What the walks download in real life, made on the spot, offline: a small LLaMA, corpora, a tokenizer.
+"""Stand-ins for what the guides download, made offline: a small LLaMA, texts, a tokenizer.
 
 python examples/parts.py llama DIR        a LLaMA of random weights with a SentencePiece tokenizer (4 M parameters)
 python examples/parts.py code FILE        source files, one JSON line each (text)
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def italian(n: int) -> str:
-    """A number below 10000 in Italian words, as one word for each group of digits."""
+    """Return a number below 10000 in Italian words, one word for each group of digits."""
     if n < 20:
         return SMALL["it"].split()[n]
     if n < 100:
@@ -51,7 +51,7 @@ def italian(n: int) -> str:
 
 
 def english(n: int) -> str:
-    """A number below 10000 in English words."""
+    """Return a number below 10000 in English words."""
     if n < 20:
         return SMALL["en"].split()[n]
     if n < 100:
@@ -62,7 +62,7 @@ def english(n: int) -> str:
 
 
 def bpe(folder: Path, lines: Path) -> None:
-    """GPT-2's kind of tokenizer, end-of-text token included."""
+    """Train and save a tokenizer like GPT-2's, with its end-of-text token."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 

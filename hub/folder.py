@@ -1,25 +1,25 @@
-"""A Hugging Face model folder: which of its files belong to the model, and whether they are whole."""
+"""A Hugging Face model folder: which files belong to the model, and whether they are complete."""
 
 import fnmatch
 import re
 from pathlib import Path
 
-from mconv.convert.jsonfile import read_json
-from mconv.convert.recognize import explain, what_is
-from mconv.convert.sidecar import LeftOut, look
+from mconv.convert.folders.recognize import explain, what_is
+from mconv.convert.folders.sidecar import LeftOut, look
+from mconv.convert.formats.jsonfile import read_json
 from mconv.errors import FormatError, MconvError, refuse
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PUBLISHED = (WEIGHTS, "model-*-of-*.safetensors", INDEX)
-"""Weights that are published. What stands beside them is chosen by the rule of `convert/sidecar.py`."""
+"""Weights that are published. `convert/folders/sidecar.py` chooses the files beside them."""
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 """Weights in torch.save files: read where there are no safetensors, never published."""
 OWN = ("meta", "mistral")
-"""Kinds of folders with weights in their makers' own files: fetched where there are no others."""
+"""Kinds of folders with weights in Meta's and Mistral's own files, which are downloaded if there are no others."""
 CARD = "README.md"
 SOURCE_CARD = "SOURCE_README.md"
-"""Name in the repository of the card that came along from the source model."""
+"""Name, in the repository, of the card that was copied from the source model."""
 MANIFEST = "mconv.json"
 STALE = (
     "*.safetensors",
@@ -29,23 +29,23 @@ STALE = (
     "adapter_config.json",
     "adapter_model.bin",
 )
-"""Weights, and an adapter, that transformers might load instead of, or beside, the new ones."""
+"""Weights, and an adapter, that transformers might load instead of the new ones."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SECRET = re.compile(
     rb"hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,}|\bAKIA[0-9A-Z]{16}\b"
     rb"|\bsk-(?:[a-z0-9]+-)*[A-Za-z0-9_]{32,}"
     rb"|-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----(?:\\n|\s)+[A-Za-z0-9+/=]{16}"
 )
-"""Tokens of the Hub, of GitHub, of cloud and model services; private keys."""
+"""Patterns of tokens of the Hub, of GitHub, of cloud and model services, and of private keys."""
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """Return whether a pattern fits; `*` stays within one folder."""
+    """Return whether a name matches one of the patterns; `*` stays within one folder."""
     return any(name.count("/") == p.count("/") and fnmatch.fnmatchcase(name, p) for p in patterns)
 
 
 def survey(folder: Path) -> tuple[list[str], list[LeftOut]]:
-    """Return the names of the files that belong to the model, and what is left out."""
+    """Return the names of the files that belong to the model, and those left out."""
     if not folder.is_dir():
         raise FormatError(f"{folder}: no such folder; give a folder with config.json and model.safetensors")
     weights = {p.name for p in folder.iterdir() if p.is_file() and matches(p.name, (*PUBLISHED, MANIFEST))}
@@ -54,7 +54,7 @@ def survey(folder: Path) -> tuple[list[str], list[LeftOut]]:
 
 
 def check_weights(folder: Path) -> None:
-    """Raise FormatError with every reason why a fetched model is not whole. Without safetensors, `.bin` files will do."""
+    """Raise FormatError with every reason why a downloaded model is not complete. `.bin` files count as weights."""
     from mconv.convert.formats import meta
     from mconv.convert.formats.hf import open_folder
 
@@ -71,7 +71,7 @@ def check_weights(folder: Path) -> None:
 
 
 def check(folder: Path) -> None:
-    """Raise FormatError with every reason why transformers could not load `folder`, or why it must not be shared."""
+    """Raise FormatError with every reason why transformers could not load `folder` or why it must not be published."""
     what = what_is(folder)
     if what.readable and what.kind != "hf":
         first = "" if what.kind not in OWN else f"`mconv hf2meg {folder} --out MEGATRON` and then "
@@ -87,7 +87,7 @@ def check(folder: Path) -> None:
 
 
 def missing(folder: Path) -> list[str]:
-    """Return the files that a model needs and that are missing. Does not read headers."""
+    """Return the files that a model needs and that are missing, without reading headers."""
     if what_is(folder).kind in OWN:
         return []
     needed = {"config.json", WEIGHTS}
@@ -101,7 +101,7 @@ def missing(folder: Path) -> list[str]:
 
 
 def shards(folder: Path, index: str = INDEX, pattern: str = "*.safetensors") -> dict[str, str]:
-    """Return the shard of each tensor, as the index has it. Raises FormatError."""
+    """Return the shard of each tensor as the index names it. Raises FormatError."""
     path = folder / index
     named = read_json(path).get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(v, str) for v in named.values()):
@@ -160,7 +160,7 @@ def secrets_in(folder: Path, names: list[str]) -> list[str]:
 
 
 def _kind(secret: bytes) -> str:
-    """Return what kind of secret it is, without a letter of it."""
+    """Return the kind of a secret, without any of its characters."""
     if secret.startswith(b"hf_"):
         return "a Hugging Face token"
     return "a private key" if secret.startswith(b"-----") else "what looks like an access token"

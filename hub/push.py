@@ -1,4 +1,4 @@
-"""A model folder to a repository of the Hub: checked first, then sent as one commit."""
+"""Publishing of a model folder: checked first, then sent as one commit."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mconv.convert.sidecar import LeftOut
+from mconv.convert.folders.sidecar import LeftOut
 from mconv.errors import MconvError
 from mconv.hub import adapter
 from mconv.hub import card as cards
@@ -22,7 +22,7 @@ _MESSAGE = "Upload model with mconv"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushFile:
-    """One file to publish: `content` if it differs from the folder's, else the folder's own bytes."""
+    """One file to publish: `content` if it differs from the file in the folder, else the file itself."""
 
     name: str
     size: int
@@ -31,7 +31,7 @@ class PushFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushPlan:
-    """What a push sends. Nothing of the folder is changed by it."""
+    """Files that a push sends. The push changes nothing in the folder."""
 
     folder: Path
     repo: str
@@ -39,7 +39,7 @@ class PushPlan:
     left_out: tuple[LeftOut, ...]
     card: str
     card_is_ours: bool
-    """Whether mconv wrote the card; a card of the user's is sent as it is."""
+    """True if mconv wrote the card; a card of the user's is sent unchanged."""
 
     @property
     def total_bytes(self) -> int:
@@ -49,7 +49,7 @@ class PushPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushResult:
-    """A finished push: where the model is now."""
+    """Repository, commit and files of a finished push."""
 
     repo: str
     url: str
@@ -57,7 +57,7 @@ class PushResult:
     files: tuple[str, ...]
     deleted: tuple[str, ...]
     kept: tuple[str, ...]
-    """Files of the repository that were left as they are because a person wrote them."""
+    """Files of the repository that were left unchanged because a person wrote them."""
 
 
 def plan(
@@ -71,9 +71,9 @@ def plan(
     """Check `folder` and return what a push to `repo` would send, without asking the Hub.
 
     A README.md that a person wrote or edited is kept unless `overwrite_card`; otherwise the card is made from
-    `mconv.json`, and one that came along from the source is sent as SOURCE_README.md. `verified` are the verdicts to
-    publish, instead of those that `mconv.json` holds. Raises FormatError with every fault of the folder, ConfigError for
-    a bad `repo` or `license`.
+    `mconv.json`, and a card copied from the source is sent as SOURCE_README.md. `verified` are verdicts to publish
+    instead of those in `mconv.json`. Raises FormatError with every fault of the folder, ConfigError for a bad `repo` or
+    `license`.
     """
     check_repo_id(repo)
     if adapter.is_adapter(folder):
@@ -92,7 +92,7 @@ def plan(
     if sources and SOURCE_CARD not in names:
         made[SOURCE_CARD] = (folder / CARD).read_bytes()
     elif sources:
-        left_out.append(LeftOut(name=CARD, why=f"it is the source's card, and there is a {SOURCE_CARD} already"))
+        left_out.append(LeftOut(name=CARD, why=f"it is the source's card, and {SOURCE_CARD} exists already"))
     if manifest and facts != manifest:
         made[MANIFEST] = (json.dumps(facts, indent=2) + "\n").encode()
     files = tuple(_file(folder, name, content=made.get(name)) for name in sorted({*names, *made}))
@@ -100,7 +100,7 @@ def plan(
 
 
 def _plan_of_adapter(folder: Path, repo: str, *, overwrite_card: bool, license: str | None) -> PushPlan:
-    """Return the plan of an adapter's folder: its files alone travel, and its card is made from what they say."""
+    """Return the plan of an adapter's folder: only its own files, and a card made from them."""
     adapter.check(folder)
     names, left_out = adapter.survey(folder)
     written = _text(folder / CARD) if CARD in names else None
@@ -130,9 +130,9 @@ def push(
 ) -> PushResult:
     """Publish `folder` as `repo` on branch `revision` (main) and return where it is.
 
-    All files go in one commit, so that the repository is never half written. Weights that lie in the repository
-    and would be left beside the new ones are refused, or with `overwrite` deleted in the same commit. The token is
-    the client's own: HF_TOKEN, or the login. Raises MconvError.
+    All files go in one commit, so that the repository is never half written. Old weights that would remain beside the new
+    ones are an error, or with `overwrite` are deleted in the same commit. The token is the client's own: HF_TOKEN, or the
+    login. Raises MconvError.
     """
     from huggingface_hub import HfApi
 
@@ -157,11 +157,11 @@ def push(
 
 
 def repository_name(folder: Path) -> str:
-    """Return what a repository of a folder would be called: the folder's name, with what the Hub allows in names."""
+    """Return the default name of a folder's repository: the folder's name, with characters that the Hub allows."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name)
     plain = re.sub(r"\.git$|\.ipynb$", "", re.sub(r"([.-])[.-]+", r"\1", plain))[:96].strip(".-")
     if not plain:
-        raise MconvError(f"{folder}: its name makes no repository's; give ORG/NAME")
+        raise MconvError(f"{folder}: the folder's name cannot be made a repository name; give ORG/NAME")
     return plain
 
 
@@ -185,7 +185,7 @@ def _make(api: Any, repo: str, *, branch: str, private: bool) -> str:
 def _without_kept_card(
     api: Any, planned: PushPlan, remote: frozenset[str], *, repo: str, branch: str, overwrite_card: bool
 ) -> tuple[tuple[PushFile, ...], tuple[str, ...]]:
-    """Return (files to send, files kept): a card that somebody edited on the Hub is not replaced by a generated one."""
+    """Return (files to send, files kept): a card that somebody edited on the Hub is not replaced."""
     if overwrite_card or not planned.card_is_ours or CARD not in remote:
         return planned.files, ()
     with one_line(repo, doing="cannot read its README.md"):
@@ -248,7 +248,7 @@ def progress(*, shown: bool) -> Iterator[None]:
 
 
 def as_json(value: PushPlan | PushResult) -> dict[str, Any]:
-    """Plain JSON values, for `--json`."""
+    """Return plain JSON values for `--json`."""
     if isinstance(value, PushResult):
         return dataclasses.asdict(value)
     return {

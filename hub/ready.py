@@ -1,11 +1,11 @@
-"""What a push needs of the Hub (login, rights, the repository as it is), found out by reading alone."""
+"""Requirements of a push on the Hub (login, rights, state of the repository), checked without writing anything."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mconv.convert.tokens import is_tokenizer
+from mconv.convert.folders.tokens import is_tokenizer
 from mconv.errors import MconvError, refuse
 from mconv.hub.faults import LOGIN, check_repo_id, clean, explain, one_line
 from mconv.hub.folder import MANIFEST, STALE, matches
@@ -13,23 +13,23 @@ from mconv.hub.folder import MANIFEST, STALE, matches
 MAY_WRITE = ("write", "admin", "god")
 """Roles of a token that may write wherever its owner may."""
 NO_WRITE = ("read", "no_access")
-"""Roles in an organisation whose members may write nothing there. A contributor may make repositories of their own."""
+"""Roles of an organisation's members who may write nothing there. A contributor may make repositories."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that a push needs."""
+    """One requirement of a push."""
 
     name: str
     passed: bool | None
-    """None: it could not be found out, which does not stop a push."""
+    """None if it could not be found out, which does not stop a push."""
     text: str
-    """What was found, and what to do where that will not do."""
+    """Finding, and what to do about it if it stops the push."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """The push that is asked for, as far as the repository decides whether it can be."""
+    """The push that is asked for, as far as the repository decides about it."""
 
     repo: str
     """ORG/NAME, or NAME for a repository of the token's owner."""
@@ -42,13 +42,13 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
-    """Whether a push can go ahead, and the repository as it was found."""
+    """Result of the checks, and the state of the repository."""
 
     repo: str
-    """ORG/NAME, or as it was asked for where the token's owner is not known."""
+    """ORG/NAME, or the given name if the token's owner is not known."""
     checks: tuple[Check, ...]
     head: str | None = None
-    """Commit of the branch; None where the repository or the branch has to be made."""
+    """Commit of the branch; None if the repository or the branch must be made."""
     files: frozenset[str] = frozenset()
     """Files of the branch."""
     stale: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Readiness:
 
     @property
     def problems(self) -> list[str]:
-        """What must be mended before a push."""
+        """Reasons why the push cannot go ahead."""
         return [f"{self.repo}: {check.text}" for check in self.checks if check.passed is False]
 
     def require(self) -> "Readiness":
@@ -67,27 +67,27 @@ class Readiness:
 
 @dataclass(slots=True)
 class _Look:
-    """What is found out, check by check: each one goes by those before it."""
+    """Findings so far, check by check: each check builds on those before it."""
 
     api: Any
     wanted: Wanted
     repo: str
     checks: list[Check] = field(default_factory=list)
     user: Mapping[str, Any] | None = None
-    """The Hub's answer to whose token it is."""
+    """Hub's answer on whose token it is."""
     head: str | None = None
     files: frozenset[str] = frozenset()
     stale: tuple[str, ...] = ()
     exists: bool | None = None
     writable: bool | None = None
-    """The Hub's own answer for an existing repository; None where it gives none."""
+    """Hub's answer for an existing repository; None if it gives none."""
 
     def add(self, name: str, passed: bool | None, text: str) -> None:
         self.checks.append(Check(name=name, passed=passed, text=text))
 
 
 def look(wanted: Wanted, *, endpoint: str | None = None) -> Readiness:
-    """Return whether a push can go ahead. Only reads from the Hub; raises nothing for what it finds."""
+    """Return whether a push can go ahead. Reads from the Hub only; raises nothing for what it finds."""
     from huggingface_hub import HfApi
 
     found = _Look(HfApi(endpoint=endpoint, library_name="mconv"), wanted, wanted.repo)
@@ -97,7 +97,7 @@ def look(wanted: Wanted, *, endpoint: str | None = None) -> Readiness:
 
 
 def _login(found: _Look) -> None:
-    """Is there a token, does the Hub answer, does it accept the token?"""
+    """Check that there is a token, that the Hub answers, and that it accepts the token."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -111,11 +111,11 @@ def _login(found: _Look) -> None:
         cause = error.__cause__ or error
         found.add("token" if isinstance(cause, HfHubHTTPError) else "network", False, explain(cause, repo=found.repo))
         return
-    found.add("token", True, f"the Hub at {found.api.endpoint} knows it as {clean(str(found.user.get('name')))}'s")
+    found.add("token", True, f"the Hub at {found.api.endpoint} accepts it as {clean(str(found.user.get('name')))}'s")
 
 
 def _name(found: _Look) -> None:
-    """Is it a repository's name, and whose?"""
+    """Check that the name is a repository's, and find its owner."""
     if found.user and "/" not in found.repo:
         found.repo = f"{clean(str(found.user.get('name')))}/{found.repo}"
     try:
@@ -129,7 +129,7 @@ def _name(found: _Look) -> None:
 
 
 def _repository(found: _Look) -> None:
-    """Is the repository there, and can it take the files?"""
+    """Check that the repository can take the files."""
     if found.user is None:
         return
     wanted = found.wanted
@@ -163,7 +163,7 @@ def _read(found: _Look) -> bool:
     except RepositoryNotFoundError:
         return False
     if found.wanted.private and about.private is False:
-        raise MconvError("exists and is public; --private would not hide it: change that on its page")
+        raise MconvError("exists and is public, and --private would not hide it; make it private on its page")
     if about.disabled:
         raise MconvError("the Hub has disabled it; its page says why, or push to another repository")
     try:
@@ -175,9 +175,9 @@ def _read(found: _Look) -> bool:
 
 
 def stale(files: Iterable[str], remote: frozenset[str], *, overwrite: bool) -> tuple[str, ...]:
-    """Return weights and tokenizer files that a push does not replace. Raises MconvError unless it may delete them.
+    """Return weights and tokenizer files that a push does not replace. Raises MconvError unless `overwrite` allows it.
 
-    A manifest that the push does not replace is always deleted, because it describes the weights that go.
+    A manifest that the push does not replace is always deleted, because it describes the old weights.
     """
     left = tuple(sorted(name for name in remote - set(files) if matches(name, STALE) or is_tokenizer(name)))
     if left and not overwrite:
@@ -191,7 +191,7 @@ def stale(files: Iterable[str], remote: frozenset[str], *, overwrite: bool) -> t
 
 # ---- rights ----------------------------------------------------------------------------------------------------------
 def _rights(found: _Look) -> None:
-    """May this token write there?"""
+    """Check that the token may write to the repository."""
     if found.user is None:
         return
     found.writable = _asked(found) if found.exists else None
@@ -203,7 +203,7 @@ def _rights(found: _Look) -> None:
             found.add("rights", *answer)
             return
     if found.writable is False:
-        found.add("rights", False, "the Hub says that this token may not write to it; ask its owner for the right to")
+        found.add("rights", False, "the Hub says that this token may not write to it; ask its owner for write access")
     else:
         found.add("rights", True, "the token may write there")
 
@@ -228,7 +228,7 @@ def _asked(found: _Look) -> bool | None:
 
 
 def _of_the_token(found: _Look) -> Answer | None:
-    """Why the token itself forbids the push; None where it does not."""
+    """Return why the token itself forbids the push, or None."""
     token = _token(found.user)
     role, page = token.get("role"), f"{found.api.endpoint}/settings/tokens"
     called = f"the token {clean(str(token['displayName']))!r}" if token.get("displayName") else "the token"
@@ -242,8 +242,8 @@ def _of_the_token(found: _Look) -> Answer | None:
         return None
     if found.repo.lower() in models:
         return None if found.exists else (
-            False, f"{called} may write to this repository, and not make it: make it on the Hub first, or let the token "
-            f"write to all repositories of {owner} ({page})")  # fmt: skip
+            False, f"{called} may write to this repository but not create it: create it on the Hub first, or let the "
+            f"token write to all repositories of {owner} ({page})")  # fmt: skip
     may = ", ".join([*spaces, *models]) or "nothing"
     return False, (
         f"{called} is fine-grained and may write to {clean(may)}: give it write access to the repositories of {owner} at "
@@ -252,7 +252,7 @@ def _of_the_token(found: _Look) -> Answer | None:
 
 
 def _of_the_owner(found: _Look) -> Answer | None:
-    """Why the owner of the token may not write to the namespace; None where they may."""
+    """Return why the token's owner may not write to the namespace, or None."""
     user, owner = found.user or {}, found.repo.partition("/")[0]
     roles = {
         str(org.get("name")).lower(): org.get("roleInOrg") for org in user.get("orgs") or () if isinstance(org, dict)
@@ -261,14 +261,14 @@ def _of_the_owner(found: _Look) -> Answer | None:
         return None
     if owner.lower() not in roles:
         mine = clean(", ".join([str(user.get("name")), *roles]))
-        return False, f"{clean(str(user.get('name')))} is no member of {owner}; push to a repository of {mine}"
+        return False, f"{clean(str(user.get('name')))} is not a member of {owner}; push to a repository of {mine}"
     if roles[owner.lower()] in NO_WRITE:
         return False, f"your role in {owner} is {roles[owner.lower()]!r}, which may not write; ask for another one"
     return None
 
 
 def _token(user: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what the Hub says of the token; {} where it says nothing that is known here."""
+    """Return the Hub's description of the token, {} if there is none."""
     auth = (user or {}).get("auth")
     token = auth.get("accessToken") if isinstance(auth, dict) else None
     return token if isinstance(token, dict) else {}

@@ -1,4 +1,4 @@
-"""Whether a download can be written where it is to go, asked before its first byte; and a record of it until its last."""
+"""Space and rights for a download, checked before its first byte; and a record of it until it is complete."""
 
 import json
 import os
@@ -10,14 +10,14 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from mconv.convert.host import existing
-from mconv.convert.staging import PULL, PULLED
-from mconv.convert.unfinished import downloaded
+from mconv.convert.folders.host import existing
+from mconv.convert.folders.staging import PULL, PULLED
+from mconv.convert.folders.unfinished import downloaded
 from mconv.errors import MconvError
 
 
 def check_writable(out: Path) -> None:
-    """Raise MconvError if a folder cannot be made, or written to."""
+    """Raise MconvError if a folder cannot be made or written to."""
     above = existing(out)
     if not above.is_dir():
         raise MconvError(f"{above} is a file, so {out} cannot be made; give another folder")
@@ -26,7 +26,7 @@ def check_writable(out: Path) -> None:
 
 
 def check(repo: str, sizes: Mapping[str, int], *, cache_dir: Path | None, local_dir: Path | None) -> None:
-    """Raise MconvError if the disk has no room for those files that are still to come, of these sizes in bytes."""
+    """Raise MconvError if the disk has no room for the files still to come. `sizes`: bytes by name."""
     from huggingface_hub import constants
 
     place = local_dir or cache_dir or Path(constants.HF_HUB_CACHE)
@@ -34,16 +34,16 @@ def check(repo: str, sizes: Mapping[str, int], *, cache_dir: Path | None, local_
     missing, free = max(0, sum(sizes.values()) - here), shutil.disk_usage(existing(place)).free
     if missing > free:
         raise MconvError(
-            f"{repo}: {decimal(missing)} are still to come, and {place} has {decimal(free)} free: make room there, or "
-            f"{'give another folder' if local_dir else 'set HF_HOME to a folder on a larger disk'}"
+            f"{repo}: {decimal(missing)} are still to be downloaded, but {place} has only {decimal(free)} free; "
+            f"make room there, or {'give another folder' if local_dir else 'set HF_HOME to a folder on a larger disk'}"
         )
 
 
 @contextmanager
 def begun(folder: Path | None, record: Mapping[str, Any]) -> Iterator[None]:
-    """Keep a record of a download in its folder, under another name once it is whole: a killed one is known for it.
+    """Keep a record of a download in its folder until it is complete, so that an interrupted one is recognised.
 
-    A folder that did not exist before is removed again if an error came before any of its files.
+    If an error comes before the first file, a folder that did not exist before is removed again.
     """
     if folder is None:
         yield

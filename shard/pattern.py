@@ -81,7 +81,7 @@ class Pattern:
         return Pattern(tuple(dim for one in self.dims if (dim := one.only(names)) is not None))
 
     def at(self, index: Mapping[str, int]) -> "Pattern":
-        """The pattern of one index of some axes, which are not stored then: what one of a tensor's names holds."""
+        """Return the pattern of one index of some axes, which are not stored then: what one of a tensor's names holds."""
         rest = self.only([term.axis for term in self.terms() if term.axis not in index])
         fixed = tuple(Term(axis, str(i)) for axis, i in index.items())
         first, *others = rest.dims

@@ -2,9 +2,9 @@
 
 import verify_jobs
 
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.opening import open_checkpoint
 
 
 def convert(source, out, **options):

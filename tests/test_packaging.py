@@ -24,14 +24,15 @@ MAY_IMPORT = {
 }
 # Within convert/ and train/, from the ground up: each may use those before it, and what is not named here may use all.
 CONVERT_FLOORS = [
-    "values jsonfile ignored host lock kinds staging dtypes digests formats",
-    "keys claim known rope window derived foreign spelled table",
+    "formats",
+    "folders",
+    "spelling",
     "families dialects",
-    "spell pieces lora lora_settings adapter",
+    "peft",
     "sources",
-    "sidecar tokens bridge manifest checkpoint",
-    "blend",
+    "checkpoint",
     "engine",
+    "blend",
 ]
 FLOORS = ["config", "megatron", "launch", "model", "optim", "estimate", "logs", "data", "checkpoints", "loop"]
 ANYONE = {"errors", "extras", "spec"}

@@ -8,7 +8,7 @@ import elsewhere
 import pytest
 import tiny
 
-from mconv.convert import logbook
+from mconv.convert.folders import logbook
 
 CONVERT = [
     "hf2meg hf --out meg --tp 2 --dry-run",
@@ -26,9 +26,9 @@ CONVERT = [
 ]
 SENTENCES = {
     "verify hf meg": "comparing what models compute needs megatron-core, transformers and psutil: pip install "
-    "'mconv[train]'; --digests compares tensors alone",
+    "'mconv[train]'; --digests compares only tensors",
     "verify hf back --logits": "comparing what models compute needs transformers and psutil: pip install 'mconv[train]'; "
-    "--digests compares tensors alone",
+    "--digests compares only tensors",
     "train --load meg --data d --train-iters 1 --lr 1": "mconv train needs megatron-core and psutil: pip install "
     "'mconv[train]'",
     "data tokenize a.jsonl --out d --tokenizer hf": "mconv data needs transformers: pip install 'mconv[data]'",

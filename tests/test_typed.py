@@ -27,4 +27,6 @@ def test_axes_of_one_name_are_of_one_size():
     with pytest.raises(TypeCheckError, match="labels"):
         cross_entropy._rows(torch.zeros(4, 8), torch.zeros(3, dtype=torch.long), 8, gradient=False)
     with pytest.raises(TypeCheckError, match="scores"):
-        generate.Said(tokens=torch.zeros(2, 5, dtype=torch.long), scores=torch.zeros(3, 5, 8), prompt=2, from_text=False)
+        generate.Generated(
+            tokens=torch.zeros(2, 5, dtype=torch.long), scores=torch.zeros(3, 5, 8), prompt=2, from_text=False
+        )

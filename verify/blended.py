@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
-from mconv.convert import blended
+from mconv.convert.blend import models as blends
 from mconv.convert.blend import reference
 from mconv.convert.blend.source import Blend, Merged
-from mconv.convert.checkpoint import SourceModel
+from mconv.convert.checkpoint.model import SourceModel
 from mconv.convert.sources.read import assemble
 from mconv.convert.sources.source import Source, dtype_of
-from mconv.convert.table import Stored
+from mconv.convert.spelling.table import Stored
 from mconv.errors import FormatError, MconvError
-from mconv.verify import environment, steps
+from mconv.verify import environment
+from mconv.verify.progress import ShowProgress, silent
 from mconv.verify.specs import in_words, spec_differences
 
 SHOWN = 20
@@ -40,10 +41,10 @@ class Wrong:
 
 def is_blend(model: SourceModel) -> bool:
     """Return whether a model's manifest has the recipe that it is a blend by."""
-    return blended.KEY in (model.manifest or {})
+    return blends.KEY in (model.manifest or {})
 
 
-def judge(model: SourceModel, *, sample: int | None = None, show: steps.Show = steps.silent) -> dict[str, Any]:
+def judge(model: SourceModel, *, sample: int | None = None, show: ShowProgress = silent) -> dict[str, Any]:
     """Return the report on a blend: of all its tensors, or of a `sample` of so many.
 
     Raises MconvError where a model that it was made of is not there any more, or has changed.
@@ -64,7 +65,7 @@ def judge(model: SourceModel, *, sample: int | None = None, show: steps.Show = s
 
 
 def _again(model: SourceModel) -> Blend:
-    made = blended.model_of(blended.request_of(model.manifest or {}, model.path), ignore=blended.passed(model))
+    made = blends.model_of(blends.request_of(model.manifest or {}, model.path), ignore=blends.passed(model))
     assert isinstance(made.source, Blend)
     return made.source
 
@@ -81,11 +82,11 @@ def _chosen(blend: Blend, sample: int | None) -> list[Merged]:
 
 def _check_models(model: SourceModel, blend: Blend, chosen: Sequence[Merged]) -> None:
     """Raise FormatError where what is read of a model is not what the blend was made of."""
-    told = (model.manifest or {})[blended.KEY].get("sources", {})
+    told = (model.manifest or {})[blends.KEY].get("sources", {})
     for name in blend.sources:
         wanted = {logical for merged in chosen for one, logical in merged.inputs if one == name}
         known = told.get(str(name), {}).get("digests", {})
-        found = blended.digests_of(blend, name, wanted) if wanted else {}
+        found = blends.digests_of(blend, name, wanted) if wanted else {}
         if changed := [tensor for tensor, digest in found.items() if known.get(tensor) != digest]:
             raise FormatError(
                 f"{blend.sources[name].label}: {len(changed)} tensors ({', '.join(changed[:5])}) have changed since "

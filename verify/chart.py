@@ -1,4 +1,4 @@
-"""Where the points of a picture lie: errors as columns of dots over a logarithmic axis. `page.html.jinja` draws them."""
+"""Layout of a chart: errors as dots over a logarithmic axis. `page.html.jinja` draws it."""
 
 import math
 from collections.abc import Sequence
@@ -6,31 +6,31 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 720.0, 264.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 706.0, 44.0, 226.0
-"""The frame; above it is a lane for what is not finite, and its lowest stretch is one for exact zeros."""
+"""The frame. Values that are not finite go above it, exact zeros into its lowest strip."""
 LANE = 26.0
-"""Height of the lane for zeros, which no logarithm has."""
+"""Height of the strip for zeros, which have no logarithm."""
 LABEL = 50.0
-"""Width that a label of the lower axis needs."""
+"""Width that a label of the horizontal axis needs."""
 TICKS = 7
-"""Most powers of ten that are named."""
+"""Largest number of labelled powers of ten."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One value."""
+    """One value, placed."""
 
     label: str
     value: float | None
     x: float
     y: float
     kind: str
-    """`dot`, `zero`, or `off`: NaN or infinite."""
+    """`dot`, `zero`, or `off` for NaN and infinity."""
     marked: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A tick, or a level that runs across the picture."""
+    """A tick, or a horizontal level with a name."""
 
     label: str
     at: float
@@ -38,11 +38,11 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """All that the template needs to draw one picture."""
+    """Everything that the template needs to draw one chart."""
 
     points: list[Point]
     lines: list[str]
-    """Runs of finite values, as SVG's polylines have them."""
+    """Runs of finite values as points of SVG polylines."""
     ticks: list[Mark]
     labels: list[Mark]
     levels: list[Mark]
@@ -50,7 +50,7 @@ class Chart:
 
 
 def finite(value: float | None) -> bool:
-    """JSON has null for NaN."""
+    """Return whether a value of a report is finite; JSON writes NaN as null."""
     return value is not None and math.isfinite(value)
 
 
@@ -58,7 +58,7 @@ def chart(
     labels: Sequence[str], values: Sequence[float | None], *, levels: dict[str, float | None], marked: int | None = None,
     first: int = 0,
 ) -> Chart:  # fmt: skip
-    """Place `values` over their `labels`; `levels` are lines by name.
+    """Return a chart of `values` over their `labels`; `levels` are horizontal lines by name.
 
     `marked`: which one is pointed out. `first`: the first whose label counts up, so that round ones are shown.
     """
@@ -82,7 +82,7 @@ def chart(
 
 
 def _decades(values: list[float]) -> tuple[int, int]:
-    """Powers of ten that hold all values; at least one between them."""
+    """Return the powers of ten that enclose all values, at least one decade apart."""
     if not values:
         return -8, -6
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
@@ -103,7 +103,7 @@ def _point(label: str, value: float | None, x: float, low: int, high: int, *, ma
 
 
 def _lines(points: list[Point]) -> list[str]:
-    """What joins neighbours that both have a place on the axis."""
+    """Return polylines that join neighbouring dots."""
     runs: list[list[Point]] = [[]]
     for point in points:
         if point.kind == "dot":
@@ -114,7 +114,7 @@ def _lines(points: list[Point]) -> list[str]:
 
 
 def _shown(count: int, step: float, *, first: int) -> list[int]:
-    """Which labels have room: the ends, and every so many between them."""
+    """Return the indices of the labels that have room: both ends, and every n-th between them."""
     every = next(n for n in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 100, count + 1) if n * step >= LABEL or n > count)
     inner = [i for i in range(first, count, every) if i * step >= LABEL and (count - 1 - i) * step >= LABEL]
     return sorted({0, *inner, count - 1}) if count else []

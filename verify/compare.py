@@ -1,4 +1,4 @@
-"""Two sets of logits: how far apart, where, and whether that is close enough."""
+"""Comparison of two sets of logits: how far apart they are, where, and whether that is close enough."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,25 +9,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 CHUNK = 64
-"""Positions whose logits are made at once."""
+"""Positions whose logits are computed at once."""
 BLOCK = 1 << 18
-"""Logits that are compared at once: in double precision they stay in the processor's cache, and fill no new memory."""
+"""Logits that are compared at once: in double precision they stay in the processor's cache and need no new memory."""
 NONFINITE = "the logits hold NaN or infinity"
-Pair = tuple[Float[Tensor, "b c v"], Float[Tensor, "b c v"]]
+LogitPair = tuple[Float[Tensor, "b c v"], Float[Tensor, "b c v"]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What passes, by the dtype of the arithmetic. `docs/verify.md` has the measurements behind each number."""
+    """Largest errors that pass in one dtype. `docs/verify.md` has the measurements behind each number."""
 
     mean_abs_error: float
-    """The ancestor's gate (Megatron-LLM's getting-started guide), for logits of the usual size."""
+    """Limit of Megatron-LLM's getting-started guide, for logits of the usual size."""
     times_noise: float
-    """How many times the model's own noise floor the error may be; both its largest and its root mean square."""
+    """Multiple of the model's own noise floor that passes, for the largest error and the root mean square."""
     relative_max: float
-    """Largest error over scale that passes however low the noise floor is."""
+    """Largest error over scale that passes even if the noise floor is lower."""
     relative_rms: float
-    """Root mean square error over scale that passes however low the noise floor is."""
+    """Root mean square error over scale that passes even if the noise floor is lower."""
 
 
 LIMITS = {
@@ -39,7 +39,7 @@ LIMITS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Errors:
-    """How far one set of logits is from another, over all positions and the true vocabulary."""
+    """Distance of one set of logits from another, over all positions and the true vocabulary."""
 
     max_abs_error: float
     mean_abs_error: float
@@ -47,14 +47,14 @@ class Errors:
     scale: float
     """Root mean square of the reference's logits."""
     relative_max: float
-    """max_abs_error / scale."""
+    """`max_abs_error` / `scale`."""
     relative_rms: float
-    """rms_error / scale."""
+    """`rms_error` / `scale`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison(Errors):
-    """Logits of a candidate against a reference, and what both say of the next token."""
+    """Distance of a candidate's logits from the reference's, and both models' predictions of the next token."""
 
     kl: float
     """Mean over positions of KL(reference || candidate), in nats."""
@@ -66,14 +66,14 @@ class Comparison(Errors):
     error_by_position: list[float]
     """Largest error in each of up to 16 equal runs of positions."""
     loss: dict[str, float]
-    """Mean cross entropy of the next token over the true vocabulary, of both: the same terms for both."""
+    """Mean cross entropy of the next token under each model, over the same positions and the true vocabulary."""
     finite: bool
     by_row: list[dict[str, Any]]
-    """Of each row alone: `positions` counted, `kl` and `loss`."""
+    """One entry for each row: the number of `positions` counted, `kl` and `loss`."""
 
 
 def _errors(a: Float[Tensor, "r v"], b: Float[Tensor, "r v"]) -> tuple[Float[Tensor, "r 5"], Float[Tensor, "r v"]]:
-    """Largest error, its token, and sums of |error|, error^2 and a^2, of each row in fp64; and a - b."""
+    """Return, for each row in fp64, the largest error, its token and the sums of |error|, error^2 and a^2; and a - b."""
     apart = a - b
     far = apart.abs()
     peak, where = far.max(dim=-1)
@@ -84,7 +84,7 @@ def _errors(a: Float[Tensor, "r v"], b: Float[Tensor, "r v"]) -> tuple[Float[Ten
 def _tokens(
     a: Float[Tensor, "r v"], b: Float[Tensor, "r v"], apart: Float[Tensor, "r v"], labels: Int[Tensor, "r"]
 ) -> Float[Tensor, "r 4"]:
-    """KL(a || b), whether both rank the same token first, and the loss of `labels` under each. Writes over a and b."""
+    """Return KL(a || b), whether both rank the same token first, and the loss of `labels` under each. Overwrites a, b."""
     scores = [side.gather(-1, labels[:, None])[:, 0] for side in (a, b)]
     (top, first), (other, second) = a.max(dim=-1), b.max(dim=-1)
     p, q = a.sub_(top[:, None]).exp_(), b.sub_(other[:, None]).exp_()
@@ -95,15 +95,15 @@ def _tokens(
     return torch.stack([kl.clamp(min=0.0), (first == second).double(), *losses], dim=-1)
 
 
-def _blocks(pair: Pair) -> Iterator[Pair]:
-    """The positions of a chunk, some at a time: double precision in the processor's cache, and in memory used before."""
+def _blocks(pair: LogitPair) -> Iterator[LogitPair]:
+    """Yield the positions of a chunk in blocks that fit the processor's cache in double precision."""
     a, b = (side.flatten(0, 1) for side in pair)
     rows = max(1, BLOCK // a.shape[-1])
     yield from zip(a.split(rows), b.split(rows), strict=True)
 
 
-def _figures(pair: Pair, labels: Int[Tensor, "b c"] | None) -> Float[Tensor, "b c n"]:
-    """What is known of each position of a chunk: `_errors`, and with labels `_tokens`."""
+def _figures(pair: LogitPair, labels: Int[Tensor, "b c"] | None) -> Float[Tensor, "b c n"]:
+    """Return the numbers of each position of a chunk: those of `_errors` and, with labels, those of `_tokens`."""
     out, at = [], 0
     for one, two in _blocks(pair):
         a, b = one.double(), two.double()
@@ -117,7 +117,7 @@ def _figures(pair: Pair, labels: Int[Tensor, "b c"] | None) -> Float[Tensor, "b 
 
 
 def _summed(of: Float[Tensor, "b s n"], vocabulary: int) -> dict[str, float]:
-    """The fields of `Errors`."""
+    """Return the fields of `Errors` from the numbers of all positions."""
     count = of.shape[0] * of.shape[1] * vocabulary
     absolute, squares, scales = (float(x) / count for x in of[..., 2:5].sum(dim=(0, 1)))
     worst, rms, scale = float(of[..., 0].max()), squares**0.5, scales**0.5
@@ -127,7 +127,7 @@ def _summed(of: Float[Tensor, "b s n"], vocabulary: int) -> dict[str, float]:
     }  # fmt: skip
 
 
-def distance(pairs: Iterable[Pair]) -> Errors:
+def distance(pairs: Iterable[LogitPair]) -> Errors:
     """Return how far apart (reference, candidate) logits [b c v] are, given chunk after chunk of positions."""
     found, vocabulary = [], 0
     for pair in pairs:
@@ -136,10 +136,12 @@ def distance(pairs: Iterable[Pair]) -> Errors:
     return Errors(**_summed(torch.cat(found, dim=1), vocabulary))
 
 
-def compare(pairs: Iterable[Pair], *, tokens: Int[Tensor, "b s"], counted: Sequence[int] | None = None) -> Comparison:
-    """Compare (reference, candidate) logits [b c v] of the same tokens, given chunk after chunk of positions.
+def compare(
+    pairs: Iterable[LogitPair], *, tokens: Int[Tensor, "b s"], counted: Sequence[int] | None = None
+) -> Comparison:
+    """Return the comparison of (reference, candidate) logits [b c v] of the same tokens, given in chunks of positions.
 
-    `counted`: how many places of each row its own loss and KL are taken over; all of them unless given.
+    `counted`: number of positions of each row over which its own loss and KL are taken; default: all of them.
     """
     found, at, vocabulary = [], 0, 0
     following = torch.nn.functional.pad(tokens[:, 1:], (0, 1))  # the last position predicts nothing: left out below
@@ -167,27 +169,27 @@ def compare(pairs: Iterable[Pair], *, tokens: Int[Tensor, "b s"], counted: Seque
 
 
 def _loss(of: Float[Tensor, "b s n"]) -> dict[str, float]:
-    """Return the mean loss of both, and how they differ. The last place of a row predicts nothing and is left out."""
+    """Return the mean loss of both and their difference. The last position of a row predicts nothing and is left out."""
     reference, candidate = (of[:, :-1, 7:9].sum(dim=(0, 1)) / max(1, of[:, :-1, 7].numel())).tolist()
     return {"reference": reference, "candidate": candidate, "difference": candidate - reference}
 
 
 def failures(found: Comparison, limits: Limits, *, noise: Errors) -> list[str]:
-    """Why the comparison does not pass; empty if it does. A NaN passes nothing."""
+    """Return the reasons why a comparison does not pass, none if it does. A NaN never passes."""
     out = []
     if not found.finite:
         out.append(NONFINITE)
     mean = allowed("mean_abs_error", limits, noise=noise)
     if not found.mean_abs_error < mean:
         out.append(f"mean absolute error {found.mean_abs_error:.3g} is not below {mean:.3g}")
-    for name, said in (("relative_max", "max"), ("relative_rms", "root mean square")):
+    for name, words in (("relative_max", "max"), ("relative_rms", "root mean square")):
         value, limit = getattr(found, name), allowed(name, limits, noise=noise)
         if not value <= limit:
             floor = getattr(noise, name)
-            out.append(f"{said} error / scale {value:.3g} is above {limit:.3g} (the model's own noise: {floor:.3g})")
+            out.append(f"{words} error / scale {value:.3g} is above {limit:.3g} (the model's own noise: {floor:.3g})")
     return out
 
 
 def allowed(name: str, limits: Limits, *, noise: Errors) -> float:
-    """How large `relative_max`, `relative_rms` or `mean_abs_error` may be for a model whose noise floor is known."""
+    """Return the limit of `relative_max`, `relative_rms` or `mean_abs_error` for a model with this noise floor."""
     return max(getattr(limits, name), limits.times_noise * getattr(noise, name))

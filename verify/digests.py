@@ -1,7 +1,7 @@
-"""Two checkpoints of any spelling, tensor by tensor: do they hold the same bits? Nothing is computed from the weights.
+"""Two checkpoints of any format, tensor by tensor: do they hold the same bits? No model is run.
 
-Both are read once, slab by slab, straight from what lies on disk; what a manifest says of a checkpoint is held against
-its bytes on the way, never believed. Where dtypes differ, the wider side must be the other one before it was rounded.
+Both are read once, slab by slab, from their files. Digests in a manifest are checked against the bytes on the way. Where
+dtypes differ, the wider side must equal the narrower one after rounding.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 
-from mconv.convert.checkpoint import SourceModel
-from mconv.convert.digests import ALGORITHMS, Recorded, recorded
+from mconv.convert.checkpoint.model import SourceModel
+from mconv.convert.folders.digests import ALGORITHMS, Recorded, recorded
+from mconv.convert.folders.host import SLAB_BYTES
 from mconv.convert.formats.mapped import bytes_of, forget
-from mconv.convert.host import SLAB_BYTES
 from mconv.convert.sources.read import Progress, quiet
 from mconv.convert.sources.scratch import Scratch
 from mconv.convert.sources.source import Slab, Source, dims_of, dtype_of, nbytes_of, slab_boxes, split_of
-from mconv.convert.table import Logical
+from mconv.convert.spelling.table import Logical
 from mconv.shard.axes import Axes, Box
+from mconv.verify.differences import Difference, DifferenceTally, StoredPieces, tp_ranks
 from mconv.verify.specs import spec_differences, spec_notes
-from mconv.verify.where import Difference, Found, Pieces, tp_ranks
 
 __all__ = ["Difference", "Report", "compare", "describe", "held", "nbytes", "spec_differences", "tp_ranks"]
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
@@ -30,36 +30,36 @@ SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What differs. `same` is the answer."""
+    """Result of comparing two checkpoints tensor by tensor. `same` is the answer."""
 
     a: str
     b: str
     tensors: int
-    """Logical tensors that both have."""
+    """Number of logical tensors that both have."""
     nbytes: int
-    """Bytes of the first that were compared."""
+    """Bytes of the first checkpoint that were compared."""
     spec: dict[str, tuple[Any, Any]]
-    """What is no tensor, differs and changes the function: norm epsilon, rope, window, vocabulary, sizes."""
+    """Differing fields of the architecture that change the function: norm epsilon, rope, window, vocabulary, sizes."""
     noted: dict[str, tuple[Any, Any]]
-    """What is no tensor and differs, and the function is the same."""
+    """Differing fields of the architecture that do not change the function."""
     differences: tuple[Difference, ...]
     cast: dict[str, tuple[str, str]]
-    """Tensors that are the same after rounding the wider side to the narrower one: the dtypes of both."""
+    """Dtypes of both sides, by tensor that is the same after rounding the wider side to the narrower."""
     zero_biases: tuple[str, ...]
-    """Biases that only one side stores, and there they are zero: the same function."""
+    """Biases that only one side stores and that are zero there: the same function."""
     stale: dict[str, tuple[str, ...]]
-    """By side, tensors whose bytes are not those that its own manifest recorded."""
+    """Tensors, by side, whose bytes do not match the digest in that side's own manifest."""
     replicas: dict[str, dict[str, tuple[str, ...]]]
-    """By side, tensors whose copies differ: what holds them. The first is the copy that was compared."""
+    """Stored tensors, by side and tensor, whose copies differ. The first is the copy that was compared."""
 
     @property
     def same(self) -> bool:
-        """Whether both compute the same function, rounding of the weights aside."""
+        """True if both compute the same function, apart from rounding of the weights."""
         return not self.spec and not self.differences and not any(self.replicas.values())
 
     @property
     def contradictions(self) -> list[str]:
-        """A sentence for each tensor of which a checkpoint holds copies that differ."""
+        """A sentence for each tensor whose copies within one checkpoint differ."""
         return [
             f"{name}: copies of {tensor} differ, so it is no one model: {' and '.join(others)} against {kept}"
             for name, side in ((self.a, "a"), (self.b, "b"))
@@ -68,7 +68,7 @@ class Report:
 
     @property
     def exact(self) -> bool:
-        """Whether that needs no rounding: every tensor bit for bit."""
+        """True if they are the same without rounding: every tensor bit for bit."""
         return self.same and not self.cast
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,17 +76,19 @@ class Report:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Report":
-        """The inverse of `to_dict`, also when it has been JSON in between."""
+        """Return the report that `to_dict` wrote, also if it has been JSON in between."""
         own = {name: values[name] for name in (f.name for f in fields(cls))}
         pairs = {name: {key: tuple(two) for key, two in own[name].items()} for name in ("spec", "noted", "cast", "stale")}
-        told = tuple(Difference.from_dict(one) for one in own["differences"])
+        differences = tuple(Difference.from_dict(one) for one in own["differences"])
         copies = {side: {key: tuple(keys) for key, keys in own["replicas"][side].items()} for side in own["replicas"]}
-        return cls(**{**own, **pairs, "differences": told, "zero_biases": tuple(own["zero_biases"]), "replicas": copies})
+        return cls(
+            **{**own, **pairs, "differences": differences, "zero_biases": tuple(own["zero_biases"]), "replicas": copies}
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """One checkpoint being read: each tensor is hashed on the way where its manifest says what the hash should be."""
+    """One checkpoint being read. Each tensor is hashed on the way if the manifest has a digest of it."""
 
     model: SourceModel
     recorded: Recorded
@@ -104,7 +106,7 @@ class _Side:
         return self.model.source
 
     def slabs(self, logical: Logical, boxes: list[Box]) -> Iterator[torch.Tensor]:
-        """Slab after slab, contiguous; each is overwritten by the next. Copies of it that differ are noted."""
+        """Yield a tensor slab after slab, contiguous, each overwritten by the next. Copies that differ are noted."""
         want = self.recorded.digests.get(str(logical))
         digest = ALGORITHMS[self.recorded.algorithm]()
         for box in boxes:
@@ -122,25 +124,25 @@ class _Side:
         return self.source.family.axes(logical)
 
     def shape(self, logical: Logical) -> str:
-        """`(g 4, s 4, h 6) x d 48`."""
+        """Return a shape by named axes: `(g 4, s 4, h 6) x d 48`."""
         sizes = dict(zip(self.axes(logical).names, dims_of(self.source, logical), strict=True))
         groups = [", ".join(f"{name} {sizes[name]}" for name in group) for group in self.axes(logical).groups]
         return " x ".join(f"({text})" if ", " in text else text for text in groups)
 
 
 def compare(a: SourceModel, b: SourceModel, *, progress: Progress = quiet, read_all: bool = True) -> Report:
-    """Compare every logical tensor of two checkpoints, and what their architectures say beyond tensors.
+    """Return the comparison of every logical tensor of two checkpoints, and of their architectures.
 
-    A tied head is the embedding, also where the other side stores a head. Copies of one tensor must agree, too.
-    `progress` is told the bytes read of both. Without `read_all`, tensors that have nothing to be compared with are not
-    read, so that neither their digests nor their copies are looked at.
+    A tied head equals the embedding, also if the other side stores a head. Copies of one tensor must agree, too.
+    `progress` counts the bytes read of both. Without `read_all`, a tensor that has nothing to be compared with is not
+    read, and neither its digest nor its copies are checked.
     """
     left, right = _Side.of(a, read_all=read_all), _Side.of(b, read_all=read_all)
     spec, noted = spec_differences(a.spec, b.spec), spec_notes(a.spec, b.spec)
     differences: list[Difference] = []
     cast, zero, both, nbytes = {}, [], 0, 0
     for logical in _all(a, b):
-        forget()  # the one before: mapped pages count as memory as long as they are mapped
+        forget()  # unmap the tensor before: mapped pages count as memory
         x, y = (held(side.source, logical) for side in (a, b))
         if x and y:
             half = _half(progress) if x != y else progress
@@ -169,14 +171,14 @@ def compare(a: SourceModel, b: SourceModel, *, progress: Progress = quiet, read_
 
 
 def held(source: Source, logical: Logical) -> Logical | None:
-    """Return what a source holds a logical tensor as: itself, the embedding for a tied head, or nothing."""
+    """Return the logical tensor that holds another one: itself, the embedding for a tied head, or None."""
     if logical not in source.tensors() and logical == source.family.head and source.spec.tied_embeddings:
         return source.family.embedding
     return logical if logical in source.tensors() else None
 
 
 def _half(progress: Progress) -> Progress:
-    """Of an embedding and a head, only the head was not read before."""
+    """Return a progress that counts half: of an embedding and a tied head, only one was not read before."""
     return lambda n: progress(n // 2)
 
 
@@ -185,18 +187,18 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def nbytes(c: SourceModel) -> int:
-    """Bytes of its logical tensors: what a comparison reads of it."""
+    """Return the bytes of a checkpoint's logical tensors, which a comparison reads."""
     return sum(nbytes_of(c.source, x) for x in c.source.tensors())
 
 
 def describe(c: SourceModel) -> str:
-    """Name, format, dialect and layout in a few words."""
+    """Return a checkpoint's name, format, dialect and layout in a few words."""
     layout = f", tp {c.layout.tp} x pp {c.layout.pp}" if c.layout else ""
     return f"{c.name} ({c.format}{f', {c.dialect}' if c.dialect else ''}{layout})"
 
 
 def _all(a: SourceModel, b: SourceModel) -> list[Logical]:
-    """The tensors of both in the order of the forward pass, those of the second alone last."""
+    """Return the tensors of both in the order of the forward pass; those that only the second has come last."""
     first = [x for x in a.family.logicals(a.stored_spec) if x in a.source.tensors()]
     return first + [
         x for x in b.family.logicals(b.stored_spec) if x in b.source.tensors() and x not in a.source.tensors()
@@ -204,9 +206,9 @@ def _all(a: SourceModel, b: SourceModel) -> list[Logical]:
 
 
 def _boxes(x: Logical, y: Logical, left: _Side, right: _Side) -> tuple[list[Box], list[Box]] | None:
-    """Slabs that suit how each side stores the tensor: of what both have, of the rows that one has beyond.
+    """Return slabs that suit how each side stores a tensor: of the rows that both have, and of those that one has more.
 
-    None: the shapes differ in more than the size of the vocabulary.
+    Returns None if the shapes differ in more than the size of the vocabulary.
     """
     one, two = dims_of(left.source, x), dims_of(right.source, y)
     if one[1:] != two[1:] or (one[0] != two[0] and left.axes(x).names[0] != "v"):
@@ -220,7 +222,7 @@ def _boxes(x: Logical, y: Logical, left: _Side, right: _Side) -> tuple[list[Box]
 
 
 def _read(side: _Side, logical: Logical, progress: Progress) -> bool:
-    """Read a tensor that has nothing to be compared with, for its digest, and return whether it is zero."""
+    """Read a tensor that has nothing to be compared with, for its digest; return whether it is zero."""
     if not side.read_all:
         return False
     width, keep = dtype_of(side.source, logical).itemsize, split_of(side.source, logical)
@@ -237,7 +239,7 @@ def _zero(slabs: Iterator[torch.Tensor], progress: Progress) -> bool:
 
 
 def _zero_bias(side: _Side, logical: Logical, progress: Progress) -> bool:
-    """megatron-core has biases on all linears or none, so it may hold some that are zero: no difference."""
+    """Return whether a tensor is a bias of zeros: megatron-core has biases on all linears or none, so it may add some."""
     norm = side.source.family.row(logical.row).kind == "norm"
     return _read(side, logical, progress) and logical.leaf == "bias" and not norm
 
@@ -245,7 +247,7 @@ def _zero_bias(side: _Side, logical: Logical, progress: Progress) -> bool:
 def _compare(
     left: _Side, right: _Side, pair: tuple[Logical, Logical], name: str, progress: Progress
 ) -> Difference | None:
-    """The same logical tensor of both; a tied head has another name on one side."""
+    """Return the difference of one logical tensor, None if there is none. A tied head has another name on one side."""
     shapes = left.shape(pair[0]), right.shape(pair[1])
     boxes = _boxes(*pair, left, right)
     if boxes is None:
@@ -256,23 +258,23 @@ def _compare(
     rows = dims_of(right.source, pair[1])[0] - dims_of(left.source, pair[0])[0]
     ones = left.slabs(pair[0], common + (rest if rows < 0 else []))
     twos = right.slabs(pair[1], common + (rest if rows > 0 else []))
-    found = Found((Pieces(left.source, pair[0]), Pieces(right.source, pair[1])))
+    found = DifferenceTally((StoredPieces(left.source, pair[0]), StoredPieces(right.source, pair[1])))
     for box, one, two in zip(common, ones, twos, strict=False):  # one side may have rows beyond
         found.add(one, two, box)
         progress(one.nbytes + two.nbytes)
     zero = _zero(chain(ones, twos), progress)
     if not rows and not found.elements:
         return None
-    said = shapes if rows else found.values
+    shown = shapes if rows else found.values
     of = sum(prod(stop - start for start, stop in box) for box in common)
     return Difference(
-        tensor=name, how="shape" if rows else "bits", a=said[0], b=said[1], of=of, rows=rows,
-        rows_zero=bool(rows) and zero, **_told(found, left, right),
+        tensor=name, how="shape" if rows else "bits", a=shown[0], b=shown[1], of=of, rows=rows,
+        rows_zero=bool(rows) and zero, **_element_fields(found, left, right),
     )  # fmt: skip
 
 
-def _told(found: Found, left: _Side, right: _Side) -> dict[str, Any]:
-    """What a difference says of its elements."""
+def _element_fields(found: DifferenceTally, left: _Side, right: _Side) -> dict[str, Any]:
+    """Return the fields of a `Difference` that describe its elements."""
     one, two = found.pieces
     dtypes = dtype_of(left.source, one.logical), dtype_of(right.source, two.logical)
     names, megatron = left.axes(one.logical).names, not left.model.importable

@@ -1,4 +1,4 @@
-"""What a verdict was reached with, and whether two models fit into this machine's memory."""
+"""Versions and machine behind a verdict, and whether two models fit into this machine's memory."""
 
 import contextlib
 import ctypes
@@ -10,27 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import mconv
-from mconv.convert.checkpoint import SourceModel
-from mconv.convert.host import cores
+from mconv.convert.checkpoint.model import SourceModel
+from mconv.convert.folders.host import cores
 from mconv.extras import version
 
 PACKAGES = ("torch", "transformers", "megatron-core", "safetensors", "numpy")
 LIMIT = Path("/sys/fs/cgroup/memory.max")
-"""A container's own limit, which the machine's figures do not show."""
+"""Memory limit of a container, which the machine's own figures do not show."""
 SHARE = 0.6
-"""Of the memory at hand that models may take before they are run from disk."""
+"""Share of the available memory that models may take; beyond it they are streamed from disk."""
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's `mallopt`."""
+"""Parameters of glibc's `mallopt`."""
 LARGE = 1 << 30
-"""Bytes of a tensor that malloc still takes from memory that was used before."""
+"""Largest tensor, in bytes, that malloc puts into reused memory."""
 
 
 def reuse_memory() -> None:
-    """Let glibc keep what large tensors free, for the next ones: the kernel clears every page that it hands out anew.
+    """Let glibc keep the memory of large tensors for the next ones: the kernel clears every page that it hands out.
 
-    On a virtual machine that had been 40 % of a verification. Elsewhere than on glibc nothing happens.
+    On a virtual machine this clearing had taken 40 % of a verification. Does nothing without glibc.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -40,7 +40,7 @@ def reuse_memory() -> None:
 
 @contextlib.contextmanager
 def all_cores(threads: int | None) -> Iterator[None]:
-    """While one rank works and the others wait, let it have `threads` of the machine's; None: those that it has."""
+    """Give torch `threads` threads within the context, while the other ranks wait; None changes nothing."""
     import torch
 
     before = torch.get_num_threads()
@@ -52,14 +52,14 @@ def all_cores(threads: int | None) -> Iterator[None]:
 
 
 def spare_threads() -> int | None:
-    """Threads that one rank may have while the others wait: all cores, unless the user says how many a process has."""
+    """Return the threads for one rank while the others wait: all cores, or None if OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" in os.environ:
         return None
     return cores()
 
 
 def describe(*, seconds: float) -> dict[str, Any]:
-    """Versions, machine, time and memory of this process."""
+    """Return versions, machine, time and memory of this process."""
     import torch
 
     return {
@@ -74,7 +74,7 @@ def describe(*, seconds: float) -> dict[str, Any]:
 
 
 def _peak() -> int | None:
-    """Return the most memory that this process has had, in bytes; None on Windows, which has another way to ask."""
+    """Return the peak memory of this process in bytes; None on Windows."""
     if sys.platform == "win32":
         return None
     import resource
@@ -83,7 +83,7 @@ def _peak() -> int | None:
 
 
 def too_large(a: SourceModel, b: SourceModel, *, dtype_bytes: int, logits: int) -> bool:
-    """Whether a model does not fit. One is in memory at a time, and while it is read its file counts as well.
+    """Return whether a model does not fit. One is in memory at a time, and while it is read its file counts as well.
 
     `logits`: elements of one model's logits.
     """
@@ -92,7 +92,7 @@ def too_large(a: SourceModel, b: SourceModel, *, dtype_bytes: int, logits: int) 
 
 
 def available() -> int:
-    """Bytes that this process may still take: of the device that models run on."""
+    """Return the bytes that this process can still allocate on the device that models run on."""
     import psutil
     import torch
 

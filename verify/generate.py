@@ -1,7 +1,7 @@
-"""Greedy generation of two models: the same tokens?
+"""Greedy generation: do both models produce the same tokens?
 
-The reference generates; the candidate reads what it wrote once and must rank the same token first at every step. That is
-the same as generating with both, since each step is given the same tokens until the first that differs.
+The reference generates. The candidate reads the result once, and must rank the same token first at every step. That
+equals generating with both, because each step gets the same tokens until the first difference.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mconv.convert.checkpoint import Checkpoint
+from mconv.convert.checkpoint.model import Checkpoint
 from mconv.spec import ModelSpec
 from mconv.train.megatron.collectives import from_rank_0
 from mconv.verify import probes
@@ -23,20 +23,20 @@ PROMPT_LENGTH = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
-    """What the reference wrote."""
+class Generated:
+    """Text that the reference generated."""
 
     tokens: Int[Tensor, "b s"]
-    """Prompts and what follows them."""
+    """Prompts, each followed by its generated tokens."""
     prompt: int
-    """Tokens of each prompt."""
+    """Number of tokens of each prompt."""
     scores: Float[Tensor, "b n v"]
-    """The logits from which each new token was chosen."""
+    """Logits from which each generated token was chosen."""
     from_text: bool
 
 
 def prompts(spec: ModelSpec, folder: Path | None) -> tuple[Int[Tensor, "b s"], bool]:
-    """Return the prompts of `probes` through a tokenizer, cut to one length; random ids where there is no tokenizer."""
+    """Return tokenized prompts of one length, and True; random ids and False if there is no tokenizer."""
     found = probes.encode(folder, spec, probes.PROMPTS) if folder else None
     if found:
         shortest = min(probes.PROMPT, *map(len, found))
@@ -47,10 +47,10 @@ def prompts(spec: ModelSpec, folder: Path | None) -> tuple[Int[Tensor, "b s"], b
 
 def reference(
     model: Model, checkpoint: Checkpoint, *, tokenizer_folder: Path | None, new: int, vocabulary: int | None = None
-) -> Said | None:
-    """Let the reference write `new` tokens after each prompt, and return them; None for none.
+) -> Generated | None:
+    """Generate `new` tokens after each prompt with the reference, and return them; None if `new` is 0.
 
-    It chooses among the first `vocabulary` tokens, so that a candidate that has fewer can read them.
+    It chooses among the first `vocabulary` tokens, so that a candidate with fewer tokens can read them.
     """
     if not new:
         return None
@@ -61,32 +61,34 @@ def reference(
         last = _last(model, tokens)[:, :size]
         scores.append(last)
         tokens = torch.cat([tokens, last.argmax(dim=-1, keepdim=True)], dim=1)
-    return Said(tokens=tokens, prompt=length, scores=torch.stack(scores, dim=1), from_text=from_text)
+    return Generated(tokens=tokens, prompt=length, scores=torch.stack(scores, dim=1), from_text=from_text)
 
 
 def _last(model: Model, tokens: Int[Tensor, "b s"]) -> Float[Tensor, "b v"]:
-    """The logits behind the last token, on every rank: those that only wait for rank 0 get them from it."""
+    """Return the logits behind the last token on every rank: rank 0 sends them to those that only wait."""
     scores = model.run(tokens)
     last = None if scores is None else torch.cat(list(scores.chunks()), dim=1)[:, -1].cpu()
-    heard: Tensor = from_rank_0(last)
-    return heard
+    received: Tensor = from_rank_0(last)
+    return received
 
 
-def follow(model: Model, said: Said | None) -> Float[Tensor, "b n v"] | None:
-    """The candidate's logits at the same steps, on rank 0."""
-    if said is None:
+def replay(model: Model, generated: Generated | None) -> Float[Tensor, "b n v"] | None:
+    """Return the candidate's logits at the same steps, on rank 0."""
+    if generated is None:
         return None
-    scores = model.run(said.tokens[:, :-1])
-    return None if scores is None else torch.cat(list(scores.chunks()), dim=1)[:, said.prompt - 1 :].cpu()
+    scores = model.run(generated.tokens[:, :-1])
+    return None if scores is None else torch.cat(list(scores.chunks()), dim=1)[:, generated.prompt - 1 :].cpu()
 
 
-def verdict(said: Said | None, followed: Float[Tensor, "b n v"] | None, *, noise: float) -> dict[str, Any] | None:
-    """Whether each step ranks the same token first; two that the reference itself tells apart by noise alone are one."""
-    if said is None or followed is None:
+def verdict(
+    generated: Generated | None, replayed: Float[Tensor, "b n v"] | None, *, noise: float
+) -> dict[str, Any] | None:
+    """Return whether both rank the same token first at each step; differences within noise do not count."""
+    if generated is None or replayed is None:
         return None
-    common = min(followed.shape[-1], said.scores.shape[-1])
-    own, wanted = followed[..., :common].argmax(dim=-1), said.tokens[:, said.prompt :]
-    ahead = said.scores.gather(-1, wanted[..., None]) - said.scores.gather(-1, own[..., None])
+    common = min(replayed.shape[-1], generated.scores.shape[-1])
+    own, wanted = replayed[..., :common].argmax(dim=-1), generated.tokens[:, generated.prompt :]
+    ahead = generated.scores.gather(-1, wanted[..., None]) - generated.scores.gather(-1, own[..., None])
     differs = (own != wanted) & (ahead[..., 0] > 2 * noise)
     steps = wanted.shape[1]
     first = [int(row.nonzero()[0]) if row.any() else None for row in differs]
@@ -96,7 +98,7 @@ def verdict(said: Said | None, followed: Float[Tensor, "b n v"] | None, *, noise
         "failures": wrong,
         "prompts": len(first),
         "tokens": steps,
-        "from_text": said.from_text,
+        "from_text": generated.from_text,
         "agreement": float((own == wanted).double().mean()),
         "first_difference": first,
     }

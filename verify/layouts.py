@@ -1,11 +1,11 @@
-"""The layout at which the Megatron side of a comparison runs: as asked, else as recorded where that is cheap."""
+"""The layout at which the Megatron side of a comparison runs: as asked, else as recorded if that is cheap."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mconv.convert.checkpoint import SourceModel
-from mconv.convert.host import cores
+from mconv.convert.checkpoint.model import SourceModel
+from mconv.convert.folders.host import cores
 from mconv.errors import LayoutError
 from mconv.shard.layout import Layout, padded_vocab
 from mconv.shard.stages import EVEN, Uneven
@@ -14,7 +14,7 @@ from mconv.train.model.checks import problems
 from mconv.verify import environment
 
 TURNS = 4
-"""CPU ranks that may take turns on one core."""
+"""Number of CPU ranks that may share one core."""
 RANK_BYTES = 500_000_000
 """Memory of one more CPU rank, without its share of the model."""
 
@@ -27,9 +27,9 @@ class Choice:
     pp: int = 1
     uneven: Uneven = EVEN
     notes: tuple[str, ...] = ()
-    """What a user should know before the work begins."""
+    """Sentences that a user should read before the work begins."""
     provable: bool = True
-    """Whether megatron-core can run the recorded layout at all."""
+    """False if megatron-core cannot run the recorded layout at all."""
 
 
 def choose(a: SourceModel, b: SourceModel, *, tp: int | None, pp: int | None, uneven: Uneven = EVEN) -> Choice:
@@ -42,7 +42,7 @@ def choose(a: SourceModel, b: SourceModel, *, tp: int | None, pp: int | None, un
         return Choice(tp=tp or ranks.tp, pp=pp or ranks.pp, uneven=own.uneven if pp == own.pp else uneven)
     found = _possible([c.spec.num_layers for c in (a, b)], own)
     if _refused(found, [c for c in (a, b) if c.format != "hf"]):
-        unable = f"megatron-core cannot run the recorded layout, {said(own)}: judged at tp 1 x pp 1"
+        unable = f"megatron-core cannot run the recorded layout, {layout_in_words(own)}: judged at tp 1 x pp 1"
         return Choice(notes=(unable,), provable=False)
     needed = found.tp * found.pp
     if why := _costly(needed, a, b):
@@ -53,36 +53,36 @@ def choose(a: SourceModel, b: SourceModel, *, tp: int | None, pp: int | None, un
 
 
 def own_layout(a: SourceModel, b: SourceModel) -> Layout | None:
-    """Return the layout that is to be proven: that of rank files, which are loaded as they are, else the candidate's."""
+    """Return the layout to prove: that of rank files, which are loaded as they are, else the candidate's."""
     return next((c.layout for c in (a, b) if c.format == "mp_rank" and c.layout), b.layout)
 
 
-def said(layout: Layout) -> str:
-    """Return a layout in words: `tp 2 x pp 2`, with model chunks where a stage has several."""
+def layout_in_words(layout: Layout) -> str:
+    """Return a layout in words: `tp 2 x pp 2`, with the model chunks of a stage if it has several."""
     chunks = f" with {layout.vpp} model chunks a stage" if layout.vpp > 1 else ""
     return f"tp {layout.tp} x pp {layout.pp}{chunks}"
 
 
 def recorded(a: SourceModel, b: SourceModel, ran: Choice) -> dict[str, Any] | None:
-    """Return the layouts that both sides were written for and which was proven, for the report; None for two without."""
+    """Return the recorded layout of both sides and the one that was proven, for the report; None if neither has one."""
     sides = {"reference": a.layout, "candidate": b.layout}
     if not any(sides.values()):
         return None
-    told = {n: None if x is None else {"tp": x.tp, "pp": x.pp, "vpp": x.vpp} for n, x in sides.items()}
+    sizes = {n: None if x is None else {"tp": x.tp, "pp": x.pp, "vpp": x.vpp} for n, x in sides.items()}
     same_depth = a.spec.num_layers == b.spec.num_layers
-    return {**told, "line": _line({n: x for n, x in sides.items() if x}, ran, same_depth=same_depth)}
+    return {**sizes, "line": _line({n: x for n, x in sides.items() if x}, ran, same_depth=same_depth)}
 
 
 def _line(known: dict[str, Layout], ran: Choice, *, same_depth: bool) -> str:
-    """Return which layout was recorded and which was proven, in words."""
-    texts = {name: said(layout) for name, layout in known.items()}
+    """Return in words which layout was recorded and which was proven."""
+    texts = {name: layout_in_words(layout) for name, layout in known.items()}
     alike = len(set(texts.values())) == 1
-    told = " and ".join(f"{text} ({name})" for name, text in texts.items())
-    told = texts["candidate"] if alike and "candidate" in texts else told
+    sizes = " and ".join(f"{text} ({name})" for name, text in texts.items())
+    sizes = texts["candidate"] if alike and "candidate" in texts else sizes
     if all((x.tp, x.pp) == (ran.tp, ran.pp) for x in known.values()):
-        return f"recorded {told}, proven there"
+        return f"recorded {sizes}, proven there"
     wanted = known.get("candidate") or known["reference"]
-    proven = f"recorded {told}, proven at tp {ran.tp} x pp {ran.pp}"
+    proven = f"recorded {sizes}, proven at tp {ran.tp} x pp {ran.pp}"
     if (wanted.tp, wanted.pp) == (ran.tp, ran.pp) or not same_depth:  # stages would cut the two in different places
         return proven
     if not ran.provable:
@@ -92,7 +92,7 @@ def _line(known: dict[str, Layout], ran: Choice, *, same_depth: bool) -> str:
 
 
 def _possible(layers: Sequence[int], own: Layout) -> Choice:
-    """Return the recorded layout; on one stage where the two models have different depths that it does not divide."""
+    """Return the recorded layout, or one stage if two models of different depth cannot be cut alike."""
     if len(set(layers)) == 1:
         return Choice(tp=own.tp, pp=own.pp, uneven=own.uneven)
     even = all(n % own.pp == 0 for n in layers) and own.uneven == EVEN
@@ -110,7 +110,7 @@ def _refused(found: Choice, sides: Sequence[SourceModel]) -> bool:
 
 
 def _costly(needed: int, a: SourceModel, b: SourceModel) -> str | None:
-    """Return why so many ranks are not cheap here, or None if they are."""
+    """Return why running so many ranks here would be slow or impossible, or None."""
     if needed == 1:
         return None
     if (size := world()[1]) > 1:

@@ -1,4 +1,4 @@
-"""Loss and KL of a comparison, of real text and of random token ids apart: a sound model is far worse on the second."""
+"""Loss and KL of a comparison, for real text and for random token ids separately: random ids have a far higher loss."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def losses(report: dict[str, Any]) -> list[str]:
-    """Return a line for the loss on real text, where there is a tokenizer, and one for random token ids."""
+    """Return a line for the loss on real text, if there is a tokenizer, and one for random token ids."""
     text, ids = by_kind(report)
     both = "{reference:.6f} and {candidate:.6f}"
     out = []
@@ -27,7 +27,7 @@ def losses(report: dict[str, Any]) -> list[str]:
 
 
 def by_kind(report: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Return loss and KL on real text and on random token ids; None for a kind that the probe has not."""
+    """Return loss and KL on real text and on random token ids; None for a kind that the probe does not have."""
     rows = report.get("by_row") or [{"row": "random ids", "positions": report["length"], "kl": report["kl"],
                                      "loss": report["loss"]}]  # fmt: skip
     kinds = [row for row in rows if row["row"].startswith("text")], [row for row in rows if row["row"][:4] != "text"]
@@ -35,7 +35,7 @@ def by_kind(report: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, An
 
 
 def _mean(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the mean of rows of one kind. JSON has null for what is not finite."""
+    """Return the mean over rows of one kind. JSON writes NaN as null."""
     if not rows:
         return None
     names = ("reference", "candidate", "difference")
@@ -49,7 +49,7 @@ def _average(values: Sequence[float | None]) -> float:
 
 
 def normal_loss(report: dict[str, Any]) -> str | None:
-    """Return which loss random ids have with a sound model, in words."""
+    """Return in words the loss that a sound model has on random ids."""
     if not (size := report.get("vocab_size")):
         return None
     return f"about ln({size:,}) = {math.log(size):.2f}, or a few nats more, is normal"

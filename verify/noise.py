@@ -1,8 +1,8 @@
-"""The noise floor of one model on one probe: what the same arithmetic gives when its sums are taken in another order.
+"""The noise floor of a model on a probe: its distance from itself when sums are taken in another order.
 
-No two programs add up a matrix product alike, so no two of them agree to the last bit; how far apart right ones lie
-depends on the model. A run under `OtherOrder` measures it: inner products in two parts, as two tensor-parallel ranks
-would take them, and attention step by step instead of in one fused kernel.
+No two programs sum a matrix product in the same order, so no two agree to the last bit; how far correct programs are
+apart depends on the model. A run under `ReorderedSums` measures it: inner products in two parts, as two tensor-parallel
+ranks would compute them, and attention step by step instead of in one fused kernel.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from torch.overrides import TorchFunctionMode
 
 F = torch.nn.functional
 BLOCK = 1 << 21
-"""Attention scores that are in memory at once."""
+"""Attention scores in memory at once."""
 PRODUCTS: tuple[Callable[..., Any], ...] = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
-class OtherOrder(TorchFunctionMode):
-    """Within it, linears and attention sum in another order; every value stays the same but for rounding."""
+class ReorderedSums(TorchFunctionMode):
+    """Makes linears and attention sum in another order within the context; values change by rounding only."""
 
     @no_type_check  # called for every operation
     def __torch_function__(
@@ -43,7 +43,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _parts(x: Tensor, weight: Tensor) -> Tensor:
-    """x [... k] @ weight [k n] in two parts of k: uneven ones, for at a half some processors' own kernels cut as well."""
+    """Return x [... k] @ weight [k n] as the sum of two unequal parts of k: some kernels cut k in half themselves."""
     cut = weight.shape[0] // 3
     if not cut:
         return torch.matmul(x, weight)
@@ -62,7 +62,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Float[Tensor, "b h s e"]:
-    """Return scaled dot product attention, step by step in fp32, some queries at a time; causal: without later keys."""
+    """Return scaled dot product attention, step by step in fp32, a block of queries at a time."""
     heads = query.shape[1]
     key, value = (x.float().repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
     factor, step = scale or query.shape[-1] ** -0.5, max(1, BLOCK // (query[..., 0, 0].numel() * key.shape[2]))

@@ -1,4 +1,4 @@
-"""A report as one page to look at: `page.html.jinja` filled in. No script, and nothing outside of the file."""
+"""A report as one self-contained HTML page: `page.html.jinja` filled in, without scripts."""
 
 import math
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from mconv.verify.places import FINAL_NORM
 from mconv.verify.training_lines import lines
 
 GENERATOR = '<meta name="generator" content="mconv verify">'
-"""What tells a page of ours from a file that is not to be replaced."""
+"""Tag that marks a page of `mconv verify`, which may be replaced."""
 ROWS = 300
-"""Tensors that are listed."""
+"""Largest number of tensors listed."""
 PIECES = 3
-"""Stored tensors that are named for each of them."""
+"""Largest number of stored tensors named for each of them."""
 SHORT = {FINAL_NORM: "norm"}
 """Short names of places."""
-SAID = {
+SENTENCES = {
     ("digests", "pass"): "The tensors are the same, bit for bit.",
     ("digests", "fail"): "The tensors differ.",
     ("logits", "pass"): "Both compute the same function.",
@@ -27,25 +27,25 @@ SAID = {
     ("generation", "fail"): "They do not write the same tokens.",
 }
 PROOFS = {"digests": "Tensors", "logits": "Logits", "generation": "Generation"}
-ASKED = {
+QUESTIONS = {
     "digests": "the same weights, tensor by tensor",
     "logits": "the same function, within rounding",
     "generation": "the same greedy tokens",
 }
-JUDGED = {
+LIMITED = {
     "mean_abs_error": ("mean absolute error", None),
     "relative_max": ("largest error / scale", "relative_max"),
     "relative_rms": ("rms error / scale", "relative_rms"),
 }
-"""Numbers with a limit: what they are called, and which noise floor is theirs."""
+"""Numbers that have a limit -> name shown, and the noise floor that it is compared with."""
 _CONTROL = (*range(9), 11, 12, *range(14, 32), *range(127, 160))
 _DIRECTION = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 UNPRINTABLE = dict.fromkeys((*_CONTROL, *_DIRECTION), "\ufffd")
-"""What would make a name look like another one."""
+"""Characters that would make a name look like another one."""
 
 
 def render(report: dict[str, Any]) -> str:
-    """The page of one report of `judge`, whether fresh or read back from JSON. The same report gives the same page."""
+    """Return the page of one report of `judge`, new or read back from JSON. The same report gives the same page."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -61,7 +61,7 @@ def render(report: dict[str, Any]) -> str:
 
 
 def is_ours(file: Path) -> bool:
-    """Whether a file is a page that `render` made, or is gone: another rank may have removed it just now."""
+    """Return whether a file is a page that `render` made, or is gone: another rank may just have removed it."""
     try:
         with file.open("rb") as opened:
             return GENERATOR.encode() in opened.read(1024)
@@ -70,14 +70,14 @@ def is_ours(file: Path) -> bool:
 
 
 def values(report: dict[str, Any]) -> dict[str, Any]:
-    """What the template shows."""
+    """Return the values that the template shows."""
     logits = report if "max_abs_error" in report else None
     tensors = report.get("digests")
     return {
         "passed": report["passed"],
         "names": [side["name"] for side in _sides(report)],
         "sentence": _sentence(report),
-        "proofs": [(PROOFS[name], ASKED[name], answer) for name, answer in report["verdicts"].items()],
+        "proofs": [(PROOFS[name], QUESTIONS[name], answer) for name, answer in report["verdicts"].items()],
         "failures": report["failures"],
         "training": lines(report) if report.get("training") and not report["passed"] else [],
         "diagnosis": _diagnosis(report.get("diagnosis")),
@@ -103,22 +103,22 @@ def values(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sentence(report: dict[str, Any]) -> str:
-    """What the proofs found, in words."""
+    """Return in words what the proofs found."""
     if report.get("training") and not report["passed"]:
         return "They differ, and training lies between them."
-    said = [SAID[pair] for pair in report["verdicts"].items() if pair in SAID]
+    sentences = [SENTENCES[pair] for pair in report["verdicts"].items() if pair in SENTENCES]
     tensors = report.get("digests")
     if report.get("not_compared"):
         return "They are models of different architectures; nothing was run."
     if tensors and tensors["same"] and not tensors["exact"]:
-        said[0] = "The tensors are the same after rounding to the narrower dtype."
+        sentences[0] = "The tensors are the same after rounding to the narrower dtype."
     if tensors and not tensors["same"] and not tensors["differences"]:
-        said[0] = "The tensors are the same, the architectures are not."
-    return " ".join(said)
+        sentences[0] = "The tensors are the same, the architectures are not."
+    return " ".join(sentences)
 
 
 def _difference(found: dict[str, Any]) -> dict[str, Any]:
-    """One row of the table; `notes` are what else there is to say of it."""
+    """Return one row of the table of differences, with `notes` on what the columns do not show."""
     notes = []
     if dtypes := found["dtypes"]:
         notes.append(f"{dtypes[0]} against {dtypes[1]}, compared after rounding")
@@ -135,7 +135,7 @@ def _difference(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sides(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Reference and candidate: as the logits name them, and as the tensors do where there are no logits."""
+    """Return reference and candidate: as the logits name them, else as the tensors do."""
     whole = [(report.get("digests") or {}).get(side) for side in ("a", "b")]
     sides = [report.get(side) for side in ("reference", "candidate")]
     return [
@@ -145,7 +145,7 @@ def _sides(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _terms(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """The terms of the comparison of logits, in words."""
+    """Return how the logits were compared, in words."""
     layout = f"tp {report['tp']} \u00d7 pp {report['pp']}" + ", sequence parallel" * report["sequence_parallel"]
     rounded, most = report["rounded_to"], report["max_position_embeddings"]
     short = "all of them" if report["reach"] >= most else f"{report['reach']:,} of {most:,}"
@@ -162,26 +162,26 @@ def _terms(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _numbers(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The numbers that decide, then those that are told."""
+    """Return the numbers that decide, then those that only inform."""
     limits, noise = report["limits"], report["noise"]
     judged = [
-        {"name": said, "found": number(report[name]), "limit": number(limits[name]),
+        {"name": words, "found": number(report[name]), "limit": number(limits[name]),
          "noise": number(noise[floor]) if floor else "\u2013",
          "within": _within(report[name], limits[name], strict=not floor)}
-        for name, (said, floor) in JUDGED.items()
+        for name, (words, floor) in LIMITED.items()
     ]  # fmt: skip
-    told = [
+    informing = [
         ("largest absolute error", number(report["max_abs_error"]), number(noise["max_abs_error"])),
         ("scale (rms of the reference\u2019s logits)", number(report["scale"]), "\u2013"),
         ("KL divergence, mean (nats)", number(report["kl"]), "\u2013"),
         ("KL divergence, largest (nats)", number(report["kl_max"]), "\u2013"),
         ("same token ranked first", percent(report["argmax_agreement"]), "\u2013"),
     ]
-    return judged + [{"name": a, "found": b, "limit": "\u2013", "noise": c, "within": None} for a, b, c in told]
+    return judged + [{"name": a, "found": b, "limit": "\u2013", "noise": c, "within": None} for a, b, c in informing]
 
 
 def _losses(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the loss of real text and that of random ids, each with what it was taken over."""
+    """Return the loss on real text and on random ids, each with the number of tokens."""
     text, ids = by_kind(report)
     usual = normal_loss(report)
     out = [{"terms": f"on real text, {text['positions']:,} tokens", **text}] if text else []
@@ -195,14 +195,14 @@ def _within(value: float | None, limit: float | None, *, strict: bool) -> str:
 
 
 def _alone(found: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Each layer on the reference's own input: what is not at fault gives the same, whatever lies before it."""
+    """Return the chart of each layer's error on the reference's own input, which only layers at fault show."""
     if not found or not found.get("alone"):
         return None
     return _by_layer(found["alone"], levels={"limit": found["limit"]}, fault=found["layer"])
 
 
 def _layers(report: dict[str, Any]) -> dict[str, Any]:
-    """Error of the hidden states behind each layer."""
+    """Return the chart of the error of the hidden states behind each layer."""
     levels = {"noise floor of the logits": report["noise"]["relative_rms"]}
     return _by_layer(report["layers"], levels=levels, fault=(report.get("diagnosis") or {}).get("layer"))
 
@@ -214,20 +214,20 @@ def _by_layer(found: list[dict[str, Any]], *, levels: dict[str, float | None], f
         [SHORT.get(name, name) for name in names], [one["error"] for one in found],
         levels=levels, marked=marked, first=1,
     )  # fmt: skip
-    said = "; ".join(f"{name}: {number(one['error'])}" for name, one in zip(names, found, strict=True))
-    return {"chart": drawn, "said": said, "axis": "layer, in the order of the forward pass"}
+    text = "; ".join(f"{name}: {number(one['error'])}" for name, one in zip(names, found, strict=True))
+    return {"chart": drawn, "text": text, "axis": "layer, in the order of the forward pass"}
 
 
 def _positions(report: dict[str, Any]) -> dict[str, Any]:
-    """Largest error in each run of positions."""
+    """Return the chart of the largest error in each run of positions."""
     found, length = report["error_by_position"], report["length"]
     width = math.ceil(length / 16)  # as torch.chunk cuts them
     starts = [width * n for n in range(len(found))]
     levels = {"limit": _times(report["limits"]["relative_max"], report["scale"]),
               "noise floor": report["noise"]["max_abs_error"]}  # fmt: skip
     drawn = chart.chart([f"{start:,}" for start in starts], found, levels=levels)
-    said = "; ".join(f"from {start:,}: {number(value)}" for start, value in zip(starts, found, strict=True))
-    return {"chart": drawn, "said": said, "axis": f"place in the row, in runs of {width:,}"}
+    text = "; ".join(f"from {start:,}: {number(value)}" for start, value in zip(starts, found, strict=True))
+    return {"chart": drawn, "text": text, "axis": f"position in the row, in runs of {width:,}"}
 
 
 def _times(a: float | None, b: float | None) -> float | None:
@@ -235,7 +235,7 @@ def _times(a: float | None, b: float | None) -> float | None:
 
 
 def _diagnosis(found: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The modules of the layer that departs, with bars of a logarithmic length."""
+    """Return the modules of the layer that departs, with bars of logarithmic length."""
     if not found:
         return None
     modules = found.get("modules", [])
@@ -251,14 +251,14 @@ def _diagnosis(found: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _environment(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """Versions and machine as they are; time and memory in words."""
+    """Return versions and machine as they are, time and memory in words."""
     words = {"seconds": duration, "peak_rss_bytes": size}
     called = {"seconds": "time", "peak_rss_bytes": "peak memory"}
     return [(called.get(name, name), words.get(name, str)(value)) for name, value in found.items() if value is not None]
 
 
 def number(value: float | None) -> str:
-    """Three figures. JSON has null for what is not finite."""
+    """Return a number with three digits. JSON writes NaN and infinity as null."""
     if value is None or math.isnan(value):
         return "NaN"
     if math.isinf(value):
@@ -268,7 +268,7 @@ def number(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share; 100 % only if it is all."""
+    """Return a share in percent; 100 % only if it is all."""
     if not chart.finite(value) or value is None:
         return "NaN"
     shown = f"{100 * value:.2f}"
@@ -276,7 +276,7 @@ def percent(value: float | None) -> str:
 
 
 def size(nbytes: int) -> str:
-    """Bytes in words."""
+    """Return a number of bytes in words."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if nbytes >= scale:
             return f"{nbytes / scale:.3g} {unit}" if nbytes < 1000 * scale else f"{nbytes / scale:,.0f} {unit}"
@@ -284,7 +284,7 @@ def size(nbytes: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words."""
+    """Return seconds in words."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{int(seconds) // 60} min {int(seconds) % 60} s"

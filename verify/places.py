@@ -1,3 +1,3 @@
-"""What reports call the parts of a model: a layer's number, or one of these."""
+"""Places in a model, as reports call them: a layer's number, or one of these names."""
 
 EMBEDDING, FINAL_NORM, HEAD = "embed", "final_norm", "head"

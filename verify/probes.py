@@ -1,7 +1,7 @@
-"""What to ask two models: token ids, and positions, that can show a fault.
+"""Probes: the token ids and positions that both models run on, chosen so that faults show.
 
-Rope faults are invisible at short distances, vocabulary faults at frequent ids: so one row draws uniformly from the
-whole true vocabulary, and where a row as long as the model's positions would cost too much, another leaps to the last.
+Faults of rope do not show at short distances, faults of the vocabulary not at frequent ids. So rows are drawn uniformly
+from the whole true vocabulary, and if a row of all the model's positions would cost too much, one row jumps to the last.
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from mconv.errors import FormatError, MconvError
 from mconv.spec import ModelSpec
 
 LENGTH = 1024
-"""Positions in a row unless told otherwise."""
+"""Default number of positions in a row."""
 WORK = 1.6e13
-"""Multiply-adds that a probe of default length may cost a model: some six minutes of two cores."""
+"""Multiply-adds that a probe of default length may cost: about six minutes on two cores."""
 SHORTEST = 512
-"""Positions that are worth having whatever they cost."""
+"""Number of positions that a row has at least, whatever it costs."""
 PROMPT = 16
-"""Positions that are kept for a prompt where a model has only so many."""
+"""Positions reserved for a prompt where a model has only so many."""
 PAST_WINDOW = 64
-"""Positions probed beyond a sliding window at least: one key too few of 4096 then moves logits by 2e-3 of their scale."""
+"""Positions beyond a sliding window at least: one key too few of 4096 then moves logits by 2e-3 of their scale."""
 TEXT = (
     "The quick brown fox jumps over the lazy dog. In 1897, 3.14159 was nearly made law; 2 + 2 = 4 all the same.\n"
     "def area(radius: float) -> float:\n    return 3.14159 * radius**2  # squared\n\n"
@@ -43,7 +43,7 @@ PASSAGE = (
     "incomplete; together they told the same story. What had begun as a habit of one lonely person turned into the "
     "longest record of its kind.\n\n"
 )
-"""Prose, so that a loss of text means something: a model that has been trained reads it at two to four nats."""
+"""Prose, so that the loss of text means something: a trained model reads it at two to four nats."""
 PROMPTS = ("The capital of France is", "def fibonacci(n):", "Once upon a time", "1, 2, 3, 4,")
 
 
@@ -53,32 +53,32 @@ class Probe:
 
     tokens: Int[Tensor, "b s"]
     positions: Int[Tensor, "b s"]
-    """Of each token: 0, 1, 2, ..., but for the row that leaps."""
+    """Position of each token: 0, 1, 2, ..., except in the row that jumps ahead."""
     rows: tuple[str, ...]
-    """What each row is."""
+    """Description of each row."""
     text: int = 0
-    """Tokens of real text in the last row before they repeat; 0 where it is random ids too."""
+    """Tokens of real text in the last row before they repeat; 0 if the row is random ids."""
 
     @property
     def counted(self) -> tuple[int, ...]:
-        """Places of each row that its own loss is taken over: all of them, but for the repeats of a text."""
+        """Number of positions of each row that its loss is taken over: all of them, without the repeats of a text."""
         length = self.tokens.shape[1]
         return (*[length] * (len(self.rows) - 1), self.text or length)
 
     @property
     def reach(self) -> int:
-        """Positions that it reaches: the last one, and one."""
+        """Number of positions reached: the last position plus one."""
         return int(self.positions.max()) + 1
 
 
 def positions_of(*specs: ModelSpec) -> int:
-    """Return how many positions can be asked for: the first model's, or fewer where positions are learned vectors."""
+    """Return the number of positions to probe: the first model's, or fewer where positions are learned vectors."""
     learned = [spec.max_position_embeddings for spec in specs if spec.position == "learned"]
     return min(specs[0].max_position_embeddings, *learned) if learned else specs[0].max_position_embeddings
 
 
 def check_room(*specs: ModelSpec, length: int | None, new_tokens: int) -> None:
-    """Refuse to ask for positions of which a model has learned none. Raises MconvError."""
+    """Refuse more positions than a model with learned positions has. Raises MconvError."""
     if not any(spec.position == "learned" for spec in specs):
         return
     most = positions_of(*specs)
@@ -92,10 +92,10 @@ def check_room(*specs: ModelSpec, length: int | None, new_tokens: int) -> None:
 
 
 def length_for(*specs: ModelSpec, length: int | None, parameters: int = 0, batch: int = 1) -> int:
-    """Return how many positions a row has: as asked, else as many as the models have, but not beyond reason.
+    """Return the number of positions of a row: as asked, else as many as the models have, up to a limit of cost.
 
-    Reason is `LENGTH`, less where a model of so many `parameters` would need more than `WORK` for it, and beyond all
-    windows.
+    The limit is `LENGTH`, or less if a model of so many `parameters` would need more than `WORK`, but a row always
+    reaches beyond all windows.
     """
     most = min(LENGTH, max(SHORTEST, int(WORK / max(1, parameters * batch)) // 64 * 64))
     windows = [spec.sliding_window + PAST_WINDOW for spec in specs if spec.sliding_window]
@@ -103,7 +103,7 @@ def length_for(*specs: ModelSpec, length: int | None, parameters: int = 0, batch
 
 
 def random_ids(spec: ModelSpec, *, length: int, seed: int) -> Int[Tensor, "s"]:
-    """Ids drawn uniformly from the true vocabulary, its two ends among them."""
+    """Return ids drawn uniformly from the true vocabulary, its first and last id included."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(spec.vocab_size, (length,), generator=generator)
     ends = [0, spec.vocab_size - 1][:length]  # where a vocabulary that is off by one shows
@@ -112,7 +112,7 @@ def random_ids(spec: ModelSpec, *, length: int, seed: int) -> Int[Tensor, "s"]:
 
 
 def encode(tokenizer_folder: Path, spec: ModelSpec, texts: tuple[str, ...]) -> list[list[int]] | None:
-    """Texts through the checkpoint's own tokenizer; None where there is none, or where it has no id for them."""
+    """Return texts through the checkpoint's tokenizer; None if there is none or it has no id for one of them."""
     names = ("tokenizer.json", "tokenizer.model")
     if not any((tokenizer_folder / name).is_file() for name in names):
         return None
@@ -124,15 +124,15 @@ def encode(tokenizer_folder: Path, spec: ModelSpec, texts: tuple[str, ...]) -> l
     except Exception as error:  # whatever is in those files, transformers raises what it likes
         raise FormatError(
             f"{tokenizer_folder}: its tokenizer does not load ({type(error).__name__}: {str(error)[:200]}); "
-            "--batch 1 probes with random ids alone"
+            "--batch 1 probes with random ids only"
         ) from error
     return found if all(found) else None
 
 
 def text_ids(tokenizer_folder: Path, spec: ModelSpec, *, length: int) -> tuple[Int[Tensor, "s"], int] | None:
-    """Return real text through the checkpoint's own tokenizer, repeated to `length`, and the length of its first pass.
+    """Return real text through the checkpoint's tokenizer, repeated to `length`, and the length of its first pass.
 
-    None where there is no tokenizer.
+    Returns None without a tokenizer.
     """
     found = encode(tokenizer_folder, spec, (PASSAGE + TEXT,))
     if not found:
@@ -142,13 +142,13 @@ def text_ids(tokenizer_folder: Path, spec: ModelSpec, *, length: int) -> tuple[I
 
 
 def leaping(length: int, *, reach: int, seed: int) -> Int[Tensor, "s"]:
-    """`length` rising positions: a quarter of them counted, the others spread at random up to position `reach` - 1.
+    """Return `length` rising positions: a quarter of them consecutive, the others spread up to position `reach` - 1.
 
     Rope sees only distances, so a few tokens far apart show what a row of all positions would.
     """
     counted = length // 4
     generator = torch.Generator().manual_seed(seed)
-    # Without a permutation of all positions, of which there may be millions: one in each of as many equal stretches.
+    # One position in each of as many equal stretches: a permutation could be one of millions of positions.
     edges = torch.linspace(counted, reach - 1, length - counted + 1).long()
     at = edges[:-1] + (torch.rand(length - counted, generator=generator) * edges.diff()).long()
     at[-1] = reach - 1
@@ -156,20 +156,20 @@ def leaping(length: int, *, reach: int, seed: int) -> Int[Tensor, "s"]:
 
 
 def probe(spec: ModelSpec, *, tokenizer_folder: Path | None, batch: int, length: int, seed: int) -> Probe:
-    """The batch: random ids, each row from a seed of its own; real text in the last of several, given a tokenizer.
+    """Return the batch: random ids, each row with its own seed; real text in the last of several, given a tokenizer.
 
-    Where `length` is less than the model's positions, the last but one row leaps to the last of them (of two, the last).
+    If `length` is less than the model's positions, the last row but one (the last of two) jumps to the last position.
     """
     rows = [random_ids(spec, length=length, seed=seed + row) for row in range(batch)]
-    said = [f"random ids, seed {seed + row}" for row in range(batch)]
+    names = [f"random ids, seed {seed + row}" for row in range(batch)]
     found = text_ids(tokenizer_folder, spec, length=length) if tokenizer_folder and batch > 1 else None
     if found is not None:
-        rows[-1], said[-1] = found[0], "text"
+        rows[-1], names[-1] = found[0], "text"
     positions = [torch.arange(length)] * batch
     reach = spec.max_position_embeddings
     if reach > length >= 8 and batch > 1 and spec.position != "alibi":
         row = max(1, batch - 2)
         positions[row] = leaping(length, reach=reach, seed=seed)
-        said[row] += f", positions up to {reach - 1}"
-    text = found[1] if found and said[-1] == "text" else 0  # of two rows the text's own may leap
-    return Probe(tokens=torch.stack(rows), positions=torch.stack(positions), rows=tuple(said), text=text)
+        names[row] += f", positions up to {reach - 1}"
+    text = found[1] if found and names[-1] == "text" else 0  # of two rows, the text's own may jump
+    return Probe(tokens=torch.stack(rows), positions=torch.stack(positions), rows=tuple(names), text=text)

@@ -1,34 +1,34 @@
-"""Verdicts in words; one of logits is kept beside a checkpoint for its model card."""
+"""Reports in words, and the verdict that a manifest keeps for the model card."""
 
 from pathlib import Path
 from typing import Any
 
-from mconv.convert import manifest
-from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.opening import iteration_folder, open_checkpoint
+from mconv.convert.checkpoint.model import Checkpoint
+from mconv.convert.checkpoint.open import iteration_folder, open_checkpoint
+from mconv.convert.folders import manifest
 from mconv.errors import CopiesDiffer, MconvError
 from mconv.verify import training_lines
 from mconv.verify.digests import Difference, Report
 from mconv.verify.losses import losses
+from mconv.verify.recorded_verdicts import IDENTITY, identity
 from mconv.verify.specs import plain
-from mconv.verify.standing import OF, identity
 
 KEPT = ("max_abs_error", "mean_abs_error", "relative_max", "kl", "argmax_agreement", "passed", "tp", "pp",
         "sequence_parallel", "dtype", "length")  # fmt: skip
-"""Numbers of logits that a manifest keeps of a verdict."""
+"""Fields of a report on logits that a manifest keeps."""
 
 
 NO_LOGITS = "the logits could not be compared"
-"""How the failure begins that says why."""
+"""Beginning of the failure that says why logits were not compared."""
 
 
 def as_json(report: dict[str, Any]) -> dict[str, Any]:
-    """The report for programs. What the tensors alone say stands at the top where nothing else was asked."""
+    """Return the report for programs. If only tensors were compared, their fields are at the top level too."""
     return report if "max_abs_error" in report else {**(report["digests"] or {}), **report}
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    """The report for people: the verdict first, each proof's own, where the fault is, and why."""
+    """Return the report for people: the verdict, each proof's own answer, where the fault is, and why."""
     tensors = (report.get("digests") or {}).get("lines", [])
     if report.get("training") and not report["passed"]:
         return training_lines.lines(report)
@@ -49,27 +49,27 @@ def lines(report: dict[str, Any]) -> list[str]:
             f"{spoken['prompts']} x {spoken['tokens']} greedy tokens are the same"
         )
     out += [f"  {line}" for line in (report.get("diagnosis") or {}).get("lines", ())]
-    out += [f"  assumed          {told}" for told in report.get("assumed", ())]
+    out += [f"  assumed          {words}" for words in report.get("assumed", ())]
     return out + [f"  because {reason}" for reason in report["failures"]]
 
 
 def _ran(side: dict[str, Any], layout: str) -> str:
-    """Return what ran a side, and at which layout if that is a Megatron."""
+    """Return the program that ran a side, and the layout of a Megatron."""
     return f"{side['name']} ({side['loaded_by']}{'' if side['format'] == 'hf' else f', {layout}'})"
 
 
 def _unlike(report: dict[str, Any], tensors: list[str]) -> list[str]:
-    """Return the lines about two models of different architectures, of which nothing was run."""
+    """Return the lines about two models of different architectures, which were not run."""
     return [f"FAIL: {report['not_compared']}", *(f"  {line}" for line in tensors[1:])]
 
 
 def _besides(report: dict[str, Any]) -> list[str]:
-    """Return what is known beyond the comparison of tensors, where no logits were compared: faults, and why not."""
+    """Return the known faults, and why no logits were compared, after a comparison of tensors alone."""
     found = report.get("diagnosis") or {}
     unknown = {guess["text"] for guess in found.get("guesses", ()) if not guess["name"]}
-    told = [line for line in found.get("lines", ()) if line not in unknown]
+    words = [line for line in found.get("lines", ()) if line not in unknown]
     missing = [f"because {reason}" for reason in report.get("failures", ()) if reason.startswith(NO_LOGITS)]
-    return [f"  {line}" for line in (*told, *missing)]
+    return [f"  {line}" for line in (*words, *missing)]
 
 
 def _numbers(report: dict[str, Any]) -> list[str]:
@@ -97,7 +97,7 @@ def _numbers(report: dict[str, Any]) -> list[str]:
 
 
 def check_recordable(folder: Path, iteration: int | None) -> Path:
-    """The folder whose manifest can hold a verdict. Raises MconvError where there is none."""
+    """Return the folder whose manifest can hold a verdict. Raises MconvError if there is none."""
     where = folder if (folder / "config.json").is_file() else iteration_folder(folder, iteration)
     if manifest.read(where) is None:
         raise MconvError(f"{where} has no {manifest.NAME} to record the verdict in; mconv did not make this checkpoint")
@@ -105,7 +105,7 @@ def check_recordable(folder: Path, iteration: int | None) -> Path:
 
 
 def verdict_of(report: dict[str, Any], checkpoint: Checkpoint, *, against: str) -> dict[str, Any]:
-    """What is kept of a report: which proofs held, by which mconv, and a digest of what was judged (read once more)."""
+    """Return what is kept of a report: each proof's answer, mconv's version, and a digest of the checkpoint."""
     return {
         "against": against,
         **{name: report[name] for name in KEPT if name in report},  # other architectures have no logits to compare
@@ -117,21 +117,21 @@ def verdict_of(report: dict[str, Any], checkpoint: Checkpoint, *, against: str) 
 
 
 def _of(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return which bytes a verdict is of; nothing for a checkpoint that is no one model, whose verdict never counts."""
+    """Return the identity of the judged bytes; {} for a checkpoint whose copies differ: its verdict never counts."""
     try:
-        return {OF: identity(checkpoint)}
+        return {IDENTITY: identity(checkpoint)}
     except CopiesDiffer:
         return {}
 
 
 def record(folder: Path, report: dict[str, Any], *, against: str) -> None:
-    """Add a verdict to the manifest in `folder`. Raises MconvError where there is no manifest."""
+    """Add a verdict to the manifest in `folder`. Raises MconvError if there is no manifest."""
     where = check_recordable(folder, None)
     keep(where, verdict_of(report, open_checkpoint(where), against=against))
 
 
 def keep(folder: Path, verdict: dict[str, Any]) -> None:
-    """Add a verdict to the manifest in `folder`, which is there."""
+    """Add a verdict to the existing manifest in `folder`."""
     made = manifest.read(folder) or {}
     manifest.write(folder, {**made, "verified": [*made.get("verified", []), verdict]})
 
@@ -139,13 +139,13 @@ def keep(folder: Path, verdict: dict[str, Any]) -> None:
 # ---- digests -------------------------------------------------------------------------------------------------------
 SHOWN_PIECES = 3
 FEW = 4
-"""Tensors that are listed where two models are of different sizes or kinds, so that most of their tensors differ."""
+"""Largest number of tensors listed if the models differ in size or kind, so that most of their tensors differ."""
 SHAPING = {"hidden_size", "ffn_hidden_size", "num_query_groups", "position", "norm"}
-"""Fields of which another value makes another model."""
+"""Fields of the architecture that decide the size or kind of a model."""
 
 
 def digest_lines(report: Report, *, limit: int = 20) -> list[str]:
-    """Return the report for people, the answer first. Shapes that follow from other sizes are few lines."""
+    """Return the comparison of tensors for people, the answer first."""
     limit = min(limit, FEW) if SHAPING & report.spec.keys() else limit
     size = f"{report.nbytes / 1e9:.3g} GB" if report.nbytes >= 1e9 else f"{report.nbytes / 1e6:.3g} MB"
     if report.same:
@@ -172,7 +172,7 @@ def digest_lines(report: Report, *, limit: int = 20) -> list[str]:
 
 
 def _how_same(report: Report) -> str:
-    """Bit for bit, or after which rounding."""
+    """Return `bit for bit`, or which rounding made the tensors the same."""
     if report.exact:
         return "bit for bit"
     wide = [_wide_first(pair) for pair in dict.fromkeys(report.cast.values())]
@@ -182,7 +182,7 @@ def _how_same(report: Report) -> str:
 
 
 def _casts(report: Report) -> list[str]:
-    """A line for each pair of dtypes: who holds the rounded ones."""
+    """Return a line for each pair of dtypes: which side holds the rounded tensors."""
     out = []
     for pair in dict.fromkeys(report.cast.values()):
         count = sum(x == pair for x in report.cast.values())
@@ -194,7 +194,7 @@ def _casts(report: Report) -> list[str]:
 
 
 def _wide_first(pair: tuple[str, str]) -> tuple[str, str]:
-    """The wider dtype and the narrower: fp32 before bf16; of two of one width, the first side's before the second's."""
+    """Return the wider dtype, then the narrower: fp32 before bf16; of equal width, the first side's first."""
     first, second = ({"fp64": 8, "fp32": 4}.get(name, 2) for name in pair)
     return pair if first >= second else (pair[1], pair[0])
 
@@ -208,27 +208,27 @@ def _difference(d: Difference) -> str:
 
 
 def _rows(d: Difference) -> str:
-    """Of a vocabulary of another size: who has more rows, and whether those of both agree."""
+    """Return, for vocabularies of different size, which side has more rows and whether the common rows agree."""
     if not d.rows:
         return ""
-    told = f"b has {abs(d.rows)} rows {'more' if d.rows > 0 else 'less'} than a"
+    words = f"b has {abs(d.rows)} rows {'more' if d.rows > 0 else 'less'} than a"
     if d.rows > 0:
-        told += f" ({'zero: its padding leaked' if d.rows_zero else 'not zero'})"
-    return f"; {told}, and of the rows of both {_apart(d) if d.elements else 'all are the same'}"
+        words += f" ({'zero: its padding leaked' if d.rows_zero else 'not zero'})"
+    return f"; {words}, and of the rows of both {_apart(d) if d.elements else 'all are the same'}"
 
 
 def _apart(d: Difference) -> str:
-    told = f"{d.elements:,} of {d.of:,} elements differ"
+    words = f"{d.elements:,} of {d.of:,} elements differ"
     if d.dtypes:
-        told += " after rounding " + " to ".join(_wide_first(d.dtypes))
-    told += "" if d.largest is None else f", at most {d.largest:.3g} apart"
+        words += " after rounding " + " to ".join(_wide_first(d.dtypes))
+    words += "" if d.largest is None else f", at most {d.largest:.3g} apart"
     if d.at:
-        told += " at " + ", ".join(f"{name} {i}" for name, i in d.at.items())
-    return told + (f", {d.nonfinite} of them NaN or infinite on a side" if d.nonfinite else "")
+        words += " at " + ", ".join(f"{name} {i}" for name, i in d.at.items())
+    return words + (f", {d.nonfinite} of them NaN or infinite on a side" if d.nonfinite else "")
 
 
 def _confined(d: Difference) -> str:
-    """Where a difference lies in some stored tensors alone: which."""
+    """Return the stored tensors that a difference is confined to, if it is not in all of them."""
     out = []
     for side, pieces, total in (("a", d.a_pieces, d.of_a_pieces), ("b", d.pieces, d.of_pieces)):
         if 0 < len(pieces) < total:
@@ -238,12 +238,12 @@ def _confined(d: Difference) -> str:
 
 
 def of_digests(report: Report) -> dict[str, Any]:
-    """The comparison of tensors as the report has it."""
+    """Return the comparison of tensors as the report holds it."""
     return report.to_dict() | {"lines": digest_lines(report), "warnings": digest_warnings(report)}
 
 
 def digest_warnings(report: Report) -> list[str]:
-    """What a manifest says and the bytes do not."""
+    """Return a warning for each side whose bytes do not match the digests in its manifest."""
     named = {"a": report.a, "b": report.b}
     return [
         f"{named[side]}: the digests of {len(names)} tensors ({', '.join(names[:5])}) in its mconv.json are not those of "

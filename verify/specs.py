@@ -1,4 +1,4 @@
-"""What two checkpoints say beyond their tensors: which of it makes another function, and which does not."""
+"""Comparison of two architectures: which fields change the function, and which do not."""
 
 import math
 from collections.abc import Mapping
@@ -7,41 +7,41 @@ from typing import Any
 from mconv.spec import ModelSpec, Rope
 
 TOLD_BY_TENSORS = ("family", "qkv_bias", "proj_bias", "mlp_bias")
-"""Fields of the spec that decide nothing beyond which tensors there are, and the name of a family."""
+"""Fields of the spec that only decide which tensors there are, and the name of the family."""
 LIMITS = ("max_position_embeddings",)
-"""Fields that say how far a model may be used; what it computes there does not depend on them."""
+"""Fields that limit how far a model may be used and do not change what it computes."""
 ROPE_FIELDS = {
     "default": ("base",),
     "linear": ("base", "factor"),
     "llama3": ("base", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-"""What each kind of rope computes with; the rest of `Rope` is then left at any value."""
+"""Fields that each kind of rope computes with; the other fields of `Rope` may hold any value."""
 APART = ("hidden_size", "position", "norm", "parallel_attention", "shared_norm")
-"""Fields that must agree before one model's hidden states mean anything to the other."""
+"""Fields that must agree before the hidden states of one model mean anything to the other."""
 WORDS = {
     "num_layers": "layers", "hidden_size": "hidden size", "ffn_hidden_size": "FFN size",
     "num_attention_heads": "attention heads", "num_query_groups": "query groups", "kv_channels": "head dimension",
     "vocab_size": "vocabulary", "max_position_embeddings": "positions", "tied_embeddings": "tied embeddings",
 }  # fmt: skip
-"""What people call a field, where that is not its name with spaces."""
+"""Names of fields for people, where these are not the field's own words."""
 IN_FP32 = 1e-7
-"""Relative: a number that was kept in fp32 on its way is the same number."""
+"""Relative difference within which two numbers are the same, kept in fp32 on the way."""
 
 Two = tuple[Any, Any]
 
 
 def spec_differences(a: ModelSpec, b: ModelSpec) -> dict[str, Two]:
-    """The fields that two specs say otherwise and that change the function, rope's among them."""
+    """Return the differing fields of two specs that change the function, rope's included."""
     return {name: two for name, two in _unlike(a, b).items() if name not in LIMITS}
 
 
 def spec_notes(a: ModelSpec, b: ModelSpec) -> dict[str, Two]:
-    """The fields that two specs say otherwise and that change no function."""
+    """Return the differing fields of two specs that do not change the function."""
     return {name: two for name, two in _unlike(a, b).items() if name in LIMITS}
 
 
 def incomparable(a: ModelSpec, b: ModelSpec) -> bool:
-    """Return whether two specs are of models whose layers cannot be given each other's inputs."""
+    """Return whether two models are so different that their layers cannot take each other's inputs."""
     gated = [spec.activation == "swiglu" for spec in (a, b)]
     return gated[0] != gated[1] or any(getattr(a, name) != getattr(b, name) for name in APART)
 
@@ -66,7 +66,7 @@ def plain(value: Any) -> str:
 
 
 def effective(rope: Rope) -> dict[str, Any]:
-    """What of a rope is computed with: a factor of 1 stretches nothing, whatever the kind."""
+    """Return the fields that a rope computes with. A factor of 1 stretches nothing, whatever the kind."""
     kind = "default" if rope.factor == 1 else rope.kind
     return {"kind": kind, **{name: getattr(rope, name) for name in ROPE_FIELDS[kind]}}
 

@@ -1,7 +1,7 @@
-"""How much training has changed a model: what is reported where two checkpoints are one model before and after it.
+"""The change that training made to a model, for two checkpoints of one model before and after training.
 
-That they differ is then no fault, so no fault is sought in it. Whether training lies between is said by the manifests, or
-by the user; shapes, NaN, and differences of the architecture are faults all the same.
+That they differ is no fault then, and no fault is looked for. The manifests, or the user, say whether training lies
+between; other shapes, NaN and differences of the architecture remain faults.
 """
 
 import math
@@ -9,41 +9,41 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mconv.convert.checkpoint import SourceModel
+from mconv.convert.checkpoint.model import SourceModel
 from mconv.convert.formats.mapped import forget
 from mconv.convert.sources.read import Progress, quiet
 from mconv.convert.sources.source import Source, dims_of, nbytes_of, slab_boxes, split_of
-from mconv.convert.table import Logical
+from mconv.convert.spelling.table import Logical
 from mconv.verify.digests import Report, held
 from mconv.verify.specs import in_words
 
 Squares = tuple[float, float]
 """Squared norms of a difference and of the reference."""
 STEPS = ("train", "lora", "lora merge")
-"""Steps of a manifest's history after which the weights are others."""
+"""Steps of a manifest's history that change the weights."""
 SLAB = 1 << 20
-"""Elements in hand at once, in double precision."""
+"""Elements in memory at once, in double precision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """How far apart the tensors of two checkpoints are that both have in one shape."""
+    """Distance between the tensors of two checkpoints that both have in the same shape."""
 
     relative_norm: float
-    """Norm of the difference over the norm of the reference, over all of these tensors."""
+    """Norm of the difference over the norm of the reference, over all these tensors."""
     changed: int
-    """Elements that differ in any bit."""
+    """Number of elements that differ in any bit."""
     elements: int
     tensors_changed: int
     tensors: int
     by_tensor: list[dict[str, Any]]
-    """Those that changed, the most changed first: `name`, `relative_norm`."""
+    """Changed tensors, the most changed first: `name` and `relative_norm`."""
     by_layer: list[dict[str, Any]]
     by_module: list[dict[str, Any]]
 
 
 def between(a: SourceModel, b: SourceModel) -> list[str]:
-    """Return the steps of training that one history has and the other has not, in words; empty if there are none."""
+    """Return in words the training steps that only one of the two histories has."""
     own, other = (_training(c) for c in (a, b))
     same = 0
     while same < min(len(own), len(other)) and own[same] == other[same]:
@@ -52,7 +52,7 @@ def between(a: SourceModel, b: SourceModel) -> list[str]:
 
 
 def measure(a: SourceModel, b: SourceModel, found: Report, *, progress: Progress = quiet) -> Change:
-    """Return how far apart the tensors are; `found` is their comparison. Reads both once more."""
+    """Return how far apart the tensors are, given their comparison `found`. Reads both checkpoints once more."""
     left, right = a.source, b.source
     changed = {d.tensor: d for d in found.differences if d.how == "bits"}
     sums: dict[Logical, Squares] = {}
@@ -77,12 +77,12 @@ def measure(a: SourceModel, b: SourceModel, found: Report, *, progress: Progress
 
 
 def describe(steps: list[str], *, asked: bool) -> dict[str, Any]:
-    """Return the part of a report that is about training, before anything is read."""
+    """Return the part of a report about training, before anything is read."""
     return {"between": steps, "asked": asked, "faults": [], "change": None}
 
 
 def faults(found: Report) -> list[str]:
-    """Return what no training does: other sizes, tensors that are missing, numbers that are not finite."""
+    """Return what no training does: other sizes, missing tensors, numbers that are not finite."""
     out = [f"the architectures differ: {in_words(found.spec)}"] if found.spec else []
     for d in found.differences:
         if d.how != "bits":
@@ -105,7 +105,7 @@ def _words(step: dict[str, Any]) -> str:
 
 
 def _squares(left: Source, right: Source, names: tuple[Logical, Logical], *, read_both: bool) -> Squares:
-    """Return the squared norm of the difference and that of the reference. Equal tensors are read on one side."""
+    """Return the squared norm of the difference and of the reference. Equal tensors are read on one side only."""
     apart = own = 0.0
     dims = dims_of(left, names[0])
     for box in slab_boxes(dims, SLAB, keep=min(split_of(left, names[0]), split_of(right, names[1]))):
@@ -117,13 +117,13 @@ def _squares(left: Source, right: Source, names: tuple[Logical, Logical], *, rea
 
 
 def _over(squares: Iterable[Squares]) -> float:
-    """Return the norm of a difference over that of the reference, given both squared, tensor by tensor."""
+    """Return the norm of a difference over that of the reference, both given squared for each tensor."""
     apart, own = (sum(each) for each in zip(*squares, strict=True)) if (squares := list(squares)) else (0.0, 0.0)
     return math.sqrt(apart / own) if own else math.inf if apart else 0.0
 
 
 def _ranked(sums: Mapping[Logical, Squares], name_of: Callable[[Logical], str]) -> list[dict[str, Any]]:
-    """Return the change of each group of tensors that have one name, the largest first."""
+    """Return the change of each group of tensors with the same name, the largest first."""
     groups: dict[str, list[Squares]] = {}
     for logical, squares in sums.items():
         groups.setdefault(name_of(logical), []).append(squares)

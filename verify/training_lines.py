@@ -1,19 +1,19 @@
-"""What training has changed, in words: five lines, and a hint where nobody said that training lies between."""
+"""The change that training made, in words; and a hint where training is likely and nobody said so."""
 
 from typing import Any
 
 from mconv.verify.losses import by_kind, normal_loss
 
 NEARLY_ALL = 0.75
-"""Share of the tensors that training changes at least, but for one of some layers alone."""
+"""Smallest share of the tensors that training changes, unless it trains some layers only."""
 MOST = 3
-"""Tensors, layers and modules that are named as those that changed most."""
+"""Number of tensors, layers and modules that are named as the most changed."""
 LARGE = 0.5
-"""Change over norm of one tensor that training of a model hardly reaches, and a wrong conversion does at once."""
+"""Relative change of one tensor that training hardly reaches, and a wrong conversion easily."""
 
 
 def hint(report: dict[str, Any]) -> str | None:
-    """Return a line for two checkpoints that differ nearly everywhere and in no way that is known; else None."""
+    """Return a hint at training for two checkpoints that differ almost everywhere and in no known way; else None."""
     tensors, found = report["digests"], report["diagnosis"]
     if not tensors or not found or report["training"] or tensors["spec"]:
         return None
@@ -35,7 +35,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         *(_changed(change) if change else []),
         *(_computed(report) if "max_abs_error" in report else []),
         *(f"  besides          {line}" for line in (report.get("diagnosis") or {}).get("lines", ())),
-        *(f"  assumed          {told}" for told in report.get("assumed", ())),
+        *(f"  assumed          {words}" for words in report.get("assumed", ())),
         *(f"  because {fault}" for fault in training["faults"]),
     ]
 
@@ -57,7 +57,7 @@ def _changed(change: dict[str, Any]) -> list[str]:
     if first and not (first["relative_norm"] or 0) <= LARGE:
         out.append(
             f"  note: training hardly changes a tensor by more than {LARGE:g} of its norm; if a conversion followed it, "
-            "judge that alone: mconv verify RUN EXPORT"
+            "judge the conversion by itself: mconv verify RUN EXPORT"
         )
     return out
 

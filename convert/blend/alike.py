@@ -6,7 +6,7 @@ from typing import Any
 
 from mconv.convert.blend.document import Reference
 from mconv.convert.blend.recipe import Recipe
-from mconv.convert.checkpoint import SourceModel
+from mconv.convert.checkpoint.model import SourceModel
 from mconv.errors import ConfigError, refuse
 from mconv.spec import ModelSpec
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from mconv.convert.table import Stored
+from mconv.convert.spelling.table import Stored
 from mconv.errors import FormatError
 from mconv.shard.axes import Box, lengths, runs
 from mconv.shard.patch import patch_of

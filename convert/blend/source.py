@@ -17,11 +17,11 @@ from mconv.convert.blend.lineup import Lineup
 from mconv.convert.blend.member import start_of
 from mconv.convert.blend.recipe import Recipe
 from mconv.convert.blend.tensors import Merged, tensors_of
-from mconv.convert.digests import ALGORITHM, ALGORITHMS
+from mconv.convert.folders.digests import ALGORITHM, ALGORITHMS
 from mconv.convert.formats.dtype import BY_NAME, DType, of_torch
 from mconv.convert.sources.source import Slab as Pulled
 from mconv.convert.sources.source import Source, dims_of, dtype_of
-from mconv.convert.table import Family, Logical, Stored
+from mconv.convert.spelling.table import Family, Logical, Stored
 from mconv.errors import FormatError
 from mconv.shard.axes import Box, intersect, lengths, volume, whole, within
 from mconv.spec import ModelSpec

@@ -7,7 +7,7 @@ from mconv.convert.blend.document import Reference
 from mconv.convert.blend.lineup import Bound, Lineup, Origin, bind
 from mconv.convert.blend.member import Member
 from mconv.convert.blend.recipe import Recipe
-from mconv.convert.table import Family, Logical, Stored
+from mconv.convert.spelling.table import Family, Logical, Stored
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 

@@ -8,11 +8,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mconv.convert.claim import ARG, claim, written
 from mconv.convert.dialects import arguments
 from mconv.convert.dialects.keys import LinearBiases, Ropes, Window, is_built_in
-from mconv.convert.keys import Config, Constant, Field, Heads, Key, Left
-from mconv.convert.values import shown
+from mconv.convert.spelling.claim import ARG, claim, written
+from mconv.convert.spelling.keys import Config, Constant, Field, Heads, Key, Left
+from mconv.convert.spelling.values import shown
 from mconv.errors import ConfigError, refuse
 from mconv.spec import UNNAMED, ModelSpec
 

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from mconv.convert.dialects.arguments import Arguments
 from mconv.convert.dialects.flags import Case
 from mconv.convert.formats.tensors import Located
-from mconv.convert.table import Row
+from mconv.convert.spelling.table import Row
 from mconv.shard.layout import Layout
 from mconv.shard.pattern import Pattern, parse
 from mconv.spec import ModelSpec

@@ -8,8 +8,8 @@ from typing import Any
 
 from mconv.convert.formats.dtype import BY_NAME
 from mconv.convert.formats.unpickle import StandIn
-from mconv.convert.keys import REQUIRED, Config, Field, Left, Named, take
-from mconv.convert.values import shown
+from mconv.convert.spelling.keys import REQUIRED, Config, Field, Left, Named, take
+from mconv.convert.spelling.values import shown
 from mconv.shard.layout import Layout
 from mconv.shard.stages import EVEN
 from mconv.spec import ModelSpec, Rope

@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from mconv.convert.claim import ARG, claim, written
 from mconv.convert.dialects import flags_megatron
 from mconv.convert.dialects.arguments import MEGATRON_LM
 from mconv.convert.dialects.arguments.function import WRITTEN
@@ -16,8 +15,9 @@ from mconv.convert.dialects.dialect import Dialect
 from mconv.convert.dialects.keys import bias_spec as bias_spec
 from mconv.convert.dialects.keys import chunk_layers, left_of, of_dtype
 from mconv.convert.formats.tensors import Located
-from mconv.convert.table import Family
-from mconv.errors import ConfigError, Unsaid
+from mconv.convert.spelling.claim import ARG, claim, written
+from mconv.convert.spelling.table import Family
+from mconv.errors import AmbiguousCheckpoint, ConfigError
 from mconv.shard.layout import Layout
 from mconv.shard.stages import EVEN, Uneven
 from mconv.spec import UNNAMED, ModelSpec
@@ -134,7 +134,7 @@ def doubts(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, ...]:
 def _true_vocab(values: dict[str, Any], size: int | None, *, given: int | None) -> int:
     """Return the true vocabulary. Padded rows of a trained checkpoint hold anything, so it cannot be found in them."""
     if size is None and given is None:
-        raise Unsaid(
+        raise AmbiguousCheckpoint(
             f"the checkpoint does not say its true vocabulary size (padded: {values.get('padded_vocab_size')}); "
             "give --vocab-size, the number of tokens of its tokenizer"
         )

@@ -12,7 +12,6 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from mconv.convert.claim import ARG, claim, written
 from mconv.convert.dialects import flags_megatron_llm
 from mconv.convert.dialects.arguments import MEGATRON_LLM
 from mconv.convert.dialects.arguments.megatron_llm import LAYOUT, SPEC
@@ -20,8 +19,9 @@ from mconv.convert.dialects.dialect import Dialect
 from mconv.convert.dialects.keys import chunk_layers, left_of, of_dtype
 from mconv.convert.dialects.nvidia_legacy import ATTENTION, LAYER, MLP, MODEL, spelled
 from mconv.convert.formats.tensors import Located
-from mconv.convert.keys import take
-from mconv.errors import ConfigError, Unsaid
+from mconv.convert.spelling.claim import ARG, claim, written
+from mconv.convert.spelling.keys import take
+from mconv.errors import AmbiguousCheckpoint, ConfigError
 from mconv.shard.layout import Layout
 from mconv.spec import UNNAMED, ModelSpec
 
@@ -109,13 +109,13 @@ def _check_trusted(values: dict[str, Any], name: str | None) -> None:
     if "true_vocab_size" in values and name is None:
         return
     if name not in TRUE_OF:
-        raise Unsaid(
+        raise AmbiguousCheckpoint(
             f"the checkpoint's args have model_name {name!r}: they hold the flags of the process that wrote it, and "
             "nothing says whether these are the model's; give --config, the model's config.json"
         )
     wrong = [f"{k} {values.get(k)!r} (a {name} has {v:g})" for k, v in TRUE_OF[name].items() if values.get(k) != v]
     if wrong:
-        raise Unsaid(
+        raise AmbiguousCheckpoint(
             f"the checkpoint's args say {' and '.join(wrong)}: they hold the flags of the process that wrote it, which "
             "resharding resets; give --config, the model's config.json"
         )
@@ -136,7 +136,7 @@ def doubts(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, ...]:
 def _true_vocab(known: int | None, rows: int, *, given: int | None) -> int:
     """Return the true vocabulary: in files that neither we nor the importer made, nothing tells padding from tokens."""
     if known is None and given is None:
-        raise Unsaid(
+        raise AmbiguousCheckpoint(
             f"the checkpoint does not say its true vocabulary size (the tables of its ranks have {rows} rows, padding "
             "included); give --vocab-size, the number of tokens that the model was trained with"
         )

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mconv.convert import bridge, dtypes, manifest, sidecar, tokens
-from mconv.convert.checkpoint import SIDE_FOLDER
-from mconv.convert.digests import combined
+from mconv.convert.checkpoint import bridge
+from mconv.convert.checkpoint.model import SIDE_FOLDER
 from mconv.convert.engine.plan import Plan
+from mconv.convert.folders import manifest, sidecar, tokens
+from mconv.convert.folders.digests import combined
 from mconv.convert.formats.hf import read_json
-from mconv.convert.rope import OLD_KEYS
+from mconv.convert.spelling import dtypes
+from mconv.convert.spelling.rope import OLD_KEYS
 from mconv.shard.layout import Layout
 
 

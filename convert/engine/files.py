@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from mconv.convert import bridge, spell, tokens
-from mconv.convert.checkpoint import SIDE_FOLDER
-from mconv.convert.dialects import DIALECTS, mcore
+from mconv.convert.checkpoint import bridge
+from mconv.convert.checkpoint.model import SIDE_FOLDER
+from mconv.convert.dialects import DIALECTS, mcore, spell
 from mconv.convert.engine.plan import Plan
+from mconv.convert.folders import tokens
+from mconv.convert.folders.kinds import TRACKER
+from mconv.convert.folders.manifest import NAME
 from mconv.convert.formats import distcp, hf, mp_rank, torch_dist
 from mconv.convert.formats.file_layout import FileLayout
-from mconv.convert.kinds import TRACKER
-from mconv.convert.manifest import NAME
 
 Files = dict[str, int | None]
 """Path below the target -> bytes; None for a small file (config, index, manifest, tracker)."""

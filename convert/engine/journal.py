@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import mconv
-from mconv.convert import manifest
 from mconv.convert.engine.plan import Plan
 from mconv.convert.engine.stream import CopyResult
 from mconv.convert.engine.tasks import CopyTask
+from mconv.convert.folders import manifest
+from mconv.convert.folders.staging import PLAN, Staging, sync, write_whole
 from mconv.convert.formats.file_layout import FileLayout
-from mconv.convert.staging import PLAN, Staging, sync, write_whole
 from mconv.errors import MconvError
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from mconv.convert.formats.dtype import DType
 from mconv.convert.formats.tensors import Target
 from mconv.convert.sources.source import Source, usual_dtype
-from mconv.convert.table import Logical, Stored
+from mconv.convert.spelling.table import Logical, Stored
 from mconv.errors import FormatError
 
 

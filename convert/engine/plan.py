@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mconv.convert import dtypes, sidecar, spell, tokens
-from mconv.convert.checkpoint import SourceModel, target_layout
-from mconv.convert.dialects import DIALECTS
+from mconv.convert.checkpoint.model import SourceModel, target_layout
+from mconv.convert.dialects import DIALECTS, spell
 from mconv.convert.engine.parts import Part
 from mconv.convert.engine.problems import problems
+from mconv.convert.folders import sidecar, tokens
+from mconv.convert.folders.host import SLAB_BYTES, workers
+from mconv.convert.folders.staging import Staging
 from mconv.convert.formats.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
 from mconv.convert.formats.tensors import Target
-from mconv.convert.host import SLAB_BYTES, workers
 from mconv.convert.sources.source import Source
-from mconv.convert.staging import Staging
-from mconv.convert.table import Family, Stored
+from mconv.convert.spelling import dtypes
+from mconv.convert.spelling.table import Family, Stored
 from mconv.errors import LayoutError, MconvError, refuse
 from mconv.shard.layout import Layout
 from mconv.shard.stages import EVEN, Uneven

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mconv.convert import manifest, tokens
 from mconv.convert.dialects.bridge import refusals
+from mconv.convert.folders import manifest, tokens
+from mconv.convert.folders.kinds import TRACKER
+from mconv.convert.folders.staging import Staging
 from mconv.convert.formats.hf import read_json
-from mconv.convert.kinds import TRACKER
-from mconv.convert.staging import Staging
 
 if TYPE_CHECKING:
     from mconv.convert.engine.plan import Plan

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mconv.convert import bridge, manifest
+from mconv.convert.checkpoint import bridge
 from mconv.convert.engine.plan import Plan
-from mconv.convert.kinds import TRACKER
-from mconv.convert.staging import PARTIAL, Staging, remove, sync, write_whole
+from mconv.convert.folders import manifest
+from mconv.convert.folders.kinds import TRACKER
+from mconv.convert.folders.staging import PARTIAL, Staging, remove, sync, write_whole
 from mconv.errors import MconvError
 
 

@@ -11,8 +11,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from mconv.convert import manifest
-from mconv.convert.digests import Recorded, check_digests, recorded
 from mconv.convert.engine import journal, pool
 from mconv.convert.engine.companions import emit, manifest_of, write_side_files
 from mconv.convert.engine.files import lay_out
@@ -22,14 +20,16 @@ from mconv.convert.engine.publish import explained, publish
 from mconv.convert.engine.ranks import ALONE, RankDied, Ranks
 from mconv.convert.engine.stream import CopyContext, CopyResult, stream
 from mconv.convert.engine.tasks import CopyTask, tasks_of
+from mconv.convert.folders import manifest
+from mconv.convert.folders.digests import Recorded, check_digests, recorded
+from mconv.convert.folders.host import workers
+from mconv.convert.folders.staging import Staging
 from mconv.convert.formats.file_layout import FileLayout
 from mconv.convert.formats.tensors import Located
-from mconv.convert.host import workers
 from mconv.convert.sources.read import Progress, quiet
 from mconv.convert.sources.read import digests as digests_of
 from mconv.convert.sources.scratch import Scratch
 from mconv.convert.sources.stored import StoredSource
-from mconv.convert.staging import Staging
 from mconv.errors import MconvError
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from isal import isal_zlib
 
-from mconv.convert.digests import ALGORITHM, ALGORITHMS
 from mconv.convert.engine.tasks import CopyTask, Destination
+from mconv.convert.folders.digests import ALGORITHM, ALGORITHMS
+from mconv.convert.folders.lock import BINARY
 from mconv.convert.formats.dtype import in_torch
 from mconv.convert.formats.mapped import bytes_of
-from mconv.convert.lock import BINARY
 from mconv.convert.sources.checks import check_copies_of, check_finite, check_zero
 from mconv.convert.sources.read import Progress, quiet, slabs
 from mconv.convert.sources.scratch import Scratch

@@ -7,7 +7,7 @@ from mconv.convert.engine.parts import Part
 from mconv.convert.engine.plan import Plan
 from mconv.convert.formats.file_layout import Extent, FileLayout
 from mconv.convert.formats.tensors import Target
-from mconv.convert.table import Family, Logical, Stored
+from mconv.convert.spelling.table import Family, Logical, Stored
 from mconv.shard.cut import repeat_last
 from mconv.spec import ModelSpec
 

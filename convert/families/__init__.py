@@ -12,9 +12,9 @@ from mconv.convert.families.llama import LLAMA
 from mconv.convert.families.mistral import MISTRAL
 from mconv.convert.families.qwen2 import QWEN2
 from mconv.convert.families.qwen3 import QWEN3
-from mconv.convert.ignored import NOTHING, Ignored
-from mconv.convert.jsonfile import read_json
-from mconv.convert.table import Family
+from mconv.convert.folders.ignored import NOTHING, Ignored
+from mconv.convert.formats.jsonfile import read_json
+from mconv.convert.spelling.table import Family
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 

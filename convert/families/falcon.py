@@ -7,12 +7,12 @@ group, as the logical tensor is. Axes as in `llama.py`. Source: transformers' `m
 
 from dataclasses import dataclass
 
-from mconv.convert.derived import MASKS, ROTARY_BUFFERS
-from mconv.convert.keys import Alias, Always, Biases, Choice, Config, Constant, Field, Kept, Left, take
-from mconv.convert.known import COMMON
-from mconv.convert.rope import RopeKeys
-from mconv.convert.table import Family, Row
-from mconv.convert.window import Window
+from mconv.convert.spelling.derived import MASKS, ROTARY_BUFFERS
+from mconv.convert.spelling.keys import Alias, Always, Biases, Choice, Config, Constant, Field, Kept, Left, take
+from mconv.convert.spelling.known import COMMON
+from mconv.convert.spelling.rope import RopeKeys
+from mconv.convert.spelling.table import Family, Row
+from mconv.convert.spelling.window import Window
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec, Rope
 

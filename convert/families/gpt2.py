@@ -6,10 +6,10 @@ head, but all queries, all keys, all values. Axes as in `llama.py`; m positions.
 
 from dataclasses import dataclass
 
-from mconv.convert.keys import Alias, Always, Choice, Config, Constant, Field, Kept, Left, take
-from mconv.convert.known import COMMON
-from mconv.convert.table import Family, Row
-from mconv.convert.window import Window
+from mconv.convert.spelling.keys import Alias, Always, Choice, Config, Constant, Field, Kept, Left, take
+from mconv.convert.spelling.known import COMMON
+from mconv.convert.spelling.table import Family, Row
+from mconv.convert.spelling.window import Window
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 

@@ -4,12 +4,12 @@ Axes: v vocabulary, d hidden, g query groups, q queries of a group, s its slots 
 h head width, p the halves of the gated MLP (gate, up), f its width. Source: transformers' `modeling_llama.py`.
 """
 
-from mconv.convert.derived import MASKS, ROTARY_BUFFERS
-from mconv.convert.keys import Biases, Constant, Field, Heads, Key
-from mconv.convert.known import COMMON
-from mconv.convert.rope import RopeKeys
-from mconv.convert.table import Family, Row
-from mconv.convert.window import Window
+from mconv.convert.spelling.derived import MASKS, ROTARY_BUFFERS
+from mconv.convert.spelling.keys import Biases, Constant, Field, Heads, Key
+from mconv.convert.spelling.known import COMMON
+from mconv.convert.spelling.rope import RopeKeys
+from mconv.convert.spelling.table import Family, Row
+from mconv.convert.spelling.window import Window
 
 L = "model.layers.{l}."
 A, M = L + "self_attn.", L + "mlp."

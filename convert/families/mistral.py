@@ -4,10 +4,10 @@ Source: transformers' `configuration_mistral.py`, whose defaults for absent keys
 """
 
 from mconv.convert.families.llama import LLAMA, SHARED
-from mconv.convert.keys import Field, Heads
-from mconv.convert.known import COMMON
-from mconv.convert.table import Family
-from mconv.convert.window import Window
+from mconv.convert.spelling.keys import Field, Heads
+from mconv.convert.spelling.known import COMMON
+from mconv.convert.spelling.table import Family
+from mconv.convert.spelling.window import Window
 
 MISTRAL = Family(
     name="mistral",

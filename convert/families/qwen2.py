@@ -7,9 +7,9 @@ everything, unless `layer_types` says of each layer which it is. Source: transfo
 from dataclasses import dataclass
 
 from mconv.convert.families.llama import LLAMA, SHARED
-from mconv.convert.keys import Always, Config, Field, Heads, Left, take
-from mconv.convert.known import COMMON
-from mconv.convert.table import Family
+from mconv.convert.spelling.keys import Always, Config, Field, Heads, Left, take
+from mconv.convert.spelling.known import COMMON
+from mconv.convert.spelling.table import Family
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 

@@ -5,9 +5,9 @@ A head may be of any width. Source: transformers' `modeling_qwen3.py`, `configur
 
 from mconv.convert.families.llama import LLAMA, SHARED, A
 from mconv.convert.families.qwen2 import Window
-from mconv.convert.keys import Always, Biases, Field, Heads
-from mconv.convert.known import COMMON
-from mconv.convert.table import Family, Row
+from mconv.convert.spelling.keys import Always, Biases, Field, Heads
+from mconv.convert.spelling.known import COMMON
+from mconv.convert.spelling.table import Family, Row
 
 QKV = next(i for i, row in enumerate(LLAMA.rows) if row.name == "layer.qkv") + 1
 

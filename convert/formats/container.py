@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mconv.convert.formats import archive
-from mconv.convert.jsonfile import read_json
+from mconv.convert.formats.jsonfile import read_json
 from mconv.errors import FormatError, refuse
 
 VERSIONS, COMMON = "metadata.json", "common.pt"

@@ -17,8 +17,8 @@ from typing import Any
 from mconv.convert.formats import bin
 from mconv.convert.formats import dtype as d
 from mconv.convert.formats.file_layout import Extent, FileLayout
+from mconv.convert.formats.jsonfile import read_json as read_json
 from mconv.convert.formats.tensors import Located, Target
-from mconv.convert.jsonfile import read_json as read_json
 from mconv.errors import FormatError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

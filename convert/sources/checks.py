@@ -3,7 +3,7 @@
 import torch
 
 from mconv.convert.sources.source import Slab, Source
-from mconv.convert.table import Logical
+from mconv.convert.spelling.table import Logical
 from mconv.errors import CopiesDiffer, FormatError
 
 

@@ -2,11 +2,10 @@
 
 import torch
 
-from mconv.convert import spell
-from mconv.convert.dialects import mcore
+from mconv.convert.dialects import mcore, spell
 from mconv.convert.sources.read import assemble
 from mconv.convert.sources.source import Source
-from mconv.convert.table import Stored
+from mconv.convert.spelling.table import Stored
 from mconv.errors import FormatError
 from mconv.shard.layout import Layout
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mconv.convert.sources.source import Derived
-from mconv.convert.table import Logical
+from mconv.convert.spelling.table import Logical
 from mconv.shard.axes import Box
 
 if TYPE_CHECKING:
     import torch
 
-    from mconv.convert.adapter import Adapter
+    from mconv.convert.peft.adapter import Adapter
     from mconv.convert.sources.scratch import Scratch
 
 

@@ -5,14 +5,14 @@ from math import prod
 
 import torch
 
-from mconv.convert.digests import ALGORITHM, ALGORITHMS, Digests
+from mconv.convert.folders.digests import ALGORITHM, ALGORITHMS, Digests
+from mconv.convert.folders.host import SLAB_BYTES
 from mconv.convert.formats.mapped import bytes_of
-from mconv.convert.host import SLAB_BYTES
 from mconv.convert.sources.checks import check_copies_of, check_finite
 from mconv.convert.sources.scratch import Scratch
 from mconv.convert.sources.source import Slab, Source, dims_of, dtype_of, slab_boxes, split_of
 from mconv.convert.sources.stored import primary
-from mconv.convert.table import Logical, Stored
+from mconv.convert.spelling.table import Logical, Stored
 from mconv.shard.axes import volume
 from mconv.shard.patch import patch_of
 

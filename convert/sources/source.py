@@ -11,9 +11,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from mconv.convert.dtypes import most
 from mconv.convert.formats.dtype import DType, in_torch
-from mconv.convert.table import Family, Logical, Stored
+from mconv.convert.spelling.dtypes import most
+from mconv.convert.spelling.table import Family, Logical, Stored
 from mconv.shard.axes import Box
 from mconv.shard.patch import patch_of
 from mconv.spec import ModelSpec

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mconv.convert.formats.dtype import DType
 from mconv.convert.formats.tensors import Located
 from mconv.convert.sources.source import Slab, dtype_of
-from mconv.convert.table import Family, Logical, Stored
+from mconv.convert.spelling.table import Family, Logical, Stored
 from mconv.errors import FormatError
 from mconv.shard.axes import Box, intersect, lengths, volume, within
 from mconv.shard.cut import Block

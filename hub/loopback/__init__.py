@@ -34,7 +34,7 @@ class Logged:
 
 @dataclass(slots=True, kw_only=True)
 class Planted:
-    """A failure to answer instead of serving."""
+    """A failure to answer with, instead of serving."""
 
     part: str
     status: int
@@ -48,11 +48,11 @@ class LoopbackHub:
     with LoopbackHub(folder, token="hf_...") as hub:
         HfApi(endpoint=hub.url, token="hf_...").create_repo("tester/model")
 
-    `access` is what the Hub says of the token, as in its `whoami`: a role and, of a fine-grained token, its scopes. A
-    token of the role `read` may write nothing; scopes are not enforced.
+    `access` describes the token as the Hub's `whoami` does: a role and, for a fine-grained token, its scopes. A token
+    with the role `read` may write nothing; scopes are not enforced.
 
-    It has no Xet storage, and a server cannot tell the client so: where `hf_xet` is installed, `mconv push` finds out
-    and sends plain LFS, but other programs upload only if started with `environ` (`HF_HUB_DISABLE_XET=1`).
+    It has no Xet storage, and a server cannot tell the client so. If `hf_xet` is installed, `mconv push` finds out and
+    sends plain LFS; other programs upload only if started with `environ` (`HF_HUB_DISABLE_XET=1`).
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class LoopbackHub:
 
     @property
     def environ(self) -> dict[str, str]:
-        """What a client process needs in its environment, the token aside."""
+        """Environment variables that a client process needs, except the token."""
         return {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1"}
 
     def fail_next(self, part: str, *, status: int, times: int = 1, code: str = "") -> None:
@@ -105,15 +105,15 @@ class LoopbackHub:
             self._planted.append(Planted(part=part, status=status, times=times, code=code))
 
     def may_sign(self, authorization: str) -> bool:
-        """Whether this is the header that carries the token."""
+        """Return whether this header carries the token."""
         return hmac.compare_digest(authorization.encode(), f"Bearer {self._token}".encode())
 
     def signature(self, *parts: object) -> str:
-        """Vouches for an upload address that was handed out, as the storage behind the Hub has it."""
+        """Return a signature for an upload address, as the storage behind the Hub does."""
         return hmac.new(self._secret, repr(parts).encode(), "sha256").hexdigest()
 
     def answer(self, request: Request) -> Response:
-        """Serve one request: log it, fail it if so planted, else route it."""
+        """Serve one request: log it, then fail it if a failure is planted, else route it."""
         with self._lock:
             self.log.append(Logged(method=request.method, path=request.path, authorised=request.authorised))
             planted = next((p for p in self._planted if p.times > 0 and p.part in request.path), None)
@@ -171,7 +171,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
         do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Requests are kept in `hub.log`, and nothing is printed."""
+            """Print nothing; requests are kept in `hub.log`."""
 
     return Handler
 

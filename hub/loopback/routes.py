@@ -30,7 +30,7 @@ def route(request: Request) -> Response:
 
 
 def _admit(request: Request, repo: str | None, *, needs: str) -> None:
-    """Let the request through, or answer like the Hub, which does not tell a private model from a missing one."""
+    """Let the request through, or answer like the Hub, which does not distinguish a private model from a missing one."""
     if needs == "token" and not request.authorised:
         raise HubFault(401, "Invalid credentials in Authorization header")
     if needs == "token" and request.method == "POST" and request.hub.access.get("role") == "read":
@@ -214,7 +214,7 @@ def _regular(request: Request, repo: str, value: dict[str, Any]) -> Entry:
 
 
 def _uploaded(request: Request, repo: str, value: dict[str, Any]) -> Entry:
-    """An LFS file of a commit: its content must have arrived, and be what is declared."""
+    """Return the entry of a commit's LFS file, whose content must have arrived as declared."""
     blob = request.hub.store.blob(repo, str(value["oid"]))
     if not blob.is_file() or value.get("size") not in (None, blob.stat().st_size):
         raise HubFault(400, f"{value['path']}: no LFS object {value['oid']} of that size was uploaded")

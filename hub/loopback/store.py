@@ -1,4 +1,4 @@
-"""What the loopback Hub keeps: repositories of commits, branches and content-addressed files, under one folder."""
+"""Storage of the loopback Hub: repositories of commits, branches and content-addressed files in one folder."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ class Readable(Protocol):
     """A stream of bytes."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """Up to `size` bytes; none at the end."""
+        """Return up to `size` bytes; none at the end."""
         ...
 
 
@@ -42,7 +42,7 @@ class Entry:
 
     @property
     def etag(self) -> str:
-        """What the Hub calls this content: sha256 of an LFS file, git's blob id of another."""
+        """Hub's id of the content: sha256 of an LFS file, git's blob id of any other."""
         return self.sha256 if self.lfs else self.git_oid
 
 
@@ -69,7 +69,7 @@ def check_path(path: str) -> str:
 
 
 def git_oid(content: bytes) -> str:
-    """Git's id of a file with this content."""
+    """Return git's id of a file with this content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
@@ -91,7 +91,7 @@ class Store:
         self._lock = threading.RLock()
 
     def folder(self, repo: str) -> Path:
-        """The folder of an existing `repo`; raises HubFault 404."""
+        """Return the folder of an existing `repo`; raises HubFault 404."""
         folder = self._place(repo)
         if not (folder / "repo.json").is_file():
             raise HubFault(404, "Repository not found", code="RepoNotFound")
@@ -116,16 +116,16 @@ class Store:
             (folder / "repo.json").write_text(json.dumps({"private": private}))
 
     def private(self, repo: str) -> bool:
-        """Whether reading `repo` needs the token."""
+        """Return whether reading `repo` needs the token."""
         return bool(json.loads((self.folder(repo) / "repo.json").read_text())["private"])
 
     def branches(self, repo: str) -> dict[str, str]:
-        """Branch name to commit id."""
+        """Return commit ids by branch."""
         refs = self.folder(repo) / "refs"
         return {bytes.fromhex(p.name).decode(): p.read_text() for p in sorted(refs.iterdir())}
 
     def commit_at(self, repo: str, revision: str) -> Commit:
-        """The commit that a branch name or a full commit id names; raises HubFault 404."""
+        """Return the commit that a branch or a full commit id names; raises HubFault 404."""
         commit = self.branches(repo).get(revision, revision)
         path = self.folder(repo) / "commits" / f"{commit}.json"
         if not re.fullmatch(r"[0-9a-f]{40}", commit) or not path.is_file():
@@ -170,7 +170,7 @@ class Store:
             partial.unlink(missing_ok=True)
 
     def blob(self, repo: str, sha256: str) -> Path:
-        """Where the content with this digest lies, or would lie."""
+        """Return the path of the content with this digest, existing or not."""
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise HubFault(400, f"{sha256!r} is no sha256")
         return self.folder(repo) / "blobs" / sha256
@@ -187,5 +187,5 @@ class Store:
 
 
 def as_json(commit: Commit) -> dict[str, Any]:
-    """The fields of the Hub's model info that come from a commit."""
+    """Return the fields of the Hub's model info that come from a commit."""
     return {"sha": commit.id, "siblings": [{"rfilename": name} for name in sorted(commit.files)]}

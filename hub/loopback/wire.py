@@ -23,7 +23,7 @@ class Request:
     size: int
 
     def json(self) -> Any:
-        """The body as JSON; raises HubFault 400."""
+        """Return the body as JSON; raises HubFault 400."""
         try:
             return json.load(self.body)
         except ValueError as error:
@@ -32,7 +32,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """`body` is sent from byte `start` on."""
+    """An answer; `body` is sent from byte `start` on."""
 
     status: int = 200
     body: bytes | Path = b"{}"
@@ -46,12 +46,12 @@ class Response:
 
 
 def reply(value: object, *, status: int = 200) -> Response:
-    """`value` as JSON."""
+    """Return `value` as a JSON response."""
     return Response(status=status, body=json.dumps(value).encode(), headers={"Content-Type": "application/json"})
 
 
 def fault(error: HubFault) -> Response:
-    """The Hub's error shape: a JSON body and two headers."""
+    """Return an error in the Hub's form: a JSON body and two headers."""
     headers = {"Content-Type": "application/json", "X-Error-Message": error.message.splitlines()[0]}
     if error.code:
         headers["X-Error-Code"] = error.code

@@ -65,7 +65,7 @@ def test_within_a_checkpoint_nothing_is_chosen(tmp_path, make, monkeypatch, caps
     make("run", step="train", iteration=5)
     monkeypatch.chdir(tmp_path / "run")
     for words in (["reshard"], ["meg2hf"], ["verify"], ["train", "--data", "x"]):
-        assert run(words) == 2 and "is a Megatron root itself" in capsys.readouterr().err
+        assert run(words) == 2 and "is itself a Megatron root" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "iter_0000005",
         "latest_checkpointed_iteration.txt",

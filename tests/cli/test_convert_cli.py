@@ -10,9 +10,9 @@ import torch
 from tiny import edit_json, make_llama, same, tensors
 
 from mconv.cli.app import COMMANDS, run
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.opening import open_checkpoint
 
 CONVERT = [name for name, (target, _) in COMMANDS.items() if "cli.convert" in target]
 

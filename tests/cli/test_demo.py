@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from mconv.cli import demo, demo_parts
+from mconv.cli import demo, demo_parts, demo_report
 from mconv.cli.app import run
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.errors import CheckFailed
 
 
@@ -33,7 +33,7 @@ def test_any_failing_step_fails_the_demo(tmp_path):
     state = demo.Demo(demo._prepare(tmp_path / "d", overwrite=False), [], 0.0)
     with pytest.raises(CheckFailed, match=r"step 'inspect' failed(.|\n)*no-such(.|\n)*exit code 2"):
         state.mconv("inspect", "inspect no-such-folder", demo._first_line)
-    assert CheckFailed.exit_code == 1 and state.rows == []
+    assert CheckFailed.exit_code == 1 and state.steps == []
 
 
 def test_the_proofs_can_fail(tmp_path):
@@ -56,7 +56,7 @@ def test_the_proofs_can_fail(tmp_path):
 
 
 def test_the_report_is_one_page(tmp_path):
-    state = demo.Demo(tmp_path, [demo.Row("verify", "mconv verify <a> b", 1.0, "same")], 0.0)
-    demo._write_html(state, 10, [7.0, 6.0, 5.5], 12.0)
+    steps = [demo_report.StepResult("verify", "mconv verify <a> b", 1.0, "same")]
+    demo_report.write(tmp_path, steps, parameters=10, losses=[7.0, 6.0, 5.5], seconds=12.0)
     page = (tmp_path / "report.html").read_text()
     assert "mconv verify &lt;a&gt; b" in page and page.count("polyline") == 1 and "http" not in page

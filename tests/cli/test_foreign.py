@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mconv.cli import app, foreign
-from mconv.cli.spelling import as_typed
+from mconv.cli.field_names import as_typed
 from mconv.train.config import aliases
 
 COMMANDS = [*foreign.TABLES, "train", "plan"]
@@ -47,7 +47,7 @@ def test_each_row_names_what_the_command_has(command):
 WRONG = {
     "hf2meg m --target-tensor-parallel-size 2 --loader llama_mistral --save_dir out": [
         "hf2meg has no option --target-tensor-parallel-size; here it is --tp",
-        "hf2meg has no option --loader: the input's format is recognised by itself",
+        "hf2meg has no option --loader: the input's format is recognised automatically",
         "hf2meg has no option --save_dir; here it is --out",
     ],
     "reshard --load_dir a --true_vocab_size 32000": [

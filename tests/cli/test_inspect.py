@@ -9,10 +9,10 @@ from tiny import make_llama
 
 from mconv.cli import picture
 from mconv.cli.app import run
-from mconv.convert.checkpoint import target_layout
+from mconv.convert.checkpoint.model import target_layout
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.opening import open_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 from tiny import make_llama, same, tensors
 
 from mconv.cli.app import run
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.opening import open_checkpoint
 
 
 @pytest.fixture

@@ -38,10 +38,10 @@ def test_what_a_signal_is_answered(monkeypatch, tmp_path):
     }
     monkeypatch.setenv(answer.ASKED, str(tmp_path / "asked"))
     monkeypatch.setenv("RANK", "0")
-    assert answer.told(tmp_path / "asked") == ("start", 0)
+    assert answer.activity(tmp_path / "asked") == ("start", 0)
     for now, line in says.items():
         answer.doing(*now)
-        assert answer.told(tmp_path / "asked") == now and answer.sentence(signal.SIGINT) == line
+        assert answer.activity(tmp_path / "asked") == now and answer.sentence(signal.SIGINT) == line
     answer.doing("step", 7)
     assert answer.sentence(signal.SIGUSR2) == "SIGUSR2: finishing step 7, then saving"
     assert answer.sentence(signal.SIGTERM, insist=False) == "SIGTERM: finishing step 7, then saving"

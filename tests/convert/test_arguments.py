@@ -14,18 +14,19 @@ import yaml
 from tiny import make_llama
 
 from mconv.cli.app import run
-from mconv.convert import bridge, manifest
+from mconv.convert.checkpoint import bridge
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.dialects import DIALECTS, mcore
 from mconv.convert.dialects import bridge as run_config
 from mconv.convert.dialects.arguments import BRIDGE, MEGATRON_LLM, MEGATRON_LM, check
 from mconv.convert.dialects.arguments.function import OPEN
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
+from mconv.convert.folders import manifest
+from mconv.convert.folders.ignored import ignored
 from mconv.convert.formats.dtype import FLOAT32
 from mconv.convert.formats.unpickle import StandIn, stand_in
-from mconv.convert.ignored import ignored
-from mconv.convert.opening import open_checkpoint
-from mconv.convert.values import says_nothing
+from mconv.convert.spelling.values import says_nothing
 from mconv.errors import ConfigError, MconvError
 from mconv.shard.layout import Layout
 from mconv.shard.stages import Uneven

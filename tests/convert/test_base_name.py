@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from mconv.convert import base_name
-from mconv.convert.staging import PULLED
+from mconv.convert.checkpoint import base_name
+from mconv.convert.folders.staging import PULLED
 from mconv.errors import MconvError
 
 HUB = "cache/models--acme--tiny/snapshots/0123"

@@ -15,7 +15,7 @@ from test_blend_golden import EXACT, GOLDEN, SUMS
 from tiny import make_llama, make_model, same, tensors
 
 from mconv.cli.app import run
-from mconv.convert import blended
+from mconv.convert.blend import models as blended
 from mconv.convert.blend import recipe, source
 from mconv.convert.blend.request import Place, Request
 from mconv.convert.blend.short import document

@@ -10,13 +10,13 @@ import yaml
 from safetensors.torch import load_file
 from tiny import make_llama, same, tensors
 
-from mconv.convert import bridge
+from mconv.convert.checkpoint import bridge
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.dialects import bridge as table
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.formats import archive, pack, torch_dist
 from mconv.convert.formats.dtype import in_torch
-from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError, FormatError, MconvError
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-bridge"

@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from mconv.convert import params
-from mconv.convert.claim import ARG, CONFIG_KEY, accept, claim, claimed, refuse_claimed, written
 from mconv.convert.dialects import bridge
 from mconv.convert.dialects.arguments import megatron_llm, megatron_lm
 from mconv.convert.dialects.arguments.bridge import LAYOUT, STAGES
-from mconv.convert.keys import Alias, Field, Heads, Left
+from mconv.convert.spelling import params
+from mconv.convert.spelling.claim import ARG, CONFIG_KEY, accept, claim, claimed, refuse_claimed, written
+from mconv.convert.spelling.keys import Alias, Field, Heads, Left
 from mconv.errors import ConfigError
 from mconv.shard.layout import Layout
 from mconv.shard.stages import Uneven

@@ -17,9 +17,9 @@ from tiny import make_llama, same, tensors
 from transformers import AutoModelForCausalLM
 
 from mconv.cli.app import run
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.opening import open_checkpoint
 from mconv.errors import FormatError
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"

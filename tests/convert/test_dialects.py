@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import VARIANTS, make_llama, same, tensors
 
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.dialects import DIALECTS, mcore
 from mconv.convert.dialects.flags import Case
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.ignored import ignored
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.folders.ignored import ignored
 from mconv.errors import ConfigError, FormatError, LayoutError, MconvError
 from mconv.shard.layout import Layout
 from mconv.shard.stages import Uneven

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mconv.convert import derived
 from mconv.convert.formats import numbers, pack
 from mconv.convert.formats.dtype import BFLOAT16, BY_NAME, FLOAT32, in_torch, of_torch
 from mconv.convert.formats.tensors import Located
 from mconv.convert.formats.unpickle import STORAGES
+from mconv.convert.spelling import derived
 from mconv.spec import ModelSpec, Rope
 
 

@@ -9,16 +9,16 @@ from interrupts import stop_after
 from safetensors.torch import load_file, save_file
 from tiny import make_llama, tensors
 
-from mconv.convert import spell
+from mconv.convert.checkpoint.open import open_checkpoint
+from mconv.convert.dialects import spell
 from mconv.convert.engine import plan
 from mconv.convert.engine.files import lay_out
 from mconv.convert.engine.parts import Part
 from mconv.convert.engine.rewrite import rewrite
+from mconv.convert.folders.staging import Staging
 from mconv.convert.formats import torch_dist
-from mconv.convert.opening import open_checkpoint
 from mconv.convert.sources.read import digests
 from mconv.convert.sources.stored import StoredSource
-from mconv.convert.staging import Staging
 from mconv.errors import MconvError
 
 PREFIX = "optimizer.state.exp_avg."

@@ -5,10 +5,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tiny import MODELS, make_model, same, tensors
 
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.dialects import DIALECTS
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError, LayoutError
 from mconv.shard.stages import Uneven
 

@@ -5,10 +5,10 @@ from itertools import product
 import pytest
 import torch
 
+from mconv.convert.dialects.spell import rectangles
 from mconv.convert.sources.stored import seen
-from mconv.convert.spell import rectangles
-from mconv.convert.spelled import spelled, stacked
-from mconv.convert.table import Row
+from mconv.convert.spelling.spelled import spelled, stacked
+from mconv.convert.spelling.table import Row
 from mconv.shard.axes import Axes, parse, whole, within
 from mconv.shard.cut import region
 from mconv.shard.patch import patch_of

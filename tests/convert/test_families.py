@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import FALCONS, MISTRALS, edit_json, make_falcon, make_model, same, tensors
 
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.dialects import mcore
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
@@ -18,9 +19,8 @@ from mconv.convert.families import FAMILIES, family_for, family_of
 from mconv.convert.families.falcon import FALCON
 from mconv.convert.families.llama import LLAMA
 from mconv.convert.families.mistral import MISTRAL
-from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError, FormatError, LayoutError, MconvError
-from mconv.hub.fetch import expected_parameters
+from mconv.hub.catalog import expected_parameters
 from mconv.shard.layout import Layout, check_tp
 from mconv.spec import ModelSpec, Rope
 

@@ -14,12 +14,12 @@ from folder_rows import BASE, CASES, KINDS, Folder
 from judge import report
 from tiny import make_falcon, make_gpt2, make_llama, make_mistral, same, tensors
 
+from mconv.convert.checkpoint.open import open_checkpoint
+from mconv.convert.checkpoint.wrappers import plain_names
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.ignored import Ignored
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.folders.ignored import Ignored
 from mconv.convert.sources.read import digests
-from mconv.convert.wrappers import plain_names
 from mconv.errors import FormatError, MconvError
 
 pytestmark = pytest.mark.once

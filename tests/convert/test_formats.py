@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import make_llama, same, tensors
 
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine import rewrite as engine
-from mconv.convert.kinds import TRACKER
-from mconv.convert.opening import open_checkpoint
-from mconv.convert.staging import PARTIAL
+from mconv.convert.folders.kinds import TRACKER
+from mconv.convert.folders.staging import PARTIAL
 from mconv.errors import FormatError, MconvError
 
 pytestmark = pytest.mark.once

@@ -23,9 +23,9 @@ from contextlib import contextmanager
 import pytest
 from tiny import make_llama
 
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.opening import open_checkpoint
 from mconv.errors import MconvError
 from mconv.verify.digests import compare
 

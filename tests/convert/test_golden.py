@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from tiny import same, tensors
 
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-lm"

@@ -17,10 +17,10 @@ import pytest
 import torch
 from tiny import make_llama, tensors
 
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.formats.unpickle import loads
-from mconv.convert.opening import open_checkpoint
 from mconv.errors import FormatError, MconvError
 
 

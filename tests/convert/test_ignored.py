@@ -6,10 +6,10 @@ import pytest
 from tiny import edit_json, make_llama
 
 from mconv.cli.app import run
-from mconv.convert import manifest
-from mconv.convert.ignored import ignored, joined, recorded
-from mconv.convert.opening import open_checkpoint
-from mconv.convert.params import passed_over, read
+from mconv.convert.checkpoint.open import open_checkpoint
+from mconv.convert.folders import manifest
+from mconv.convert.folders.ignored import ignored, joined, recorded
+from mconv.convert.spelling.params import passed_over, read
 from mconv.errors import ConfigError
 
 

@@ -9,11 +9,11 @@ import torch
 import yaml
 from tiny import make_llama, tensors
 
-from mconv.convert import bridge
+from mconv.convert.checkpoint import bridge
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.formats import archive, pack
-from mconv.convert.opening import open_checkpoint
 from mconv.errors import MconvError
 
 VALUES = (None, True, False, 0, -1, 3, 1 << 70, 1e300, float("nan"), float("inf"), "", "x", [], [1], [1, 0], {}, {"a": 1})

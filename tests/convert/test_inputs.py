@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from tiny import edit_json, make_llama, make_mistral, same, tensors
 
 from mconv.cli.app import run
+from mconv.convert.checkpoint.meta import MODULES as modules_of_meta
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.formats import bin
-from mconv.convert.meta import MODULES as modules_of_meta
-from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.spec import Rope
 

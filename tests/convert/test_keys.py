@@ -8,8 +8,8 @@ import torch
 from tiny import edit_json, make_model
 
 from mconv.convert.families import FAMILIES
-from mconv.convert.keys import Kept
-from mconv.convert.known import BASE_KEYS, ONE, ONLY, YES
+from mconv.convert.spelling.keys import Kept
+from mconv.convert.spelling.known import BASE_KEYS, ONE, ONLY, YES
 from mconv.errors import ConfigError
 
 MODELS = {"llama": "llama-gqa", "mistral": "mistral-window", "falcon": "falcon-7b", "gpt2": "gpt2-tied",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mconv.convert.locate import tokenizer_folder
+from mconv.convert.folders.locate import tokenizer_folder
 from mconv.errors import FormatError
 
 TRACKER = "latest_checkpointed_iteration.txt"

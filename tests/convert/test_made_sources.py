@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 import torch
 from tiny import make_llama, tensors
 
-from mconv.convert.adapter import Adapter
-from mconv.convert.checkpoint import SourceModel
+from mconv.convert.checkpoint.model import SourceModel
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.lora import shapes
-from mconv.convert.lora_settings import Settings
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.peft.adapter import Adapter
+from mconv.convert.peft.lora import shapes
+from mconv.convert.peft.settings import Settings
 from mconv.convert.sources.merged import LoraMerged
 from mconv.convert.sources.source import Derived, Source, dims_of
 from mconv.shard.axes import intersect, lengths, within

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import make_llama, same, tensors
 
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.formats.dtype import in_torch
-from mconv.convert.opening import open_checkpoint
 from mconv.spec import Rope
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-lm"

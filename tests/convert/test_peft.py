@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mconv.cli import app
-from mconv.convert import peft_adapter, peft_keys
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.checkpoint import adapter_folder as peft_adapter
+from mconv.convert.checkpoint.open import open_checkpoint
+from mconv.convert.peft import config_keys as peft_keys
 from mconv.errors import FormatError
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "peft" / "lora-r4"

@@ -7,7 +7,7 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mconv.convert import pieces
+from mconv.convert.folders import pieces
 from mconv.errors import FormatError
 
 TEXT = ["the quick brown fox jumps over the lazy dog", "a stitch in time saves nine", "naïve café, 1234567890"] * 9

@@ -3,11 +3,11 @@
 import pytest
 from tiny import make_llama
 
-from mconv.convert.adapted import open_run
+from mconv.convert.checkpoint.adapted import open_run
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.opening import open_checkpoint
-from mconv.convert.recognize import explain, what_is
+from mconv.convert.folders.recognize import explain, what_is
 from mconv.errors import FormatError
 
 # names below the folder, what kind it is, and words that the message must have ({} is the folder)

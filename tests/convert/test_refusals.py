@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import edit_json, make_llama
 
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.kinds import TRACKER
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.folders.kinds import TRACKER
 from mconv.errors import ConfigError, FormatError, LayoutError, MconvError
 
 ROPE3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

@@ -11,11 +11,11 @@ import torch
 from interrupts import stop_after
 from tiny import make_llama
 
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
+from mconv.convert.folders.staging import Staging
 from mconv.convert.formats.dtype import BFLOAT16, FLOAT16
-from mconv.convert.opening import open_checkpoint
-from mconv.convert.staging import Staging
 from mconv.errors import MconvError
 
 
@@ -184,7 +184,7 @@ PEAK = """
 import sys, threading, time
 from pathlib import Path
 from mconv.convert.engine import plan
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine.rewrite import rewrite
 def memory():
     return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) * 1024

@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import MODELS, NEW_ROPE, VARIANTS, make_llama, make_model, same, tensors
 
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
+from mconv.convert.folders.sidecar import look
 from mconv.convert.formats.dtype import BFLOAT16
-from mconv.convert.opening import open_checkpoint
-from mconv.convert.rope import OLD_KEYS
-from mconv.convert.sidecar import look
+from mconv.convert.spelling.rope import OLD_KEYS
 from mconv.errors import LayoutError
 
 FORMATS = (("torch_dist", "mp_rank"), ("mp_rank", "torch_dist"))

@@ -9,7 +9,7 @@ from functools import partial
 import lineage
 import pytest
 
-from mconv.convert import naming, scan
+from mconv.convert.folders import naming, scan
 from mconv.errors import MconvError
 
 
@@ -145,7 +145,7 @@ def test_a_manifest_cannot_speak_to_the_terminal(tmp_path, make):
 
 
 def test_looking_imports_nothing_heavy():
-    code = "import sys, mconv.convert.scan; print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    code = "import sys, mconv.convert.folders.scan; print(sorted({'torch', 'numpy', 'transformers'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from tiny import make_llama, same, tensors
 
-from mconv.convert import tokens
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.folders import tokens
 from mconv.errors import FormatError, MconvError
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-llm"
@@ -120,7 +120,7 @@ class TestMegatronLlm:
         return tmp_path / "root"
 
     def plan(self, root, rows, **options):
-        from mconv.convert.opening import open_checkpoint
+        from mconv.convert.checkpoint.open import open_checkpoint
 
         config = self.config(root.parent, rows)
         found = open_checkpoint(root, vocab_size=rows, dialect="megatron-llm", config=config)

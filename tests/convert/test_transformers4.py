@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import MODELS, NEW_ROPE, make_model
 
-from mconv.convert.checkpoint import SIDE_FOLDER
+from mconv.convert.checkpoint.model import SIDE_FOLDER
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.families import family_of
-from mconv.convert.opening import open_checkpoint
 
 APART = Path(sys.prefix) / "transformers4"
 BARE = (*NEW_ROPE, "falcon-rw", "gpt2-untied", "llama-tied", "mistral-window-free-head-dim")

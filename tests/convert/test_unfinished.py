@@ -9,9 +9,9 @@ from interrupts import stop_after
 from tiny import make_llama
 
 from mconv.cli.app import run
-from mconv.convert import scan, unfinished
-from mconv.convert.recognize import what_is
-from mconv.convert.staging import PULL
+from mconv.convert.folders import scan, unfinished
+from mconv.convert.folders.recognize import what_is
+from mconv.convert.folders.staging import PULL
 
 
 @pytest.fixture(scope="module")

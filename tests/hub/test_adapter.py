@@ -45,7 +45,7 @@ def test_push_and_pull_of_an_adapter(hub, tmp_path, monkeypatch, capsys):
     assert app.run(["push", str(folder), "acme/small", "--license", "llama2"]) == 0
     assert "there is nothing to verify it against" in capsys.readouterr().out
     assert app.run(["pull", "acme/small", str(tmp_path / "out")]) == 0
-    assert "3 files, whole, a PEFT adapter\nnext: mconv lora merge" in capsys.readouterr().out
+    assert "3 files, complete, a PEFT adapter\nnext: mconv lora merge" in capsys.readouterr().out
     found = {p.name for p in (tmp_path / "out").iterdir() if p.is_file()}
     assert found == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
     assert tiny.same(*(load_file(f / "adapter_model.safetensors") for f in (folder, tmp_path / "out")))
@@ -72,7 +72,7 @@ def test_a_dry_run_shows_the_adapter_and_sends_nothing(hub, tmp_path, monkeypatc
     assert told["left_out"] == [{"name": "notes.txt", "why": "not a file of an adapter"}]
     assert told["verification"]["state"] == "adapter" and {r.method for r in hub.log} == {"GET"}
     assert app.run(["push", str(folder), "acme/small", "--record"]) == 2
-    assert "there is nothing to verify one against" in capsys.readouterr().err
+    assert "cannot be verified against anything" in capsys.readouterr().err
 
 
 def test_a_card_of_a_person_is_kept(tmp_path):

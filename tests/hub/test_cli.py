@@ -45,7 +45,7 @@ def test_push_and_pull(app, hub, make_model, capsys, monkeypatch, tmp_path):
     app(["push", str(folder), "acme/tiny", "--unverified"])
     assert f"{hub.url}/acme/tiny" in capsys.readouterr().out
     app(["pull", "acme/tiny", str(tmp_path / "out")])
-    assert "whole" in capsys.readouterr().out
+    assert "complete" in capsys.readouterr().out
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
@@ -73,7 +73,9 @@ def test_a_name_that_nobody_gave_is_the_owners_and_the_folders_and_must_be_confi
         app(push)
         assert f"{hub.url}/tester/my-model " in capsys.readouterr().out
     else:
-        with pytest.raises(MconvError, match="not confirmed: nothing was sent" if typed is not None else "give ORG/NAME"):
+        with pytest.raises(
+            MconvError, match="not confirmed, and nothing was sent" if typed is not None else "give ORG/NAME"
+        ):
             app(push)
     assert any("create" in str(line) or "commit" in str(line) for line in hub.log) == sent
     if typed is None and not sent:

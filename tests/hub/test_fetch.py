@@ -8,9 +8,10 @@ from contextlib import nullcontext
 import pytest
 from huggingface_hub import snapshot_download
 
-from mconv.convert.recognize import what_is
+from mconv.convert.folders.recognize import what_is
 from mconv.errors import ConfigError, FormatError, MconvError
-from mconv.hub.fetch import REPOSITORIES, check_size, expected_parameters, pull, repository, resolve
+from mconv.hub.catalog import REPOSITORIES, check_size, expected_parameters, repository
+from mconv.hub.fetch import pull, resolve
 from mconv.hub.folder import missing
 from mconv.hub.push import push
 
@@ -54,7 +55,7 @@ def test_the_cache_of_the_client_is_used(hub, published, tmp_path):
 def test_half_a_model_in_the_cache_does_not_count(hub, published, tmp_path):
     got = resolve("acme/tiny", cache_dir=tmp_path / "c", endpoint=hub.url)
     (got / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(MconvError, match="not wholly"):
+    with pytest.raises(MconvError, match="not completely"):
         resolve("acme/tiny", cache_dir=tmp_path / "c", offline=True)
     assert resolve("acme/tiny", cache_dir=tmp_path / "c", endpoint=hub.url) == got
     assert (got / "model-00002-of-00002.safetensors").is_file()
@@ -66,7 +67,7 @@ def test_a_bare_config_in_the_cache_does_not_count(hub, published, tmp_path):
     shutil.copytree(tmp_path / "c", tmp_path / "d", symlinks=True, ignore=shutil.ignore_patterns("trees"))
     assert snapshot_download("acme/tiny", cache_dir=tmp_path / "d", local_files_only=True), "the client is content"
     for cache in ("c", "d"):
-        with pytest.raises(MconvError, match="not wholly"):
+        with pytest.raises(MconvError, match="not completely"):
             resolve("acme/tiny", cache_dir=tmp_path / cache, offline=True)
 
 
@@ -97,7 +98,7 @@ def test_no_network_is_one_line(impatient, tmp_path):
         ("/resolve/", 403, "GatedRepo", "access is granted on request; ask on the page of acme/tiny"),
         ("/api/models", 401, "GatedRepo", "access is granted on request"),
         ("/api/models", 401, "", "set HF_TOKEN or run `hf auth login`"),
-        ("/resolve/", 403, "", "the token may not do this"),
+        ("/resolve/", 403, "", "the token has no right to do this"),
         ("/api/models", 404, "RepoNotFound", "no such repository or revision"),
         ("/api/models", 500, "", "the Hub failed; try again later"),
     ],
@@ -265,7 +266,7 @@ def test_pickles_are_fetched_where_there_is_nothing_else(hub, make_model, tmp_pa
     assert pull("tester/pickled", tmp_path / "out", endpoint=hub.url) == tmp_path / "out"
     (got / names[0]).unlink()
     assert missing(got) == ([names[0]] if shards > 1 else ["model.safetensors"])
-    with pytest.raises(MconvError, match="not wholly"):
+    with pytest.raises(MconvError, match="not completely"):
         resolve("tester/pickled", cache_dir=tmp_path / "c", offline=True)
 
 
@@ -297,7 +298,7 @@ def test_a_disk_without_room_is_found_before_the_first_byte(hub, published, tmp_
 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=sum(sizes) - 1))
-    with pytest.raises(MconvError, match=r"acme/tiny: .* are still to come, and .* free: make room there, or"):
+    with pytest.raises(MconvError, match=r"acme/tiny: .* are still to be downloaded, but .* free; make room there, or"):
         fetch()
     assert not any("/resolve/" in line.path for line in hub.log) and not (tmp_path / "out").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from tiny import edit_json, make_llama, tensors
 
 from mconv.cli.app import run
-from mconv.convert.opening import open_checkpoint
-from mconv.verify.against import reference_for
+from mconv.convert.checkpoint.open import open_checkpoint
+from mconv.verify.origin import reference_for
 
 pytestmark = pytest.mark.once
 
@@ -148,7 +148,7 @@ def test_a_verdict_on_other_bytes_does_not_count(place, hub, capsys, what):
     STALE[what](place / "export")
     assert push(place) == 2
     error = capsys.readouterr().err
-    assert "it does not count" in error and "not there any more" in error and sent(hub) == []
+    assert "it does not count" in error and "no longer exist" in error and sent(hub) == []
 
 
 def test_a_recorded_failure_does_not_count_either(place, hub):
@@ -165,7 +165,7 @@ def test_what_cannot_be_judged_is_refused_with_what_to_do(place, hub, capsys):
     for options in ([], ["--dry-run"]):
         assert push(place, *options) == 2
         seen = capsys.readouterr()
-        for said in ("was made from", "hf", "not there any more", "--record", "--unverified"):
+        for said in ("was made from", "hf", "no longer exist", "--record", "--unverified"):
             assert said in (seen.out if options else seen.err)
     (place / "export" / "mconv.json").unlink()
     assert push(place) == 2 and "mconv did not make it" in capsys.readouterr().err
@@ -231,7 +231,7 @@ def test_another_merge_does_not_pass(merge, hub, capsys):
     shutil.rmtree(merge / "adapter")
     capsys.readouterr()
     assert run(["push", str(merge / "merged"), "acme/tiny"]) == 2 and sent(hub) == []
-    assert "it is a merge, and " in (error := capsys.readouterr().err) and "adapter is not there any more" in error
+    assert "it is a merge, and " in (error := capsys.readouterr().err) and "adapter no longer exists" in error
     assert run(["push", str(merge / "back"), "acme/tiny"]) == 0, "what it was converted from is still there"
 
 

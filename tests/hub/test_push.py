@@ -88,7 +88,7 @@ def test_private(hub, make_model):
     push(make_model(), "secret", private=True, endpoint=hub.url)
     assert HfApi(endpoint=hub.url).model_info("tester/secret").private
     HfApi(endpoint=hub.url).create_repo("open")
-    with pytest.raises(MconvError, match="exists and is public; --private would not hide it"):
+    with pytest.raises(MconvError, match="exists and is public, and --private would not hide it"):
         push(make_model("b"), "open", private=True, endpoint=hub.url)
 
 
@@ -210,10 +210,10 @@ def test_nobody_answers(make_model):
     ("part", "status", "message"),
     [
         ("whoami", 500, "the Hub failed; try again later"),
-        ("repos/create", 403, "the token may not do this"),
+        ("repos/create", 403, "the token has no right to do this"),
         ("preupload", 404, "no such repository or revision"),
-        ("objects/batch", 403, "the token may not do this"),
-        ("/storage/", 403, "the token may not do this"),
+        ("objects/batch", 403, "the token has no right to do this"),
+        ("/storage/", 403, "the token has no right to do this"),
         ("lfs/verify", 404, "no such repository"),
         ("/commit/", 500, "the Hub failed; try again later"),
         ("/commit/", 412, "someone else changed the repository"),

@@ -32,10 +32,10 @@ RIGHTS = {
     "fine-grained, reads": (fine("acme", kind="org", permissions=["repo.content.read"]), "acme/new", False, "nothing"),
     "fine-grained, one repository": (fine("acme/old", kind="model"), "acme/old", True, "may write"),
     "fine-grained, one repository that is not there": (
-        fine("acme/gone", kind="model"), "acme/gone", False, "and not make it: make it on the Hub first"),
+        fine("acme/gone", kind="model"), "acme/gone", False, "but not create it: create it on the Hub first"),
     "a role that nobody knows": ({"role": "wizard"}, "acme/new", None, "does not say"),
     "a Hub that says nothing of tokens": ({"odd": 1}, "acme/new", None, "does not say"),
-    "somebody else's": ({"role": "write"}, "other/new", False, "tester is no member of other; push to a repository of "
+    "somebody else's": ({"role": "write"}, "other/new", False, "tester is not a member of other; push to a repository of "
                         "tester, acme, readers"),
     "an organisation to read in": ({"role": "write"}, "readers/new", False, "your role in readers is 'read'"),
 }  # fmt: skip
@@ -104,7 +104,7 @@ MISSING = {
     "network": (nobody_answers, [], "check the network and HF_ENDPOINT"),
     "repository": (other_weights, [], "would be left beside the new ones: other.safetensors"),
     "repository, public": (other_weights, ["--private", "--overwrite"], "--private would not hide it"),
-    "rights, another's": (nothing, ["other/tiny"], "tester is no member of other"),
+    "rights, another's": (nothing, ["other/tiny"], "tester is not a member of other"),
 }
 
 

@@ -9,10 +9,10 @@ import torch
 from tiny import make_llama
 
 from mconv.cli.app import run
-from mconv.convert import sidecar
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.folders import sidecar
 from mconv.errors import FormatError
 from mconv.hub.fetch import pull, wanted
 from mconv.hub.push import plan as plan_push

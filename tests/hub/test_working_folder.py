@@ -11,8 +11,8 @@ import pytest
 from tiny import make_llama
 
 from mconv.cli.app import run
-from mconv.convert import scan
-from mconv.hub import fetch
+from mconv.convert.folders import scan
+from mconv.hub import catalog
 
 ROOT = Path(__file__).parents[2]
 REPO = "meta-llama/Llama-2-7b-hf"
@@ -65,7 +65,7 @@ def cached(snapshot, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     parameters = sum(p.stat().st_size for p in snapshot.rglob("*.safetensors")) / 4 / 1e9
-    monkeypatch.setitem(fetch.REPOSITORIES, ("llama2", "7"), fetch.Known(repo=REPO, billions=parameters))
+    monkeypatch.setitem(catalog.REPOSITORIES, ("llama2", "7"), catalog.Known(repo=REPO, billions=parameters))
     shutil.copytree(snapshot, tmp_path / "hub-cache")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     return tmp_path / "hub-cache"
@@ -123,7 +123,7 @@ def _check_status(capfd):
 def _check_no_guess(here, capfd):
     """What has no origin it equals, what two fit equally, and a name that is taken: exit code 2, and what to do."""
     assert run(["verify", "llama2-7b-run"]) == 2
-    assert "`mconv meg2hf llama2-7b-run` exports is judged by it" in capfd.readouterr().err
+    assert "it is itself the reference for what `mconv meg2hf llama2-7b-run` exports" in capfd.readouterr().err
     assert run(["meg2hf"]) == 2 and "is not empty; give --overwrite" in capfd.readouterr().err
     assert run(["reshard", "llama2-7b-megatron", "--tp", "2"]) == 0
     capfd.readouterr()
@@ -142,12 +142,12 @@ def test_a_source_in_the_cache_that_has_moved_is_found_by_its_name(here, cached,
 
     assert run(["hf2meg", "llama2", "--size", "7"]) == 0
     cached.rename(tmp_path / "moved")
-    assert run(["verify"]) == 2 and "not there any more" in capsys.readouterr().err
+    assert run(["verify"]) == 2 and "no longer exist" in capsys.readouterr().err
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "moved"))
     assert run(["verify", "--digests"]) == 0
     assert "moved/models--meta-llama--Llama-2-7b-hf" in capsys.readouterr().err
     assert run(["status"]) == 0
-    assert "meta-llama/Llama-2-7b-hf (not there any more)" in capsys.readouterr().out
+    assert "meta-llama/Llama-2-7b-hf (no longer exists)" in capsys.readouterr().out
 
 
 def test_a_folder_without_anything_says_what_is_missing(here, capsys):

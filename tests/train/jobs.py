@@ -517,7 +517,7 @@ def train_keeping_head_norms(*, summed: bool = True, **fields: Any) -> dict[str,
 
     With the planted fault (`summed` False) megatron-core does not add up what the heads of other ranks say of them.
     """
-    from mconv.train import loop
+    from mconv.train.loop import loop
     from mconv.train.model import freeze
 
     step, models = loop.step, []

@@ -11,9 +11,10 @@ SCALE = 4.0
 
 def adapter_folder(folder: Path, model: Path, *, rank: int = 4, targets: tuple[str, ...] | None = None) -> Path:
     """A PEFT adapter of a model's folder, both factors random."""
-    from mconv.convert import lora, peft_adapter
-    from mconv.convert.adapter import Adapter
-    from mconv.convert.opening import open_checkpoint
+    from mconv.convert.checkpoint import adapter_folder as peft_adapter
+    from mconv.convert.checkpoint.open import open_checkpoint
+    from mconv.convert.peft import lora
+    from mconv.convert.peft.adapter import Adapter
 
     base, random = open_checkpoint(model), torch.Generator().manual_seed(5)
     names = lora.chosen(targets, lora.linears(base.family, base.spec))
@@ -114,7 +115,7 @@ def planted(fault: str) -> Any:
     """For a while, LoRA as it should not be."""
     import pytest
 
-    from mconv.convert.lora import Settings
+    from mconv.convert.peft.lora import Settings
     from mconv.train.model import lora
 
     rows = {"q on k's rows": "layer.qkv", "gate and up swapped": "layer.mlp_in"}

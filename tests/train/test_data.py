@@ -212,7 +212,9 @@ def test_text_that_spells_the_end_of_a_document_is_told(tokenizer, tmp_path, cap
     (tmp_path / "d.txt").write_text("one</s> two\none two</s>\none\n")
     words = ["data", "tokenize", str(tmp_path / "d.txt"), "--tokenizer", str(tokenizer), "--prefix", str(tmp_path / "d")]
     assert run(words) == 0 and "3 documents" in (said := capsys.readouterr().out)
-    assert "the text of 1 spells the token that ends a document" in said and read_record(tmp_path / "d").spelled == 1
+    assert (
+        "1 documents contain the end-of-document token in their text" in said and read_record(tmp_path / "d").spelled == 1
+    )
 
 
 def test_marks_are_not_doubled():

@@ -105,7 +105,7 @@ def test_refusals_name_the_numbers(tmp_path):
 @pytest.mark.parametrize("groups", [1, 2, 4, 12])
 def test_what_conversion_cannot_share_training_cannot_either(groups):
     """Two rules, one in each world: megatron-core's sizes, and axes of tensors."""
-    from mconv.convert.checkpoint import target_layout
+    from mconv.convert.checkpoint.model import target_layout
     from mconv.convert.families import FAMILIES
     from mconv.train.model import checks
 

@@ -10,9 +10,9 @@ from lora_jobs import adapter_folder, by_hand
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mconv.convert import peft_adapter
+from mconv.convert.checkpoint import adapter_folder as peft_adapter
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.families import FAMILIES
-from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError
 from mconv.train.estimate import flops
 from mconv.train.model.trainable import Trainable

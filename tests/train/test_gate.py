@@ -92,7 +92,7 @@ def test_what_there_is_to_judge_by(place, capfd):
     shutil.rmtree(place / "megatron")
     assert run(words(place)) == 2
     error = capfd.readouterr().err
-    for said in ("was made from", "megatron/release", "not there any more", "--verify-against", "--verify-first"):
+    for said in ("was made from", "megatron/release", "no longer exist", "--verify-against", "--verify-first"):
         assert said in error
     (place / "again" / "release" / "mconv.json").unlink()
     assert run(words(place)) == 2 and "mconv did not make it" in capfd.readouterr().err
@@ -123,7 +123,7 @@ def test_a_run_that_goes_on(place, capfd):
     assert run(words(place)) == 0
     shutil.rmtree(place / "again")
     assert run(words(place, iters=3)) == 0
-    assert "again is gone, and the run continues from its own checkpoint" in capfd.readouterr().out
+    assert "again no longer exists, and the run continues from its own checkpoint" in capfd.readouterr().out
     shutil.rmtree(place / "run")
     assert run(words(place)) == 2 and "again is not a folder" in capfd.readouterr().err
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jobs
 import pytest
 
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.errors import ConfigError, FormatError
 from mconv.train.checkpoints import foreign_resume, inherit, resume_choice, settings
 from mconv.train.checkpoints.inherit import filled, known

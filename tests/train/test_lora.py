@@ -109,8 +109,9 @@ def test_the_real_peft():
     """An adapter that PEFT wrote: logits with it, and the weights that PEFT merged."""
     from safetensors.torch import load_file
 
-    from mconv.convert import adapted, peft_adapter
-    from mconv.convert.opening import open_checkpoint
+    from mconv.convert.checkpoint import adapted
+    from mconv.convert.checkpoint import adapter_folder as peft_adapter
+    from mconv.convert.checkpoint.open import open_checkpoint
     from mconv.convert.sources.source import dims_of
     from mconv.train.model import engine, forward, lora, weights
 
@@ -134,8 +135,8 @@ def test_the_real_peft():
 
 def test_layers_that_are_computed_again_give_the_same_gradients(run):
     """megatron-core's checkpointing gives none at all to layers whose input, here a frozen embedding, asks for none."""
-    from mconv.convert import peft_adapter
-    from mconv.convert.opening import open_checkpoint
+    from mconv.convert.checkpoint import adapter_folder as peft_adapter
+    from mconv.convert.checkpoint.open import open_checkpoint
     from mconv.train.megatron.imports import quiet
     from mconv.train.model import engine, lora, weights
 
@@ -201,7 +202,7 @@ def test_resumed_is_bit_equal(fresh, saved, tmp_path):
 
 def test_resumed_at_another_layout(run, alone, world, tmp_path):
     """And what was saved by cut ranks is, whole, what one rank saves."""
-    from mconv.convert import adapted
+    from mconv.convert.checkpoint import adapted
 
     fields = run | {"save": str(tmp_path / "cut"), "distributed_optimizer": True}
     first = world.run(jobs.train, **fields, tp=2, pp=2, exit_after=2)[0]
@@ -320,7 +321,7 @@ def test_an_adapter_that_is_uneven_through_a_run(run, world, tmp_path, capsys):
     """Ranks, alphas and modules of its own: the same at another layout, and what comes out is on what went in."""
     from safetensors.torch import load_file
 
-    from mconv.convert import adapted
+    from mconv.convert.checkpoint import adapted
 
     folder = lora_jobs.uneven_folder(tmp_path / "adapter", Path(run["load"]))
     fields = run | {"lora_load": str(folder), "train_iters": 2}
@@ -363,8 +364,8 @@ def test_gpt2_whose_rows_are_stored_in_another_order(run, world, tmp_path):
 
 def test_what_is_not_zero_past_a_rank_is_seen(run):
     """The zeros that fill a lower rank up are part of a checkpoint: others are of another adapter."""
-    from mconv.convert import adapter, lora
-    from mconv.convert.opening import open_checkpoint
+    from mconv.convert.checkpoint.open import open_checkpoint
+    from mconv.convert.peft import adapter, lora
 
     base = open_checkpoint(run["load"])
     known, settings = (

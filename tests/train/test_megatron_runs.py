@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mconv.convert import buffers
-from mconv.convert import optimizer as states
+from mconv.convert.checkpoint import buffers
+from mconv.convert.checkpoint import optimizer as states
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.formats import torch_dist
-from mconv.convert.opening import open_checkpoint
 from mconv.convert.sources.read import assemble
 from mconv.errors import CheckFailed, FormatError
 from mconv.train.checkpoints.inherit import filled

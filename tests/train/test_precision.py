@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny import edit_json, make_llama, tensors
 
-from mconv.convert import dtypes
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.formats.dtype import BY_NAME, of_torch
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.spelling import dtypes
 from mconv.errors import ConfigError
 from mconv.train.config import make, merged
 from mconv.train.model import architecture
@@ -247,7 +247,7 @@ def test_a_merged_adapter_is_written_in_the_dtype_that_its_config_names(made, tm
     """The base's config names another dtype than its weights have."""
     import lora_jobs
 
-    from mconv.convert import adapted
+    from mconv.convert.checkpoint import adapted
 
     base = jobs.hf_folder(tmp_path / "base", jobs.SMALL)
     edit_json(base / "config.json", dtype="bfloat16", torch_dtype=None)

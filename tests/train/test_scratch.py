@@ -8,11 +8,11 @@ import pytest
 import tiny
 import torch
 
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.families import FAMILIES
-from mconv.convert.lora import chosen, linears
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.peft.lora import chosen, linears
 from mconv.convert.sources.load import load_rank
-from mconv.convert.table import Logical
+from mconv.convert.spelling.table import Logical
 from mconv.errors import ConfigError
 from mconv.train.config import make
 from mconv.train.model import architecture, drawing

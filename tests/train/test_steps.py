@@ -162,7 +162,7 @@ def test_what_cannot_be_frozen_is_refused(freeze, message, run):
 
 
 def test_layers_that_are_computed_again_above_a_frozen_embedding_have_their_gradients(run):
-    from mconv.convert.opening import open_checkpoint
+    from mconv.convert.checkpoint.open import open_checkpoint
     from mconv.train.megatron.imports import quiet
     from mconv.train.model import engine, freeze, weights
 

@@ -208,7 +208,7 @@ def test_a_killed_save_is_not_seen(run, alone, tmp_path, monkeypatch):
 
 def test_a_checkpoint_is_a_checkpoint(run, world, tmp_path):
     """What training saves, conversion opens, at its true layout; its weights are those that training ended with."""
-    from mconv.convert.opening import open_checkpoint
+    from mconv.convert.checkpoint.open import open_checkpoint
     from mconv.shard.layout import Layout
     from mconv.shard.stages import Uneven
 

@@ -4,9 +4,9 @@ import jobs
 import pytest
 from tiny import make_model, tensors
 
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError
 
 SIZES = {"vocab_size": 90, "hidden_size": 32, "max_position_embeddings": 64, "initializer_range": 0.03}

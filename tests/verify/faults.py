@@ -46,8 +46,8 @@ from wrongs import (
     zero_a_row,
 )
 
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.formats.mapped import bytes_of
-from mconv.convert.opening import open_checkpoint
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

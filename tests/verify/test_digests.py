@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from tiny import edit_json, make_llama, tensors
 
 from mconv.cli.app import run
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.opening import open_checkpoint
 from mconv.spec import Rope
 from mconv.verify import digests
 from mconv.verify.digests import compare, spec_differences
-from mconv.verify.standing import standing
+from mconv.verify.recorded_verdicts import valid_verdicts
 
 SPELLINGS = {
     "torch_dist": {"format": "torch_dist", "tp": 2},
@@ -377,7 +377,7 @@ def test_copies_that_differ_are_wrong_in_every_mode(made, disagreeing, capsys, m
 def test_what_was_judged_wrong_is_recorded_and_does_not_count(made, disagreeing):
     assert run(["verify", str(made / "hf"), str(disagreeing), *ONE, "--record"]) == 1
     kept = json.loads((disagreeing / "release/mconv.json").read_text())["verified"]
-    assert kept[-1]["digests"] == "fail" and standing(open_checkpoint(disagreeing)) == []
+    assert kept[-1]["digests"] == "fail" and valid_verdicts(open_checkpoint(disagreeing)) == []
 
 
 def test_copies_that_differ_are_not_converted(disagreeing, tmp_path, capsys):

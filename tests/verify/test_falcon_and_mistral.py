@@ -10,7 +10,7 @@ from judge import convert, report
 from safetensors.torch import load_file, save_file
 from tiny import edit_json, make_mistral, make_model, tensors
 
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.errors import ConfigError
 from mconv.verify import logits, probes
 

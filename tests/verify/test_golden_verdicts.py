@@ -6,7 +6,7 @@ import pytest
 import verify_jobs
 from judge import judged
 
-from mconv.verify.sides import open_both
+from mconv.verify.checkpoints import open_both
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 PAIRS = {
@@ -64,9 +64,9 @@ def test_what_the_peers_wrote_passes(case, dtype):
 def test_it_passes_at_other_layouts(world, number, case):
     a, b = folders(case)
     layout = LAYOUTS[number // 3 % len(LAYOUTS)]
-    said = open_both(a, b, {})[1].said
+    said = open_both(a, b, {})[1].hints
     try:
-        found = world.run(verify_jobs.verify, a=str(a), b=str(b), b_options=said, length=48, **layout)[0]
+        found = world.run(verify_jobs.verify, a=str(a), b=str(b), b_hints=said, length=48, **layout)[0]
     except AssertionError as error:
         assert "LayoutError" in str(error), error  # an odd head or layer count that cannot be shared
     else:
@@ -76,5 +76,5 @@ def test_it_passes_at_other_layouts(world, number, case):
 def test_a_vocabulary_that_the_exporter_left_padded_fails():
     """Megatron-LLM's exporter keeps all padded rows: 512 for 389."""
     case = GOLDEN / "megatron-llm" / "llama2-trained"
-    report = judged(case / "megatron-trained", case / "hf-export", opening={"vocab_size": 389}, length=48)
+    report = judged(case / "megatron-trained", case / "hf-export", hints={"vocab_size": 389}, length=48)
     assert not report["passed"] and any("123 tokens more" in why for why in report["failures"])

@@ -6,9 +6,9 @@ from judge import convert, report
 from safetensors.torch import load_file, save_file
 from tiny import edit_json, make_model, same, tensors
 
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.opening import open_checkpoint
 from mconv.errors import ConfigError
 
 H = "transformer.h.1."

@@ -10,12 +10,12 @@ from judge import convert
 from safetensors.torch import save_file
 from tiny import LLAMA3, edit_json, make_llama, make_mistral, tensors
 
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.sources.checks import bits
+from mconv.verify.diagnosis import explain as guessing
+from mconv.verify.diagnosis.pair import entire
+from mconv.verify.differences import logical_of
 from mconv.verify.digests import compare
-from mconv.verify.guesses import explain as guessing
-from mconv.verify.guesses.pair import entire
-from mconv.verify.where import logical_of
 
 pytestmark = pytest.mark.once
 
@@ -498,9 +498,9 @@ def test_what_is_not_found_in_the_first_layers_is_not_read_in_the_others(made, t
     noise = each(lambda x: x + torch.randn(x.shape) * 1e-3, OUT, 0, 1, 2, 3)
     swap = [exchanged(L.format(i) + GATE, L.format(i) + UP) for i in range(4)]
     two = planted(made / "hf", tmp_path / "b", lambda h: [plant(h) for plant in (noise, *swap)])
-    read, whole = [], guessing.Pair.read
+    read, whole = [], guessing.TensorPair.read
     monkeypatch.setattr(guessing, "SEARCHED", 2)
-    monkeypatch.setattr(guessing.Pair, "read", lambda *args: read.append(args[2].row) or whole(*args))
+    monkeypatch.setattr(guessing.TensorPair, "read", lambda *args: read.append(args[2].row) or whole(*args))
     _, _, guesses = explained(made / "hf", two)
     assert read.count("layer.attn_out") == 2 and read.count("layer.mlp_in") == 4
     assert [(g.name, g.layers) for g in guesses] == [

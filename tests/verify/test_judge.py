@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from tiny import VARIANTS, edit_json, make_llama, make_model, make_qwen3, tensors
 
 from mconv.cli.app import run
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.verify import generate, judge, models, probes
-from mconv.verify.noise import OtherOrder
+from mconv.verify.noise import ReorderedSums
 
 SAME = ("max_abs_error", "mean_abs_error", "relative_rms", "kl", "loss", "layers", "worst")
 
@@ -66,7 +66,7 @@ def test_streamed_on_real_ranks(tmp_path, world, model, pp):
 def test_a_streamed_model_holds_its_weights_only_while_they_are_used(tmp_path):
     hf = open_checkpoint(make_llama(tmp_path / "hf"))
     for checkpoint in (hf, open_checkpoint(convert(hf.path, tmp_path / "m"))):
-        model = models.model_of(checkpoint, models.How(streamed=True))
+        model = models.model_of(checkpoint, models.RunOptions(streamed=True))
         most = []
         for module in model.modules().values():
             module.register_forward_hook(lambda *_, m=model, seen=most: seen.append(held(m)))
@@ -188,7 +188,7 @@ def test_a_fault_in_one_ranks_shard_is_named_with_its_rank(tmp_path, world):
     assert "mp_rank_01/" in "".join(digests["lines"])
     found = world.run(verify_jobs.verify, a=str(hf), b=str(megatron), tp=2, digests=json.loads(json.dumps(digests)))[0]
     assert not found["passed"] and found["diagnosis"]["at"] == "layer 1 mlp out"
-    assert any("share of tp rank 1 of 2 alone" in line for line in found["diagnosis"]["lines"])
+    assert any("only in the share of tp rank 1 of 2" in line for line in found["diagnosis"]["lines"])
 
 
 def test_a_rank_that_loads_other_weights_than_its_file_has_is_named(tmp_path, world):
@@ -291,7 +291,7 @@ def test_greedy_tokens_are_those_that_transformers_generates(tmp_path, streamed)
 
     checkpoint = open_checkpoint(hf)
     said = generate.reference(
-        models.model_of(checkpoint, models.How(streamed=streamed)), checkpoint, tokenizer_folder=None, new=6
+        models.model_of(checkpoint, models.RunOptions(streamed=streamed)), checkpoint, tokenizer_folder=None, new=6
     )
     model = AutoModelForCausalLM.from_pretrained(hf)
     model.generation_config.eos_token_id = None
@@ -308,7 +308,7 @@ def test_another_model_writes_other_tokens(tmp_path):
 
 def test_tokens_that_the_reference_ranks_alike_are_no_difference():
     scores = torch.tensor([[[1.0, 1.0 + 1e-7, 0.0]]])
-    said = generate.Said(tokens=torch.tensor([[0, 1]]), prompt=1, scores=scores, from_text=False)
+    said = generate.Generated(tokens=torch.tensor([[0, 1]]), prompt=1, scores=scores, from_text=False)
     followed = torch.tensor([[[1.0 + 1e-7, 1.0, 0.0]]])
     assert generate.verdict(said, followed, noise=1e-6)["passed"]
     assert not generate.verdict(said, followed, noise=0.0)["passed"]
@@ -338,7 +338,7 @@ def test_llama3_rope_far_past_its_original_length_is_seen_by_the_leap_alone(tmp_
 def test_another_order_of_sums_is_the_same_function_and_not_the_same_bits():
     x, w = torch.randn(64, 512), torch.randn(256, 512)
     plain = torch.nn.functional.linear(x, w)
-    with OtherOrder():
+    with ReorderedSums():
         other, product = torch.nn.functional.linear(x, w), x @ w.t()
     assert torch.equal(other, product) and not torch.equal(plain, other)
     assert torch.allclose(plain, other, rtol=1e-4, atol=1e-4)

@@ -4,7 +4,7 @@ import pytest
 from judge import convert
 from tiny import make_llama
 
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.verify import layouts
 
 

@@ -10,7 +10,7 @@ from judge import convert, report
 from safetensors.torch import save_file
 from tiny import LLAMA3, MODELS, VARIANTS, edit_json, make_llama, make_model, tensors
 
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.errors import FormatError
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-lm"

@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from tiny import edit_json, make_llama, tensors
 
 from mconv.cli.app import run
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.verify import page
+from mconv.verify.diagnosis.explain import explain
 from mconv.verify.digests import compare
-from mconv.verify.guesses.explain import explain
 from mconv.verify.report import lines
 
 TRAIN = {"step": "train", "detail": {"from": "hf", "iteration": 20, "samples": 40}}

@@ -9,12 +9,12 @@ DEFAULTS = {
 
 
 def verify(**payload):
-    """The report on rank 0, {} on the others."""
+    """Return the report on rank 0, {} on the others."""
     return logits.work({**DEFAULTS, **payload})
 
 
 def forgetful(*, rank, **payload):
-    """The same, but one rank's weights are not what it loaded."""
+    """Return the report of ranks of which one holds other weights than it loaded."""
     import torch
 
     from mconv.verify import models
@@ -23,7 +23,7 @@ def forgetful(*, rank, **payload):
 
     def other(self, parameters, **options):
         fill(self, parameters, **options)
-        if torch.distributed.get_rank() == rank and self.how.parallel.tp > 1:
+        if torch.distributed.get_rank() == rank and self.options.parallel.tp > 1:
             next(iter(parameters.values())).mul_(1.5)
 
     models.Megatron.fill = other

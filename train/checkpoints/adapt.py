@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from mconv.convert.checkpoint import SourceModel
-from mconv.convert.digests import combined
-from mconv.convert.lora import Settings
+from mconv.convert.checkpoint.model import SourceModel
+from mconv.convert.folders.digests import combined
+from mconv.convert.peft.lora import Settings
 from mconv.convert.sources.read import digests
 from mconv.errors import ConfigError
 from mconv.train.config import TrainConfig

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mconv.convert import lora
 from mconv.convert.formats import torch_dist
+from mconv.convert.peft import lora
 from mconv.errors import FormatError
 from mconv.spec import ModelSpec
 from mconv.train.checkpoints import adapt

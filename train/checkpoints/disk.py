@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mconv.convert.host import existing, nbytes
+from mconv.convert.folders.host import existing, nbytes
 from mconv.errors import ConfigError, DiskFull, MconvError
 from mconv.train.checkpoints import folders
 from mconv.train.config import TrainConfig

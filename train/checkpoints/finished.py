@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mconv.convert import lora
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.formats import torch_dist
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.peft import lora
 from mconv.errors import MconvError
 from mconv.train.checkpoints.begin import where
 from mconv.train.config import TrainConfig

@@ -6,9 +6,9 @@ import shutil
 import threading
 from pathlib import Path
 
-from mconv.convert import manifest
-from mconv.convert.kinds import TRACKER
-from mconv.convert.locate import tracker_word
+from mconv.convert.folders import manifest
+from mconv.convert.folders.kinds import TRACKER
+from mconv.convert.folders.locate import tracker_word
 from mconv.errors import MconvError
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mconv.convert.checkpoint import Checkpoint, SourceModel
+from mconv.convert.checkpoint.model import Checkpoint, SourceModel
+from mconv.convert.checkpoint.optimizer import OptimizerState
+from mconv.convert.checkpoint.optimizer import open_state as open_optimizer
 from mconv.convert.formats.tensors import Located
-from mconv.convert.optimizer import OptimizerState
-from mconv.convert.optimizer import open_state as open_optimizer
-from mconv.convert.values import shown
+from mconv.convert.spelling.values import shown
 from mconv.errors import ConfigError, FormatError, refuse
 from mconv.train.checkpoints.checkpoint import Loaded
 from mconv.train.megatron.imports import DistributedOptimizer

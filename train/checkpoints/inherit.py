@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.checkpoint import SourceModel
-from mconv.convert.ignored import ignored
-from mconv.convert.opening import open_checkpoint
-from mconv.convert.optimizer import has_state
+from mconv.convert.checkpoint.model import SourceModel
+from mconv.convert.checkpoint.open import open_checkpoint
+from mconv.convert.checkpoint.optimizer import has_state
+from mconv.convert.folders.ignored import ignored
 from mconv.errors import FormatError
 from mconv.train.checkpoints import same_args
 from mconv.train.checkpoints.folders import folder_of, iterations, latest

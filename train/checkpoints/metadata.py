@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from mconv.convert import dtypes, manifest, sidecar
-from mconv.convert.checkpoint import SIDE_FOLDER, SourceModel
+from mconv.convert.checkpoint.model import SIDE_FOLDER, SourceModel
 from mconv.convert.dialects.mcore import args_of, layout_of
+from mconv.convert.folders import manifest, sidecar
+from mconv.convert.spelling import dtypes
 from mconv.errors import FormatError
 from mconv.spec import ModelSpec
 from mconv.train.checkpoints import adapt, folders

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mconv.convert.checkpoint import SourceModel
-from mconv.convert.optimizer import has_state
+from mconv.convert.checkpoint.model import SourceModel
+from mconv.convert.checkpoint.optimizer import has_state
 from mconv.errors import ConfigError
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import xxhash
 
-from mconv.convert.staging import sync
+from mconv.convert.folders.staging import sync
 from mconv.errors import ConfigError, FormatError
 from mconv.train.data.index import with_ending
 from mconv.train.megatron.collectives import on_rank_0

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mconv import extras
-from mconv.convert.staging import sync
-from mconv.convert.tokens import decides
+from mconv.convert.folders.staging import sync
+from mconv.convert.folders.tokens import decides
 from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.train.data.index import with_ending
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mconv.convert.families import FAMILIES
-from mconv.convert.lora import Linear
-from mconv.convert.table import Branch, Row
+from mconv.convert.peft.lora import Linear
+from mconv.convert.spelling.table import Branch, Row
 from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec
 from mconv.train.model.trainable import ALL, Flow, Trainable, Way, flows

@@ -11,8 +11,8 @@ from functools import lru_cache
 from math import prod
 
 from mconv.convert.families import FAMILIES
-from mconv.convert.lora import FACTORS, Linear
-from mconv.convert.table import Row
+from mconv.convert.peft.lora import FACTORS, Linear
+from mconv.convert.spelling.table import Row
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 from mconv.train.model.trainable import ALL, Trainable, flows

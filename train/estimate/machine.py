@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.host import cores, existing, writable
+from mconv.convert.folders.host import cores, existing, writable
 from mconv.errors import MconvError
 from mconv.extras import found, version
 from mconv.train.megatron import gate

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-from mconv.convert import spell
-from mconv.convert.dialects import mcore
+from mconv.convert.dialects import mcore, spell
 from mconv.convert.families import FAMILIES
-from mconv.convert.lora import FACTORS
+from mconv.convert.peft.lora import FACTORS
 from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec
 from mconv.train.estimate.activations import FP32, Setting, activations

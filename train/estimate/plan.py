@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mconv.convert.checkpoint import SourceModel, target_layout
+from mconv.convert.checkpoint.model import SourceModel, target_layout
 from mconv.errors import ConfigError, refuse
 from mconv.shard.layout import Layout, padded_vocab
 from mconv.train.config import TrainConfig

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mconv.convert.checkpoint import SourceModel
+from mconv.convert.checkpoint.model import SourceModel
 from mconv.errors import ConfigError, MconvError, refuse
 from mconv.shard.layout import Layout
 from mconv.train.config import TrainConfig

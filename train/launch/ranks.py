@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from mconv import errors
-from mconv.convert.host import cores
+from mconv.convert.folders.host import cores
 from mconv.errors import MconvError
 from mconv.train.launch import answer, stop
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from mconv.convert import iterations
-from mconv.convert.engine import plan
+from mconv.convert.checkpoint.open import open_checkpoint
+from mconv.convert.engine import iterations, plan
 from mconv.convert.engine.rewrite import rewrite
-from mconv.convert.opening import open_checkpoint
 from mconv.errors import CheckFailed, MconvError
 from mconv.train.checkpoints import disk
 from mconv.train.checkpoints.folders import folder_of

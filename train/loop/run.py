@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mconv.convert.checkpoint import SourceModel
+from mconv.convert.checkpoint.model import SourceModel
 from mconv.spec import ModelSpec
 from mconv.train.checkpoints import adapt, checkpoint, metadata
 from mconv.train.checkpoints.saving import Saver, Then, nothing

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from mconv.convert import sidecar
-from mconv.convert.checkpoint import Checkpoint, SourceModel
+from mconv.convert.checkpoint.model import Checkpoint, SourceModel
+from mconv.convert.checkpoint.optimizer import OptimizerState, with_padding
+from mconv.convert.folders import sidecar
+from mconv.convert.folders.host import existing, writable
 from mconv.convert.formats.dtype import in_torch
-from mconv.convert.host import existing, writable
-from mconv.convert.optimizer import OptimizerState, with_padding
 from mconv.convert.sources.read import check_copies
 from mconv.convert.sources.source import Source
 from mconv.errors import ConfigError

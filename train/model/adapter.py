@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mconv.convert import peft
-from mconv.convert.checkpoint import SourceModel
-from mconv.convert.lora import Linear, Settings, chosen, linears
+from mconv.convert.checkpoint.model import SourceModel
+from mconv.convert.peft import folder as peft
+from mconv.convert.peft.lora import Linear, Settings, chosen, linears
 from mconv.errors import ConfigError, FormatError
 from mconv.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from mconv.convert.adapter import Adapter
+    from mconv.convert.peft.adapter import Adapter
 
 
 def wanted(config: TrainConfig) -> bool:
@@ -35,7 +35,7 @@ def _given(config: TrainConfig, base: SourceModel) -> "Adapter | None":
         return None
     if not peft.has_adapter(Path(config.lora_load)):
         raise FormatError(f"lora_load {config.lora_load} has no {peft.CONFIG}; give the folder of a PEFT adapter")
-    from mconv.convert import peft_adapter
+    from mconv.convert.checkpoint import adapter_folder as peft_adapter
 
     ignore = config.ignore_config_key or ()
     adapter = peft_adapter.read(Path(config.lora_load), family=base.family, spec=base.spec, ignore=ignore)

@@ -8,10 +8,10 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.checkpoint import SourceModel
+from mconv.convert.checkpoint.model import SourceModel
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.families import described, family_for
-from mconv.convert.ignored import Ignored, ignored
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.folders.ignored import Ignored, ignored
 from mconv.errors import ConfigError, refuse
 from mconv.spec import ModelSpec
 from mconv.train.config import TrainConfig

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mconv.convert.checkpoint import SourceModel
+from mconv.convert.checkpoint.model import SourceModel
 from mconv.convert.families import FAMILIES
 from mconv.convert.formats.dtype import FLOAT32, DType
 from mconv.convert.sources.source import Slab, dims_of
-from mconv.convert.table import Family, Logical, Stored
+from mconv.convert.spelling.table import Family, Logical, Stored
 from mconv.shard.axes import Box
 from mconv.spec import ModelSpec
 

@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mconv.convert.adapter import padded
 from mconv.convert.dialects import mcore as names
-from mconv.convert.lora import FACTORS, Linear, Settings, linears
-from mconv.convert.table import Family
+from mconv.convert.peft.adapter import padded
+from mconv.convert.peft.lora import FACTORS, Linear, Settings, linears
+from mconv.convert.spelling.table import Family
 from mconv.spec import ModelSpec
 from mconv.train.megatron.imports import (
     TransformerConfig,

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.checkpoint import SourceModel
+from mconv.convert.checkpoint.model import SourceModel
 from mconv.convert.formats.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
 from mconv.convert.formats.hf import read_json
 from mconv.errors import ConfigError

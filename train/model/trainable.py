@@ -6,8 +6,8 @@ from functools import lru_cache
 
 from mconv.convert.dialects import mcore
 from mconv.convert.families import FAMILIES
-from mconv.convert.lora import Linear, Settings, linears
-from mconv.convert.table import Logical
+from mconv.convert.peft.lora import Linear, Settings, linears
+from mconv.convert.spelling.table import Logical
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 from mconv.train.config.trainable import PARTS, means
@@ -76,9 +76,9 @@ class Way:
     """A branch of one layer: which of the tensors on its way ask for a gradient."""
 
     normed: bool
-    """Whether what its norm gives does."""
+    """True if the output of the branch's norm asks for a gradient."""
     inner: bool
-    """Whether what lies between its two linears does."""
+    """True if the tensors between the branch's two linears ask for a gradient."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +88,9 @@ class Flow:
     weights: frozenset[str]
     """Rows whose weight is trained."""
     ways: tuple[Way, ...]
-    """Of each of its branches (`Family.branches`)."""
+    """Gradients of each of the layer's branches (`Family.branches`)."""
     leaves: bool
-    """Whether the layer's output asks for a gradient."""
+    """True if the layer's output asks for a gradient."""
 
 
 @lru_cache(maxsize=4096)  # a plan asks for the same layers at many layouts

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mconv.convert.checkpoint import SourceModel
-from mconv.convert.ignored import NOTHING, Ignored
-from mconv.convert.opening import open_checkpoint
+from mconv.convert.checkpoint.model import SourceModel
+from mconv.convert.checkpoint.open import open_checkpoint
+from mconv.convert.folders.ignored import NOTHING, Ignored
 from mconv.convert.sources.load import load_rank
 from mconv.convert.sources.source import Source
 from mconv.errors import LayoutError

@@ -1,4 +1,4 @@
-"""What both kinds of model share: the arithmetic, what can be asked of them, hidden states kept on the way."""
+"""Interface of both kinds of model, their options, and the sampling of hidden states."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.table import Logical, Row, Stored
+from mconv.convert.checkpoint.model import Checkpoint
+from mconv.convert.spelling.table import Logical, Row, Stored
 from mconv.shard.cut import Piece
 from mconv.spec import ModelSpec
 from mconv.train.megatron.parallel import Parallel
-from mconv.verify.onuse import Weights
-from mconv.verify.steps import advance
+from mconv.verify.progress import advance
+from mconv.verify.weight_streaming import WeightOptions
 
 SAMPLE = 32
 """Positions of each row at which hidden states are kept."""
@@ -24,41 +24,41 @@ SAMPLE = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repair:
-    """What to try on a model: other numbers in its spec, other tensors in the place of its own."""
+    """A repair to try on a model: other fields of its spec, other tensors in place of its own."""
 
     spec: Mapping[str, Any] = field(default_factory=dict)
     mended: Callable[[Logical], Tensor | None] = lambda _: None
-    """The logical tensor to take, one dimension for each axis; None: the model's own."""
+    """Returns the tensor to use for a logical one, one dimension for each axis; None for the model's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class How:
-    """The arithmetic, and where it happens."""
+class RunOptions:
+    """Arithmetic, layout and memory of a model's run."""
 
     dtype: torch.dtype = torch.float32
     narrow: tuple[torch.dtype, ...] = ()
-    """Weights are rounded to these first, one after the other: what the other side holds, where that is fewer bits."""
+    """Dtypes that weights are rounded to first, one after the other: those of the other side that have fewer bits."""
     streamed: bool = False
     parallel: Parallel = field(default_factory=Parallel)
-    """Of a Megatron side."""
+    """Layout of a Megatron side."""
     only: frozenset[str] | None = None
-    """The layers that run, of a streamed model; the others hand on what they are given."""
+    """Layers that run in a streamed model; the others return their input."""
     repair: Repair = field(default_factory=Repair)
-    """Of a streamed model on one rank."""
+    """Repair of a streamed model on one rank."""
 
     @property
-    def filling(self) -> torch.dtype:
-        """What weights are read into: fp32 if they are rounded to `narrow` and then to another dtype, in this order."""
+    def load_dtype(self) -> torch.dtype:
+        """Dtype that weights are read into: fp32 if they are rounded to `narrow` and then cast to another dtype."""
         return self.dtype if self.narrow in ((), (self.dtype,)) else torch.float32
 
     def skips(self, place: str) -> bool:
-        """Whether a layer is to hand on what it is given."""
+        """Return whether a layer is to return its input."""
         return self.only is not None and place.isdigit() and place not in self.only
 
     @property
-    def weights(self) -> Weights:
-        """What the weights of a streamed module are."""
-        return Weights(filling=self.filling, dtype=self.dtype, device=self.device)
+    def weights(self) -> WeightOptions:
+        """Dtypes and device of a streamed module's weights."""
+        return WeightOptions(load_dtype=self.load_dtype, dtype=self.dtype, device=self.device)
 
     @property
     def device(self) -> torch.device:
@@ -67,60 +67,60 @@ class How:
 
 @runtime_checkable
 class Scores(Protocol):
-    """Logits that are there when asked for."""
+    """Logits of a run, computed when they are asked for."""
 
     layers: dict[str, Float[Tensor, "b n d"]]
     """Hidden states behind each layer at some positions: `embed`, `0`, `1`, ..., `final_norm`."""
 
     def at(self, positions: Int[Tensor, "n"]) -> Float[Tensor, "b n v"]:
-        """Over the true vocabulary, at some positions."""
+        """Return logits over the true vocabulary at some positions."""
 
     def chunks(self) -> Iterator[Float[Tensor, "b c v"]]:
-        """Over the true vocabulary, `CHUNK` positions at a time."""
+        """Yield logits over the true vocabulary, `CHUNK` positions at a time."""
 
 
 @runtime_checkable
 class Model(Protocol):
-    """What can be asked for logits. Every rank asks; the answer is rank 0's, None elsewhere."""
+    """A model to compare. Every rank calls its methods; rank 0 gets the answer, the others None."""
 
     checkpoint: Checkpoint
     spec: ModelSpec
     """The checkpoint's architecture, repaired."""
     loaded_by: str
     transposed: bool
-    """Whether hidden states are [s b d] within it, not [b s d]."""
+    """True if hidden states are [s b d] inside the model, not [b s d]."""
 
     def modules(self) -> dict[str, nn.Module]:
-        """Embedding, layers and final norm, as `Scores.layers` calls them: those that are on this rank."""
+        """Return this rank's embedding, layers and final norm, under the names of `Scores.layers`."""
 
-    def inner(self, layer: int, row: Row) -> list[tuple[nn.Module, Piece]]:
-        """The modules of a layer that compute a row of the family's table, and what part of its output each gives."""
+    def modules_of_row(self, layer: int, row: Row) -> list[tuple[nn.Module, Piece]]:
+        """Return the modules of a layer that compute a row of the family's table, each with its part of the output."""
 
     def run(self, tokens: Int[Tensor, "b s"], positions: Int[Tensor, "b s"] | None = None) -> Scores | None: ...
 
-    def rest(self) -> None:
-        """Free what is needed for further runs."""
+    def release(self) -> None:
+        """Free what only further runs need."""
 
 
 def sampled(length: int, *, most: int = SAMPLE) -> Int[Tensor, "n"]:
-    """`most` positions at which to look at hidden states, the last among them."""
+    """Return `most` positions at which to keep hidden states, the last one included."""
     return torch.linspace(0, length - 1, min(most, length)).long()
 
 
-def first(output: Any) -> Tensor:
-    """The hidden states that a module gives."""
+def hidden_output(output: Any) -> Tensor:
+    """Return the hidden states in a module's output."""
     found: Tensor = output[0] if isinstance(output, tuple) else output
     return found
 
 
-def turned(hidden: Tensor, *, transposed: bool) -> Tensor:
-    """From a model's own order of sequence and batch to [b s ...], and back again."""
+def swap_axes(hidden: Tensor, *, transposed: bool) -> Tensor:
+    """Return hidden states with sequence and batch swapped if the model is `transposed`: to [b s ...] or back."""
     return hidden.transpose(0, 1) if transposed else hidden
 
 
 @contextlib.contextmanager
 def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Hooks that are there for a while."""
+    """Remove hooks at the end of the context."""
     here = list(handles)
     try:
         yield
@@ -129,21 +129,21 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
-def narrowed(parameters: dict[str, Tensor], narrow: tuple[torch.dtype, ...]) -> None:
-    """Round weights in place to the values that each of `narrow` has."""
+def round_in_place(parameters: dict[str, Tensor], narrow: tuple[torch.dtype, ...]) -> None:
+    """Round weights in place to each of `narrow`."""
     for tensor in parameters.values() if narrow else ():
         tensor.copy_(rounded(tensor, narrow))
 
 
 def rounded(tensor: Tensor, narrow: tuple[torch.dtype, ...]) -> Tensor:
-    """The values that each of `narrow` has, one after the other."""
+    """Return a tensor rounded to each of `narrow`, one after the other."""
     for dtype in narrow:
         tensor = tensor.to(dtype)
     return tensor
 
 
-def put(parameters: dict[str, Tensor], places: Mapping[str, Stored], repair: Repair) -> None:
-    """Put mended tensors in the place of a model's own."""
+def apply_repair(parameters: dict[str, Tensor], places: Mapping[str, Stored], repair: Repair) -> None:
+    """Overwrite a model's tensors with the repaired ones."""
     for name, tensor in parameters.items():
         stored = places.get(name)
         whole = None if stored is None else repair.mended(stored.logical)
@@ -156,12 +156,12 @@ def put(parameters: dict[str, Tensor], places: Mapping[str, Stored], repair: Rep
 
 
 @dataclass(slots=True)
-class Keep:
-    """Keeps what modules give, at some positions, on the CPU."""
+class HiddenStateSampler:
+    """Keeps the outputs of modules at some positions on the CPU."""
 
     at: Int[Tensor, "n"]
     itemsize: int = 0
-    """Bytes of a stored parameter, for telling how far a run has come."""
+    """Bytes of a stored parameter, for reporting progress."""
     gather: Any = None
     transposed: bool = False
     kept: dict[str, Float[Tensor, "b n d"]] = field(default_factory=dict)
@@ -172,8 +172,8 @@ class Keep:
     def _hook(self, name: str) -> Any:
         def hook(module: nn.Module, _: Any, output: Any) -> None:
             advance(sum(p.numel() * self.itemsize for p in module.parameters()))
-            hidden = first(output) if self.gather is None else self.gather(first(output))
-            hidden = turned(hidden, transposed=self.transposed)
+            hidden = hidden_output(output) if self.gather is None else self.gather(hidden_output(output))
+            hidden = swap_axes(hidden, transposed=self.transposed)
             self.kept[name] = hidden[:, self.at.to(hidden.device)].float().cpu()
 
         return hook

@@ -1,4 +1,4 @@
-"""megatron-core's GPTModel of any other checkpoint, on tp x pp ranks, whole or from disk."""
+"""megatron-core's GPTModel of any other checkpoint, on tp x pp ranks, whole in memory or streamed from disk."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,53 +9,56 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mconv.convert import spell
-from mconv.convert.checkpoint import Checkpoint
-from mconv.convert.dialects import mcore
+from mconv.convert.checkpoint.model import Checkpoint
+from mconv.convert.dialects import mcore, spell
 from mconv.convert.formats import archive, mapped, mp_rank
 from mconv.convert.sources.load import load_rank
-from mconv.convert.table import Row, Stored
+from mconv.convert.spelling.table import Row, Stored
 from mconv.shard.cut import Piece
 from mconv.shard.layout import Layout, padded_vocab
 from mconv.shard.pattern import piece
 from mconv.verify.compare import CHUNK
-from mconv.verify.models.common import How, Keep, narrowed, put, sampled
-from mconv.verify.onuse import bind, present
+from mconv.verify.models.common import HiddenStateSampler, RunOptions, apply_repair, round_in_place, sampled
 from mconv.verify.places import EMBEDDING, FINAL_NORM
+from mconv.verify.weight_streaming import loaded, stream_weights
 
 
 class Megatron:
-    """megatron-core's GPTModel on tp x pp ranks, filled by the most independent way there is."""
+    """megatron-core's GPTModel on tp x pp ranks, filled by the loader that depends least on mconv."""
 
     transposed = True
 
-    def __init__(self, checkpoint: Checkpoint, how: How) -> None:
+    def __init__(self, checkpoint: Checkpoint, options: RunOptions) -> None:
         from mconv.train.model import engine
 
-        self.checkpoint, self.how = checkpoint, how
-        self.spec = replace(checkpoint.spec, **how.repair.spec)
-        engine.init(how.parallel)
-        tp, layout = how.parallel.tp, checkpoint.layout
+        self.checkpoint, self.options = checkpoint, options
+        self.spec = replace(checkpoint.spec, **options.repair.spec)
+        engine.init(options.parallel)
+        tp, layout = options.parallel.tp, checkpoint.layout
         rows = layout.padded_vocab if layout else self.spec.vocab_size
         self.padded = rows if rows % tp == 0 else padded_vocab(self.spec.vocab_size, tp=tp)
         self.model: Any = engine.build(
-            self.spec, padded_vocab_size=self.padded, parallel=how.parallel, dtype=how.dtype, on_meta=how.streamed
+            self.spec,
+            padded_vocab_size=self.padded,
+            parallel=options.parallel,
+            dtype=options.dtype,
+            on_meta=options.streamed,
         )
         self.loaded_by = self._way()
-        if how.streamed:
+        if options.streamed:
             self._bind()
         else:
             own = list(self.model.parameters())
             for parameter in own:
-                parameter.data = parameter.data.to(how.filling)
+                parameter.data = parameter.data.to(options.load_dtype)
             self.fill(engine.parameters(self.model))
-            narrowed(engine.parameters(self.model), how.narrow)
+            round_in_place(engine.parameters(self.model), options.narrow)
             for parameter in own:
-                parameter.data = parameter.data.to(how.dtype)
+                parameter.data = parameter.data.to(options.dtype)
 
     def _way(self) -> str:
-        """Who loads: megatron-core where it can, else its own files as they are, else mconv."""
-        layout, parallel = self.checkpoint.layout, self.how.parallel
+        """Return who loads: megatron-core if it can, else its own rank files as they are, else mconv."""
+        layout, parallel = self.checkpoint.layout, self.options.parallel
         if layout and self.checkpoint.format == "torch_dist" and self.padded == layout.padded_vocab:
             return "megatron-core"
         own = self.checkpoint.format == "mp_rank" and layout == parallel.layout(padded_vocab=self.padded)
@@ -68,19 +71,19 @@ class Megatron:
 
     @cached_property
     def _rank_state(self) -> dict[str, Any]:
-        """What this rank's file holds, tensors not loaded yet."""
+        """Content of this rank's file, its tensors not loaded yet."""
         from mconv.train.megatron.imports import parallel_state
 
         rank, stage = (
             parallel_state.get_tensor_model_parallel_rank(),
             parallel_state.get_pipeline_model_parallel_rank(),
         )
-        folder = self.checkpoint.path / mp_rank.rank_folder(rank, stage, pp=self.how.parallel.pp)
+        folder = self.checkpoint.path / mp_rank.rank_folder(rank, stage, pp=self.options.parallel.pp)
         state: dict[str, Any] = archive.read(folder / mp_rank.FILE)["model"]
         return state
 
     def fill(self, parameters: dict[str, Tensor], *, part: str = "") -> None:
-        """Fill parameters, by their names in a rank's file: all of them, or those whose names start with `part`."""
+        """Fill parameters, named as in a rank's file: all of them, or those whose names start with `part`."""
         from mconv.train.megatron.imports import parallel_state
         from mconv.train.model import loading
 
@@ -97,7 +100,7 @@ class Megatron:
             load_rank(
                 self.checkpoint.source,
                 parameters,
-                layout=self.how.parallel.layout(padded_vocab=self.padded),
+                layout=self.options.parallel.layout(padded_vocab=self.padded),
                 tp_rank=parallel_state.get_tensor_model_parallel_rank(),
                 stage=parallel_state.get_pipeline_model_parallel_rank(),
                 partial=bool(part),
@@ -107,7 +110,7 @@ class Megatron:
     # -- one layer in memory at a time --
     @property
     def parts(self) -> list[str]:
-        """This rank's modules that hold all its weights."""
+        """Modules of this rank that hold all its weights."""
         layers = [f"decoder.layers.{n}" for n in range(len(self.model.decoder.layers))]
         others = ("embedding", "decoder.final_layernorm", "output_layer")
         names = self._names()
@@ -117,15 +120,15 @@ class Megatron:
         for name in self.parts:
             module = self.model.get_submodule(name)
             number = getattr(module, "layer_number", None)
-            if number is not None and self.how.skips(str(number - 1)):
-                module.forward = _handed_on
+            if number is not None and self.options.skips(str(number - 1)):
+                module.forward = _identity_layer
             else:
-                bind(module, self.reader(name), self.how.weights)
+                stream_weights(module, self.reader(name), self.options.weights)
         if self.spec.tied_embeddings and self.model.post_process:
             self._lend_embedding() if self.model.pre_process else self._keep_own_head()
 
     def reader(self, part: str) -> Any:
-        """What fills a part of this rank's model from the files."""
+        """Return a function that fills a part of this rank's model from the files."""
         from mconv.train.model import engine
 
         def fill(parameters: dict[str, Tensor]) -> None:
@@ -133,62 +136,62 @@ class Megatron:
                 parameters[name].zero_()
             named = {f"{part}.{name}": tensor for name, tensor in parameters.items()}
             self.fill(named, part=f"{part}.")
-            put(named, self._places, self.how.repair)
-            narrowed(named, self.how.narrow)
+            apply_repair(named, self._places, self.options.repair)
+            round_in_place(named, self.options.narrow)
 
         return fill
 
     @cached_property
     def _places(self) -> dict[str, Stored]:
-        """Which logical tensor each parameter is, on one rank that has them all."""
+        """Stored tensor of each parameter, on a single rank that has them all."""
         layout = Layout(tp=1, pp=1, padded_vocab=self.padded)
-        told = spell.rank_tensors(mcore.DIALECT, self.checkpoint.family, self.spec, layout)
+        tensors = spell.rank_tensors(mcore.DIALECT, self.checkpoint.family, self.spec, layout)
         return {
             name: Stored(
                 name, logical, spell.rank_piece(mcore.DIALECT, self.checkpoint.family, self.spec, layout, logical, 0)
             )
-            for _, names, logical in told
+            for _, names, logical in tensors
             for name in names
         }
 
     def _keep_own_head(self) -> None:
-        """The last stage's copy of the embedding: GPTModel takes hold of it before it has been fetched."""
+        """Make the head use its own weight: GPTModel passes the last stage's copy before it is loaded."""
         head = self.model.output_layer
         run = head.forward
         head.forward = lambda hidden, weight=None, **options: run(hidden, weight=None, **options)
 
     def _lend_embedding(self) -> None:
-        """A tied head reads the embedding's weight, which has gone by then: it is fetched once more."""
+        """Load the embedding once more while a tied head runs, which reads its weight."""
         head, embedding = self.model.output_layer, self.model.embedding
         run = head.forward
 
         def forward(hidden: Tensor, weight: Tensor | None = None, **options: Any) -> Any:
-            with present(embedding, self.reader("embedding"), self.how.weights):
+            with loaded(embedding, self.reader("embedding"), self.options.weights):
                 return run(hidden, weight=embedding.word_embeddings.weight, **options)
 
         head.forward = forward
 
     # -- running --
-    def rest(self) -> None:
-        """Let go of the weights."""
+    def release(self) -> None:
+        """Free the weights."""
         self.model = None
 
     @torch.no_grad()
     def run(self, tokens: Int[Tensor, "b s"], positions: Int[Tensor, "b s"] | None = None) -> "MegatronScores | None":
         from mconv.train.model import forward
 
-        keep = Keep(
+        keep = HiddenStateSampler(
             sampled(tokens.shape[1]),
             itemsize=self.checkpoint.dtype.itemsize,
             gather=self._whole_sequence,
             transposed=True,
         )
         with keep.hooked(self.modules()):
-            logits = forward.logits(self.model, tokens, parallel=self.how.parallel, positions=positions)
+            logits = forward.logits(self.model, tokens, parallel=self.options.parallel, positions=positions)
         layers = self._on_rank_0(keep.kept)
         return None if logits is None else MegatronScores(logits, layers, self.spec.vocab_size)
 
-    def inner(self, layer: int, row: Row) -> list[tuple[nn.Module, Piece]]:
+    def modules_of_row(self, layer: int, row: Row) -> list[tuple[nn.Module, Piece]]:
         whole = piece(row.output, self.spec.sizes)
         names = [name.format(l=layer, leaf="") for name in mcore.NAMES[row.name] if name.endswith(".{leaf}")]
         own = {name for name, _ in self.model.named_parameters()}
@@ -203,31 +206,31 @@ class Megatron:
     def _whole_sequence(self, hidden: Float[Tensor, "c b d"]) -> Float[Tensor, "s b d"]:
         from mconv.train.megatron.imports import tensor_parallel
 
-        if not self.how.parallel.sequence_parallel:
+        if not self.options.parallel.sequence_parallel:
             return hidden
         whole: Tensor = tensor_parallel.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         return whole
 
     def _on_rank_0(self, kept: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All stages' hidden states; only rank 0's answer counts."""
+        """Return the hidden states of all stages; only rank 0's answer is used."""
         from mconv.train.megatron.imports import parallel_state
 
-        if self.how.parallel.pp == 1:
+        if self.options.parallel.pp == 1:
             return kept
         mine = kept if parallel_state.get_tensor_model_parallel_rank() == 0 else {}
-        said: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(said, mine)
-        return {name: tensor for one in said for name, tensor in one.items()}
+        gathered: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, mine)
+        return {name: tensor for one in gathered for name, tensor in one.items()}
 
 
-def _handed_on(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-    """A layer that does nothing."""
+def _identity_layer(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+    """Return the input unchanged."""
     return hidden_states, None
 
 
 @dataclass(slots=True)
 class MegatronScores:
-    """The logits of all positions, as the ranks gave them."""
+    """The logits of all positions, gathered from the ranks."""
 
     padded: Float[Tensor, "b s padded_vocab"]
     layers: dict[str, Tensor]

@@ -7,12 +7,12 @@ of the section are fields of megatron-core's TransformerConfig (`config.py`, `fu
 
 from typing import Any
 
-from mconv.convert.claim import claimed
 from mconv.convert.dialects.arguments import megatron_lm
 from mconv.convert.dialects.arguments.rows import OFF
 from mconv.convert.dialects.arguments.text import names
 from mconv.convert.dialects.keys import PARALLEL
-from mconv.convert.keys import Field, NamedKey
+from mconv.convert.spelling.claim import claimed
+from mconv.convert.spelling.keys import Field, NamedKey
 
 LAYOUT: tuple[NamedKey, ...] = (
     *PARALLEL,

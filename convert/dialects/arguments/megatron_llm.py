@@ -7,11 +7,23 @@ Source: epfLLM/Megatron-LLM, main of 2024 (v1.0.0 and after), `megatron/argument
 from dataclasses import dataclass
 from typing import Any
 
-from mconv.convert.claim import claimed
 from mconv.convert.dialects.arguments.rows import OFF
 from mconv.convert.dialects.arguments.text import names
 from mconv.convert.dialects.keys import PARALLEL, SideBySide
-from mconv.convert.keys import REQUIRED, Biases, Choice, Config, Field, Follows, Heads, Left, Named, NamedKey, take
+from mconv.convert.spelling.claim import claimed
+from mconv.convert.spelling.keys import (
+    REQUIRED,
+    Biases,
+    Choice,
+    Config,
+    Field,
+    Follows,
+    Heads,
+    Left,
+    Named,
+    NamedKey,
+    take,
+)
 from mconv.spec import ModelSpec, Rope
 
 

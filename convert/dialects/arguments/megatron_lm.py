@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mconv.convert.dialects.flags import whole
 from mconv.convert.dialects.keys import BUILT_IN, PARALLEL, LinearBiases, Ropes, SideBySide, Window
-from mconv.convert.keys import Alias, Choice, Config, Field, Follows, Left, NamedKey, take
+from mconv.convert.spelling.keys import Alias, Choice, Config, Field, Follows, Left, NamedKey, take
 from mconv.spec import ModelSpec
 
 

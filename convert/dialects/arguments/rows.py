@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mconv.convert.claim import ARG, accept, refuse_claimed, unheeded
-from mconv.convert.keys import Left
-from mconv.convert.values import one_of, plain, says_nothing, shown, spelled
+from mconv.convert.spelling.claim import ARG, accept, refuse_claimed, unheeded
+from mconv.convert.spelling.keys import Left
+from mconv.convert.spelling.values import one_of, plain, says_nothing, shown, spelled
 from mconv.errors import ConfigError
 
 Values = Mapping[Any, Any]

@@ -1,8 +1,8 @@
 """The table of each program's args: put together from what the modules beside this one name."""
 
-from mconv.convert.claim import claimed
 from mconv.convert.dialects.arguments import bridge, config, function, megatron_llm, megatron_lm, running, training
 from mconv.convert.dialects.arguments.rows import Arguments
+from mconv.convert.spelling.claim import claimed
 
 FIELDS = claimed((*megatron_lm.SPEC, *megatron_lm.LAYOUT, *megatron_lm.STAGES)) | {
     "tokenizer_type", "pipeline_model_parallel_layout",

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: what one is, what it holds, whether all of it is there."""

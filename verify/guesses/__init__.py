@@ -1,1 +1,0 @@
-"""The known faults, and how each shows in the tensors that differ."""

@@ -1,0 +1,116 @@
+"""The checkpoint, or merge, that a checkpoint was made from and must equal."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mconv.convert.blend import models as blends
+from mconv.convert.checkpoint import adapted
+from mconv.convert.checkpoint.model import SourceModel
+from mconv.convert.folders import manifest
+from mconv.convert.folders.ignored import ignored
+from mconv.convert.sources.read import Progress, quiet
+from mconv.errors import MconvError
+from mconv.verify.checkpoints import Hints, Side, open_both
+
+TRAINED = "it is the result of training, so there is no earlier checkpoint that it must equal"
+NO_HINTS: Hints = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """A reference found in a manifest: another checkpoint, the merge of a base and an adapter, or a recipe."""
+
+    path: Path
+    """Folder of the other checkpoint, of the base, or of the blend itself."""
+    adapter: Path | None = None
+    recipe: str | None = None
+    """Method and models of a blend, which is judged by its own recipe."""
+
+    @property
+    def label(self) -> str | None:
+        """Name of a merge or a blend in reports; None for a checkpoint, which its folder names."""
+        if self.recipe:
+            return self.recipe
+        return f"{_label(self.path)} merged with {_label(self.adapter)}" if self.adapter else None
+
+    @property
+    def anew(self) -> bool:
+        """Whether it is computed tensor by tensor when it is read, so that no program can load it."""
+        return self.adapter is not None or self.recipe is not None
+
+    def __str__(self) -> str:
+        if self.recipe:
+            return f"{self.recipe}, made anew"
+        return f"{self.path} merged anew with {self.adapter}" if self.adapter else str(self.path)
+
+
+def origin_of(checkpoint: SourceModel) -> Origin:
+    """Return the earliest existing origin that this checkpoint must equal.
+
+    The result of `lora merge`, and every conversion of it, must equal a new merge of the same base and adapter. Raises
+    MconvError with the reason if there is no origin.
+    """
+    made = checkpoint.manifest or {}
+    if "blend" in made and not any((checkpoint.path.resolve() / path).is_dir() for path in made.get("made_from", [])):
+        return Origin(path=checkpoint.path, recipe=blends.request_of(made, checkpoint.path).title)
+    merged = made.get("merged_from", {})
+    folders = {name: checkpoint.path.resolve() / merged[name] for name in ("base", "adapter") if name in merged}
+    if len(folders) == 2 and all(folder.is_dir() for folder in folders.values()):
+        return Origin(path=folders["base"].resolve(), adapter=folders["adapter"].resolve())
+    try:
+        return Origin(path=reference_for(checkpoint))
+    except MconvError as error:
+        if not folders:
+            raise
+        gone = " and ".join(str(_resolved(folder)) for folder in folders.values() if not folder.is_dir())
+        raise MconvError(f"{error}; it is a merge, and {gone or 'what it was merged from'} no longer exists") from None
+
+
+def open_against(origin: Origin, path: Path, hints: Hints = NO_HINTS, *, progress: Progress = quiet) -> tuple[Side, Side]:
+    """Return an origin and the checkpoint to judge, both opened. A merge is computed tensor by tensor when it is read."""
+    if origin.adapter is None:
+        return open_both(origin.path, path, hints)
+    candidate = open_both(path, path, hints)[1]
+    known = candidate.checkpoint.ignored
+    passed = ignored(args=known.get("args", {}), config_keys=known.get("config_keys", {}))
+    fresh = adapted.with_base(origin.adapter, origin.path, ignore=passed, progress=progress)
+    return Side(checkpoint=fresh, hints={}), candidate
+
+
+def _label(folder: Path) -> str:
+    """Return a folder's name, preceded by its root's for the folder of an iteration."""
+    return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("iter_") else folder.name
+
+
+def reference_for(checkpoint: SourceModel) -> Path:
+    """Return the earliest existing checkpoint that this one was converted from, with no training in between.
+
+    Raises MconvError with the reason if there is none.
+    """
+    made = checkpoint.manifest
+    if made is None:
+        raise MconvError(f"{checkpoint.path} has no {manifest.NAME}: mconv did not make it and cannot know its source")
+    if not (known := made.get("made_from", [])):
+        raise MconvError(f"{checkpoint.path}: {_no_source(made)}")
+    folders = [checkpoint.path.resolve() / path for path in known]
+    for folder in folders:
+        if folder.is_dir() and not folder.samefile(checkpoint.path):
+            return folder.resolve()
+    chain = ", which was made from ".join(str(_resolved(folder)) for folder in reversed(folders))
+    raise MconvError(f"{checkpoint.path} was made from {chain}; the source no longer exists")
+
+
+def _resolved(folder: Path) -> Path:
+    """Return a path without `..`, or as it is where the file system cannot be asked."""
+    try:
+        return folder.resolve()
+    except (OSError, ValueError, RuntimeError):
+        return folder
+
+
+def _no_source(made: dict[str, Any]) -> str:
+    steps = made.get("history", [])
+    if steps and isinstance(steps[-1], dict) and steps[-1].get("step") in ("train", "lora merge"):
+        return TRAINED
+    return f"its {manifest.NAME} does not say where its source is (it was published, or an older mconv made it)"
