@@ -209,7 +209,8 @@ def _blend(blend: dict[str, Any]) -> list[dict[str, Any]]:
     sources, recipe = blend.get("sources"), blend.get("recipe")
     if not isinstance(sources, dict) or not isinstance(recipe, dict):
         return []
-    listed = [one for one in recipe.get("models") or [] if isinstance(one, dict)]
+    models = recipe.get("models")
+    listed = [one for one in models if isinstance(one, dict)] if isinstance(models, list) else []
     own = {str(one.get("model")): one.get("parameters", {}) for one in listed}
     return [
         {"name": name, "origin": _short(one.get("from", "")), "digest": _short(one.get("digest", "")),

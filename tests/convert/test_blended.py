@@ -157,6 +157,16 @@ def test_layers_of_several_models(three, tmp_path, monkeypatch):
     assert run(["verify", str(tmp_path / "out")]) == 0
 
 
+@pytest.mark.parametrize("dtype, kind", [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)])
+def test_the_result_in_another_dtype(three, dtype, kind, tmp_path):
+    folders = [str(three["a"]), str(three["b"])]
+    assert run(["blend", *folders, "--dtype", dtype, "--out", str(tmp_path / "out")]) == 0
+    models = [tensors(three[name]) for name in "ab"]
+    for name, found in tensors(tmp_path / "out").items():
+        assert torch.equal(found, ((models[0][name] + models[1][name]) / 2).to(kind)), name
+    assert run(["verify", str(tmp_path / "out")]) == 0
+
+
 # ---- a run's own checkpoints -----------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def a_run(tmp_path_factory):
