@@ -7,7 +7,7 @@ from typing import Any, Literal
 from mconv.errors import ConfigError
 
 ROPE_KEYS = {"base": "base (rope_theta, rotary_base)"}
-"""What others call a field that we call otherwise."""
+"""Other programs' names of fields."""
 
 
 UNNAMED = ""
@@ -53,7 +53,7 @@ class ModelSpec:
     norm_epsilon: float
     rope: Rope = field(default_factory=Rope)
     position: Literal["rope", "alibi", "learned"] = "rope"
-    """What tells positions apart: rotary embedding; ALiBi's bias on attention scores; or a vector learned for each, added
+    """The encoding of positions: rotary embedding; ALiBi's bias on attention scores; or a vector learned for each, added
     to the token's, of which there are `max_position_embeddings` (`rope` then says nothing)."""
     sliding_window: int | None = None
     """Keys that a query sees, itself included; None: all before it."""
@@ -97,12 +97,12 @@ class ModelSpec:
 
     @property
     def two_norms(self) -> bool:
-        """Whether attention and MLP run side by side behind a norm each."""
+        """True where attention and MLP run side by side behind a norm each."""
         return self.parallel_attention and not self.shared_norm
 
     @property
     def norm_bias(self) -> bool:
-        """Whether the norms have a bias."""
+        """True where the norms have a bias."""
         return self.norm == "layer"
 
     @property

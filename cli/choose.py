@@ -14,14 +14,6 @@ if TYPE_CHECKING:
     from mconv.convert.engine.plan import Plan
     from mconv.convert.folders.scan import Found
 
-FITS = {
-    "Megatron checkpoint": "is_megatron",
-    "Hugging Face folder that mconv made": "is_export",
-    "checkpoint that mconv made": "is_made",
-    "adapter": "is_adapter",
-    "LoRA run": "is_lora_run",
-}
-"""Kind of input in messages -> the function of `scan` that recognises it."""
 NEXT = {"hf2meg": "verify", "reshard": "verify", "merge": "verify", "meg2hf": "push", "lora merge": "push",
         "blend": "verify"}  # fmt: skip
 """Step -> the command that usually follows."""
@@ -35,7 +27,7 @@ NEEDED = {
 
 def newest(command: str, what: str, *, name: str = "a path") -> "Found":
     """Return the newest of a kind in the current folder, and print which it is and why. Raises MconvError if none is."""
-    from mconv.convert.folders import scan
+    from mconv.convert.folders import choose, scan
     from mconv.convert.folders.kinds import TRACKER
 
     if Path(TRACKER).is_file():  # its iterations are not alternatives, and outputs would be written among them
@@ -43,7 +35,7 @@ def newest(command: str, what: str, *, name: str = "a path") -> "Found":
     looked = scan.scan(Path())
     for note in looked.notes:
         say(note)
-    choice = scan.newest(looked, getattr(scan, FITS[what]), what=what, name=name)
+    choice = choose.newest(looked, what, name=name)
     say(f"{command}: {choice.found.path} ({choice.why})")
     return choice.found
 

@@ -39,7 +39,7 @@ def before_training(config: "TrainConfig") -> bool:
         _say(f"not verified: {load} no longer exists, and the run continues from its own checkpoint in {config.save}")
         return True
     found = open_checkpoint(load, vocab_size=config.vocab_size, ignore=passes(config))
-    if config.verify_against is None and found.importable and found.manifest is None:
+    if config.verify_against is None and found.is_pretrained and found.manifest is None:
         _say(f"nothing to verify: {load} is a model as it was published, not a conversion")
         return True
     with _with_advice("name what it must equal with --verify-against, or leave --verify-first out"):

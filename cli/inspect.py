@@ -190,7 +190,7 @@ def facts_of(c: "Checkpoint") -> dict[str, Any]:
         "side_files": list(c.side_files),
         "notes": list(c.notes),
         "ignored": [f"{name} = {value}" for passed in c.ignored.values() for name, value in passed.items()],
-        "left_out": [f"{item.name} ({item.why})" for item in c.beside.left_out],
+        "left_out": [f"{item.name} ({item.why})" for item in c.sidecars.left_out],
         "manifest": c.manifest is not None,
         "history": (c.manifest or {}).get("history", []),
         "training": training_state.facts(c.path, c.format, c.common),

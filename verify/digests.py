@@ -277,7 +277,7 @@ def _element_fields(found: DifferenceTally, left: _Side, right: _Side) -> dict[s
     """Return the fields of a `Difference` that describe its elements."""
     one, two = found.pieces
     dtypes = dtype_of(left.source, one.logical), dtype_of(right.source, two.logical)
-    names, megatron = left.axes(one.logical).names, not left.model.importable
+    names, megatron = left.axes(one.logical).names, not left.model.is_pretrained
     return {
         "elements": found.elements, "largest": found.largest, "nonfinite": found.nonfinite,
         "at": dict(zip(names, found.at, strict=bool(found.at))),

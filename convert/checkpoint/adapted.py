@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mconv.convert.checkpoint import open as opening
-from mconv.convert.checkpoint.identify import Said, identify
+from mconv.convert.checkpoint.identify import MegatronHints, identify
 from mconv.convert.checkpoint.model import Checkpoint, SourceModel
 from mconv.convert.folders import manifest
 from mconv.convert.folders.digests import combined
@@ -44,9 +44,9 @@ def open_run(path: Path, iteration: int | None = None) -> Run:
         raise FormatError(f"{path} is neither a LoRA run nor a PEFT adapter: it is {found.text}{advice}")
     folder = opening.iteration_folder(path, iteration)
     tensors, common = torch_dist.open_folder(folder)
-    said: dict[str, Any] = lora.of_args(common) or {}
-    settings = Settings.from_dict(said)
-    what = identify(folder, lora.without_args(common), Said(), tensors={}, only="mcore")
+    facts: dict[str, Any] = lora.of_args(common) or {}
+    settings = Settings.from_dict(facts)
+    what = identify(folder, lora.without_args(common), MegatronHints(), tensors={}, only="mcore")
     known = lora.linears(what.family, what.spec)
     keys = [lora.stacked_key(known[name], factor) for name in settings.targets for factor in lora.FACTORS]
     bad = [f"{key} is missing" for key in keys if key not in tensors]
@@ -57,7 +57,7 @@ def open_run(path: Path, iteration: int | None = None) -> Run:
     stacks = {key: whole_tensor(key, tensors[key]) for key in keys}
     factors = unstacked(settings, what.family, what.spec, stacks)
     adapter = Adapter(settings=settings, family=what.family, spec=what.spec, factors=factors)
-    return Run(folder=folder, adapter=adapter, base=dict(said["base"]))
+    return Run(folder=folder, adapter=adapter, base=dict(facts["base"]))
 
 
 def describe(run: Run, folder: Path, *, base: str) -> None:
@@ -94,7 +94,7 @@ def with_base(
     run = open_run(path, iteration)
     where = base or (run.folder.parent / run.base["path"])
     if not where.is_dir():
-        raise FormatError(f"{where}, the base of {path}, is not there; say with --base where it is now")
+        raise FormatError(f"{where}, the base of {path}, does not exist; give its present folder with --base")
     beneath = opening.open_checkpoint(where, ignore=ignore | recorded(manifest.read(run.folder)))
     if beneath.spec != run.adapter.spec:
         raise FormatError(
@@ -105,7 +105,7 @@ def with_base(
 
     found = digests(beneath.source, allow_nonfinite=True, progress=progress).stored
     if combined(found) != run.base["digest"]:
-        raise FormatError(f"{where} has not the weights that {path} was trained on ({run.base['name']})")
+        raise FormatError(f"{where} does not have the weights that {path} was trained on ({run.base['name']})")
     return merged(beneath, run.adapter, lies=run.folder)
 
 
@@ -122,7 +122,9 @@ def _named(folder: Path) -> Path:
     places += [folder / path for path in (manifest.read(folder) or {}).get("ancestors", [])[-2:-1]]
     if found := next((place for place in places if place.is_dir()), None):
         return found
-    raise FormatError(f"{folder} names {name!r} as its base, which is no folder here; give it with --base")
+    raise FormatError(
+        f"{folder} names {name!r} as its base, which is not a local folder; give the folder of the base with --base"
+    )
 
 
 def merged(base: Checkpoint, adapter: "Adapter", *, lies: Path) -> SourceModel:
@@ -134,7 +136,7 @@ def merged(base: Checkpoint, adapter: "Adapter", *, lies: Path) -> SourceModel:
     history = [*before.get("history", []), {"step": "lora", "detail": adapter.settings.to_dict()}]
     places = {"base": str(base.path.resolve()), "adapter": str(lies.resolve())}
     ancestors = [*before.get("ancestors", before.get("made_from", [])), places["adapter"]]
-    notes = [note for note in base.notes if note not in peft.beside(lies)]  # that an adapter lies there: it is applied
+    notes = [note for note in base.notes if note not in peft.unapplied(lies)]  # that an adapter lies there: it is applied
     return SourceModel(
         source=LoraMerged(base.source, adapter), derived=True, path=base.path, format=base.format, dialect=base.dialect,
         layout=base.layout, iteration=base.iteration, common=base.common, notes=(*notes, *adapter.notes),

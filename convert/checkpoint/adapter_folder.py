@@ -24,7 +24,7 @@ from mconv.shard.patch import patch_of
 from mconv.spec import ModelSpec
 
 ENDS = ("embedding", "head")
-"""What that is one tensor in a tied model."""
+"""The kinds of rows that share one tensor in a tied model."""
 
 
 def read(folder: Path, *, family: Family, spec: ModelSpec, ignore: Collection[str] = ()) -> Adapter:
@@ -40,7 +40,7 @@ def read(folder: Path, *, family: Family, spec: ModelSpec, ignore: Collection[st
     files = {key: _floating(key, where) for key, where in located.items()}
     factors = {key: named for key, named in names.items() if named.part in FACTORS}
     wholes = {key: named for key, named in names.items() if named.part not in FACTORS}
-    bad = [f"{key}: {named.module} is no linear or embedding that can have an adapter here"
+    bad = [f"{key}: {named.module} is not a linear or an embedding that can have an adapter here"
            for key, named in factors.items() if named.module not in at and named.module not in heads]  # fmt: skip
     bad += _tied(config, names, files, heads=heads) if spec.tied_embeddings else []
     refuse(bad, doing=f"{folder}", kind=FormatError)
@@ -121,13 +121,14 @@ def _contradictions(config: Mapping[str, Any], ranks: Mapping[str, int], at: Map
     if extra := [module for module in ranks if says[module] is False]:
         bad.append(f"the file has an adapter of {_few(extra)}, where {CONFIG} puts none (target_modules, "
                    "exclude_modules, layers_to_transform, modules_to_save)")  # fmt: skip
-    told = {module: rank_and_alpha(config, module)[0] for module in ranks}
-    bad += [f"{module}: the file's factors are of rank {rank}, {CONFIG} says {told[module]} (r, rank_pattern)"
-            for module, rank in ranks.items() if rank != told[module]]  # fmt: skip
+    stated = {module: rank_and_alpha(config, module)[0] for module in ranks}
+    bad += [f"{module}: the file's factors are of rank {rank}, {CONFIG} says {stated[module]} (r, rank_pattern)"
+            for module, rank in ranks.items() if rank != stated[module]]  # fmt: skip
     if "exclude_modules" not in config:  # as PEFT 0.14 and later write it
         pairs = {module: (rank_and_alpha(config, module)[1], older_alpha(config, module)) for module in ranks}
-        bad += [f"{module}: its alpha is {now:g} as PEFT reads alpha_pattern since 0.14, and {then:g} as before, by "
-                "which it may have been trained; write the alpha of each module under its full name into alpha_pattern"
+        bad += [f"{module}: its alpha is {now:g} as PEFT reads alpha_pattern since 0.14, and {then:g} as earlier ones "
+                "read it, with which it may have been trained; write the alpha of each module under its full name into "
+                "alpha_pattern"
                 for module, (now, then) in pairs.items() if now != then]  # fmt: skip
     return bad
 

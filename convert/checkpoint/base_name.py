@@ -1,4 +1,4 @@
-"""What the model beneath a LoRA run is called in Hugging Face's world: its repository on the Hub, or its folder."""
+"""The Hugging Face name of a LoRA run's base model: its repository on the Hub, or its folder."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -30,11 +30,11 @@ def of_run(folder: Path, base: Mapping[str, str]) -> str:
     known += map(_folder, (place, *first))
     if found := next((name for name in known if name), None):
         return found
-    why = "its manifest does not tell which Hugging Face model it was made from"
+    why = "its manifest does not name the Hugging Face model that it was made from"
     if first:
-        why = f"it was made from {first[0]}, where no Hugging Face model is now"
+        why = f"it was made from {first[0]}, which is not a Hugging Face folder any more"
     if changed:
-        why = "it was trained, so it is no published model; `mconv meg2hf` makes its Hugging Face folder"
+        why = "it was trained, so it is not a published model; `mconv meg2hf` makes its Hugging Face folder"
     raise MconvError(
         f"{folder} was trained on {base['name']}, and PEFT needs the Hugging Face name of that: {why}. Give it with "
         "--base-model ORG/NAME (or a folder)"

@@ -1,4 +1,4 @@
-"""A checkpoint of Megatron-Bridge: its files beside the tensors, and what they say of the model.
+"""The files that Megatron-Bridge keeps with a checkpoint's tensors, and the model that they describe.
 
     run_config.yaml      what the run was configured with: the only place of the architecture
     train_state.pt       how many steps and samples were trained (0: converted only)
@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from mconv.convert.dialects import bridge
-from mconv.convert.dialects.arguments import NONE_TOLD
+from mconv.convert.dialects.arguments import NONE_RECORDED
 from mconv.convert.dialects.arguments.bridge import LAYOUT, STAGES
 from mconv.convert.dialects.keys import BUILT_IN, PARALLEL, bias_spec
 from mconv.convert.folders import sidecar, tokens
@@ -37,8 +37,8 @@ LIMIT = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What a `run_config.yaml` says."""
+class RunConfig:
+    """The model and the layout that a `run_config.yaml` describes."""
 
     spec: ModelSpec
     layout: Layout
@@ -57,27 +57,27 @@ def read(
     vocab_size: int | None = None,
     settled: ModelSpec | None = None,
     ignore: frozenset[str] = frozenset(),
-    told: Mapping[str, Any] = NONE_TOLD,
-) -> Found:
-    """What the folder of one iteration is. `settled`: a Hugging Face config that decides where the file leaves it open.
+    recorded: Mapping[str, Any] = NONE_RECORDED,
+) -> RunConfig:
+    """Return model and layout of one iteration's folder. `settled`: a Hugging Face config that completes the file.
 
-    `ignore`, `told`: keys that no row claims and that may pass, as the user says and as a manifest records.
+    `ignore`, `recorded`: keys that no row claims and that may pass, as the user says and as a manifest records.
     Raises FormatError on a damaged file, ConfigError on a key that no row claims; both name the file.
     """
     path = folder / RUN_CONFIG
     config = _config(path)
     model = config["model"]
     try:
-        family, sections = bridge.family_of(model), bridge.check_sections(config, ignore=ignore, told=told)
-        fields, passed = bridge.read(model, ignore=ignore, told=told)
+        family, sections = bridge.family_of(model), bridge.check_sections(config, ignore=ignore, recorded=recorded)
+        fields, passed = bridge.read(model, ignore=ignore, recorded=recorded)
         vocab, layout = _vocabulary(model, given=vocab_size)
         window, notes = _window(folder, model, fields["sliding_window"], family, settled)
         fields |= {"sliding_window": window, "vocab_size": vocab}
         spec = ModelSpec(family=family, **fields)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    return Found(spec=_scaled(spec, settled), layout=layout, notes=(*notes, *_about_scaling(path, spec, settled)),
-                 passed=sections | passed)  # fmt: skip
+    return RunConfig(spec=_scaled(spec, settled), layout=layout, notes=(*notes, *_about_scaling(path, spec, settled)),
+                     passed=sections | passed)  # fmt: skip
 
 
 def _config(path: Path) -> Config:
@@ -95,7 +95,7 @@ def _config(path: Path) -> Config:
 
 
 def _vocabulary(model: Config, *, given: int | None) -> tuple[int, Layout]:
-    """Return the true vocabulary, and the layout with the padded one: Bridge pads only where it is told to."""
+    """Return the true vocabulary, and the layout with the padded one: Bridge pads only where its config asks for it."""
     found = claim(LAYOUT, bridge.left_of(model), flag=ARG)
     size, multiple = found.pop("vocab_size"), found.pop("multiple")
     if size is None and given is None:
@@ -110,7 +110,7 @@ def _vocabulary(model: Config, *, given: int | None) -> tuple[int, Layout]:
 def _window(
     folder: Path, model: Config, window: int | None, family: str, settled: ModelSpec | None
 ) -> tuple[int | None, tuple[str, ...]]:
-    """The window, and what was assumed of it.
+    """Return the sliding window, and a note where it had to be assumed.
 
     Bridge up to 0.3.1 wrote Hugging Face's w as [w, 0], with which megatron-core lets a query see w + 1 keys. A model
     that it only converted means w. One that it trained since has learnt with w + 1, and that is what it computes.
@@ -121,16 +121,20 @@ def _window(
         return settled.sliding_window, ()
     pair, trained = [window - 1, 0], steps(folder) > 0
     chosen = window if trained else window - 1
-    why = "trained with it, so that is what it computes" if trained else "only converted, so its source's window is meant"
+    why = (
+        "trained with it, so that is what it computes"
+        if trained
+        else "only converted, so the window of its source is right"
+    )
     return chosen, (
-        f"{folder / RUN_CONFIG} says window_size {pair}: so Megatron-Bridge up to 0.3.1 wrote a sliding_window of "
-        f"{pair[0]}, and it sees one key more. The model was {why}: sliding_window {chosen}. --config FILE decides "
+        f"{folder / RUN_CONFIG} says window_size {pair}: Megatron-Bridge up to 0.3.1 wrote this for a sliding_window "
+        f"of {pair[0]}, and it sees one key more. The model was {why}: sliding_window {chosen}. --config FILE decides "
         "otherwise",
     )
 
 
 def steps(folder: Path) -> int:
-    """How many steps a Bridge checkpoint was trained: its `train_state.pt`, else the folder's own number."""
+    """Return the steps that a Bridge checkpoint was trained: by its `train_state.pt`, else by the folder's number."""
     if (folder / TRAIN_STATE).is_file():
         state = archive.read(folder / TRAIN_STATE)
         step = state.get("step") if isinstance(state, dict) else None
@@ -143,8 +147,8 @@ def steps(folder: Path) -> int:
 def _scaled(spec: ModelSpec, settled: ModelSpec | None) -> ModelSpec:
     if settled is None or spec.rope.kind != "llama3":
         return spec
-    told = {name: getattr(settled.rope, name) for name in BUILT_IN}
-    return dataclasses.replace(spec, rope=dataclasses.replace(spec.rope, **told))
+    exact = {name: getattr(settled.rope, name) for name in BUILT_IN}
+    return dataclasses.replace(spec, rope=dataclasses.replace(spec.rope, **exact))
 
 
 def _about_scaling(path: Path, spec: ModelSpec, settled: ModelSpec | None) -> tuple[str, ...]:
@@ -157,7 +161,7 @@ def _about_scaling(path: Path, spec: ModelSpec, settled: ModelSpec | None) -> tu
 
 
 def warnings(spec: ModelSpec, layout: Layout) -> list[str]:
-    """Return what Megatron-Bridge would do otherwise than meant with a checkpoint of this layout."""
+    """Return warnings of what Megatron-Bridge would do wrong with a checkpoint of this layout."""
     if layout.padded_vocab == spec.vocab_size:
         return []
     ways = [f"a tp that divides {spec.vocab_size}"] if spec.vocab_size % layout.tp else []
@@ -170,7 +174,7 @@ def warnings(spec: ModelSpec, layout: Layout) -> list[str]:
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
 def run_config(spec: ModelSpec, layout: Layout, *, dtype: str) -> str:
-    """The `run_config.yaml` of a converted checkpoint: what Bridge needs to build the model and to load the weights."""
+    """Return the `run_config.yaml` from which Bridge builds the model and loads a converted checkpoint."""
     model = bridge.write(spec) | written(PARALLEL, layout) | written(STAGES, layout.uneven)
     padded = layout.padded_vocab != spec.vocab_size
     fits = padded_vocab(spec.vocab_size, tp=layout.tp) == layout.padded_vocab
@@ -198,7 +202,7 @@ def run_config(spec: ModelSpec, layout: Layout, *, dtype: str) -> str:
 
 
 def write_train_state(path: Path, *, step: int) -> None:
-    """The state of a training run that has done `step` steps and nothing else, as Bridge asks for it."""
+    """Write the state of a training run that has done `step` steps and nothing else, as Bridge requires it."""
     import torch
 
     counts = ("step", "consumed_train_samples", "skipped_train_samples", "consumed_valid_samples")
@@ -211,7 +215,7 @@ def write_train_state(path: Path, *, step: int) -> None:
 
 
 def emit(folder: Path, spec: ModelSpec, layout: Layout, *, dtype: str, step: int, files: tokens.Files) -> None:
-    """Write what Bridge wants beside the tensors: its config, the state of a run, the tokenizer."""
+    """Write the files that Bridge needs with the tensors: its config, the state of a run, the tokenizer."""
     (folder / RUN_CONFIG).write_text(run_config(spec, layout, dtype=dtype), encoding="utf-8")
     write_train_state(folder / TRAIN_STATE, step=step)
     sidecar.copy({name: path for name, path in files.items() if tokens.is_tokenizer(name)}, folder / TOKENIZER)

@@ -99,6 +99,7 @@ def places(names: Sequence[Name], lengths: Sequence[int], *, where: str) -> Iter
     `lengths` are those of the buckets in elements, without the padding at their ends. Raises FormatError if it does not
     come out even.
     """
+    # a (4, 8), b (10,), c (40,); lengths [74, 32] -> c bucket 0 at 0, b bucket 0 at 64 (40 rounded up), a bucket 1 at 0
     bucket, at = 0, 0
     for name, shape in reversed(names):
         if bucket < len(lengths) and at == lengths[bucket]:
@@ -120,7 +121,7 @@ def _run(fqn: str, tensor: torch_dist.Global, start: int, shape: tuple[int, ...]
     if [c.offsets[0] for c in inside] != ends[:-1] or ends[-1] != stop:
         raise FormatError(
             f"{fqn}: no chunks from {start} to {stop}, where a parameter of shape {shape} should lie; "
-            "the model's parameters were in another order, or these are of another model"
+            "the model's parameters were in another order, or the buffers belong to another model"
         )
     return _joined([c.locate(fqn, tensor.dtype) for c in inside], shape)
 
@@ -148,7 +149,7 @@ def flat(folder: Path, weights: StoredSource, ranks: Mapping[str, object]) -> di
                     whole = buffer[kind]
                     begin = whole.offset + at * whole.dtype.itemsize
                     located.setdefault(kind, {})[key] = dataclasses.replace(whole, offset=begin, shape=shape)
-    return beside(weights, located)
+    return as_sources(weights, located)
 
 
 # ---- a rank's file of mp_rank ----------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ def owned(weights: StoredSource, rank: str) -> dict[str, list[Name]]:
     return found
 
 
-def beside(weights: StoredSource, located: dict[str, dict[str, Located]]) -> dict[str, StoredSource]:
+def as_sources(weights: StoredSource, located: dict[str, dict[str, Located]]) -> dict[str, StoredSource]:
     """Return each kind as a source under the keys of the weights. Raises FormatError where one is incomplete."""
     for kind, at in located.items():
         if missing := [s.key for s in weights.stored if s.key not in at]:

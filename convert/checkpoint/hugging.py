@@ -1,4 +1,4 @@
-"""What a Hugging Face folder holds: its config by the family's table, and its weights under the table's names."""
+"""A Hugging Face folder: its config read by the family's table, and its weights under the table's names."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path

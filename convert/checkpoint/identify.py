@@ -1,4 +1,4 @@
-"""What a Megatron checkpoint is: from its args, from our manifest beside it, and from what the user says of it."""
+"""The identity of a Megatron checkpoint: found from its args, from mconv's manifest and from the user's hints."""
 
 import dataclasses
 from argparse import Namespace
@@ -21,8 +21,8 @@ from mconv.spec import UNNAMED, ModelSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
-    """What the user says of a checkpoint that may not know it itself."""
+class MegatronHints:
+    """The user's hints on a Megatron checkpoint whose own files may leave these things open."""
 
     vocab_size: int | None = None
     dialect: str | None = None
@@ -34,7 +34,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a Megatron checkpoint is."""
+    """A Megatron checkpoint's model, dialect and layout."""
 
     manifest: dict[str, Any] | None
     dialect: str
@@ -42,15 +42,15 @@ class Identity:
     spec: ModelSpec
     layout: Layout
     notes: tuple[str, ...] = ()
-    """What had to be assumed."""
+    """Notes on assumptions that were made."""
     ignored: Passed = field(default_factory=dict)
-    """What no table claims and was let pass."""
+    """Args and config keys that no table claims and that were let pass."""
 
 
 def identify(
-    folder: Path, common: dict[str, Any], said: Said, *, tensors: Mapping[str, Located], only: str | None = None
+    folder: Path, common: dict[str, Any], hints: MegatronHints, *, tensors: Mapping[str, Located], only: str | None = None
 ) -> Identity:
-    """From its args, from our manifest where there is one, from what the user says. They must agree.
+    """Return what a checkpoint is by its args, its manifest (if any) and the user's hints, which must agree.
 
     `tensors`: those of the rank files, by key. `only`: the one dialect that the format has.
     """
@@ -58,31 +58,35 @@ def identify(
     if not isinstance(args, Namespace):
         if not bridge.is_bridge(folder):
             raise FormatError(f"{folder}: no args in it and no {bridge.RUN_CONFIG}, so its architecture is unknown")
-        return _of_bridge(folder, made, said)
-    dialect = DIALECTS[_dialect(folder, made, said, args, tensors, only=only)]
+        return _of_bridge(folder, made, hints)
+    dialect = DIALECTS[_dialect(folder, made, hints, args, tensors, only=only)]
     _check_version(folder, dialect, common)
-    passed = _passed(folder, made, said, args, dialect)
-    told = _told(folder, made) if made else None
-    if told and said.vocab_size not in (None, told.vocab_size):
-        raise ConfigError(f"{folder / manifest.NAME} says a vocabulary of {told.vocab_size}, not {said.vocab_size}")
-    settled = described(said.config, said.ignore) if said.config else None
-    knows = told or (settled if said.vocab_size is None else None)
-    vocab = knows.vocab_size if knows else said.vocab_size
-    spec = dialect.spec_of(args, tensors=tensors, vocab_size=vocab, settled=bool(told or settled))
+    passed = _passed(folder, made, hints, args, dialect)
+    recorded_spec = _recorded_spec(folder, made) if made else None
+    if recorded_spec and hints.vocab_size not in (None, recorded_spec.vocab_size):
+        raise ConfigError(
+            f"{folder / manifest.NAME} says that the vocabulary is {recorded_spec.vocab_size}, not {hints.vocab_size}"
+        )
+    settled = described(hints.config, hints.ignore) if hints.config else None
+    knows = recorded_spec or (settled if hints.vocab_size is None else None)
+    vocab = knows.vocab_size if knows else hints.vocab_size
+    spec = dialect.spec_of(args, tensors=tensors, vocab_size=vocab, settled=bool(recorded_spec or settled))
     layout = dialect.layout_of(args, tensors)
-    if settled and said.config:
-        spec = _settle(said.config, dialect, settled, spec)
-    if told:
-        _agree(folder, dialect.stored_spec(told), spec)
-        spec = told
-    notes = () if told or settled else dialect.doubts(args, tensors)
+    if settled and hints.config:
+        spec = _settle(hints.config, dialect, settled, spec)
+    if recorded_spec:
+        _agree(folder, dialect.stored_spec(recorded_spec), spec)
+        spec = recorded_spec
+    notes = () if recorded_spec or settled else dialect.assumptions(args, tensors)
     return _identity(folder, made, dialect.name, spec, layout, notes, passed)
 
 
-def _passed(folder: Path, made: dict[str, Any] | None, said: Said, args: Namespace, dialect: Dialect) -> dict[str, Any]:
+def _passed(
+    folder: Path, made: dict[str, Any] | None, hints: MegatronHints, args: Namespace, dialect: Dialect
+) -> dict[str, Any]:
     """Return the args that no row claims and that were let pass, now or when the checkpoint was made."""
     try:
-        return check(vars(args), dialect.arguments, ignore=said.ignore.args, told=_kept(made))
+        return check(vars(args), dialect.arguments, ignore=hints.ignore.args, recorded=_kept(made))
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from error
 
@@ -116,19 +120,21 @@ def _identity(
     )  # fmt: skip
 
 
-def _of_bridge(folder: Path, made: dict[str, Any] | None, said: Said) -> Identity:
-    """A checkpoint of Megatron-Bridge, which has no args: from its run_config.yaml."""
-    if said.dialect not in (None, "mcore"):
-        raise ConfigError(f"{folder} is of the dialect mcore, not {said.dialect}")
-    settled = described(said.config, said.ignore) if said.config else _told(folder, made) if made else None
-    found = bridge.read(folder, vocab_size=said.vocab_size, settled=settled, ignore=said.ignore.args, told=_kept(made))
+def _of_bridge(folder: Path, made: dict[str, Any] | None, hints: MegatronHints) -> Identity:
+    """Return the identity of a Megatron-Bridge checkpoint, which has a run_config.yaml and no args."""
+    if hints.dialect not in (None, "mcore"):
+        raise ConfigError(f"{folder} is of the dialect mcore, not {hints.dialect}")
+    settled = described(hints.config, hints.ignore) if hints.config else _recorded_spec(folder, made) if made else None
+    found = bridge.read(
+        folder, vocab_size=hints.vocab_size, settled=settled, ignore=hints.ignore.args, recorded=_kept(made)
+    )
     spec = found.spec
-    if settled and said.config:
-        spec = _settle(said.config, DIALECTS["mcore"], settled, spec)
+    if settled and hints.config:
+        spec = _settle(hints.config, DIALECTS["mcore"], settled, spec)
     if made:
-        told = _told(folder, made)
-        _agree(folder, DIALECTS["mcore"].stored_spec(told), spec)
-        spec = told
+        recorded_spec = _recorded_spec(folder, made)
+        _agree(folder, DIALECTS["mcore"].stored_spec(recorded_spec), spec)
+        spec = recorded_spec
     return _identity(folder, made, "mcore", spec, found.layout, found.notes, found.passed)
 
 
@@ -136,45 +142,46 @@ def _of_bridge(folder: Path, made: dict[str, Any] | None, said: Said) -> Identit
 def _dialect(
     folder: Path,
     made: dict[str, Any] | None,
-    said: Said,
+    hints: MegatronHints,
     args: Namespace,
     tensors: Mapping[str, Located],
     *,
     only: str | None,
 ) -> str:
-    """As the manifest or the user says; else as names and args tell. Refuses to guess where they leave it open."""
+    """Return the dialect by the manifest, the user's hint, or the names and args. Raises ConfigError if open."""
     recorded = only or (made or {}).get("dialect")
-    if said.dialect is not None and said.dialect not in DIALECTS:
-        raise ConfigError(f"--dialect {said.dialect} is not one of {', '.join(DIALECTS)}")
-    if recorded is not None and said.dialect not in (None, recorded):
-        raise ConfigError(f"{folder} is of the dialect {recorded}, not {said.dialect}")
+    if hints.dialect is not None and hints.dialect not in DIALECTS:
+        raise ConfigError(f"--dialect {hints.dialect} is not one of {', '.join(DIALECTS)}")
+    if recorded is not None and hints.dialect not in (None, recorded):
+        raise ConfigError(f"{folder} is of the dialect {recorded}, not {hints.dialect}")
     if recorded is not None:
         if recorded not in DIALECTS:
             raise ConfigError(f"{folder / manifest.NAME}: dialect {recorded!r} is not one of {sorted(DIALECTS)}")
         return str(recorded)
     fit, evident = fitting(tensors, args)
-    if said.dialect is not None:
-        if fit and said.dialect not in fit:
-            raise ConfigError(f"{folder}: --dialect {said.dialect}, but its tensors have the names of {', '.join(fit)}")
-        return said.dialect
+    if hints.dialect is not None:
+        if fit and hints.dialect not in fit:
+            raise ConfigError(f"{folder}: --dialect {hints.dialect}, but its tensors have the names of {', '.join(fit)}")
+        return hints.dialect
     if len(evident) == 1 or len(fit) < 2:
         return (evident or fit or ["mcore"])[0]
-    why = "its names and args speak for both" if evident else "nothing in it tells which"
+    why = "its names and args fit both" if evident else "nothing in it tells them apart"
     raise ConfigError(
-        f"{folder}: its tensors have the names of {' and '.join(fit)}, and {why}; these order the rows of QKV and of the "
-        f"gated MLP differently though shapes are equal: give {' or '.join(f'--dialect {name}' for name in fit)}"
+        f"{folder}: its tensors have the names of {' and '.join(fit)}, and {why}; they order the rows of QKV and of the "
+        f"gated MLP differently in tensors of equal shapes: give {' or '.join(f'--dialect {name}' for name in fit)}"
     )
 
 
 def fitting(tensors: Mapping[str, Located], args: Namespace) -> tuple[list[str], list[str]]:
-    """The dialects whose names the tensors have, and those of them for which a name or an arg of their own speaks."""
+    """Return the dialects whose names the tensors have, and those of them that a name or an arg of their own confirms."""
     fit, evident = [], []
     for dialect in DIALECTS.values():
         inside = (name for names in dialect.names(ANY).values() for name in names if "{l}" in name)
         ends = tuple(name.format(l=0, leaf="weight") for name in inside)
         if any(key.endswith(ends) for key in tensors):
             fit.append(dialect.name)
-            if any(key.endswith(dialect.marks) for key in tensors) or vars(args).keys() & set(dialect.own_args):
+            own_name = any(key.endswith(dialect.distinguishing_names) for key in tensors)
+            if own_name or vars(args).keys() & set(dialect.own_args):
                 evident.append(dialect.name)
     return fit, evident
 
@@ -183,7 +190,7 @@ ANY = ModelSpec(
     family="", num_layers=1, hidden_size=1, ffn_hidden_size=1, num_attention_heads=1, num_query_groups=1, kv_channels=1,
     vocab_size=1, max_position_embeddings=1, norm_epsilon=0.0,
 )  # fmt: skip
-"""A spec for asking a dialect what it calls the rows that every model has."""
+"""A placeholder spec, to ask a dialect for the names of the rows that every model has."""
 
 
 def _check_version(folder: Path, dialect: Dialect, common: dict[str, Any]) -> None:
@@ -197,13 +204,13 @@ def _check_version(folder: Path, dialect: Dialect, common: dict[str, Any]) -> No
 
 # ---- config.json of the user -----------------------------------------------------------------------------------------
 FREE = ("family", "vocab_size", "max_position_embeddings")
-"""What a config.json may say otherwise than the args: it is what the user wants, or not what decides the function."""
+"""Fields in which a config.json may differ from the args: the user decides them, or they do not change the function."""
 UNTRUSTED = ("norm_epsilon", "rope", "sliding_window")
-"""What a config.json may settle where the args of a dialect cannot be trusted."""
+"""Fields that a config.json decides where the args of a dialect cannot be trusted."""
 
 
 def _settle(path: Path, dialect: Dialect, settled: ModelSpec, args: ModelSpec) -> ModelSpec:
-    """The spec of the user's config.json, with the vocabulary of the checkpoint. What args do know must be the same."""
+    """Return the spec of the user's config.json with the checkpoint's vocabulary. Raises ConfigError if args differ."""
     free = (*FREE, *(UNTRUSTED if dialect.untrusted_args else ()))
     a, b = dialect.stored_spec(settled).to_dict(), args.to_dict()
     differ = [f"{k}: {a[k]} in {path}, {b[k]} in its args" for k in a if k not in free and a[k] != b[k]]
@@ -212,16 +219,16 @@ def _settle(path: Path, dialect: Dialect, settled: ModelSpec, args: ModelSpec) -
 
 
 # ---- manifest --------------------------------------------------------------------------------------------------------
-def _told(folder: Path, made: dict[str, Any]) -> ModelSpec:
+def _recorded_spec(folder: Path, made: dict[str, Any]) -> ModelSpec:
     try:
         return ModelSpec.from_dict(made.get("spec", {}))
     except ConfigError as error:
         raise ConfigError(f"{folder / manifest.NAME}: {error}; remove it if it is not this checkpoint's") from error
 
 
-def _agree(folder: Path, told: ModelSpec, args: ModelSpec) -> None:
-    """Megatron's args cannot say everything (biases by place, three of llama3's fields); the rest must be the same."""
-    a, b = told.to_dict(), args.to_dict()
+def _agree(folder: Path, recorded_spec: ModelSpec, args: ModelSpec) -> None:
+    """Raise ConfigError where manifest and args differ. Args lack biases by place and three of llama3's fields."""
+    a, b = recorded_spec.to_dict(), args.to_dict()
     for values in (a, b):
         values["family"] = None
         values["rope"] = {k: v for k, v in values["rope"].items() if k in ("kind", "base", "factor")}

@@ -23,7 +23,7 @@ from mconv.spec import ModelSpec, Rope
 L = "layers.{l}."
 A, M = L + "attention.", L + "feed_forward."
 BUFFERS = ("rope.freqs",)
-"""Follow from the config."""
+"""Stored tensors that follow from the config."""
 WIDEST = 1 << 12
 """Rotary frequencies that are looked at: a head has half as many as it is wide."""
 
@@ -42,19 +42,19 @@ MODULES: dict[str, Spelt] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """What the user says where `params.json` does not."""
+class MetaHints:
+    """The user's hints on what a `params.json` leaves open."""
 
     max_position_embeddings: int | None = None
     rope_factor: float | None = None
     config: Path | None = None
-    """A Hugging Face `config.json`: it knows both."""
+    """The model's Hugging Face `config.json`, which has both values."""
     ignore: Ignored = NOTHING
     """Keys that no table claims and that may pass."""
 
 
 def stored(spec: ModelSpec, *, ranks: int, embed_cut: str) -> Iterator[Stored]:
-    """Every tensor of every rank and the piece of a logical tensor that it holds; `embed_cut`: "d", or "v" in Llama 3."""
+    """Yield every rank's tensors and the piece of a logical tensor in each; `embed_cut`: "d", or "v" in Llama 3."""
     family = FAMILIES[spec.family]
     for logical in family.logicals(spec):
         row, axes = family.row(logical.row), family.axes(logical)
@@ -75,13 +75,13 @@ SAME = (
 
 # ---- params.json -----------------------------------------------------------------------------------------------------
 def spec_of(
-    folder: Path, tensors: Mapping[str, Located], *, ranks: int, told: Told
+    folder: Path, tensors: Mapping[str, Located], *, ranks: int, hints: MetaHints
 ) -> tuple[ModelSpec, str, tuple[str, ...]]:
-    """The architecture, the axis that cuts the embedding, and what the user should know of how it was found."""
-    params = read(folder, told.ignore.config_keys)
-    settled = described(told.config, told.ignore) if told.config else None
-    rope = (_mistral_rope if params.is_mistral else _rope)(folder, params, tensors, told, settled)
-    positions, note = _positions(folder, params, told, settled)
+    """Return the architecture, the axis that cuts the embedding, and notes for the user on what was assumed."""
+    params = read(folder, hints.ignore.config_keys)
+    settled = described(hints.config, hints.ignore) if hints.config else None
+    rope = (_mistral_rope if params.is_mistral else _rope)(folder, params, tensors, hints, settled)
+    positions, note = _positions(folder, params, hints, settled)
     tied = meta.key(0, "output.weight") not in tensors
     if params.tied_embeddings not in (None, tied):
         there = "is not there" if tied else "is there"
@@ -103,7 +103,7 @@ def spec_of(
         a, b = settled.to_dict(), spec.to_dict()
         differ = "; ".join(f"{k} is {a[k]} there, {b[k]} by {meta.PARAMS}" for k in a if a[k] != b[k])
         if differ:
-            raise ConfigError(f"{told.config} is not the config of this checkpoint ({folder}): {differ}")
+            raise ConfigError(f"{hints.config} is not the config of this checkpoint ({folder}): {differ}")
     if spec.num_query_groups % ranks:
         raise ConfigError(
             f"{folder}: {ranks} files of weights, but {spec.num_query_groups} key-value heads (n_kv_heads), which "
@@ -112,23 +112,23 @@ def spec_of(
     return spec, embed_cut, (*note, *_assumed_base(folder, params, settled))
 
 
-def _positions(folder: Path, params: Params, told: Told, settled: ModelSpec | None) -> tuple[int, tuple[str, ...]]:
+def _positions(folder: Path, params: Params, hints: MetaHints, settled: ModelSpec | None) -> tuple[int, tuple[str, ...]]:
     own = params.max_position_embeddings or params.max_seq_len
-    said = told.max_position_embeddings or (settled.max_position_embeddings if settled else own)
-    if said is not None:
-        return int(said), ()
+    stated = hints.max_position_embeddings or (settled.max_position_embeddings if settled else own)
+    if stated is not None:
+        return int(stated), ()
     taken, whose = (32768, "Mistral's converters do") if params.is_mistral else (2048, "Meta's own code does")
     return taken, (
-        f"{folder / meta.PARAMS} does not say how long a context the model was trained for; {taken} is taken, as "
-        f"{whose}. It does not change what the model computes; --max-position-embeddings says otherwise",
+        f"{folder / meta.PARAMS} does not state the length of context that the model was trained for; {taken} is "
+        f"taken, as {whose}. It does not change what the model computes; --max-position-embeddings says otherwise",
     )
 
 
 def _mistral_rope(
-    folder: Path, params: Params, tensors: Mapping[str, Located], told: Told, settled: ModelSpec | None
+    folder: Path, params: Params, tensors: Mapping[str, Located], hints: MetaHints, settled: ModelSpec | None
 ) -> Rope:
-    """The base of Mistral's models: programs differ in what they take where it is absent."""
-    if told.rope_factor is not None:
+    """Return the rotary embedding of a Mistral model; where its base is absent, programs differ in the default."""
+    if hints.rope_factor is not None:
         raise ConfigError(f"{folder / meta.PARAMS} is Mistral's: --rope-factor does not apply")
     if params.rope_theta is not None:
         return Rope(base=params.rope_theta)
@@ -143,7 +143,7 @@ def _mistral_rope(
 
 
 def _assumed_base(folder: Path, params: Params, settled: ModelSpec | None) -> tuple[str, ...]:
-    """What to say of a base that was not there: the first Mistral 7B has none in its params.json, and a window."""
+    """Return the note on an assumed rope base: the first Mistral 7B has none in its params.json, and a window."""
     if not params.is_mistral or params.rope_theta is not None or settled:
         return ()
     return (
@@ -152,27 +152,29 @@ def _assumed_base(folder: Path, params: Params, settled: ModelSpec | None) -> tu
     )
 
 
-def _rope(folder: Path, params: Params, tensors: Mapping[str, Located], told: Told, settled: ModelSpec | None) -> Rope:
+def _rope(
+    folder: Path, params: Params, tensors: Mapping[str, Located], hints: MetaHints, settled: ModelSpec | None
+) -> Rope:
     base = 10000.0 if params.rope_theta is None else params.rope_theta
     if params.rope_theta is None:
         _check_base(folder, base, tensors)
     if not params.use_scaled_rope:
-        if told.rope_factor is not None:
+        if hints.rope_factor is not None:
             raise ConfigError(f"{folder / meta.PARAMS} has no use_scaled_rope: --rope-factor does not apply")
         return Rope(base=base)
-    factor = params.rope_scaling_factor or told.rope_factor or (settled.rope.factor if settled else None)
+    factor = params.rope_scaling_factor or hints.rope_factor or (settled.rope.factor if settled else None)
     if factor is None:
         raise AmbiguousCheckpoint(
-            f"{folder / meta.PARAMS} has use_scaled_rope but no factor, and Llama 3.1 (8) and 3.2 (32) differ in it: "
+            f"{folder / meta.PARAMS} has use_scaled_rope but no factor, and those of Llama 3.1 (8) and 3.2 (32) differ: "
             "give --rope-factor 8 or 32, or --config with the model's config.json"
         )
-    if told.rope_factor not in (None, factor):
-        raise ConfigError(f"{folder / meta.PARAMS}: rope_scaling_factor is {factor}, not {told.rope_factor:g}")
+    if hints.rope_factor not in (None, factor):
+        raise ConfigError(f"{folder / meta.PARAMS}: rope_scaling_factor is {factor}, not {hints.rope_factor:g}")
     return Rope(kind="llama3", base=base, factor=factor, high_freq_factor=params.rope_high_freq_factor)
 
 
 def _check_base(folder: Path, base: float, tensors: Mapping[str, Located]) -> None:
-    """Where params.json has no rope_theta, the stored frequencies must be those of the default."""
+    """Raise ConfigError if the stored frequencies are not the default's: for a params.json without rope_theta."""
     where = tensors.get(meta.key(0, "rope.freqs"))
     if where is None or not where.dtype.is_floating_point or len(where.shape) != 1:
         return
@@ -180,8 +182,8 @@ def _check_base(folder: Path, base: float, tensors: Mapping[str, Located]) -> No
     known = n <= WIDEST and where.dtype in numbers.KNOWN
     if not known or not close(numbers.read(where, n), rotary(base, n), rtol=1e-2):
         raise ConfigError(
-            f"{folder / meta.PARAMS} has no rope_theta, but {BUFFERS[0]} is not that of the default, {base:g}: add the "
-            "model's rope_theta to it"
+            f"{folder / meta.PARAMS} has no rope_theta, but {BUFFERS[0]} does not follow from the default, {base:g}: add "
+            "the model's rope_theta to it"
         )
 
 
@@ -195,7 +197,7 @@ def _shape(folder: Path, tensors: Mapping[str, Located], name: str) -> tuple[int
 
 
 def _vocabulary(folder: Path, params: Params, tensors: Mapping[str, Located], ranks: int) -> tuple[int, str]:
-    """True vocabulary and the axis that cuts the table: d in LLaMA 1 and 2, v in Llama 3. The shape tells which."""
+    """Return the true vocabulary and the axis that cuts the table, by its shape: d in LLaMA 1 and 2, v in Llama 3."""
     rows, columns = _shape(folder, tensors, "tok_embeddings.weight")
     if columns * ranks == params.hidden_size:
         size, cut = rows, "d"
@@ -212,17 +214,17 @@ def _vocabulary(folder: Path, params: Params, tensors: Mapping[str, Located], ra
 
 
 def _ffn(folder: Path, params: Params, tensors: Mapping[str, Located], ranks: int) -> int:
-    """Width of the MLP: by the shapes, and by Mistral's word or Meta's formula where params.json has what it takes."""
+    """Return the MLP's width by the shapes. Raises ConfigError where `hidden_dim` or Meta's formula differs."""
     found = _shape(folder, tensors, "layers.0.feed_forward.w1.weight")[0] * ranks
     if params.ffn_hidden_size not in (None, found):
-        told = f"hidden_dim is {params.ffn_hidden_size}, but layers.0.feed_forward.w1 has {found} rows"
-        raise ConfigError(f"{folder / meta.PARAMS}: {told}")
+        differs = f"hidden_dim is {params.ffn_hidden_size}, but layers.0.feed_forward.w1 has {found} rows"
+        raise ConfigError(f"{folder / meta.PARAMS}: {differs}")
     if params.multiple_of is not None:
         hidden = int(params.ffn_dim_multiplier * int(2 * 4 * params.hidden_size / 3))
-        said = ceil(hidden / params.multiple_of) * params.multiple_of
-        if said != found:
+        expected = ceil(hidden / params.multiple_of) * params.multiple_of
+        if expected != found:
             raise ConfigError(
-                f"{folder / meta.PARAMS}: multiple_of and ffn_dim_multiplier make an MLP of {said}, but "
+                f"{folder / meta.PARAMS}: multiple_of and ffn_dim_multiplier make an MLP of {expected}, but "
                 f"layers.0.feed_forward.w1 has {found} rows over {ranks} files"
             )
     return found

@@ -10,7 +10,7 @@ from mconv.convert.checkpoint import bridge
 from mconv.convert.dialects import DIALECTS
 from mconv.convert.folders import sidecar, tokens
 from mconv.convert.folders.ignored import Passed
-from mconv.convert.folders.sidecar import Beside
+from mconv.convert.folders.sidecar import Sidecars
 from mconv.convert.formats import bin, hf, meta
 from mconv.convert.formats.dtype import DType
 from mconv.convert.formats.tensors import Located
@@ -23,9 +23,9 @@ from mconv.shard.stages import EVEN, Uneven, stage_layers
 from mconv.spec import ModelSpec
 
 HUGGING = ("hf", "meta", "mistral")
-"""Formats of models as they are published."""
+"""Formats in which models are published."""
 SIDE_FOLDER = "hf"
-"""Beside a Megatron checkpoint: the config, tokenizer and other files that an export gives back."""
+"""The folder within a Megatron checkpoint of config, tokenizer and other files that an export restores."""
 INDICES = {".safetensors": hf.INDEX, ".bin": bin.INDEX}
 CONFIGS = ("config.json", "generation_config.json")
 
@@ -46,13 +46,13 @@ class SourceModel:
     iteration: int | None = None
     manifest: dict[str, Any] | None = None
     common: dict[str, Any] = field(default_factory=dict)
-    """What a Megatron checkpoint holds beside its tensors: args, iteration, optimizer state."""
+    """The common state of a Megatron checkpoint: args, iteration, and objects of the optimizer."""
     notes: tuple[str, ...] = ()
-    """What had to be assumed when it was opened: for the user to know."""
+    """Notes for the user on what was assumed when the model was opened."""
     ignored: Passed = field(default_factory=dict)
-    """What no table claims and the user lets pass, now or when it was made."""
+    """Args and config keys that no table claims and that the user lets pass, now or when it was made."""
     derived: bool = False
-    """Whether its tensors are others than those that lie at `path`, so that it need not equal these."""
+    """True where its tensors are derived from those at `path` and need not equal them."""
     kept: Callable[[], dict[str, Any]] = dict
     """Returns what manifests keep of it beside all this, once every tensor was read."""
 
@@ -70,8 +70,8 @@ class SourceModel:
         return self.path.name if self.format in HUGGING else f"{self.path.parent.name}/{self.path.name}"
 
     @property
-    def importable(self) -> bool:
-        """Whether it is a model as published, not a checkpoint of a Megatron."""
+    def is_pretrained(self) -> bool:
+        """True for a model in a format in which models are published, False for a Megatron checkpoint."""
         return self.format in HUGGING
 
     @property
@@ -107,9 +107,9 @@ class SourceModel:
         return [one.key for group in groups for one in group if not any(one is kept for kept in primary(group))]
 
     @property
-    def beside(self) -> Beside:
-        """What stands beside the weights, and what of it does not travel with them."""
-        if not self.importable:
+    def sidecars(self) -> Sidecars:
+        """The model folder's own sidecar files, and those of them that do not travel with the weights."""
+        if not self.is_pretrained:
             return sidecar.look(self.path / SIDE_FOLDER)
         own = {path.name for path in self.source.files()}
         own |= {INDICES[suffix] for suffix in {Path(name).suffix for name in own} if suffix in INDICES}
@@ -119,10 +119,10 @@ class SourceModel:
     def side_files(self) -> dict[str, Path]:
         """The files that travel with the model, by name: its own, else those that the program which made it leaves."""
         theirs: dict[str, Path] = {}
-        if not self.importable:
+        if not self.is_pretrained:
             found = sidecar.look(self.path / bridge.TOKENIZER).files
             theirs = {name: path for name, path in found.items() if tokens.is_tokenizer(name) or name in CONFIGS}
-        own = self.beside.files
+        own = self.sidecars.files
         if not self.source.files():  # weights of its own: drawn at random
             kinds = (tokens.is_tokenizer, CONFIGS.__contains__, sidecar.is_legal)
             own = {name: path for name, path in own.items() if any(of(name) for of in kinds)}
@@ -137,7 +137,7 @@ class SourceModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint(SourceModel):
-    """What lies on disk, opened. Nothing but its index and small files was read."""
+    """A checkpoint on disk, of which the index and small files were read and no tensor."""
 
     source: StoredSource
 

@@ -1,11 +1,11 @@
-"""Open any checkpoint: which format it is, and from there what it holds."""
+"""Opening of any checkpoint: recognise its format, then read its index."""
 
 import re
 from pathlib import Path
 
 from mconv.convert.checkpoint import hugging, meta
 from mconv.convert.checkpoint.coverage import check_complete, check_depth
-from mconv.convert.checkpoint.identify import Said, identify
+from mconv.convert.checkpoint.identify import MegatronHints, identify
 from mconv.convert.checkpoint.model import Checkpoint
 from mconv.convert.dialects import DIALECTS, mcore, spell
 from mconv.convert.families import FAMILIES
@@ -52,7 +52,7 @@ def open_checkpoint(
     what = what_is(path)
     if what.kind == "unfinished":
         raise FormatError(explain(path))
-    _fitting(
+    _refuse_idle_hints(
         path,
         what.kind,
         megatron={"iteration": iteration, "vocab_size": vocab_size, "dialect": dialect},
@@ -60,28 +60,22 @@ def open_checkpoint(
         meta={"max_position_embeddings": max_position_embeddings, "rope_factor": rope_factor},
     )
     if what.kind in OWN:
-        beside = path / "config.json" if hf.is_hf(path) else None
-        told = meta.Told(
-            max_position_embeddings=max_position_embeddings,
-            rope_factor=rope_factor,
-            config=Path(config) if config else beside,
-            ignore=ignore,
-        )
-        found = _open_meta(path, told)
+        config_json = path / "config.json" if hf.is_hf(path) else None
+        found = _open_meta(path, meta.MetaHints(
+            max_position_embeddings=max_position_embeddings, rope_factor=rope_factor,
+            config=Path(config) if config else config_json, ignore=ignore,
+        ))  # fmt: skip
     elif hf.is_hf(path):
         if not what.readable and what.kind != "hf-odd":  # a config, but no weights that mconv reads
             raise FormatError(explain(path))
         found = _open_hf(path, ignore)
     else:
         folder = iteration_folder(path, iteration)
-        said = Said(
+        hints = MegatronHints(
             vocab_size=vocab_size, dialect=dialect, config=Path(config) if config else None,
             ignore=ignore | Ignored(config_keys=recorded(manifest.read(folder)).config_keys),
         )  # fmt: skip
-        if torch_dist.is_torch_dist(folder):
-            found = _open_torch_dist(folder, said)
-        else:
-            found = _open_mp_rank(folder, said)
+        found = (_open_torch_dist if torch_dist.is_torch_dist(folder) else _open_mp_rank)(folder, hints)
     check_complete(found)
     return found
 
@@ -94,19 +88,24 @@ def is_lora_run(path: Path, iteration: int | None = None) -> bool:
     return torch_dist.is_torch_dist(folder) and lora.of_args(torch_dist.open_folder(folder)[1]) is not None
 
 
-def _fitting(path: Path, kind: str, *, megatron: dict[str, object], config: object, meta: dict[str, object]) -> None:
-    """Refuse what is said of a checkpoint that knows it, or that has no such thing."""
+def _refuse_idle_hints(
+    path: Path, kind: str, *, megatron: dict[str, object], config: object, meta: dict[str, object]
+) -> None:
+    """Refuse hints that a checkpoint of this kind does not need, or that do not apply to it."""
     own = OWN.get(kind)
     of_hf = hf.is_hf(path) and not own
     kind = own or ("a Hugging Face folder" if of_hf else "")
     if kind and any(x is not None for x in megatron.values()):
-        raise FormatError(f"{path} is {kind}: it has no iterations and no dialect, and its config knows its vocabulary")
+        raise FormatError(f"{path} is {kind}: it has no iterations and no dialect, and its config states its vocabulary")
     if of_hf and config is not None:
         raise FormatError(f"{path} is a Hugging Face folder: it has a config.json of its own")
     if not own:
-        said = [f"--{name.replace('_', '-')}" for name, value in meta.items() if value is not None]
+        options = [f"--{name.replace('_', '-')}" for name, value in meta.items() if value is not None]
         refuse(
-            [f"{path} knows what {name} says; it is for Meta's and Mistral's own files" for name in said],
+            [
+                f"{name} applies only to Meta's and Mistral's own files; {path} is not in one of these formats"
+                for name in options
+            ],
             doing="opening",
             kind=FormatError,
         )
@@ -124,32 +123,32 @@ def _open_hf(path: Path, ignore: Ignored) -> Checkpoint:
         notes = (*notes, *dtypes.note(path / "config.json", read_json(path / "config.json"), dtypes.of(held)))
     return Checkpoint(
         path=path, format="hf", source=_source(path, family, spec, stored, located), manifest=made,
-        notes=(*notes, *peft.beside(path)),
+        notes=(*notes, *peft.unapplied(path)),
         ignored=joined((made or {}).get("ignored", {}), {"config_keys": passed}),
     )  # fmt: skip
 
 
-def _open_meta(path: Path, told: meta.Told) -> Checkpoint:
+def _open_meta(path: Path, hints: meta.MetaHints) -> Checkpoint:
     found, ranks = meta_files.open_folder(path)
     located = {k: v for k, v in found.items() if k.partition("/")[2] not in meta.BUFFERS}
-    spec, embed_cut, notes = meta.spec_of(path, found, ranks=ranks, told=told)
+    spec, embed_cut, notes = meta.spec_of(path, found, ranks=ranks, hints=hints)
     check_depth(path, spec, len(located))
     stored = list(meta.stored(spec, ranks=ranks, embed_cut=embed_cut))
     return Checkpoint(
         path=path, format="mistral" if spec.family == "mistral" else "meta",
         source=_source(path, FAMILIES[spec.family], spec, stored, located), notes=notes,
-        ignored=joined({"config_keys": params.passed_over(path, told.ignore.config_keys)}),
+        ignored=joined({"config_keys": params.passed_over(path, hints.ignore.config_keys)}),
     )  # fmt: skip
 
 
-def _open_torch_dist(folder: Path, said: Said) -> Checkpoint:
+def _open_torch_dist(folder: Path, hints: MegatronHints) -> Checkpoint:
     tensors, common = torch_dist.open_folder(folder)
-    if said_of := lora.of_args(common):
+    if adapter := lora.of_args(common):
         raise FormatError(
-            f"{folder} holds the adapter of a LoRA run, not the model beneath it ({said_of['base'].get('name')}); "
-            "`mconv lora merge` makes one model of both, `mconv lora export` a PEFT adapter"
+            f"{folder} holds the adapter of a LoRA run, not its base model ({adapter['base'].get('name')}); "
+            "`mconv lora merge` merges the two into one model, `mconv lora export` makes a PEFT adapter"
         )
-    what = identify(folder, common, said, tensors={}, only="mcore")
+    what = identify(folder, common, hints, tensors={}, only="mcore")
     check_depth(folder, what.spec, sum(min((*c.shape, 1)[0], c.length) for t in tensors.values() for c in t.chunks))
     stored, located = spell.torch_dist_sources(what.family, what.spec, what.layout, tensors)
     return Checkpoint(
@@ -159,20 +158,20 @@ def _open_torch_dist(folder: Path, said: Said) -> Checkpoint:
     )  # fmt: skip
 
 
-def _open_mp_rank(folder: Path, said: Said) -> Checkpoint:
+def _open_mp_rank(folder: Path, hints: MegatronHints) -> Checkpoint:
     located, ranks = mp_rank.open_folder(folder)
     first, *others = ranks
     common = ranks[first]
-    what = identify(folder, common, said, tensors=located)
+    what = identify(folder, common, hints, tensors=located)
     spec, layout = what.spec, what.layout
     mcore.check_stages(common["args"])
     check_depth(folder, spec, len(located))
     wanted = {mp_rank.rank_folder(rank, stage, pp=layout.pp) for rank, stage in layout.ranks[: len(ranks) + 1]}
     if wanted != set(ranks):
         differ = sorted(wanted ^ set(ranks))[:6]
-        raise FormatError(f"{folder}: tp {layout.tp} x pp {layout.pp} by its args, but {differ} are missing or too many")
+        raise FormatError(f"{folder}: its args say tp {layout.tp} x pp {layout.pp}, but {differ} are missing or too many")
     for other in others:  # every rank was saved by its own process: one of another run must not slip in
-        also = identify(folder, ranks[other], said, tensors=located)
+        also = identify(folder, ranks[other], hints, tensors=located)
         if (also.spec, also.layout) != (spec, layout) or ranks[other].get("iteration") != common.get("iteration"):
             raise FormatError(
                 f"{folder}: {first} and {other} are of different models or iterations; do not mix checkpoints"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.checkpoint.buffers import FLAT_FILE, MOMENTS, Name, beside, buckets, flat, owned
+from mconv.convert.checkpoint.buffers import FLAT_FILE, MOMENTS, Name, as_sources, buckets, flat, owned
 from mconv.convert.checkpoint.model import Checkpoint, SourceModel
 from mconv.convert.dialects import DIALECTS, spell
 from mconv.convert.formats import archive, mp_rank, torch_dist
@@ -26,12 +26,12 @@ from mconv.errors import FormatError
 from mconv.shard.layout import Layout
 
 MAIN = ("param", "fp32_param")
-"""What the fp32 main weights are called, with and without a distributed optimizer."""
+"""Names of the fp32 main weights, with and without a distributed optimizer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerState:
-    """What an Adam needs to go on."""
+    """The state that Adam resumes from."""
 
     moments: dict[str, StoredSource]
     """`exp_avg` and `exp_avg_sq`, under the names of the weights."""
@@ -192,7 +192,7 @@ def _numbered(folder: Path, weights: StoredSource, ranks: Mapping[str, Any]) -> 
                             "Megatron-LM's order; --finetune takes the weights alone"
                         )
                     located.setdefault(kind, {})[key] = tensor
-    return beside(weights, located)
+    return as_sources(weights, located)
 
 
 def _decays(name: Name) -> bool:

@@ -1,4 +1,4 @@
-"""What a Megatron checkpoint holds of the training that saved it: the optimizer's state, how far it was, its settings."""
+"""The training state in a Megatron checkpoint: the optimizer's state, the progress, and the settings."""
 
 from argparse import Namespace
 from collections.abc import Iterator, Mapping

@@ -23,18 +23,18 @@ WRAPPERS = {
 PREFIXES = {"base_model.model": "PEFT", "model": "a module that holds the model"}
 """Prefixes of all names, and what puts them there; any other is read without, too."""
 DEEPEST = 6
-"""How many parts of a name are tried as a prefix that all names have."""
+"""Parts of a name that are tried, at most, as a prefix of all names."""
 SHOWN = 3
 """Places that a note names."""
 MOST = 100
 """Places of a model, layers taken as one, that may have a wrapper; a layer has some thirty modules."""
 Known = Callable[[str], str | None]
-"""What a stored name is called in the family's table (itself, or with the base model's prefix), or None."""
+"""A function from a stored name to its name in the family's table (itself, or with the base model's prefix), or None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Stored name -> the name that it is read under, and what the user should know of it."""
+    """Stored name -> the name that it is read under, and notes for the user."""
 
     of: Mapping[str, str]
     notes: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ def plain_names(stored: Collection[str], known: Known) -> Names:
     short, prefix = _without_prefix({name: one.name for name, one in plain.items()}, known)
     if not any(known(name) for name in short.values()):  # another model altogether: leave its names as they are
         return Names({name: name for name in stored})
-    notes = _consistent(plain) + ([_said(prefix, [""])] if prefix is not None else [])
+    notes = _consistent(plain) + ([_note(prefix, [""])] if prefix is not None else [])
     return Names(_distinct({name: known(one) or one for name, one in short.items()}), tuple(notes))
 
 
@@ -88,7 +88,7 @@ def _consistent(plain: Mapping[str, _Plain]) -> list[str]:
             having = next(name for name in below if name not in without)
             raise FormatError(_some(len(below) - len(without), len(below), wrapper, having, without[0]))
         found.setdefault(wrapper, []).append(place)
-    return [_said(wrapper, places) for wrapper, places in found.items()]
+    return [_note(wrapper, places) for wrapper, places in found.items()]
 
 
 def _without_prefix(names: Mapping[str, str], known: Known) -> tuple[dict[str, str], str | None]:
@@ -125,17 +125,17 @@ def _check_partial(names: Mapping[str, str], known: Known) -> None:
 
 
 def _distinct(names: dict[str, str]) -> dict[str, str]:
-    """The names, if no two tensors are read under one."""
+    """Return the names. Raises FormatError where two tensors would be read under one."""
     seen: dict[str, str] = {}
     for stored, name in names.items():
         if name in seen:
-            raise FormatError(f"{seen[name]!r} and {stored!r} both are {name}: keep the one that is meant")
+            raise FormatError(f"{seen[name]!r} and {stored!r} both are {name}: remove one of them")
         seen[name] = stored
     return names
 
 
-def _said(wrapper: str, places: Sequence[str]) -> str:
-    """What to say of a wrapper: at which places of the model all names have it, and what puts it there."""
+def _note(wrapper: str, places: Sequence[str]) -> str:
+    """Return the note on a wrapper: the places of the model at which all names have it, and what puts it there."""
     origin = (WRAPPERS | PREFIXES).get(wrapper)
     by = f" ({origin} puts it there)" if origin else ""
     where = " and ".join(f"after {place.replace('#', 'N')!r}" if place else "at the start" for place in places[:SHOWN])
@@ -145,6 +145,6 @@ def _said(wrapper: str, places: Sequence[str]) -> str:
 
 def _some(count: int, total: int, wrapper: str, having: str, without: str) -> str:
     return (
-        f"{count} of {total} names have {wrapper + '.'!r} ({having!r}) and others do not ({without!r}): of a model saved "
-        "whole, all have it or none; save the state_dict of the model within"
+        f"{count} of {total} names have {wrapper + '.'!r} ({having!r}) and others do not ({without!r}): in one model, "
+        "all have it or none; save the state_dict of the inner model"
     )

@@ -18,14 +18,14 @@ from mconv.spec import UNNAMED, ModelSpec
 
 MODELS = "megatron.bridge.models."
 PROVIDERS = {MODELS + "gpt_provider.": UNNAMED, MODELS + "llama.": "llama", MODELS + "mistral.": "mistral"}
-"""Where the classes come from that compute what the table says -> the family that they are for."""
+"""Providers of models that the table describes -> the family that they are for."""
 OLD_MARK = "async_tensor_model_parallel_allreduce"
 """megatron-core dropped it in 0.17, and Megatron-Bridge up to 0.3.1 asks for one below: who writes it has the fault of
 `window`."""
 
 
 def name_of(target: str) -> Config:
-    """How the file names a function without calling it."""
+    """Return a function's name as the file has it, without a call."""
     return {"_target_": target, "_call_": False}
 
 
@@ -84,9 +84,9 @@ def left_of(model: Config) -> Left:
 
 
 def read(
-    model: Config, *, ignore: frozenset[str] = frozenset(), told: Mapping[str, Any] = arguments.NONE_TOLD
+    model: Config, *, ignore: frozenset[str] = frozenset(), recorded: Mapping[str, Any] = arguments.NONE_RECORDED
 ) -> tuple[Config, Config]:
-    """Return the fields of the spec, and the keys that no row claims and that pass because `ignore` or `told` names them.
+    """Return the fields of the spec, and the keys that no row claims and that `ignore` or `recorded` lets pass.
 
     Raises ConfigError, by name, on a key that changes the function and on one that no row claims.
     """
@@ -96,10 +96,10 @@ def read(
     left = left_of(model)
     fields = claim(TABLE, left, flag=ARG, ignore=ignore)
     table = dataclasses.replace(arguments.BRIDGE, fields=arguments.BRIDGE.fields.union(model.keys() - left.keys()))
-    return fields, arguments.check(model, table, ignore=ignore, told=told)
+    return fields, arguments.check(model, table, ignore=ignore, recorded=recorded)
 
 
-def check_sections(config: Config, *, ignore: frozenset[str], told: Mapping[str, Any]) -> Config:
+def check_sections(config: Config, *, ignore: frozenset[str], recorded: Mapping[str, Any]) -> Config:
     """Return the sections beside the model's that nobody knows and that may pass. Raises ConfigError on any other."""
     if (peft := config.get("peft")) is not None:
         kind = peft.get("_target_") if isinstance(peft, dict) else peft
@@ -107,7 +107,7 @@ def check_sections(config: Config, *, ignore: frozenset[str], told: Mapping[str,
             f"peft is {shown('peft', kind)}: the checkpoint is of a run that trained an adapter, and its tensors "
             "are the adapter's or have it beside them; merge it with Megatron-Bridge and convert what that makes"
         )
-    return arguments.check(config, arguments.BRIDGE_SECTIONS, ignore=ignore, told=told)
+    return arguments.check(config, arguments.BRIDGE_SECTIONS, ignore=ignore, recorded=recorded)
 
 
 def write(spec: ModelSpec) -> Config:
@@ -132,7 +132,7 @@ def provider(spec: ModelSpec) -> str:
 
 
 def refusals(spec: ModelSpec) -> list[str]:
-    """What a model has that a `run_config.yaml` cannot say."""
+    """Return what a model has that a `run_config.yaml` cannot express."""
     checks = {
         "a MLP that is not SwiGLU": spec.activation != "swiglu",
         "LayerNorm": spec.norm != "rms",

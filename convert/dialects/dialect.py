@@ -1,4 +1,4 @@
-"""What a dialect is made of: names, the order of rows, and which of its args say which architecture."""
+"""The parts of a dialect: names, the order of rows, and the args that describe the architecture."""
 
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -55,7 +55,7 @@ def nothing(spec: ModelSpec, layout: Layout) -> list[str]:
     return []
 
 
-def no_doubts(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, ...]:
+def no_assumptions(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, ...]:
     """The args of this dialect say all that there is to say."""
     return ()
 
@@ -83,17 +83,17 @@ class Dialect:
     nests: tuple[str, ...] = ()
     """Prefixes of names that are dictionaries of their own in the file."""
     refusals: Callable[[ModelSpec, Layout], list[str]] = nothing
-    """What a model or a layout has that this Megatron has not."""
+    """A function to what a model or a layout has that this program cannot compute."""
     least_version: float | None = None
     """`checkpoint_version` below which rows are ordered otherwise."""
-    marks: tuple[str, ...] = ()
+    distinguishing_names: tuple[str, ...] = ()
     """Ends of names that only this dialect, of those with the same other names, has."""
     own_args: tuple[str, ...] = ()
     """Args that only this dialect, of those with the same names, has."""
     untrusted_args: bool = False
-    """Whether its args may hold some process's flags in place of the model's values."""
-    doubts: Callable[[Namespace, Mapping[str, Located]], tuple[str, ...]] = no_doubts
-    """What had to be assumed because the args cannot say it: told to the user where nothing else settles it."""
+    """True where args may hold some process's flags in place of the model's values."""
+    assumptions: Callable[[Namespace, Mapping[str, Located]], tuple[str, ...]] = no_assumptions
+    """A function to the notes on what the args leave open and was assumed; shown where nothing else settles it."""
 
     def pattern(self, row: Row) -> Pattern:
         """Return how this dialect orders a row; an MLP without a gate has no halves to exchange."""

@@ -15,17 +15,17 @@ from mconv.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What is to be loaded: a model, and how its checkpoint lies on disk."""
+    """A model to be loaded, and the form of its checkpoint."""
 
     spec: ModelSpec
     layout: Layout
     load: str
     """The checkpoint's root."""
     dtype: str = "float32"
-    """Of the weights, as torch calls it."""
+    """The weights' dtype, by torch's name."""
     format: str = "torch_dist"
     numbered: bool = False
-    """Whether the tracker names an iteration, where the program expects optimizer and random state."""
+    """True where the tracker names an iteration, in which the program expects optimizer and random state."""
 
 
 def never(case: Case) -> None:
@@ -37,9 +37,9 @@ class Warning:
     """A model for which no flag is right."""
 
     text: Callable[[Case], str | None]
-    """What is wrong; None for a model that is not concerned."""
+    """A function to the problem, or to None for a model that does not have it."""
     versions: str = ""
-    """Of the program, if not all."""
+    """Versions of the program that have the problem; empty for all."""
     docs: str
     """The models concerned, for the documentation."""
 
@@ -52,12 +52,12 @@ class Row:
     args: tuple[str, ...] = ()
     """The program's names for it."""
     restored: Literal["no", "default", "always"] = "no"
-    """Whether a checkpoint's args say it: not at all, unless a flag is given, or over a flag."""
+    """The way in which a checkpoint's args restore it: not at all, unless a flag is given, or in place of a flag."""
     flag: str = ""
     value: Callable[[Case], Any] = never
-    """What the flag is printed with: None prints no flag, True prints it alone."""
+    """A function to the flag's value: None prints no flag, True prints it alone."""
     printed: str = ""
-    """When it is printed, for the documentation; always if empty."""
+    """The condition on which it is printed, for the documentation; always if empty."""
     warning: Warning | None = None
 
 

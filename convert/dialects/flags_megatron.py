@@ -76,7 +76,7 @@ def _dropped_factor(case: Case) -> str | None:
         return None
     return (
         f"rope is stretched by {_linear(case)}, and --rotary-seq-len-interpolation-factor is parsed but never reaches "
-        "the model; core 0.19 heeds it"
+        "the model; core 0.19 uses it"
     )
 
 
@@ -202,7 +202,7 @@ LEGACY: tuple[Row, ...] = (
     Row(decides="rope base", args=("rotary_base",), restored="always",
         warning=Warning(text=_other_base, docs="others than 10000: the older model does not read it")),
     Row(decides="linear rope scaling", args=("rotary_seq_len_interpolation_factor",),
-        flag="--rotary-seq-len-interpolation-factor", value=_linear, printed="for rope that is stretched; heeded here"),
+        flag="--rotary-seq-len-interpolation-factor", value=_linear, printed="for rope that is stretched; used here"),
 )  # fmt: skip
 
 

@@ -123,7 +123,7 @@ class Ropes:
     unscaled: float
     """The factor of that scaling, as it is written where the switch is off."""
     number: Callable[[float], float] = float
-    """How a base and a factor are written."""
+    """The type in which a base and a factor are written."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values of keys that are absent; a key that is not named here must be there."""
     built_in: Mapping[str, type] = field(default_factory=dict)

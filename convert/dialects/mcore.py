@@ -118,16 +118,16 @@ def layout_of(args: Namespace, tensors: Mapping[str, Located] | None = None) -> 
     return Layout(**claim(LAYOUT, left, flag=ARG), uneven=Uneven(**claim(STAGES, left, flag=ARG)))
 
 
-def doubts(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, ...]:
+def assumptions(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, ...]:
     """Megatron-LM up to core 0.19.2 has a flag for llama3's factor, keeps it, and computes with 8 all the same."""
     values = vars(args)
     factor, ours = values.get("rope_scaling_factor", 8.0), "rope_low_freq_factor" in values
     if ours or not values.get("use_rope_scaling") or factor == 8:
         return ()
     return (
-        f"its args have rope_scaling_factor {factor}, which was taken; but Megatron-LM up to core 0.19.2 computes with 8 "
-        "whatever it says, so for a model that was trained there from scratch 8 is right: change it in the exported "
-        "config.json",
+        f"its args have rope_scaling_factor {factor}, which mconv uses; but Megatron-LM up to core 0.19.2 "
+        "computes with 8 in any case, so 8 is right for a model that was trained there from scratch: change "
+        "it in the exported config.json",
     )
 
 
@@ -148,7 +148,7 @@ def _true_vocab(values: dict[str, Any], size: int | None, *, given: int | None) 
 
 
 def refusals(spec: ModelSpec, layout: Layout) -> list[str]:
-    """What Megatron-LM has not."""
+    """Return what a model has that Megatron-LM cannot compute."""
     if spec.activation == "gelu_tanh" and not bias_spec(spec).mlp_bias:
         return ["Megatron-LM has the tanh form of GELU only together with linear biases"]
     return []
@@ -165,5 +165,5 @@ DIALECT = Dialect(
     layout_of=layout_of,
     stored_spec=bias_spec,
     refusals=refusals,
-    doubts=doubts,
+    assumptions=assumptions,
 )

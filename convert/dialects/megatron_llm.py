@@ -49,7 +49,7 @@ TRUE_OF: dict[str, dict[str, float]] = {
     "codellama": {"layernorm_epsilon": 1e-5, "rope_theta": 1e6}, "falcon": {"layernorm_epsilon": 1e-5, "rope_theta": 1e4},
     "mistral": {"layernorm_epsilon": 1e-5, "rope_theta": 1e4},
 }  # fmt: skip
-"""What the models of each `model_name` have: args that say otherwise are flags that somebody forgot."""
+"""Args that all models of a `model_name` share: a checkpoint that differs holds the flags of another process."""
 
 
 # ---- args ------------------------------------------------------------------------------------------------------------
@@ -121,15 +121,15 @@ def _check_trusted(values: dict[str, Any], name: str | None) -> None:
         )
 
 
-def doubts(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, ...]:
-    """Of a file that was resharded or trained: a scaling factor of 1 may be the model's, or resharding's default."""
+def assumptions(args: Namespace, tensors: Mapping[str, Located]) -> tuple[str, ...]:
+    """Return a note for a resharded or trained file: its scaling factor of 1 may be resharding's default."""
     values = vars(args)
     ours, imported = "true_vocab_size" in values, any(IMPORTED in key for key in tensors)
     if ours or imported or values.get("rope_scaling_factor") not in (None, 1, 1.0):
         return ()
     return (
-        "a resharded or trained Megatron-LLM file does not keep the rope scaling factor; none was assumed: wrong "
-        "for a model with linear scaling: for such a one give --config, its config.json",
+        "a resharded or trained Megatron-LLM file does not keep the rope scaling factor; none was assumed; "
+        "if the model has linear scaling, give --config with its config.json",
     )
 
 
@@ -158,7 +158,7 @@ def layout_of(args: Namespace, tensors: Mapping[str, Located] | None = None) -> 
 
 
 def refusals(spec: ModelSpec, layout: Layout) -> list[str]:
-    """What this model has not."""
+    """Return what a model has that Megatron-LLM cannot compute."""
     biases = {spec.qkv_bias, spec.proj_bias, spec.mlp_bias}
     has = {
         f"head width of its own ({spec.kv_channels})": spec.kv_channels * spec.num_attention_heads != spec.hidden_size,
@@ -189,8 +189,8 @@ DIALECT = Dialect(
            "language_model.encoder", "word_embeddings_for_head"),
     least_version=2.0,
     untrusted_args=True,
-    doubts=doubts,
-    marks=("language_model.lm_head", "mlp_layernorm.weight"),
+    assumptions=assumptions,
+    distinguishing_names=("language_model.lm_head", "mlp_layernorm.weight"),
     own_args=("glu_activation", "use_rms_norm", "num_attention_heads_kv", "tie_embed_logits", "sliding_window_size",
               "rope_theta"),
 )  # fmt: skip

@@ -16,7 +16,7 @@ from mconv.spec import ModelSpec
 
 MODEL = "language_model."
 STACKS = (MODEL + "encoder.", MODEL + "transformer.")
-"""What the layers lie in, as written and as it once was."""
+"""Prefixes of the layers: the one that is written, and the older one."""
 NESTS = (
     "language_model", "language_model.embedding", "language_model.embedding.word_embeddings",
     "language_model.embedding.position_embeddings",
@@ -56,7 +56,7 @@ def args_of(spec: ModelSpec, layout: Layout, *, dtype: str, iteration: int = 0) 
 
 
 def refusals(spec: ModelSpec, layout: Layout) -> list[str]:
-    """What this model has not."""
+    """Return what a model has that NVIDIA's legacy model cannot compute."""
     has = {
         "a sliding window": spec.sliding_window is not None,
         "llama3 rope scaling": spec.rope.kind == "llama3",
@@ -82,7 +82,7 @@ DIALECT = Dialect(
     tied_name="tied",
     nests=NESTS,
     least_version=2.0,
-    marks=("output_layer.weight", "input_norm.weight", "post_attention_norm.weight", "final_norm.weight"),
+    distinguishing_names=("output_layer.weight", "input_norm.weight", "post_attention_norm.weight", "final_norm.weight"),
     own_args=("swiglu", "normalization", "untie_embeddings_and_output_weights", "group_query_attention",
               "num_query_groups", "rotary_base", "use_legacy_models", "use_mcore_models"),
 )  # fmt: skip

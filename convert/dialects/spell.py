@@ -23,7 +23,7 @@ from mconv.spec import ModelSpec
 
 # ---- Hugging Face ----------------------------------------------------------------------------------------------------
 def hf(family: Family, spec: ModelSpec, tensors: Collection[str]) -> list[Stored]:
-    """The tensors of a Hugging Face folder. A tied head that is stored all the same is a copy of the embedding."""
+    """Return the tensors of a Hugging Face folder. A tied head that is stored all the same is a copy of the embedding."""
     stored = family.stored(spec)
     if spec.tied_embeddings and family.head_key in tensors:
         embed = next(s for s in stored if s.logical == family.embedding)
@@ -35,7 +35,7 @@ def hf(family: Family, spec: ModelSpec, tensors: Collection[str]) -> list[Stored
 def rank_piece(
     dialect: Dialect, family: Family, spec: ModelSpec, layout: Layout, logical: Logical, tp_rank: int
 ) -> Piece:
-    """What one tensor-parallel rank stores of a logical tensor."""
+    """Return the piece of a logical tensor that one tensor-parallel rank stores."""
     row, axes = family.row(logical.row), family.axes(logical)
     padded = layout.padded_vocab if row.cut == "v" else None
     return piece(axes, spec.sizes, dialect.pattern(row).only(axes.names), cut=row.cut, rank=tp_rank, of=layout.tp,
@@ -45,7 +45,7 @@ def rank_piece(
 def rank_tensors(
     dialect: Dialect, family: Family, spec: ModelSpec, layout: Layout
 ) -> Iterator[tuple[LayerPlacement, tuple[str, ...], Logical]]:
-    """(stage, chunk, local layer), possible names there, logical tensor: everything that a model's ranks hold."""
+    """Yield everything that a model's ranks hold: (stage, chunk, local layer), possible names there, logical tensor."""
     where = placements(spec.num_layers, pp=layout.pp, vpp=layout.vpp, uneven=layout.uneven)
     first, last = LayerPlacement(0, 0, 0), LayerPlacement(layout.pp - 1, layout.vpp - 1, 0)
     names, logicals = dialect.names(spec), family.logicals(dialect.stored_spec(spec))
@@ -60,7 +60,7 @@ def rank_tensors(
 
 
 def mp_rank_targets(dialect: Dialect, family: Family, spec: ModelSpec, layout: Layout) -> list[Stored]:
-    """Every tensor of an `mp_rank` checkpoint, rank by rank."""
+    """Return every tensor of an `mp_rank` checkpoint, rank by rank."""
     found: dict[tuple[int, int], list[Stored]] = {(stage, rank): [] for rank, stage in layout.ranks}
     for place, names, logical in rank_tensors(dialect, family, spec, layout):
         for rank in range(layout.tp):
@@ -73,7 +73,7 @@ def mp_rank_targets(dialect: Dialect, family: Family, spec: ModelSpec, layout: L
 def mp_rank_sources(
     dialect: Dialect, family: Family, spec: ModelSpec, layout: Layout, tensors: Mapping[str, Located]
 ) -> list[Stored]:
-    """The same tensors as they are named in a checkpoint that was found: by whichever of the names it uses."""
+    """Return every tensor of an `mp_rank` checkpoint under whichever of its dialect's names `tensors` has."""
     found = []
     for place, names, logical in rank_tensors(dialect, family, spec, layout):
         for rank in range(layout.tp):
@@ -114,6 +114,7 @@ def rectangles(
     `shares`: of each axis that is cut, which part of how many. One rectangle, but where the cut axis lies within a fused
     dimension: one for each of what is outside it (gate, up).
     """
+    # (p f) d, p=2 f=8 d=4, f cut for rank 1 of 4 -> rows 2:4 (gate) and 10:12 (up): [((2, 0), (2, 4)), ((10, 0), (2, 4))]
     spans = [list(_spans(group, sizes, shares)) for group in axes.groups]
     return [(tuple(o for o, _ in combo), tuple(w for _, w in combo)) for combo in product(*spans)]
 
@@ -130,7 +131,7 @@ def _spans(
 
 
 def torch_dist_targets(family: Family, spec: ModelSpec, layout: Layout) -> list[Stored]:
-    """Every chunk of a `torch_dist` checkpoint: what each tensor-parallel rank would have written, replicas once."""
+    """Return every chunk that the tensor-parallel ranks write to a `torch_dist` checkpoint, replicas once."""
     found, sizes = [], global_sizes(spec, layout)
     for logical in family.logicals(mcore.bias_spec(spec)):
         row, axes, whole = family.row(logical.row), family.axes(logical), global_axes(family, logical)
@@ -151,9 +152,9 @@ class Expected:
     """The tensor of the first layer where layers are stacked."""
     shape: tuple[int, ...]
     start: tuple[int, ...]
-    """Where it begins in the logical tensor as it is stored."""
+    """The offsets at which it begins in the logical tensor as stored."""
     stack: bool = False
-    """Whether its first dimension counts layers."""
+    """True where the first dimension counts layers."""
 
 
 def expected_globals(family: Family, spec: ModelSpec, layout: Layout) -> dict[str, Expected]:
@@ -177,7 +178,7 @@ def expected_globals(family: Family, spec: ModelSpec, layout: Layout) -> dict[st
 def torch_dist_sources(
     family: Family, spec: ModelSpec, layout: Layout, tensors: dict[str, torch_dist.Global]
 ) -> tuple[list[Stored], dict[str, Located]]:
-    """Every chunk that was found, and where its bytes lie. Stacked layers or one key a layer, chunked in any way."""
+    """Return every chunk that was found, and the place of its bytes: layers stacked or not, chunked in any way."""
     problems, stored, located = [], [], {}
     expected = expected_globals(family, spec, layout)
     for fqn, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""What is written beside the tensors: config, tokenizer and other side files, another program's files, the manifest."""
+"""The files written with the tensors: config, tokenizer, other sidecar files, another program's files, the manifest."""
 
 import json
 from pathlib import Path

@@ -42,7 +42,7 @@ def mark(
 
 
 def is_done(out: Path, fingerprint: str) -> bool:
-    """Whether `out` is a whole export of the source with this fingerprint."""
+    """Return whether `out` is a whole export of the source with this fingerprint."""
     try:
         made = manifest.read(out)
         history = (made or {}).get("history") or [{}]

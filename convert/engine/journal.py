@@ -116,7 +116,7 @@ def _check_same(staging: Staging, before: dict[str, Any], now: dict[str, Any]) -
     if differ:
         raise MconvError(
             f"{staging.partial} is of another conversion and cannot be continued by this one ({'; '.join(differ[:5])}); "
-            "repeat the command that was interrupted, or leave --resume out to start anew"
+            "repeat the command that was interrupted, or leave --resume out to start again"
         )
 
 
@@ -124,7 +124,7 @@ def _check_sizes(staging: Staging, files: FileLayout) -> None:
     for name, size in files.sizes.items():
         path = staging.partial / name
         if not path.is_file() or path.stat().st_size != size:
-            raise MconvError(f"{path} is missing or was changed; leave --resume out to start anew")
+            raise MconvError(f"{path} is missing or was changed; leave --resume out to start again")
 
 
 def finished(staging: Staging) -> dict[str, CopyResult]:

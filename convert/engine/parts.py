@@ -20,7 +20,7 @@ class Part:
     stored: Sequence[Stored]
     """The tensors to write, each a piece of a logical tensor."""
     targets: Sequence[Target]
-    """The same tensors with their shapes and dtypes."""
+    """The stored tensors to write, with their shapes and dtypes."""
     dtype: DType | None
     """The dtype that they are cast to; None keeps every tensor's own."""
 

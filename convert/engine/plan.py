@@ -26,7 +26,7 @@ from mconv.spec import ModelSpec
 Format = Literal["hf", "torch_dist", "mp_rank"]
 Emit = Literal["megatron-bridge"]
 Padding = Literal["zeros", "last-row"]
-"""What rows past the true vocabulary hold. Megatron-LLM and Megatron-LM's own tools repeat the last row."""
+"""The content of rows past the true vocabulary. Megatron-LLM and Megatron-LM's own tools repeat the last row."""
 SHARD_BYTES = 5_000_000_000
 """Largest safetensors file, if nothing else is asked for."""
 GENERATION = "generation_config.json"
@@ -38,14 +38,14 @@ class Plan:
     """Everything about a conversion that follows from names, shapes and byte counts."""
 
     parts: tuple[Part, ...]
-    """What is written: the weights first."""
+    """The parts to write, the weights first."""
     model: SourceModel
-    """Where the parts come from, with all that is known of it: its provenance."""
+    """The model that the parts are read from, with its provenance."""
     out: Path
-    """What the user named: a Hugging Face folder, or a Megatron root."""
+    """The output path that the user named: a Hugging Face folder, or a Megatron root."""
     format: Format
     dialect: str
-    """Of the names in a Megatron checkpoint."""
+    """The dialect of the names in a Megatron checkpoint."""
     layout: Layout | None
     dtype: DType | None
     """The dtype that the weights are cast to; None keeps every tensor's own."""
@@ -57,13 +57,13 @@ class Plan:
     resume: bool
     """Continue an unfinished conversion, if one is there."""
     origin: str
-    """What the source is called in manifests and cards: a repository, or a folder's bare name."""
+    """The source's name in manifests and cards: a repository, or a folder's bare name."""
     side_folder: Path | None
-    """Where to take tokenizer and generation files from, instead of the source's own."""
+    """The folder of tokenizer and generation files that replace the source's own."""
     emit: Emit | None = None
     """Another program whose own files are written beside the tensors."""
     fingerprint: str | None = None
-    """Of the source and of what was asked, to know the result again."""
+    """The fingerprint of the source and the request, by which a result is recognised."""
 
     @property
     def weights(self) -> Part:
@@ -109,7 +109,7 @@ class Plan:
 
     @property
     def given(self) -> dict[str, Path]:
-        """What of the folder that the user gave goes with the model: tokenizer, generation config, license."""
+        """The files of the user's folder that go with the model: tokenizer, generation config, license."""
         found = sidecar.look(self.side_folder).files if self.side_folder else {}
         return {name: path for name, path in found.items()
                 if tokens.is_tokenizer(name) or name == GENERATION or sidecar.is_legal(name)}  # fmt: skip
@@ -120,11 +120,11 @@ class Plan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What had to be assumed, or left out."""
+        """Notes on what was assumed or left out."""
         found = self._gathered
         why = self.incomplete(found) if set(found.values()) & set(self.model.loose_files) else None
         left_out = f"{why}; it is left out: give --tokenizer DIR with a tokenizer that has them, or --vocab-size"
-        behind = sidecar.note(self.model.beside.left_out)
+        behind = sidecar.note(self.model.sidecars.left_out)
         return (*self.model.notes, *([left_out] if why else []), *([behind] if behind else []))
 
     @property
@@ -198,7 +198,7 @@ def _check_values(*, dtype: str | None, iteration: int | None, shard_bytes: int,
     if iteration is not None and iteration < 0:
         raise MconvError(f"iteration {iteration} is negative")
     if shard_bytes < 1:
-        raise MconvError(f"a shard of {shard_bytes} bytes can hold nothing")
+        raise MconvError(f"a shard of {shard_bytes} bytes is too small to hold anything")
     if dialect not in DIALECTS or (dialect != "mcore" and format != "mp_rank"):
         raise MconvError(
             f"dialect {dialect!r} of {format}: mp_rank can have {', '.join(DIALECTS)}, torch_dist mcore only"

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a planned conversion: its output, the files that travel with the model, the disk."""
+"""Problems of a planned conversion: its output, the files that travel with the model, the disk."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ def problems(plan: "Plan", *, check_room: bool) -> list[str]:
     found = [*_of_output(plan), *_of_side_files(plan)]
     target, parent = plan.out.resolve(), plan.standing
     if plan.out.is_symlink() and not plan.out.exists():
-        found.append(f"{plan.out} is a link to nothing; remove it or name another folder")
+        found.append(f"{plan.out} is a broken link; remove it or name another folder")
     elif not parent.is_dir() and parent != target:
         found.append(f"{parent} is a file, so nothing can be written below it")
     elif check_room and (short := shortage(plan)):

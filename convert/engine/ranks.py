@@ -12,7 +12,7 @@ from mconv.errors import MconvError
 
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(days=7)
-"""How long a rank waits for the slowest one. One that dies is noticed at once: its connection is closed."""
+"""The time that a rank waits for the slowest one. One that dies is noticed at once: its connection is closed."""
 
 
 class RankDied(MconvError):

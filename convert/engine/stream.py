@@ -22,15 +22,15 @@ from mconv.shard.patch import Patch, by_stride, contiguous_runs, patch_of
 
 ZEROS = bytes(1 << 20)
 WRITE_BYTES = 512 << 10
-"""How much is written at once: for more, the page cache looks for larger free blocks, which can cost ten times more."""
+"""Bytes written at once: for more, the page cache looks for larger free blocks, which can cost ten times more."""
 
 
 @dataclass(frozen=True, slots=True)
 class CopyResult:
-    """What is known of a logical tensor that was dealt with: a line of the journal."""
+    """The result of copying a logical tensor: a line of the journal."""
 
     logical: str
-    """Its name, with the prefix of its part."""
+    """The logical tensor's name, with the prefix of its part."""
     digests: dict[str, str]
     """`cast`: of what was written. `source`: of what was read, by the algorithm of the source's manifest."""
     crcs: dict[str, int]
@@ -39,7 +39,7 @@ class CopyResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyContext:
-    """What holds for every task of a conversion."""
+    """The settings that all tasks of a conversion share."""
 
     folder: Path
     allow_nonfinite: bool

@@ -31,7 +31,7 @@ class CopyTask:
     nbytes: int
     """Bytes of all its destinations."""
     digest: bool
-    """Whether it is in the architecture; if not it is a bias that some format must store, and zero."""
+    """True for a tensor of the architecture, False for a zero bias that some format must store."""
 
     @property
     def name(self) -> str:

@@ -19,11 +19,11 @@ from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, MISTRAL, FALCON, GPT2, QWEN2, QWEN3)}
-"""In the order in which `family_for` asks them."""
+"""Families by name, in the order in which `family_for` asks them."""
 RENAMED = dict.fromkeys(
     ("RefinedWeb", "RefinedWebModel"),
-    "this is how Falcon was called before transformers had it; take today's files of its repository, whose config.json "
-    "has model_type 'falcon'",
+    "this is Falcon's name from before transformers had it; download its repository again, whose config.json now has "
+    "model_type 'falcon'",
 )
 """Names that models had once, and what to do about them."""
 
@@ -83,7 +83,7 @@ def described(path: Path, ignore: Ignored = NOTHING) -> ModelSpec:
 
 
 def _is_hub_code(code: Any, family: Family) -> bool:
-    """Whether `auto_map` names nothing but the copy of transformers' own code that the Hub's files of a family carry."""
+    """Return whether `auto_map` names only the copy of transformers' own code that the Hub's files of a family carry."""
     names = list(code.values()) if isinstance(code, dict) else [None]
     return bool(family.hub_code) and all(isinstance(n, str) and re.fullmatch(family.hub_code or "", n) for n in names)
 

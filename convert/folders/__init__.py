@@ -1,1 +1,1 @@
-"""What lies in a folder, by names and small files: what a path is, its manifest, side files, locks, staging."""
+"""Folders, by names and small files: what a path is, its manifest, sidecar files, locks, staging."""

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 SLAB_BYTES = 4 << 20
-"""How much of a logical tensor is in hand at once: a slab, its gathered and cast copies stay in the processor's cache."""
+"""Bytes of a logical tensor in hand at once: a slab and its gathered and cast copies stay in the processor's cache."""
 
 
 def cores() -> int:

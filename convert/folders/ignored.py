@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Passed = dict[str, dict[str, Any]]
-"""What was passed over in a checkpoint, by kind (`args`, `config_keys`): name -> its value."""
+"""Args and keys passed over in a checkpoint, by kind (`args`, `config_keys`): name -> its value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

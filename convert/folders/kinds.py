@@ -1,4 +1,4 @@
-"""What a folder or a file is by the names in it: the table that `recognize.py` reads. The first row that fits speaks."""
+"""Table of kinds of folders and files by the names in them, for `recognize.py`. The first row that fits counts."""
 
 from dataclasses import dataclass
 
@@ -51,7 +51,7 @@ FOLDERS = (
     Row(
         "adapter",
         ("adapter_config.json",),
-        "a PEFT adapter: what was learnt beside a model, not a model",
+        "a PEFT adapter, which needs its base model",
         "`mconv lora merge {path} --base BASE --out FOLDER` makes a model of it and its base",
     ),
     Row("megatron", (TRACKER,), "a Megatron checkpoint"),
@@ -204,7 +204,7 @@ WANTED = (
     ("a Megatron root", f"{TRACKER} and the folder that it names"),
     ("one iteration of it", "metadata.json and .metadata (torch_dist), or mp_rank_00/ and so on (mp_rank)"),
 )
-"""What each format that mconv reads would have needed."""
+"""The files that each format needs: kind -> names."""
 AROUND = ("run", "texts", "optimizer", "tokenizer", "onnx", "deepspeed", "torch", "data", "config-only", "weights-only",
           "unfinished")  # fmt: skip
 """Kinds that say little where a folder below is a model: that one is named."""

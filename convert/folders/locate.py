@@ -1,4 +1,4 @@
-"""Where a checkpoint and its tokenizer lie, by names alone: asked before anything slow is imported."""
+"""The places of a checkpoint and its tokenizer, by names alone: found before anything slow is imported."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from mconv.errors import FormatError
 OWN = {"meta": "a folder of Meta's", "mistral": "a folder of Mistral's"}
 """Folders of models in the files of those who made them: weights under names of their own, and params.json."""
 SIDE_FOLDERS = ("hf", "tokenizer")
-"""Where an iteration has the model's tokenizer: mconv's own folder, and Megatron-Bridge's."""
+"""Folders of an iteration that hold the model's tokenizer: mconv's own, and Megatron-Bridge's."""
 
 
 def check_path(path: Path, iteration: int | None = None) -> None:

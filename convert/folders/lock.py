@@ -6,13 +6,13 @@ from contextlib import suppress
 from pathlib import Path
 
 BINARY = getattr(os, "O_BINARY", 0)
-"""For os.open, on Windows, where a descriptor is else one of text and \\n is written as \\r\\n."""
+"""A flag of os.open for Windows, where a descriptor is else one of text and \\n is written as \\r\\n."""
 
 if sys.platform == "win32":
     import msvcrt
 
     _BYTE = 1 << 30
-    """What is locked: a byte that nobody reads, since on Windows a locked one cannot be read."""
+    """The offset of the locked byte, which nobody reads: on Windows a locked one cannot be read."""
 
     def take(descriptor: int, *, shared: bool = False) -> bool:
         """Lock an open file, alone or with others; False if somebody has it. OSError: its file system has no locks."""

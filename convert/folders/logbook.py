@@ -1,4 +1,4 @@
-"""What was done with checkpoints beyond making them: verified, pushed. Kept beside them, for `mconv status` alone.
+"""A log of what was done with checkpoints after they were made: verified, pushed. Only `mconv status` reads it.
 
 One line of JSON each, in a hidden file of the folder that the checkpoints lie in: nothing of it is published, carried
 along by a conversion, or believed by a gate.
@@ -67,7 +67,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def _made(folder: Path) -> str | None:
-    """When a checkpoint was made, by its manifest."""
+    """Return the time at which a checkpoint was made, by its manifest."""
     try:
         return (manifest.read(folder) or {}).get("made")
     except MconvError:

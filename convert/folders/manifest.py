@@ -94,7 +94,7 @@ def _plain(ignored: Passed) -> dict[str, Any]:
 
 
 def origins(folder: Path, source: Path, before: dict[str, Any] | None) -> list[str]:
-    """For `made_from`: the checkpoints that `folder` holds the same model as, the earliest first, `source` the last.
+    """Return `made_from`: the checkpoints that hold the same model as `folder`, the earliest first, `source` the last.
 
     `before` is the manifest of `source`; one that training has made names none, so nothing from before it is listed.
     """
@@ -120,7 +120,7 @@ def write(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The manifest beside a checkpoint, or None where there is none."""
+    """Return the manifest of a checkpoint, or None where there is none."""
     if not (folder / NAME).is_file():
         return None
     found = read_json(folder / NAME)
@@ -143,7 +143,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def fingerprint(folder: Path, **asked: Any) -> str:
-    """Of a checkpoint's files (names, sizes, times of change) and of what was asked: cheap, for knowing it again."""
+    """Return a cheap fingerprint of a checkpoint's files (names, sizes, times of change) and of the request."""
     files = [(p.relative_to(folder).as_posix(), p.stat()) for p in sorted(folder.rglob("*")) if p.is_file()]
     told = [(name, status.st_size, status.st_mtime_ns) for name, status in files]
     return hashlib.sha256(json.dumps([told, sorted(asked.items())], default=str).encode()).hexdigest()

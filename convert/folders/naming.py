@@ -1,4 +1,4 @@
-"""What outputs are called where nobody says: the model's own name, and what the result is. Names do not add up."""
+"""Default names of outputs: the model's own name, and the kind of the result. Names do not grow with each step."""
 
 import re
 

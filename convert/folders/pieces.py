@@ -22,7 +22,7 @@ Value = int | bytes
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """What mconv asks of a SentencePiece model."""
+    """The facts of a SentencePiece model that mconv uses."""
 
     count: int
     bos: int | None

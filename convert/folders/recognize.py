@@ -1,4 +1,4 @@
-"""What a path is, by the names in it: for messages, and for commands that take several kinds.
+"""Recognition of a path by the names in it: for messages, and for commands that take several kinds.
 
 Nothing is opened but the journal of what a killed command has left (`unfinished.py`).
 
@@ -34,16 +34,16 @@ SHOWN = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class What:
-    """What a path is."""
+    """A path's kind, and advice on it."""
 
     kind: str
     """A short name: "hf", "meta", "mistral", "adapter", "megatron", ...; "unknown", "empty", "absent"."""
     text: str
     """The kind in words: a noun phrase with an article."""
     advice: str
-    """What to do with it; "" where mconv opens it as it is."""
+    """Advice to the user; "" where mconv opens it as it is."""
     readable: bool
-    """Whether `open_checkpoint` takes it, if nothing in it is damaged."""
+    """True where `open_checkpoint` takes it, if nothing in it is damaged."""
 
 
 def what_is(path: Path | str) -> What:
@@ -103,7 +103,7 @@ def _unknown(names: Sequence[str]) -> What:
 
 
 def _beside(path: Path, row: Row | None) -> What | None:
-    """A folder that belongs to the checkpoint one folder up: its config and tokenizer."""
+    """Return the answer for a folder of config and tokenizer that belongs to the checkpoint one folder up, or None."""
     if row is None or row.kind not in ("config-only", "tokenizer") or path.name not in ("hf", "tokenizer"):
         return None
     above = path.resolve().parent
@@ -115,7 +115,7 @@ def _beside(path: Path, row: Row | None) -> What | None:
 
 
 def _inside(path: Path, names: Sequence[str]) -> list[tuple[Path, str, str]]:
-    """The folders below that mconv opens (or adapters), what each is, and its kind; of numbered ones the last first.
+    """Return (folder, text, kind) of each folder below that mconv opens, or of adapters; numbered ones last first.
 
     Where the next level has none, the ones below it are looked at too: archives are unpacked into folders of their own.
     """
@@ -131,12 +131,12 @@ def _inside(path: Path, names: Sequence[str]) -> list[tuple[Path, str, str]]:
 
 
 def _row(names: Sequence[str]) -> Row | None:
-    """The kind of folder that these names make, if it is in the table."""
+    """Return the row of the table that these names fit, or None."""
     return next((row for row in FOLDERS if _fits(row, names)), None)
 
 
 def _read(folders: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
-    """The names in folders; one that cannot be read has none."""
+    """Yield folders and the names in them; one that cannot be read is left out."""
     for folder in folders:
         with suppress(OSError):
             yield folder, names_in(folder, most=500)
@@ -170,7 +170,7 @@ def _token_data(text: str, prefix: Path) -> What:
 
 
 def _absent(path: Path) -> What:
-    """A path that is not there: a prefix of data, a misspelt neighbour, or a repository."""
+    """Return the answer for a path that does not exist: a prefix of data, a misspelt neighbour, or a repository."""
     above = path.parent
     near: list[str] = []
     if above.is_dir():
@@ -204,7 +204,7 @@ def _fits(row: Row, names: Sequence[str]) -> bool:
 
 
 def _any(sign: str, names: Sequence[str]) -> bool:
-    """Whether a name fits one of the alternatives; folders have a slash at the end, and only then."""
+    """Return whether a name fits one of the alternatives; only folders have a slash at the end."""
     return any(fnmatch.fnmatchcase(name, one) for one in sign.split("|") for name in _of(one, names))
 
 

@@ -1,11 +1,11 @@
-"""What lies in a working folder: checkpoints, runs and adapters, by their manifests and trackers alone.
+"""The checkpoints, runs and adapters in a working folder, by their manifests and trackers alone.
 
 Nothing heavy is imported and no tensor is looked at, so this is quick. What cannot be read is named in `Scan.notes`.
 """
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ class Found:
     """A checkpoint, a run (by the iteration that its tracker names) or an adapter."""
 
     path: Path
-    """What a user types: a model folder, or a Megatron root."""
+    """The path that a user types: a model folder, or a Megatron root."""
     folder: Path
     """The folder that holds the tensors."""
     kind: Kind
@@ -68,14 +68,14 @@ class Found:
 
     @property
     def ancestors(self) -> list[Path]:
-        """All that it comes from, the earliest first, wherever that lies and whether or not it is still there."""
+        """The folders of everything that it was made from, earliest first, whether or not they still exist."""
         made = self.manifest or {}
         known = made.get("ancestors") or [*made.get("merged_from", {}).values(), *made.get("made_from", [])]
         return [_plain(self.folder, path) for path in known]
 
     @property
     def parents(self) -> list[Path]:
-        """What the last step took: one checkpoint, or the base and the adapter of a merge."""
+        """The inputs of the last step: one checkpoint, or the base and the adapter of a merge."""
         made = self.manifest or {}
         if self.step == "lora merge" and (merged := made.get("merged_from")):
             return [_plain(self.folder, merged[name]) for name in ("base", "adapter") if name in merged]
@@ -86,7 +86,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """What was found in a folder."""
+    """The checkpoints, runs and adapters of a folder."""
 
     folder: Path
     found: tuple[Found, ...]
@@ -100,15 +100,15 @@ class Scan:
         object.__setattr__(self, "by_place", places)
 
     def at(self, place: Path) -> Found | None:
-        """Return what lies at a place, an iteration that the tracker does not name included."""
+        """Return the checkpoint at a place, which may be an iteration that the tracker does not name."""
         return self.by_place.get(place) or self.by_place.get(place.parent)
 
     def holds(self, place: Path) -> Found | None:
-        """Return what holds now what lay at a place: an iteration that the tracker has left behind is not it."""
+        """Return the checkpoint whose current tensors are at a place; None for an iteration that the tracker has left."""
         return self.by_place.get(place)
 
     def descendants(self, one: Found) -> list[Found]:
-        """Return what was made of `one` as it is now, directly or not; what is older than it was made of another."""
+        """Return what was made from `one` as it is now, directly or not: nothing that is older than `one`."""
         return [other for other in self.found if other is not one and one in self._sources(other)]
 
     def _sources(self, one: Found) -> list[Found]:
@@ -117,12 +117,12 @@ class Scan:
 
 
 def _later(one: Found, other: Found) -> bool:
-    """Whether `one` is known to be made after `other`."""
+    """Return whether `one` is known to be made after `other`."""
     return one.made is not None and other.made is not None and one.made > other.made
 
 
 def _plain(folder: Path, path: str) -> Path:
-    """A path of a manifest, resolved as far as it can be."""
+    """Return a manifest's path, resolved as far as it can be."""
     try:
         return (folder.resolve() / path).resolve()
     except (OSError, ValueError, RuntimeError):
@@ -149,7 +149,7 @@ def scan(folder: Path) -> Scan:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """The folders in a folder, without hidden ones (unfinished outputs are hidden)."""
+    """Return the folders in a folder, without hidden ones (unfinished outputs are hidden)."""
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     except OSError as error:
@@ -158,7 +158,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _exports(path: Path) -> Iterator[Path]:
-    """The iterations that `meg2hf --iterations` exported into one folder."""
+    """Yield the iterations that `meg2hf --iterations` exported into one folder."""
     try:
         if (path / TRACKER).is_file():
             return
@@ -188,7 +188,7 @@ def look(path: Path) -> Found | None:
 
 
 def _is_model(path: Path) -> bool:
-    """Whether a config.json is of a language model: other programs have files of that name too."""
+    """Return whether a config.json is a language model's: other programs have files of that name too."""
     weights = any(path.glob("*.safetensors")) or any(path.glob("*.bin"))
     if (path / manifest.NAME).is_file() or not weights:
         return (path / manifest.NAME).is_file()
@@ -196,7 +196,7 @@ def _is_model(path: Path) -> bool:
 
 
 def _tracked(root: Path) -> Path:
-    """The folder that a root's tracker names."""
+    """Return the folder that a root's tracker names."""
     word = (root / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
     if word != "release" and not re.fullmatch(r"\d{1,12}", word):
         raise FormatError(f"{root / TRACKER} says {word[:40]!r}; it must be an iteration number or 'release'")
@@ -225,47 +225,14 @@ def unfinished_in(folder: Path) -> dict[str, Unfinished]:
     return {name: one for name, one in sorted(found.items()) if one}
 
 
-# ---- choose ----------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """What a command without a path takes, and why."""
-
-    found: Found
-    why: str
-
-
-def newest(scanned: Scan, fits: Callable[[Found], bool], *, what: str, name: str = "a path") -> Choice:
-    """Return the one that fits, and of which no other fitting one was made. Raises MconvError if there are more.
-
-    Lineage alone decides, never a file's time. Where what was made is older than its source as it is now, the source was
-    made anew: then neither comes from the other.
-    """
-    fitting = [one for one in scanned.found if fits(one)]
-    ends = [one for one in fitting if not any(other in fitting for other in scanned.descendants(one))]
-    if len(ends) == 1:
-        return Choice(found=ends[0], why=_why(ends[0], len(fitting), what))
-    where = "this folder" if scanned.folder == Path() else str(scanned.folder)
-    if not fitting:
-        raise MconvError(f"{where} holds no {what}; give {name}")
-    if not ends:
-        raise MconvError(f"each {what} in {where} is said to be made of another one; give {name}")
-    listed = "\n".join(f"  - {described(one)}" for one in ends)
-    raise MconvError(f"{len(ends)} fit equally, and none of them was made of another; give {name}:\n{listed}")
-
-
-def _why(one: Found, fitting: int, what: str) -> str:
-    if fitting == 1:
-        return f"the only {what} here"
-    return f"the newest {what} here: {_how(one)}"
-
-
+# ---- in words --------------------------------------------------------------------------------------------------------
 def described(one: Found) -> str:
     """Return a line on what one is, for lists to choose from."""
-    return f"{one.path}: {_how(one)}"
+    return f"{one.path}: {origin(one)}"
 
 
-def _how(one: Found) -> str:
-    """By which step it was made, of what, and when."""
+def origin(one: Found) -> str:
+    """Return the step that made it, what it was made from, and when."""
     of = " and ".join(map(called, one.parents))
     step = f"made by {one.step}" + (f" from {of}" if of else "") if one.step else "not made by mconv"
     return shown(", ".join(filter(None, (layout_of(one), step, one.made))))
@@ -291,33 +258,3 @@ def called(place: Path) -> str:
 def shown(text: str) -> str:
     """Return text that came from a file so that a terminal does nothing but show it."""
     return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def is_megatron(one: Found) -> bool:
-    """Fits reshard, merge, meg2hf and train: a Megatron checkpoint, or a run."""
-    return one.kind == "megatron"
-
-
-def is_export(one: Found) -> bool:
-    """Fits push: a Hugging Face folder that mconv made."""
-    return one.kind == "hf" and one.manifest is not None
-
-
-def is_made(one: Found) -> bool:
-    """Fits verify: whatever mconv made."""
-    return one.manifest is not None and one.kind != "adapter"
-
-
-def is_adapter(one: Found) -> bool:
-    """Fits lora merge and lora export: an adapter, a run's or PEFT's."""
-    return one.holds_adapter
-
-
-def is_lora_run(one: Found) -> bool:
-    """Fits lora export: a run that trained an adapter."""
-    return one.holds_adapter and one.kind == "megatron"
-
-
-def names(found: Iterable[Found]) -> list[str]:
-    """Return their paths as text."""
-    return [str(one.path) for one in found]

@@ -1,4 +1,4 @@
-"""Which files of a model folder travel with the model: one rule, for every command that reads or writes such a folder.
+"""The sidecar files that travel with a model: one rule, for every command that reads or writes a model folder.
 
 Everything that is not weights travels, sub-folders and code too: bytes as they are, never run. What stays behind is in
 the table, and is told by name and reason. Names come from elsewhere: one that leads out of the folder, or that a file
@@ -22,7 +22,7 @@ DEEPEST = 8
 CONFIG = "config.json"
 CARD = "README.md"
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING")
-"""How names of files begin that say what may be done with a model: upper case."""
+"""Beginnings, in upper case, of the names of license files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +35,11 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """What stands beside the weights of a model folder."""
+class Sidecars:
+    """The sidecar files of a model folder: everything but its weights."""
 
     files: dict[str, Path]
-    """What travels: name below the folder, with slashes -> the file."""
+    """The files that travel: name below the folder, with slashes -> the file."""
     left_out: tuple[LeftOut, ...]
 
 
@@ -83,23 +83,23 @@ LEFT_OUT = (
          "*.tflite *.mlmodel *.pte *.engine *.llamafile *.torchscript *.joblib"),
 )
 # fmt: on
-"""What does not travel. The first row that fits says why."""
+"""Files and folders that do not travel, and the reason: the first row that fits counts."""
 MODEL = _row("a model of its own", "*.safetensors *.bin *.pth *.pt *.ckpt *.gguf *.msgpack *.h5 *.onnx")
 """A sub-folder that has one of these is another model, and stays behind whole: its config would be without weights."""
 
 
-def look(folder: Path, *, weights: Iterable[Path | str] = ()) -> Beside:
+def look(folder: Path, *, weights: Iterable[Path | str] = ()) -> Sidecars:
     """Return what stands beside the weights of a folder. `weights` are the model's own, which nobody misses.
 
     Nothing is opened and no link that leads out of the folder is followed.
     """
     if not folder.is_dir():
-        return Beside({}, ())
+        return Sidecars({}, ())
     sizes, odd = _names(folder)
     travel, left_out = judge(sizes)
     own = {Path(name).name for name in weights}
-    told = [item for item in (*odd, *left_out) if item.name not in own]
-    return Beside({name: folder / name for name in travel}, tuple(sorted(told, key=lambda item: item.name)))
+    shown = [item for item in (*odd, *left_out) if item.name not in own]
+    return Sidecars({name: folder / name for name in travel}, tuple(sorted(shown, key=lambda item: item.name)))
 
 
 def judge(sizes: Mapping[str, int | None]) -> tuple[list[str], list[LeftOut]]:
@@ -131,7 +131,7 @@ def note(left_out: Collection[LeftOut], *, most: int = 8) -> str | None:
         by_why.setdefault(item.why, []).append(readable(item.name))
     parts = [f"{', '.join(names[:most])}{f' and {len(names) - most} more' if len(names) > most else ''} ({why})"
              for why, names in by_why.items()]  # fmt: skip
-    return f"not taken along: {'; '.join(parts)}"
+    return f"side files left out: {'; '.join(parts)}"
 
 
 def copy(files: Mapping[str, Path], into: Path) -> dict[str, str]:
@@ -162,12 +162,12 @@ def readable(name: str) -> str:
 
 # ---- the rule --------------------------------------------------------------------------------------------------------
 def _above(name: str) -> list[str]:
-    """The folders that a file is in, outermost first."""
+    """Return the folders that a file is in, outermost first."""
     return [str(p) for p in PurePosixPath(name).parents][-2::-1]
 
 
 def _folder_stays(folder: str, models: set[str]) -> str | None:
-    """Why a folder stays behind, or None; "" where nobody misses it."""
+    """Return the reason why a folder stays behind, or None; "" where nobody misses it."""
     name = PurePosixPath(folder).name
     if (why := _by_name(f"{name}/")) is not None:
         return why
@@ -177,7 +177,7 @@ def _folder_stays(folder: str, models: set[str]) -> str | None:
 
 
 def _stays(name: str, size: int) -> str | None:
-    """Why a file stays behind, or None; "" where nobody misses it."""
+    """Return the reason why a file stays behind, or None; "" where nobody misses it."""
     base = PurePosixPath(name).name
     if (why := _by_name(base)) is not None:
         return why
@@ -204,7 +204,7 @@ def _fits(row: Row, name: str) -> bool:
 
 
 def _odd(name: str) -> str | None:
-    """What is wrong with a name, whatever the file holds."""
+    """Return the problem of a name, whatever the file holds, or None."""
     parts = name.split("/")
     if not name.isprintable() or "\\" in name or any(part in ("", ".", "..") or part != part.strip() for part in parts):
         return "a name that not every file system can hold"
@@ -212,12 +212,12 @@ def _odd(name: str) -> str | None:
         return "a name of more than 200 bytes"
     if len(parts) > DEEPEST:
         return f"more than {DEEPEST} folders deep"
-    return "its name differs from config.json in nothing but case" if name != CONFIG and name.lower() == CONFIG else None
+    return "its name differs from config.json only in case" if name != CONFIG and name.lower() == CONFIG else None
 
 
 # ---- on disk ---------------------------------------------------------------------------------------------------------
 def _names(folder: Path) -> tuple[dict[str, int | None], list[LeftOut]]:
-    """The regular files below a folder with their sizes, and what is none. No folder that stays behind is looked into."""
+    """Return the regular files below a folder with their sizes, and everything else. Skips folders that stay behind."""
     inside = _allowed(folder)
     sizes: dict[str, int | None] = {}
     odd: list[LeftOut] = []
@@ -235,7 +235,7 @@ def _names(folder: Path) -> tuple[dict[str, int | None], list[LeftOut]]:
 
 
 def _walk(folder: Path, before: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
-    """Every file, and every folder that stays behind by its name."""
+    """Yield every file, and every folder that stays behind by its name."""
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             name = before + entry.name
@@ -246,12 +246,12 @@ def _walk(folder: Path, before: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]
 
 
 def _open(folder: Path, name: str) -> bool:
-    """Whether a folder is looked into."""
+    """Return whether a folder is looked into."""
     return _by_name(f"{folder.name}/") is None and name.count("/") < DEEPEST and os.access(folder, os.R_OK | os.X_OK)
 
 
 def _allowed(folder: Path) -> list[Path]:
-    """Where a link of the folder may lead: into the folder, and from a snapshot of the Hub's cache into its blobs."""
+    """Return the folders that links may lead to: the folder itself, and for a snapshot of the Hub's cache its blobs."""
     real = folder.resolve()
     blobs = [real.parent.parent / "blobs"] if real.parent.name == "snapshots" else []
     return [real, *(path.resolve() for path in blobs)]

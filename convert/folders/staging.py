@@ -13,14 +13,14 @@ from mconv.convert.folders.kinds import TRACKER
 from mconv.errors import MconvError
 
 PARTIAL = ".mconv-partial-"
-"""What is not finished has this prefix; nothing reads such a folder. The next run replaces it, or continues it."""
+"""The prefix of unfinished folders, which nothing reads. The next run replaces or continues them."""
 PLAN = "plan.json"
-"""In the journal: what is converted to what."""
+"""The journal's file that says what is converted to what."""
 MANIFEST = "mconv.json"
 PULL = Path(".cache", "huggingface", "mconv-pull.json")
-"""What a download is of, within its folder, until it is whole."""
+"""The record of an unfinished download, within its folder."""
 PULLED = PULL.with_name("mconv-pulled.json")
-"""The same record once the download is whole: which repository the folder is of."""
+"""The record of a finished download: the repository that the folder came from."""
 WINDOWS = sys.platform == "win32"
 
 
@@ -45,12 +45,12 @@ class Staging:
 
     @property
     def old(self) -> Path:
-        """What was there before, for the moment in which both have left their places."""
+        """The place of the former output while the new one is moved in."""
         return self.folder.parent / f"{PARTIAL}old-{self.folder.name}"
 
     @property
     def published(self) -> bool:
-        """Whether the result has its place already."""
+        """True where the result is in its place already."""
         pair = (self.folder / MANIFEST, self.journal / MANIFEST)
         if self.partial.exists() or not all(path.is_file() for path in pair):
             return False
@@ -58,12 +58,12 @@ class Staging:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a conversion was begun here and not ended."""
+        """True where a conversion was begun here and not ended."""
         return (self.journal / PLAN).is_file() and (self.partial.is_dir() or self.published)
 
     @property
     def nbytes(self) -> int:
-        """What the unfinished files hold of the disk."""
+        """The bytes that the unfinished files take on the disk."""
         files = [path.stat() for path in self.partial.rglob("*") if path.is_file()]
         return sum(getattr(status, "st_blocks", 0) * 512 for status in files)
 

@@ -24,7 +24,7 @@ TOKENIZER = (
     *VOCABULARY, "tokenizer*", "tokenization_*.py", "merges.*", ADDED, "special_tokens*", "chat_template*",
     "additional_chat_templates/*", "chat_templates/*",
 )  # fmt: skip
-"""All that is one tokenizer: never mixed from two places."""
+"""Names of the files that make one tokenizer: never mixed from two places."""
 DECIDING = (
     JSON,
     MODEL,
@@ -58,13 +58,13 @@ def decides(name: str) -> bool:
 
 
 def _fits(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a pattern fits; `*` stays within one folder."""
+    """Return whether a pattern fits; `*` stays within one folder."""
     return any(name.count("/") == p.count("/") and fnmatch.fnmatchcase(name.lower(), p) for p in patterns)
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many ids a tokenizer knows: one more than its highest."""
+    """The number of ids that a tokenizer knows: one more than its highest."""
 
     ids: int
     file: Path
@@ -94,7 +94,7 @@ def count(files: Files) -> Count | None:
 
 
 def too_many(files: Files, *, rows: int) -> list[str]:
-    """What is wrong with a tokenizer that knows ids which the embedding has no row for.
+    """Return the problem of a tokenizer that knows ids for which the embedding has no row, or None.
 
     Fewer ids than rows are normal: tables are rounded up, and rows are kept in reserve.
     """
@@ -109,13 +109,13 @@ def too_many(files: Files, *, rows: int) -> list[str]:
 
 
 def too_few(files: Files, *, rows: int) -> str | None:
-    """Why a SentencePiece model alone is not the tokenizer of a larger embedding."""
+    """Return the reason why a SentencePiece model alone is not the tokenizer of a larger embedding, or None."""
     found = count(files)
     if found is None or not found.bare or found.ids >= rows:
         return None
     return (
         f"{found.file} has {found.ids} pieces, the model's embedding {rows} rows: the {rows - found.ids} tokens between, "
-        "which the training program added, are in no file"
+        "which the training program added, are not in any file"
     )
 
 
@@ -169,7 +169,7 @@ def _decoder(path: Path) -> int:
 
 
 def _is_pieces(path: Path) -> bool:
-    """Whether a `tokenizer.model` is SentencePiece's; Llama 3's is a list of base64 tokens and ranks."""
+    """Return whether a `tokenizer.model` is SentencePiece's; Llama 3's is a list of base64 tokens and ranks."""
     with path.open("rb") as file:
         return re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", file.read(256)) is None
 

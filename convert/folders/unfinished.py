@@ -1,4 +1,4 @@
-"""What a killed command has left behind: a conversion, a training run's save, a download; and how to complete it.
+"""Leftovers of killed commands (a conversion, a training run's save, a download), and how to complete them.
 
 Read are the journal beside a conversion and the list that a download keeps, never a tensor.
 """
@@ -19,7 +19,7 @@ from mconv.convert.folders.staging import MANIFEST, PARTIAL, PLAN, PULL, Staging
 _OLD = "old-"
 _JOURNAL = ".journal"
 _SAVE = re.compile(r"\.iter_(\d{1,12})\.[0-9a-f]+\.partial")
-"""What a training run calls the folder of a checkpoint that it is writing."""
+"""The name of a folder in which a training run is writing a checkpoint."""
 AGAIN = "the same command with --resume completes it"
 
 
@@ -28,9 +28,9 @@ class Unfinished:
     """Something that a command has begun and not ended."""
 
     text: str
-    """What it is: a noun phrase with an article."""
+    """The leftover in words: a noun phrase with an article."""
     advice: str
-    """What to do with it."""
+    """Advice to the user."""
 
 
 def at(path: Path) -> Unfinished | None:

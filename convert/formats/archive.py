@@ -63,7 +63,7 @@ def _contiguous(pending: Pending) -> bool:
 
 
 def _data_offset(file: BinaryIO, start: int, info: zipfile.ZipInfo) -> int:
-    """Where a record's bytes start: the local header has name and padding of its own length. -1 if it is not there."""
+    """Return the offset of a record's bytes, after its local header of varying length; -1 if it is not there."""
     if start + info.header_offset < 0:
         return -1
     file.seek(start + info.header_offset + 26)

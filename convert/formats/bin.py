@@ -10,7 +10,7 @@ from mconv.errors import FormatError
 
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""How `torch.save` began a file before it wrote archives (torch 1.6): a pickled magic number."""
+"""The first bytes of files of `torch.save` from before it wrote archives (torch 1.6): a pickled magic number."""
 
 
 def read(path: Path) -> dict[str, Located]:

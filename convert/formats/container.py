@@ -1,4 +1,4 @@
-"""What a torch_dist folder is besides its tensors: the forms that mconv knows, as tables.
+"""The containers of torch_dist that mconv knows, as tables.
 
     metadata.json    the backends and their versions
     common state     what is not sharded (args, iteration): `common.pt`, or a byte object among the chunks
@@ -32,7 +32,7 @@ ADVICE = f"save it with megatron-core {NEWEST} or older, or use a newer mconv"
 
 @runtime_checkable
 class Bytes(Protocol):
-    """Where an archive lies in a file."""
+    """The range of a file that an archive takes."""
 
     @property
     def path(self) -> Path: ...

@@ -44,7 +44,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What an archive holds, and which bytes of which file it is."""
+    """An archive's content, and its range of bytes in a file."""
 
     content: Content
     file: str
@@ -61,7 +61,7 @@ class Part:
 
     @property
     def begin(self) -> int:
-        """Where the bytes of its tensor start in the file."""
+        """The offset in the file of the tensor's bytes."""
         return self.entry.start + self.archive.begin(DATA)
 
 

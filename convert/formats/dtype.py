@@ -19,7 +19,7 @@ class DType:
 
     @property
     def is_floating_point(self) -> bool:
-        """Whether its elements are real numbers with an exponent, as torch has it."""
+        """True where the elements are real numbers with an exponent, as torch defines it."""
         return self.name.startswith(("float", "bfloat"))
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""How a checkpoint's files are laid out before a byte of them is written: then tensors can be written in any order."""
+"""Layout of a checkpoint's files before a byte of them is written, so that tensors can be written in any order."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where the bytes of a target will lie: a file within the checkpoint's folder, and the offset in it."""
+    """The place of a target's bytes: a file within the checkpoint's folder, and the offset in it."""
 
     file: str
     offset: int
@@ -18,11 +18,11 @@ class FileLayout:
     """Every file that holds tensors, and where in it each of them lies."""
 
     extents: dict[str, Extent]
-    """By the key of the target."""
+    """Extents by the key of the target."""
     sizes: dict[str, int]
     """Bytes of each file."""
     checksums: bool
-    """Whether the format stores a crc32 of each tensor."""
+    """True where the format stores a crc32 of each tensor."""
     finish: Callable[[Path, Mapping[str, int]], None]
     """Writes all that is not a tensor (headers, directories, index), given the crc32 of each target. Can be repeated."""
 

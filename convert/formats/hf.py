@@ -34,7 +34,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 def is_hf(folder: Path) -> bool:
-    """Whether a folder looks like a Hugging Face checkpoint (complete or not)."""
+    """Return whether a folder looks like a Hugging Face checkpoint (complete or not)."""
     return (folder / "config.json").is_file()
 
 
@@ -44,7 +44,9 @@ def open_folder(folder: Path) -> dict[str, Located]:
         if (folder / index).is_file():
             tensors, shards = _open_sharded(folder, index, read)
             if (folder / single).is_file() and single not in shards:
-                raise FormatError(f"{folder} has both {single} and {index}, two models: remove the one that is not meant")
+                raise FormatError(
+                    f"{folder} has both {single} and {index}, two models: remove the one that you do not want to convert"
+                )
             return tensors
         if (folder / single).is_file():
             return read(folder / single)
@@ -52,10 +54,10 @@ def open_folder(folder: Path) -> dict[str, Located]:
 
 
 def _instead(folder: Path) -> str:
-    """What weights a folder has under other names, and what to do with them."""
+    """Return a hint on weights that a folder has under other names."""
     other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.safetensors"))
     variants = [name for name in other if VARIANT.fullmatch(name)]
-    advice = f"; {variants[0]} is a variant of them: if it is meant, give it that name" if variants else ""
+    advice = f"; {variants[0]} is a variant of them: to convert it, give it that name" if variants else ""
     return f"; it has {', '.join(other[:4])}{advice}" if other else ""
 
 
@@ -134,7 +136,7 @@ def shards(targets: list[Target], limit: int) -> list[list[Target]]:
 
 
 def shard_names(count: int) -> list[str]:
-    """What the files of a folder of `count` shards are called."""
+    """Return the file names of a folder of `count` shards."""
     return [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 

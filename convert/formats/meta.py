@@ -17,16 +17,11 @@ PATTERN = "consolidated.*.pth"
 WHOLE = "consolidated*.safetensors"
 
 SMALL = {PARAMS, "consolidated.safetensors.index.json"}
-"""What says how the weights are to be read."""
-
-
-def is_meta(folder: Path) -> bool:
-    """Whether a folder looks like one of Meta's or Mistral's (complete or not)."""
-    return any(folder.glob(PATTERN)) or (any(folder.glob(WHOLE)) and (folder / PARAMS).is_file())
+"""Names of the small files that describe the weights."""
 
 
 def key(rank: int, name: str) -> str:
-    """How we name a tensor of a rank."""
+    """Return mconv's key of a rank's tensor."""
     return f"consolidated.{rank:02d}/{name}"
 
 
@@ -34,7 +29,9 @@ def open_folder(folder: Path) -> tuple[dict[str, Located], int]:
     """Every tensor by key, and the number of ranks. Raises FormatError on a gap in the numbers or a damaged file."""
     files, whole = sorted(folder.glob(PATTERN)), sorted(folder.glob(WHOLE))
     if files and whole:
-        raise FormatError(f"{folder} has both {files[0].name} and {whole[0].name}: remove the one that is not meant")
+        raise FormatError(
+            f"{folder} has both {files[0].name} and {whole[0].name}: remove the one that you do not want to convert"
+        )
     if whole:
         return {key(0, name): where for name, where in _whole(folder, whole).items()}, 1
     tensors: dict[str, Located] = {}
@@ -54,9 +51,7 @@ def _whole(folder: Path, files: list[Path]) -> dict[str, Located]:
         }
         names = {f"consolidated-{i:05d}-of-{n:05d}.safetensors" for n in counts for i in range(1, min(n, 1000) + 1)}
         if odd := sorted(names ^ {file.name for file in files}):
-            raise FormatError(
-                f"{folder / odd[0]} is missing or one too many: its weights are numbered, and all must be there"
-            )
+            raise FormatError(f"{folder / odd[0]} is missing or too many: the files of weights are numbered from 0 on")
     tensors: dict[str, Located] = {}
     for file in files:
         found = hf.read_header(file)

@@ -16,11 +16,7 @@ from mconv.errors import FormatError
 
 FILE = "model_optim_rng.pt"
 RNG_FILE, OPTIMIZER_FILE = "model_rng.pt", "optim.pt"
-"""What older Megatrons write in its place with a distributed optimizer."""
-
-
-def is_mp_rank(folder: Path) -> bool:
-    return any(folder.glob("mp_rank_*"))
+"""The files that older Megatrons write in place of `FILE` with a distributed optimizer."""
 
 
 def rank_folder(tp_rank: int, stage: int, *, pp: int) -> str:
@@ -29,7 +25,7 @@ def rank_folder(tp_rank: int, stage: int, *, pp: int) -> str:
 
 
 def key(tp_rank: int, stage: int, chunk: int, name: str, *, pp: int, vpp: int) -> str:
-    """How we name a tensor of a rank: folder, model chunk, name."""
+    """Return mconv's key of a rank's tensor: folder, model chunk, name."""
     return f"{rank_folder(tp_rank, stage, pp=pp)}/model{chunk if vpp > 1 else ''}/{name}"
 
 
@@ -41,7 +37,9 @@ def open_folder(folder: Path) -> tuple[dict[str, Located], dict[str, dict[str, A
     for rank in ranks:
         here = [rank / name for name in (FILE, RNG_FILE) if (rank / name).is_file()]
         if len(here) > 1:
-            raise FormatError(f"{rank} has both {FILE} and {RNG_FILE}, two models: remove the one that is not meant")
+            raise FormatError(
+                f"{rank} has both {FILE} and {RNG_FILE}, two models: remove the one that you do not want to convert"
+            )
         if not here:
             if (rank / OPTIMIZER_FILE).is_file():
                 continue  # a data-parallel rank's part of an optimizer: its folder is named like a stage's

@@ -31,7 +31,7 @@ EPOCH = 0x21
 # ---- the pickle ------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """In a pickle: a contiguous tensor whose bytes will be written later. It unpickles as a torch.Tensor."""
+    """A contiguous tensor in a pickle whose bytes will be written later. It unpickles as a torch.Tensor."""
 
     shape: tuple[int, ...]
     dtype: DType
@@ -39,20 +39,20 @@ class Promise:
 
     @property
     def stride(self) -> tuple[int, ...]:
-        """How many elements further the next one lies, along each axis."""
+        """The number of elements to the next one along each axis."""
         return tuple(prod(self.shape[i + 1 :]) for i in range(len(self.shape)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """In a pickle: the storage of a promise."""
+    """The storage of a promise, in a pickle."""
 
     promise: Promise
 
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """In a pickle: a class or function of torch, by its name."""
+    """A class or function of torch, by its name, in a pickle."""
 
     module: str
     name: str
@@ -133,12 +133,12 @@ class Record:
 
     @property
     def begin(self) -> int:
-        """Where its bytes start."""
+        """The offset of the record's bytes."""
         start = self.at + 30 + len(self.name) + (20 if self.size >= ZIP64_FROM else 0) + 4
         return start + -start % ALIGNMENT
 
     def local(self, crc: int) -> bytes:
-        """Its local header, padded to the alignment."""
+        """Return the record's local header, padded to the alignment."""
         sizes, extra = _sizes(self.size)
         pad = self.begin - self.at - 30 - len(self.name) - len(extra) - 4
         extra += b"FB" + struct.pack("<H", pad) + b"Z" * pad
@@ -147,7 +147,7 @@ class Record:
         return struct.pack("<4s5H3I2H", *head) + self.name + extra
 
     def central(self, crc: int) -> bytes:
-        """Its entry in the directory at the end."""
+        """Return the record's entry in the directory at the end."""
         far = self.at >= ZIP64_FROM
         sizes, extra = _sizes(self.size)
         wide = extra[4:] + (struct.pack("<Q", self.at) if far else b"")
@@ -173,7 +173,7 @@ class Archive:
 
     @property
     def directory(self) -> int:
-        """Where the directory starts."""
+        """The offset of the directory."""
         return self.records[-1].begin + self.records[-1].size
 
     @property
@@ -181,11 +181,11 @@ class Archive:
         return self.directory + len(self._directory(dict.fromkeys((r.name for r in self.records), 0)))
 
     def begin(self, key: str) -> int:
-        """Where the bytes of the promise with this key start."""
+        """Return the offset of the bytes of the promise with this key."""
         return next(r.begin for r in self.records if r.name == _name(f"data/{key}"))
 
     def begins(self) -> dict[str, int]:
-        """Where the bytes of each promise start, by key."""
+        """The offset of each promise's bytes, by key."""
         head = len(_name("data/"))
         return {r.name[head:].decode(): r.begin for r in self.records if r.data is None}
 

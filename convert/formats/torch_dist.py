@@ -43,7 +43,7 @@ class Chunk:
     length: int
 
     def locate(self, name: str, dtype: DType) -> Located:
-        """Where its bytes lie. Opens the archive; raises FormatError if it does not hold what the index says."""
+        """Return the place of the chunk's bytes. Raises FormatError if its archive does not hold what the index says."""
         found = archive.read(self.path, start=self.start, length=self.length)
         if not isinstance(found, Located) or (found.shape, found.dtype) != (self.shape, dtype):
             said = (found.shape, found.dtype) if isinstance(found, Located) else type(found).__name__
@@ -80,7 +80,7 @@ CLASSES = {
     "filesystem": ("_StorageInfo", "_StoragePrefix"),
     "planner": ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData"),
 }  # fmt: skip
-"""What torch makes its index of, by module of its `distributed.checkpoint`. Nothing else may be in there: megatron-core
+"""Classes of torch's index, by module of its `distributed.checkpoint`. Nothing else may be in there: megatron-core
 and torch read it with plain `pickle` later, where verify loads a model."""
 NAMES = {
     **{
@@ -103,7 +103,7 @@ def open_folder(folder: Path) -> tuple[dict[str, Global], dict[str, Any]]:
 
 
 def open_training(folder: Path) -> tuple[dict[str, Global], dict[str, Chunk]]:
-    """What `open_folder` leaves out: the global tensors of the training state, and every byte object, by key."""
+    """Return what `open_folder` leaves out: the global tensors of the training state, and every byte object, by key."""
     tensors, blobs = _open(folder)
     return {fqn: x for fqn, x in tensors.items() if fqn.startswith(TRAINING_STATE)}, blobs
 
@@ -175,7 +175,7 @@ def _chunk(folder: Path, place: dict[str, Any], offsets: tuple[int, ...], shape:
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 def chunk_key(fqn: str, offsets: tuple[int, ...]) -> str:
-    """How we name a chunk."""
+    """Return mconv's key of a chunk."""
     return f"{fqn}@{','.join(map(str, offsets))}"
 
 

@@ -32,7 +32,7 @@ UNREAD = {
     "_rebuild_sparse_tensor": "a sparse tensor, which mconv does not convert",
     "_rebuild_wrapper_subclass": "a tensor of a subclass (quantised, most likely), which mconv does not convert",
 }
-"""What torch has to rebuild tensors with, and we have not: harmless, and no plain weights."""
+"""Functions of torch that rebuild tensors which are not plain weights: harmless, but not read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,11 +43,11 @@ class Adapter:
     factors: Mapping[str, Tensor]
     """Rows and columns in the order of the logical tensors."""
     replaced: tuple[Replaced, ...] = ()
-    """What takes the place of the base's tensors."""
+    """Tensors that replace the base's."""
     ignored: Mapping[str, Any] = field(default_factory=dict)
     """Keys of its config, and their values, that no rule claims and the user lets pass."""
     notes: tuple[str, ...] = ()
-    """What had to be assumed when it was read: for the user to know."""
+    """Notes for the user on what was assumed when it was read."""
 
     def __post_init__(self) -> None:
         """Refuse, all at once, factors that are missing, too many, or of another shape."""
@@ -141,7 +141,7 @@ def unstacked(settings: Settings, family: Family, spec: ModelSpec, stacks: Mappi
             for layer, each in enumerate(torch.unbind(stacks[stacked_key(known[name], factor)])):
                 rank, key = settings.rank_of(known[name].at(layer)), known[name].key(layer, factor)
                 kept, rest = (each[:rank], each[rank:]) if factor == "A" else (each[:, :rank], each[:, rank:])
-                bad += [f"{key}: past its rank of {rank} it is not zero"] if bool(rest.count_nonzero()) else []
+                bad += [f"{key}: it is not zero past its rank of {rank}"] if bool(rest.count_nonzero()) else []
                 found.update({key: kept} if rank else {})
     refuse(bad, doing="the checkpoint is not of the adapter that its args describe", kind=FormatError)
     return found

@@ -1,4 +1,4 @@
-"""What each key of PEFT's `adapter_config.json` means here: a table, and what no row claims stops.
+"""Table of the keys of PEFT's `adapter_config.json`; a key that no row claims stops.
 
 Names and defaults are those of `LoraConfig` in PEFT 0.2 to 0.21. What PEFT does with them was read from its
 `tuners/lora/layer.py`, `tuners/tuners_utils.py` and `utils/save_and_load.py`.

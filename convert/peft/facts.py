@@ -1,4 +1,4 @@
-"""What a PEFT adapter's folder says of itself without its base: for people, for the model card, for whoever looks."""
+"""Facts of a PEFT adapter's folder that are known without its base: for `inspect` and the model card."""
 
 import re
 from collections.abc import Mapping

@@ -27,7 +27,7 @@ def is_adapter(folder: Path) -> bool:
     return has_adapter(folder) and not any((folder / name).is_file() for name in MODELS)
 
 
-def beside(folder: Path) -> tuple[str, ...]:
+def unapplied(folder: Path) -> tuple[str, ...]:
     """Return the note on an adapter that lies beside a whole model, if one does."""
     if not has_adapter(folder) or is_adapter(folder):
         return ()

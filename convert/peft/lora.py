@@ -21,7 +21,7 @@ from mconv.spec import ModelSpec
 LINEARS = ("column", "row")
 """The linears of a layer. PEFT's "all-linear" means these, and neither embedding nor head."""
 OUTSIDE = ("embedding", "positions", "head")
-"""What else an adapter may lie on. It can be merged; mconv does not train it."""
+"""Other kinds of rows that an adapter may lie on: it can be merged, but mconv does not train it."""
 ALL = "all-linear"
 FACTORS = ("A", "B")
 PREFIX = "base_model.model."
@@ -33,25 +33,25 @@ class Linear:
     """A linear of Hugging Face's layer: the logical tensor that it fills, and what of it."""
 
     module: str
-    """Its name, with `{l}` for the layer."""
+    """The module's name, with `{l}` for the layer."""
     row: Row
     pattern: Pattern
     name: str
-    """What `lora_targets` calls it: the last part of the module's name, or the last two where two linears share one."""
+    """The name in `lora_targets`: the last part of the module's name, or the last two where two linears share one."""
 
     @property
     def slot(self) -> str:
-        """Its name where a dot would be read as a child: in a model, and in the keys of a run's checkpoint."""
+        """The name without dots, which would be read as children: in a model, and in the keys of a run's checkpoint."""
         return self.name.replace(".", "_")
 
     @property
     def column(self) -> bool:
-        """Whether tensor parallelism cuts what it makes; else what it takes."""
+        """True where tensor parallelism cuts the outputs, False where it cuts the inputs."""
         return self.row.cut in self.axes.groups[0]
 
     @property
     def axes(self) -> Axes:
-        """Those of the logical tensor."""
+        """The axes of the logical tensor."""
         return self.row.axes_of("weight")
 
     @property
@@ -61,7 +61,7 @@ class Linear:
 
     @property
     def reordered(self) -> bool:
-        """Whether Hugging Face's axes lie in another order than the logical tensor's (a transposed matrix)."""
+        """True where Hugging Face's axes are in another order than the logical tensor's (a transposed matrix)."""
         return tuple(term.axis for term in self.pattern.terms()) != self.axes.names
 
     def box(self, sizes: Mapping[str, int]) -> Box:
@@ -79,7 +79,7 @@ class Linear:
         return (rank, inputs) if factor == "A" else (prod(self.dims(sizes)), rank)
 
     def even(self, sizes: Mapping[str, int], tp: int) -> bool:
-        """Whether each of `tp` ranks has whole slices of the axis that is cut; else ranks share a query group."""
+        """Return whether each of `tp` ranks has whole slices of the axis that is cut; else ranks share a query group."""
         return sizes[self.row.cut] % tp == 0
 
     def cut_axis(self, factor: str, sizes: Mapping[str, int], tp: int) -> int | None:

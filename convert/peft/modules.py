@@ -1,4 +1,4 @@
-"""Which modules PEFT's `adapter_config.json` means, and rank and alpha of each, by PEFT's own rules of matching.
+"""The modules that PEFT's `adapter_config.json` selects, and rank and alpha of each, by PEFT's own rules of matching.
 
 The tensors decide what an adapter is; this says what the config claims, so that the two can be held against each other.
 Patterns come from a stranger's file: one that could run for ages is refused before it is tried.

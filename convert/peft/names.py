@@ -23,14 +23,14 @@ _PLAIN = re.compile(r"(?P<module>.+?)(?:\.base_layer)?\.(?P<leaf>weight|bias)")
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a tensor of an adapter's file is: a factor of a module's adapter, or a tensor of the module itself."""
+    """The meaning of a tensor's name: a factor of a module's adapter, or a tensor of the module itself."""
 
     module: str
-    """As the model calls it."""
+    """The module's name in the model."""
     part: str
     """`A` or `B`, `weight` or `bias`."""
     embedded: bool = False
-    """Whether it is a factor of an embedding's adapter, whose delta is the transpose of B A."""
+    """True for a factor of an embedding's adapter, whose delta is the transpose of B A."""
 
 
 def read_names(keys: Iterable[str], modules: Iterable[str]) -> tuple[dict[str, Named], tuple[str, ...]]:
@@ -57,7 +57,7 @@ def read_names(keys: Iterable[str], modules: Iterable[str]) -> tuple[dict[str, N
     bad += _doubles(found)
     if len(adapters) > 1:
         names = ", ".join(repr(name or "(without a name)") for name in adapters)
-        bad.append(f"it holds several adapters: {names}; save the one that is meant alone")
+        bad.append(f"it holds several adapters: {names}; save one of them alone")
     if len(prefixes) > 1:
         one, other = list(prefixes.values())[:2]
         bad.append(f"{one} and {other} begin differently, so they are not of one state dict")

@@ -1,4 +1,4 @@
-"""What makes a LoRA adapter, beside its factors: ranks, scales, and the modules that it lies on."""
+"""The settings of a LoRA adapter: ranks, scales, and the modules that it lies on."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What makes an adapter, beside its factors."""
+    """The settings of an adapter: everything but its factors."""
 
     rank: int
     """Rank of the modules that `own` does not name."""
@@ -17,7 +17,7 @@ class Settings:
     """Names of linears, as `places` has them and in its order."""
     dropout: float = 0.0
     rslora: bool = False
-    """Whether the scale is alpha over the root of the rank, not alpha over the rank."""
+    """True where the scale is alpha over the root of the rank, not alpha over the rank."""
     own: Mapping[str, tuple[int, float]] = field(default_factory=dict, hash=False)
     """Rank and alpha of the modules that differ, by full name. Rank 0: this module has no adapter."""
 

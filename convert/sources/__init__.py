@@ -1,1 +1,1 @@
-"""What the engine reads: logical tensors, from a checkpoint or made of other sources."""
+"""Sources of logical tensors, which the engine reads: a checkpoint, or tensors made of other sources."""

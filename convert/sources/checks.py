@@ -1,4 +1,4 @@
-"""What a slab is refused for: copies that differ, elements that are not finite, values that the target cannot hold."""
+"""Checks of a slab: copies that differ, elements that are not finite, values that the target cannot hold."""
 
 import torch
 
@@ -28,8 +28,8 @@ def check_copies_of(source: Source, tensor: Logical, slab: Slab) -> None:
         way = "the checkpoint is inconsistent"
         if source.family.head_key in (stored.key, kept.key):  # a tied head: the only copy that transformers' folders hold
             way = (
-                "config.json ties the two, and transformers does not tie what differs. To keep both, say there "
-                '"tie_word_embeddings": false'
+                "config.json ties the two, and transformers does not tie what differs. To keep both, set "
+                '"tie_word_embeddings": false there'
             )
         raise CopiesDiffer(f"{source.label}: {stored.key} and {kept.key} are copies of {tensor} but differ; {way}")
 

@@ -17,7 +17,7 @@ from mconv.shard.axes import volume
 from mconv.shard.patch import patch_of
 
 Progress = Callable[[int], None]
-"""Told how many bytes were dealt with since the last call."""
+"""A callback that receives the number of bytes that were processed since the last call."""
 
 
 def quiet(_: int) -> None:

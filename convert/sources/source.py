@@ -1,4 +1,4 @@
-"""What the engine reads: logical tensors by name and box, whatever they are made of.
+"""The interface of sources: logical tensors by name and box, whatever they are made of.
 
 A source is a checkpoint's pieces, or tensors made of other sources': an adapter merged, weights drawn at random. Nothing
 here imports torch, so that a plan of any source is made without it.
@@ -34,7 +34,7 @@ class Slab:
 
 @runtime_checkable
 class Source(Protocol):
-    """Where logical tensors come from."""
+    """A source of logical tensors."""
 
     @property
     def label(self) -> str:

@@ -42,21 +42,26 @@ def claimed(rows: Iterable[NamedKey]) -> frozenset[str]:
 
 
 def accept(
-    left: Left, *, of: str, flag: str = CONFIG_KEY, ignore: Collection[str] = (), told: Mapping[str, Any] | None = None
+    left: Left,
+    *,
+    of: str,
+    flag: str = CONFIG_KEY,
+    ignore: Collection[str] = (),
+    recorded: Mapping[str, Any] | None = None,
 ) -> Config:
     """Return the keys that no row claims and that may pass, with their values. Raises ConfigError on any other.
 
-    `ignore`: names that the user gives now; `told`: what a manifest records, which lets pass that value alone.
+    `ignore`: names that the user gives now; `recorded`: what a manifest records, which lets pass that value alone.
     """
-    told = told or {}
-    passed = {n: v for n, v in left.items() if n in ignore or (n in told and told[n] == v)}
+    recorded = recorded or {}
+    passed = {n: v for n, v in left.items() if n in ignore or (n in recorded and recorded[n] == v)}
     if unknown := [name for name in left if name not in passed]:
         names = unknown[:MOST]
-        said = ", ".join(f"{label(name)}={shown(name, left[name])}" for name in names)
+        listed = ", ".join(f"{label(name)}={shown(name, left[name])}" for name in names)
         more = f" and {len(unknown) - MOST} more" if len(unknown) > MOST else ""
         flags = " ".join(f"{flag} {shlex.quote(label(name))}" for name in names)
         raise left.error(
-            f"mconv does not know {said}{more} of {of}, and cannot tell whether it changes what the model computes. "
+            f"mconv does not know {listed}{more} of {of}, and cannot tell whether it changes what the model computes. "
             f"If it does not: {flags}"
         )
     return passed

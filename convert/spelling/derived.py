@@ -22,7 +22,7 @@ class Buffer:
 
     name: re.Pattern[str]
     what: str
-    """What it is, and which keys of config.json it follows from."""
+    """The buffer in words, with the keys of config.json that it follows from."""
     check: Check
 
 
@@ -117,6 +117,6 @@ def notes_on(spec: ModelSpec, found: Mapping[str, tuple[Buffer, Located]]) -> li
             wrong.setdefault(row.what, []).append(name)
     return [
         f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: not what follows from config.json as {what}; "
-        "transformers does not read it and neither does mconv: config.json is what holds"
+        "transformers does not read it and neither does mconv: config.json decides"
         for what, names in wrong.items()
     ]

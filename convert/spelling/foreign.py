@@ -26,7 +26,7 @@ SIGNS = (
     (r"(_extra_state|\._extra_state)$", "Transformer Engine's state", "save without it"),
     (r"\.parametrizations\.", "parametrised weights", "save them after torch's remove_parametrizations"),
 )  # fmt: skip
-"""How a name ends or what it has in it, what that is, and what can be done about it."""
+"""Patterns of names, what each is the sign of, and advice."""
 
 
 def named(unknown: Collection[str]) -> list[str]:

@@ -23,9 +23,9 @@ class Left(dict[Any, Any]):
     def __init__(self, values: Mapping[Any, Any], *, prefix: str = "config.json: ", loose: bool = False) -> None:
         super().__init__(values)
         self.prefix = prefix
-        """What stands before a key's name in messages."""
+        """The text before a key's name in messages."""
         self.loose = loose
-        """Whether 0 and 1 may stand for false and true."""
+        """True where 0 and 1 may stand for false and true."""
 
     def error(self, text: str) -> ConfigError:
         """Return the error that says what is wrong with a key."""
@@ -95,7 +95,7 @@ class Field(Named):
     default: Any = REQUIRED
     """The value where the key is absent or null, or a function that returns it."""
     blank: bool = False
-    """Whether null is written in place of the default."""
+    """True where null is written in place of the default."""
 
     def read(self, left: Left) -> Config:
         return {self.spec: take(left, self.key, self.type, self.default)}
@@ -130,7 +130,7 @@ class Heads:
     width: int | None = None
     """Width of a head where the key is absent; None: the hidden size over the heads."""
     even: bool = False
-    """Whether the heads must then divide the hidden size."""
+    """True where the heads must divide the hidden size."""
 
     def read(self, left: Left) -> Config:
         size, number, shared, wide = self.names
@@ -190,7 +190,7 @@ class Choice(Named):
 
 @dataclass(frozen=True, slots=True)
 class Always:
-    """What every model of the file has, so that no key says it."""
+    """Values that all models of the file have, so that no key says them."""
 
     spec: Mapping[str, Any]
 

@@ -81,7 +81,7 @@ BASE_KEYS = Kept((
     "use_reentrant", "gradient_checkpointing_kwargs", "experts_implementation", "_experts_implementation", "init_std",
     "license", "author", "cache_implementation",
 ), emit={"attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True})  # fmt: skip
-"""How a model was made, trained or sampled from."""
+"""Keys on how a model was made, trained or sampled from."""
 
 ONLY: tuple[Key, ...] = (
     *(Constant(name, False, emit=False) for name in (

@@ -15,7 +15,7 @@ from mconv.convert.spelling.values import says_nothing, shown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Params:
-    """What a `params.json` says of the model. None: nothing."""
+    """The model that a `params.json` describes; None for a value that it leaves out."""
 
     hidden_size: int
     num_layers: int

@@ -18,11 +18,11 @@ UNREAD = (
     *ROPE_FIELDS["llama3"], "attention_factor", "beta_fast", "beta_slow", "short_factor", "long_factor", "mscale",
     "mscale_all_dim", "truncate",
 )  # fmt: skip
-"""What transformers reads of other kinds: kinds that do not have it ignore it."""
+"""Settings that transformers reads for other kinds of scaling and ignores for the rest."""
 OLD_KEYS = ("rope_theta", "rope_scaling")
-"""What transformers 4 reads, which does not know `rope_parameters`."""
+"""Keys of transformers 4, which does not know `rope_parameters`."""
 TRAINED = "original_max_position_embeddings"
-"""How far the model was first trained: a key of the settings, which transformers also takes from beside them."""
+"""The key of the length of context first trained on: in the settings, or, for transformers, at the top level."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a program calls a tensor, and what each of its names holds: a pattern, and in the names axes that are enumerated.
+"""Spellings: a program's names of a tensor with their enumerated axes, and the pattern that each name holds.
 
 `model.layers.{l}.mlp.experts.{e}.gate_proj` is a name for each layer and each expert; `"(p[0] f) d"` what each holds.
 """

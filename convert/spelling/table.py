@@ -1,4 +1,4 @@
-"""What a family's table is made of: rows, each one logical tensor and what Hugging Face stores of it."""
+"""A family's table: rows, each one logical tensor and what Hugging Face stores of it."""
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
@@ -17,7 +17,7 @@ from mconv.shard.pattern import Pattern
 from mconv.spec import ModelSpec
 
 Kind = Literal["embedding", "positions", "norm", "column", "row", "head"]
-"""What a row is: a table of vectors to look up, of tokens or of positions; a norm; a linear whose outputs ranks share
+"""The kind of a row: a table of vectors to look up, of tokens or of positions; a norm; a linear whose outputs ranks share
 (column-parallel), or whose inputs they share, and whose output is added to the hidden states (row-parallel); the head."""
 LOOKED_UP: Mapping[str, Kind] = {"v": "embedding", "m": "positions"}
 """The axis that a table counts, and what it is a table of."""
@@ -65,7 +65,7 @@ class Row:
     when: str | None = None
     """The ModelSpec field without which this row is absent."""
     kind: Kind = None  # type: ignore[assignment]
-    """What it is. Only a head must say so; of all others axes and cuts tell (`_kind`)."""
+    """The row's kind. Only a head must state it; that of all others follows from axes and cuts (`_kind`)."""
 
     def __post_init__(self) -> None:
         if self.kind is None:
@@ -80,7 +80,7 @@ class Row:
 
     @property
     def looked_up(self) -> bool:
-        """Whether it is a table of vectors, of tokens or of positions: what the first layer reads is made of them."""
+        """True for a table of vectors, of tokens or of positions, from which the first layer's input is made."""
         return self.kind in LOOKED_UP.values()
 
     @property
@@ -105,7 +105,7 @@ class Row:
 
     @property
     def per_layer(self) -> bool:
-        """Whether each layer has one: Hugging Face enumerates the layers in its name."""
+        """True for a row that each layer has: Hugging Face enumerates the layers in its name."""
         return "{l}" in next(iter(self.modules))
 
     @property
@@ -116,7 +116,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """What reads a layer's hidden states and is added to them: rows in the order of the forward pass."""
+    """A branch that reads a layer's hidden states and is added to them: rows in the order of the forward pass."""
 
     rows: tuple[Row, ...]
 
@@ -132,7 +132,7 @@ class Branch:
 
     @property
     def inner(self) -> tuple[Row, ...]:
-        """What lies between the two linears: norms of query and key heads."""
+        """The rows between the two linears: norms of query and key heads."""
         return self.rows[self.rows.index(self.column) + 1 : -1]
 
     @property
@@ -142,7 +142,7 @@ class Branch:
 
     @property
     def attends(self) -> bool:
-        """Whether it is attention: it has query groups."""
+        """True for attention, which has query groups."""
         return "g" in parse(self.column.axes).names
 
 
@@ -158,9 +158,9 @@ class Family:
     base: str
     """A prefix of names that files of the model without its head leave out."""
     headless: str
-    """What transformers calls the model without its head."""
+    """The name in transformers of the model without its head."""
     buffers: tuple[Buffer, ...] = MASKS
-    """What old files hold besides weights and that follows from the config."""
+    """Tensors of old files that follow from the config and are no weights."""
     hub_code: str | None = None
     """`auto_map` entries (a regex) that name a copy of transformers' own code, as the Hub has them. Never run."""
 
@@ -222,12 +222,12 @@ class Family:
 
     @property
     def head_key(self) -> str:
-        """What Hugging Face calls the head's weight."""
+        """Hugging Face's name of the head's weight."""
         return f"{self.module(self.head)}.weight"
 
     @property
     def embedding_key(self) -> str:
-        """What Hugging Face calls the embedding's weight."""
+        """Hugging Face's name of the embedding's weight."""
         return f"{self.module(self.embedding)}.weight"
 
     def axes(self, logical: Logical) -> Axes:
@@ -247,11 +247,11 @@ class Family:
         return self.read(config, ignore)[0]
 
     def read(
-        self, config: Config, ignore: Collection[str] = (), told: Mapping[str, Any] | None = None
+        self, config: Config, ignore: Collection[str] = (), recorded: Mapping[str, Any] | None = None
     ) -> tuple[ModelSpec, Config]:
-        """Return the spec, and the keys that no row claims and that `ignore` or a manifest (`told`) lets pass."""
+        """Return the spec, and the keys that no row claims and that `ignore` or a manifest (`recorded`) lets pass."""
         fields, left = self._claim(config, ignore)
-        passed = accept(left, of=f"a {self.name} model", ignore=ignore, told=told)
+        passed = accept(left, of=f"a {self.name} model", ignore=ignore, recorded=recorded)
         return ModelSpec(**fields), passed
 
     def _claim(self, config: Config, ignore: Collection[str] = ()) -> tuple[Config, Left]:
@@ -264,10 +264,10 @@ class Family:
         """The `config.json` of a spec: the same table, read backwards. Raises ConfigError on what it cannot say."""
         named = {"architectures": [self.architecture], "model_type": self.model_type}
         out = named | written(self.config, spec)
-        told = self.read_config(out)
+        back = self.read_config(out)
         names = (f.name for f in dataclasses.fields(ModelSpec))
         lost = [
-            f"{n} {getattr(spec, n)} would be {getattr(told, n)}" for n in names if getattr(told, n) != getattr(spec, n)
+            f"{n} {getattr(spec, n)} would be {getattr(back, n)}" for n in names if getattr(back, n) != getattr(spec, n)
         ]
         refuse(lost, doing=f"a {self.architecture} cannot be like this model", kind=ConfigError)
         return out

@@ -12,7 +12,7 @@ from mconv.convert.formats.unpickle import StandIn
 SECRET = re.compile(r"api_?key|secret|passw|credential|access_?key|auth_?token", re.IGNORECASE)
 """Names of keys whose value must not be printed or kept."""
 LONGEST, MOST = 80, 12
-"""Of a value that is shown: characters, and elements of each container."""
+"""Limits of a value that is shown: characters, and elements of each container."""
 
 
 def says_nothing(value: Any) -> bool:

@@ -11,7 +11,7 @@ from mconv.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Which keys a query sees: a sliding window, or all before it; `layer_types` must say the same of every layer.
+    """The keys that a query sees: a sliding window, or all before it; `layer_types` must agree for every layer.
 
     Its row stands before those that take the number of layers and of positions, whose names it has.
     """
@@ -21,7 +21,7 @@ class Window:
     default: int | None = None
     """The window where the key is absent."""
     known: bool = False
-    """Whether the family has a window. transformers' cache drops old keys all the same where a config has one."""
+    """True where the family has a window. transformers' cache drops old keys all the same where a config has one."""
 
     def read(self, left: Left) -> Config:
         window = left.pop("sliding_window", self.default)

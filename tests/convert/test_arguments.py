@@ -98,9 +98,9 @@ def test_an_arg_that_no_row_claims_stops_with_its_name_and_the_way_out(dialect, 
         return
     names = ignored(args=[name]).args
     passed = check(values, table, ignore=names)
-    assert passed.keys() == {name} and check(values, table, told=passed) == passed
+    assert passed.keys() == {name} and check(values, table, recorded=passed) == passed
     with pytest.raises(ConfigError, match="--ignore-arg"):
-        check(values, table, told={name: "another value"})
+        check(values, table, recorded={name: "another value"})
     manifest.make(SPEC, format="hf", dialect=None, layout=None, dtype="float32", source={}, digests={}, history=[],
                   ignored={"args": {"x": passed[name]}})  # fmt: skip
 
@@ -320,8 +320,8 @@ def test_an_unknown_arg_is_ignored_by_name_kept_and_inherited(made, tmp_path, ca
 def test_a_manifest_lets_no_claimed_arg_pass(made, tmp_path):
     """What it records was not claimed when it was written; a row that is there now decides."""
     with pytest.raises(ConfigError, match="num_experts is 8"):
-        check(of("mcore", num_experts=8), MEGATRON_LM, told={"num_experts": 8})
-    assert check(of("mcore"), MEGATRON_LM, told={"num_experts": 0, "absent": 1}) == {}
+        check(of("mcore", num_experts=8), MEGATRON_LM, recorded={"num_experts": 8})
+    assert check(of("mcore"), MEGATRON_LM, recorded={"num_experts": 0, "absent": 1}) == {}
     assert check(of("mcore"), MEGATRON_LM, ignore=frozenset({"absent"})) == {}
 
 

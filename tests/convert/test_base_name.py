@@ -45,12 +45,12 @@ CASES = {
         "{}/model"),
     "converted from a folder that is gone": (
         "meg/release", lambda r: megatron(r, r / "meg/release", "import", source="model", ancestors=["model"]),
-        "it was made from .*/model, where no Hugging Face model is now"),
+        "it was made from .*/model, which is not a Hugging Face folder any more"),
     "a checkpoint of another program": ("meg/release", lambda r: (r / "meg/release").mkdir(parents=True),
-                                        "does not tell which Hugging Face model"),
+                                        "does not name the Hugging Face model"),
     "trained after the conversion": (
         "meg/iter_5", lambda r: megatron(r, r / "meg/iter_5", "import", "train", source="acme/tiny", ancestors=[HUB]),
-        "it was trained, so it is no published model; `mconv meg2hf`"),
+        "it was trained, so it is not a published model; `mconv meg2hf`"),
     "gone itself, its run knows": ("meg/release", lambda r: None, "acme/tiny"),
 }  # fmt: skip
 

@@ -77,9 +77,9 @@ def test_what_no_row_claims_stops_or_passes_by_its_name():
     names = r"novel=3, od-d=None, password=\(hidden\) of a thing, .*--ignore-arg novel --ignore-arg od-d"
     with pytest.raises(ConfigError, match=names):
         accept(left, of="a thing", flag=ARG)
-    assert accept(left, of="a thing", ignore={"novel", "od-d"}, told={"password": "x", "novel": 4}) == dict(left)
+    assert accept(left, of="a thing", ignore={"novel", "od-d"}, recorded={"password": "x", "novel": 4}) == dict(left)
     with pytest.raises(ConfigError, match="novel=3 of"):
-        accept(left, of="a thing", flag=ARG, told={**left, "novel": 4})
+        accept(left, of="a thing", flag=ARG, recorded={**left, "novel": 4})
     with pytest.raises(ConfigError, match="--ignore-config-key a, but the table claims that key"):
         refuse_claimed(CONFIG_KEY, {"a"})
 

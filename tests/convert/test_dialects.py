@@ -132,7 +132,7 @@ def test_names_and_args_that_contradict_each_other_are_not_guessed_either(tmp_pa
         state["args"].glu_activation = "swiglu"
 
     rewritten(root, mixed)
-    with pytest.raises(ConfigError, match="speak for both"):
+    with pytest.raises(ConfigError, match="fit both"):
         open_checkpoint(root)
     with pytest.raises(ConfigError, match="--ignore-arg glu_activation"):  # which this dialect has not
         open_checkpoint(root, dialect="nvidia-legacy")
@@ -321,8 +321,8 @@ def test_a_factor_that_megatron_keeps_but_does_not_use_is_said():
     """Ours says what it means; of others' it cannot be known whether the model was converted or trained with it."""
     from argparse import Namespace
 
-    doubts = mcore.DIALECT.doubts
-    [note] = doubts(Namespace(use_rope_scaling=True, rope_scaling_factor=32.0), {})
+    assumptions = mcore.DIALECT.assumptions
+    [note] = assumptions(Namespace(use_rope_scaling=True, rope_scaling_factor=32.0), {})
     assert "32.0" in note and "up to core 0.19.2 computes with 8" in note
-    assert doubts(Namespace(use_rope_scaling=True, rope_scaling_factor=8.0), {}) == ()
-    assert doubts(Namespace(use_rope_scaling=True, rope_scaling_factor=32.0, rope_low_freq_factor=1.0), {}) == ()
+    assert assumptions(Namespace(use_rope_scaling=True, rope_scaling_factor=8.0), {}) == ()
+    assert assumptions(Namespace(use_rope_scaling=True, rope_scaling_factor=32.0, rope_low_freq_factor=1.0), {}) == ()

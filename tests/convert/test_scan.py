@@ -9,7 +9,7 @@ from functools import partial
 import lineage
 import pytest
 
-from mconv.convert.folders import naming, scan
+from mconv.convert.folders import choose, naming, scan
 from mconv.errors import MconvError
 
 
@@ -19,8 +19,8 @@ def make(tmp_path):
     return partial(lineage.checkpoint, tmp_path)
 
 
-def newest(folder, fits=scan.is_megatron):
-    return scan.newest(scan.scan(folder), fits, what="Megatron checkpoint").found.path.name
+def newest(folder, what="Megatron checkpoint"):
+    return choose.newest(scan.scan(folder), what).found.path.name
 
 
 def test_the_end_of_the_chain_is_the_newest(tmp_path, make):
@@ -31,7 +31,8 @@ def test_the_end_of_the_chain_is_the_newest(tmp_path, make):
     assert newest(tmp_path) == "run" and scan.scan(tmp_path).by_place[run].trained
     make("export", run, kind="hf", step="meg2hf")
     assert newest(tmp_path) == "run", "a model folder does not fit"
-    assert newest(tmp_path, scan.is_made) == newest(tmp_path, scan.is_export) == "export"
+    made, exported = "checkpoint that mconv made", "Hugging Face folder that mconv made"
+    assert newest(tmp_path, made) == newest(tmp_path, exported) == "export"
 
 
 def test_a_link_in_the_middle_that_is_gone_breaks_no_chain(tmp_path, make):
@@ -85,7 +86,7 @@ def test_what_is_made_of_each_other_is_not_chosen_between(tmp_path, make):
     x, y = make("x"), make("y")
     for one, other in ((x, y), (y, x)):
         (one / "mconv.json").write_text(json.dumps({"ancestors": [str(other)]}))
-    with pytest.raises(MconvError, match="is said to be made of another"):
+    with pytest.raises(MconvError, match=r"say of each .* that it was made from another"):
         newest(tmp_path)
 
 
@@ -126,7 +127,7 @@ def test_hidden_unfinished_and_linked_ones_are_not_taken(tmp_path, make):
     (tmp_path / "file").write_text("x")
     (tmp_path / "unbegun").mkdir()
     found = scan.scan(tmp_path)
-    assert scan.names(found.found) == [str(tmp_path / "base")] and not found.notes
+    assert [one.path for one in found.found] == [tmp_path / "base"] and not found.notes
     assert list(scan.unfinished_in(tmp_path)) == ["tp4"]
 
 

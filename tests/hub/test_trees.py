@@ -46,7 +46,7 @@ STAYS = {
     "runs/1/events": "a log",
     "trainer_state.json": "the state of a training",
     "a\nb.txt": "a name that not every file system can hold",
-    "Config.JSON": "its name differs from config.json in nothing but case",
+    "Config.JSON": "its name differs from config.json only in case",
 }
 TOLD = {name.split("/")[0] + "/" * ("/" in name): why for name, why in STAYS.items()} | {
     "link.txt": "a link that leads out of the folder; put the file itself there",

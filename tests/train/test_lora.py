@@ -378,7 +378,7 @@ def test_what_is_not_zero_past_a_rank_is_seen(run):
         )
         for factor in "AB"
     }
-    with pytest.raises(FormatError, match="past its rank of 1 it is not zero"):
+    with pytest.raises(FormatError, match="it is not zero past its rank of 1"):
         adapter.unstacked(settings, base.family, base.spec, full)
 
 
@@ -404,11 +404,11 @@ def test_what_the_commands_say(saved, run, tmp_path, capsys):
     assert "under the parameters' names, whole" in (text := capsys.readouterr().out)
     assert not re.search("None|True|False|[{}]", text)
     assert app.run(["meg2hf", str(folder), "--out", str(tmp_path / "x")]) == 2
-    assert "`mconv lora merge` makes one model of both" in capsys.readouterr().err
+    assert "`mconv lora merge` merges the two into one model" in capsys.readouterr().err
     jobs.hf_folder(tmp_path / "other", jobs.SPEC, seed=1)
     other = ["--base", str(tmp_path / "other"), "--out", str(tmp_path / "x")]
     assert app.run(["lora", "merge", str(folder), *other]) == 2
-    assert "has not the weights that" in capsys.readouterr().err
+    assert "does not have the weights that" in capsys.readouterr().err
     assert app.run(["lora", "export", run["load"], "--out", str(tmp_path / "x")]) == 2
     assert "is neither a LoRA run nor a PEFT adapter" in capsys.readouterr().err
 

@@ -271,7 +271,7 @@ def _tell(run: Run, source: _Origin, padded: int, say: logs.Say) -> None:
     )
     for note in run.origin.notes:
         say(f"note: {note}")
-    if run.saver and (behind := sidecar.note(run.origin.beside.left_out)):
+    if run.saver and (behind := sidecar.note(run.origin.sidecars.left_out)):
         say(behind)
     inherited = "" if run.config.seq_length else " (the model's max_position_embeddings)"
     where = "" if run.config.eval_only else f"; iteration {run.iteration} of {run.iterations}"

@@ -41,7 +41,7 @@ READ: Neutral = {
 
 HYBRID = "saved by pretrain_hybrid.py or pretrain_mamba.py, one key a sub-layer; mconv reads what pretrain_gpt.py saves"
 MEANINGS = dict.fromkeys(("hybrid_layer_pattern", "hybrid_override_pattern", "is_hybrid_model"), HYBRID)
-"""What an arg is the mark of, where its name and value do not say it."""
+"""Explanations of args whose name and value do not explain themselves."""
 
 CONDITIONS = (
     Condition(unless=("num_experts", "num_moe_experts"), names=names("""

@@ -1,4 +1,4 @@
-"""Which args a program's checkpoints may have, and what each decides: every one is claimed, or it stops.
+"""Tables of the args that a program's checkpoints may have, and what each decides: every one is claimed, or it stops.
 
 An arg that no row claims passes if its value says nothing, or if the user lets it pass by name.
 """
@@ -14,7 +14,7 @@ from mconv.errors import ConfigError
 
 Values = Mapping[Any, Any]
 """Args by name. A file can hold one whose name is no text; no row claims it."""
-NONE_TOLD: Mapping[str, Any] = {}
+NONE_RECORDED: Mapping[str, Any] = {}
 OFF = (False, None)
 """Values of a switch that is off."""
 
@@ -40,7 +40,7 @@ class Arguments:
     """Args that change the function, and the values with which they do not."""
     conditions: tuple[Condition, ...]
     meanings: Mapping[str, str] = field(default_factory=dict)
-    """What a neutral arg with another value is the mark of: said beside it."""
+    """Explanations, shown in messages, of neutral args that have another value."""
     inert: frozenset[str]
     """Args that never change the function: training, data, logging, I/O, parallelism, precision."""
 
@@ -51,8 +51,10 @@ class Arguments:
     def wrong(self, values: Values) -> list[str]:
         """Return what is claimed and has a value that mconv does not compute, as `name is value`."""
         found = [n for n, ok in self.neutral.items() if n in values and not one_of(values[n], ok)]
-        said = [f"{n} is {shown(n, values[n])}{f' ({self.meanings[n]})' if n in self.meanings else ''}" for n in found]
-        return said + list(self._unruled(values))
+        problems = [
+            f"{n} is {shown(n, values[n])}{f' ({self.meanings[n]})' if n in self.meanings else ''}" for n in found
+        ]
+        return problems + list(self._unruled(values))
 
     def _unruled(self, values: Values) -> Iterator[str]:
         """Yield the args of a condition that no switch rules out: those that have it have the switch, too."""
@@ -69,11 +71,11 @@ class Arguments:
 
 
 def check(
-    values: Values, table: Arguments, *, ignore: frozenset[str] = frozenset(), told: Mapping[str, Any] = NONE_TOLD
+    values: Values, table: Arguments, *, ignore: frozenset[str] = frozenset(), recorded: Mapping[str, Any] = NONE_RECORDED
 ) -> dict[str, Any]:
-    """Return the args that no row claims and that pass because `ignore` or `told` names them, with plain values.
+    """Return the args that no row claims and that pass because `ignore` or `recorded` names them, with plain values.
 
-    `ignore`: names that the user gives now; `told`: what a manifest records, which lets pass that value alone. Raises
+    `ignore`: names that the user gives now; `recorded`: what a manifest records, which lets pass that value alone. Raises
     ConfigError, by name, for an arg with which the model is another one, for one that nobody claims, and for one in
     `ignore` that a row claims.
     """
@@ -84,5 +86,5 @@ def check(
     refuse_claimed(ARG, claimed)
     left = Left(table.unclaimed(values), prefix="")
     kept = {name: plain(name, value) for name, value in left.items()}
-    named = {n for n, value in kept.items() if spelled(n) in ignore or (n in told and told[n] == value)}
+    named = {n for n, value in kept.items() if spelled(n) in ignore or (n in recorded and recorded[n] == value)}
     return {n: kept[n] for n in accept(left, of=f"{table.program}'s {table.what}", flag=ARG, ignore=named)}

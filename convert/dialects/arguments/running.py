@@ -35,7 +35,7 @@ RANKS = names("""
     use_contiguous_buffers_in_local_ddp use_custom_fsdp use_distributed_optimizer use_gloo_process_groups
     use_layer_wise_param_layout use_megatron_fsdp use_sharp use_torch_fsdp2 use_tp_pp_dp_mapping
 """)
-"""How ranks share the work, and what happens when one fails."""
+"""Args on how ranks share the work, and on what happens when one fails."""
 LOGS = names("""
     app_tag_run_name app_tag_run_version enable_one_logger filter_warnings log_batch_size_to_tensorboard
     log_device_memory_used log_energy log_l2_norm_grad_to_tensorboard log_learning_rate_to_tensorboard

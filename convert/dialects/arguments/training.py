@@ -78,4 +78,4 @@ CHECKPOINTS = names("""
     use_checkpoint_args use_dist_ckpt use_dist_ckpt_deprecated use_mp_args_from_checkpoint_args
     use_persistent_ckpt_worker use_tokenizer_model_from_checkpoint_args verify_integrity
 """)
-"""Where and how checkpoints are stored and found."""
+"""Args on where and how checkpoints are stored and found."""
