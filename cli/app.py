@@ -48,6 +48,7 @@ COMMANDS = {
     "reshard": ("mconv.cli.convert:reshard", "Rewrite a Megatron checkpoint for another layout or in another format."),
     "merge": ("mconv.cli.convert:merge", "Merge all ranks of a Megatron checkpoint into one (tp 1, pp 1)."),
     "meg2hf": ("mconv.cli.convert:meg2hf", "Convert a Megatron checkpoint to Hugging Face."),
+    "blend": ("mconv.cli.blend:blend", "Merge models tensor by tensor, by mergekit's methods and recipes."),
     "layers": ("mconv.cli.surgery:layers", "Leave out, repeat or reorder the layers of a model; tie or untie its head."),
     "resize": ("mconv.cli.surgery:resize", "Give a model another vocabulary."),
     "inspect": ("mconv.cli.inspect:inspect", "Show what a checkpoint or a dataset is."),

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from mconv.convert.engine.plan import Plan
     from mconv.convert.folders.scan import Found
 
-NEXT = {"hf2meg": "verify", "reshard": "verify", "merge": "verify", "meg2hf": "push", "lora merge": "push"}
+NEXT = {"hf2meg": "verify", "reshard": "verify", "merge": "verify", "meg2hf": "push", "lora merge": "push",
+        "blend": "verify"}  # fmt: skip
 """Step -> the command that usually follows."""
 NEEDED = {
     "data train_data valid_data test_data mock_data": "--data PREFIX",

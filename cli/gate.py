@@ -139,7 +139,7 @@ def _proofs(reference: "Origin", found: "Checkpoint") -> str:
     from mconv.verify.judge import check_installed
     from mconv.verify.origin import open_against
 
-    if reference.adapters:
+    if reference.anew:
         return "digests"
     try:
         one, two = open_against(reference, found.path, {})
@@ -182,7 +182,7 @@ def _recorded(holding: tuple[dict[str, Any], ...]) -> Finding:
 def _rehearsed(reference: "Origin", found: "Checkpoint", holding: tuple[dict[str, Any], ...]) -> Finding:
     """Return the finding of a dry run, which compares only tensors."""
     report = judged(reference, found, proofs="digests")
-    later = "tensors" if reference.adapters else "tensors now; a push also compares what the models compute"
+    later = "tensors" if reference.anew else "tensors now; a push also compares what the models compute"
     line = f"to be verified against {reference}: {later}"
     return Finding(
         state="tensors", passed=report["passed"], against=report["against"], lines=(line, *report["lines"]),
@@ -241,10 +241,16 @@ def _in_the_cache(found: "SourceModel") -> Path | None:
 def judged(reference: "Origin", found: "Checkpoint", **asked: Any) -> dict[str, Any]:
     """Return the report with its lines; {} on ranks other than 0. A new merge is compared tensor by tensor."""
     from mconv.convert.folders import logbook
+    from mconv.verify import blended
     from mconv.verify import report as reports
     from mconv.verify.judge import Options, judge_sides
     from mconv.verify.origin import open_against
 
+    if reference.recipe:
+        report = blended.judge(found, show=progress)
+        against = reference.recipe
+        logbook.add(found.path, "verified", against=against, passed=report["passed"], **report["verdicts"])
+        return {**report, "lines": reports.lines(report), "against": against}
     if reference.adapters:
         asked = {"proofs": "digests", "hints": asked.get("hints", {})}
     options = Options(**asked)

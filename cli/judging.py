@@ -26,11 +26,21 @@ class JudgedPair:
 
     def judge(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Return the report; {} on ranks other than 0."""
-        from mconv.convert.folders import logbook, manifest
+        from mconv.verify import blended
         from mconv.verify.checkpoints import open_both
         from mconv.verify.judge import Options, check_installed, judge_sides
         from mconv.verify.origin import open_against
 
+        sample = asked.pop("sample", None)
+        if sample is not None and not (self.origin and self.origin.recipe):
+            raise MconvError("--sample is of a blend, judged by its own recipe: give the blend alone, or leave it out")
+        if self.origin and self.origin.recipe:
+            _only_tensors(asked, self.origin)
+            candidate = open_both(self.candidate, self.candidate, asked["hints"])[1].checkpoint
+            report = blended.judge(candidate, sample=sample, show=_show)
+            if sample is None:
+                self._log(report, asked)
+            return report
         merged = self.origin is not None and bool(self.origin.adapters)
         if merged:
             _only_tensors(asked, self.origin)
@@ -43,11 +53,17 @@ class JudgedPair:
                 check_installed(both[0].checkpoint, both[1].checkpoint)
             _say_layout(both, options, found=self.origin is not None)
         report = judge_sides(both, options, show=_show)
+        self._log(report, asked)
+        return report
+
+    def _log(self, report: dict[str, Any], asked: dict[str, Any]) -> None:
+        """Add the verdict to the logbook of the judged checkpoint, if mconv made it."""
+        from mconv.convert.folders import logbook, manifest
+
         where = tensors_of(self.candidate, asked["hints"]["iteration"])
         if report and where and manifest.NAME in {path.name for path in where.iterdir()}:
             name = self.against or report.get("reference", {}).get("name", self.reference.name)
             logbook.add(where, "verified", against=name, passed=report["passed"], **report["verdicts"])
-        return report
 
 
 @contextmanager

@@ -94,6 +94,7 @@ def verify(
     asked: Annotated[LogitOptions, o.Group] = LOGITS,
     device: Device = "auto",
     trained: o.Flag = False,
+    sample: int | None = None,
     output: Annotated[Output, o.Group] = OUTPUT,
     reading: o.ReadingGroup = o.READING,
 ) -> int:
@@ -116,8 +117,12 @@ def verify(
     trained
         Say that B is A after training: the report then measures how much changed and looks for no fault. The manifests of
         checkpoints that mconv made say so themselves.
+    sample
+        Of a blend, judged by its own recipe: look at this many of its tensors. Default: all.
     """
     _check_page(output)
+    if output.record and sample is not None:
+        raise MconvError("--record keeps a verdict on all tensors, which a sample is not: leave --sample out")
     if digests:
         _only_digests(asked.given() | {"record": output.record, "logits": logits})
     a, b = (_found(path, iteration=reading.iteration) for path in (a, b))
@@ -126,6 +131,7 @@ def verify(
     pair = pair_of(a, b, reading.hints)
     proofs = "digests" if digests else "logits" if logits else "both"
     values = {"proofs": proofs, "hints": reading.hints, "trained": True if trained else None, **asked.given()}
+    values |= {} if sample is None else {"sample": sample}
     passed = _judge(pair, values, output)
     if passed and not output.json and (line := _next_line(pair.candidate, reading.iteration)):
         print(line)

@@ -17,6 +17,7 @@ STEPS = {
     "hf2meg": "Converted from Hugging Face to Megatron",
     "reshard": "Resharded",
     "merge": "Merged to one shard",
+    "blend": "Blended",
     "train": "Trained",
     "meg2hf": "Converted from Megatron to Hugging Face",
     "layers": "Layers left out, repeated or reordered",
@@ -26,7 +27,7 @@ _KINDS: dict[str, type] = {
     "mconv": str, "family": str, "spec": dict, "format": str, "dialect": str, "layout": dict, "vocab": dict,
     "dtype": str, "source": dict, "digests": dict, "versions": dict, "history": list, "verified": list,
     "made_from": list, "ancestors": list, "merged_from": dict, "made": str, "ignored": dict,
-    "side_files": dict,
+    "side_files": dict, "blend": dict,
 }  # fmt: skip
 _LOCAL = ("made_from", "ancestors", "merged_from")
 """Keys that hold paths to other checkpoints on this machine."""
@@ -142,13 +143,17 @@ def escape(value: object) -> str:
 
 def _metadata(facts: dict[str, Any], *, license: str | None) -> dict[str, Any]:
     check_license(license)
+    sources = facts.get("blend", {}).get("sources")
+    named = [one.get("from") for one in sources.values() if isinstance(one, dict)] if isinstance(sources, dict) else []
     base = facts.get("source", {}).get("name")
+    bases = [one for one in named or [base] if isinstance(one, str) and _HUB_ID.fullmatch(one)]
     family = re.sub(r"[^a-z0-9.]+", "-", str(facts.get("family", "")).lower()).strip("-")
     known = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "license": license,
-        "base_model": base if isinstance(base, str) and _HUB_ID.fullmatch(base) else None,
+        "base_model": bases if named else next(iter(bases), None),
+        "base_model_relation": "merge" if named else None,
         "tags": [tag for tag in ("mconv", "megatron", family[:40]) if tag],
     }
     return {key: value for key, value in known.items() if value}
@@ -166,6 +171,7 @@ def _body(facts: dict[str, Any], *, repo: str, source: str | None) -> str:
         summary=Plain(_summary(facts)),
         source=Plain(source or ""),
         steps=[_step(item) for item in facts.get("history", [])],
+        blend=_blend(facts.get("blend", {})),
         facts=_facts(facts),
         ignored=_ignored(facts.get("ignored", {})),
         versions=sorted(facts.get("versions", {}).items()),
@@ -198,6 +204,21 @@ def _facts(facts: dict[str, Any]) -> list[tuple[str, object]]:
     rows += [(f"vocabulary ({k})", v) for k, v in facts.get("vocab", {}).items()]
     rows += [(k, facts[k]) for k in ("dtype", "dialect") if k in facts]
     return rows[:40]
+
+
+def _blend(blend: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each model of a blend: its name in the recipe, where it is from, and what holds for it alone."""
+    sources, recipe = blend.get("sources"), blend.get("recipe")
+    if not isinstance(sources, dict) or not isinstance(recipe, dict):
+        return []
+    models = recipe.get("models")
+    listed = [one for one in models if isinstance(one, dict)] if isinstance(models, list) else []
+    own = {str(one.get("model")): one.get("parameters", {}) for one in listed}
+    return [
+        {"name": name, "origin": _short(one.get("from", "")), "digest": _short(one.get("digest", "")),
+         "settings": "the base" if name == recipe.get("base_model") else _short(own.get(name, {}))}
+        for name, one in sources.items() if isinstance(one, dict)
+    ]  # fmt: skip
 
 
 def _ignored(passed: dict[str, Any]) -> list[str]:

@@ -33,6 +33,7 @@ CONVERT_FLOORS = [
     "checkpoint",
     "extraction",
     "engine surgery",
+    "blend",
 ]
 FLOORS = ["config", "megatron", "launch", "model", "optim", "estimate", "logs", "data", "checkpoints", "loop"]
 ANYONE = {"errors", "extras", "spec"}

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mconv.convert.blend import models as blends
 from mconv.convert.checkpoint import adapted
 from mconv.convert.checkpoint.model import SourceModel
 from mconv.convert.folders import manifest
@@ -18,23 +19,33 @@ NO_HINTS: Hints = {}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """A reference found in a manifest: another checkpoint, or the merge of a base and adapters."""
+    """A reference found in a manifest: another checkpoint, the merge of a base and adapters, or a recipe."""
 
     path: Path
-    """Folder of the other checkpoint, or of the base."""
+    """Folder of the other checkpoint, of the base, or of the blend itself."""
     adapters: tuple[Path, ...] = ()
     weights: tuple[float, ...] = ()
     """A weight for each adapter."""
+    recipe: str | None = None
+    """Method and models of a blend, which is judged by its own recipe."""
 
     @property
     def label(self) -> str | None:
-        """Name of a merge in reports; None for a checkpoint, which its folder names."""
+        """Name of a merge or a blend in reports; None for a checkpoint, which its folder names."""
+        if self.recipe:
+            return self.recipe
         return f"{_label(self.path)} merged with {' and '.join(map(_label, self.adapters))}" if self.adapters else None
 
+    @property
+    def anew(self) -> bool:
+        """True if it is computed tensor by tensor when it is read, so that no program can load it."""
+        return bool(self.adapters) or self.recipe is not None
+
     def __str__(self) -> str:
-        return (
-            f"{self.path} merged anew with {' and '.join(map(str, self.adapters))}" if self.adapters else str(self.path)
-        )
+        if self.recipe:
+            return f"{self.recipe}, made anew"
+        merged = f" merged anew with {' and '.join(map(str, self.adapters))}" if self.adapters else ""
+        return f"{self.path}{merged}"
 
 
 def origin_of(checkpoint: SourceModel) -> Origin:
@@ -43,8 +54,10 @@ def origin_of(checkpoint: SourceModel) -> Origin:
     The result of `lora merge`, and every conversion of it, must equal a new merge of the same base and adapters. Raises
     MconvError with the reason if there is no origin.
     """
-    merged = (checkpoint.manifest or {}).get("merged_from", {})
-    folders = {name: checkpoint.path.resolve() / path for name, path in merged.items()}
+    made = checkpoint.manifest or {}
+    if "blend" in made and not any((checkpoint.path.resolve() / path).is_dir() for path in made.get("made_from", [])):
+        return Origin(path=checkpoint.path, recipe=blends.request_of(made, checkpoint.path).title)
+    folders = {name: checkpoint.path.resolve() / path for name, path in made.get("merged_from", {}).items()}
     if {"base", "adapter"} <= folders.keys() and all(folder.is_dir() for folder in folders.values()):
         adapters = tuple(folder.resolve() for name, folder in folders.items() if name != "base")
         return Origin(path=folders["base"].resolve(), adapters=adapters, weights=_weights(checkpoint, len(adapters)))

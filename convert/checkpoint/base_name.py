@@ -11,7 +11,7 @@ from mconv.convert.folders.staging import PULLED
 from mconv.convert.formats.jsonfile import read_json
 from mconv.errors import MconvError
 
-CHANGED = ("train", "lora", "lora merge", "layers", "resize")
+CHANGED = ("train", "lora", "lora merge", "layers", "resize", "blend")
 """Steps after which a model is another one than the one that it was made from."""
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)

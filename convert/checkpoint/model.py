@@ -1,6 +1,6 @@
 """A model and what is known of it; a checkpoint is one that lies on disk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -57,6 +57,8 @@ class SourceModel:
     """How a derived model is made, in JSON values and without paths: kept in the manifest."""
     replaced: dict[str, Path] = field(default_factory=dict)
     """Files that travel with the model in place of those at `path`; a tokenizer, where it has one, whole."""
+    kept: Callable[[], dict[str, Any]] = dict
+    """Returns what manifests keep of it beside all this, once every tensor was read."""
 
     @property
     def family(self) -> Family:

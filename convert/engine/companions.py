@@ -89,7 +89,8 @@ def manifest_of(plan: Plan, step: str, found: dict[str, str], read: dict[str, st
         detail["recipe"] = plan.model.recipe
     own = {name: read[name] for name in plan.weights.names()}
     origin = before.get("source") or {"name": plan.origin, "format": plan.model.format, "digest": combined(own)}
-    return manifest.make(
+    kept = {"blend": before["blend"]} if "blend" in before else plan.model.kept()
+    made = manifest.make(
         plan.spec,
         format=plan.format,
         dialect=None if plan.format == "hf" else plan.dialect,
@@ -104,3 +105,4 @@ def manifest_of(plan: Plan, step: str, found: dict[str, str], read: dict[str, st
         ancestors=manifest.descent(plan.folder, plan.model.path, before),
         merged_from=manifest.moved(plan.folder, plan.model.path, before.get("merged_from", {})),
     )
+    return made | kept

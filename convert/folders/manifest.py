@@ -125,7 +125,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         return None
     found = read_json(folder / NAME)
     lists = ("history", "verified", "copies", "made_from", "ancestors")
-    objects_of = ("spec", "digests", "source", "ignored", "merged_from", "side_files")
+    objects_of = ("spec", "digests", "source", "ignored", "merged_from", "side_files", "blend")
     kinds: dict[str, type] = {**dict.fromkeys(objects_of, dict), **dict.fromkeys(lists, list), "made": str}
     wrong = [
         f"{k} is {type(found[k]).__name__}" for k, kind in kinds.items() if not isinstance(found.get(k, kind()), kind)

@@ -79,6 +79,8 @@ class Found:
         made = self.manifest or {}
         if self.step == "lora merge" and (merged := made.get("merged_from")):
             return [_plain(self.folder, path) for path in merged.values()]
+        if self.step == "blend":
+            return [_plain(self.folder, path) for path in made.get("merged_from", {}).values()]
         return self.ancestors[-1:]
 
 

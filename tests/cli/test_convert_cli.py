@@ -226,6 +226,7 @@ meg2hf MP --out q --max-shard-size 0.0001 --dry-run
 reshard TD --out q --tp 1 --dry-run
 reshard MP --out q --format torch_dist --dry-run
 merge TD --out q --dry-run
+blend HF TD --out q --format mp_rank --dry-run
 inspect HF
 inspect OLD --tensors
 inspect TD --json
@@ -243,6 +244,7 @@ merge absent
 verify HF absent
 lora merge HF
 lora export HF
+blend HF absent
 """
 
 

@@ -40,6 +40,8 @@ verify empty empty
 push nothere
 push empty you/model
 push nothere you/model --dry-run
+blend nothere other
+blend nothere.yaml --out x
 lora export nothere
 lora merge nothere
 lora merge mega --base nothere

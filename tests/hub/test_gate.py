@@ -250,3 +250,36 @@ def test_a_folder_of_other_sizes_fails_and_can_be_recorded_so(place, hub, capsys
         assert "Traceback" not in capsys.readouterr().err
     assert [v["passed"] for v in open_checkpoint(place / "export").manifest["verified"]] == [False, False]
     assert sent(hub) == []
+
+
+# ---- a blend ---------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def blend(place):
+    """A TIES merge of two models with a base, as a model folder."""
+    for seed, name in enumerate(("a", "b"), 1):
+        make_llama(place / name, max_position_embeddings=64, seed=seed)
+    models = [str(place / name) for name in ("a", "b")]
+    options = ["--base", str(place / "hf"), "--method", "ties", "--weights", "0.6,0.4", "--density", "0.5"]
+    assert run(["blend", *models, *options, "--out", str(place / "blend")]) == 0
+    return place
+
+
+def test_a_blend_is_judged_by_its_recipe(blend, hub, tmp_path, capsys):
+    capsys.readouterr()
+    assert run(["push", str(blend / "blend"), "acme/tiny"]) == 0
+    assert "SAME: blend is the TIES of a, b, hf: all 39 tensors" in capsys.readouterr().out
+    got = pulled(hub, tmp_path)
+    made, card = json.loads((got / "mconv.json").read_text()), (got / "README.md").read_text()
+    assert made["verified"][-1]["digests"] == "pass" and made["verified"][-1]["against"] == "ties of a, b, hf"
+    assert not {"made_from", "merged_from", "ancestors"} & made.keys() and str(tmp_path) not in json.dumps(made) + card
+    assert "| a | a | weight 0.6 | xxh3-128 " in card and "| hf | hf | the base | " in card
+    assert "base_model_relation: merge" in card
+
+
+def test_another_blend_does_not_pass(blend, hub, capsys):
+    change(blend / "blend", one_element)
+    assert run(["push", str(blend / "blend"), "acme/tiny"]) == 1 and sent(hub) == []
+    assert "nothing was sent" in capsys.readouterr().out
+    change(blend / "b", one_element)
+    assert run(["push", str(blend / "blend"), "acme/tiny"]) == 2 and sent(hub) == []
+    assert "have changed since" in capsys.readouterr().err

@@ -1,0 +1,191 @@
+"""`mconv blend`: models merged by a recipe, or a run's own checkpoints averaged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from mconv.cli import choose
+from mconv.cli import options as o
+from mconv.cli.terminal import rank_0_prints
+from mconv.convert.folders import naming
+from mconv.errors import MconvError
+
+if TYPE_CHECKING:
+    from mconv.convert.blend.request import Request
+
+Different = list[Literal["rope", "norm-epsilon", "context", "window"]] | None
+RECIPES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Short:
+    """A recipe on the command line."""
+
+    method: Annotated[
+        str | None,
+        Parameter(help="How models are merged: linear, slerp, ties, ... (docs/blend.md). Default: linear."),
+    ] = None
+    base: Annotated[
+        Path | None,
+        Parameter(help="The model that differences are taken from. Default, for slerp and the like: the first model."),
+    ] = None
+    weights: Annotated[
+        str | None,
+        Parameter(
+            help="A weight for each model besides the base, with commas between; or uniform, linear (1, 2, 3, ...) or "
+            "exponential (1, 2, 4, ...). Default: uniform, where the method does not need them."
+        ),
+    ] = None
+    t: Annotated[float | None, Parameter(help="Place between two models: 0 is the first. For slerp.")] = None
+    density: Annotated[
+        float | None, Parameter(help="Share of each difference that is kept. For ties, dare and others.")
+    ] = None
+    set: Annotated[
+        list[str] | None,
+        Parameter(help="Another parameter of the method, NAME=VALUE, as a recipe has it. Repeatable.", negative=()),
+    ] = None
+    iterations: Annotated[
+        str | None, Parameter(help="Merge these iterations of one run, with commas between, or `all`.")
+    ] = None
+    last: Annotated[int | None, Parameter(help="Merge so many of a run's newest iterations.")] = None
+
+    @property
+    def given(self) -> list[str]:
+        """The options that were given, as typed."""
+        return [f"--{name}" for name in self.__slots__ if getattr(self, name) is not None]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the method, but weights."""
+        from mconv.convert.blend import short
+
+        own = {name: getattr(self, name) for name in ("t", "density") if getattr(self, name) is not None}
+        return {**short.parameters(self.set or ()), **own}
+
+
+SHORT = Short()
+
+
+@rank_0_prints
+def blend(
+    *models: Path,
+    out: o.Folder = None,
+    asked: Annotated[Short, o.Group] = SHORT,
+    format: Literal["hf", "torch_dist", "mp_rank"] = "hf",
+    tp: o.Tp = 1,
+    pp: o.Pp = 1,
+    dialect: Annotated[o.DialectName, Parameter(name=["--dialect", "--to-dialect"])] = "mcore",
+    make_vocab_size_divisible_by: o.Multiple = None,
+    max_shard_size: float = 5.0,
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None,
+    seed: int = 0,
+    allow_different: Annotated[Different, Parameter(negative=())] = None,
+    tokenizer: Path | None = None,
+    overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
+    allow_nonfinite: o.AllowNonfinite = False,
+    ignoring: o.IgnoringGroup = o.IGNORING,
+    show: o.ShowGroup = o.SHOW,
+) -> None:
+    """Merge models tensor by tensor, by mergekit's methods and recipes.
+
+    Parameters
+    ----------
+    models
+        A recipe (mergekit's YAML), or models in any format: Hugging Face folders, Megatron checkpoints at any layout. Or
+        one run, with --iterations or --last.
+    format
+        Format of the result.
+    dialect
+        The program to write an mp_rank checkpoint for: its tensor names and row request. Default: mcore.
+    max_shard_size
+        Largest safetensors file, in GB.
+    dtype
+        Dtype of the result. Default: the recipe's, else the models'.
+    seed
+        Seed of the masks of dare and della.
+    allow_different
+        Merge models that differ in this, and take it from the base, or from the first model. Repeatable.
+    tokenizer
+        Copy the tokenizer and generation files from this folder instead of the base's.
+    """
+    request = _request(models, asked, seed=seed, dtype=dtype, allowed=tuple(allow_different or ()))
+    from mconv.cli.conversion import run_plan
+    from mconv.convert.blend import models as models_of
+    from mconv.convert.blend import request as requests
+    from mconv.convert.engine import plan
+
+    out = out or Path(_name(request, format=format, tp=tp, pp=pp, dtype=dtype))
+    requests.check_out(request, out)
+    if not 0 < max_shard_size < float("inf"):
+        raise MconvError(f"--max-shard-size is {max_shard_size}; it must be a positive number of GB")
+    made = plan.make(
+        models_of.model_of(request, ignore=ignoring.names), out, format=format, tp=tp, pp=pp,
+        vocab_multiple=make_vocab_size_divisible_by, dialect=dialect, overwrite=overwrite, resume=resume,
+        shard_bytes=max(1, int(max_shard_size * 1e9)), side_folder=tokenizer and o.side_folder(tokenizer),
+        origin=request.title, check_room=not show.dry_run,
+    )  # fmt: skip
+    run_plan(made, "blend", show=show, allow_nonfinite=allow_nonfinite)
+
+
+def _request(models: Sequence[Path], asked: Short, **options: Any) -> "Request":
+    """Return what is to be merged, of a recipe's file or of the options."""
+    if not models:
+        raise MconvError("name a recipe (mconv blend RECIPE.yaml), models (mconv blend A B), or a run with --last N")
+    if models[0].suffix in RECIPES and not models[0].is_dir():
+        return _from_file(models, asked, **options)
+    from mconv.convert.blend import request as requests
+    from mconv.convert.blend import short
+
+    where = _iterations(models, asked) if asked.iterations or asked.last is not None else list(models)
+    if asked.base and asked.base not in where:
+        where.append(asked.base)
+    if len(where) < 2:
+        raise MconvError(f"{where[0]} is one model; name at least two, or --iterations of a run, or a recipe's YAML")
+    if twice := [path for path in where if where.count(path) > 1]:
+        raise MconvError(f"{twice[0]} is there twice; give it a larger weight instead")
+    names = requests.named(where)
+    base = names[where.index(asked.base)] if asked.base else None
+    document = short.document(
+        names, asked.method or "linear", base=base, weights=asked.weights, parameters=asked.parameters
+    )
+    places = {name: requests.Place(_found(path)) for name, path in zip(names, where, strict=True)}
+    return requests.Request(document=document, places=places, **options)
+
+
+def _from_file(models: Sequence[Path], asked: Short, **options: Any) -> "Request":
+    if asked.given or len(models) > 1:
+        extra = ", ".join([*map(str, models[1:]), *asked.given])
+        raise MconvError(f"{models[0]} says what is merged and how: put {extra} into it, or leave that out")
+    from mconv.convert.blend import request as requests
+
+    return requests.from_file(models[0], _found, **options)
+
+
+def _iterations(models: Sequence[Path], asked: Short) -> list[Path]:
+    """Return the folders of a run's iterations that are asked for, the oldest first."""
+    if len(models) > 1 or (asked.iterations and asked.last is not None):
+        raise MconvError("--iterations or --last, one of them, is of one run; name that run alone")
+    from mconv.convert.engine import iterations
+
+    found = iterations.wanted(models[0], asked.iterations or "all")
+    count = len(found) if asked.last is None else asked.last
+    if not 2 <= count <= len(found):
+        have = ", ".join(map(str, found))
+        raise MconvError(f"{models[0]}: {count} iterations cannot be merged; it has {have}, and two at least are needed")
+    return [models[0] / f"iter_{number:07d}" for number in found[-count:]]
+
+
+def _found(path: Path) -> Path:
+    """Return the folder that a model's path means; an adapter passes, and is refused with the reason later."""
+    return o.local(path)
+
+
+def _name(request: "Request", *, format: str, dtype: str | None, tp: int, pp: int) -> str:
+    """What to call a blend where nobody says."""
+    first = next(iter(request.places.values())).path
+    own = f"{naming.stem(choose.called_path(first))}-{request.document['merge_method']}"
+    return naming.hugging_face(own, dtype=dtype) if format == "hf" else naming.megatron(own, format=format, tp=tp, pp=pp)

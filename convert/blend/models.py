@@ -1,0 +1,161 @@
+"""Blends: the models of a recipe opened, the model that it makes of them, and what a manifest keeps of it."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mconv.convert.blend.alike import check_alike, check_tokenizer
+from mconv.convert.blend.document import Reference
+from mconv.convert.blend.lineup import lineup
+from mconv.convert.blend.request import Place, Request
+from mconv.convert.blend.source import Blend
+from mconv.convert.checkpoint import adapted
+from mconv.convert.checkpoint import open as opening
+from mconv.convert.checkpoint.model import SourceModel
+from mconv.convert.engine.plan import DTYPES
+from mconv.convert.folders import recognize
+from mconv.convert.folders.digests import ALGORITHM, check_digests, combined, recorded
+from mconv.convert.folders.ignored import NOTHING, Ignored, ignored, joined
+from mconv.convert.peft import folder as peft
+from mconv.convert.sources.source import Source
+from mconv.convert.spelling.table import Logical
+from mconv.errors import FormatError, MconvError
+
+KEY = "blend"
+"""Of a manifest: the recipe, and what it was made of."""
+MODEL, ADAPTER = "model ", "adapter "
+"""How keys of a manifest's `merged_from` begin, before a model's name in the recipe."""
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+def model_of(request: Request, *, ignore: Ignored = NOTHING) -> SourceModel:
+    """Return the model that a recipe makes, computed as it is read. Raises MconvError on what cannot be merged."""
+    recipe = request.recipe
+    check_tokenizer(recipe)
+    models = {one: _open(request.places[str(one)], ignore) for one in recipe.models}
+    first = recipe.base_of(recipe.slices[0]) or recipe.models[0]
+    model = models[first]
+    check_alike(models, model, request.allowed)
+    lined = lineup(recipe, {name: one.spec.num_layers for name, one in models.items()})
+    before = {name: _states(one.source) for name, one in models.items()}
+    blend = Blend(
+        recipe=recipe, lineup=lined, sources={name: one.source for name, one in models.items()}, family=model.family,
+        spec=dataclasses.replace(model.spec, num_layers=len(lined.layers)), seed=request.seed,
+        out_dtype=DTYPES[request.dtype].name if request.dtype else None, made_of=[request.document],
+        unchanged=lambda name: _check_unchanged(models[name], before[name]),
+    )  # fmt: skip
+    _check_zero(models)
+    return SourceModel(
+        source=blend, derived=True, path=model.path, format=model.format, dialect=model.dialect, layout=model.layout,
+        notes=tuple(dict.fromkeys(note for one in models.values() for note in one.notes)),
+        manifest={"ancestors": _ancestors(models), "copies": model.copies, "merged_from": _merged_from(request.places)},
+        ignored=joined(*(one.ignored for one in models.values())), kept=partial(_kept, request, blend, models),
+    )  # fmt: skip
+
+
+def _open(place: Place, ignore: Ignored) -> SourceModel:
+    if place.adapter is not None:
+        return adapted.with_base(place.adapter, place.path, ignore=ignore)
+    if peft.is_adapter(place.path) or (place.path.is_dir() and opening.is_lora_run(place.path)):
+        raise FormatError(
+            f"{place.path} is an adapter, not a model; `mconv lora merge {place.path}` makes a model of it and its base, "
+            f"and a recipe names both as BASE+{place.path}"
+        )
+    if not place.path.is_dir():
+        raise FormatError(recognize.explain(place.path))
+    return opening.open_checkpoint(place.path, ignore=ignore)
+
+
+def _check_zero(models: Mapping[Reference, SourceModel]) -> None:
+    """Raise FormatError where a model stores what its architecture has no place for, and that is not zero."""
+    for one in models.values():
+        extra = set(one.source.tensors()) - set(one.family.logicals(one.spec))
+        for tensor in sorted(extra, key=str):
+            from mconv.convert.sources.checks import check_zero
+            from mconv.convert.sources.read import slabs
+
+            for slab in slabs(one.source, tensor):
+                check_zero(one.source, tensor, slab)
+
+
+States = Mapping[Path, tuple[int, int]]
+"""Size and time of change of files."""
+
+
+def _states(source: Source) -> States:
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in source.files()}
+
+
+def _check_unchanged(model: SourceModel, before: States) -> None:
+    try:
+        now = _states(model.source)
+    except OSError as error:
+        raise FormatError(f"{error.filename} is gone, while {model.path} was read; start again") from error
+    if changed := sorted(path for path, state in now.items() if before[path] != state):
+        raise FormatError(f"{changed[0]} has changed while it was read; nothing was written: start again")
+
+
+# ---- what a manifest keeps -------------------------------------------------------------------------------------------
+def _ancestors(models: Mapping[Reference, SourceModel]) -> list[str]:
+    known = [(one.path.resolve(), (one.manifest or {}).get("ancestors", [])) for one in models.values()]
+    return list(dict.fromkeys(str(path / name) for path, names in known for name in (*names, ".")))
+
+
+def _merged_from(places: Mapping[str, Place]) -> dict[str, str]:
+    found = {f"{MODEL}{name}": str(place.path.resolve()) for name, place in places.items()}
+    return found | {f"{ADAPTER}{n}": str(place.adapter.resolve()) for n, place in places.items() if place.adapter}
+
+
+def _kept(request: Request, blend: Blend, models: Mapping[Reference, SourceModel]) -> dict[str, Any]:
+    """Return what the manifest keeps of a blend, once all is read. Raises FormatError if a model has changed."""
+    sources = {}
+    for name, model in models.items():
+        found = digests_of(blend, name)
+        told = recorded(model.path, model.manifest)
+        if told.algorithm == ALGORITHM and not model.derived:
+            check_digests(model.path, told.digests, found)
+        origin = (model.manifest or {}).get("source", {}).get("name") or model.name
+        sources[str(name)] = {"from": origin, "format": model.format, "digest": combined(found), "digests": found}
+    record = {"recipe": request.document, "seed": request.seed, "dtype": request.dtype, "allowed": list(request.allowed)}
+    return {KEY: record | {"sources": sources}}
+
+
+def used(blend: Blend, name: Reference) -> list[Logical]:
+    """Return the tensors of a model that a blend reads."""
+    inputs = (inputs for group in blend.tensors_of.values() for inputs in group[0].inputs)
+    return list(dict.fromkeys(logical for model, logical in inputs if model == name))
+
+
+def digests_of(blend: Blend, name: Reference, only: Collection[Logical] | None = None) -> dict[str, str]:
+    """Return the digests of a model's tensors that a blend reads (or `only` these); what it has not read is read now."""
+    wanted = used(blend, name) if only is None else only
+    found = {str(logical): blend.read[name, logical] for logical in wanted if (name, logical) in blend.read}
+    if missing := {str(logical) for logical in wanted} - found.keys():
+        from mconv.convert.sources.read import digests
+
+        found |= digests(blend.sources[name], allow_nonfinite=True, only=missing).stored
+    return dict(sorted(found.items()))
+
+
+def request_of(made: Mapping[str, Any], folder: Path) -> Request:
+    """Return the request that a manifest keeps. Raises MconvError where it is damaged, or a model is gone."""
+    record = made[KEY]
+    places = made.get("merged_from", {})
+    where = {name: folder.resolve() / path for name, path in places.items()}
+    if gone := sorted(str(path) for path in where.values() if not path.is_dir()):
+        raise MconvError(f"{folder} is a blend, and {' and '.join(gone)} is not there any more")
+    names = [name.removeprefix(MODEL) for name in places if name.startswith(MODEL)]
+    try:
+        return Request(
+            document=record["recipe"], seed=int(record["seed"]), dtype=record["dtype"], allowed=tuple(record["allowed"]),
+            places={name: Place(where[MODEL + name], where.get(ADAPTER + name)) for name in names},
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{folder}: its mconv.json does not say whole what it is a blend of ({error!r})") from error
+
+
+def passed(model: SourceModel) -> Ignored:
+    """Return the names that were let pass when a model was made."""
+    return ignored(args=model.ignored.get("args", {}), config_keys=model.ignored.get("config_keys", {}))

@@ -1,0 +1,241 @@
+"""A blend as a source: logical tensors that are merged as they are pulled, each from its Hugging Face tensors.
+
+Statistics are of a Hugging Face tensor (q, k and v apart; gate and up apart), whatever fuses them in the models that are
+read or in what is written.
+"""
+
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mconv.convert.blend.document import Reference
+from mconv.convert.blend.lineup import Lineup
+from mconv.convert.blend.member import start_of
+from mconv.convert.blend.recipe import Recipe
+from mconv.convert.blend.tensors import Merged, tensors_of
+from mconv.convert.folders.digests import ALGORITHM, ALGORITHMS
+from mconv.convert.formats.dtype import BY_NAME, DType, of_torch
+from mconv.convert.sources.source import Slab as Pulled
+from mconv.convert.sources.source import Source, dims_of, dtype_of
+from mconv.convert.spelling.table import Family, Logical, Stored
+from mconv.errors import FormatError
+from mconv.shard.axes import Box, intersect, lengths, volume, whole, within
+from mconv.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from mconv.convert.blend.slabs import Kernel, Merge, Slab
+    from mconv.convert.sources.scratch import Scratch
+
+RUN = 1 << 18
+"""Elements that are merged at once, or a row if that is longer. Another number changes no bit of the result."""
+
+
+class Lane(threading.local):
+    """What one thread keeps while it goes through one logical tensor."""
+
+    def __init__(self) -> None:
+        self.logical: Logical | None = None
+        self.kernels: dict[str, Kernel] = {}
+        self.whole: dict[str, torch.Tensor] = {}
+        """Merged tensors that are asked for in another order than their own."""
+        self.hashes: list[Any] = []
+        self.position = 0
+        """Elements of the logical tensor that were hashed, from its first on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blend:
+    """The tensors that a recipe makes of those of several models."""
+
+    recipe: Recipe
+    lineup: Lineup
+    sources: Mapping[Reference, Source]
+    family: Family
+    spec: ModelSpec
+    seed: int = 0
+    out_dtype: str | None = None
+    """Element type of the result, where it is neither the recipe's nor the models'."""
+    made_of: list[Any] = field(default_factory=list)
+    """JSON values that say the recipe, for `fingerprint`."""
+    unchanged: Callable[[Reference], None] = lambda _: None
+    """Raises if a model's files are others than when it was opened."""
+    tensors_of: Mapping[Logical, tuple[Merged, ...]] = field(init=False)
+    """The Hugging Face tensors of each logical tensor."""
+    read: dict[tuple[Reference, Logical], str] = field(default_factory=dict, init=False)
+    """Digests of what was read to its end."""
+    lane: Lane = field(default_factory=Lane, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tensors_of", tensors_of(self.recipe, self.lineup, self.family, self.spec))
+
+    # ---- what it is --------------------------------------------------------------------------------------------------
+    @property
+    def label(self) -> str:
+        return f"the blend of {', '.join(map(str, self.sources))}"
+
+    def tensors(self) -> Collection[Logical]:
+        return self.tensors_of.keys()
+
+    def dtypes(self, tensor: Logical) -> Collection[DType]:
+        named = self.out_dtype or self.recipe.out_dtype or self.recipe.dtype
+        return {BY_NAME[named] if named else self._narrowest(tensor)}
+
+    def _narrowest(self, tensor: Logical) -> DType:
+        """Return the narrowest type that holds a tensor of every model."""
+        inputs = self._inputs(tensor)
+        kinds = {kind for source, logical in inputs for kind in source.dtypes(logical)}
+        if len(kinds) == 1:
+            return kinds.pop()
+        from mconv.convert.blend.arithmetic import working_dtype
+
+        return of_torch(working_dtype(None, [dtype_of(*one) for one in inputs]))
+
+    def pieces(self, tensor: Logical) -> Sequence[Stored]:
+        source, logical = self._inputs(tensor)[0]
+        return source.pieces(logical)
+
+    def conflicts(self, tensor: Logical, slab: Pulled) -> Iterable[tuple[Stored, Stored]]:
+        """Raise CopiesDiffer where copies of one model's tensor differ: a blend has none itself."""
+        from mconv.convert.sources.checks import check_copies_of
+
+        for source, logical in self._inputs(tensor):
+            check_copies_of(source, logical, slab)
+        return ()
+
+    def files(self) -> Collection[Path]:
+        return {path for source in self.sources.values() for path in source.files()}
+
+    def fingerprint(self) -> list[Any]:
+        own = [self.made_of, self.seed, self.out_dtype]
+        return [*own, *([str(name), source.fingerprint()] for name, source in self.sources.items())]
+
+    def _inputs(self, tensor: Logical) -> list[tuple[Source, Logical]]:
+        return [(self.sources[name], logical) for name, logical in self.tensors_of[tensor][0].inputs]
+
+    # ---- merging -----------------------------------------------------------------------------------------------------
+    def pull(self, tensor: Logical, box: Box, scratch: "Scratch | None" = None) -> "torch.Tensor":
+        """Return a box of a merged tensor. What a thread pulls of one tensor box by box takes its statistics once."""
+        import torch
+
+        lane = self._begin(tensor)
+        inputs = [source.pull(logical, box) for source, logical in self._inputs(tensor)]
+        self._hash(tensor, box, inputs)
+        (kind,) = self.dtypes(tensor)
+        out = torch.empty(lengths(box), dtype=getattr(torch, kind.name))
+        for merged in self.tensors_of[tensor]:
+            both = intersect(merged.member.box, box)
+            if both is not None:
+                parts = [values[within(both, box)] for values in inputs]
+                out[within(both, box)] = self._made(lane, merged, both, parts)
+        return out
+
+    def _begin(self, tensor: Logical) -> Lane:
+        lane = self.lane
+        if lane.logical != tensor:
+            lane.logical, lane.kernels, lane.whole, lane.hashes, lane.position = tensor, {}, {}, [], 0
+            self._check_unchanged(tensor)
+        return lane
+
+    def _check_unchanged(self, tensor: Logical) -> None:
+        for name, _ in self.tensors_of[tensor][0].inputs:
+            self.unchanged(name)
+
+    def _made(self, lane: Lane, merged: Merged, box: Box, inputs: list["torch.Tensor"]) -> "torch.Tensor":
+        """Return a box that lies in one Hugging Face tensor."""
+        member, name = merged.member, merged.member.name
+        if name not in lane.kernels:
+            lane.kernels[name] = self.kernel(merged)
+            self._check_unchanged(member.stored.logical)
+        start, row = member.start_of(box), member.shape[-1]
+        if start is not None and not (start % row or volume(box) % row):
+            flat = [member.flat(values) for values in inputs]
+            return member.as_box(_in_runs(lane.kernels[name], start, flat, row), box)
+        if name not in lane.whole:  # Hugging Face has it in another order (GPT-2)
+            lane.whole[name] = member.as_box(self._whole(lane.kernels[name], merged), member.box)
+        return lane.whole[name][within(box, member.box)]
+
+    def _whole(self, kernel: "Kernel", merged: Merged) -> "torch.Tensor":
+        import torch
+
+        return torch.cat([kernel(slab) for slab in self.slabs(merged)])
+
+    def kernel(self, merged: Merged) -> "Kernel":
+        """Return the function that merges any run of whole rows of a tensor, its statistics taken."""
+        from mconv.convert.blend.arithmetic import kernel
+
+        return kernel(self.recipe.method.name, self.merge(merged), partial(self.slabs, merged))
+
+    def merge(self, merged: Merged) -> "Merge":
+        """Return what a tensor is merged by."""
+        import torch
+
+        from mconv.convert.blend.arithmetic import working_dtype
+        from mconv.convert.blend.slabs import Merge
+
+        kinds = [dtype_of(self.sources[name], logical) for name, logical in merged.inputs]
+        kinds += [getattr(torch, self.out_dtype)] if self.out_dtype else []
+        bound, member = merged.bound, merged.member
+        return Merge(
+            name=member.name, shape=member.shape, dtype=working_dtype(self.recipe.dtype, kinds), shared=bound.shared,
+            inputs=bound.inputs, base=bound.base, seed=self.seed,
+        )  # fmt: skip
+
+    def slabs(self, merged: Merged) -> Iterator["Slab"]:
+        """Yield a tensor of every model in runs of whole rows."""
+        import torch
+
+        from mconv.convert.blend.slabs import Slab
+
+        member = merged.member
+        step = max(1, RUN // member.shape[-1]) * member.shape[-1]
+        for start in range(0, member.numel, step):
+            boxes = list(member.boxes(start, min(start + step, member.numel)))
+            yield Slab(
+                start,
+                tuple(
+                    torch.cat([member.flat(self.sources[name].pull(logical, box)) for box in boxes])
+                    for name, logical in merged.inputs
+                ),
+            )
+
+    # ---- what was read -----------------------------------------------------------------------------------------------
+    def _hash(self, tensor: Logical, box: Box, inputs: list["torch.Tensor"]) -> None:
+        """Go on with the digests of the models' tensors, if a box follows the one before."""
+        from mconv.convert.formats.mapped import bytes_of
+
+        lane, dims = self.lane, dims_of(self, tensor)
+        start = start_of(box, whole(dims), range(len(dims)))
+        if start == 0:
+            lane.hashes, lane.position = [ALGORITHMS[ALGORITHM]() for _ in inputs], 0
+        if start != lane.position or not lane.hashes:
+            return
+        for digest, values in zip(lane.hashes, inputs, strict=True):
+            digest.update(bytes_of(values.contiguous()))
+        lane.position += volume(box)
+        if lane.position == prod(dims):
+            self._check_unchanged(tensor)
+            for key, digest in zip(self.tensors_of[tensor][0].inputs, lane.hashes, strict=True):
+                self._note(key, digest.hexdigest())
+
+    def _note(self, key: tuple[Reference, Logical], digest: str) -> None:
+        if self.read.setdefault(key, digest) != digest:
+            raise FormatError(f"{key[0]}: {key[1]} has changed while it was read; nothing was kept: start again")
+
+
+def _in_runs(kernel: "Kernel", start: int, inputs: list["torch.Tensor"], row: int) -> "torch.Tensor":
+    """Return a merged run, made in shorter ones that stay in the processor's cache."""
+    import torch
+
+    from mconv.convert.blend.slabs import Slab
+
+    size, step = len(inputs[0]), max(1, RUN // row) * row
+    if size <= step:
+        return kernel(Slab(start, tuple(inputs)))
+    runs = ((at, tuple(values[at : at + step] for values in inputs)) for at in range(0, size, step))
+    return torch.cat([kernel(Slab(start + at, values)) for at, values in runs])
