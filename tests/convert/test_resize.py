@@ -303,7 +303,7 @@ WRONG = [
     ("--tokens a --init median", "not one of mean, normal, zeros, subword-mean, copy:TOKEN"),
     ("--tokenizer nowhere", "nowhere"),
     ("--vocab-size 160 --tp 2", "tp and pp do not apply"),
-    ("--vocab-size 160 --source-vocab-size 151", "its config knows its vocabulary"),
+    ("--vocab-size 160 --source-vocab-size 151", "no iterations and no dialect"),
 ]
 
 
