@@ -185,7 +185,7 @@ def _found(path: Path) -> Path:
 
 
 def _name(request: "Request", *, format: str, dtype: str | None, tp: int, pp: int) -> str:
-    """What to call a blend where nobody says."""
+    """Return the default name of a blend."""
     first = next(iter(request.places.values())).path
     own = f"{naming.stem(choose.called_path(first))}-{request.document['merge_method']}"
     return naming.hugging_face(own, dtype=dtype) if format == "hf" else naming.megatron(own, format=format, tp=tp, pp=pp)

@@ -1,7 +1,7 @@
 """`mconv lora extract`: a PEFT adapter from the difference of two models."""
 
 import json as jsonlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ def extract(
     """Make a PEFT adapter of what a finetune has changed: TUNED - BASE, linear by linear, at a low rank.
 
     Each model may be in any format and layout. The adapter has the leading singular triplets of each linear's difference;
-    what that keeps is told by module and by layer. Merged into BASE again it gives TUNED's linears to the error told.
+    what that keeps is reported by module and by layer. Merged into BASE again it gives TUNED's linears to the error told.
 
     Parameters
     ----------
@@ -63,31 +63,57 @@ def extract(
     dry_run
         Say what would be done and what memory that needs; write nothing.
     """
-    tuned, base = o.checkpoint(tuned), o.checkpoint(base)
     from mconv.convert.checkpoint.open import open_checkpoint
-    from mconv.convert.extraction import extract as extraction
 
-    out = out or Path(f"{choose.called_path(tuned)}-adapter")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MconvError(f"{out} exists and is not empty; name another folder")
-    one, two = (open_checkpoint(path, ignore=ignoring.names) for path in (tuned, base))
-    wanted = target_modules.split(",") if target_modules else None
-    what = extraction.plan(one, two, rank=rank, energy=energy, targets=wanted, seed=seed)
-    for note in dict.fromkeys([*one.notes, *two.notes]):
-        choose.say(f"note: {note}")
-    choose.say(needs(what))
-    facts: dict[str, Any] = {"out": str(out), "written": not dry_run, "modules": len(what.modules), "rank": rank}
-    facts |= {"targets": list(what.linears), "peak_bytes": what.peak_bytes}
+    tuned, base = o.checkpoint(tuned), o.checkpoint(base)
+    out = _free(out or Path(f"{choose.called_path(tuned)}-adapter"))
+    models = [open_checkpoint(path, ignore=ignoring.names) for path in (tuned, base)]
+    what = _planned(models, rank=rank, energy=energy, targets=target_modules, seed=seed)
+    facts = _facts(what, out, rank=rank, written=not dry_run)
     if not dry_run:
-        kept, left = _carry_out(what, out, base=base_model or _called(two), resume=resume)
-        facts |= {**extraction.summary(kept), "layers": extraction.by_layer(what, kept)}
-        facts |= {"kept": [asdict(each) for each in kept], "left_out": [asdict(each) for each in left]}
+        facts |= _result(what, *_carry_out(what, out, base=base_model or _called(models[1]), resume=resume))
     if json:
         print(jsonlib.dumps(facts, indent=1))
         return
     print("\n".join(_lines(facts)))
     if not dry_run:
         choose.next_command("lora", "merge", out, "--base", base)
+
+
+def _free(out: Path) -> Path:
+    """Return the folder to make. Raises MconvError if something is there already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MconvError(f"{out} exists and is not empty; name another folder")
+    return out
+
+
+def _planned(
+    models: "Sequence[SourceModel]", *, rank: int, energy: float | None, targets: str | None, seed: int
+) -> "Extraction":
+    """Plan an extraction from the tuned model and its base; print what had to be assumed, and the memory it needs."""
+    from mconv.convert.extraction import extract as extraction
+
+    tuned, base = models
+    wanted = targets.split(",") if targets else None
+    what = extraction.plan(tuned, base, rank=rank, energy=energy, targets=wanted, seed=seed)
+    for note in dict.fromkeys([*tuned.notes, *base.notes]):
+        choose.say(f"note: {note}")
+    choose.say(needs(what))
+    return what
+
+
+def _facts(what: "Extraction", out: Path, *, rank: int, written: bool) -> dict[str, Any]:
+    """Return what is known of an extraction before it is done, in JSON values."""
+    asked = {"out": str(out), "written": written, "modules": len(what.modules), "rank": rank}
+    return asked | {"targets": list(what.linears), "peak_bytes": what.peak_bytes}
+
+
+def _result(what: "Extraction", kept: "list[Kept]", left: "list[LeftOut]") -> dict[str, Any]:
+    """Return what an extraction kept of the difference, in JSON values: in all, by layer, by module."""
+    from mconv.convert.extraction import extract as extraction
+
+    facts = {**extraction.summary(kept), "layers": extraction.by_layer(what, kept)}
+    return facts | {"kept": [asdict(each) for each in kept], "left_out": [asdict(each) for each in left]}
 
 
 def _carry_out(what: "Extraction", out: Path, *, base: str, resume: bool) -> "tuple[list[Kept], list[LeftOut]]":

@@ -39,7 +39,7 @@ class Member:
 
     @property
     def name(self) -> str:
-        """What Hugging Face calls it."""
+        """Return its name in Hugging Face."""
         return self.stored.key
 
     @property

@@ -29,7 +29,7 @@ class Found:
 
     @property
     def taken(self) -> int:
-        """How many of the equal elements are among the largest."""
+        """Return the number of the equal elements that are among the largest."""
         return self.count - self.above
 
 

@@ -39,7 +39,7 @@ class Request:
 
     @property
     def title(self) -> str:
-        """What to call it in a card: its method and its models."""
+        """Return its name in a card: the method and the models."""
         return f"{self.document['merge_method']} of {', '.join(self.places)}"
 
 
