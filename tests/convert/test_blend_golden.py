@@ -16,7 +16,10 @@ from mconv.convert.blend import reference
 from mconv.convert.blend.recipe import read
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "mergekit"
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden merges are not beside this checkout")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden merges are not beside this checkout"),
+]
 EXACT = [
     "linear", "linear-bf16", "passthrough", "task_arithmetic", "ties", "breadcrumbs", "breadcrumbs_ties", "arcee_fusion",
     "nearswap",

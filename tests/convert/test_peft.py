@@ -237,7 +237,7 @@ CONTRADICTIONS = {
     "layers of a pattern": ({"target_modules": ".*q_proj", "layers_to_transform": [0]}, "PEFT refuses both"),
     "alphas of two PEFTs": (
         {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"0.self_attn.q_proj": 3}},
-        "its alpha is 3 as PEFT reads alpha_pattern since 0.14, and 8 as before",
+        "its alpha is 3 as PEFT reads alpha_pattern since 0.14, and 8 as earlier ones read it",
     ),
     "no bias": ({"bias": "all"}, "q_proj.bias: bias is 'all'"),
 }

@@ -15,6 +15,8 @@ from mconv.convert.extraction import svd
 from mconv.convert.sources.unfused import boxes
 from mconv.verify import angles, diff
 
+pytestmark = pytest.mark.once
+
 SMALL = {"num_hidden_layers": 2}
 Q, K = "model.layers.1.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"
 
