@@ -14,7 +14,7 @@ class ConfigError(MconvError):
 
 
 class AmbiguousCheckpoint(ConfigError):
-    """What a checkpoint does not say of itself, or not to be trusted: the user must, or another checkpoint can."""
+    """A fact that a checkpoint does not state, or not reliably: the user must give it, or another checkpoint can."""
 
 
 class LayoutError(MconvError):

@@ -100,7 +100,7 @@ def blend(
     format
         Format of the result.
     dialect
-        The program to write an mp_rank checkpoint for: its tensor names and row request. Default: mcore.
+        The program to write an mp_rank checkpoint for: its tensor names and row order. Default: mcore.
     max_shard_size
         Largest safetensors file, in GB.
     dtype
@@ -120,12 +120,10 @@ def blend(
 
     out = out or Path(_name(request, format=format, tp=tp, pp=pp, dtype=dtype))
     requests.check_out(request, out)
-    if not 0 < max_shard_size < float("inf"):
-        raise MconvError(f"--max-shard-size is {max_shard_size}; it must be a positive number of GB")
     made = plan.make(
         models_of.model_of(request, ignore=ignoring.names), out, format=format, tp=tp, pp=pp,
         vocab_multiple=make_vocab_size_divisible_by, dialect=dialect, overwrite=overwrite, resume=resume,
-        shard_bytes=max(1, int(max_shard_size * 1e9)), side_folder=tokenizer and o.side_folder(tokenizer),
+        shard_bytes=o.shard_bytes(max_shard_size), side_folder=tokenizer and o.side_folder(tokenizer),
         origin=request.title, check_room=not show.dry_run,
     )  # fmt: skip
     run_plan(made, "blend", show=show, allow_nonfinite=allow_nonfinite)
@@ -188,4 +186,4 @@ def _name(request: "Request", *, format: str, dtype: str | None, tp: int, pp: in
     """Return the default name of a blend."""
     first = next(iter(request.places.values())).path
     own = f"{naming.stem(choose.called_path(first))}-{request.document['merge_method']}"
-    return naming.hugging_face(own, dtype=dtype) if format == "hf" else naming.megatron(own, format=format, tp=tp, pp=pp)
+    return naming.made(own, format=format, dtype=dtype, tp=tp, pp=pp)

@@ -156,9 +156,7 @@ def meg2hf(
     iterations
         Convert several iterations, `all` or a list (100,200), each to OUT/iter_NNNNNNN. Finished ones are skipped.
     """
-    if not 0 < max_shard_size < float("inf"):
-        raise MconvError(f"--max-shard-size is {max_shard_size}; it must be a positive number of GB")
-    settings = {"shard_bytes": max(1, int(max_shard_size * 1e9)), "side_folder": tokenizer and o.side_folder(tokenizer)}
+    settings = {"shard_bytes": o.shard_bytes(max_shard_size), "side_folder": tokenizer and o.side_folder(tokenizer)}
     source = choose.megatron(checkpoint, "meg2hf")
 
     def export(iteration: int | None, where: Path | None, fingerprint: str | None = None) -> None:

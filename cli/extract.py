@@ -66,7 +66,7 @@ def extract(
     from mconv.convert.checkpoint.open import open_checkpoint
 
     tuned, base = o.checkpoint(tuned), o.checkpoint(base)
-    out = _free(out or Path(f"{choose.called_path(tuned)}-adapter"))
+    out = o.unused(out or Path(f"{choose.called_path(tuned)}-adapter"))
     models = [open_checkpoint(path, ignore=ignoring.names) for path in (tuned, base)]
     what = _planned(models, rank=rank, energy=energy, targets=target_modules, seed=seed)
     facts = _facts(what, out, rank=rank, written=not dry_run)
@@ -78,13 +78,6 @@ def extract(
     print("\n".join(_lines(facts)))
     if not dry_run:
         choose.next_command("lora", "merge", out, "--base", base)
-
-
-def _free(out: Path) -> Path:
-    """Return the folder to make. Raises MconvError if something is there already."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MconvError(f"{out} exists and is not empty; name another folder")
-    return out
 
 
 def _planned(

@@ -38,9 +38,8 @@ def export(
     found = adapted.open_run(run, iteration)
     named = base or base_name.of_run(found.folder, found.base)
     where = found.folder
-    out = out or Path(naming.adapter(choose.called_path(where), iteration=choose.iteration_of(where)))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MconvError(f"{out} exists and is not empty; name another folder")
+    own = naming.adapter(choose.called_path(where), iteration=choose.iteration_of(where))
+    out = o.unused(out or Path(own))
     from mconv.convert.checkpoint import adapter_folder as peft_adapter
 
     peft_adapter.write(found.adapter, out, base=named)
@@ -122,4 +121,4 @@ def _name(adapter: Path, iteration: int | None, *, format: str, dtype: str | Non
     if not peft.is_adapter(adapter) and adapter.is_dir():
         adapter = opening.iteration_folder(adapter, iteration)
     own = naming.merged(choose.called_path(adapter), iteration=choose.iteration_of(adapter))
-    return naming.hugging_face(own, dtype=dtype) if format == "hf" else naming.megatron(own, format=format, tp=tp, pp=pp)
+    return naming.made(own, format=format, dtype=dtype, tp=tp, pp=pp)

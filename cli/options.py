@@ -234,6 +234,20 @@ def tokenizer(path: Path) -> Path:
     return tokenizer_folder(local(path))
 
 
+def unused(out: Path) -> Path:
+    """Return the folder to make. Raises MconvError if something is there already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MconvError(f"{out} exists and is not empty; name another folder")
+    return out
+
+
+def shard_bytes(gigabytes: float) -> int:
+    """Return the largest size of a safetensors file that --max-shard-size allows. Raises MconvError."""
+    if not 0 < gigabytes < float("inf"):
+        raise MconvError(f"--max-shard-size is {gigabytes}; it must be a positive number of GB")
+    return max(1, int(gigabytes * 1e9))
+
+
 def local(path: Path) -> Path:
     """Return the path itself, or the folder of a repository ORG/NAME that is in the Hub's cache."""
     from mconv.convert.folders import unfinished

@@ -37,7 +37,7 @@ RUN = 1 << 18
 
 
 class Lane(threading.local):
-    """What one thread keeps while it goes through one logical tensor."""
+    """State of one thread while it goes through one logical tensor."""
 
     def __init__(self) -> None:
         self.logical: Logical | None = None

@@ -31,7 +31,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """What the adapter of one linear keeps of the linear's difference."""
+    """Share of a linear's difference that its adapter keeps."""
 
     module: str
     shape: tuple[int, int]
@@ -55,7 +55,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extraction:
-    """What is to be extracted: everything that can be known before a weight is read."""
+    """Plan of an extraction: everything that can be known before a weight is read."""
 
     tuned: SourceModel
     base: SourceModel

@@ -33,6 +33,11 @@ def hugging_face(name: str, *, iteration: int | None = None, dtype: str | None =
     return "-".join([stem(name, iteration=iteration), "hf", *([dtype] if dtype else [])])
 
 
+def made(name: str, *, format: str, dtype: str | None, tp: int, pp: int) -> str:
+    """Return the name of a model made in either kind of format; a Megatron root's leaves the dtype out."""
+    return hugging_face(name, dtype=dtype) if format == "hf" else megatron(name, format=format, tp=tp, pp=pp)
+
+
 def merged(name: str, *, iteration: int | None = None) -> str:
     """Return what to call an adapter's merge, before its format and layout: NAME-iter_500-merged."""
     return f"{stem(name, iteration=iteration)}-merged"
