@@ -161,7 +161,7 @@ def instruct(
 
 def _check(sources: tuple[Path, ...], prefix: Path) -> None:
     """Refuse unusable sources and outputs before anything large is imported."""
-    from mconv.train.data.text import check_installed
+    from mconv.train.data.reading.formats import check_installed
 
     if not sources:
         raise MconvError("give at least one file to read")

@@ -9,7 +9,7 @@ import pytest
 
 from mconv import extras
 from mconv.errors import MconvError
-from mconv.train.data import text
+from mconv.train.data.reading import formats
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -54,7 +54,7 @@ def test_what_a_command_asks_for_is_in_the_extra_that_it_names():
                 asked |= {(names[0], module) for module in names[1:] or extras.EXTRAS[names[0]]}
     assert {("train", "psutil"), ("data", "transformers"), ("hub", "huggingface_hub"), ("plot", "matplotlib")} <= asked
     assert [pair for pair in asked if pair[1] not in extras.EXTRAS[pair[0]]] == []
-    assert {*text.READERS.values()} <= {*extras.EXTRAS["data"]}
+    assert formats.packages() <= {*extras.EXTRAS["data"]}
 
 
 def test_a_plain_install_has_none_of_them():

@@ -207,6 +207,15 @@ def texts() -> list[str]:
     ]
 
 
+def documents(path: Path, key: str = "text", bad: Any = None) -> list[Any]:
+    """Texts of a file; what `bad` makes of a bad record (default: it is raised)."""
+    from mconv.train.data.bad_records import BadRecord, stop
+    from mconv.train.data.reading.formats import batches
+
+    found = [record for batch in batches(path, [key]) for record in batch.texts([key])]
+    return [(bad or stop)(value, at) if isinstance(value, BadRecord) else value[0] for at, value in found]
+
+
 def train_data(folder: Path) -> Path:
     """Prefix of tokenized text."""
     import json

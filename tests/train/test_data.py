@@ -5,9 +5,7 @@ import gzip
 import json
 import lzma
 import os
-import pickle
 import sys
-from functools import partial
 from pathlib import Path
 
 import jobs
@@ -17,7 +15,6 @@ import torch
 
 from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.train.data.record import read_record
-from mconv.train.data.text import documents
 from mconv.train.data.tokenize import tokenize
 
 GOLDEN = Path(__file__).parents[3] / "shared/golden/datatrove/tokenize"
@@ -68,32 +65,45 @@ def test_marks_are_as_asked(tokenizer, source, tmp_path):
 
 
 def test_output_does_not_depend_on_compression_or_batches(tokenizer, source, tmp_path, monkeypatch):
-    from mconv.train.data import pool
+    from mconv.train.data.reading import lines
 
     (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(source.read_bytes()))
     (tmp_path / "t.jsonl.xz").write_bytes(lzma.compress(source.read_bytes()))
     tokenize([source], tmp_path / "a", tokenizer=tokenizer)
-    monkeypatch.setattr(pool, "BATCH", 2)
+    monkeypatch.setattr(lines, "BLOCK", 50)
     for name, path in [("b", source), ("c", tmp_path / "t.jsonl.gz"), ("d", tmp_path / "t.jsonl.xz")]:
         tokenize([path], tmp_path / name, tokenizer=tokenizer)
         for suffix in (".bin", ".idx"):
             assert (tmp_path / f"{name}{suffix}").read_bytes() == (tmp_path / f"a{suffix}").read_bytes()
 
 
-def test_workers_keep_the_order_and_batches_are_bounded(tokenizer, monkeypatch):
-    from mconv.train.data import pool
-    from mconv.train.data.tokenize import _encode
+def test_workers_keep_the_order():
+    from mconv.train.data.pool import in_order
 
-    monkeypatch.setattr(pool, "BATCH", 30)
-    monkeypatch.setattr(pool, "FULL", 100)
     items = [[n] * (1 + 60 * (n % 5 == 0)) for n in range(40)]
     # what a process that has not imported us can do, since starting it is to be quick
-    assert list(pool.in_batches(items, list, workers=2, letters=len)) == items
-    sizes = []
-    list(pool.in_batches(items, lambda batch: sizes.append(sum(map(len, batch))) or batch, workers=1, letters=len))
-    assert max(sizes) < 100 + 61 and len(sizes) < 20
-    encode = partial(_encode, folder=tokenizer, bos=None, eos=2)
-    assert pickle.loads(pickle.dumps(encode))(["the end"]) == encode(["the end"])
+    assert list(in_order(items, list, workers=2)) == items
+
+
+@pytest.mark.parametrize("block, longest", [(1, 99), (2, 99), (7, 5), (30, 9), (1000, 9), (9, 9)])
+def test_blocks_are_whole_lines_whatever_their_size(block, longest, tmp_path, monkeypatch):
+    """Held to str.split: every line once, with its number, and what is too long is told and passed over."""
+    from mconv.train.data.reading import lines
+
+    monkeypatch.setattr(lines, "BLOCK", block)
+    monkeypatch.setattr(lines, "LONGEST", longest)
+    path = tmp_path / "d.txt"
+    text = "ab\n\n \ncdefgh\r\n" + "x" * 40 + "\n\x0b\nend"
+    path.write_text(text)
+    batches = list(lines.text_lines(path, None))
+    found = {at.line: value for batch in batches for at, value in batch.texts(["a", "b"])}
+    wanted = {n: line for n, line in enumerate(text.split("\n"), 1) if line.strip()}
+    assert found.keys() == wanted.keys() and sum(batch.size for batch in batches) == len(text)
+    for number, line in wanted.items():
+        if isinstance(found[number], tuple):
+            assert found[number] == (line.strip(),) * 2 and len(line) <= longest
+        else:
+            assert found[number].kind == "too long" and len(line) >= longest - 1
 
 
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="golden data is not here")
@@ -157,9 +167,9 @@ def test_every_container_holds_the_same_documents(suffix, tmp_path):
         path.write_bytes(pytest.importorskip("zstandard").compress(plain))
     else:
         path.write_bytes({".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.xz": lzma.compress}[suffix](plain))
-    assert list(documents(path, key="text")) == texts
+    assert jobs.documents(path, key="text") == texts
     with pytest.raises(FormatError, match="body"):
-        list(documents(path, key="body"))
+        jobs.documents(path, key="body")
 
 
 def test_a_file_that_ends_too_early_is_refused(tmp_path, monkeypatch):
@@ -167,25 +177,25 @@ def test_a_file_that_ends_too_early_is_refused(tmp_path, monkeypatch):
     zstandard, parquet = pytest.importorskip("zstandard"), pytest.importorskip("pyarrow.parquet")
     path, line = tmp_path / "d.txt.zst", b"twelve bytes\n"
     path.write_bytes(zstandard.compress(line * 3) * 2 + b"\x50\x2a\x4d\x18\x02\x00\x00\x00ab")  # frames, one without text
-    assert len(list(documents(path, key="text"))) == 6
+    assert len(jobs.documents(path, key="text")) == 6
     os.truncate(path, 30)
     with pytest.raises(FormatError, match="ends in the middle of a frame"):
-        list(documents(path, key="text"))
+        jobs.documents(path, key="text")
     table = pytest.importorskip("pyarrow").table({"text": [str(n) * 99 for n in range(500)]})
     parquet.write_table(table, tmp_path / "d.parquet")
     raw = bytearray((tmp_path / "d.parquet").read_bytes())
     raw[40:90] = bytes(50)
     (tmp_path / "d.parquet").write_bytes(raw)
     with pytest.raises(FormatError, match=r"d\.parquet: not a parquet file, or damaged"):
-        list(documents(tmp_path / "d.parquet", key="text"))
+        jobs.documents(tmp_path / "d.parquet", key="text")
     (tmp_path / "notes.txt.jsonl").write_text('{"text": "one"}\n')
-    assert list(documents(tmp_path / "notes.txt.jsonl", key="text")) == ["one"]
-    from mconv.train.data import text
+    assert jobs.documents(tmp_path / "notes.txt.jsonl", key="text") == ["one"]
+    from mconv.train.data.reading import lines
 
-    monkeypatch.setattr(text, "LONGEST", 64)
+    monkeypatch.setattr(lines, "LONGEST", 64)
     (tmp_path / "d.jsonl").write_text(json.dumps({"text": "x" * 64}))
     with pytest.raises(FormatError, match=r"d.jsonl:1: the line is longer"):
-        list(documents(tmp_path / "d.jsonl", key="text"))
+        jobs.documents(tmp_path / "d.jsonl", key="text")
 
 
 def test_overwriting_that_is_killed_leaves_no_old_index_beside_new_text(tokenizer, source, tmp_path, monkeypatch):

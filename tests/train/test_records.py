@@ -18,7 +18,7 @@ from mconv.train.data.claims import LEARNT, MASKED, RECORD, TURN, Keys, Use
 from mconv.train.data.conversation import talk_of
 from mconv.train.data.instruct import Encoding, _tokenize_batch, instruct
 from mconv.train.data.instruction import open_conversations, rows
-from mconv.train.data.text import Raw, documents
+from mconv.train.data.reading.lines import JsonLines
 from mconv.train.data.tokenize import tokenize
 
 CHATML = (
@@ -328,9 +328,9 @@ GOOD = [
 @pytest.fixture
 def mixed(tmp_path, monkeypatch):
     """A file with a good record, each kind of bad one, and another good one; lines are long from 256 letters on."""
-    from mconv.train.data import text
+    from mconv.train.data.reading import lines
 
-    monkeypatch.setattr(text, "LONGEST", 256)
+    monkeypatch.setattr(lines, "LONGEST", 256)
     lines = [GOOD[0], *(line for line, _ in BAD if len(line) < 1000), b"[" * 1000, GOOD[1]]
     path = tmp_path / "s.jsonl.gz"
     path.write_bytes(gzip.compress(b"\n".join(lines)))
@@ -345,12 +345,12 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("batch", [512, 2])
-def test_bad_records_are_left_out_counted_and_listed(way, batch, folder, mixed, tmp_path, monkeypatch):
+@pytest.mark.parametrize("block", [1 << 20, 64])
+def test_bad_records_are_left_out_counted_and_listed(way, block, folder, mixed, tmp_path, monkeypatch):
     """The data is byte for byte that of the good records; an old reject file goes with the data it was beside."""
-    from mconv.train.data import pool
+    from mconv.train.data.reading import lines
 
-    monkeypatch.setattr(pool, "BATCH", batch)
+    monkeypatch.setattr(lines, "BLOCK", block)
     run, names, prefix = WAYS[way]
     made = run([mixed], tmp_path / "d", tokenizer=folder, on_bad_record="skip")
     run([tmp_path / "good.jsonl"], tmp_path / "good", tokenizer=folder)
@@ -396,7 +396,7 @@ def test_rows_of_parquet_are_records(folder, tmp_path):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     cells = arrow.array([b"one", None, b"\xff", b"two"], arrow.binary()).cast(arrow.string(), safe=False)
     parquet.write_table(arrow.table({"text": cells}), tmp_path / "t.parquet")
-    found = list(documents(tmp_path / "t.parquet", key="text", bad=bad_records.skip))
+    found = jobs.documents(tmp_path / "t.parquet", key="text", bad=bad_records.skip)
     assert [found[0], found[3]] == ["one", "two"] and [found[n].kind for n in (1, 2)] == [Kind.NULL, Kind.NOT_UTF8]
     assert found[1].place == RecordLocation(str(tmp_path / "t.parquet"), 2)
     table = arrow.table({"messages": [[ASK, {**TELL, "weight": 0}], [ASK, TELL]], "id": [1, 2]})
@@ -410,13 +410,11 @@ def test_processes_give_the_same(folder):
     how = Encoding(
         folder=folder, template="chatml", keys=Keys(), ignore=frozenset(), bad=bad_records.skip, bos=None, eos=None
     )
-    raws = [
-        Raw(RecordLocation("s", n), line, 9) for n, line in enumerate([b"{}", b'{"question": "a", "answer": "b"}', b"x"])
-    ]
+    batch = JsonLines(file="s", first=1, size=9, block=b'{}\n{"question": "a", "answer": "b"}\nx')
     work = partial(_tokenize_batch, how=how)
-    made = pickle.loads(pickle.dumps(work))(pickle.loads(pickle.dumps(raws)))
+    made = pickle.loads(pickle.dumps(work))(pickle.loads(pickle.dumps(batch)))
     assert [isinstance(item, Rejected) for item in made] == [True, False, True]
-    assert pickle.loads(pickle.dumps(made)) == work(raws)
+    assert pickle.loads(pickle.dumps(made)) == work(batch)
     error = pickle.loads(pickle.dumps(BadRecord(Kind.NULL, "why", RecordLocation("s", 3))))
     assert (error.kind, error.place, str(error)[:9]) == (Kind.NULL, RecordLocation("s", 3), "s:3: why ")
 

@@ -308,7 +308,6 @@ def test_what_a_thread_raises_is_raised():
 @pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".txt.xz", ".txt.zst"])
 def test_a_line_of_text_is_a_document(suffix, tmp_path):
     """C4, C9: one line one document, and as many EOD tokens as documents that are not empty."""
-    from mconv.train.data.text import documents
     from mconv.train.data.tokenize import tokenize
 
     raw = "﻿one two\r\n\n  three\x0bfour\u2028five  \n   \n\tlast".encode()
@@ -317,14 +316,14 @@ def test_a_line_of_text_is_a_document(suffix, tmp_path):
         path.write_bytes(pytest.importorskip("zstandard").compress(raw))
     else:
         path.write_bytes({".txt": bytes, ".txt.gz": gzip.compress, ".txt.xz": lzma.compress}[suffix](raw))
-    assert list(documents(path, key="text")) == ["one two", "three\x0bfour\u2028five", "last"]
+    assert jobs.documents(path, key="text") == ["one two", "three\x0bfour\u2028five", "last"]
     folder = jobs.tokenizer_folder(tmp_path / "tokenizer", jobs.texts())
     record = tokenize([path], tmp_path / "d", tokenizer=folder)
     ids = open_index(tmp_path / "d").tokens[:]
     assert record.documents == 3 and (ids == record.append_eod).sum() == 3
     path.write_bytes(b"\xff\xfe nothing")
     with pytest.raises(FormatError, match=r"lines\.txt"):
-        list(documents(path, key="text"))
+        jobs.documents(path, key="text")
 
 
 def test_another_tokenizer_than_the_checkpoints_is_refused(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 from mconv.train.data.bad_records import BadRecord, Kind
 from mconv.train.data.chat import ROLES, Role, Talk, Turn
 from mconv.train.data.claims import EMPTY, Keys, Use, learnt, record_claims, unknown_fields
-from mconv.train.data.text import in_words, named
+from mconv.train.data.reading.fields import in_words, named
 from mconv.train.data.turns import turn_of
 
 Fields = dict[Use, dict[str, Any]]

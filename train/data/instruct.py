@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +19,13 @@ from mconv.train.data.chat import OWN, Part, Role, Talk, check_template, spelled
 from mconv.train.data.claims import Keys
 from mconv.train.data.conversation import talk_of
 from mconv.train.data.index import with_ending
-from mconv.train.data.pool import BATCH, in_batches
+from mconv.train.data.pool import in_order
+from mconv.train.data.reading.batch import Batch, Record
+from mconv.train.data.reading.fields import unicode
 from mconv.train.data.record import Tokenized, appearing, facts, load_tokenizer
 from mconv.train.data.sources import ROLE, TEXT
 from mconv.train.data.templates import rendered
-from mconv.train.data.text import Raw, parsed, records, unicode
-from mconv.train.data.tokenize import checked, good, highest, marks
+from mconv.train.data.tokenize import checked, good, highest, marks, read
 
 END = 3
 """Tokens at the end of an answer among which the one that ends it is looked for: a template may add a line's end."""
@@ -93,8 +94,7 @@ def instruct(
     listed = with_ending(prefix, f"{TEXT}{REJECTED}")
     with appearing(outputs, maybe=listed, overwrite=overwrite) as parts:
         with closing(Rejects(parts[-1])) as rejects:
-            raws = _raws(sources, bad, rejects)
-            said = in_batches(raws, partial(_tokenize_batch, how=how), workers=workers, letters=lambda raw: raw.size)
+            said = in_order(read(sources, rejects), partial(_tokenize_batch, how=how), workers=workers)
             counts = _write(good(said, rejects), parts, known, progress)
             rejects.check()
         made = Tokenized(**known, **counts, template=template, on_bad_record=on_bad_record, **rejects.facts(listed.name))
@@ -102,48 +102,40 @@ def instruct(
     return made
 
 
-def _raws(sources: Iterable[Path], bad: OnBad, rejects: Rejects) -> Iterator[Raw]:
-    """Yield the records of all sources, counting what is read from each."""
-    for path in sources:
-        for raw in records(path, bad=bad):
-            rejects.records[raw.place.file] += 1
-            yield raw
-
-
-def _tokenize_batch(batch: list[Raw], *, how: Encoding) -> list[TokenizedTalk | Rejected]:
+def _tokenize_batch(batch: Batch, *, how: Encoding) -> list[TokenizedTalk | Rejected]:
     """Return ids and roles of each conversation of a batch; none for one without turns."""
     tokenizer = load_tokenizer(how.folder)
-    read = [_read(raw, how, tokenizer) for raw in batch]
+    records = [*batch.records()]
+    read = [_read(record, how, tokenizer) for record in records]
     texts = ["".join(text for _, text in found[1]) for found in read if not isinstance(found, Rejected)]
     coded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False) if texts else {}
     tokens = zip(coded.get("input_ids", []), coded.get("offset_mapping", []), strict=True)
     special = {*tokenizer.all_special_ids, *(n for n, token in tokenizer.added_tokens_decoder.items() if token.special)}
     made: list[TokenizedTalk | Rejected] = []
-    for raw, found in zip(batch, read, strict=True):
+    for record, found in zip(records, read, strict=True):
         if isinstance(found, Rejected):
             made.append(found)
             continue
         try:
             made.append(_tokenized(*found, *next(tokens), special, how))
         except BadRecord as error:
-            made.append(how.bad(error, raw.place))
+            made.append(how.bad(error, record.place))
     return made
 
 
-def _read(raw: Raw, how: Encoding, tokenizer: Any) -> tuple[Talk, list[Part]] | Rejected:
+def _read(record: Record, how: Encoding, tokenizer: Any) -> tuple[Talk, list[Part]] | Rejected:
     """Return the conversation of a record and the parts of its text, or what is wrong with it."""
-    if isinstance(raw.value, Rejected):
-        return raw.value
     try:
-        record = parsed(raw.value) if isinstance(raw.value, bytes) else raw.value
-        talk = talk_of(record, how.keys, how.ignore)
+        if isinstance(record.value, BadRecord):
+            raise record.value
+        talk = talk_of(record.value, how.keys, how.ignore)
         if how.template == OWN:
             parts = rendered(talk, tokenizer) if talk.turns else []
         else:
             parts = spelled(talk, how.template)
         unicode("".join(text for _, text in parts))
     except BadRecord as error:
-        return how.bad(error, raw.place)
+        return how.bad(error, record.place)
     return talk, parts
 
 
@@ -223,7 +215,7 @@ def _add(
         counts["answer_tokens"] += whose.count(Role.ASSISTANT)
         counts["unended"] += not ended
         counts["excluded"] += excluded
-        if counts["documents"] % BATCH == 0:
+        if counts["documents"] % 512 == 0:
             progress(counts["documents"])
     if not counts["answer_tokens"]:
         why = f", but for {counts['excluded']} that are excluded from the loss" if counts["excluded"] else ""

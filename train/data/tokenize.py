@@ -5,17 +5,19 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mconv.errors import FormatError, MconvError
-from mconv.train.data.bad_records import POLICIES, REJECTED, OnBad, Rejected, Rejects
+from mconv.train.data.bad_records import POLICIES, REJECTED, BadRecord, OnBad, Rejected, Rejects
 from mconv.train.data.index import with_ending
-from mconv.train.data.pool import BATCH, in_batches
+from mconv.train.data.pool import in_order
+from mconv.train.data.reading.batch import Batch
+from mconv.train.data.reading.formats import batches
 from mconv.train.data.record import Tokenized, appearing, facts, load_tokenizer
-from mconv.train.data.text import documents
 
 
 def tokenize(
@@ -44,9 +46,10 @@ def tokenize(
     listed = with_ending(prefix, REJECTED)
     with appearing(outputs, maybe=listed, overwrite=overwrite) as (data, index, record, rejected):
         with closing(Rejects(rejected)) as rejects:
-            texts = _texts(sources, key, bad, rejects)
-            encode = partial(_encode, folder=tokenizer, bos=known["prepend_bos"], eos=known["append_eod"])
-            encoded = good(in_batches(texts, encode, workers=workers, letters=_letters), rejects)
+            encode = partial(
+                _encode, key=key, bad=bad, folder=tokenizer, bos=known["prepend_bos"], eos=known["append_eod"]
+            )
+            encoded = good(in_order(read(sources, rejects, [key]), encode, workers=workers), rejects)
             counts = _write(encoded, data, index, known, progress)
             rejects.check()
         made = Tokenized(**known, **counts, on_bad_record=on_bad_record, **rejects.facts(listed.name))
@@ -63,22 +66,18 @@ def checked(workers: int, on_bad_record: str) -> OnBad:
     return POLICIES[on_bad_record]
 
 
-def _texts(sources: Sequence[Path], key: str, bad: OnBad, rejects: Rejects) -> Iterator[str | Rejected]:
-    """Yield the documents of all sources, counting what is read from each."""
+def read(sources: Sequence[Path], rejects: Rejects, keys: Sequence[str] | None = None) -> Iterator[Batch]:
+    """Yield the batches of all sources, counting the records of each."""
     for path in sources:
-        for text in documents(path, key=key, bad=bad):
-            rejects.records[str(path)] += 1
-            yield text
+        for batch in batches(path, keys):
+            rejects.records[batch.file] += sum(1 for _ in batch.texts([]))
+            yield batch
 
 
-def _letters(text: str | Rejected) -> int:
-    return len(text) if isinstance(text, str) else 0
-
-
-def good(results: Iterable[Any], rejects: Rejects) -> Iterator[Any]:
+def good(results: Iterable[list[Any]], rejects: Rejects) -> Iterator[Any]:
     """Yield what is not rejected; pass the others to `rejects`. Raises FormatError where nothing else was there."""
     found = False
-    for result in results:
+    for result in chain.from_iterable(results):
         if isinstance(result, Rejected):
             rejects.add(result)
         else:
@@ -88,11 +87,14 @@ def good(results: Iterable[Any], rejects: Rejects) -> Iterator[Any]:
         rejects.check()
 
 
-def _encode(batch: list[str | Rejected], *, folder: Path, bos: int | None, eos: int | None) -> list[list[int] | Rejected]:
+def _encode(
+    batch: Batch, *, key: str, bad: OnBad, folder: Path, bos: int | None, eos: int | None
+) -> list[list[int] | Rejected]:
     """Return the ids of each document of a batch, with its marks where it has none; none for an empty document."""
-    texts = [text for text in batch if isinstance(text, str)]
+    found = [bad(value, place) if isinstance(value, BadRecord) else value[0] for place, value in batch.texts([key])]
+    texts = [text for text in found if isinstance(text, str)]
     coded = iter(load_tokenizer(folder)(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [])
-    return [text if isinstance(text, Rejected) else _ended(next(coded), bos, eos) for text in batch]
+    return [text if isinstance(text, Rejected) else _ended(next(coded), bos, eos) for text in found]
 
 
 def _ended(ids: list[int], bos: int | None, eos: int | None) -> list[int]:
@@ -145,7 +147,7 @@ def _add(
         counts["spelled"] += known["append_eod"] in ids[:-1]
         counts["tokens"] += len(ids)
         counts["max_id"] = max(counts["max_id"], largest)
-        if counts["documents"] % BATCH == 0:
+        if counts["documents"] % 512 == 0:
             progress(counts["documents"])
     if not counts["documents"]:
         raise FormatError("no document with text in the input; megatron-core cannot open an empty dataset")

@@ -5,7 +5,7 @@ from typing import Any
 from mconv.train.data.bad_records import BadRecord, Kind
 from mconv.train.data.chat import ROLES, Role, Talk, Turn
 from mconv.train.data.claims import EMPTY, REASONING, TURN_CLAIMS, Use, learnt
-from mconv.train.data.text import in_words
+from mconv.train.data.reading.fields import in_words
 
 NEEDED = "needs a role and a text, under role and content, or from and value"
 
