@@ -3,7 +3,8 @@
 import dataclasses
 import json as jsonlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from mconv import extras
-from mconv.cli import choose
+from mconv.cli import choose, data_progress
 from mconv.cli import options as o
+from mconv.cli.terminal import command
+from mconv.convert.folders.host import cores
 from mconv.errors import MconvError, refuse
-from mconv.train.megatron import gate as core
 
 if TYPE_CHECKING:
     from mconv.train.data.record import Tokenized
@@ -36,7 +38,10 @@ class TokenizeOptions:
     prepend_bos: Annotated[
         bool, Parameter(help="Put the BOS token before each document, unless it begins with it.", negative=())
     ] = False
-    workers: Annotated[int, Parameter(help="Number of processes. The output does not depend on it.")] = 1
+    workers: Annotated[
+        int | None,
+        Parameter(help="Number of processes, one core each. The output does not depend on it. Default: all cores."),
+    ] = None
     on_bad_record: Annotated[
         Literal["stop", "skip"],
         Parameter(
@@ -44,13 +49,34 @@ class TokenizeOptions:
         ),
     ] = "stop"
     overwrite: Annotated[bool, Parameter(help="Replace the output of an earlier run.", negative=())] = False
+    resume: Annotated[
+        bool,
+        Parameter(
+            help="Continue an interrupted run: the same command again, with --resume. Its input must be unchanged.",
+            negative=(),
+        ),
+    ] = False
+    log_interval: Annotated[
+        int | None,
+        Parameter(help="Print Megatron's progress line after so many records. Default: a bar, on a terminal only."),
+    ] = None
     json: Annotated[bool, Parameter(help="Print one JSON object instead of text.", negative=())] = False
 
-    def options(self, what: str) -> dict[str, Any]:
-        """Return the options of the functions behind the commands; a terminal shows the count of `what`."""
-        names = ("prepend_bos", "workers", "on_bad_record", "overwrite")
-        own = {name: getattr(self, name) for name in names}
-        return {**own, "tokenizer": o.tokenizer(self.tokenizer), "progress": _progress(what)}
+    @contextmanager
+    def options(self, sources: Sequence[Path], prefix: Path, what: str) -> Iterator[dict[str, Any]]:
+        """Yield the options of the functions behind the commands, and show how many of `what` are done."""
+        if self.log_interval is not None and self.log_interval < 1:
+            raise MconvError(f"--log-interval is {self.log_interval}; at least 1 is needed")
+        names = ("prepend_bos", "on_bad_record", "overwrite", "resume")
+        own = {name: getattr(self, name) for name in names} | {"command": command()}
+        own["workers"] = cores() if self.workers is None else self.workers
+        tokenizer = o.tokenizer(self.tokenizer)
+        try:
+            with data_progress.shown(sources, what, every=self.log_interval) as progress:
+                yield {**own, "tokenizer": tokenizer, "progress": progress}
+        except (MconvError, KeyboardInterrupt):
+            _say_kept(prefix)
+            raise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +114,10 @@ FIELDS = RecordFields()
 def tokenize(
     *sources: Path,
     prefix: Prefix,
-    key: str = "text",
+    key: Annotated[list[str] | None, Parameter(negative=())] = None,
+    json_keys: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
     append_eod: Annotated[bool, Parameter(negative="--no-append-eod")] = True,
+    dtype_rule: Literal["megatron", "datatrove"] = "megatron",
     how: Annotated[TokenizeOptions, o.Group],
 ) -> int:
     """Tokenize text into the .bin and .idx that Megatron reads, in the order of the input.
@@ -102,19 +130,31 @@ def tokenize(
     prefix
         The prefix of the output: PREFIX.bin, PREFIX.idx, and PREFIX.mconv.json, which records how they were made.
     key
-        Field of a record that holds the text.
+        Field of a record that holds the text. Repeatable: several keys make PREFIX_KEY_document each, in one pass.
+        Default: text.
+    json_keys
+        The same as --key, as Megatron's tools spell it: --json-keys text title. Always makes PREFIX_KEY_document.
     append_eod
         Put the tokenizer's EOS token after each document, to separate documents within a sample.
+    dtype_rule
+        Whose rule says when 2 bytes per id are enough: below 65500 entries in the vocabulary (megatron) or up to 65536
+        (datatrove).
     """
     _check(sources, prefix)
-    core.check("tokenizing")
-    options = how.options("documents")
-    from mconv.train.data.tokenize import tokenize as run
+    keys = list(dict.fromkeys([*(key or ()), *(json_keys or ())])) or ["text"]
+    from mconv.train.data.tokenize import prefixes, tokenize_keys
 
-    record = run(list(sources), prefix, key=key, append_eod=append_eod, **options)
-    _tell(record, prefix, "documents", json=how.json)
-    if not how.json:
-        choose.next_training(data=str(prefix))
+    outputs = prefixes(prefix, keys, named=bool(json_keys))
+    with how.options(sources, prefix, "documents") as options:
+        records = tokenize_keys(list(sources), prefix, outputs, append_eod=append_eod, dtype_rule=dtype_rule, **options)
+    if how.json and len(keys) == 1:
+        print(jsonlib.dumps(dataclasses.asdict(records[keys[0]]), indent=2))
+    elif how.json:
+        print(jsonlib.dumps({key: dataclasses.asdict(record) for key, record in records.items()}, indent=2))
+    else:
+        for name, record in records.items():
+            _tell(record, outputs[name], "documents")
+        choose.next_training(data=[str(made) for made in outputs.values()])
     return 0
 
 
@@ -142,19 +182,20 @@ def instruct(
         Put the EOS token after each conversation, unless the template does.
     """
     _check(sources, prefix)
-    core.check("tokenizing")
-    options = how.options("conversations")
     from mconv.train.data.claims import Keys
     from mconv.train.data.instruct import instruct as run
 
     named = {name.removesuffix("_key"): value for name, value in dataclasses.asdict(fields).items()}
     ignored = named.pop("ignore_field") or ()
-    record = run(
-        list(sources), prefix, template=template, keys=Keys(**named), ignore_fields=ignored, append_eod=append_eod,
-        **options,
-    )  # fmt: skip
-    _tell(record, prefix, "conversations", json=how.json)
-    if not how.json:
+    with how.options(sources, prefix, "conversations") as options:
+        record = run(
+            list(sources), prefix, template=template, keys=Keys(**named), ignore_fields=ignored, append_eod=append_eod,
+            **options,
+        )  # fmt: skip
+    if how.json:
+        print(jsonlib.dumps(dataclasses.asdict(record), indent=2))
+    else:
+        _tell(record, prefix, "conversations")
         choose.next_training(data=str(prefix), data_type="instruction")
     return 0
 
@@ -175,18 +216,16 @@ def _check(sources: tuple[Path, ...], prefix: Path) -> None:
         check_installed(path)
 
 
-def _progress(what: str) -> Callable[[int], None]:
-    """Return a function that shows a count on one line of a terminal, and nothing in a pipe."""
-    if not sys.stderr.isatty():
-        return lambda done: None
-    return lambda done: print(f"\r{done} {what}", end="", file=sys.stderr)
+def _say_kept(prefix: Path) -> None:
+    """Say how to go on where a run that failed has left something to continue."""
+    from mconv.train.data.staged import StagedRun
+
+    if StagedRun.of(prefix).is_kept:
+        print("what is written so far is kept: the same command with --resume completes it", file=sys.stderr)
 
 
-def _tell(record: "Tokenized", prefix: Path, what: str, *, json: bool) -> None:
-    """Print the record of what was made: as JSON, or in a line."""
-    if json:
-        print(jsonlib.dumps(dataclasses.asdict(record), indent=2))
-        return
+def _tell(record: "Tokenized", prefix: Path, what: str) -> None:
+    """Print the record of what was made, in a line."""
     answers = "" if record.answer_tokens is None else f", {record.answer_tokens} of answers"
     left = f"; {record.empty} empty {what} left out" if record.empty else ""
     if record.spelled:

@@ -13,9 +13,8 @@ _BOTH = {
     "merge_file": "--tokenizer, the folder that the file is in",
     "tokenizer_name": "--tokenizer", "tokenizer_name_or_path": "--tokenizer", "model_name_or_path": "--tokenizer",
     "num_workers": "--workers", "num_proc": "--workers", "partitions": "--workers is enough: one file is written",
-    "find_optimal_num_workers": "--workers",
+    "find_optimal_num_workers": "mconv data bench",
     "chunk_size": "--workers is enough: the work is divided automatically",
-    "log_interval": "progress is shown on a terminal",
     "dataset_impl": "the only format is megatron-core's .bin and .idx",
     "keep_sequential_samples": "the order of the input is always kept",
     "vocab_extra_ids": _ADDED, "vocab_extra_ids_list": _ADDED, "no_new_tokens": _ADDED, "vocab_size": _ADDED,
@@ -25,7 +24,7 @@ _BOTH = {
 _SEPARATE = "documents stay whole: sentences matter to BERT, which mconv does not train"
 DATA_ROWS: Mapping[str, Mapping[str, str]] = {
     "data tokenize": {
-        **_BOTH, "json_keys": "--key, one per run", "json_key": "--key", "text_column": "--key", "text_key": "--key",
+        **_BOTH, "json_key": "--key", "text_column": "--key", "text_key": "--key",
         "content_key": "--key", "column": "--key", "add_eod": "--append-eod", "append_eos": "--append-eod",
         "split_sentences": _SEPARATE, "keep_newlines": _SEPARATE, "lang": _SEPARATE, "keep_empty": _SEPARATE,
     },

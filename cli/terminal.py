@@ -26,9 +26,10 @@ def dtype_name(dtype: object) -> str:
 
 
 @contextmanager
-def progress(total: int, doing: str = "", *, passes: int = 1) -> Iterator[Callable[[int], None]]:
+def progress(total: int | None, doing: str = "", *, passes: int = 1) -> Iterator[Callable[[int], None]]:
     """Show the work, bytes, rate and time left on a terminal; nothing in a pipe.
 
+    `total`: None where it is not known.
     `passes`: how often each byte is counted while the work goes on, where what a person means is the byte itself.
     """
     if not sys.stderr.isatty():
@@ -42,7 +43,7 @@ def progress(total: int, doing: str = "", *, passes: int = 1) -> Iterator[Callab
         TimeRemainingColumn(), TextColumn("left"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
-        task = bar.add_task(doing, total=total / passes)
+        task = bar.add_task(doing, total=None if total is None else total / passes)
         yield lambda n: bar.advance(task, n / passes)
 
 

@@ -77,12 +77,18 @@ def test_output_does_not_depend_on_compression_or_batches(tokenizer, source, tmp
             assert (tmp_path / f"{name}{suffix}").read_bytes() == (tmp_path / f"a{suffix}").read_bytes()
 
 
-def test_workers_keep_the_order():
-    from mconv.train.data.pool import in_order
+def test_workers_give_the_same_bytes(tokenizer, tmp_path, monkeypatch):
+    """Batches of different length, so that they are not done in the order in which they were begun."""
+    from mconv.train.data.reading import lines
 
-    items = [[n] * (1 + 60 * (n % 5 == 0)) for n in range(40)]
-    # what a process that has not imported us can do, since starting it is to be quick
-    assert list(in_order(items, list, workers=2)) == items
+    monkeypatch.setattr(lines, "BLOCK", 200)
+    texts = [f"{n} " + "one two three " * (1 + 90 * (n % 7 == 0)) for n in range(60)]
+    (tmp_path / "t.txt").write_text("\n".join(texts))
+    for workers in (1, 3):
+        tokenize([tmp_path / "t.txt"], tmp_path / f"w{workers}", tokenizer=tokenizer, workers=workers)
+    for suffix in (".bin", ".idx"):
+        assert (tmp_path / f"w1{suffix}").read_bytes() == (tmp_path / f"w3{suffix}").read_bytes()
+    assert len(stored(tmp_path / "w3")) == 60
 
 
 @pytest.mark.parametrize("block, longest", [(1, 99), (2, 99), (7, 5), (30, 9), (1000, 9), (9, 9)])
@@ -223,14 +229,17 @@ def test_text_that_spells_the_end_of_a_document_is_told(tokenizer, tmp_path, cap
     words = ["data", "tokenize", str(tmp_path / "d.txt"), "--tokenizer", str(tokenizer), "--prefix", str(tmp_path / "d")]
     assert run(words) == 0 and "3 documents" in (said := capsys.readouterr().out)
     assert (
-        "1 documents contain the end-of-document token in their text" in said and read_record(tmp_path / "d").spelled == 1
+        "2 documents contain the end-of-document token in their text" in said and read_record(tmp_path / "d").spelled == 2
     )
 
 
-def test_marks_are_not_doubled():
-    from mconv.train.data.tokenize import marked
+def test_eos_is_appended_as_the_other_programs_do_and_bos_is_not_doubled():
+    """Megatron-LM, Megatron-LLM and datatrove append EOS to a text that spells it at its end, too."""
+    from mconv.train.data.encoded import joined
 
-    assert marked([1, 5, 2], 1, 2) == [1, 5, 2] and marked([5], 1, 2) == [1, 5, 2] and marked([5], None, None) == [5]
+    found = joined([[1, 5, 2], [], [5]], bos=1, eos=2)
+    assert (found.ids.tolist(), found.lengths.tolist()) == ([1, 5, 2, 2, 1, 5, 2], [4, 3])
+    assert joined([[5]]).ids.tolist() == [5]
 
 
 def test_an_id_beyond_the_model_is_refused_where_it_is_drawn(tmp_path):

@@ -123,7 +123,6 @@ COMMANDS = {
     "train": TRAIN,
     "train on two ranks": f"{TRAIN} --tp 2",
     "verify": "verify {hf} {m} --logits",
-    "data tokenize": "data tokenize {text} --out {out} --tokenizer {hf}",
 }
 
 
@@ -131,7 +130,7 @@ def words(command, pair, text, out):
     return COMMANDS[command].format(hf=pair[0], m=pair[1], text=text, out=out).split()
 
 
-@pytest.mark.parametrize("command", ["train", "verify", "data tokenize"])
+@pytest.mark.parametrize("command", ["train", "verify"])
 def test_an_old_one_is_one_sentence_before_anything_is_imported(tmp_path, pair, text, command):
     path = fake(tmp_path / "old", "0.15.3", code="raise SystemExit('was imported')")
     code, output = mconv(*words(command, pair, text, tmp_path / "out"), path=path)

@@ -12,11 +12,11 @@ from transformers.utils import chat_template_utils
 
 from mconv.errors import FormatError
 from mconv.train.data import bad_records
-from mconv.train.data.bad_records import BadRecord, Kind, RecordLocation, Rejected
+from mconv.train.data.bad_records import BadRecord, Kind, RecordLocation
 from mconv.train.data.chat import Role
 from mconv.train.data.claims import LEARNT, MASKED, RECORD, TURN, Keys, Use
 from mconv.train.data.conversation import talk_of
-from mconv.train.data.instruct import Encoding, _tokenize_batch, instruct
+from mconv.train.data.instruct import Encoding, instruct
 from mconv.train.data.instruction import open_conversations, rows
 from mconv.train.data.reading.lines import JsonLines
 from mconv.train.data.tokenize import tokenize
@@ -408,13 +408,22 @@ def test_rows_of_parquet_are_records(folder, tmp_path):
 def test_processes_give_the_same(folder):
     """What a process of --workers is sent and sends back, bad records and errors included."""
     how = Encoding(
-        folder=folder, template="chatml", keys=Keys(), ignore=frozenset(), bad=bad_records.skip, bos=None, eos=None
+        folder=folder,
+        template="chatml",
+        keys=Keys(),
+        ignore=frozenset(),
+        bad=bad_records.skip,
+        bos=None,
+        eos=None,
+        dtype="uint16",
+        vocab_size=200,
     )
     batch = JsonLines(file="s", first=1, size=9, block=b'{}\n{"question": "a", "answer": "b"}\nx')
-    work = partial(_tokenize_batch, how=how)
-    made = pickle.loads(pickle.dumps(work))(pickle.loads(pickle.dumps(batch)))
-    assert [isinstance(item, Rejected) for item in made] == [True, False, True]
-    assert pickle.loads(pickle.dumps(made)) == work(batch)
+    made = pickle.loads(pickle.dumps(how)).open()(pickle.loads(pickle.dumps(batch)))
+    assert [one.place.line for one in made.rejected] == [1, 3] and made.records == 3
+    assert [len(pair.lengths) for pair in made.pairs] == [1, 1]
+    sent = pickle.loads(pickle.dumps(made))
+    assert sent.rejected == made.rejected and (sent.pairs[0].ids == made.pairs[0].ids).all()
     error = pickle.loads(pickle.dumps(BadRecord(Kind.NULL, "why", RecordLocation("s", 3))))
     assert (error.kind, error.place, str(error)[:9]) == (Kind.NULL, RecordLocation("s", 3), "s:3: why ")
 

@@ -1,11 +1,13 @@
 """Bad records: their kinds, the policies for them, and the file that lists those that were left out."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from mconv.errors import FormatError
 
@@ -87,47 +89,34 @@ POLICIES: dict[str, OnBad] = {"stop": stop, "skip": skip}
 """Values of --on-bad-record."""
 
 
-class Rejects:
-    """The bad records of an input, written to `path` one by one; the file is there if there is one."""
+@dataclass(slots=True)
+class RejectTotals:
+    """The bad records so far."""
 
-    def __init__(self, path: Path) -> None:
-        self.counts: Counter[str] = Counter()
-        self.first: list[str] = []
-        self.records: Counter[str] = Counter()
-        """Records read from each file, good and bad."""
-        self._foreign: Counter[str] = Counter()
-        self._path = path
-        self._file: IO[str] | None = None
-
-    def add(self, rejected: Rejected) -> None:
-        """Count a bad record and write it down."""
-        (file, line), kind, reason = rejected
-        self.counts[str(kind)] += 1
-        self._foreign[file] += kind in FORMAT
-        if len(self.first) < SHOWN:
-            self.first.append(f"{file}:{line}: {reason}")
-        self._file = self._file or self._path.open("w", encoding="utf-8")
-        self._file.write(json.dumps({"file": file, "line": line, "kind": str(kind), "reason": reason}) + "\n")
+    counts: dict[str, int] = field(default_factory=dict)
+    """Bad records by kind."""
+    first: list[str] = field(default_factory=list)
+    records: dict[str, int] = field(default_factory=dict)
+    """Records read from each file, good and bad."""
+    foreign: dict[str, int] = field(default_factory=dict)
+    """Records of each file that say that it has another format."""
+    size: int = 0
+    """Bytes of the reject file."""
 
     def facts(self, name: str) -> dict[str, Any]:
         """Return what the record beside the data says of them; `name` is that of the reject file."""
         return {
-            "rejected": dict(self.counts),
+            "rejected": self.counts,
             "first_rejected": self.first,
             "reject_file": name if self.counts else None,
         }
-
-    def close(self) -> None:
-        """Close the reject file."""
-        if self._file:
-            self._file.close()
 
     def check(self) -> None:
         """Raise FormatError where a whole file, or the whole input, is bad: that is no matter of single records."""
         total = sum(self.counts.values())
         if total and total == sum(self.records.values()):
             raise FormatError(f"every record of the input is bad: {self.summary()}")
-        for file, foreign in self._foreign.items():
+        for file, foreign in self.foreign.items():
             if foreign == self.records[file]:
                 raise FormatError(
                     f"{file}: no record has the fields that were asked for; this is another format rather than "
@@ -136,6 +125,46 @@ class Rejects:
 
     def summary(self, file: str = "") -> str:
         """Return the counts by kind, and the first bad records (of `file`)."""
-        counts = ", ".join(f"{count} {kind}" for kind, count in self.counts.most_common())
+        ordered = Counter(self.counts).most_common()
+        counts = ", ".join(f"{count} {kind}" for kind, count in ordered)
         first = [line for line in self.first if line.startswith(file)]
         return "; ".join([counts, *first])
+
+
+class Rejects:
+    """The bad records of an input, written to `path` one by one; the file is there if there is one."""
+
+    def __init__(self, path: Path, totals: RejectTotals) -> None:
+        """Go on behind `totals`; what was written after that is cut off."""
+        self.totals, self._path = totals, path
+        self._file: BinaryIO | None = None
+        if path.exists():
+            os.truncate(path, totals.size)
+
+    def read(self, file: str, records: int) -> None:
+        """Count records that were read, good and bad."""
+        self.totals.records[file] = self.totals.records.get(file, 0) + records
+
+    def add(self, rejected: Rejected) -> None:
+        """Count a bad record and write it down."""
+        (file, line), kind, reason = rejected
+        found = self.totals
+        found.counts[str(kind)] = found.counts.get(str(kind), 0) + 1
+        if kind in FORMAT:
+            found.foreign[file] = found.foreign.get(file, 0) + 1
+        if len(found.first) < SHOWN:
+            found.first.append(f"{file}:{line}: {reason}")
+        self._file = self._file or self._path.open("ab")
+        entry = json.dumps({"file": file, "line": line, "kind": str(kind), "reason": reason})
+        found.size += self._file.write(entry.encode() + b"\n")
+
+    def sync(self) -> None:
+        """Have the disk hold what was written."""
+        if self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the reject file."""
+        if self._file:
+            self._file.close()

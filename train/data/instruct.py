@@ -1,31 +1,30 @@
 """Tokenize conversations to Megatron-LLM's two pairs of files: the tokens, and the role of each."""
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Set
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from mconv.errors import FormatError, MconvError
-from mconv.train.data.bad_records import REJECTED, BadRecord, Kind, OnBad, Rejected, Rejects
+from mconv.train.data import engine, staged
+from mconv.train.data.bad_records import REJECTED, BadRecord, Kind, OnBad, Rejected
 from mconv.train.data.chat import OWN, Part, Role, Talk, check_template, spelled
 from mconv.train.data.claims import Keys
 from mconv.train.data.conversation import talk_of
+from mconv.train.data.encoded import Encoded, Sequences, joined, stored
+from mconv.train.data.engine import RunOptions, Task, Totals
 from mconv.train.data.index import with_ending
-from mconv.train.data.pool import in_order
 from mconv.train.data.reading.batch import Batch, Record
 from mconv.train.data.reading.fields import unicode
-from mconv.train.data.record import Tokenized, appearing, facts, load_tokenizer
+from mconv.train.data.record import Tokenized, facts, load_tokenizer
 from mconv.train.data.sources import ROLE, TEXT
 from mconv.train.data.templates import rendered
-from mconv.train.data.tokenize import checked, good, highest, marks, read
+from mconv.train.data.tokenize import checked
 
 END = 3
 """Tokens at the end of an answer among which the one that ends it is looked for: a template may add a line's end."""
@@ -39,8 +38,12 @@ class TokenizedTalk(NamedTuple):
     """The role of each token."""
     ended: bool
     """True if the last answer ends in a special token, by which a model learns to stop, or if there is no answer."""
-    talk: tuple[int, list[str], list[str]] = (0, [], [])
-    """Answers that are excluded from the loss; fields that were ignored, and that say nothing."""
+    excluded: int = 0
+    """Answers that are excluded from the loss."""
+    ignored: Sequence[str] = ()
+    """Fields that were passed over, as asked."""
+    unread: Sequence[str] = ()
+    """Fields that are known to say nothing of the conversation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,12 @@ class Encoding:
     bad: OnBad
     bos: int | None
     eos: int | None
+    dtype: str
+    vocab_size: int
+
+    def open(self) -> Callable[[Batch], Encoded]:
+        """Return the function that tokenizes a batch."""
+        return partial(_tokenize_batch, how=self, tokenizer=load_tokenizer(self.folder))
 
 
 def instruct(
@@ -67,10 +76,8 @@ def instruct(
     ignore_fields: Iterable[str] = (),
     append_eod: bool = False,
     prepend_bos: bool = False,
-    workers: int = 1,
     on_bad_record: str = "stop",
-    overwrite: bool = False,
-    progress: Callable[[int], None] = lambda done: None,
+    **options: Any,
 ) -> Tokenized:
     """Write PREFIX-text and PREFIX-role (.bin and .idx each) and PREFIX-text.mconv.json, in the order of `sources`.
 
@@ -78,34 +85,60 @@ def instruct(
     it as one text, which is tokenized whole; a token is said by who says its first character. `append_eod` puts EOS
     behind the last turn, as part of it. A bad record raises BadRecord (file:line, kind), or with `on_bad_record` "skip"
     is left out, counted, and listed in PREFIX-text.rejected.jsonl; one with fields that no table claims is bad, unless
-    they are in `ignore_fields`.
+    they are in `ignore_fields`. `options` are those of RunOptions.
     """
-    bad = checked(workers, on_bad_record)
+    run = RunOptions(**options)
+    bad = checked(run.workers, on_bad_record)
     known = facts(tokenizer, append_eod=append_eod, prepend_bos=prepend_bos)
     check_template(template, load_tokenizer(tokenizer))
     if not load_tokenizer(tokenizer).is_fast:
         raise MconvError(f"{tokenizer}: not a fast tokenizer; only fast ones say from which characters a token comes")
-    ends = [f"{kind}{suffix}" for kind in (TEXT, ROLE) for suffix in (".bin", ".idx")] + [f"{TEXT}.mconv.json"]
     how = Encoding(
         folder=tokenizer, template=template, keys=keys or Keys(), ignore=frozenset(ignore_fields), bad=bad,
-        bos=known["prepend_bos"], eos=known["append_eod"],
+        bos=known["prepend_bos"], eos=known["append_eod"], dtype=known["dtype"], vocab_size=known["vocab_size"],
     )  # fmt: skip
-    outputs = [with_ending(prefix, end) for end in ends]
-    listed = with_ending(prefix, f"{TEXT}{REJECTED}")
-    with appearing(outputs, maybe=listed, overwrite=overwrite) as parts:
-        with closing(Rejects(parts[-1])) as rejects:
-            said = in_order(read(sources, rejects), partial(_tokenize_batch, how=how), workers=workers)
-            counts = _write(good(said, rejects), parts, known, progress)
-            rejects.check()
-        made = Tokenized(**known, **counts, template=template, on_bad_record=on_bad_record, **rejects.facts(listed.name))
-        parts[-2].write_text(json.dumps(dataclasses.asdict(made), indent=2) + "\n")
+    made_of = staged.made_of(
+        sources, **known, template=template, keys=dataclasses.asdict(how.keys), ignore_fields=sorted(how.ignore),
+        on_bad_record=on_bad_record,
+    )  # fmt: skip
+    text, role = with_ending(prefix, TEXT), with_ending(prefix, ROLE)
+    task = Task(
+        sources=sources, columns=None, job=how, pairs=[text, role], records=[text], rejected=with_ending(text, REJECTED),
+        dtype=how.dtype, documents=False, made_of=made_of,
+    )  # fmt: skip
+    more = {**known, "template": template, "on_bad_record": on_bad_record}
+    [made] = engine.write(task, partial(_described, more=more, listed=task.rejected.name), prefix, run)
     return made
 
 
-def _tokenize_batch(batch: Batch, *, how: Encoding) -> list[TokenizedTalk | Rejected]:
+def _tokenize_batch(batch: Batch, *, how: Encoding, tokenizer: Any) -> Encoded:
     """Return ids and roles of each conversation of a batch; none for one without turns."""
-    tokenizer = load_tokenizer(how.folder)
     records = [*batch.records()]
+    made = _conversations(records, how, tokenizer)
+    talks = [talk for talk in made if isinstance(talk, TokenizedTalk)]
+    ids, lengths = joined(talk.ids for talk in talks)
+    roles, _ = joined(talk.roles for talk in talks)
+    pairs = [Sequences(stored(ids, how.dtype, how.vocab_size), lengths), Sequences(roles.astype(how.dtype), lengths)]
+    rejected = [talk for talk in made if isinstance(talk, Rejected)]
+    return Encoded(batch.file, len(records), batch.size, pairs, _counted(talks), rejected)
+
+
+def _counted(talks: Sequence[TokenizedTalk]) -> dict[str, Counter[str]]:
+    """Return the counts that the record keeps: of conversations, and of fields that were passed over."""
+    there = [talk for talk in talks if talk.ids]
+    return {
+        "talks": Counter(
+            empty=len(talks) - len(there), unended=sum(not talk.ended for talk in there),
+            answer_tokens=sum(talk.roles.count(Role.ASSISTANT) for talk in there),
+            excluded=sum(talk.excluded for talk in there),
+        ),
+        "ignored": Counter(name for talk in talks for name in talk.ignored),
+        "unread": Counter(name for talk in talks for name in talk.unread),
+    }  # fmt: skip
+
+
+def _conversations(records: Sequence[Record], how: Encoding, tokenizer: Any) -> list[TokenizedTalk | Rejected]:
+    """Return each record as tokens, or as what is wrong with it."""
     read = [_read(record, how, tokenizer) for record in records]
     texts = ["".join(text for _, text in found[1]) for found in read if not isinstance(found, Rejected)]
     coded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False) if texts else {}
@@ -145,7 +178,7 @@ def _tokenized(
     """Return the tokens of a conversation, with their roles."""
     marked = _marked(ids, _roles(offsets, parts), how.bos, how.eos)
     excluded = sum(turn.counted is not turn.role for turn in talk.turns)
-    return TokenizedTalk(*marked, ends(*marked, special), (excluded, talk.ignored, talk.unread))
+    return TokenizedTalk(*marked, ends(*marked, special), excluded, talk.ignored, talk.unread)
 
 
 def _roles(offsets: Sequence[tuple[int, int]], spoken: Sequence[Part]) -> list[int]:
@@ -173,51 +206,24 @@ def ends(ids: Sequence[int], roles: Sequence[int], special: Set[int]) -> bool:
 
 
 def _marked(ids: list[int], roles: list[int], bos: int | None, eos: int | None) -> tuple[list[int], list[int]]:
-    """Return ids and roles with BOS, as the prompter's at most, and EOS, in the role of the last token."""
+    """Return ids and roles with BOS, as the prompter's at most, and EOS, in the role of the last token; neither twice."""
     if not ids:
         return [], []
-    head, tail = marks(ids, bos, eos)
+    head = [] if bos is None or ids[0] == bos else [bos]
+    tail = [] if eos is None or ids[-1] == eos else [eos]
     return [*head, *ids, *tail], [*[min(roles[0], Role.PROMPTER)] * len(head), *roles, *[roles[-1]] * len(tail)]
 
 
-def _write(
-    said: Iterable[TokenizedTalk], parts: Sequence[Path], known: dict[str, Any], progress: Callable[[int], None]
-) -> dict[str, Any]:
-    """Feed megatron-core's builders, and return the counts. Megatron-LLM marks no documents, nor do these files."""
-    from mconv.train.megatron.imports import IndexedDatasetBuilder
-
-    texts, roles = (IndexedDatasetBuilder(str(parts[n]), dtype=np.dtype(known["dtype"]).type) for n in (0, 2))
-    with closing(texts.data_file), closing(roles.data_file):
-        counts = _add(texts, roles, said, known, progress)
-        texts.finalize(str(parts[1]))
-        roles.finalize(str(parts[3]))
-    return {**counts, "bin_bytes": parts[0].stat().st_size}
-
-
-def _add(
-    texts: Any, roles: Any, said: Iterable[TokenizedTalk], known: dict[str, Any], progress: Callable[[int], None]
-) -> dict[str, Any]:
-    """Add every conversation that is not empty, and count. Raises FormatError if none has an answer to learn from."""
-    counts = {"documents": 0, "empty": 0, "tokens": 0, "max_id": -1, "answer_tokens": 0, "unended": 0, "excluded": 0}
-    passed: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
-    for ids, whose, ended, (excluded, *names) in said:
-        for counter, found in zip(passed, names, strict=True):
-            counter.update(found)
-        if not ids:
-            counts["empty"] += 1
-            continue
-        largest = highest(ids, known["vocab_size"])
-        texts.add_item(torch.from_numpy(np.array(ids)))
-        roles.add_item(torch.from_numpy(np.array(whose)))
-        counts["documents"] += 1
-        counts["tokens"] += len(ids)
-        counts["max_id"] = max(counts["max_id"], largest)
-        counts["answer_tokens"] += whose.count(Role.ASSISTANT)
-        counts["unended"] += not ended
-        counts["excluded"] += excluded
-        if counts["documents"] % 512 == 0:
-            progress(counts["documents"])
+def _described(totals: Totals, *, more: dict[str, Any], listed: str) -> list[Tokenized]:
+    """Return the record. Raises FormatError if no conversation has an answer to learn from."""
+    counts: dict[str, Any] = dict.fromkeys(("empty", "unended", "answer_tokens", "excluded"), 0)
+    counts |= totals.counts.get("talks", {})
     if not counts["answer_tokens"]:
         why = f", but for {counts['excluded']} that are excluded from the loss" if counts["excluded"] else ""
         raise FormatError(f"no conversation with an answer in the input{why}; there is nothing to train on")
-    return {**counts, "ignored": dict(passed[0]), "unread": dict(passed[1])}
+    text = totals.pairs[0]
+    passed: dict[str, Any] = {name: totals.counts.get(name, {}) for name in ("ignored", "unread")}
+    return [Tokenized(
+        **more, **counts, **passed, documents=text.sequences, tokens=text.tokens, max_id=text.max_id,
+        bin_bytes=text.tokens * np.dtype(more["dtype"]).itemsize, **totals.rejects.facts(listed),
+    )]  # fmt: skip

@@ -2,34 +2,84 @@
 
 import itertools
 import multiprocessing
+import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from contextlib import contextmanager
 
 from mconv.errors import MconvError
+from mconv.train.data.encoded import Encoded, Job
+from mconv.train.data.reading.batch import Batch
+from mconv.train.launch.parent_death import end_with_parent
 
-B = TypeVar("B")
-R = TypeVar("R")
+AHEAD = 3
+"""Batches for each process that are read before they are needed."""
 
 
-def in_order(batches: Iterable[B], work: Callable[[B], R], *, workers: int) -> Iterator[R]:
-    """Yield what `work` makes of each batch, in the order of the batches whatever `workers` is."""
-    if workers == 1:
-        yield from map(work, batches)
+def in_order(batches: Iterable[Batch], job: Job, *, workers: int) -> Iterator[Encoded]:
+    """Yield what `job` makes of each batch, in the order of the batches whatever `workers` is.
+
+    Each worker takes one core. A single batch is done in this process.
+    """
+    rest = iter(batches)
+    first = [*itertools.islice(rest, 2)]
+    rest = itertools.chain(first, rest)
+    if workers == 1 or len(first) < 2:
+        with _one_thread():
+            yield from map(job.open(), rest)
         return
     # Spawned: the tokenizers library warns, and may lock up, in a forked child.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from _in_order(pool, work, iter(batches), 2 * workers)
+    context = multiprocessing.get_context("spawn")
+    with _one_thread(), ProcessPoolExecutor(workers, context, initializer=_Worker.begin, initargs=(job,)) as pool:
+        yield from _in_order(pool, rest, AHEAD * workers)
 
 
-def _in_order(pool: ProcessPoolExecutor, work: Callable[[B], R], batches: Iterator[B], ahead: int) -> Iterator[R]:
+class _Worker:
+    """What a process keeps from batch to batch."""
+
+    job: Job
+    work: Callable[[Batch], Encoded] | None = None
+
+    @classmethod
+    def begin(cls, job: Job) -> None:
+        """Take the job. Ctrl-C is the parent's to answer; its death ends the worker."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        end_with_parent(signal.SIGKILL)
+        cls.job = job
+
+    @classmethod
+    def do(cls, batch: Batch) -> Encoded:
+        """Return what the job makes of a batch. The first one opens it, so that an error there comes back as one."""
+        cls.work = cls.work or cls.job.open()
+        return cls.work(batch)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep the tokenizers library, here and in processes that are started, from threads of its own."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def _in_order(pool: ProcessPoolExecutor, batches: Iterator[Batch], ahead: int) -> Iterator[Encoded]:
     """Yield results in the order of `batches`, at most `ahead` of them in progress. A killed worker is an error."""
-    waiting = deque(pool.submit(work, batch) for batch in itertools.islice(batches, ahead))
+    waiting = deque(pool.submit(_Worker.do, batch) for batch in itertools.islice(batches, ahead))
     try:
         while waiting:
             yield waiting.popleft().result()
-            waiting.extend(pool.submit(work, batch) for batch in itertools.islice(batches, 1))
+            waiting.extend(pool.submit(_Worker.do, batch) for batch in itertools.islice(batches, 1))
     except BrokenProcessPool as error:
         raise MconvError("a tokenizing process was killed (out of memory?); try fewer --workers") from error
+    finally:
+        for future in waiting:
+            future.cancel()

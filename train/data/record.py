@@ -4,18 +4,18 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mconv import extras
-from mconv.convert.folders.staging import sync
 from mconv.convert.folders.tokens import decides
-from mconv.errors import ConfigError, FormatError, MconvError
+from mconv.errors import ConfigError, FormatError
 from mconv.train.data.index import with_ending
 
+DTYPE_RULES = {"megatron": 65500, "datatrove": 65536}
+"""Values of --dtype-rule, with the vocabulary from which on ids take 4 bytes: IndexedDataset.optimal_dtype of
+megatron-core and Megatron-LLM; token_size of datatrove."""
 OWN = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template")
 """Beginnings of the names of a tokenizer's files."""
 
@@ -95,7 +95,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise FormatError(f"{folder}: transformers cannot read a tokenizer from it: {error}") from error
 
 
-def facts(folder: Path, *, append_eod: bool, prepend_bos: bool) -> dict[str, Any]:
+def facts(folder: Path, *, append_eod: bool, prepend_bos: bool, dtype_rule: str = "megatron") -> dict[str, Any]:
     """Return all that the record keeps of the tokenizer. Raises ConfigError if it lacks a token that is asked for."""
     load_tokenizer.cache_clear()  # the folder may have been written anew since
     tokenizer = load_tokenizer(folder)
@@ -111,7 +111,7 @@ def facts(folder: Path, *, append_eod: bool, prepend_bos: bool) -> dict[str, Any
         },
         "vocab_size": len(tokenizer),
         **{name: None if mark is False else mark for name, mark in marks.items()},
-        "dtype": "uint16" if len(tokenizer) < 65500 else "int32",  # megatron-core's rule, IndexedDataset.optimal_dtype
+        "dtype": "uint16" if len(tokenizer) < DTYPE_RULES[dtype_rule] else "int32",
     }
 
 
@@ -126,28 +126,3 @@ def _digest(folder: Path) -> str:
 def file_digest(path: Path) -> str:
     """Return the sha256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@contextmanager
-def appearing(outputs: Sequence[Path], *, overwrite: bool, maybe: Path | None = None) -> Iterator[list[Path]]:
-    """Yield paths to write to; when all is written, and only then, the files get the names of `outputs`.
-
-    The last path is that of `maybe`, a file that need not be written; an old one of its name goes all the same.
-    """
-    names = [*outputs, *([maybe] if maybe else [])]
-    if (there := [str(path) for path in names if path.exists()]) and not overwrite:
-        raise MconvError(f"{', '.join(there)}: already there; pass --overwrite, or another prefix")
-    outputs[0].parent.mkdir(parents=True, exist_ok=True)
-    parts = [path.with_name(f".{path.name}.part") for path in names]
-    try:
-        yield parts
-        written = [(part, path) for part, path in zip(parts, names, strict=True) if path != maybe or part.exists()]
-        for part, _ in written:
-            sync(part)
-        for path in reversed(names):  # a kill from here on leaves less than a whole, and never old beside new
-            path.unlink(missing_ok=True)
-        for part, path in sorted(written, key=lambda pair: pair[1] != maybe):
-            part.replace(path)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)

@@ -1,60 +1,72 @@
-"""Tokenize text to megatron-core's `.bin`/`.idx`, and record beside them how documents end."""
+"""Tokenize text to the `.bin`/`.idx` that Megatron reads, and record beside them how documents end."""
 
-import dataclasses
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mconv.errors import FormatError, MconvError
-from mconv.train.data.bad_records import POLICIES, REJECTED, BadRecord, OnBad, Rejected, Rejects
+from mconv.train.data import engine, staged
+from mconv.train.data.bad_records import POLICIES, REJECTED, BadRecord, OnBad, Rejected
+from mconv.train.data.encoded import Encoded, Sequences, joined, stored
+from mconv.train.data.encoders import Encode, Encoder, encoder_of
+from mconv.train.data.engine import RunOptions, Task, Totals
 from mconv.train.data.index import with_ending
-from mconv.train.data.pool import in_order
 from mconv.train.data.reading.batch import Batch
-from mconv.train.data.reading.formats import batches
-from mconv.train.data.record import Tokenized, appearing, facts, load_tokenizer
+from mconv.train.data.record import Tokenized, facts
 
 
-def tokenize(
+def tokenize(sources: Sequence[Path], prefix: Path, *, key: str = "text", **settings: Any) -> Tokenized:
+    """Write PREFIX.bin, .idx and .mconv.json of the texts under one key; `settings` are those of `tokenize_keys`."""
+    return tokenize_keys(sources, prefix, {key: prefix}, **settings)[key]
+
+
+def tokenize_keys(
     sources: Sequence[Path],
     prefix: Path,
+    outputs: Mapping[str, Path],
     *,
     tokenizer: Path,
-    key: str = "text",
     append_eod: bool = True,
     prepend_bos: bool = False,
-    workers: int = 1,
+    dtype_rule: str = "megatron",
     on_bad_record: str = "stop",
-    overwrite: bool = False,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Tokenized:
-    """Write PREFIX.bin, .idx and .mconv.json from `sources`, in their order whatever the number of `workers`.
+    **options: Any,
+) -> dict[str, Tokenized]:
+    """Write a pair, with its record, of the texts under each key of `outputs`, in one pass over `sources`.
 
-    The tokenizer is an HF folder, read offline and without remote code. Each document ends in its EOS token unless
-    `append_eod` is off: without it megatron-core's samples run documents together with nothing between them.
-    Files appear under their names only when all is written. A bad record raises BadRecord (file:line, kind), or with
-    `on_bad_record` "skip" is left out, counted, and listed in PREFIX.rejected.jsonl.
+    The data has the order of the input, and does not depend on the number of workers. The tokenizer is an HF folder,
+    read offline and without remote code. Each document ends in its EOS token unless `append_eod` is off: without it
+    megatron-core's samples run documents together with nothing between them. Files appear under their names only when
+    all is written; until then they lie beside `prefix`. A bad record raises BadRecord (file:line, kind), or with
+    `on_bad_record` "skip" is left out, counted, and listed in PREFIX.rejected.jsonl. `options` are those of RunOptions.
     """
-    bad = checked(workers, on_bad_record)
-    known = facts(tokenizer, append_eod=append_eod, prepend_bos=prepend_bos)
-    outputs = [with_ending(prefix, suffix) for suffix in (".bin", ".idx", ".mconv.json")]
-    listed = with_ending(prefix, REJECTED)
-    with appearing(outputs, maybe=listed, overwrite=overwrite) as (data, index, record, rejected):
-        with closing(Rejects(rejected)) as rejects:
-            encode = partial(
-                _encode, key=key, bad=bad, folder=tokenizer, bos=known["prepend_bos"], eos=known["append_eod"]
-            )
-            encoded = good(in_order(read(sources, rejects, [key]), encode, workers=workers), rejects)
-            counts = _write(encoded, data, index, known, progress)
-            rejects.check()
-        made = Tokenized(**known, **counts, on_bad_record=on_bad_record, **rejects.facts(listed.name))
-        record.write_text(json.dumps(dataclasses.asdict(made), indent=2) + "\n")
-    return made
+    how = RunOptions(**options)
+    bad = checked(how.workers, on_bad_record)
+    known = facts(tokenizer, append_eod=append_eod, prepend_bos=prepend_bos, dtype_rule=dtype_rule)
+    job = TokenizeJob(
+        keys=tuple(outputs), encoder=encoder_of(tokenizer), bad=bad, bos=known["prepend_bos"], eos=known["append_eod"],
+        dtype=known["dtype"], vocab_size=known["vocab_size"],
+    )  # fmt: skip
+    made_of = staged.made_of(sources, **known, keys=[*outputs], on_bad_record=on_bad_record)
+    task = Task(
+        sources=sources, columns=job.keys, job=job, pairs=[*outputs.values()], records=[*outputs.values()],
+        rejected=with_ending(prefix, REJECTED), dtype=job.dtype, documents=True, made_of=made_of,
+    )  # fmt: skip
+    more = {**known, "on_bad_record": on_bad_record}
+    describe = partial(_described, keys=job.keys, more=more, listed=task.rejected.name)
+    return dict(zip(outputs, engine.write(task, describe, prefix, how), strict=True))
+
+
+def prefixes(prefix: Path, keys: Sequence[str], *, named: bool) -> dict[str, Path]:
+    """Return the prefix of each key: PREFIX_KEY_document for several keys, or if `named`; else PREFIX."""
+    if len(keys) == 1 and not named:
+        return {keys[0]: prefix}
+    return {key: with_ending(prefix, f"_{key}_document") for key in keys}
 
 
 def checked(workers: int, on_bad_record: str) -> OnBad:
@@ -66,89 +78,64 @@ def checked(workers: int, on_bad_record: str) -> OnBad:
     return POLICIES[on_bad_record]
 
 
-def read(sources: Sequence[Path], rejects: Rejects, keys: Sequence[str] | None = None) -> Iterator[Batch]:
-    """Yield the batches of all sources, counting the records of each."""
-    for path in sources:
-        for batch in batches(path, keys):
-            rejects.records[batch.file] += sum(1 for _ in batch.texts([]))
-            yield batch
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizeJob:
+    """All that a process needs to tokenize texts."""
+
+    keys: tuple[str, ...]
+    encoder: Encoder
+    bad: OnBad
+    bos: int | None
+    eos: int | None
+    dtype: str
+    vocab_size: int
+
+    def open(self) -> Callable[[Batch], Encoded]:
+        """Return the function that tokenizes a batch."""
+        return partial(_encoded, job=self, encode=self.encoder.open())
 
 
-def good(results: Iterable[list[Any]], rejects: Rejects) -> Iterator[Any]:
-    """Yield what is not rejected; pass the others to `rejects`. Raises FormatError where nothing else was there."""
-    found = False
-    for result in chain.from_iterable(results):
-        if isinstance(result, Rejected):
-            rejects.add(result)
+def _encoded(batch: Batch, *, job: TokenizeJob, encode: Encode) -> Encoded:
+    """Return the tokens of each key's texts; empty ones have none."""
+    texts: list[tuple[str, ...]] = []
+    rejected: list[Rejected] = []
+    for place, value in batch.texts(job.keys):
+        if isinstance(value, BadRecord):
+            rejected.append(job.bad(value, place))
         else:
-            found = True
-            yield result
-    if not found:
-        rejects.check()
+            texts.append(value)
+    made = {key: _pair(job, encode([text[number] for text in texts])) for number, key in enumerate(job.keys)}
+    counts = {
+        key: Counter(empty=len(texts) - len(found.lengths), spelled=_spelled(found, job.eos))
+        for key, found in made.items()
+    }
+    return Encoded(batch.file, len(texts) + len(rejected), batch.size, [*made.values()], counts, rejected)
 
 
-def _encode(
-    batch: Batch, *, key: str, bad: OnBad, folder: Path, bos: int | None, eos: int | None
-) -> list[list[int] | Rejected]:
-    """Return the ids of each document of a batch, with its marks where it has none; none for an empty document."""
-    found = [bad(value, place) if isinstance(value, BadRecord) else value[0] for place, value in batch.texts([key])]
-    texts = [text for text in found if isinstance(text, str)]
-    coded = iter(load_tokenizer(folder)(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [])
-    return [text if isinstance(text, Rejected) else _ended(next(coded), bos, eos) for text in found]
+def _pair(job: TokenizeJob, documents: Iterable[list[int]]) -> Sequences:
+    ids, lengths = joined(documents, bos=job.bos, eos=job.eos)
+    return Sequences(stored(ids, job.dtype, job.vocab_size), lengths)
 
 
-def _ended(ids: list[int], bos: int | None, eos: int | None) -> list[int]:
-    return marked(ids, bos, eos) if ids else []
+def _spelled(found: Sequences, eos: int | None) -> int:
+    """Return how many documents spell the token that ends them within their text."""
+    if eos is None:
+        return 0
+    ends = np.cumsum(found.lengths, dtype=np.int64) - 1
+    within = np.setdiff1d(np.flatnonzero(found.ids == eos), ends, assume_unique=True)
+    return len(np.unique(np.searchsorted(ends, within)))
 
 
-def marks(ids: list[int], bos: int | None, eos: int | None) -> tuple[list[int], list[int]]:
-    """Return the ids to put before and behind those of a document: BOS and EOS, neither of them twice."""
-    return [] if bos is None or ids[0] == bos else [bos], [] if eos is None or ids[-1] == eos else [eos]
-
-
-def marked(ids: list[int], bos: int | None, eos: int | None) -> list[int]:
-    """Return ids with BOS before them and EOS behind."""
-    head, tail = marks(ids, bos, eos)
-    return [*head, *ids, *tail]
-
-
-def highest(ids: list[int], vocab_size: int) -> int:
-    """Return the largest id. Raises FormatError if the tokenizer has no such id: a builder's cast would wrap it round."""
-    if (found := max(ids)) >= vocab_size:
-        raise FormatError(f"the tokenizer gave id {found}, beyond its own vocabulary of {vocab_size}")
-    return found
-
-
-def _write(
-    encoded: Iterable[list[int]], data: Path, index: Path, known: dict[str, Any], progress: Callable[[int], None]
-) -> dict[str, Any]:
-    """Feed megatron-core's builder, and count."""
-    from mconv.train.megatron.imports import IndexedDatasetBuilder
-
-    builder = IndexedDatasetBuilder(str(data), dtype=np.dtype(known["dtype"]).type)
-    with closing(builder.data_file):
-        counts = _add(builder, encoded, known, progress)
-        builder.finalize(str(index))
-    return {**counts, "bin_bytes": data.stat().st_size}
-
-
-def _add(
-    builder: Any, encoded: Iterable[list[int]], known: dict[str, Any], progress: Callable[[int], None]
-) -> dict[str, int]:
-    """Add every document that is not empty. Raises FormatError if there is none, or an id is out of range."""
-    counts = {"documents": 0, "empty": 0, "spelled": 0, "tokens": 0, "max_id": -1}
-    for ids in encoded:
-        if not ids:
-            counts["empty"] += 1
-            continue
-        largest = highest(ids, known["vocab_size"])
-        builder.add_document(ids, [len(ids)])
-        counts["documents"] += 1
-        counts["spelled"] += known["append_eod"] in ids[:-1]
-        counts["tokens"] += len(ids)
-        counts["max_id"] = max(counts["max_id"], largest)
-        if counts["documents"] % 512 == 0:
-            progress(counts["documents"])
-    if not counts["documents"]:
-        raise FormatError("no document with text in the input; megatron-core cannot open an empty dataset")
-    return counts
+def _described(totals: Totals, *, keys: Sequence[str], more: dict[str, Any], listed: str) -> list[Tokenized]:
+    """Return the record of each key's pair. Raises FormatError if one has no document."""
+    made = []
+    for key, pair in zip(keys, totals.pairs, strict=True):
+        if not pair.sequences:
+            under = f" under {key!r}" if len(keys) > 1 else ""
+            raise FormatError(f"no document with text{under} in the input; megatron-core cannot open an empty dataset")
+        counts: dict[str, Any] = {"empty": 0, "spelled": 0, **totals.counts[key]}
+        made.append(Tokenized(
+            **more, **counts, documents=pair.sequences, tokens=pair.tokens, max_id=pair.max_id,
+            bin_bytes=pair.tokens * np.dtype(more["dtype"]).itemsize, **totals.rejects.facts(listed),
+        ))  # fmt: skip
+    return made
