@@ -42,6 +42,8 @@ data = App(name="data", help="Tokenize training data.")
 app.command(data)
 lora = App(name="lora", help="Export, merge or extract a LoRA adapter.")
 app.command(lora)
+launch = App(name="launch", help="Start a run on a cluster, or follow it.")
+app.command(launch)
 
 COMMANDS = {
     "hf2meg": ("mconv.cli.convert:hf2meg", "Convert a Hugging Face model to Megatron."),
@@ -101,6 +103,13 @@ data.command("mconv.cli.data:tokenize", name="tokenize", help="Tokenize text int
 lora.command("mconv.cli.lora:export", name="export", help="Export the adapter of a LoRA run in PEFT's format.")
 lora.command("mconv.cli.lora:merge", name="merge", help="Merge an adapter and its base into one model.")
 lora.command("mconv.cli.extract:extract", name="extract", help="Make an adapter of what a finetune has changed.")
+for name, where in {
+    "slurm": "as a Slurm job", "torchrun": "by torchrun on nodes that you log in to", "docker": "in docker on such nodes",
+    "singularity": "in singularity on such nodes", "apptainer": "in apptainer on such nodes",
+    "enroot": "in enroot on such nodes",
+}.items():  # fmt: skip
+    launch.command(f"mconv.cli.launch:{name}", name=name, help=f"Start a run, or a command, {where}.")
+launch.command("mconv.cli.launch:write_cluster", name="write-cluster", help="Write a cluster's file, to fill in.")
 data.command("mconv.cli.data:instruct", name="instruct", help="Tokenize conversations, with the role of each token.")
 
 

@@ -35,7 +35,7 @@ CONVERT_FLOORS = [
     "engine surgery",
     "blend",
 ]
-FLOORS = ["config", "megatron", "launch", "model", "optim", "estimate", "logs", "data", "checkpoints", "loop"]
+FLOORS = ["config", "megatron", "launch", "model", "optim", "estimate", "logs", "data", "checkpoints", "loop", "clusters"]
 ANYONE = {"errors", "extras", "spec"}
 ONLY = {"megatron": {"train"}, "cyclopts": {"cli"}, "rich": {"cli", "train", "hub"}}
 

@@ -7,9 +7,11 @@ import threading
 from pathlib import Path
 
 from mconv.convert.folders import manifest
+from mconv.convert.folders.host import existing, writable
 from mconv.convert.folders.kinds import TRACKER
 from mconv.convert.folders.locate import tracker_word
-from mconv.errors import MconvError
+from mconv.errors import ConfigError, MconvError
+from mconv.train.config import TrainConfig
 
 
 def latest(root: Path) -> int | None:
@@ -113,3 +115,23 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_folders(config: TrainConfig) -> None:
+    """Refuse folders that cannot be made before the first step, not after the last; so also the model's own folder.
+
+    Makes none of them: a run that is refused leaves nothing.
+    """
+    published = config.load and (Path(config.load) / "config.json").is_file()
+    if published and config.save and not is_elsewhere(Path(str(config.load)), Path(config.save)):
+        raise ConfigError(f"save is {config.save}, the Hugging Face folder that load names; give another folder")
+    for name in ("save", "data_cache", "tensorboard_dir", "wandb_save_dir", "trigger_dir"):
+        if (wanted := getattr(config, name)) and not writable(Path(wanted)):
+            near = existing(Path(wanted))
+            why = "cannot be written to" if near.is_dir() else "is a file"
+            raise ConfigError(f"{name} is {wanted}, but {near} {why}; choose another folder")
+
+
+def is_elsewhere(load: Path, save: Path) -> bool:
+    """Return whether the folder that a run began with is still there, and is not its own."""
+    return load.is_dir() and load.resolve() != save.resolve()

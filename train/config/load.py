@@ -33,16 +33,22 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the fields that a YAML file sets. Raises ConfigError on a key that TrainConfig does not have, by name."""
+    values = mapping(path, named="CONFIG, the argument without a flag,")
+    refuse([f"{path}: {problem}" for problem in unknown(values)], doing=f"reading {path}", kind=ConfigError)
+    return values
+
+
+def mapping(path: Path, *, named: str) -> dict[str, Any]:
+    """Return what a YAML file of `field: value` lines holds. `named`: what the command line calls the file."""
     try:
         with path.open("rb") as file:
             values = load(file) or {}
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; CONFIG, the argument without a flag, is a YAML file") from error
+        raise ConfigError(f"{path}: {error.strerror}; {named} is a YAML file") from error
     except yaml.YAMLError as error:
         raise ConfigError(_not_yaml(path, error)) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `field: value` lines, found a {type(values).__name__}")
-    refuse([f"{path}: {problem}" for problem in unknown(values)], doing=f"reading {path}", kind=ConfigError)
     return values
 
 
@@ -76,17 +82,21 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     ]
     refuse(bad, doing="reading the environment", kind=ConfigError)
     kinds = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
-    return {name: _value(name, text, kinds[name]) for name, text in told.items() if text}
+    return {
+        name: value_of(text, kinds[name], named=f"environment: {PREFIX}{name.upper()}")
+        for name, text in told.items()
+        if text
+    }
 
 
-def _value(name: str, text: str, kind: Any) -> Any:
-    """Return a variable's text as the YAML value of a field's type."""
+def value_of(text: str, kind: Any, *, named: str) -> Any:
+    """Return a text as the YAML value of a field's type, a list's words with spaces between them."""
     if not is_list(kind):
         return text if is_text(kind) else _scalar(text)
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise ConfigError(f"environment: {PREFIX}{name.upper()} is {text!r}: {error}") from error
+        raise ConfigError(f"{named} is {text!r}: {error}") from error
     return words if "str" in str(kind) else [_scalar(word) for word in words]
 
 

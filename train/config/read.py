@@ -14,7 +14,7 @@ from mconv.train.config import SECTIONS, TrainConfig, aliases
 
 WORDS = {
     "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "list[str]": "a list of words",
-    "list[int]": "a list of whole numbers", "list[float]": "a list of numbers",
+    "list[int]": "a list of whole numbers", "list[float]": "a list of numbers", "dict[str, str]": "`NAME: text` lines",
 }  # fmt: skip
 
 
@@ -25,13 +25,19 @@ def make(values: Mapping[str, Any]) -> TrainConfig:
 
 def checked(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values as fields hold them. Raises ConfigError on an unknown field or a value of the wrong type, by name."""
-    refuse(unknown(values), doing="reading the training configuration", kind=ConfigError)
-    kinds = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
-    values = {name: _plain(name, value) for name, value in values.items()}
-    bad = [f"{name} is {value!r}; it must be {_expected(kinds[name])}: {help_of()[name]}"
-           for name, value in values.items() if value is not None and not _is(value, kinds[name])]  # fmt: skip
-    refuse(bad, doing="reading the training configuration", kind=ConfigError)
-    return values
+    doing = "reading the training configuration"
+    refuse(unknown(values), doing=doing, kind=ConfigError)
+    return typed(values, TrainConfig, help_of(), doing=doing)
+
+
+def typed(values: Mapping[str, Any], of: type, helped: Mapping[str, str], *, doing: str) -> dict[str, Any]:
+    """Return values as the fields of a dataclass hold them. Raises ConfigError on those of the wrong type, by name."""
+    kinds = {field.name: field.type for field in dataclasses.fields(of)}
+    found = {name: _plain(kinds[name], value) for name, value in values.items()}
+    bad = [f"{name} is {value!r}; it must be {_expected(kinds[name])}: {helped[name]}"
+           for name, value in found.items() if value is not None and not _is(value, kinds[name])]  # fmt: skip
+    refuse(bad, doing=doing, kind=ConfigError)
+    return found
 
 
 def fitting(name: str, value: Any) -> Any:
@@ -39,7 +45,7 @@ def fitting(name: str, value: Any) -> Any:
     kinds = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
     if name not in kinds:
         return None
-    plain = _plain(name, value)
+    plain = _plain(kinds[name], value)
     return plain if _is(plain, kinds[name]) else None
 
 
@@ -57,9 +63,10 @@ def _hint(name: str, known: list[str], given: Mapping[Any, Any] | None) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _plain(name: str, value: Any) -> Any:
+def _plain(kind: Any, value: Any) -> Any:
     """Return a value with liberties taken: one item for a list of one, "3e-4" and 1 as floats, a number as a word."""
-    kind = {f.name: f.type for f in dataclasses.fields(TrainConfig)}[name]
+    if is_map(kind) and isinstance(value, dict):
+        return {name: _item("list[str]", item) for name, item in value.items()}
     if is_list(kind) and value is not None:
         return [_item(kind, item) for item in (value if isinstance(value, list) else [value])]
     if is_text(kind) and type(value) is int:
@@ -87,6 +94,8 @@ def _is(value: Any, kind: Any) -> bool:
     if is_list(kind):
         element = {"list[str]": str, "list[int]": int, "list[float]": float}[word.removesuffix(" | None")]
         return isinstance(value, list) and all(isinstance(x, element) and not isinstance(x, bool) for x in value)
+    if is_map(kind):
+        return isinstance(value, dict) and all(isinstance(word, str) for pair in value.items() for word in pair)
     plain = {"str": str, "int": int, "float": float, "bool": bool}[word.removesuffix(" | None")]
     return isinstance(value, plain) and (plain is bool or not isinstance(value, bool))
 
@@ -107,6 +116,11 @@ def is_list(kind: Any) -> bool:
     return _word(kind).startswith("list")
 
 
+def is_map(kind: Any) -> bool:
+    """Return whether a field holds texts by name."""
+    return _word(kind).startswith("dict")
+
+
 def _word(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind).replace("typing.", "")
 
@@ -114,7 +128,12 @@ def _word(kind: Any) -> str:
 @cache
 def help_of() -> dict[str, str]:
     """Return the help of each field, in the order of the sections: the string below it in its class, on one line."""
-    return {name: text for section in SECTIONS for name, text in _texts(section)}
+    return texts(SECTIONS)
+
+
+def texts(sections: Iterable[type]) -> dict[str, str]:
+    """Return the help of each field of some sections: the string below it in its class, on one line."""
+    return {name: text for section in sections for name, text in _texts(section)}
 
 
 def _texts(section: type) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import yaml
@@ -22,41 +22,49 @@ HEAD = """\
 
 def text(values: Mapping[str, Any]) -> str:
     """Return the file, with these values set and all other fields commented out."""
-    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
-    lines = [HEAD.rstrip("\n")]
-    for section in SECTIONS:
-        about = (section.__doc__ or "").splitlines()[0].rstrip(".")
-        title = f"# ---- {section.__name__.lower()}: {about.partition(': ')[2]} "
-        lines += ["", title + "-" * max(0, WIDTH - len(title))]
-        for name in section.__annotations__:
-            lines += _field(fields[name], values.get(name))
+    lines = [HEAD.rstrip("\n"), *sections(SECTIONS, TrainConfig, help_of(), values)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def _field(field: "dataclasses.Field[Any]", value: Any) -> Iterator[str]:
+def sections(
+    found: Sequence[type], of: type, helped: Mapping[str, str], values: Mapping[str, Any], *, width: int = WIDTH
+) -> Iterator[str]:
+    """Yield the lines of each section: its title, and its fields with their help, commented out without a value."""
+    fields = {field.name: field for field in dataclasses.fields(of)}
+    for section in found:
+        about = (section.__doc__ or "").splitlines()[0].rstrip(".")
+        title = f"# ---- {section.__name__.lower()}: {about.partition(': ')[2]} "
+        yield from ("", title + "-" * max(0, width - len(title)))
+        for name in section.__annotations__:
+            yield from _field(fields[name], helped[name], values.get(name), width)
+
+
+def _field(field: "dataclasses.Field[Any]", about: str, value: Any, width: int) -> Iterator[str]:
     """Yield the lines of one field; without a value it is commented out."""
-    words = [help_of()[field.name]]
+    words = [about]
     words += (
         [f"One of {', '.join(choices)}."]
         if (choices := [one for one in get_args(field.type) if isinstance(one, str)])
         else []
     )
-    words += [] if field.default is None else [f"Default: {_value(field.default)}."]
+    words += [] if field.default is None else [f"Default: {as_yaml(field.default)}."]
     yield from textwrap.wrap(
-        " ".join(words), WIDTH, initial_indent="# ", subsequent_indent="# ", break_long_words=False,
+        " ".join(words), width, initial_indent="# ", subsequent_indent="# ", break_long_words=False,
         break_on_hyphens=False,
     )  # fmt: skip
     mark = "# " if value is None else ""
-    yield f"{mark}{field.name}: {_value(field.default if value is None else value)}".rstrip()
+    yield f"{mark}{field.name}: {as_yaml(field.default if value is None else value)}".rstrip()
     yield ""
 
 
-def _value(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     """Return a value as YAML on one line, which `read_yaml` reads back as the same value."""
     if value is None:
         return ""
     if isinstance(value, list):
-        return f"[{', '.join(_value(item) for item in value)}]"
+        return f"[{', '.join(as_yaml(item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{as_yaml(name)}: {as_yaml(item)}' for name, item in value.items())}}}"
     if isinstance(value, str):
         return value if _is_plain(value) else _quoted(value)
     if isinstance(value, bool) or not isinstance(value, float):

@@ -15,6 +15,8 @@ from mconv.train.launch.ranks import joined
 
 STEPPED = "MCONV_STEPPED"
 """Names the file that a rank leaves once it has taken a step."""
+MARK = "MCONV_JOB_MARK"
+"""Names the file in which rank 0 notes for a job's script that a step was taken, and then why the run stopped."""
 PATIENCE = 120
 """Seconds that a command may take."""
 
@@ -24,6 +26,21 @@ def stepped() -> None:
     if file := os.environ.get(STEPPED):
         with contextlib.suppress(FileNotFoundError):  # the command that asked is over
             Path(file).touch()
+    _mark("", again=False)
+
+
+def stopped(why: str | None) -> None:
+    """Note why a run stopped before its last step."""
+    if why:
+        _mark(why, again=True)
+
+
+def _mark(text: str, *, again: bool) -> None:
+    """Leave a text for the job's script; only where there is none yet unless `again`."""
+    file = os.environ.get(MARK)
+    if file and os.environ.get("RANK", "0") == "0" and (again or not Path(file).exists()):
+        with contextlib.suppress(OSError):  # a full disk stops no run
+            Path(file).write_text(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,6 +94,7 @@ def _steps(run: Run, data: Sets, *, began: float, say: logs.Say, show: logs.Show
     _done(halts, decision, say)
     after.close()
     log.close()
+    chain.stopped(decision.why)
     return _result(run, steps, why=decision.why) | measured
 
 

@@ -9,7 +9,6 @@ import torch
 from mconv.convert.checkpoint.model import Checkpoint, SourceModel
 from mconv.convert.checkpoint.optimizer import OptimizerState, with_padding
 from mconv.convert.folders import sidecar
-from mconv.convert.folders.host import existing, writable
 from mconv.convert.formats.dtype import in_torch
 from mconv.convert.sources.read import check_copies
 from mconv.convert.sources.source import Source
@@ -27,6 +26,7 @@ from mconv.train.checkpoints import (
     settings,
 )
 from mconv.train.checkpoints.begin import Beginning, confirm, where
+from mconv.train.checkpoints.folders import check_folders, is_elsewhere
 from mconv.train.checkpoints.saving import Saver
 from mconv.train.config import TrainConfig
 from mconv.train.config.length import batch_size, run_length
@@ -55,7 +55,7 @@ def start(config: TrainConfig, *, say: logs.Say) -> Run:
     init(parallel, seed=config.seed)
     source = _source(config)
     if not config.eval_only:
-        _check_folders(config)
+        check_folders(config)
     config, precision = resolved(config, source.opened)
     spec = source.opened.spec
     seq_length = config.seq_length or spec.max_position_embeddings
@@ -217,34 +217,14 @@ def _saver(config: TrainConfig, begun: Beginning, say: logs.Say, size: int) -> S
     )  # fmt: skip
 
 
-def _check_folders(config: TrainConfig) -> None:
-    """Refuse folders that cannot be made before the first step, not after the last; so also the model's own folder.
-
-    Makes none of them: a run that is refused leaves nothing.
-    """
-    published = config.load and (Path(config.load) / "config.json").is_file()
-    if published and config.save and not _is_elsewhere(Path(str(config.load)), Path(config.save)):
-        raise ConfigError(f"save is {config.save}, the Hugging Face folder that load names; give another folder")
-    for name in ("save", "data_cache", "tensorboard_dir", "wandb_save_dir", "trigger_dir"):
-        if (wanted := getattr(config, name)) and not writable(Path(wanted)):
-            near = existing(Path(wanted))
-            why = "cannot be written to" if near.is_dir() else "is a file"
-            raise ConfigError(f"{name} is {wanted}, but {near} {why}; choose another folder")
-
-
 def _check_same_run(config: TrainConfig, opened: SourceModel, *, resumed: bool) -> None:
     """Raise ConfigError unless the run that is resumed is of the model that `load` names, where that is still there."""
-    if not resumed or (config.load and not _is_elsewhere(Path(config.load), Path(str(config.save)))):
+    if not resumed or (config.load and not is_elsewhere(Path(config.load), Path(str(config.save)))):
         return
     asked = architecture.origin(config)
     if asked.spec != opened.spec:
         named = config.load or config.preset or config.model
         raise ConfigError(f"{config.save} holds a run of another model than {named}; give another --save")
-
-
-def _is_elsewhere(load: Path, save: Path) -> bool:
-    """Return whether the folder that a run began with is still there, and is not its own."""
-    return load.is_dir() and load.resolve() != save.resolve()
 
 
 def _lies_in(load: Path, save: Path) -> bool:

@@ -1,0 +1,217 @@
+"""`mconv launch TARGET`: a run, or a command, rendered for a cluster, checked, and submitted by the cluster's client."""
+
+import dataclasses
+import json as jsonlib
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from mconv.cli import options as o
+from mconv.cli.fields import check_load, given_values, here, settled
+from mconv.errors import ConfigError, MconvError
+
+if TYPE_CHECKING:
+    from mconv.train.clusters.cluster import Cluster
+    from mconv.train.clusters.job import Job, Rendered
+    from mconv.train.clusters.prepare import Wanted
+
+DEFAULT = Path("cluster.yaml")
+"""Cluster's file that is taken if no other is named."""
+Set = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--set", negative=(),
+        help="Set a field for this job: cluster.partition=debug, cluster.env.NCCL_DEBUG=INFO, or of the run, lr=1e-4. "
+        "Repeatable.",
+    ),
+]  # fmt: skip
+Overwrite = Annotated[bool, Parameter(help="Replace files that are there.", negative=())]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of every target."""
+
+    cluster: Annotated[
+        Path | None,
+        Parameter(
+            help=f"The cluster's YAML file; `mconv launch write-cluster` writes one. Default: {DEFAULT} in this folder."
+        ),
+    ] = None
+    render: Annotated[
+        Path | None,
+        Parameter(
+            help="Write the files to this folder. --submit writes them to `launch` in the run's folder if not given."
+        ),
+    ] = None
+    submit: Annotated[
+        bool, Parameter(help="Show the files, write them and submit them by the cluster's client.", negative=())
+    ] = False
+    check: Annotated[bool, Parameter(help="Render, plan and lint, and write nothing.", negative=())] = False
+    set_: Set = None
+    command: Annotated[
+        str | None,
+        Parameter(help="Run this on one node in place of a run: 'mconv data tokenize text.jsonl --out data/text'."),
+    ] = None
+    nodes: Annotated[int | None, Parameter(help="Number of nodes, over cluster.nodes.")] = None
+    time: Annotated[str | None, Parameter(help="Time limit of a job, over cluster.time.")] = None
+    partition: Annotated[str | None, Parameter(help="Partition, over cluster.partition.")] = None
+    account: Annotated[str | None, Parameter(help="Account, over cluster.account.")] = None
+    tokens_per_second: Annotated[
+        float | None, Parameter(help="Tokens per second over all ranks, to compare the run's time with the limit.")
+    ] = None
+    no_plan: Annotated[
+        bool, Parameter(help="Do not plan the run, where this machine cannot see what it loads or its data.", negative=())
+    ] = False
+    overwrite: Overwrite = False
+    json: o.Json = False
+
+
+def _target(name: str) -> Any:
+    """Return the command of a target."""
+
+    def launch(config: Path | None = None, /, *, options: Annotated[Options, o.Group] = Options()) -> None:
+        """Render a run, or another command, for a cluster.
+
+        Parameters
+        ----------
+        config
+            The run's YAML file, as mconv train takes it.
+        """
+        from mconv.train.clusters import files
+
+        job, rendered = _rendered(_wanted(name, config, options), options)
+        if options.check or options.submit:
+            files.check(rendered.files)
+        if not options.json:
+            _show(rendered, whole=options.submit or not (options.render or options.check))
+        if writes := bool(options.render or options.submit) and not options.check:
+            files.write(job.folder, rendered.files, overwrite=options.overwrite)
+        told = _submit(job, rendered) if writes and options.submit else None
+        _end(job, rendered, options, written=writes, told=told)
+
+    launch.__name__ = name
+    return launch
+
+
+slurm, torchrun, docker, singularity, apptainer, enroot = map(
+    _target, ("slurm", "torchrun", "docker", "singularity", "apptainer", "enroot")
+)
+
+
+def write_cluster(path: Path = DEFAULT, /, *, set_: Set = None, overwrite: Overwrite = False) -> None:
+    """Write a complete, commented YAML file of a cluster, to fill in.
+
+    Parameters
+    ----------
+    path
+        The file to write.
+    """
+    from mconv.train.clusters import files, read
+
+    given = read.assigned(one.removeprefix("cluster.") for one in set_ or [])
+    whole = path.absolute()
+    files.write(whole.parent, {whole.name: read.text(read.checked(given))}, overwrite=overwrite)
+    print(f"wrote {path}: {len(given)} of {len(read.help_of())} fields set")
+
+
+# ---- what is wanted --------------------------------------------------------------------------------------------------
+def _wanted(target: str, config: Path | None, options: Options) -> "Wanted":
+    """Return what the command line asks for: the files, over them variables, over both --set and flags."""
+    from mconv.train.clusters import read
+    from mconv.train.clusters.prepare import Wanted
+    from mconv.train.config import TrainConfig
+
+    if bool(config) == bool(options.command):
+        raise ConfigError("give CONFIG, the YAML file of a run, or else --command")
+    said = [*(options.set_ or [])]
+    ours = [one.removeprefix("cluster.") for one in said if one.startswith("cluster.")]
+    kinds = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
+    theirs = read.assigned([one for one in said if not one.startswith("cluster.")], kinds=kinds)
+    below = read.read_yaml(options.cluster or DEFAULT) if options.cluster or DEFAULT.is_file() else {}
+    flags = {name: getattr(options, name) for name in ("nodes", "time", "partition", "account")}
+    given = {name: value for name, value in flags.items() if value is not None}
+    return Wanted(
+        target=target, cluster=read.over(below, {**read.assigned(ours), **given}), folder=options.render,
+        values=given_values(config, theirs) if config else {}, command=tuple(shlex.split(options.command or "")),
+    )  # fmt: skip
+
+
+def _rendered(wanted: "Wanted", options: Options) -> "tuple[Job, Rendered]":
+    """Return the job and its files. Raises MconvError on all that would stop it on the cluster."""
+    from mconv.train.clusters import prepare
+    from mconv.train.clusters.targets import TARGETS
+
+    cluster, iterations = prepare.cluster_of(wanted), None
+    notes: list[str] = []
+    if wanted.values:
+        if cluster.container == "none":
+            wanted = dataclasses.replace(wanted, values=here(dict(wanted.values)))
+        iterations, *notes = _planned(cluster, wanted.values, options)
+    job = prepare.job_of(wanted, cluster, iterations=iterations)
+    rendered = TARGETS[wanted.target].render(job)
+    return job, dataclasses.replace(rendered, notes=(*notes, *rendered.notes))
+
+
+def _planned(cluster: "Cluster", values: Mapping[str, Any], options: Options) -> Iterator[Any]:
+    """Yield the steps of the run, and what the plan found. Raises MconvError as mconv train would."""
+    from mconv.train.clusters import places, prepare
+    from mconv.train.config import make
+    from mconv.train.config.length import run_length
+    from mconv.train.data import sources
+
+    if options.no_plan:
+        yield run_length(make(values)).iterations or None
+        yield "not planned: whether the run can start is found out on the cluster"
+        return
+    config = settled(places.here(values, places.places_of(cluster, None)))
+    check_load(config)
+    sources.check_present(config)
+    yield run_length(config).iterations or None
+    yield from prepare.notes(cluster, prepare.planned(cluster, config, tokens_per_second=options.tokens_per_second))
+
+
+# ---- what is said and done -------------------------------------------------------------------------------------------
+def _show(rendered: "Rendered", *, whole: bool) -> None:
+    """Print the files, if they are to be seen, and the notes."""
+    for name, text in rendered.files.items() if whole else ():
+        print(f"==> {name}\n{text.rstrip()}\n")
+    print("\n".join(rendered.notes), flush=True)
+
+
+def _submit(job: "Job", rendered: "Rendered") -> str:
+    """Submit the job and return what the client says."""
+    if not rendered.submit:
+        raise ConfigError("there is nothing to submit to: run the printed line on each node")
+    if shutil.which(rendered.client) is None:
+        where = shlex.quote(str(job.folder))
+        raise MconvError(
+            f"{rendered.client} is not on this machine; on one that has it: cd {where} && {shlex.join(rendered.submit)}"
+        )
+    done = subprocess.run(rendered.submit, cwd=job.folder, capture_output=True, text=True)
+    if done.returncode:
+        raise MconvError(f"{shlex.join(rendered.submit)}, in {job.folder}: {(done.stdout + done.stderr).strip()}")
+    return done.stdout.strip()
+
+
+def _end(job: "Job", rendered: "Rendered", options: Options, *, written: bool, told: str | None) -> None:
+    """Print what was done, and the command that usually follows."""
+    folder = str(job.folder)
+    if options.json:
+        values = {"name": job.name, "folder": folder, "written": written, "submitted": told, "notes": rendered.notes}
+        print(jsonlib.dumps({**values, "files": dict(rendered.files)}, indent=1))
+    elif told is not None:
+        print(f"{told}\nnext: mconv launch status {shlex.quote(folder)}")
+    elif written:
+        then = f"; next: cd {shlex.quote(folder)} && {shlex.join(rendered.submit)}" if rendered.submit else ""
+        print(f"wrote {folder}: {', '.join(rendered.files)}{then}")
+    elif options.check:
+        print(f"checked {', '.join(rendered.files)}; nothing is written")
+    else:
+        print("nothing is written: --render DIR writes these files" + ", --submit submits them" * bool(rendered.submit))
