@@ -10,6 +10,8 @@ from mconv.cli import app, foreign
 from mconv.cli.field_names import as_typed
 from mconv.train.config import aliases
 
+pytestmark = pytest.mark.once
+
 COMMANDS = [*foreign.TABLES, "train", "plan"]
 
 

@@ -10,6 +10,8 @@ from mconv.cli import sections
 from mconv.cli.app import app, run
 from mconv.train.config import SECTIONS, help_of
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def helped(capsys, monkeypatch):

@@ -13,6 +13,8 @@ from tiny import make_llama
 from mconv.cli.app import run
 from mconv.train.data import facts
 
+pytestmark = pytest.mark.once
+
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-lm"
 PYTHON = re.compile(r"\b(None|True|False|dict|tuple|list|Path|Namespace)\b|[{}]|\(\d+,\)")
 

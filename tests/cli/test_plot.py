@@ -11,6 +11,8 @@ from mconv.cli import curves
 from mconv.cli.app import run
 from mconv.train.logs import series
 
+pytestmark = pytest.mark.once
+
 LOGS = Path(__file__).resolve().parents[3] / "shared" / "golden" / "megatron-lm" / "train-logs"
 
 

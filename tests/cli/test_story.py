@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from mconv.cli.app import run
 
+pytestmark = pytest.mark.once
+
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-lm" / "td-dp2-distopt" / "ckpt"
 TEMPLATE = "{% for m in messages %}{{ '<s>' + m['role'] + ' ' + m['content'] + '</s>' }}{% endfor %}"
 CHAT = "--data chat --data-type instruction --lr 1e-3 --seq-length 32 --global-batch-size 4"

@@ -6,6 +6,8 @@ from tiny import make_llama
 from mconv.cli.app import run
 from mconv.verify import page
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):

@@ -19,6 +19,8 @@ from mconv.convert.formats import archive, pack, torch_dist
 from mconv.convert.formats.dtype import in_torch
 from mconv.errors import ConfigError, FormatError, MconvError
 
+pytestmark = pytest.mark.once
+
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-bridge"
 CASES = sorted([*GOLDEN.glob("*/megatron*"), *GOLDEN.with_name("megatron-bridge-qwen").glob("*/megatron*")])
 NAMES = [f"{path.parent.name}-{path.name}" for path in CASES]

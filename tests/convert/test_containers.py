@@ -22,6 +22,8 @@ from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
 from mconv.errors import FormatError
 
+pytestmark = pytest.mark.once
+
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 WRITTEN_BY_0_19 = {
     "megatron-core-hybrid/llama-gqa-untied-bf16": "gpt",  # Megatron-LM

@@ -17,6 +17,8 @@ from mconv.convert.formats.unpickle import STORAGES
 from mconv.convert.spelling import derived
 from mconv.spec import ModelSpec, Rope
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_an_element_type_is_what_torch_says(name):

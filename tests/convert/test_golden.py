@@ -19,7 +19,10 @@ CASES = {
 }  # fmt: skip
 TRUE_VOCAB = {"td-tp1-gqa-pad": 300}
 """Cases whose true vocabulary is nowhere in the checkpoint."""
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden checkpoints are not beside this checkout")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden checkpoints are not beside this checkout"),
+]
 
 
 @pytest.mark.parametrize("case", CASES)

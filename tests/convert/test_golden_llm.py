@@ -14,7 +14,10 @@ from mconv.convert.families import FAMILIES
 from mconv.errors import ConfigError
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-llm"
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden checkpoints are not beside this checkout")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden checkpoints are not beside this checkout"),
+]
 FOLDERS = [
     ("codellama-mha", "megatron"), ("llama-mha", "megatron"), ("llama-label32000", "megatron"),
     ("llama2-gqa", "megatron"), ("llama2-gqa", "megatron-tp2pp1"), ("llama2-gqa", "megatron-tp1pp2"),

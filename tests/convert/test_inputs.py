@@ -18,6 +18,8 @@ from mconv.convert.formats import bin
 from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.spec import Rope
 
+pytestmark = pytest.mark.once
+
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-llm" / "llama2-gqa"
 
 

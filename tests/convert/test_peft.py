@@ -17,6 +17,8 @@ from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.peft import config_keys as peft_keys
 from mconv.errors import FormatError
 
+pytestmark = pytest.mark.once
+
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "peft" / "lora-r4"
 A, M = "model.layers.{}.self_attn.", "model.layers.{}.mlp."
 ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]

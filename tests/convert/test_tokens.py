@@ -13,6 +13,8 @@ from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.folders import tokens
 from mconv.errors import FormatError, MconvError
 
+pytestmark = pytest.mark.once
+
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-llm"
 SPECIAL = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
 

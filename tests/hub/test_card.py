@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from mconv.errors import ConfigError, FormatError
 from mconv.hub.card import escape, is_ours, public, render, seal
 
+pytestmark = pytest.mark.once
+
 FULL = {
     "mconv": "0.1.0",
     "family": "llama2",

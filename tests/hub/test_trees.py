@@ -18,6 +18,8 @@ from mconv.hub.fetch import pull, wanted
 from mconv.hub.push import plan as plan_push
 from mconv.hub.push import push
 
+pytestmark = pytest.mark.once
+
 TRAVELS = {
     "LICENSE": b"free\n",
     "README.md": b"---\nlicense: mit\n---\n# The source's own words\n",

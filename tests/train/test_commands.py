@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import jobs
+import pytest
+
+pytestmark = pytest.mark.once
 
 
 def mconv(*words):

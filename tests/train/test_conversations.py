@@ -14,6 +14,8 @@ from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.train.data.instruction import open_conversations, rows
 from mconv.train.data.packing import pack
 
+pytestmark = pytest.mark.once
+
 EOS, LENGTH, TALKS = 2, 48, 16
 
 

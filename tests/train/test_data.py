@@ -17,6 +17,8 @@ from mconv.errors import ConfigError, FormatError, MconvError
 from mconv.train.data.record import read_record
 from mconv.train.data.tokenize import tokenize
 
+pytestmark = pytest.mark.once
+
 GOLDEN = Path(__file__).parents[3] / "shared/golden/datatrove/tokenize"
 TEXTS = ["def work():", "", "one two three", "é ∑ unknown", "   ", "the end"]
 

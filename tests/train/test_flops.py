@@ -17,6 +17,8 @@ from mconv.errors import ConfigError
 from mconv.train.estimate import flops
 from mconv.train.model.trainable import Trainable
 
+pytestmark = pytest.mark.once
+
 BATCH, LENGTH = 2, 24
 
 

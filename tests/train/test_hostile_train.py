@@ -18,6 +18,8 @@ import torch
 from mconv.cli.app import run as cli
 from mconv.errors import CopiesDiffer, MconvError
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def fields(tmp_path_factory):
@@ -211,7 +213,6 @@ def alive(pids):
     "how, code",
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, 137)],
 )
-@pytest.mark.once
 def test_no_rank_outlives_mconv(fields, tmp_path, how, code):
     (tmp_path / "run.json").write_text(json.dumps(fields | {"train_iters": 100000, "log_interval": 1}))  # JSON is YAML
     command = [sys.executable, "-m", "mconv", "train", str(tmp_path / "run.json"), "--tp", "2"]

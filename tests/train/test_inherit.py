@@ -16,7 +16,10 @@ from mconv.train.config import TrainConfig, make
 from mconv.train.logs import megatron_log
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "megatron-lm"
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden checkpoints are not beside this checkout")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden checkpoints are not beside this checkout"),
+]
 RUN = GOLDEN / "td-dp2-distopt" / "ckpt"
 BARE = {"load": str(RUN), "resume": True}
 

@@ -16,6 +16,8 @@ from mconv.train.data.index import open_index
 from mconv.train.data.instruct import instruct
 from mconv.train.data.instruction import open_conversations
 
+pytestmark = pytest.mark.once
+
 GOLDEN = Path(__file__).parents[3] / "shared/golden/megatron-llm/data-instruct"
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -7,6 +7,8 @@ import pytest
 from mconv.errors import ConfigError
 from mconv.train import config as configs
 
+pytestmark = pytest.mark.once
+
 NEEDED = {"load": "x", "data": ["p"], "lr": 1.0}
 SEED = {
     "load": "x", "data": ["p"], "global_batch_size": 288, "train_samples": 146484375, "lr": 6e-5, "min_lr": 6e-6,

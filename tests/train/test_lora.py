@@ -272,6 +272,7 @@ def _in_peft(adapter, model, tokens, *, merged):
     torch.testing.assert_close(on(tokens).logits, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.once
 def test_an_exported_adapter_is_known_by_what_it_was_made_of(saved, run, tmp_path, capsys, monkeypatch):
     """`status` shows it beneath its run, `lora merge` finds its base, `push` its gate; another name is taken as given."""
     folder, _ = saved
@@ -295,6 +296,7 @@ def test_an_exported_adapter_is_known_by_what_it_was_made_of(saved, run, tmp_pat
     assert b"ancestors" not in sent and str(tmp_path).encode() not in sent
 
 
+@pytest.mark.once
 def test_exported_and_merged(saved, run, tmp_path, capsys):
     """Logits of the merged model are those of the base with the exported adapter on it."""
     folder, _ = saved
@@ -382,6 +384,7 @@ def test_what_is_not_zero_past_a_rank_is_seen(run):
         adapter.unstacked(settings, base.family, base.spec, full)
 
 
+@pytest.mark.once
 def test_more_than_a_run_trains_is_refused(run, tmp_path):
     """Whole modules and adapters outside the layers can be merged, and not trained."""
     from safetensors.torch import load_file, save_file
@@ -394,6 +397,7 @@ def test_more_than_a_run_trains_is_refused(run, tmp_path):
         jobs.train(**run | {"lora_load": str(folder)})
 
 
+@pytest.mark.once
 def test_what_the_commands_say(saved, run, tmp_path, capsys):
     folder, _ = saved
     assert app.run(["inspect", str(folder), "--json"]) == 0
@@ -427,6 +431,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(name, run):
     change, message = REFUSED[name]

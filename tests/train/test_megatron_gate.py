@@ -14,6 +14,8 @@ from mconv.train.estimate import machine
 from mconv.train.megatron import gate
 from mconv.train.megatron.gate import UnfitCore
 
+pytestmark = pytest.mark.once
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:  # pragma: no cover

@@ -16,6 +16,8 @@ from mconv.train.config import make
 from mconv.train.estimate import memory
 from mconv.train.estimate.plan import plan
 
+pytestmark = pytest.mark.once
+
 AWS = {
     "init": "random", "preset": "gpt3-7.5b", "data": ["x"], "lr": 6e-5, "seq_length": 2048, "global_batch_size": 288,
     "train_samples": 146484375, "split": "98,2,0", "eval_interval": 1000, "eval_iters": 40, "fp16": True,

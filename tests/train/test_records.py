@@ -21,6 +21,8 @@ from mconv.train.data.instruction import open_conversations, rows
 from mconv.train.data.reading.lines import JsonLines
 from mconv.train.data.tokenize import tokenize
 
+pytestmark = pytest.mark.once
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

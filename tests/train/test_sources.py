@@ -20,6 +20,8 @@ from mconv.train.config import make
 from mconv.train.data.index import open_index
 from mconv.train.data.sources import Blend, blend, check_present
 
+pytestmark = pytest.mark.once
+
 
 def write(prefix, documents, *, marked=True):
     """A prefix with these documents, by megatron-core's builder."""

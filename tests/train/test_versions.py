@@ -9,6 +9,8 @@ from pathlib import Path
 import jobs
 import pytest
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[2]
 VENVS = (".venv", ".venv-stack")
 

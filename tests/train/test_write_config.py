@@ -15,6 +15,8 @@ from mconv.train.config import TrainConfig, help_of, make, read_yaml
 from mconv.train.config.read import checked
 from mconv.train.config.template import text
 
+pytestmark = pytest.mark.once
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run.yaml"
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 ODD = [

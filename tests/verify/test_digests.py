@@ -20,6 +20,8 @@ from mconv.verify import digests
 from mconv.verify.digests import compare, spec_differences
 from mconv.verify.recorded_verdicts import valid_verdicts
 
+pytestmark = pytest.mark.once
+
 SPELLINGS = {
     "torch_dist": {"format": "torch_dist", "tp": 2},
     "mp_rank": {"format": "mp_rank", "tp": 2, "pp": 2},

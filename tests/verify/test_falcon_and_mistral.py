@@ -82,6 +82,7 @@ def exchange_key_and_value(t):
     t[name] = rows[:, [*queries, value, key]].flatten(0, 2).contiguous()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "model, fault",
     [
@@ -109,6 +110,7 @@ CONFIG_FAULTS = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("fault", CONFIG_FAULTS)
 def test_a_fault_in_the_config_fails(tmp_path, fault):
     model, change = CONFIG_FAULTS[fault]

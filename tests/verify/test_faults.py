@@ -11,6 +11,8 @@ from judge import convert, judged
 from tiny import tensors
 from wrongs import flip_an_exponent_bit
 
+pytestmark = pytest.mark.once
+
 PROBE = {"length": 128, "batch": 2}
 NAMED = {fault.name: fault for fault in FAULTS}
 LAYOUTS = sorted({(f.model, tuple(f.layout.items())) for f in FAULTS} | {(model, ()) for model in MODELS})
@@ -37,7 +39,7 @@ def test_without_a_fault_it_passes(root, model, layout, dtype):
 
 
 @pytest.mark.usefixtures("unchanged")
-@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.once)])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", NAMED)
 def test_a_planted_fault_is_caught(root, name, dtype):
     """By each proof, unless no tensor has it; in fp32 arithmetic, which is what judges."""

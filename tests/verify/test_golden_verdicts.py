@@ -46,7 +46,10 @@ LAYOUTS = (
     {"tp": 2, "pp": 2, "sequence_parallel": True}, {"tp": 4, "pp": 1}, {"tp": 1, "pp": 4}, {"tp": 2, "pp": 1},
 )  # fmt: skip
 
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden checkpoints are not beside this checkout")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden checkpoints are not beside this checkout"),
+]
 
 
 def folders(case):

@@ -9,6 +9,8 @@ from tiny import make_llama, tensors
 from mconv.cli.app import run
 from mconv.shard.stages import Uneven
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("dtype, arithmetic", [("bf16", "fp16"), ("fp16", "bf16")])
@@ -59,14 +61,12 @@ def test_uneven_stages_at_their_own_ranks(world, tmp_path, streamed):
     assert found["passed"] and found["candidate"]["loaded_by"] == "rank files, as they are", found
 
 
-@pytest.mark.once
 def test_uneven_stages_whose_layers_cannot_be_shared_evenly(tmp_path, capsys):
     hf = make_llama(tmp_path / "hf", num_hidden_layers=3)
     megatron = convert(hf, tmp_path / "m", format="mp_rank", pp=2, uneven=Uneven(first=1))
     assert run(["verify", str(hf), str(megatron), "--length", "16"]) == 0
 
 
-@pytest.mark.once
 def test_greedy_tokens_on_real_ranks_where_transformers_writes_them(tmp_path, capsys):
     """The ranks met only when Megatron's model was built, and the reference writes before: rank 1 had no tokens."""
     hf = make_llama(tmp_path / "hf")

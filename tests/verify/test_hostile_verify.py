@@ -9,6 +9,8 @@ from tiny import VARIANTS, make_llama, tensors
 from mconv.cli.app import run
 from mconv.errors import CheckFailed
 
+pytestmark = pytest.mark.once
+
 
 def edit_rank(root, rank, change):
     """Change the state of one rank's file, as torch sees it."""

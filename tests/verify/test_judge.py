@@ -15,6 +15,8 @@ from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.verify import generate, judge, models, probes
 from mconv.verify.noise import ReorderedSums
 
+pytestmark = pytest.mark.once
+
 SAME = ("max_abs_error", "mean_abs_error", "relative_rms", "kl", "loss", "layers", "worst")
 
 

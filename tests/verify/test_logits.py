@@ -93,6 +93,7 @@ WEIGHT_FAULTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("initializer_range", [0.2, 0.02])
 @pytest.mark.parametrize("fault", WEIGHT_FAULTS, ids=lambda f: f.__name__)
 def test_a_fault_in_the_weights_fails(tmp_path, fault, initializer_range):
@@ -115,6 +116,7 @@ ROPE_FAULTS = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("fault", ROPE_FAULTS)
 def test_a_fault_in_the_rope_fails(tmp_path, fault):
     wide = {**VARIANTS["llama3-rope"], "head_dim": 32}  # sixteen frequencies, so that each field moves some
