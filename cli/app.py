@@ -38,7 +38,7 @@ app = App(
     help_formatter=PlainHelp(),
     suppress_keyboard_interrupt=False,  # `run` answers it
 )
-data = App(name="data", help="Tokenize training data.")
+data = App(name="data", help="Tokenize, mix, merge and measure training data.")
 app.command(data)
 lora = App(name="lora", help="Export, merge or extract a LoRA adapter.")
 app.command(lora)
@@ -111,6 +111,10 @@ for name, where in {
     launch.command(f"mconv.cli.launch:{name}", name=name, help=f"Start a run, or a command, {where}.")
 launch.command("mconv.cli.launch:write_cluster", name="write-cluster", help="Write a cluster's file, to fill in.")
 data.command("mconv.cli.data:instruct", name="instruct", help="Tokenize conversations, with the role of each token.")
+data.command("mconv.cli.data_mix:mix", name="mix", help="Mix token data by weights, without repetition.")
+data.command("mconv.cli.data_mix:merge", name="merge", help="Merge prefixes of token data into one.")
+data.command("mconv.cli.data_stats:stats", name="stats", help="Measure token data: lengths, ends, vocabulary.")
+data.command("mconv.cli.data_stats:discover", name="discover", help="Print the prefixes in folders, with weights.")
 
 
 def main() -> None:

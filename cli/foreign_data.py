@@ -1,4 +1,4 @@
-"""Option names of other programs that prepare training data, for `data tokenize` and `data instruct`."""
+"""Option names of other programs that prepare training data, for the commands of `mconv data`."""
 
 from collections.abc import Mapping
 
@@ -37,4 +37,14 @@ DATA_ROWS: Mapping[str, Mapping[str, str]] = {
         "max_seq_length": "samples are cut while training: `mconv train --seq-length`",
         "seq_length": "samples are cut while training: `mconv train --seq-length`",
     },
+    "data mix": {
+        **dict.fromkeys(("output_dir", "output_folder", "out_dir"), "--out"), "data_path": "--data",
+        **dict.fromkeys(("input", "datasets", "paths"), "--folders"), "ratios": "--weights",
+    },
+    "data merge": {
+        **dict.fromkeys(("inputs", "input_prefixes"), "SOURCES"), "output": "--out", "output_path": "--out",
+        "multimodal": "multimodal data is not supported",
+    },
+    "data stats": dict.fromkeys(("input", "data_path", "data"), "PATHS"),
+    "data discover": {"min_tokens": "--seq-length, one less", "data_path": "FOLDERS", "input": "FOLDERS"},
 }  # fmt: skip

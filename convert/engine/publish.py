@@ -27,26 +27,13 @@ def publish(plan: Plan, staging: Staging) -> None:
         with explained(f"could not write {staging.folder}", "what was there before is unchanged"):
             flush(staging.partial)
             write_whole(staging.journal / manifest.NAME, (staging.partial / manifest.NAME).read_text(encoding="utf-8"))
-            _swap(staging)
+            staging.swap()
     if plan.format != "hf":
         state = f"{staging.folder} is whole, but nothing points to it; give --resume to try again"
         with explained(f"could not write {plan.out / TRACKER}", state):
             write_tracker(plan)
     remove(staging.old)
     remove(staging.journal)
-
-
-def _swap(staging: Staging) -> None:
-    remove(staging.old)
-    if staging.folder.exists():
-        staging.folder.rename(staging.old)
-    try:
-        staging.partial.rename(staging.folder)
-    except BaseException:
-        if staging.old.exists():
-            staging.old.rename(staging.folder)
-        raise
-    sync(staging.folder.parent)
 
 
 def flush(folder: Path) -> None:

@@ -67,6 +67,19 @@ class Staging:
         files = [path.stat() for path in self.partial.rglob("*") if path.is_file()]
         return sum(getattr(status, "st_blocks", 0) * 512 for status in files)
 
+    def swap(self) -> None:
+        """Move what was made to its place; what was there before is put aside as `old`, and back if that fails."""
+        remove(self.old)
+        if self.folder.exists():
+            self.folder.rename(self.old)
+        try:
+            self.partial.rename(self.folder)
+        except BaseException:
+            if self.old.exists():
+                self.old.rename(self.folder)
+            raise
+        sync(self.folder.parent)
+
     def clear(self) -> None:
         """Remove what is unfinished. The journal goes first: it must never vouch for other bytes."""
         shutil.rmtree(self.journal, ignore_errors=True)

@@ -1,6 +1,6 @@
 """Describe token data for people: counts and lengths from the index, ids and endings from samples of the .bin."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,11 @@ def facts(prefix: Path) -> dict[str, Any]:
         )
     known = _of_text(prefix, text, "instruction data (tokens, and who says each of them)")
     size = sum(with_ending(role.prefix, ending).stat().st_size for ending in (".bin", ".idx"))
-    return {**known, "bytes": known["bytes"] + size, "roles": _roles(role)}
+    return {**known, "bytes": known["bytes"] + size, "roles": shares_of_roles(role.prefix, _parts(role))}
 
 
 def _of_text(prefix: Path, data: Indexed, what: str) -> dict[str, Any]:
-    record, documents = read_record(data.prefix), _documents(data)
+    record, documents = read_record(data.prefix), documents_of(data)
     ids, looked_at = _ids(data)
     return {
         "prefix": str(prefix),
@@ -73,11 +73,11 @@ def _of_text(prefix: Path, data: Indexed, what: str) -> dict[str, Any]:
         "lengths": {"min": int(documents.min()), "median": float(np.median(documents)), "max": int(documents.max())},
         "ids": {"min": ids[0], "max": ids[1], "looked_at": looked_at},
         "endings": _endings(data, record),
-        "record": _recorded(record),
+        "record": recorded(record),
     }
 
 
-def _documents(data: Indexed) -> npt.NDArray[np.integer]:
+def documents_of(data: Indexed) -> npt.NDArray[np.integer]:
     """Return the tokens of each document; where the writer marked none, a sequence is one."""
     if not len(data.ends):
         return data.lengths
@@ -121,19 +121,19 @@ def _last(data: Indexed, number: int) -> int:
     return int(data.tokens.read(data.tokens.dtype, 1, at)[0])
 
 
-def _roles(role: Indexed) -> dict[str, Any]:
-    """Return the share of tokens that each role says, in all of the data or in parts spread over it."""
+def shares_of_roles(prefix: Path, parts: Iterable[npt.NDArray[np.integer]]) -> dict[str, Any]:
+    """Return the share of tokens that each role says, in the parts of a PREFIX-role that are given."""
     counts = np.zeros(len(ROLES), np.int64)
-    for part in _parts(role):
+    for part in parts:
         if part.size and not 0 <= part.min() <= part.max() < len(ROLES):
-            raise FormatError(f"{role.prefix}: holds numbers that are no role (0 system, 1 prompter, 2 assistant)")
+            raise FormatError(f"{prefix}: holds numbers that are no role (0 system, 1 prompter, 2 assistant)")
         counts += np.bincount(part.astype(np.int64), minlength=len(ROLES))
     looked_at = int(counts.sum())
     shares = {name: round(count / max(1, looked_at), 4) for name, count in zip(ROLES, counts.tolist(), strict=True)}
     return {**shares, "looked_at": looked_at}
 
 
-def _recorded(record: Tokenized | None) -> dict[str, Any] | None:
+def recorded(record: Tokenized | None) -> dict[str, Any] | None:
     """Return what the record beside the data says of the tokenizer; None without a record of this data."""
     if record is None:
         return None

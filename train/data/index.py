@@ -4,6 +4,7 @@ import os
 import struct
 import weakref
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,14 @@ class Tokens:
 
     def __init__(self, path: Path, dtype: type[np.generic]) -> None:
         self.path, self.dtype = path, np.dtype(dtype)
-        self._file = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
-        self.bytes = os.fstat(self._file).st_size
+        self.bytes = path.stat().st_size
+
+    @cached_property
+    def _file(self) -> int:
+        """The open file: not before it is read, because a folder may hold more prefixes than files may be open."""
+        file = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, file)
+        return file
 
     def __len__(self) -> int:
         return self.bytes // self.dtype.itemsize

@@ -88,17 +88,27 @@ def _prefixes(path: Path, instruction: bool) -> list[Path]:
     """Return the path itself, or all prefixes in the folder that it is."""
     if not path.is_dir():
         return [path]
-    pairs, bad = _search(path)
-    refuse(bad, doing=f"searching {path}", kind=FormatError)
-    roles = {prefix for prefix in pairs if prefix.name.endswith(ROLE) and _twin(prefix) in pairs}
-    found = [prefix for prefix in pairs if prefix not in roles and prefix not in {_twin(role) for role in roles}]
-    talks = [role.with_name(role.name.removesuffix(ROLE)) for role in roles]
+    found, talks = search(path)
     chosen, others = (talks, found) if instruction else (found, talks)
     if not chosen:
         hint = f", but there is {PLAIN if instruction else TALKS}" if others else ""
         kind = f"{TEXT} and {ROLE} pairs" if instruction else ".bin and .idx"
         raise FormatError(f"{path}: no prefix with {kind} in this folder or under it{hint}")
-    return sorted(chosen)
+    return chosen
+
+
+def search(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the prefixes of running text and those of conversations, in a folder and under it, sorted.
+
+    Links are followed. Raises FormatError where a file lacks its other half, or the folder is not there.
+    """
+    if not folder.is_dir():
+        raise FormatError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    pairs, bad = _search(folder)
+    refuse(bad, doing=f"searching {folder}", kind=FormatError)
+    roles = {prefix for prefix in pairs if prefix.name.endswith(ROLE) and _twin(prefix) in pairs}
+    texts = pairs - roles - {_twin(role) for role in roles}
+    return sorted(texts), sorted(role.with_name(role.name.removesuffix(ROLE)) for role in roles)
 
 
 def _of_the_other_type(prefix: Path, instruction: bool) -> str | None:

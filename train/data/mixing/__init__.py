@@ -1,0 +1,1 @@
+"""Token data as a whole: found, described, joined, and mixed by weights."""
