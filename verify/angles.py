@@ -40,15 +40,15 @@ def linears(pairs: Sequence[Pair], *, count: int) -> list[Pair]:
     if count < 1:
         raise MconvError(f"--angles is {count}; it is the dimension of the subspaces, at least 1")
     found = [pair for pair in pairs if pair.a.row.kind in LINEARS and pair.a.logical.leaf == "weight"]
-    refuse([f"--angles {count}: {pair.key} is {pair.a.shape[0]} x {pair.a.shape[1]}, so it has {min(pair.a.shape)} "
-            "directions; ask for fewer" for pair in found if min(pair.a.shape) < count],
+    refuse([f"--angles {count}: {pair.key} is {pair.a.matrix[0]} x {pair.a.matrix[1]}, so it has {min(pair.a.matrix)} "
+            "directions; ask for fewer" for pair in found if min(pair.a.matrix) < count],
            doing="no angles can be taken", limit=3)  # fmt: skip
     return found
 
 
 def memory(pairs: Sequence[Pair], *, count: int) -> tuple[int, Pair]:
     """Return the bytes that the largest SVD needs with the subspaces of both sides, and the linear that it is of."""
-    sized = [(svd.memory(pair.a.shape, count) + 16 * count * sum(pair.a.shape), pair) for pair in pairs]
+    sized = [(svd.memory(pair.a.matrix, count) + 16 * count * sum(pair.a.matrix), pair) for pair in pairs]
     return max(sized, key=lambda one: one[0])
 
 
@@ -83,7 +83,7 @@ def _principal(one: Float[Tensor, "n k"], two: Float[Tensor, "n k"]) -> list[flo
 
 
 def _leading(model: SourceModel, tensor: Unfused, count: int) -> svd.Leading:
-    matrix = torch.empty(lengths(tensor.box), dtype=svd.precision(tensor.shape))
+    matrix = torch.empty(lengths(tensor.box), dtype=svd.precision(tensor.matrix))
     for box in boxes(tensor.box):
         matrix[within(box, tensor.box)] = model.source.pull(tensor.logical, box).to(matrix.dtype)
-    return svd.leading(matrix.view(tensor.shape), count)
+    return svd.leading(matrix.view(tensor.matrix), count)

@@ -52,12 +52,12 @@ def judge(model: SourceModel, *, sample: int | None = None, show: ShowProgress =
     began = time.monotonic()
     blend = _again(model)
     chosen = _chosen(blend, sample)
-    with show(sum(one.member.numel for one in chosen), "making tensors anew from the recipe") as advance:
+    with show(sum(one.member.elements for one in chosen), "making tensors anew from the recipe") as advance:
         _check_models(model, blend, chosen)
         wrong = []
         for merged in chosen:
             wrong += list(_wrong(model, blend, merged))
-            advance(merged.member.numel)
+            advance(merged.member.elements)
     apart = spec_differences(blend.spec, model.spec)
     return _report(model, blend, chosen, wrong, in_words(apart) if apart else "") | {
         "environment": environment.describe(seconds=time.monotonic() - began)
@@ -98,17 +98,17 @@ def _wrong(model: SourceModel, blend: Blend, merged: Merged) -> Iterator[Wrong]:
     """Yield what is wrong with a tensor, if something is."""
     member, merge = merged.member, blend.merge(merged)
     inputs = [
-        _whole(blend.sources[name], Stored(member.name, logical, member.stored.piece)) for name, logical in merged.inputs
+        _whole(blend.sources[name], Stored(member.key, logical, member.stored.piece)) for name, logical in merged.inputs
     ]
     expected = reference.evaluate(blend.recipe.method.name, merge, inputs)
     found = _whole(model.source, member.stored)
-    (kind,) = blend.dtypes(member.stored.logical)
+    (kind,) = blend.dtypes(member.logical)
     for dtype in dict.fromkeys((getattr(torch, kind.name), found.dtype)):
         expected = expected.stored_as(dtype)
     bad = expected.wrong(found)
     if count := int(bad.sum()):
         apart = (found.double() - expected.values).abs()[bad]
-        yield Wrong(name=member.name, elements=count, of=member.numel, largest=float(apart.max()))
+        yield Wrong(name=member.key, elements=count, of=member.elements, largest=float(apart.max()))
 
 
 def _whole(source: Source, stored: Stored) -> torch.Tensor:

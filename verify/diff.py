@@ -173,7 +173,7 @@ def shared(a: SourceModel, b: SourceModel) -> Shared:
 
 def _tensors(model: SourceModel, other: SourceModel) -> dict[str, Unfused]:
     """Return a model's tensors; a tied embedding is its head too, where the other has a head of its own."""
-    found = unfused(model.source)
+    found = unfused(model.family, model.spec)
     if model.spec.tied_embeddings and not other.spec.tied_embeddings:
         found[model.family.head_key] = found[model.family.embedding_key]
     return found

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from mconv.convert.blend.document import Reference
 from mconv.convert.blend.lineup import Lineup
-from mconv.convert.blend.member import start_of
 from mconv.convert.blend.recipe import Recipe
 from mconv.convert.blend.tensors import Merged, tensors_of
 from mconv.convert.folders.digests import ALGORITHM, ALGORITHMS
 from mconv.convert.formats.dtype import BY_NAME, DType, of_torch
 from mconv.convert.sources.source import Slab as Pulled
 from mconv.convert.sources.source import Source, dims_of, dtype_of
+from mconv.convert.sources.unfused import start_of
 from mconv.convert.spelling.table import Family, Logical, Stored
 from mconv.errors import FormatError
 from mconv.shard.axes import Box, intersect, lengths, volume, whole, within
@@ -148,10 +148,10 @@ class Blend:
 
     def _made(self, lane: Lane, merged: Merged, box: Box, inputs: list["torch.Tensor"]) -> "torch.Tensor":
         """Return a box that lies in one Hugging Face tensor."""
-        member, name = merged.member, merged.member.name
+        member, name = merged.member, merged.member.key
         if name not in lane.kernels:
             lane.kernels[name] = self.kernel(merged)
-            self._check_unchanged(member.stored.logical)
+            self._check_unchanged(member.logical)
         start, row = member.start_of(box), member.shape[-1]
         if start is not None and not (start % row or volume(box) % row):
             flat = [member.flat(values) for values in inputs]
@@ -182,7 +182,7 @@ class Blend:
         kinds += [getattr(torch, self.out_dtype)] if self.out_dtype else []
         bound, member = merged.bound, merged.member
         return Merge(
-            name=member.name, shape=member.shape, dtype=working_dtype(self.recipe.dtype, kinds), shared=bound.shared,
+            name=member.key, shape=member.shape, dtype=working_dtype(self.recipe.dtype, kinds), shared=bound.shared,
             inputs=bound.inputs, base=bound.base, seed=self.seed,
         )  # fmt: skip
 
@@ -194,8 +194,8 @@ class Blend:
 
         member = merged.member
         step = max(1, RUN // member.shape[-1]) * member.shape[-1]
-        for start in range(0, member.numel, step):
-            boxes = list(member.boxes(start, min(start + step, member.numel)))
+        for start in range(0, member.elements, step):
+            boxes = list(member.boxes(start, min(start + step, member.elements)))
             yield Slab(
                 start,
                 tuple(

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from mconv.convert.blend.document import Reference
 from mconv.convert.blend.lineup import Bound, Lineup, Origin, bind
-from mconv.convert.blend.member import Member
 from mconv.convert.blend.recipe import Recipe
-from mconv.convert.spelling.table import Family, Logical, Stored
+from mconv.convert.sources.unfused import Unfused, unfused
+from mconv.convert.spelling.table import Family, Logical
 from mconv.errors import ConfigError
 from mconv.spec import ModelSpec
 
@@ -16,7 +16,7 @@ from mconv.spec import ModelSpec
 class Merged:
     """A Hugging Face tensor of the result: what it is merged from, and the parameters that hold for it."""
 
-    member: Member
+    member: Unfused
     bound: Bound
     inputs: tuple[tuple[Reference, Logical], ...]
     """The logical tensor of each model that holds what is merged."""
@@ -30,16 +30,16 @@ def tensors_of(recipe: Recipe, lineup: Lineup, family: Family, spec: ModelSpec) 
     named = _grouped(family, replace(spec, num_layers=deepest))
     return {
         logical: tuple(
-            _merged(recipe, _origin(lineup, family, logical), stored, at, named) for at, stored in enumerate(group)
+            _merged(recipe, _origin(lineup, family, logical), member, at, named) for at, member in enumerate(group)
         )
         for logical, group in _grouped(family, spec).items()
     }
 
 
-def _grouped(family: Family, spec: ModelSpec) -> dict[Logical, list[Stored]]:
-    found: dict[Logical, list[Stored]] = {}
-    for stored in family.stored(spec):
-        found.setdefault(stored.logical, []).append(stored)
+def _grouped(family: Family, spec: ModelSpec) -> dict[Logical, list[Unfused]]:
+    found: dict[Logical, list[Unfused]] = {}
+    for member in unfused(family, spec).values():
+        found.setdefault(member.logical, []).append(member)
     return found
 
 
@@ -49,12 +49,12 @@ def _origin(lineup: Lineup, family: Family, logical: Logical) -> Origin:
     return lineup.before if family.row(logical.row).looked_up else lineup.after
 
 
-def _merged(recipe: Recipe, origin: Origin, stored: Stored, at: int, named: Mapping[Logical, list[Stored]]) -> Merged:
-    logicals = [replace(stored.logical, layer=layer) for layer in origin.layers]
-    bound = bind(recipe, origin, stored.key, [named[logical][at].key for logical in logicals])
-    _check_weights(recipe, bound, stored.key)
+def _merged(recipe: Recipe, origin: Origin, member: Unfused, at: int, named: Mapping[Logical, list[Unfused]]) -> Merged:
+    logicals = [replace(member.logical, layer=layer) for layer in origin.layers]
+    bound = bind(recipe, origin, member.key, [named[logical][at].key for logical in logicals])
+    _check_weights(recipe, bound, member.key)
     models = [one.model for one in origin.part.inputs]
-    return Merged(Member.of(stored), bound, tuple(zip(models, logicals, strict=True)))
+    return Merged(member, bound, tuple(zip(models, logicals, strict=True)))
 
 
 NORMALIZED = {"linear": "normalize", "multislerp": "normalize_weights"}

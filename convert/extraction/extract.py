@@ -232,7 +232,7 @@ def _settings(what: Extraction, kept: Sequence[Kept]) -> Settings:
 def left_out(what: Extraction) -> list[LeftOut]:
     """Return every tensor beside the linears with an adapter in which the models differ, the most changed first."""
     covered = {f"{linear.at(layer)}.weight" for linear, layer in what.modules}
-    ours, theirs = unfused(what.tuned.source), unfused(what.base.source)
+    ours, theirs = (unfused(one.family, one.spec) for one in (what.tuned, what.base))
     found = []
     for key in dict.fromkeys([*ours, *theirs]):
         if key in covered:

@@ -52,8 +52,8 @@ def one_by_one(request, folders):
     files = {one: tensors(folders[str(one)]) for one in request.recipe.models}
     made = blended.model_of(request).source
     return {
-        tensor.member.name: merge_slabs(
-            request.recipe.method.name, made.merge(tensor), [files[name][tensor.member.name] for name, _ in tensor.inputs]
+        tensor.member.key: merge_slabs(
+            request.recipe.method.name, made.merge(tensor), [files[name][tensor.member.key] for name, _ in tensor.inputs]
         )
         for group in made.tensors_of.values()
         for tensor in group
@@ -132,7 +132,7 @@ def test_models_of_any_format_and_layout(three, tmp_path):
 def test_statistics_are_taken_once_for_each_tensor(three, tmp_path, monkeypatch):
     made = []
     kernel = source.Blend.kernel
-    monkeypatch.setattr(source.Blend, "kernel", lambda self, one: made.append(one.member.name) or kernel(self, one))
+    monkeypatch.setattr(source.Blend, "kernel", lambda self, one: made.append(one.member.key) or kernel(self, one))
     found = blend(request_of(list(three.values()), "ties", **CASES["ties"]), tmp_path / "out", format="hf")
     assert sorted(made) == sorted(found)
 
@@ -219,7 +219,7 @@ def test_a_model_that_changes_while_it_is_read(three, tmp_path, monkeypatch, cap
     kernel = source.Blend.kernel
 
     def touching(self, one):
-        if one.member.name.endswith("1.mlp.up_proj.weight"):
+        if one.member.key.endswith("1.mlp.up_proj.weight"):
             (copy / "model.safetensors").touch()
         return kernel(self, one)
 
