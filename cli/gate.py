@@ -241,13 +241,13 @@ def _in_the_cache(found: "SourceModel") -> Path | None:
 def judged(reference: "Origin", found: "Checkpoint", **asked: Any) -> dict[str, Any]:
     """Return the report with its lines; {} on ranks other than 0. A new merge is compared tensor by tensor."""
     from mconv.convert.folders import logbook
-    from mconv.verify import blended
     from mconv.verify import report as reports
     from mconv.verify.judge import Options, judge_sides
     from mconv.verify.origin import open_against
+    from mconv.verify.recipes.judge import judge
 
     if reference.recipe:
-        report = blended.judge(found, show=progress)
+        report = judge(found, show=progress)
         against = reference.recipe
         logbook.add(found.path, "verified", against=against, passed=report["passed"], **report["verdicts"])
         return {**report, "lines": reports.lines(report), "against": against}

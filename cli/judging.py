@@ -26,18 +26,20 @@ class JudgedPair:
 
     def judge(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Return the report; {} on ranks other than 0."""
-        from mconv.verify import blended
         from mconv.verify.checkpoints import open_both
         from mconv.verify.judge import Options, check_installed, judge_sides
         from mconv.verify.origin import open_against
+        from mconv.verify.recipes.judge import judge
 
         sample = asked.pop("sample", None)
         if sample is not None and not (self.origin and self.origin.recipe):
-            raise MconvError("--sample is of a blend, judged by its own recipe: give the blend alone, or leave it out")
+            raise MconvError(
+                "--sample is of a model judged by its own recipe (blend, layers, resize): name that alone, or leave it"
+            )
         if self.origin and self.origin.recipe:
             _only_tensors(asked, self.origin)
             candidate = open_both(self.candidate, self.candidate, asked["hints"])[1].checkpoint
-            report = blended.judge(candidate, sample=sample, show=_show)
+            report = judge(candidate, sample=sample, show=_show)
             if sample is None:
                 self._log(report, asked)
             return report

@@ -118,7 +118,7 @@ def verify(
         Say that B is A after training: the report then measures how much changed and looks for no fault. The manifests of
         checkpoints that mconv made say so themselves.
     sample
-        Of a blend, judged by its own recipe: look at this many of its tensors. Default: all.
+        Of a model judged by its own recipe (blend, layers, resize): look at this many of its tensors. Default: all.
     """
     _check_page(output)
     if output.record and sample is not None:

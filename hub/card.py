@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mconv.convert.folders.manifest import sources
 from mconv.convert.folders.sidecar import judge, sha256
 from mconv.convert.formats.jsonfile import read_json
 from mconv.errors import ConfigError, FormatError
@@ -27,7 +28,7 @@ _KINDS: dict[str, type] = {
     "mconv": str, "family": str, "spec": dict, "format": str, "dialect": str, "layout": dict, "vocab": dict,
     "dtype": str, "source": dict, "digests": dict, "versions": dict, "history": list, "verified": list,
     "made_from": list, "ancestors": list, "merged_from": dict, "made": str, "ignored": dict,
-    "side_files": dict, "blend": dict,
+    "side_files": dict, "blend": dict, "surgery": dict,
 }  # fmt: skip
 _LOCAL = ("made_from", "ancestors", "merged_from")
 """Keys that hold paths to other checkpoints on this machine."""
@@ -143,8 +144,7 @@ def escape(value: object) -> str:
 
 def _metadata(facts: dict[str, Any], *, license: str | None) -> dict[str, Any]:
     check_license(license)
-    sources = facts.get("blend", {}).get("sources")
-    named = [one.get("from") for one in sources.values() if isinstance(one, dict)] if isinstance(sources, dict) else []
+    named = [one.get("from") for one in sources(facts).values()] if facts.get("blend") else []
     base = facts.get("source", {}).get("name")
     bases = [one for one in named or [base] if isinstance(one, str) and _HUB_ID.fullmatch(one)]
     family = re.sub(r"[^a-z0-9.]+", "-", str(facts.get("family", "")).lower()).strip("-")
@@ -171,7 +171,10 @@ def _body(facts: dict[str, Any], *, repo: str, source: str | None) -> str:
         summary=Plain(_summary(facts)),
         source=Plain(source or ""),
         steps=[_step(item) for item in facts.get("history", [])],
-        blend=_blend(facts.get("blend", {})),
+        sources=(rows := _sources(facts)),
+        blended=bool(facts.get("blend")),
+        made_by=_made_by(facts),
+        licenses=_licenses(rows),
         facts=_facts(facts),
         ignored=_ignored(facts.get("ignored", {})),
         versions=sorted(facts.get("versions", {}).items()),
@@ -206,19 +209,47 @@ def _facts(facts: dict[str, Any]) -> list[tuple[str, object]]:
     return rows[:40]
 
 
-def _blend(blend: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for each model of a blend: its name in the recipe, where it is from, and what holds for it alone."""
-    sources, recipe = blend.get("sources"), blend.get("recipe")
-    if not isinstance(sources, dict) or not isinstance(recipe, dict):
-        return []
-    models = recipe.get("models")
-    listed = [one for one in models if isinstance(one, dict)] if isinstance(models, list) else []
-    own = {str(one.get("model")): one.get("parameters", {}) for one in listed}
+def _sources(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each model that this one was made of: its name, origin, settings, licenses and digest."""
+    own = _settings(facts.get("blend", {}).get("recipe"))
     return [
         {"name": name, "origin": _short(one.get("from", "")), "digest": _short(one.get("digest", "")),
-         "settings": "the base" if name == recipe.get("base_model") else _short(own.get(name, {}))}
-        for name, one in sources.items() if isinstance(one, dict)
+         "settings": own.get(name, ""), "licenses": _listed(one.get("licenses"))}
+        for name, one in sources(facts).items()
     ]  # fmt: skip
+
+
+def _settings(recipe: object) -> dict[str, object]:
+    """Return what a blend's recipe says of each model alone: its parameters, or that it is the base."""
+    models = recipe.get("models") if isinstance(recipe, dict) else None
+    listed = [one for one in models if isinstance(one, dict)] if isinstance(models, list) else []
+    found = {str(one.get("model")): _short(one.get("parameters", {})) for one in listed}
+    base = {str(recipe["base_model"]): "the base"} if isinstance(recipe, dict) and recipe.get("base_model") else {}
+    return found | base
+
+
+def _listed(value: object) -> list[str]:
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+
+
+def _licenses(rows: list[dict[str, Any]]) -> list[str]:
+    """Return sentences on the licenses of the models: those that differ, and those that nothing says."""
+    holders: dict[str, list[str]] = {}
+    for row in rows:
+        for name in row["licenses"]:
+            holders.setdefault(name, []).append(row["name"])
+    unknown = [row["name"] for row in rows if not row["licenses"]]
+    named = "; ".join(f"{name} ({', '.join(models)})" for name, models in holders.items())
+    differ = [f"Their licenses differ: {named}. Each holds for what was taken from that model; none stands for all."]
+    several = len({frozenset(row["licenses"]) for row in rows if row["licenses"]}) > 1
+    return differ * several + [f"No license is known of {', '.join(unknown)}."] * bool(unknown)
+
+
+def _made_by(facts: dict[str, Any]) -> list[tuple[str, object]]:
+    """Return the recipe of layers or of a vocabulary, but for digests and the name of the model."""
+    recipe = facts.get("surgery", {}).get("recipe")
+    shown = recipe.items() if isinstance(recipe, dict) else ()
+    return [(str(key), _short(value)) for key, value in shown if key not in ("of", "digest", "kind")]
 
 
 def _ignored(passed: dict[str, Any]) -> list[str]:

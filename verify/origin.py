@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.blend import models as blends
 from mconv.convert.checkpoint import adapted
 from mconv.convert.checkpoint.model import SourceModel
 from mconv.convert.folders import manifest
@@ -12,6 +11,7 @@ from mconv.convert.folders.ignored import ignored
 from mconv.convert.sources.read import Progress, quiet
 from mconv.errors import MconvError
 from mconv.verify.checkpoints import Hints, Side, open_both
+from mconv.verify.recipes.judge import recipe_of
 
 TRAINED = "it is the result of training, so there is no earlier checkpoint that it must equal"
 NO_HINTS: Hints = {}
@@ -22,16 +22,16 @@ class Origin:
     """A reference found in a manifest: another checkpoint, the merge of a base and adapters, or a recipe."""
 
     path: Path
-    """Folder of the other checkpoint, of the base, or of the blend itself."""
+    """Folder of the other checkpoint, of the base, or of the model itself that is judged by its recipe."""
     adapters: tuple[Path, ...] = ()
     weights: tuple[float, ...] = ()
     """A weight for each adapter."""
     recipe: str | None = None
-    """Method and models of a blend, which is judged by its own recipe."""
+    """The recipe in words of a model that is judged by it: a blend's, of other layers or another vocabulary."""
 
     @property
     def label(self) -> str | None:
-        """Name of a merge or a blend in reports; None for a checkpoint, which its folder names."""
+        """Name of a merge or a recipe in reports; None for a checkpoint, which its folder names."""
         if self.recipe:
             return self.recipe
         return f"{_label(self.path)} merged with {' and '.join(map(_label, self.adapters))}" if self.adapters else None
@@ -55,8 +55,9 @@ def origin_of(checkpoint: SourceModel) -> Origin:
     MconvError with the reason if there is no origin.
     """
     made = checkpoint.manifest or {}
-    if "blend" in made and not any((checkpoint.path.resolve() / path).is_dir() for path in made.get("made_from", [])):
-        return Origin(path=checkpoint.path, recipe=blends.request_of(made, checkpoint.path).title)
+    copied = any((checkpoint.path.resolve() / path).is_dir() for path in made.get("made_from", []))
+    if not copied and (recipe := recipe_of(checkpoint)):
+        return Origin(path=checkpoint.path, recipe=recipe)
     folders = {name: checkpoint.path.resolve() / path for name, path in made.get("merged_from", {}).items()}
     if {"base", "adapter"} <= folders.keys() and all(folder.is_dir() for folder in folders.values()):
         adapters = tuple(folder.resolve() for name, folder in folders.items() if name != "base")
@@ -128,5 +129,5 @@ def _no_source(made: dict[str, Any]) -> str:
         return TRAINED
     if steps and isinstance(steps[-1], dict) and steps[-1].get("step") in ("layers", "resize"):
         step = steps[-1]["step"]
-        return f"`mconv {step}` made another model of its source, so there is no checkpoint that it must equal"
+        return f"`mconv {step}` made another model of its source, and its {manifest.NAME} does not keep by which recipe"
     return f"its {manifest.NAME} does not say where its source is (it was published, or an older mconv made it)"

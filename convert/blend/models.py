@@ -16,16 +16,16 @@ from mconv.convert.checkpoint import open as opening
 from mconv.convert.checkpoint.model import SourceModel
 from mconv.convert.engine.plan import DTYPES
 from mconv.convert.folders import recognize
-from mconv.convert.folders.digests import ALGORITHM, check_digests, combined, recorded
-from mconv.convert.folders.ignored import NOTHING, Ignored, ignored, joined
+from mconv.convert.folders.ignored import NOTHING, Ignored, joined
 from mconv.convert.peft import folder as peft
 from mconv.convert.sources.source import Source
 from mconv.convert.spelling.table import Logical
-from mconv.errors import FormatError, MconvError
+from mconv.convert.surgery import made
+from mconv.errors import FormatError
 
 KEY = "blend"
 """Of a manifest: the recipe, and what it was made of."""
-MODEL, ADAPTER = "model ", "adapter "
+MODEL, ADAPTER = made.MODEL, "adapter "
 """How keys of a manifest's `merged_from` begin, before a model's name in the recipe."""
 
 
@@ -108,16 +108,11 @@ def _merged_from(places: Mapping[str, Place]) -> dict[str, str]:
     return found | {f"{ADAPTER}{n}": str(place.adapter.resolve()) for n, place in places.items() if place.adapter}
 
 
-def _kept(request: Request, blend: Blend, models: Mapping[Reference, SourceModel]) -> dict[str, Any]:
+def _kept(
+    request: Request, blend: Blend, models: Mapping[Reference, SourceModel], read: Mapping[str, str]
+) -> dict[str, Any]:
     """Return what the manifest keeps of a blend, once all is read. Raises FormatError if a model has changed."""
-    sources = {}
-    for name, model in models.items():
-        found = digests_of(blend, name)
-        told = recorded(model.path, model.manifest)
-        if told.algorithm == ALGORITHM and not model.derived:
-            check_digests(model.path, told.digests, found)
-        origin = (model.manifest or {}).get("source", {}).get("name") or model.name
-        sources[str(name)] = {"from": origin, "format": model.format, "digest": combined(found), "digests": found}
+    sources = {str(name): made.record_of(model, digests_of(blend, name)) for name, model in models.items()}
     record = {"recipe": request.document, "seed": request.seed, "dtype": request.dtype, "allowed": list(request.allowed)}
     return {KEY: record | {"sources": sources}}
 
@@ -130,23 +125,14 @@ def used(blend: Blend, name: Reference) -> list[Logical]:
 
 def digests_of(blend: Blend, name: Reference, only: Collection[Logical] | None = None) -> dict[str, str]:
     """Return the digests of a model's tensors that a blend reads (or `only` these); what it has not read is read now."""
-    wanted = used(blend, name) if only is None else only
-    found = {str(logical): blend.read[name, logical] for logical in wanted if (name, logical) in blend.read}
-    if missing := {str(logical) for logical in wanted} - found.keys():
-        from mconv.convert.sources.read import digests
-
-        found |= digests(blend.sources[name], allow_nonfinite=True, only=missing).stored
-    return dict(sorted(found.items()))
+    known = {str(logical): digest for (model, logical), digest in blend.read.items() if model == name}
+    return made.digests_of(blend.sources[name], used(blend, name) if only is None else only, known)
 
 
-def request_of(made: Mapping[str, Any], folder: Path) -> Request:
+def request_of(manifest: Mapping[str, Any], folder: Path) -> Request:
     """Return the request that a manifest keeps. Raises MconvError where it is damaged, or a model is gone."""
-    record = made[KEY]
-    places = made.get("merged_from", {})
-    where = {name: folder.resolve() / path for name, path in places.items()}
-    if gone := sorted(str(path) for path in where.values() if not path.is_dir()):
-        raise MconvError(f"{folder} is a blend, and {' and '.join(gone)} is not there any more")
-    names = [name.removeprefix(MODEL) for name in places if name.startswith(MODEL)]
+    record, where = manifest[KEY], made.models_of(manifest, folder)
+    names = [name.removeprefix(MODEL) for name in where if name.startswith(MODEL)]
     try:
         return Request(
             document=record["recipe"], seed=int(record["seed"]), dtype=record["dtype"], allowed=tuple(record["allowed"]),
@@ -154,8 +140,3 @@ def request_of(made: Mapping[str, Any], folder: Path) -> Request:
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{folder}: its mconv.json does not say whole what it is a blend of ({error!r})") from error
-
-
-def passed(model: SourceModel) -> Ignored:
-    """Return the names that were let pass when a model was made."""
-    return ignored(args=model.ignored.get("args", {}), config_keys=model.ignored.get("config_keys", {}))

@@ -57,8 +57,8 @@ class SourceModel:
     """How a derived model is made, in JSON values and without paths: kept in the manifest."""
     replaced: dict[str, Path] = field(default_factory=dict)
     """Files that travel with the model in place of those at `path`; a tokenizer, where it has one, whole."""
-    kept: Callable[[], dict[str, Any]] = dict
-    """Returns what manifests keep of it beside all this, once every tensor was read."""
+    kept: Callable[[Mapping[str, str]], dict[str, Any]] = lambda read: {}
+    """Returns what manifests keep of it beside all this, of the digests of all tensors as they were read."""
 
     @property
     def family(self) -> Family:

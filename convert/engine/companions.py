@@ -89,7 +89,7 @@ def manifest_of(plan: Plan, step: str, found: dict[str, str], read: dict[str, st
         detail["recipe"] = plan.model.recipe
     own = {name: read[name] for name in plan.weights.names()}
     origin = before.get("source") or {"name": plan.origin, "format": plan.model.format, "digest": combined(own)}
-    kept = {"blend": before["blend"]} if "blend" in before else plan.model.kept()
+    kept = {key: before[key] for key in manifest.RECIPES if key in before} or plan.model.kept(own)
     made = manifest.make(
         plan.spec,
         format=plan.format,

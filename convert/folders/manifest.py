@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 NAME = MANIFEST
 LOCAL = ("made_from", "ancestors", "merged_from")
 """Keys that say where other checkpoints lie on this machine: never published."""
+RECIPES = ("blend", "surgery")
+"""Keys that say how a model was made of others, and of which."""
 
 
 def now() -> str:
@@ -125,7 +127,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         return None
     found = read_json(folder / NAME)
     lists = ("history", "verified", "copies", "made_from", "ancestors")
-    objects_of = ("spec", "digests", "source", "ignored", "merged_from", "side_files", "blend")
+    objects_of = ("spec", "digests", "source", "ignored", "merged_from", "side_files", *RECIPES)
     kinds: dict[str, type] = {**dict.fromkeys(objects_of, dict), **dict.fromkeys(lists, list), "made": str}
     wrong = [
         f"{k} is {type(found[k]).__name__}" for k, kind in kinds.items() if not isinstance(found.get(k, kind()), kind)
@@ -140,6 +142,12 @@ def read(folder: Path) -> dict[str, Any] | None:
         wrong += [f"verified holds {value!r}" for value in verdicts if not isinstance(value, dict)]
     refuse([f"{folder / NAME}: {what}" for what in wrong], doing=f"reading {folder / NAME}", kind=FormatError)
     return found
+
+
+def sources(made: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Return what a manifest keeps of each model that its recipe is about, by that model's name; {} without a recipe."""
+    parts = [(made or {}).get(key, {}).get("sources") for key in RECIPES]
+    return {name: one for part in parts if isinstance(part, dict) for name, one in part.items() if isinstance(one, dict)}
 
 
 def fingerprint(folder: Path, **asked: Any) -> str:

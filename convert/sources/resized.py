@@ -65,7 +65,7 @@ class Resized(Derived):
 
     def pull(self, tensor: Logical, box: Box, scratch: "Scratch | None" = None) -> "torch.Tensor":
         """Return a box of a tensor: a view of the base's where its rows lie there as they do here."""
-        if not self._has_rows(tensor):
+        if not self.has_rows(tensor):
             return self.base.pull(tensor, box, scratch)
         from mconv.convert.sources.scratch import Scratch
 
@@ -85,7 +85,7 @@ class Resized(Derived):
 
     def conflicts(self, tensor: Logical, slab: Slab) -> Iterable[tuple[Stored, Stored]]:
         """Yield the base's conflicts, in the rows of the base that a slab is made of."""
-        if not self._has_rows(tensor):
+        if not self.has_rows(tensor):
             yield from self.base.conflicts(tensor, slab)
             return
         (start, stop), *rest = slab.box
@@ -97,7 +97,8 @@ class Resized(Derived):
     def fingerprint(self) -> list[Any]:
         return [*self.base.fingerprint(), "rows", self.rows.fingerprint()]
 
-    def _has_rows(self, tensor: Logical) -> bool:
+    def has_rows(self, tensor: Logical) -> bool:
+        """Return whether a tensor has a row for each token."""
         return self.family.axes(tensor).names[0] == "v"
 
     def _new(self, tensor: Logical, row: int) -> "torch.Tensor":

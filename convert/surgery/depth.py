@@ -1,14 +1,15 @@
 """Layers kept, repeated, reordered; heads tied and untied."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from mconv.convert.checkpoint.model import SourceModel
 from mconv.convert.sources.renumbered import Headed, Renumbered
 from mconv.convert.sources.source import Source
-from mconv.convert.surgery.made import made
+from mconv.convert.spelling.table import Logical
+from mconv.convert.surgery.made import Origins, made
 from mconv.errors import MconvError
 
 TOY = 4
@@ -74,13 +75,17 @@ def relayered(base: SourceModel, layers: tuple[int, ...] | None, *, tied: bool |
     """
     source: Source = base.source
     recipe: dict[str, Any] = {"kind": "layers"}
+    same: Mapping[Logical, Logical] = {tensor: tensor for tensor in source.tensors()}
     if layers is not None:
-        source, recipe["layers"] = Renumbered(source, layers), _short(layers)
+        source = renumbered = Renumbered(source, layers)
+        recipe["layers"], same = _short(layers), renumbered.origins
     if tied is not None:
         _check_head(base, tied=tied)
-        source, recipe["tied"] = Headed(source, tied), tied
+        source = headed = Headed(source, tied)
+        recipe["tied"], same = tied, {tensor: same[old] for tensor, old in headed.origins.items()}
     source.family.write_config(source.family.expressible(source.spec))
-    return made(base, source, recipe)
+    used = {*same.values(), *([source.family.head] if tied else [])}
+    return made(base, source, recipe, Origins(used=used, same=same))
 
 
 def _check_head(base: SourceModel, *, tied: bool) -> None:

@@ -10,7 +10,7 @@ from mconv.convert.folders import sidecar, tokens
 from mconv.convert.formats.jsonfile import read_json
 from mconv.convert.sources.resized import NEW, Resized, Rows
 from mconv.convert.surgery import tokenizer as t
-from mconv.convert.surgery.made import made
+from mconv.convert.surgery.made import Origins, made
 from mconv.errors import MconvError, refuse
 
 COPY, SUBWORDS = "copy:", "subword-mean"
@@ -80,7 +80,7 @@ def resized(base: SourceModel, asked: Request, room: Path) -> SourceModel:
     vocabulary = Vocabulary.of(base, asked)
     origin = _origin(base, asked, vocabulary)
     fresh = [row for row, old in enumerate(origin) if old == NEW]
-    parts = _parts(base, asked, vocabulary, fresh)
+    parts = parts_of(base, asked, vocabulary, fresh, moved=bool(asked.tokenizer))
     fill = asked.init if asked.init in ("normal", "zeros") else "mean"
     rows = Rows(origin=origin, parts=parts, fill=fill, seed=asked.seed)  # type: ignore[arg-type]
     replaced = _files(base, asked, vocabulary, room)
@@ -89,8 +89,9 @@ def resized(base: SourceModel, asked: Request, room: Path) -> SourceModel:
         "seed": asked.seed, "tokens": dict(vocabulary.added), "digest": rows.fingerprint(),
         **({"tokenizer": asked.tokenizer.name} if asked.tokenizer else {}),
     }  # fmt: skip
-    source = Resized(base.source, rows)
-    return made(base, source, recipe, notes=_notes(base, asked, vocabulary, fresh, parts), replaced=replaced)
+    source, tensors = Resized(base.source, rows), base.source.tensors()
+    origins = Origins(used=tensors, same={tensor: tensor for tensor in tensors if not source.has_rows(tensor)})
+    return made(base, source, recipe, origins, notes=_notes(base, asked, vocabulary, fresh, parts), replaced=replaced)
 
 
 def _tokenizer(files: tokens.Files) -> dict[str, Path]:
@@ -120,8 +121,13 @@ def _origin(base: SourceModel, asked: Request, vocabulary: Vocabulary) -> list[i
     return origin
 
 
-def _parts(base: SourceModel, asked: Request, vocabulary: Vocabulary, fresh: Sequence[int]) -> dict[int, Sequence[int]]:
-    """Return the rows of the base that a new row is the mean of, where the rule is of that kind."""
+def parts_of(
+    base: SourceModel, asked: Request, vocabulary: Vocabulary, fresh: Sequence[int], *, moved: bool
+) -> dict[int, Sequence[int]]:
+    """Return the rows of the base that a new row is the mean of, where the rule is of that kind.
+
+    `moved`: the tokenizer is another one, whose tokens stand for their texts.
+    """
     if asked.init.startswith(COPY):
         token = asked.init.removeprefix(COPY)
         if not vocabulary.old.get(token, t.MOST) < base.spec.vocab_size:
@@ -130,7 +136,7 @@ def _parts(base: SourceModel, asked: Request, vocabulary: Vocabulary, fresh: Seq
     if asked.init != SUBWORDS:
         return {}
     by_id = {id: token for token, id in vocabulary.new.items()}
-    new, texts = vocabulary.files if asked.tokenizer else None, {row: by_id[row] for row in fresh if row in by_id}
+    new, texts = vocabulary.files if moved else None, {row: by_id[row] for row in fresh if row in by_id}
     own = {row: token for row, token in texts.items() if token in vocabulary.added}
     read = {row: token for row, token in texts.items() if token not in vocabulary.added}
     found = t.subwords(own, old=vocabulary.before, new=None, of=base.path)

@@ -345,7 +345,7 @@ def test_a_planted_fault_is_named(three, fault, tmp_path, capsys):
     capsys.readouterr()
     assert run(["verify", str(tmp_path / "out"), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
-    assert [one["name"] for one in report["blend"]["wrong"]] == [TENSOR] and report["verdicts"]["digests"] == "fail"
+    assert [one["name"] for one in report["recipe"]["wrong"]] == [TENSOR] and report["verdicts"]["digests"] == "fail"
     assert run(["verify", str(tmp_path / "out")]) == 1 and f"  {TENSOR}: " in capsys.readouterr().out
 
 

@@ -1,6 +1,7 @@
 """What is not proven is not published: `mconv push` verifies first, and sends nothing before."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tiny import edit_json, make_llama, tensors
 
 from mconv.cli.app import run
 from mconv.convert.checkpoint.open import open_checkpoint
+from mconv.hub import card as cards
 from mconv.verify.origin import reference_for
 
 pytestmark = pytest.mark.once
@@ -272,8 +274,38 @@ def test_a_blend_is_judged_by_its_recipe(blend, hub, tmp_path, capsys):
     made, card = json.loads((got / "mconv.json").read_text()), (got / "README.md").read_text()
     assert made["verified"][-1]["digests"] == "pass" and made["verified"][-1]["against"] == "ties of a, b, hf"
     assert not {"made_from", "merged_from", "ancestors"} & made.keys() and str(tmp_path) not in json.dumps(made) + card
-    assert "| a | a | weight 0.6 | xxh3-128 " in card and "| hf | hf | the base | " in card
+    assert "| a | a | weight 0.6 | unknown | xxh3-128 " in card and "| hf | hf | the base | unknown | " in card
     assert "base_model_relation: merge" in card
+
+
+def test_licenses_of_what_a_blend_is_made_of_are_on_its_card(place, hub, tmp_path):
+    """Each as its model's card names it; where they differ, none is invented for the whole."""
+    told = {"a": "license: llama2", "b": "license: other\nlicense_name: house-rules"}
+    for seed, (name, line) in enumerate(told.items(), 1):
+        folder = make_llama(place / name, max_position_embeddings=64, seed=seed)
+        (folder / "README.md").write_text(f"---\n{line}\n---\n# {name}\n")
+    models = [str(place / name) for name in (*told, "hf")]
+    assert run(["blend", *models, "--out", str(place / "soup")]) == 0
+    assert run(["layers", str(place / "soup"), "--keep", "0", "--out", str(place / "short")]) == 0
+    assert run(["push", str(place / "short"), "acme/tiny"]) == 0
+    card = (pulled(hub, tmp_path) / "README.md").read_text()
+    assert "| soup | linear of a, b, hf |  | llama2, other (house-rules) | xxh3-128 " in card and "with layers 0." in card
+    assert not re.search("^license:", card, re.MULTILINE)
+    made = json.loads((place / "soup" / "mconv.json").read_text())
+    blended = cards.render(made, repo="acme/soup")
+    assert "| hf | hf | weight 1.0 | unknown | " in blended and "No license is known of hf." in blended
+    assert "differ\\: llama2 (a); other (house-rules) (b)." in blended
+    assert not re.search("^license:", blended, re.MULTILINE)
+
+
+def test_a_model_of_other_layers_is_judged_by_its_recipe(place, hub, tmp_path, capsys):
+    assert run(["layers", str(place / "hf"), "--order", "1,0,2", "--out", str(place / "odd")]) == 0
+    assert run(["push", str(place / "odd"), "acme/tiny"]) == 0
+    assert "SAME: odd is the hf with layers 1,0,2" in capsys.readouterr().out
+    made = json.loads((pulled(hub, tmp_path) / "mconv.json").read_text())
+    assert made["verified"][-1]["against"] == "hf with layers 1,0,2" and "merged_from" not in made
+    change(place / "odd", one_element)
+    assert run(["push", str(place / "odd"), "acme/tiny"]) == 1 and "nothing was sent" in capsys.readouterr().out
 
 
 def test_another_blend_does_not_pass(blend, hub, capsys):

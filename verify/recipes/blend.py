@@ -1,0 +1,101 @@
+"""Blends made again: each tensor whole and in fp64, from the models that it was made of."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from mconv.convert.blend import models as blends
+from mconv.convert.blend import reference
+from mconv.convert.blend.source import Blend, Merged
+from mconv.convert.blend.whole import Expected
+from mconv.convert.checkpoint.model import SourceModel
+from mconv.convert.sources.read import assemble
+from mconv.convert.sources.source import Source, dtype_of
+from mconv.convert.sources.unfused import Unfused
+from mconv.convert.spelling.table import Logical, Stored
+from mconv.convert.surgery.made import passed
+from mconv.spec import ModelSpec
+from mconv.verify.recipes.again import Wrong
+
+
+def title(model: SourceModel) -> str:
+    """Return the recipe that a manifest keeps, in words. Raises MconvError where a model is gone."""
+    return blends.request_of(model.manifest or {}, model.path).title
+
+
+def again(model: SourceModel) -> "BlendAgain":
+    """Return a blend made again. Raises MconvError where a model is gone, or cannot be merged."""
+    made = blends.model_of(blends.request_of(model.manifest or {}, model.path), ignore=passed(model))
+    assert isinstance(made.source, Blend)
+    return BlendAgain(model, made.source)
+
+
+@dataclass(frozen=True, slots=True)
+class BlendAgain:
+    """A blend, and the recipe that it is judged by."""
+
+    model: SourceModel
+    blend: Blend
+    merged: Mapping[str, Merged] = field(init=False)
+    """What each tensor is merged from, by its Hugging Face name."""
+
+    def __post_init__(self) -> None:
+        every = (merged for group in self.blend.tensors_of.values() for merged in group)
+        object.__setattr__(self, "merged", {merged.member.key: merged for merged in every})
+
+    @property
+    def title(self) -> str:
+        return f"{self.blend.recipe.method.title} of {', '.join(self.models)}"
+
+    @property
+    def proof(self) -> str:
+        return "made anew in fp64, within the rounding of what is stored"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"kind": "blend", "method": self.blend.recipe.method.name, "models": list(self.models)}
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.blend.spec
+
+    @property
+    def tensors(self) -> Sequence[Unfused]:
+        return [merged.member for merged in self.merged.values()]
+
+    @property
+    def models(self) -> Mapping[str, Source]:
+        return {str(name): source for name, source in self.blend.sources.items()}
+
+    def inputs(self, tensor: Unfused) -> Mapping[str, Collection[Logical]]:
+        return {str(name): [logical] for name, logical in self.merged[tensor.key].inputs}
+
+    def wrong(self, tensor: Unfused) -> Iterator[Wrong]:
+        merged = self.merged[tensor.key]
+        expected, found = self.expected(merged), whole(self.model.source, tensor.stored)
+        bad = expected.wrong(found)
+        if count := int(bad.sum()):
+            apart = (found.double() - expected.values).abs()[bad]
+            yield Wrong(name=tensor.key, layer=tensor.logical.layer, elements=count, of=tensor.elements,
+                        largest=float(apart.max()))  # fmt: skip
+
+    def besides(self, wrong: Sequence[Wrong]) -> list[str]:
+        return []
+
+    def expected(self, merged: Merged) -> Expected:
+        """Return what the recipe makes of a tensor, and how far rounding may be from it."""
+        member = merged.member
+        inputs = [whole(self.blend.sources[name], Stored(member.key, logical, member.stored.piece))
+                  for name, logical in merged.inputs]  # fmt: skip
+        found = reference.evaluate(self.blend.recipe.method.name, self.blend.merge(merged), inputs)
+        (kind,) = self.blend.dtypes(member.logical)
+        for dtype in dict.fromkeys((getattr(torch, kind.name), dtype_of(self.model.source, member.logical))):
+            found = found.stored_as(dtype)
+        return found
+
+
+def whole(source: Source, stored: Stored) -> torch.Tensor:
+    """Return a whole Hugging Face tensor."""
+    return assemble(source, stored, dtype=dtype_of(source, stored.logical))
