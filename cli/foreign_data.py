@@ -45,6 +45,13 @@ DATA_ROWS: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("inputs", "input_prefixes"), "SOURCES"), "output": "--out", "output_path": "--out",
         "multimodal": "multimodal data is not supported",
     },
+    "data dumps": {
+        **dict.fromkeys(("dataset", "input", "input_folder"), "FOLDER"), "text_key": "--key", "content_key": "--key",
+        **dict.fromkeys(("tokenizer_name_or_path", "tokenizer_model"), "--tokenizer"), "output_dir": "--out",
+        **dict.fromkeys(("n_tasks", "n_workers", "num_workers"), "--workers"), "file_format": "--format",
+        "paths_file": "--dump, its number", "eos_token": "the tokenizer's EOS token is put after each document",
+        "logging_dir": "results are written to a table in --metadata",
+    },
     "data stats": dict.fromkeys(("input", "data_path", "data"), "PATHS"),
     "data discover": {"min_tokens": "--seq-length, one less", "data_path": "FOLDERS", "input": "FOLDERS"},
 }  # fmt: skip

@@ -29,8 +29,8 @@ VERBS = {
     "hf_to_megatron": "hf2meg", "megatron_to_hf": "meg2hf", "checkpoint_util": "reshard", "split": "reshard",
     "upload": "push", "push_to_hub": "push", "download": "pull", "preprocess_data": "data tokenize",
     "preprocess_instruct_data": "data instruct", "merge_datasets": "data merge", "create_data_mixture": "data mix",
-    "create_data_config": "data discover", "mix": "data mix",
-    "tokenize": "data tokenize", "instruct": "data instruct",
+    "create_data_config": "data discover", "prepare_dumps": "data dumps", "submit_tokenization": "data dumps",
+    "mix": "data mix", "tokenize": "data tokenize", "instruct": "data instruct",
     "finetune": "train", "pretrain": "train", "pretrain_gpt": "train", "verify_correctness": "verify", "check": "verify",
     "compare": "verify", "info": "inspect", "estimate": "plan",
 }  # fmt: skip
