@@ -97,19 +97,28 @@ COMMANDS = {
     "pull": ("mconv.cli.hub:pull", "Download a model from the Hugging Face Hub."),
     "demo": ("mconv.cli.demo:demo", "Run every step once, offline, on a small model."),
 }
+TARGETS = {
+    "slurm": "as a Slurm job", "kubernetes": "as a PyTorchJob of Kubeflow",
+    **{name: f"by {name}, on nodes without a scheduler" for name in
+       ("torchrun", "docker", "singularity", "apptainer", "enroot")},
+}  # fmt: skip
+"""Where `mconv launch` starts a run, with how."""
+LAUNCH = {
+    **{name: (f"launch:{name}", f"Start a run, or a command, {where}.") for name, where in TARGETS.items()},
+    "image": ("launch_image:image", "Make the image that a cluster's containers start from."),
+    "write-cluster": ("launch:write_cluster", "Write a cluster's file, to fill in."),
+    "status": ("launch_jobs:status", "Show a job: its place in the queue, and where its run stands."),
+    "stop": ("launch_jobs:stop", "Stop a job, and those that wait to follow it."),
+    "logs": ("launch_jobs:logs", "Print the end of a job's output."),
+}
+for name, (target, summary) in LAUNCH.items():
+    launch.command(f"mconv.cli.{target}", name=name, help=summary)
 for name, (target, summary) in COMMANDS.items():
     app.command(target, name=name, help=summary)
 data.command("mconv.cli.data:tokenize", name="tokenize", help="Tokenize text into the .bin and .idx that Megatron reads.")
 lora.command("mconv.cli.lora:export", name="export", help="Export the adapter of a LoRA run in PEFT's format.")
 lora.command("mconv.cli.lora:merge", name="merge", help="Merge an adapter and its base into one model.")
 lora.command("mconv.cli.extract:extract", name="extract", help="Make an adapter of what a finetune has changed.")
-for name, where in {
-    "slurm": "as a Slurm job", "torchrun": "by torchrun on nodes that you log in to", "docker": "in docker on such nodes",
-    "singularity": "in singularity on such nodes", "apptainer": "in apptainer on such nodes",
-    "enroot": "in enroot on such nodes",
-}.items():  # fmt: skip
-    launch.command(f"mconv.cli.launch:{name}", name=name, help=f"Start a run, or a command, {where}.")
-launch.command("mconv.cli.launch:write_cluster", name="write-cluster", help="Write a cluster's file, to fill in.")
 data.command("mconv.cli.data:instruct", name="instruct", help="Tokenize conversations, with the role of each token.")
 data.command("mconv.cli.data_mix:mix", name="mix", help="Mix token data by weights, without repetition.")
 data.command("mconv.cli.data_mix:merge", name="merge", help="Merge prefixes of token data into one.")

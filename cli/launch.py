@@ -5,7 +5,7 @@ import json as jsonlib
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 DEFAULT = Path("cluster.yaml")
 """Cluster's file that is taken if no other is named."""
+ClusterFile = Annotated[
+    Path | None,
+    Parameter(
+        help=f"The cluster's YAML file; `mconv launch write-cluster` writes one. Default: {DEFAULT} in this folder."
+    ),
+]
 Set = Annotated[
     list[str] | None,
     Parameter(
@@ -38,12 +44,7 @@ Overwrite = Annotated[bool, Parameter(help="Replace files that are there.", nega
 class Options:
     """Options of every target."""
 
-    cluster: Annotated[
-        Path | None,
-        Parameter(
-            help=f"The cluster's YAML file; `mconv launch write-cluster` writes one. Default: {DEFAULT} in this folder."
-        ),
-    ] = None
+    cluster: ClusterFile = None
     render: Annotated[
         Path | None,
         Parameter(
@@ -100,8 +101,8 @@ def _target(name: str) -> Any:
     return launch
 
 
-slurm, torchrun, docker, singularity, apptainer, enroot = map(
-    _target, ("slurm", "torchrun", "docker", "singularity", "apptainer", "enroot")
+slurm, kubernetes, torchrun, docker, singularity, apptainer, enroot = map(
+    _target, ("slurm", "kubernetes", "torchrun", "docker", "singularity", "apptainer", "enroot")
 )
 
 
@@ -130,36 +131,43 @@ def _wanted(target: str, config: Path | None, options: Options) -> "Wanted":
 
     if bool(config) == bool(options.command):
         raise ConfigError("give CONFIG, the YAML file of a run, or else --command")
-    said = [*(options.set_ or [])]
-    ours = [one.removeprefix("cluster.") for one in said if one.startswith("cluster.")]
     kinds = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
-    theirs = read.assigned([one for one in said if not one.startswith("cluster.")], kinds=kinds)
-    below = read.read_yaml(options.cluster or DEFAULT) if options.cluster or DEFAULT.is_file() else {}
+    theirs = read.assigned([one for one in options.set_ or [] if not one.startswith("cluster.")], kinds=kinds)
     flags = {name: getattr(options, name) for name in ("nodes", "time", "partition", "account")}
     given = {name: value for name, value in flags.items() if value is not None}
     return Wanted(
-        target=target, cluster=read.over(below, {**read.assigned(ours), **given}), folder=options.render,
+        target=target, cluster={**cluster_values(options.cluster, options.set_), **given}, folder=options.render,
         values=given_values(config, theirs) if config else {}, command=tuple(shlex.split(options.command or "")),
     )  # fmt: skip
 
 
+def cluster_values(file: Path | None, assigned: list[str] | None) -> dict[str, Any]:
+    """Return the fields of a cluster: those of its file, and over them those that --set gives."""
+    from mconv.train.clusters import read
+
+    below = read.read_yaml(file or DEFAULT) if file or DEFAULT.is_file() else {}
+    ours = [one.removeprefix("cluster.") for one in assigned or [] if one.startswith("cluster.")]
+    return read.over(below, read.assigned(ours))
+
+
 def _rendered(wanted: "Wanted", options: Options) -> "tuple[Job, Rendered]":
     """Return the job and its files. Raises MconvError on all that would stop it on the cluster."""
-    from mconv.train.clusters import prepare
+    from mconv.train.clusters import followed, prepare
     from mconv.train.clusters.targets import TARGETS
 
     cluster, iterations = prepare.cluster_of(wanted), None
     notes: list[str] = []
     if wanted.values:
-        if cluster.container == "none":
+        if prepare.places_for(wanted, cluster).binds is None:
             wanted = dataclasses.replace(wanted, values=here(dict(wanted.values)))
-        iterations, *notes = _planned(cluster, wanted.values, options)
+        iterations, *notes = _planned(cluster, wanted, options)
     job = prepare.job_of(wanted, cluster, iterations=iterations)
     rendered = TARGETS[wanted.target].render(job)
-    return job, dataclasses.replace(rendered, notes=(*notes, *rendered.notes))
+    recorded = {**rendered.files, followed.RECORD: followed.record(job, wanted.target)}
+    return job, dataclasses.replace(rendered, files=recorded, notes=(*notes, *rendered.notes))
 
 
-def _planned(cluster: "Cluster", values: Mapping[str, Any], options: Options) -> Iterator[Any]:
+def _planned(cluster: "Cluster", wanted: "Wanted", options: Options) -> Iterator[Any]:
     """Yield the steps of the run, and what the plan found. Raises MconvError as mconv train would."""
     from mconv.train.clusters import places, prepare
     from mconv.train.config import make
@@ -167,10 +175,10 @@ def _planned(cluster: "Cluster", values: Mapping[str, Any], options: Options) ->
     from mconv.train.data import sources
 
     if options.no_plan:
-        yield run_length(make(values)).iterations or None
+        yield run_length(make(wanted.values)).iterations or None
         yield "not planned: whether the run can start is found out on the cluster"
         return
-    config = settled(places.here(values, places.places_of(cluster, None)))
+    config = settled(places.here(wanted.values, prepare.places_for(wanted, cluster)))
     check_load(config)
     sources.check_present(config)
     yield run_length(config).iterations or None

@@ -11,6 +11,7 @@ from mconv.train.clusters.limits import seconds
 from mconv.train.config import rules
 from mconv.train.logs import redact
 
+SIZE = re.compile(r"\d+[kmgKMG]", re.ASCII)
 VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 SHARED = {"pyxis": "image_file", "singularity": "image_file", "apptainer": "image_file", "enroot": "image_file",
           "docker": "image"}  # fmt: skip
@@ -129,17 +130,19 @@ class Container:
     image_file: str | None = None
     """File of the image that pyxis and enroot (.sqsh) or singularity (.sif) start; `launch image` makes it."""
     binds: list[str] | None = None
-    """Folders that the container sees, each as HOST:CONTAINER, or HOST:CONTAINER:ro to read only."""
+    """Folders that the container sees, each as HOST:CONTAINER, or HOST:CONTAINER:ro to read only. Of a pod they only say
+    where this machine has its volumes, so that the run can be planned."""
     workdir: str | None = None
     """Folder in the container that relative paths of the run begin at; that of the job if not given."""
     mount_home: bool = False
     """Let the container see your home (pyxis)."""
     shm_size: str = "128g"
-    """Shared memory of a container (docker, Kubernetes), which NCCL and data loaders need."""
+    """Shared memory of a container (docker, Kubernetes), in k, m or g, which NCCL and data loaders need."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
         """Yield the broken rules of this section."""
+        yield from rules.each(config, "shm_size", "a number with k, m or g, such as 128g", SIZE.fullmatch)
         needed = SHARED.get(config.container)
         if needed and getattr(config, needed) is None:
             yield f"container is {config.container}, which starts {needed}; give that too"

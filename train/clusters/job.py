@@ -36,6 +36,9 @@ class Job:
     iterations: int | None = None
     """Steps of the whole run, where they are known."""
 
+    pods: bool = False
+    """True if nodes are pods, whose agents get SIGTERM when the job is deleted."""
+
     @property
     def shown(self) -> str:
         """Return the folder of the rendered files as the ranks see it."""
@@ -136,7 +139,7 @@ def run_file(job: Job) -> str:
     """Return the run's fields as YAML."""
     given = {name: value for name, value in job.values.items() if value is not None and name not in LEFT_OUT}
     lines = [f"{name}: {template.as_yaml(value)}" for name, value in given.items()]
-    return f"# The run of job {job.name}, as it was when the job was rendered.\n" + "\n".join(lines) + "\n"
+    return "# The run, as it was when the job was rendered.\n" + "\n".join(lines) + "\n"
 
 
 def _train(job: Job) -> quoting.Quoted:

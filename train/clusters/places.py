@@ -36,12 +36,17 @@ class Places:
         return folder if self.binds is None else _moved(folder, iter(self.binds))
 
 
-def places_of(cluster: Cluster, folder: Path | None) -> Places:
-    """Return the places of a job; the container sees `folder` too, where the job's own files lie."""
+def places_of(cluster: Cluster, folder: Path | None, *, mounted: str | None = None) -> Places:
+    """Return the places of a job; the container sees `folder` too, where the job's own files lie.
+
+    `mounted`: where pods see that folder, if the job runs in pods.
+    """
     chdir = os.path.normpath(Path.cwd() / (cluster.chdir or ""))
-    if cluster.container == "none":
+    if mounted is None and cluster.container == "none":
         return Places(chdir, None)
     binds = tuple((os.path.normpath(Path(chdir) / one.split(":")[0]), one.split(":")[1]) for one in cluster.binds or [])
+    if mounted is not None:
+        return Places(cluster.workdir or "/", (*binds, (str(folder), mounted)))
     found = Places(cluster.workdir or chdir, binds)
     if folder is None or found.seen(str(folder)):
         return found

@@ -38,12 +38,18 @@ def cluster_of(wanted: Wanted) -> Cluster:
     return read.make({**wanted.cluster, **TARGETS[wanted.target].sets})
 
 
+def places_for(wanted: Wanted, cluster: Cluster, folder: Path | None = None) -> places.Places:
+    """Return the places of a job, on the machine and in its container or pod."""
+    return places.places_of(cluster, folder, mounted=TARGETS[wanted.target].mounted)
+
+
 def job_of(wanted: Wanted, cluster: Cluster, *, iterations: int | None) -> Job:
     """Return the job. Raises ConfigError where its files have no folder, or its checkpoints would be lost."""
     folder = (wanted.folder or _folder(wanted, cluster)).absolute()
     found = Job(
         cluster=cluster, name=name_of(cluster, wanted.values, wanted.command), folder=folder,
-        places=places.places_of(cluster, folder), values=wanted.values, command=wanted.command, iterations=iterations,
+        places=places_for(wanted, cluster, folder), values=wanted.values, command=wanted.command, iterations=iterations,
+        pods=TARGETS[wanted.target].mounted is not None,
     )  # fmt: skip
     if cluster.chain and wanted.values and not (iterations and wanted.values.get("save")):
         raise ConfigError("cluster.chain needs save and train_iters or train_samples: a chain ends where the run does")
@@ -54,7 +60,9 @@ def _folder(wanted: Wanted, cluster: Cluster) -> Path:
     """Return the folder for the files of a run that saves."""
     if not (save := wanted.values.get("save")):
         raise ConfigError("nothing says where the job's files go: give --render DIR, or save to the run")
-    if (host := places.places_of(cluster, None).host(str(save))) is None:
+    if TARGETS[wanted.target].mounted:
+        raise ConfigError("nothing says where the job's files go: give --render DIR")
+    if (host := places_for(wanted, cluster).host(str(save))) is None:
         raise ConfigError(f"save is {save}, which no bind of the container holds; add HOST:CONTAINER to cluster.binds")
     return Path(host) / FOLDER
 

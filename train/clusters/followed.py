@@ -1,0 +1,169 @@
+"""A job that was submitted: what is known of it, and the commands of the cluster's client that follow it."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mconv.convert.folders.locate import tracker_word
+from mconv.errors import ConfigError
+from mconv.train.clusters import slurm
+from mconv.train.clusters.job import Job
+from mconv.train.logs.log import NAME as LOG
+
+RECORD = "launch.json"
+"""File beside a job's rendered ones, from which the job is followed."""
+JOBS = "jobs"
+"""File with the id of each submitted job on a line."""
+JOB = re.compile(r"\d+(_\d+)?", re.ASCII)
+COLUMNS = {"id": "%i", "state": "%T", "elapsed": "%M", "limit": "%l", "nodes": "%D", "where": "%R"}
+"""What squeue tells of a job, and its format."""
+LABEL = "training.kubeflow.org/job-name"
+"""Label by which Kubeflow's pods name their job."""
+
+Commands = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """A submitted job."""
+
+    target: str
+    name: str = ""
+    save: str | None = None
+    """Folder of the run, on the machine where it was rendered; None for a command."""
+    output: str | None = None
+    """Folder of its output."""
+    namespace: str = "default"
+    kind: str = "pytorchjob"
+    """Kind of the Kubernetes object."""
+    jobs: tuple[str, ...] = ()
+    """Slurm ids, the newest last."""
+
+    @property
+    def client(self) -> str:
+        """Return the program that follows the job; "" for nodes without a scheduler."""
+        return {"slurm": "squeue", "kubernetes": "kubectl"}.get(self.target, "")
+
+
+def record(job: Job, target: str) -> str:
+    """Return the text of a job's record."""
+    kind = "pytorchjob" if job.values else "job"
+    save = job.places.host(job.save) if job.values.get("save") else None
+    found = Followed(
+        target=target, name=job.name, save=save,
+        output=slurm.output(job) if target == "slurm" else None, namespace=job.cluster.namespace, kind=kind,
+    )  # fmt: skip
+    values = {name: value for name, value in asdict(found).items() if name != JOBS}
+    return json.dumps(values, indent=1) + "\n"
+
+
+def follow(word: str) -> Followed:
+    """Return the job that an id, the folder of its files or that of its run names. Raises ConfigError."""
+    if JOB.fullmatch(word):
+        return Followed(target="slurm", jobs=(word,))
+    for folder in (Path(word), Path(word) / "launch"):
+        if (folder / RECORD).is_file():
+            ids = (folder / JOBS).read_text().split() if (folder / JOBS).is_file() else []
+            return Followed(**_recorded(folder / RECORD), jobs=tuple(ids))
+    raise ConfigError(f"{word} is neither the id of a Slurm job nor a folder with {RECORD}, which `mconv launch` writes")
+
+
+def _recorded(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text())
+        return {name: values[name] for name in ("target", "name", "save", "output", "namespace", "kind")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} is not as `mconv launch` writes it ({error}); render the job again") from error
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+def queue(job: Followed) -> tuple[str, ...]:
+    """Return the command that lists Slurm's jobs of a run."""
+    form = "|".join(COLUMNS.values())
+    return ("squeue", "--noheader", f"--jobs={','.join(_ids(job))}", f"--format={form}")
+
+
+def history(job: Followed) -> tuple[str, ...]:
+    """Return the command that lists jobs that Slurm's queue has forgotten, where it keeps accounts."""
+    form = "--format=JobID,State,Elapsed,Timelimit,NNodes,NodeList"
+    return ("sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={','.join(_ids(job))}", form)
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    """Return the jobs that `queue` or `history` prints."""
+    found = [line.strip().split("|", len(COLUMNS) - 1) for line in text.splitlines()]
+    return [dict(zip(COLUMNS, row, strict=True)) for row in found if len(row) == len(COLUMNS)]
+
+
+def stopping(job: Followed, states: Mapping[str, str], *, now: bool) -> Commands:
+    """Return the commands that stop a job: those that wait are cancelled, then those that run save and stop.
+
+    `states`: Slurm's state of each id that is in its queue. `now`: without saving.
+    """
+    if job.target == "kubernetes":
+        return (_kubectl(job, "delete", job.kind, job.name),)
+    waiting = [one for one, state in states.items() if state == "PENDING"]
+    running = [one for one in states if one not in waiting]
+    commands = [("scancel", *waiting)] if waiting else []
+    commands += [("scancel", *([] if now else ["--signal=USR2"]), *running)] if running else []
+    return tuple(commands)
+
+
+def shown(job: Followed) -> Commands:
+    """Return the commands that show a Kubernetes job and its pods."""
+    label = LABEL if job.kind == "pytorchjob" else "job-name"
+    return (_kubectl(job, "get", job.kind, job.name), _kubectl(job, "get", "pods", "-l", f"{label}={job.name}"))
+
+
+def logs(job: Followed, *, follows: bool, lines: int) -> tuple[str, ...]:
+    """Return the command that prints the end of a job's output. Raises ConfigError where there is none to read."""
+    if job.target == "kubernetes":
+        pod = f"pod/{job.name}-worker-0" if job.kind == "pytorchjob" else f"job/{job.name}"
+        return _kubectl(job, "logs", *(["-f"] if follows else []), f"--tail={lines}", pod)
+    if job.target != "slurm":
+        raise ConfigError(
+            f"{job.name} was started by hand: its output is where that was; the run's log: {job.save}/{LOG}"
+        )
+    file = Path(job.output or "") / f"{_ids(job)[-1]}.out"
+    return ("tail", *(["-F"] if follows else []), f"--lines={lines}", str(file))
+
+
+def _kubectl(job: Followed, *words: str) -> tuple[str, ...]:
+    return ("kubectl", "--namespace", job.namespace, *words)
+
+
+def _ids(job: Followed) -> tuple[str, ...]:
+    if not job.jobs:
+        raise ConfigError(f"{job.name} was not submitted yet: submit it by `mconv launch slurm ... --submit`")
+    return job.jobs
+
+
+# ---- the run ---------------------------------------------------------------------------------------------------------
+def progress(save: Path) -> Iterator[str]:
+    """Yield where a run stands, as its folder says: the last step of the log and the last checkpoint."""
+    if step := _last(save / LOG):
+        loss = f", loss {step['loss']:.4g}" if isinstance(step.get("loss"), float) else ""
+        yield f"iteration {step['iteration']}{loss}"
+    if word := tracker_word(save):
+        yield f"checkpoint {word}"
+
+
+def _last(file: Path) -> dict[str, Any] | None:
+    """Return the last step of a log; None without one, or where its line is being written."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(max(0, file.stat().st_size - (1 << 14)))
+            lines = opened.read().decode(errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and "loss" in found and "iteration" in found:
+            return found
+    return None
