@@ -73,6 +73,9 @@ class Again(Protocol):
     def wrong(self, tensor: Unfused) -> Iterator[Wrong]:
         """Yield what is wrong with a tensor, if something is."""
 
+    def explained(self, wrong: Sequence[Wrong]) -> list[Wrong]:
+        """Return wrong tensors with the kind of fault and what they are instead, where a known fault explains them."""
+
     def besides(self, wrong: Sequence[Wrong]) -> list[str]:
         """Return what is wrong beside single tensors, in sentences."""
 

@@ -1,13 +1,14 @@
 """Blends made again: each tensor whole and in fp64, from the models that it was made of."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from mconv.convert.blend import models as blends
 from mconv.convert.blend import reference
+from mconv.convert.blend.slabs import Merge
 from mconv.convert.blend.source import Blend, Merged
 from mconv.convert.blend.whole import Expected
 from mconv.convert.checkpoint.model import SourceModel
@@ -17,7 +18,11 @@ from mconv.convert.sources.unfused import Unfused
 from mconv.convert.spelling.table import Logical, Stored
 from mconv.convert.surgery.made import passed
 from mconv.spec import ModelSpec
+from mconv.verify.recipes import blend_faults as faults
 from mconv.verify.recipes.again import Wrong
+
+EXPLAINED, TRIED = 20, 3
+"""Wrong tensors that are explained, and the first of these, for which every known fault is tried."""
 
 
 def title(model: SourceModel) -> str:
@@ -73,25 +78,50 @@ class BlendAgain:
         return {str(name): [logical] for name, logical in self.merged[tensor.key].inputs}
 
     def wrong(self, tensor: Unfused) -> Iterator[Wrong]:
-        merged = self.merged[tensor.key]
-        expected, found = self.expected(merged), whole(self.model.source, tensor.stored)
+        expected, found = self.expected(self.merged[tensor.key]), whole(self.model.source, tensor.stored)
         bad = expected.wrong(found)
         if count := int(bad.sum()):
             apart = (found.double() - expected.values).abs()[bad]
             yield Wrong(name=tensor.key, layer=tensor.logical.layer, elements=count, of=tensor.elements,
                         largest=float(apart.max()))  # fmt: skip
 
+    def explained(self, wrong: Sequence[Wrong]) -> list[Wrong]:
+        known: dict[str, None] = {}
+        found = []
+        for at, one in enumerate(wrong[:EXPLAINED]):
+            kinds = [*faults.GUESSES] if at < TRIED else [*known]
+            kind, why = faults.explain(self._case(self.merged[one.name]), kinds)
+            known |= {kind: None} if kind in faults.GUESSES else {}
+            found.append(replace(one, kind=kind, why=why))
+        return [*found, *wrong[EXPLAINED:]]
+
+    def _case(self, merged: Merged) -> faults.Case:
+        inputs, merge = self.inputs_of(merged), self.blend.merge(merged)
+        expected, found = self.evaluated(merged, merge, inputs), whole(self.model.source, merged.member.stored)
+        return faults.Case(self, merged, merge, inputs, expected, found)
+
     def besides(self, wrong: Sequence[Wrong]) -> list[str]:
         return []
 
+    # ---- the second evaluation ---------------------------------------------------------------------------------------
     def expected(self, merged: Merged) -> Expected:
         """Return what the recipe makes of a tensor, and how far rounding may be from it."""
+        return self.evaluated(merged, self.blend.merge(merged), self.inputs_of(merged))
+
+    def inputs_of(self, merged: Merged) -> list[torch.Tensor]:
+        """Return the whole tensors that one is merged from."""
         member = merged.member
-        inputs = [whole(self.blend.sources[name], Stored(member.key, logical, member.stored.piece))
-                  for name, logical in merged.inputs]  # fmt: skip
-        found = reference.evaluate(self.blend.recipe.method.name, self.blend.merge(merged), inputs)
-        (kind,) = self.blend.dtypes(member.logical)
-        for dtype in dict.fromkeys((getattr(torch, kind.name), dtype_of(self.model.source, member.logical))):
+        return [whole(self.blend.sources[name], Stored(member.key, logical, member.stored.piece))
+                for name, logical in merged.inputs]  # fmt: skip
+
+    def evaluated(self, merged: Merged, merge: Merge, inputs: Sequence[torch.Tensor]) -> Expected:
+        """Return what a merge makes of some tensors, as it is stored."""
+        return self.stored(merged, reference.evaluate(self.blend.recipe.method.name, merge, inputs))
+
+    def stored(self, merged: Merged, found: Expected) -> Expected:
+        """Return what is expected of a tensor once it is rounded as the blend was."""
+        (kind,) = self.blend.dtypes(merged.member.logical)
+        for dtype in dict.fromkeys((getattr(torch, kind.name), dtype_of(self.model.source, merged.member.logical))):
             found = found.stored_as(dtype)
         return found
 

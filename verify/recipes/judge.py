@@ -45,6 +45,7 @@ def judge(model: SourceModel, *, sample: int | None = None, show: ShowProgress =
         for tensor in chosen:
             wrong += list(again.wrong(tensor))
             advance(size(model, tensor))
+    wrong = again.explained(wrong)
     return _report(model, again, chosen, wrong) | {"environment": environment.describe(seconds=time.monotonic() - began)}
 
 

@@ -168,6 +168,9 @@ class SurgeryAgain:
         pairs = zip(boxes(tensor.box), boxes(place), strict=True)
         return all(same_bits(self.model.source.pull(tensor.logical, one), self.expected(old, two)) for one, two in pairs)
 
+    def explained(self, wrong: Sequence[Wrong]) -> list[Wrong]:
+        return list(wrong)
+
     def besides(self, wrong: Sequence[Wrong]) -> list[str]:
         found = {one.layer: one.found for one in wrong if one.kind == "layer" and one.layer is not None}
         swapped = [(i, j) for i in found for j in found

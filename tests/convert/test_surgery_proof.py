@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from test_resize import tokenizer
 from tiny import edit_json, make_llama, tensors
 
+import mconv
 from mconv.cli.app import run
-from mconv.verify.recipes import judge
 
 pytestmark = pytest.mark.once
+SCHEMA = json.loads((Path(mconv.__file__).parent / "verify" / "report.schema.json").read_text())
 WORDS = [f"w{i}" for i in range(148)]
 SMALL = {"num_hidden_layers": 3, "max_position_embeddings": 64}
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -143,7 +144,7 @@ def test_a_planted_fault_is_named(made, capsys, line, change, said):
     text = verify(capsys, out, code=1)
     assert all(words in text for words in said), text
     report = json.loads(verify(capsys, out, "--json", code=1).partition("\nverify")[0])
-    jsonschema.validate(report, json.loads((Path(judge.__file__).parents[1] / "report.schema.json").read_text()))
+    jsonschema.validate(report, SCHEMA)
     assert {one["name"] for one in report["recipe"]["wrong"]} == set(change(tensors(out)))
 
 
