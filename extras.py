@@ -13,6 +13,7 @@ EXTRAS = {
     "train": (*HF, "megatron.core", "psutil"),
     "hf": HF,
     "data": (*HF, "zstandard", "pyarrow"),
+    "dedup": ("rensa", "zstandard", "pyarrow"),
     "hub": ("huggingface_hub",),
     "log": ("tensorboard",),
     "plot": ("matplotlib",),

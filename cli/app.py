@@ -119,6 +119,7 @@ data.command("mconv.cli.data:tokenize", name="tokenize", help="Tokenize text int
 lora.command("mconv.cli.lora:export", name="export", help="Export the adapter of a LoRA run in PEFT's format.")
 lora.command("mconv.cli.lora:merge", name="merge", help="Merge an adapter and its base into one model.")
 lora.command("mconv.cli.extract:extract", name="extract", help="Make an adapter of what a finetune has changed.")
+data.command("mconv.cli.data_dedup:dedup", name="dedup", help="Remove duplicate documents, equal and similar ones.")
 data.command("mconv.cli.data:instruct", name="instruct", help="Tokenize conversations, with the role of each token.")
 data.command("mconv.cli.data_mix:mix", name="mix", help="Mix token data by weights, without repetition.")
 data.command("mconv.cli.data_mix:merge", name="merge", help="Merge prefixes of token data into one.")

@@ -3,18 +3,22 @@
 from collections.abc import Mapping
 
 _ADDED = "no token is added; --tokenizer takes a folder whose tokenizer has them"
-_BOTH = {
+_DIVIDED = "--workers is enough: the work is divided automatically"
+_IN_OUT = {
     "input": "SOURCES", "input_file": "SOURCES", "data_path": "SOURCES", "dataset": "SOURCES", "dataset_path": "SOURCES",
     "output_prefix": "--out", "output": "--out", "output_dir": "--out", "output_path": "--out", "out_path": "--out",
-    "save": "--out", "o": "--out",
+    "save": "--out", "o": "--out", "num_workers": "--workers", "num_proc": "--workers",
+}  # fmt: skip
+_BOTH = {
+    **_IN_OUT,
     "tokenizer_type": "the type is read from the folder that --tokenizer names",
     "tokenizer_model": "--tokenizer, the folder that the file is in",
     "vocab_file": "--tokenizer, the folder that the file is in",
     "merge_file": "--tokenizer, the folder that the file is in",
     "tokenizer_name": "--tokenizer", "tokenizer_name_or_path": "--tokenizer", "model_name_or_path": "--tokenizer",
-    "num_workers": "--workers", "num_proc": "--workers", "partitions": "--workers is enough: one file is written",
+    "partitions": "--workers is enough: one file is written",
     "find_optimal_num_workers": "mconv data bench",
-    "chunk_size": "--workers is enough: the work is divided automatically",
+    "chunk_size": _DIVIDED,
     "dataset_impl": "the only format is megatron-core's .bin and .idx",
     "keep_sequential_samples": "the order of the input is always kept",
     "vocab_extra_ids": _ADDED, "vocab_extra_ids_list": _ADDED, "no_new_tokens": _ADDED, "vocab_size": _ADDED,
@@ -54,4 +58,14 @@ DATA_ROWS: Mapping[str, Mapping[str, str]] = {
     },
     "data stats": dict.fromkeys(("input", "data_path", "data"), "PATHS"),
     "data discover": {"min_tokens": "--seq-length, one less", "data_path": "FOLDERS", "input": "FOLDERS"},
+    "data dedup": {
+        **_IN_OUT, "path": "SOURCES", "column": "--key", "text_column": "--key", "text_key": "--key",
+        "ngram_size": "--ngram", "n_grams": "--ngram", "b": "--bands", "r": "--rows", "num_buckets": "--bands",
+        "hashes_per_bucket": "--rows", "num_permutations": "--num-perm", "jaccard_threshold": "--threshold",
+        "similarity_threshold": "--threshold", "check_false_positive": "--verify", "cache_dir": "--work",
+        "min_length": "a shorter text than --ngram is one n-gram, and stays unless it is a duplicate",
+        "hash_func": "rensa's hash is the only one", "hash_bits": "signatures have 32 bits a permutation",
+        "local": "sources are always files", "batch_size": _DIVIDED, "use_auth_token": "sources are always files",
+        "split": "SOURCES, the files of that split",
+    },
 }  # fmt: skip

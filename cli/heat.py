@@ -1,10 +1,12 @@
 """The heat map of `mconv diff`, as a page and as a picture."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mconv import extras
+from mconv.cli import pages
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
@@ -12,8 +14,7 @@ if TYPE_CHECKING:
     from mconv.verify.heatmap import Cell, Heatmap
 
 KINDS = (".png", ".svg", ".pdf")
-GENERATOR = '<meta name="generator" content="mconv diff">'
-"""What tells a page of ours from a file that is not to be replaced."""
+COMMAND = "mconv diff"
 PALE, DEEP = (0xE6, 0xEE, 0xF8), (0x12, 0x3A, 0x7A)
 """Colours of the least and of the most changed; the lightness alone tells them apart, too."""
 GREYS = "Greys"
@@ -24,44 +25,25 @@ ROWS = 200
 
 def check_page(file: Path) -> None:
     """Refuse a page's path where it cannot be written, or where something else is. Raises MconvError."""
-    if file.suffix.lower() not in (".html", ".htm"):
-        raise MconvError(f"--html {file}: give a name that ends in .html; --plot draws pictures")
-    if file.is_file():
-        with file.open("rb") as opened:
-            if GENERATOR.encode() not in opened.read(1024):
-                raise MconvError(f"--html {file} exists and is not a page of mconv diff; choose another file")
-    _check_place(file, "--html")
+    pages.check(file, COMMAND, "; --plot draws pictures")
 
 
 def check_picture(file: Path) -> None:
     """Refuse a picture's path where it cannot be drawn. Raises MconvError."""
     if file.suffix.lower() not in KINDS:
         raise MconvError(f"--plot {file}: give a name that ends in {', '.join(KINDS)}; --html writes a page")
-    _check_place(file, "--plot")
+    pages.check_place(file, "--plot")
     extras.need("plot", to="--plot", without="--html needs nothing")
-
-
-def _check_place(file: Path, option: str) -> None:
-    if not file.parent.is_dir():
-        raise MconvError(f"{option} {file}: {file.parent} is no folder; make it, or choose another")
-    if file.is_dir():
-        raise MconvError(f"{option} {file} is a folder; name a file in it")
 
 
 def page(found: "Diff", facts: dict[str, Any]) -> str:
     """Return the page: the map, the layers, the tensors that have changed most."""
-    from jinja2 import Environment, StrictUndefined
-
     from mconv.verify.heatmap import heatmap
-    from mconv.verify.page import UNPRINTABLE, number, percent
+    from mconv.verify.page import number, percent
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "percent": percent, "colours": colours, "said": said}
-    template = environment.from_string(Path(__file__).with_name("heat.html.jinja").read_text(encoding="utf-8"))
-    drawn = heatmap(found)
     scale = [colour(n / 4) for n in range(5)]
-    text = template.render(generator=GENERATOR, facts=facts, map=drawn, scale=scale, most=ROWS)
-    return text.translate(UNPRINTABLE).encode("utf-8", "backslashreplace").decode("utf-8")
+    filters: dict[str, Callable[..., Any]] = {"number": number, "percent": percent, "colours": colours, "said": said}
+    return pages.filled("heat", COMMAND, filters, facts=facts, map=heatmap(found), scale=scale, most=ROWS)
 
 
 def colour(shade: float) -> str:

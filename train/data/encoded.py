@@ -2,15 +2,14 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from mconv.errors import FormatError
 from mconv.train.data.bad_records import Rejected
-from mconv.train.data.reading.batch import Batch
 
 
 class Sequences(NamedTuple):
@@ -36,14 +35,6 @@ class Encoded(NamedTuple):
     """Counts for the records beside the data."""
     rejected: list[Rejected]
     """Bad records, in their order."""
-
-
-@runtime_checkable
-class Job(Protocol):
-    """Work of a tokenizing process, as it is sent there."""
-
-    def open(self) -> Callable[[Batch], Encoded]:
-        """Return the function that tokenizes a batch, with all that it needs opened."""
 
 
 def joined(documents: Iterable[list[int]], *, bos: int | None = None, eos: int | None = None) -> Sequences:

@@ -12,10 +12,10 @@ from typing import Any
 
 from mconv.errors import MconvError
 from mconv.train.data.bad_records import Rejects, RejectTotals
-from mconv.train.data.encoded import Encoded, Job
+from mconv.train.data.encoded import Encoded
 from mconv.train.data.index import with_ending
 from mconv.train.data.pairs import PairTotals, PairWriter, write_index
-from mconv.train.data.pool import in_order
+from mconv.train.data.pool import Work, in_order
 from mconv.train.data.reading.batch import Batch
 from mconv.train.data.reading.formats import batches
 from mconv.train.data.record import Tokenized
@@ -46,7 +46,7 @@ class Task:
     sources: Sequence[Path]
     columns: Sequence[str] | None
     """Fields that are read from tables; None: all."""
-    job: Job
+    job: Work[Batch, Encoded]
     pairs: Sequence[Path]
     """Prefix of each pair."""
     records: Sequence[Path]

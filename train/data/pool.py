@@ -9,17 +9,39 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from mconv.errors import MconvError
-from mconv.train.data.encoded import Encoded, Job
-from mconv.train.data.reading.batch import Batch
 from mconv.train.launch.parent_death import end_with_parent
 
 AHEAD = 3
 """Batches for each process that are read before they are needed."""
 
+B = TypeVar("B", contravariant=True)
+R = TypeVar("R", covariant=True)
 
-def in_order(batches: Iterable[Batch], job: Job, *, workers: int) -> Iterator[Encoded]:
+
+@runtime_checkable
+class Work(Protocol[B, R]):
+    """Work on batches, as it is sent to the processes that do it."""
+
+    def open(self) -> Callable[[B], R]:
+        """Return the function that works on a batch, with all that it needs opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready(Generic[B, R]):
+    """Work that needs nothing opened."""
+
+    function: Callable[[B], R]
+
+    def open(self) -> Callable[[B], R]:
+        """Return the function."""
+        return self.function
+
+
+def in_order(batches: Iterable[B], job: Work[B, R], *, workers: int) -> Iterator[R]:
     """Yield what `job` makes of each batch, in the order of the batches whatever `workers` is.
 
     Each worker takes one core. A single batch is done in this process.
@@ -40,18 +62,18 @@ def in_order(batches: Iterable[Batch], job: Job, *, workers: int) -> Iterator[En
 class _Worker:
     """What a process keeps from batch to batch."""
 
-    job: Job
-    work: Callable[[Batch], Encoded] | None = None
+    job: Work[Any, Any]
+    work: Callable[[Any], Any] | None = None
 
     @classmethod
-    def begin(cls, job: Job) -> None:
+    def begin(cls, job: Work[Any, Any]) -> None:
         """Take the job. Ctrl-C is the parent's to answer; its death ends the worker."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         end_with_parent(signal.SIGKILL)
         cls.job = job
 
     @classmethod
-    def do(cls, batch: Batch) -> Encoded:
+    def do(cls, batch: Any) -> Any:
         """Return what the job makes of a batch. The first one opens it, so that an error there comes back as one."""
         cls.work = cls.work or cls.job.open()
         return cls.work(batch)
@@ -71,7 +93,7 @@ def _one_thread() -> Iterator[None]:
             os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
-def _in_order(pool: ProcessPoolExecutor, batches: Iterator[Batch], ahead: int) -> Iterator[Encoded]:
+def _in_order(pool: ProcessPoolExecutor, batches: Iterator[Any], ahead: int) -> Iterator[Any]:
     """Yield results in the order of `batches`, at most `ahead` of them in progress. A killed worker is an error."""
     waiting = deque(pool.submit(_Worker.do, batch) for batch in itertools.islice(batches, ahead))
     try:
@@ -79,7 +101,7 @@ def _in_order(pool: ProcessPoolExecutor, batches: Iterator[Batch], ahead: int) -
             yield waiting.popleft().result()
             waiting.extend(pool.submit(_Worker.do, batch) for batch in itertools.islice(batches, 1))
     except BrokenProcessPool as error:
-        raise MconvError("a tokenizing process was killed (out of memory?); try fewer --workers") from error
+        raise MconvError("a worker process was killed (out of memory?); try fewer --workers") from error
     finally:
         for future in waiting:
             future.cancel()

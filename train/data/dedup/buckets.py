@@ -1,0 +1,78 @@
+"""Sort numbers, and group the documents that have the same one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mconv.train.data.dedup.sign import DIGEST, NONE
+from mconv.train.data.dedup.work import Ids, Signatures
+
+SORTED = 1 << 23
+"""Documents that are sorted together: the others wait on the disk."""
+SORTING = 48
+"""Bytes of memory for each of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """Groups of documents, one behind the other; in each they lie in their order."""
+
+    members: Ids
+    starts: Ids
+    """Where each group begins in `members`, and their number."""
+
+    def __iter__(self) -> Iterator[Ids]:
+        for start, end in zip(self.starts[:-1], self.starts[1:], strict=True):
+            yield self.members[start:end]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+
+def grouped(members: Ids, *keys: npt.NDArray[np.uint64]) -> Buckets:
+    """Return the groups of at least two members of which all keys are equal."""
+    order = np.lexsort((members, *keys))
+    members, keys = members[order], tuple(key[order] for key in keys)
+    equal = np.ones(max(0, len(members) - 1), bool)
+    for key in keys:
+        equal &= key[1:] == key[:-1]
+    first = np.concatenate(([True], ~equal))[: len(members)]
+    number = np.cumsum(first) - 1
+    sizes = np.bincount(number)
+    kept = sizes[number] > 1
+    return Buckets(members[kept], np.cumsum([0, *sizes[sizes > 1]], dtype=np.int64))
+
+
+def buckets(signatures: Signatures, column: int, without: Ids, *, together: int = SORTED) -> Buckets:
+    """Return the groups of documents with equal numbers in a column, sorting at most about `together` at a time.
+
+    `without`: sorted documents that take no part. NONE is no number.
+    """
+    parts = -(-len(signatures) // together)
+    found = [_part(signatures, column, without, part, parts) for part in range(parts)]
+    shifts = np.cumsum([0, *(len(one.members) for one in found)])
+    starts = [one.starts[:-1] + shift for one, shift in zip(found, shifts, strict=False)]
+    members = [one.members for one in found]
+    return Buckets(np.concatenate([*members, np.empty(0, np.int64)]), np.concatenate([*starts, shifts[-1:]]))
+
+
+def _part(signatures: Signatures, column: int, without: Ids, part: int, parts: int) -> Buckets:
+    """Return the groups of the numbers of which the remainder is `part`."""
+    keys, ids = [], []
+    for start, numbers in signatures.column(column):
+        chosen = np.flatnonzero((numbers % np.uint64(parts) == part) & (numbers != NONE))
+        keys.append(numbers[chosen])
+        ids.append(chosen + start)
+    members, key = np.concatenate(ids), np.concatenate(keys)
+    left = ~np.isin(members, without, assume_unique=True)
+    return grouped(members[left], key[left])
+
+
+def exact(signatures: Signatures) -> Buckets:
+    """Return the groups of documents with the same text."""
+    first, second = range(DIGEST.start, DIGEST.stop)
+    likely = buckets(signatures, first, np.empty(0, np.int64)).members
+    good = likely[signatures.lines(likely) > 0]
+    return grouped(good, *(signatures.values(column, good) for column in (first, second)))
