@@ -58,7 +58,7 @@ class Grams:
 
     def jaccard(self, ones: Ids, others: Ids) -> npt.NDArray[np.float64]:
         """Return the similarity of each pair of documents."""
-        pairs = zip(np.searchsorted(self.ids, ones), np.searchsorted(self.ids, others), strict=True)
+        pairs = zip(*(np.searchsorted(self.ids, side).tolist() for side in (ones, others)), strict=True)
         return np.fromiter((jaccard(self[one], self[other]) for one, other in pairs), np.float64, len(ones))
 
 

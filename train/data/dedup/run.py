@@ -73,6 +73,8 @@ def dedup(
 
     The result does not depend on the number of workers or shards. Files appear under their names when they are complete.
     """
+    if job.workers < 1:
+        raise MconvError(f"--workers is {job.workers}; at least 1 is needed")
     made = outputs(job.out, job.sources)
     with _working(job, shared=phase in ("sign", "write")) as folder:
         work = Work(folder, job.sources, job.settings, job.on_bad_record)

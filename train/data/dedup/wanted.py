@@ -37,7 +37,7 @@ class Wanted:
 def wanted(work: Work, signatures: Signatures, ids: Ids) -> Iterator[Wanted]:
     """Yield the batches that hold some of the documents `ids`, which are sorted."""
     for number in range(len(work.sources)):
-        first, last = signatures.starts[number : number + 2]
+        first, last = signatures.starts[number : number + 2].tolist()
         here = ids[np.searchsorted(ids, first) : np.searchsorted(ids, last)]
         if not len(here):
             continue
@@ -52,10 +52,9 @@ def wanted(work: Work, signatures: Signatures, ids: Ids) -> Iterator[Wanted]:
 def placed(work: Work, number: int, first: int, keys: list[str] | None) -> Iterator[tuple[int, int, Batch]]:
     """Yield each batch of a source with its first document and its number of documents, as they were signed."""
     path, counts = work.sources[number], work.batches(number)
-    start = int(first)
     for count, batch in zip(counts, batches(path, keys), strict=True):
-        yield start, count, batch
-        start += count
+        yield first, count, batch
+        first += count
 
 
 def texts(work: Work, signatures: Signatures, ids: Ids) -> Iterator[str]:

@@ -58,7 +58,7 @@ class LineWriter(Writer):
     def write(self, batch: Batch, kept: Kept) -> None:
         """Write the lines of a batch that are kept."""
         if isinstance(batch, JsonLines):  # not a line that was too long
-            self._file.writelines(line + b"\n" for _, line in compress(batch.lines(), kept.tolist()))
+            self._file.write(b"".join(line + b"\n" for _, line in compress(batch.lines(), kept.tolist())))
 
     def close(self) -> None:
         """Write the end of a packed file."""
@@ -157,7 +157,8 @@ def _check_apart(made: Outputs) -> None:
     if taken := [path for path in names if path.resolve() in resolved]:
         raise MconvError(f"--out {made.out} would replace the source {min(taken)}; choose another place")
     if made.folder and made.out.is_dir():
-        others = sorted(path for path in made.out.rglob("*") if path.is_file() and path not in names)
+        found = (path for path in made.out.rglob("*") if path.is_file() and not path.name.startswith("."))
+        others = sorted(path for path in found if path not in names)
         refuse(
             [f"{path} is not of this run, and would lie among what it keeps; remove it or choose another --out"
              for path in others], doing="writing the kept records",
