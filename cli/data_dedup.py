@@ -17,6 +17,7 @@ from mconv.errors import MconvError, refuse
 if TYPE_CHECKING:
     from mconv.train.data.dedup.run import Job, Shard
     from mconv.train.data.dedup.sign import Settings
+    from mconv.train.data.dedup.write import Outputs
 
 COMMAND = "mconv data dedup"
 
@@ -140,12 +141,13 @@ def dedup(
     extras.need("dedup", "rensa", to=COMMAND)
     from mconv.train.data.dedup.run import Job
     from mconv.train.data.dedup.run import dedup as run
+    from mconv.train.data.dedup.write import outputs
 
     job = Job(
         sources=sources, out=out, settings=settings, verify=similarity.verify, workers=workers,
         on_bad_record=on_bad_record, overwrite=overwrite, work=nodes.work,
     )  # fmt: skip
-    shard = _shard(nodes, out, job)
+    shard = _shard(nodes, outputs(out, sources))
     if not json:
         for line in _before(job):
             print(line, flush=True)
@@ -171,10 +173,9 @@ def _check(sources: tuple[Path, ...], html: Path | None) -> None:
         pages.check(html, COMMAND)
 
 
-def _shard(nodes: Nodes, out: Path, job: "Job") -> "Shard":
+def _shard(nodes: Nodes, made: "Outputs") -> "Shard":
     """Return the share of the sources that --shard names. Raises MconvError where options do not go together."""
     from mconv.train.data.dedup.run import WHOLE, Shard
-    from mconv.train.data.dedup.write import outputs
 
     if nodes.phase and not nodes.work:
         raise MconvError(f"--phase {nodes.phase} needs --work, a folder that all nodes share")
@@ -182,8 +183,8 @@ def _shard(nodes: Nodes, out: Path, job: "Job") -> "Shard":
         return WHOLE
     if nodes.phase not in ("sign", "write"):
         raise MconvError("--shard goes with --phase sign or --phase write; all other steps look at the whole corpus")
-    if nodes.phase == "write" and not outputs(out, job.sources).folder:
-        raise MconvError(f"--out {out} is one file, which several nodes cannot write; name a folder")
+    if nodes.phase == "write" and not made.folder:
+        raise MconvError(f"--out {made.out} is one file, which several nodes cannot write; name a folder")
     index, slash, count = nodes.shard.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise MconvError(f"--shard is {nodes.shard!r}; give I/N with I from 1 to N, such as 1/8")

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 from itertools import combinations
 from pathlib import Path
@@ -88,6 +89,14 @@ def test_a_recall_is_reached_with_as_many_rows_as_fit(threshold, recall, most):
 def test_impossible_schemes_are_refused(options, said):
     with pytest.raises(MconvError, match=said):
         choose(**options)
+
+
+def test_the_page_says_what_schemes_find():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    rows = re.findall(r"\| (\d+) x (\d+) \| ([\d.]+) % \| ([\d.]+) % \| ([\d.]+) % \|", page)
+    assert len(rows) == 4 and ("15", "8") in {row[:2] for row in rows}
+    for bands, rows_, *said in rows:
+        assert said == [f"{100 * (1 - (1 - s ** int(rows_)) ** int(bands)):.1f}" for s in (0.85, 0.9, 0.95)]
 
 
 # ---- n-grams ---------------------------------------------------------------------------------------------------------

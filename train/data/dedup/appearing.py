@@ -1,7 +1,7 @@
 """Files that appear under their names when they are complete."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mconv.convert.folders.staging import sync
@@ -18,8 +18,7 @@ def appearing(outputs: Sequence[Path], *, overwrite: bool, maybe: Path | None = 
     if (there := [str(path) for path in names if path.exists()]) and not overwrite:
         raise MconvError(f"{', '.join(there[:5])}: already there; pass --overwrite, or another --out")
     parts = [path.with_name(f".{path.name}.part") for path in names]
-    for folder in {path.parent for path in names}:
-        folder.mkdir(parents=True, exist_ok=True)
+    new = _make({path.parent for path in names})
     try:
         yield parts
         written = [(part, path) for part, path in zip(parts, names, strict=True) if path != maybe or part.exists()]
@@ -32,3 +31,14 @@ def appearing(outputs: Sequence[Path], *, overwrite: bool, maybe: Path | None = 
     finally:
         for part in parts:
             part.unlink(missing_ok=True)
+        for folder in new:
+            with suppress(OSError):  # it has files now
+                folder.rmdir()
+
+
+def _make(folders: Iterable[Path]) -> list[Path]:
+    """Make folders and those around them; returns the new ones, the innermost first."""
+    new = {folder for path in folders for folder in (path, *path.parents) if not folder.exists()}
+    for folder in sorted(new):
+        folder.mkdir(exist_ok=True)
+    return sorted(new, reverse=True)
