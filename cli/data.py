@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from mconv import extras
 from mconv.cli import choose, data_progress
 from mconv.cli import options as o
+from mconv.cli.data_tokenizer import TokenizerOptions
 from mconv.cli.terminal import command
 from mconv.convert.folders.host import cores
 from mconv.errors import MconvError, refuse
@@ -25,16 +26,9 @@ Prefix = Annotated[Path, Parameter(name=["--out", "--prefix"])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizeOptions:
+class TokenizeOptions(TokenizerOptions):
     """Options of both commands."""
 
-    tokenizer: Annotated[
-        Path,
-        Parameter(
-            help="Where the model's tokenizer is: a Hugging Face folder, a Megatron checkpoint that mconv made, or a "
-            "repository ORG/NAME in the Hub's cache."
-        ),
-    ]
     prepend_bos: Annotated[
         bool, Parameter(help="Put the BOS token before each document, unless it begins with it.", negative=())
     ] = False
@@ -70,7 +64,7 @@ class TokenizeOptions:
         names = ("prepend_bos", "on_bad_record", "overwrite", "resume")
         own = {name: getattr(self, name) for name in names} | {"command": command()}
         own["workers"] = cores() if self.workers is None else self.workers
-        tokenizer = o.tokenizer(self.tokenizer)
+        tokenizer = self.choice()
         try:
             with data_progress.shown(sources, what, every=self.log_interval) as progress:
                 yield {**own, "tokenizer": tokenizer, "progress": progress}
@@ -108,7 +102,7 @@ class RecordFields:
     ] = None
 
 
-FIELDS = RecordFields()
+FIELDS, HOW = RecordFields(), TokenizeOptions()
 
 
 def tokenize(
@@ -118,7 +112,7 @@ def tokenize(
     json_keys: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
     append_eod: Annotated[bool, Parameter(negative="--no-append-eod")] = True,
     dtype_rule: Literal["megatron", "datatrove"] = "megatron",
-    how: Annotated[TokenizeOptions, o.Group],
+    how: Annotated[TokenizeOptions, o.Group] = HOW,
 ) -> int:
     """Tokenize text into the .bin and .idx that Megatron reads, in the order of the input.
 
@@ -164,7 +158,7 @@ def instruct(
     template: str = "tokenizer",
     append_eod: o.Flag = False,
     fields: Annotated[RecordFields, o.Group] = FIELDS,
-    how: Annotated[TokenizeOptions, o.Group],
+    how: Annotated[TokenizeOptions, o.Group] = HOW,
 ) -> int:
     """Tokenize conversations into instruction data: the tokens, and the role of each.
 

@@ -130,9 +130,9 @@ def _measured(paths: Sequence[Path], top: int) -> tuple[list[Values], Values]:
 
 def _spell(found: Sequence[Values], folder: Path) -> None:
     """Add the text of each frequent token."""
-    from mconv.train.data.record import load_tokenizer
+    from mconv.train.data.tokenizers.huggingface import read
 
-    tokenizer = load_tokenizer(folder)
+    tokenizer = read(folder)
     for token in (token for values in found for token in values["vocabulary"]["top"]):
         token["text"] = tokenizer.decode([token["id"]])
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-_ADDED = "no token is added; --tokenizer takes a folder whose tokenizer has them"
 _DIVIDED = "--workers is enough: the work is divided automatically"
 _IN_OUT = {
     "input": "SOURCES", "input_file": "SOURCES", "data_path": "SOURCES", "dataset": "SOURCES", "dataset_path": "SOURCES",
@@ -11,17 +10,12 @@ _IN_OUT = {
 }  # fmt: skip
 _BOTH = {
     **_IN_OUT,
-    "tokenizer_type": "the type is read from the folder that --tokenizer names",
-    "tokenizer_model": "--tokenizer, the folder that the file is in",
-    "vocab_file": "--tokenizer, the folder that the file is in",
-    "merge_file": "--tokenizer, the folder that the file is in",
     "tokenizer_name": "--tokenizer", "tokenizer_name_or_path": "--tokenizer", "model_name_or_path": "--tokenizer",
     "partitions": "--workers is enough: one file is written",
     "find_optimal_num_workers": "mconv data bench",
     "chunk_size": _DIVIDED,
     "dataset_impl": "the only format is megatron-core's .bin and .idx",
     "keep_sequential_samples": "the order of the input is always kept",
-    "vocab_extra_ids": _ADDED, "vocab_extra_ids_list": _ADDED, "no_new_tokens": _ADDED, "vocab_size": _ADDED,
     "append_bos": "--prepend-bos", "add_bos": "--prepend-bos",
     "trust_remote_code": "code from a model's repository is never run, and is not needed",
 }  # fmt: skip

@@ -146,9 +146,9 @@ def test_a_tokenizer_that_does_not_tell_where_its_tokens_come_from_is_refused():
     from mconv.train.data.instruct import _roles
 
     spoken = [(Role.PROMPTER, "why"), (Role.ASSISTANT, "so")]
-    assert _roles([(0, 3), (3, 5)], spoken) == [1, 2]
+    assert _roles([0, 3], spoken) == [1, 2]
     with pytest.raises(FormatError, match="which tokens are those of the answer 'so'"):
-        _roles([(0, 0), (0, 0)], spoken)
+        _roles([0, 0], spoken)
 
 
 def test_every_way_to_write_a_conversation(folder, tmp_path):

@@ -20,6 +20,7 @@ from mconv.train.data.instruct import Encoding, instruct
 from mconv.train.data.instruction import open_conversations, rows
 from mconv.train.data.reading.lines import JsonLines
 from mconv.train.data.tokenize import tokenize
+from mconv.train.data.tokenizers.types import load
 
 pytestmark = pytest.mark.once
 
@@ -410,7 +411,7 @@ def test_rows_of_parquet_are_records(folder, tmp_path):
 def test_processes_give_the_same(folder):
     """What a process of --workers is sent and sends back, bad records and errors included."""
     how = Encoding(
-        folder=folder,
+        tokenizer=load(folder),
         template="chatml",
         keys=Keys(),
         ignore=frozenset(),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mconv.errors import FormatError, MconvError
+from mconv.errors import FormatError
 from mconv.train.data import engine, staged
 from mconv.train.data.bad_records import REJECTED, BadRecord, Kind, OnBad, Rejected
 from mconv.train.data.chat import OWN, Part, Role, Talk, check_template, spelled
@@ -21,10 +21,15 @@ from mconv.train.data.engine import RunOptions, Task, Totals
 from mconv.train.data.index import with_ending
 from mconv.train.data.reading.batch import Batch, Record
 from mconv.train.data.reading.fields import unicode
-from mconv.train.data.record import Tokenized, facts, load_tokenizer
+from mconv.train.data.record import Tokenized, facts
 from mconv.train.data.sources import ROLE, TEXT
 from mconv.train.data.templates import rendered
 from mconv.train.data.tokenize import checked
+from mconv.train.data.tokenizers import huggingface
+from mconv.train.data.tokenizers.choice import TokenizerChoice
+from mconv.train.data.tokenizers.encoders import Locate
+from mconv.train.data.tokenizers.loaded import LoadedTokenizer
+from mconv.train.data.tokenizers.types import load
 
 END = 3
 """Tokens at the end of an answer among which the one that ends it is looked for: a template may add a line's end."""
@@ -50,8 +55,7 @@ class TokenizedTalk(NamedTuple):
 class Encoding:
     """All that a tokenizing process needs to turn a record into tokens."""
 
-    folder: Path
-    """The tokenizer's folder."""
+    tokenizer: LoadedTokenizer
     template: str
     keys: Keys
     ignore: frozenset[str]
@@ -63,14 +67,19 @@ class Encoding:
 
     def open(self) -> Callable[[Batch], Encoded]:
         """Return the function that tokenizes a batch."""
-        return partial(_tokenize_batch, how=self, tokenizer=load_tokenizer(self.folder))
+        return partial(_tokenize_batch, how=self, locate=self.tokenizer.encoder.locate(), own=self.own_template())
+
+    def own_template(self) -> Any:
+        """Return transformers' tokenizer, which has the template; None if it has no part in it."""
+        loaded = self.tokenizer
+        return huggingface.read(loaded.folder, loaded.added) if self.template == OWN and loaded.folder else None
 
 
 def instruct(
     sources: Sequence[Path],
     prefix: Path,
     *,
-    tokenizer: Path,
+    tokenizer: Path | TokenizerChoice,
     template: str = OWN,
     keys: Keys | None = None,
     ignore_fields: Iterable[str] = (),
@@ -89,14 +98,14 @@ def instruct(
     """
     run = RunOptions(**options)
     bad = checked(run.workers, on_bad_record)
-    known = facts(tokenizer, append_eod=append_eod, prepend_bos=prepend_bos)
-    check_template(template, load_tokenizer(tokenizer))
-    if not load_tokenizer(tokenizer).is_fast:
-        raise MconvError(f"{tokenizer}: not a fast tokenizer; only fast ones say from which characters a token comes")
+    loaded = load(tokenizer)
+    known = facts(loaded, append_eod=append_eod, prepend_bos=prepend_bos)
     how = Encoding(
-        folder=tokenizer, template=template, keys=keys or Keys(), ignore=frozenset(ignore_fields), bad=bad,
+        tokenizer=loaded, template=template, keys=keys or Keys(), ignore=frozenset(ignore_fields), bad=bad,
         bos=known["prepend_bos"], eos=known["append_eod"], dtype=known["dtype"], vocab_size=known["vocab_size"],
     )  # fmt: skip
+    check_template(template, how.own_template())
+    loaded.encoder.locate()  # raises where a tokenizer does not tell from which characters a token comes
     made_of = staged.made_of(
         sources, **known, template=template, keys=dataclasses.asdict(how.keys), ignore_fields=sorted(how.ignore),
         on_bad_record=on_bad_record,
@@ -111,10 +120,10 @@ def instruct(
     return made
 
 
-def _tokenize_batch(batch: Batch, *, how: Encoding, tokenizer: Any) -> Encoded:
+def _tokenize_batch(batch: Batch, *, how: Encoding, locate: Locate, own: Any) -> Encoded:
     """Return ids and roles of each conversation of a batch; none for one without turns."""
     records = [*batch.records()]
-    made = _conversations(records, how, tokenizer)
+    made = _conversations(records, how, locate, own)
     talks = [talk for talk in made if isinstance(talk, TokenizedTalk)]
     ids, lengths = joined(talk.ids for talk in talks)
     roles, _ = joined(talk.roles for talk in talks)
@@ -137,33 +146,31 @@ def _counted(talks: Sequence[TokenizedTalk]) -> dict[str, Counter[str]]:
     }  # fmt: skip
 
 
-def _conversations(records: Sequence[Record], how: Encoding, tokenizer: Any) -> list[TokenizedTalk | Rejected]:
+def _conversations(records: Sequence[Record], how: Encoding, locate: Locate, own: Any) -> list[TokenizedTalk | Rejected]:
     """Return each record as tokens, or as what is wrong with it."""
-    read = [_read(record, how, tokenizer) for record in records]
+    read = [_read(record, how, own) for record in records]
     texts = ["".join(text for _, text in found[1]) for found in read if not isinstance(found, Rejected)]
-    coded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False) if texts else {}
-    tokens = zip(coded.get("input_ids", []), coded.get("offset_mapping", []), strict=True)
-    special = {*tokenizer.all_special_ids, *(n for n, token in tokenizer.added_tokens_decoder.items() if token.special)}
+    tokens = iter(locate(texts) if texts else [])
     made: list[TokenizedTalk | Rejected] = []
     for record, found in zip(records, read, strict=True):
         if isinstance(found, Rejected):
             made.append(found)
             continue
         try:
-            made.append(_tokenized(*found, *next(tokens), special, how))
+            made.append(_tokenized(*found, *next(tokens), how))
         except BadRecord as error:
             made.append(how.bad(error, record.place))
     return made
 
 
-def _read(record: Record, how: Encoding, tokenizer: Any) -> tuple[Talk, list[Part]] | Rejected:
+def _read(record: Record, how: Encoding, own: Any) -> tuple[Talk, list[Part]] | Rejected:
     """Return the conversation of a record and the parts of its text, or what is wrong with it."""
     try:
         if isinstance(record.value, BadRecord):
             raise record.value
         talk = talk_of(record.value, how.keys, how.ignore)
         if how.template == OWN:
-            parts = rendered(talk, tokenizer) if talk.turns else []
+            parts = rendered(talk, own) if talk.turns else []
         else:
             parts = spelled(talk, how.template)
         unicode("".join(text for _, text in parts))
@@ -172,19 +179,17 @@ def _read(record: Record, how: Encoding, tokenizer: Any) -> tuple[Talk, list[Par
     return talk, parts
 
 
-def _tokenized(
-    talk: Talk, parts: list[Part], ids: list[int], offsets: Sequence[tuple[int, int]], special: Set[int], how: Encoding
-) -> TokenizedTalk:
+def _tokenized(talk: Talk, parts: list[Part], ids: list[int], starts: Sequence[int], how: Encoding) -> TokenizedTalk:
     """Return the tokens of a conversation, with their roles."""
-    marked = _marked(ids, _roles(offsets, parts), how.bos, how.eos)
+    marked = _marked(ids, _roles(starts, parts), how.bos, how.eos)
     excluded = sum(turn.counted is not turn.role for turn in talk.turns)
-    return TokenizedTalk(*marked, ends(*marked, special), excluded, talk.ignored, talk.unread)
+    return TokenizedTalk(*marked, ends(*marked, how.tokenizer.special), excluded, talk.ignored, talk.unread)
 
 
-def _roles(offsets: Sequence[tuple[int, int]], spoken: Sequence[Part]) -> list[int]:
+def _roles(starts: Sequence[int], spoken: Sequence[Part]) -> list[int]:
     """Return the role of each token: that of the part in which it begins. Raises BadRecord if an answer has none."""
     ends = np.cumsum([len(text) for _, text in spoken])
-    found = np.searchsorted(ends, [start for start, _ in offsets], side="right")
+    found = np.searchsorted(ends, starts, side="right")
     parts = np.minimum(found, max(len(spoken) - 1, 0))
     whose = set(parts.tolist())
     for part, (role, text) in enumerate(spoken):

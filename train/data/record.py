@@ -1,23 +1,21 @@
 """The record beside token data of how it was made, and the tokenizer that the record names."""
 
 import dataclasses
-import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mconv import extras
 from mconv.convert.folders.tokens import decides
-from mconv.errors import ConfigError, FormatError
+from mconv.errors import FormatError
 from mconv.train.data.index import with_ending
+from mconv.train.data.tokenizers.loaded import LoadedTokenizer
 
 DTYPE_RULES = {"megatron": 65500, "datatrove": 65536}
 """Values of --dtype-rule, with the vocabulary from which on ids take 4 bytes: IndexedDataset.optimal_dtype of
 megatron-core and Megatron-LLM; token_size of datatrove."""
-OWN = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template")
-"""Beginnings of the names of a tokenizer's files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +23,11 @@ class Tokenized:
     """The record `PREFIX.mconv.json`: enough to know at training whether model and data belong together."""
 
     tokenizer: str
-    """Folder that the tokenizer was read from."""
+    """Folder or file that the tokenizer was read from."""
+    tokenizer_type: str = "HuggingFaceTokenizer"
+    """Megatron's name of its type."""
+    added_tokens: list[str] = field(default_factory=list)
+    """Tokens behind those of its files, in the order of their ids."""
     tokenizer_sha256: str
     """Digest over the tokenizer's files, its chat template among them."""
     tokenizer_files: dict[str, str] = field(default_factory=dict)
@@ -81,45 +83,26 @@ def read_record(prefix: Path) -> Tokenized | None:
     return record if record.bin_bytes == with_ending(prefix, ".bin").stat().st_size else None
 
 
-@functools.lru_cache(maxsize=1)
-def load_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer of a folder, read offline, without remote code, once in a process."""
-    if not folder.is_dir():
-        raise FormatError(f"{folder}: not a folder with a tokenizer")
-    extras.need("data", "transformers", to="a tokenizer")
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise FormatError(f"{folder}: transformers cannot read a tokenizer from it: {error}") from error
-
-
-def facts(folder: Path, *, append_eod: bool, prepend_bos: bool, dtype_rule: str = "megatron") -> dict[str, Any]:
+def facts(
+    tokenizer: LoadedTokenizer, *, append_eod: bool, prepend_bos: bool, dtype_rule: str = "megatron"
+) -> dict[str, Any]:
     """Return all that the record keeps of the tokenizer. Raises ConfigError if it lacks a token that is asked for."""
-    load_tokenizer.cache_clear()  # the folder may have been written anew since
-    tokenizer = load_tokenizer(folder)
-    marks = {"append_eod": append_eod and tokenizer.eos_token_id, "prepend_bos": prepend_bos and tokenizer.bos_token_id}
-    for name, mark in marks.items():
-        if mark is None:
-            raise ConfigError(f"{folder}: {name} was asked for, but the tokenizer has no such token")
     return {
-        "tokenizer": str(folder),
-        "tokenizer_sha256": _digest(folder),
-        "tokenizer_files": {
-            path.name: file_digest(path) for path in sorted(folder.iterdir()) if decides(path.name) and path.is_file()
-        },
-        "vocab_size": len(tokenizer),
-        **{name: None if mark is False else mark for name, mark in marks.items()},
-        "dtype": "uint16" if len(tokenizer) < DTYPE_RULES[dtype_rule] else "int32",
+        "tokenizer": tokenizer.place,
+        "tokenizer_type": tokenizer.type,
+        "added_tokens": [*tokenizer.added],
+        "tokenizer_sha256": _digest(tokenizer.files),
+        "tokenizer_files": {name: file_digest(path) for name, path in tokenizer.files.items() if decides(name)},
+        "vocab_size": tokenizer.size,
+        **tokenizer.marks(append_eod=append_eod, prepend_bos=prepend_bos),
+        "dtype": "uint16" if tokenizer.size < DTYPE_RULES[dtype_rule] else "int32",
     }
 
 
-def _digest(folder: Path) -> str:
+def _digest(files: Mapping[str, Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*")):
-        if path.is_file() and path.name.startswith(OWN):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for name, path in sorted(files.items()):
+        digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -13,11 +13,13 @@ from mconv.errors import FormatError, MconvError
 from mconv.train.data import engine, staged
 from mconv.train.data.bad_records import POLICIES, REJECTED, BadRecord, OnBad, Rejected
 from mconv.train.data.encoded import Encoded, Sequences, joined, stored
-from mconv.train.data.encoders import Encode, Encoder, encoder_of
 from mconv.train.data.engine import RunOptions, Task, Totals
 from mconv.train.data.index import with_ending
 from mconv.train.data.reading.batch import Batch
 from mconv.train.data.record import Tokenized, facts
+from mconv.train.data.tokenizers.choice import TokenizerChoice
+from mconv.train.data.tokenizers.encoders import Encode, Encoder
+from mconv.train.data.tokenizers.types import load
 
 
 def tokenize(sources: Sequence[Path], prefix: Path, *, key: str = "text", **settings: Any) -> Tokenized:
@@ -30,7 +32,7 @@ def tokenize_keys(
     prefix: Path,
     outputs: Mapping[str, Path],
     *,
-    tokenizer: Path,
+    tokenizer: Path | TokenizerChoice,
     append_eod: bool = True,
     prepend_bos: bool = False,
     dtype_rule: str = "megatron",
@@ -39,17 +41,19 @@ def tokenize_keys(
 ) -> dict[str, Tokenized]:
     """Write a pair, with its record, of the texts under each key of `outputs`, in one pass over `sources`.
 
-    The data has the order of the input, and does not depend on the number of workers. The tokenizer is an HF folder,
-    read offline and without remote code. Each document ends in its EOS token unless `append_eod` is off: without it
-    megatron-core's samples run documents together with nothing between them. Files appear under their names only when
-    all is written; until then they lie beside `prefix`. A bad record raises BadRecord (file:line, kind), or with
-    `on_bad_record` "skip" is left out, counted, and listed in PREFIX.rejected.jsonl. `options` are those of RunOptions.
+    The data has the order of the input, and does not depend on the number of workers. The tokenizer is a folder, a file,
+    or a choice by Megatron's options; nothing is fetched and no code of its folder runs. Each document ends in the EOS
+    token unless `append_eod` is off: without it megatron-core's samples run documents together with nothing between
+    them. Files appear under their names only when all is written; until then they lie beside `prefix`. A bad record
+    raises BadRecord (file:line, kind), or with `on_bad_record` "skip" is left out, counted, and listed in
+    PREFIX.rejected.jsonl. `options` are those of RunOptions.
     """
     how = RunOptions(**options)
     bad = checked(how.workers, on_bad_record)
-    known = facts(tokenizer, append_eod=append_eod, prepend_bos=prepend_bos, dtype_rule=dtype_rule)
+    loaded = load(tokenizer)
+    known = facts(loaded, append_eod=append_eod, prepend_bos=prepend_bos, dtype_rule=dtype_rule)
     job = TokenizeJob(
-        keys=tuple(outputs), encoder=encoder_of(tokenizer), bad=bad, bos=known["prepend_bos"], eos=known["append_eod"],
+        keys=tuple(outputs), encoder=loaded.encoder, bad=bad, bos=known["prepend_bos"], eos=known["append_eod"],
         dtype=known["dtype"], vocab_size=known["vocab_size"],
     )  # fmt: skip
     made_of = staged.made_of(sources, **known, keys=[*outputs], on_bad_record=on_bad_record)
