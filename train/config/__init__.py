@@ -8,22 +8,22 @@ from mconv.train.config.compute import Attention, Precision, Recompute
 from mconv.train.config.data import Boundaries, Data, Instruction
 from mconv.train.config.length import Length
 from mconv.train.config.model import Model, Start
-from mconv.train.config.monitoring import Evaluation, Guards, Logs
+from mconv.train.config.monitoring import Evaluation, Guards, Logs, Profiling
 from mconv.train.config.optimizer import Optimizer, Schedule
 from mconv.train.config.parallelism import Parallelism
 from mconv.train.config.trainable import Lora, Trained
 
 SECTIONS = (
     Start, Model, Data, Boundaries, Instruction, Parallelism, Recompute, Length, Schedule, Optimizer, Precision,
-    Attention, Trained, Lora, Checkpoints, Hooks, Stops, Evaluation, Logs, Guards,
+    Attention, Trained, Lora, Checkpoints, Hooks, Stops, Evaluation, Logs, Profiling, Guards,
 )  # fmt: skip
 """Sections in the order of `mconv train --help`: each is a group of fields and the rules that they must keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
-    Guards, Logs, Evaluation, Stops, Hooks, Checkpoints, Lora, Trained, Attention, Precision, Optimizer, Schedule, Length,
-    Recompute, Parallelism, Instruction, Boundaries, Data, Model, Start,
+    Guards, Profiling, Logs, Evaluation, Stops, Hooks, Checkpoints, Lora, Trained, Attention, Precision, Optimizer,
+    Schedule, Length, Recompute, Parallelism, Instruction, Boundaries, Data, Model, Start,
 ):  # fmt: skip
     """One run. Sizes are in tokens, samples or iterations, as each field says."""
 

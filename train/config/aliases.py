@@ -52,6 +52,11 @@ CONVERTED = {
     "report_to": "{wandb_project} or {tensorboard_dir} turns one on",
     "wandb_logger": "{wandb_project} is enough",
     **dict.fromkeys(
+        ("profile_step_start", "profile_step_end"),
+        "{profile} names the first and the last iteration, counted from 1: Megatron-LM's 10 and 12 are 11-12",
+    ),
+    "use_pytorch_profiler": "{profile_with} torch, which is the default; nsys is the other one",
+    **dict.fromkeys(
         ("nnodes", "num_nodes"),
         "a command starts the ranks of one machine, {nproc_per_node} of them; torchrun or srun starts more machines, and "
         "`mconv plan --world-size` counts the GPUs of all",

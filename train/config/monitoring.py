@@ -1,5 +1,6 @@
-"""What a run measures and logs, and what it does about NaN and loss spikes."""
+"""What a run measures, logs and profiles, and what it does about NaN and loss spikes."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -64,6 +65,48 @@ class Logs:
         for name in ("wandb_entity", "wandb_exp_name", "wandb_save_dir"):
             if getattr(config, name) is not None and config.wandb_project is None:
                 yield f"{name} is for wandb_project; give that too"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profiling:
+    """Profiling: where the time of some steps goes."""
+
+    profile: str | None = None
+    """Iterations to profile: the first and the last one, such as 10-12, or a single one."""
+    profile_ranks: list[int] | None = None
+    """Ranks to profile; 0 if not given."""
+    profile_with: Literal["torch", "nsys"] = "torch"
+    """torch: torch.profiler writes a trace of each rank to `profile` in the save folder, for Perfetto or chrome://tracing.
+    nsys: `nsys profile --capture-range=cudaProfilerApi` around the run captures these iterations; on GPUs only."""
+
+    @staticmethod
+    def problems(config: Any) -> Iterator[str]:
+        """Yield the broken rules of this section."""
+        if config.profile is None:
+            yield from (f"{name} is for profile; give that too" for name in ("profile_ranks",) if getattr(config, name))
+            return
+        steps = profiled(config)
+        if not steps:
+            yield f"profile is {config.profile!r}; it must be the first and the last iteration, such as 10-12"
+        elif config.train_iters is not None and steps[0] > config.train_iters:
+            yield f"profile is {config.profile}, which begins after the last iteration, {config.train_iters}"
+        yield from rules.each(config, "profile_ranks", "ranks, from 0 on", lambda ranks: bool(ranks) and min(ranks) >= 0)
+        if config.profile_with == "torch" and config.save is None:
+            yield "profile needs save, the folder for the traces"
+        if config.eval_only:
+            yield "profile is of steps, and eval_only takes none; leave one of them out"
+
+
+def profiled(config: Any) -> range:
+    """Return the iterations that a configuration profiles; none if it gives no such range."""
+    found = re.fullmatch(r"([1-9]\d*)(?:-([1-9]\d*))?", config.profile or "")
+    return range(int(found[1]), int(found[2] or found[1]) + 1) if found else range(0)
+
+
+def beyond(config: Any, *, world: int) -> list[str]:
+    """Return a problem if a configuration profiles ranks that a world of `world` ranks does not have."""
+    ranks = [rank for rank in config.profile_ranks or [] if rank >= world]
+    return [f"profile_ranks is {config.profile_ranks}, but the last of {world} ranks is {world - 1}"] if ranks else []
 
 
 @dataclass(frozen=True, kw_only=True)

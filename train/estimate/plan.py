@@ -8,6 +8,7 @@ from mconv.errors import ConfigError, refuse
 from mconv.shard.layout import Layout, padded_vocab
 from mconv.train.config import TrainConfig
 from mconv.train.config.length import run_length, unshared
+from mconv.train.config.monitoring import beyond
 from mconv.train.config.parallelism import uneven_of
 from mconv.train.estimate import flops, memory, storage, units
 from mconv.train.model import architecture
@@ -150,6 +151,7 @@ def problems(config: TrainConfig, opened: SourceModel, length: int, world: int) 
         yield f"tp {config.tp} x pp {config.pp} does not divide {world} ranks"
     else:
         yield from unshared(config, replicas=replicas)
+    yield from beyond(config, world=world)
     if length > most:
         yield f"seq_length {length} is more than the model's {most} positions"
 

@@ -6,6 +6,7 @@ from mconv.errors import ConfigError, refuse
 from mconv.spec import ModelSpec
 from mconv.train.config import TrainConfig
 from mconv.train.config.length import unshared
+from mconv.train.config.monitoring import beyond
 from mconv.train.megatron.parallel import Parallel
 from mconv.train.model import recompute
 from mconv.train.model.checks import problems
@@ -14,7 +15,9 @@ from mconv.train.model.checks import problems
 def check(config: TrainConfig, parallel: Parallel, spec: ModelSpec, *, padded_vocab_size: int, seq_length: int) -> None:
     """Refuse, all at once, what this world cannot share of the model and its batches. Raises ConfigError."""
     bad = problems(spec, padded_vocab_size=padded_vocab_size, parallel=parallel)
-    bad += unshared(config, replicas=parallel.data_parallel(torch.distributed.get_world_size()))
+    world = torch.distributed.get_world_size()
+    bad += unshared(config, replicas=parallel.data_parallel(world))
+    bad += beyond(config, world=world)
     bad += recompute.problems(config, parallel, spec)
     if parallel.sequence_parallel and seq_length % parallel.tp:
         bad.append(f"seq_length {seq_length} is not a multiple of tp {parallel.tp}; sequence_parallel cuts it")

@@ -20,6 +20,7 @@ from mconv.train.logs.meter import meter
 from mconv.train.loop.callbacks import Callbacks, callbacks
 from mconv.train.loop.evaluate import evaluate
 from mconv.train.loop.feed import Sets, feed, last_drawn, other_data, sets
+from mconv.train.loop.profile import Profile, profiling
 from mconv.train.loop.run import Run, save
 from mconv.train.loop.start import start
 from mconv.train.loop.steps import step
@@ -53,11 +54,13 @@ def train(config: TrainConfig, *, say: logs.Say, show: logs.Show | None = None) 
     data = sets(run, say)
     if config.eval_only:
         return _result(run, [], why=None) | _at_the_end(run, data, _plain(run, say))
-    with run.saver.at_work() if run.saver else contextlib.nullcontext():
-        return _steps(run, data, began=began, say=say, show=show)
+    with run.saver.at_work() if run.saver else contextlib.nullcontext(), profiling(config, say=say) as profile:
+        return _steps(run, data, profile, began=began, say=say, show=show)
 
 
-def _steps(run: Run, data: Sets, *, began: float, say: logs.Say, show: logs.Show | None) -> dict[str, Any]:
+def _steps(
+    run: Run, data: Sets, profile: Profile, *, began: float, say: logs.Say, show: logs.Show | None
+) -> dict[str, Any]:
     """Take the steps of a run that holds its folder, and evaluate after the last one."""
     config = run.config
     log, after = _log(run, say, show), callbacks(run, say=say)
@@ -73,7 +76,8 @@ def _steps(run: Run, data: Sets, *, began: float, say: logs.Say, show: logs.Show
     while run.iteration < end and not decision.stop:
         if not steps:
             say("taking the first step, which is slower than those after it")
-        steps.append(step(run, batches, again=lambda: feed(run, data.train, consumed=run.consumed)))
+        with profile.of(run.iteration + 1):
+            steps.append(step(run, batches, again=lambda: feed(run, data.train, consumed=run.consumed)))
         chain.stepped()
         log.step(steps[-1])
         if warning := risk.step(run.iteration, steps[-1].seconds):
