@@ -85,6 +85,13 @@ COMMANDS = {
         "the command joins the ranks that are already there; otherwise it starts them on this machine. Exit code 0: "
         "trained, or saved and stopped early; 1: a check or a guard failed; 2: the run could not start or continue.",
     ),
+    "bench": (
+        "mconv.cli.bench:bench",
+        "Measure a run at every layout that fits this machine.\n\nCONFIG, variables and flags are those of mconv train; "
+        "tp, pp and micro batches vary, unless a flag gives them. Each trial is a few steps on ranks of its own; nothing "
+        "is saved. What mconv plan says will not fit is not run. Exit code 0: measured; 1: nothing fits; 2: it could not "
+        "begin.",
+    ),
     "doctor": ("mconv.cli.doctor:doctor", "Check what this machine offers to a training run."),
     "plot": ("mconv.cli.plot:plot", "Plot loss, learning rate, gradient norm and throughput of runs, Megatron-LM's too."),
     "push": (
@@ -135,7 +142,7 @@ def main() -> None:
 
 def _worded(message: str, argv: list[str]) -> str:
     """Return a message that names a run's fields as the user typed them."""
-    if argv[:1] not in (["train"], ["plan"]):
+    if argv[:1] not in (["train"], ["plan"], ["bench"]):
         return message
     from mconv.cli.field_names import as_typed
 
@@ -182,8 +189,8 @@ def run(argv: list[str]) -> int:
 
 
 def _help(argv: list[str]) -> bool:
-    """Print the help of train or plan by sections if it is asked for; cyclopts prints all other help."""
-    if not argv or argv[0] not in ("train", "plan"):
+    """Print the help of train, plan or bench by sections if it is asked for; cyclopts prints all other help."""
+    if not argv or argv[0] not in ("train", "plan", "bench"):
         return False
     from mconv.cli import sections
 

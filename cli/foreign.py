@@ -205,7 +205,7 @@ TABLES: Mapping[str, Rows] = {
     "demo": _all(_OUTPUTS, "--out"), "doctor": _all("output_dir save_dir", "--save"),
     "status": _all(f"{_INPUTS} save save_dir path", "FOLDER"), **DATA_ROWS,
 }  # fmt: skip
-"""Command -> rows for other programs' options; those of train and plan are in `mconv.train.config.aliases`."""
+"""Command -> rows for other programs' options; those of train, plan and bench are in `mconv.train.config.aliases`."""
 
 
 POSITIONS = {"push": "FOLDER REPO", "pull": "REPO OUT", "verify": "REFERENCE CHECKPOINT", "diff": "A B",
@@ -218,7 +218,7 @@ def advice(command: str, flag: str, given: Mapping[str, str] | None = None) -> s
 
     `given`: values on the command line by plain name, for advice that converts one.
     """
-    if command in ("train", "plan"):
+    if command in ("train", "plan", "bench"):
         from mconv.train.config.aliases import advice as of_training
 
         text = of_training(f"--{flag.lstrip('-')}", _with_layers(given or {}))

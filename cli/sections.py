@@ -17,6 +17,7 @@ COMMON = {
         "load data save train_iters lr seq_length global_batch_size micro_batch_size tp pp save_interval resume finetune"
     ),
     "plan": "preset load seq_length global_batch_size micro_batch_size tp pp train_iters",
+    "bench": "preset load data seq_length global_batch_size micro_batch_size tp pp",
 }
 """Command -> the fields that most of its runs set."""
 EXAMPLES = {
@@ -27,6 +28,10 @@ EXAMPLES = {
     "plan": (
         "mconv plan run.yaml --world-size 64 --tflops 400",
         "mconv plan --preset llama2-7b --bf16 --gpus 8 --gpu-memory 80 --suggest",
+    ),
+    "bench": (
+        "mconv bench run.yaml",
+        "mconv bench run.yaml --world-sizes 1 8 --micro-batches 1 2 --weak --plot bench.png",
     ),
 }
 ALL = "all"
@@ -40,7 +45,7 @@ BY_NAME = {section.__name__.lower(): section for section in SECTIONS}
 
 
 def asked(argv: Sequence[str]) -> list[str] | None:
-    """Return the words after `--help` of train or plan; None if help for these two was not asked for."""
+    """Return the words after `--help` of a command with a run's options; None if help for one was not asked for."""
     if not argv or argv[0] not in COMMON:
         return None
     words = [*argv[1 : argv.index("--")]] if "--" in argv else [*argv[1:]]
@@ -124,9 +129,9 @@ def _value(kind: Any) -> str:
 
 def _own(command: str) -> Iterator[tuple[str, str]]:
     """Yield the options of a command that are not fields of a run, with their help."""
-    from mconv.cli import train, train_plan
+    from mconv.cli import bench, train, train_plan
 
-    function = {"train": train.train, "plan": train_plan.plan}[command]
+    function = {"train": train.train, "plan": train_plan.plan, "bench": bench.bench}[command]
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in help_of():
             kind, meta = get_args(parameter.annotation)[:2]

@@ -80,7 +80,7 @@ def _plan(
         print(json_.dumps(_presets(), indent=1) if json else "\n".join(_preset_lines()))
         return 0
     given = given_values(config, flags)
-    values, known = _filled(_inherited(given) if given.get("resume") else given)
+    values, known = filled(_inherited(given) if given.get("resume") else given)
     asked = make(values)
     check_load(asked)
     gpu = pm.gpu_of(gpu_memory)
@@ -170,7 +170,7 @@ def _inherited(values: dict[str, Any]) -> dict[str, Any]:
     return filled(values).values
 
 
-def _filled(values: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def filled(values: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Return the fields with placeholders for what a plan does not depend on, and whether they give the run's length."""
     known = any(values.get(name) is not None for name in ("train_iters", "train_samples"))
     read = any(values.get(name) for name in ("mock_data", "train_data"))

@@ -177,7 +177,8 @@ def _candidates(
 
 def _layouts(search: _Search, reasons: dict[str, None]) -> Iterator[tuple[TrainConfig, Layout]]:
     """Yield the configuration with each tp, pp and vpp that the model can be cut by, and the layout of it."""
-    for tp, pp, vpp in _sizes(search):
+    layers, node = search.opened.spec.num_layers, search.machine.node
+    for tp, pp, vpp in sizes(search.config, layers=layers, world=search.world, node=node, fixed=search.fixed):
         fields: dict[str, Any] = {"tp": tp, "pp": pp, "vpp": vpp, "micro_batch_size": 1, "sequence_parallel": tp > 1}
         try:
             changed = replace(search.config, **{name: fields[name] for name in fields.keys() - search.fixed})
@@ -186,10 +187,9 @@ def _layouts(search: _Search, reasons: dict[str, None]) -> Iterator[tuple[TrainC
             reasons[str(error)] = None
 
 
-def _sizes(search: _Search) -> Iterator[tuple[int, int, int]]:
-    config, fixed, world = search.config, search.fixed, search.world
-    layers = search.opened.spec.num_layers
-    for tp in [config.tp] if "tp" in fixed else (n for n in (1, 2, 4, 8) if n <= min(search.machine.node, world)):
+def sizes(config: TrainConfig, *, layers: int, world: int, node: int, fixed: Set[str]) -> Iterator[tuple[int, int, int]]:
+    """Yield each tp, pp and vpp that divide `world` GPUs, `node` of them in a machine; `fixed` ones stay as they are."""
+    for tp in [config.tp] if "tp" in fixed else (n for n in (1, 2, 4, 8) if n <= min(node, world)):
         for pp in [config.pp] if "pp" in fixed else (n for n in range(1, world // tp + 1) if world % (tp * n) == 0):
             chunks = (n for n in CHUNKS if n == 1 or (pp > 1 and layers % (2 * pp * n) == 0))
             yield from ((tp, pp, vpp) for vpp in ([config.vpp] if "vpp" in fixed else chunks))

@@ -30,7 +30,13 @@ PRELOAD = "MCONV_PRELOAD"
 
 
 def run(
-    target: str, payload: dict[str, Any], *, nproc: int, stops_well: bool = False, preload: tuple[str, ...] = ()
+    target: str,
+    payload: dict[str, Any],
+    *,
+    nproc: int,
+    stops_well: bool = False,
+    preload: tuple[str, ...] = (),
+    apart: bool = False,
 ) -> dict[str, Any]:
     """Run `target` ("module:function", dict -> dict, both JSON) on `nproc` ranks and return rank 0's answer.
 
@@ -41,11 +47,12 @@ def run(
     `stops_well`: the work looks for what `train.stop` notes; a stop signal then ends neither this process nor its ranks,
     but the second one of its kind does.
     `preload`: modules that all ranks need; without CUDA they are imported once, and the ranks are forked.
+    `apart`: a single rank gets a process of its own, too, whose memory is its own.
     """
     check_environment()
     if nproc < 1:
         raise MconvError(f"{nproc} ranks were asked for; at least 1 is needed")
-    if joined() or nproc == 1:
+    if joined() or (nproc == 1 and not apart):
         first = os.environ.get("RANK", "0") == "0"
         with stop.listening(alone=not joined(), answers=first) if stops_well else contextlib.nullcontext():
             return _here(target, payload)
