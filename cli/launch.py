@@ -88,6 +88,8 @@ def _target(name: str) -> Any:
         from mconv.train.clusters import files
 
         job, rendered = _rendered(_wanted(name, config, options), options)
+        if options.submit and not rendered.submit:
+            raise ConfigError(f"{name} has nothing to submit to: give --render, and run the printed line on each node")
         if options.check or options.submit:
             files.check(rendered.files)
         if not options.json:
@@ -195,8 +197,6 @@ def _show(rendered: "Rendered", *, whole: bool) -> None:
 
 def _submit(job: "Job", rendered: "Rendered") -> str:
     """Submit the job and return what the client says."""
-    if not rendered.submit:
-        raise ConfigError("there is nothing to submit to: run the printed line on each node")
     if shutil.which(rendered.client) is None:
         where = shlex.quote(str(job.folder))
         raise MconvError(

@@ -304,7 +304,8 @@ class Cluster(Images, Kubernetes, Traces, Surroundings, Container, Machines, Que
     @property
     def card_memory(self) -> float | None:
         """Return the memory of a card in GB, as far as it is known."""
-        return self.gpu_memory or cards.MEMORY.get(self.gpu or self.instance.card)
+        found = self.gpu_memory or cards.MEMORY.get(self.gpu or self.instance.card)
+        return float(found) if found else None
 
     @property
     def limit(self) -> int | None:

@@ -43,7 +43,7 @@ def linter() -> list[str]:
     """Return the command that lints a script on standard input: shellcheck if it is installed, else bash's parser."""
     beside = Path(sys.executable).with_name("shellcheck")
     found = str(beside) if beside.exists() else shutil.which("shellcheck")
-    return [found, "--shell=bash", "--external-sources", "-"] if found else ["bash", "-n"]
+    return [found, "--shell=bash", "--severity=error", "-"] if found else ["bash", "-n"]
 
 
 def check(files: Mapping[str, str]) -> None:

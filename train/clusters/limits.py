@@ -20,7 +20,7 @@ def seconds(text: str) -> int | None:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + left
 
 
-def written(total: float) -> str:
+def written(total: int) -> str:
     """Return seconds as HH:MM:SS."""
-    minutes, left = divmod(round(total), 60)
+    minutes, left = divmod(total, 60)
     return f"{minutes // 60:02}:{minutes % 60:02}:{left:02}"

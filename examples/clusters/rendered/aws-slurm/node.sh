@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Start the ranks of one node: bash node.sh ENDPOINT ID DEBUG, where DEBUG is the job's folder for logs and traces.
+set -euo pipefail
+endpoint=$1 id=$2 debug=$3
+cd /fsx
+export CUDA_DEVICE_MAX_CONNECTIONS=1
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+export FI_PROVIDER=efa
+export FI_EFA_USE_DEVICE_RDMA=1
+export FI_EFA_FORK_SAFE=1
+export NCCL_SOCKET_IFNAME='^lo'
+export NCCL_DEBUG=INFO
+export TORCH_NCCL_TRACE_BUFFER_SIZE=20000
+export TORCH_NCCL_DUMP_ON_TIMEOUT=1
+mkdir -p "$debug"
+export MCONV_JOB_MARK="$debug/mark"
+trap '' USR2  # torch's agent would die of it; each rank handles it
+exec python3 -m torch.distributed.run --nnodes=2 --nproc-per-node=8 --max-restarts=0 --rdzv-backend=c10d \
+  --rdzv-endpoint="$endpoint" --rdzv-id="$id" --no-python bash /fsx/runs/gpt3-7.5b/launch/rank.sh "$debug"
