@@ -130,6 +130,8 @@ data.command("mconv.cli.data_dedup:dedup", name="dedup", help="Remove duplicate 
 data.command("mconv.cli.data:instruct", name="instruct", help="Tokenize conversations, with the role of each token.")
 data.command("mconv.cli.data_mix:mix", name="mix", help="Mix token data by weights, without repetition.")
 data.command("mconv.cli.data_mix:merge", name="merge", help="Merge prefixes of token data into one.")
+data.command("mconv.cli.data_prepare:prepare", name="prepare", help="From raw files to tokens in one go, as a file says.")
+data.command("mconv.cli.data_prepare:shuffle", name="shuffle", help="Shuffle the lines of files of any size.")
 data.command("mconv.cli.data_dumps:dumps", name="dumps", help="Divide a corpus into dumps, and tokenize each by a job.")
 data.command("mconv.cli.data_stats:stats", name="stats", help="Measure token data: lengths, ends, vocabulary.")
 data.command("mconv.cli.data_stats:discover", name="discover", help="Print the prefixes in folders, with weights.")

@@ -3,17 +3,25 @@
 # In real life: --size 7, 12500 iterations x 512 samples x 4096 tokens, lr 1.5e-5 to 5e-8, tp 4.
 set -euo pipefail
 out=${1:-walk-snakmodel}; parts="python $(dirname "$0")/parts.py"
-mkdir -p "$out"
+mkdir -p "$out/raw"
 
-$parts pairs "$out/text.txt"                                                        # raw text, one document a line
+$parts pairs "$out/raw/pairs.txt"                                                   # raw text, one document a line
 $parts llama "$out/llama"
-mconv data tokenize "$out/text.txt" --prefix "$out/text" --tokenizer "$out/llama" --workers 2   # 2
+cat > "$out/corpus.yaml" << END
+out: $out/corpus
+tokenizer: $out/llama
+workers: 2
+sets: {danish: {sources: [$out/raw]}}
+shuffle: true
+END
+mconv data prepare "$out/corpus.yaml"                                               # 0 and 2; the same again: nothing to do
+mconv data stats "$out/corpus/tokens" --html "$out/corpus.html"
 mconv hf2meg "$out/llama" --out "$out/megatron"                                     # 3
 mconv verify "$out/llama" "$out/megatron" --tp 2                                    # 4, on two ranks
 mconv reshard "$out/megatron" --out "$out/sharded" --tp 4                           # 5
 
 train() {                                                                           # 6; after a crash: the same again
-  mconv train --load "$out/sharded" --data "$out/text" --save "$out/run" --tp 4 --seq-length 64 --micro-batch-size 8 \
+  mconv train --load "$out/sharded" --data "$out/corpus/tokens" --save "$out/run" --tp 4 --seq-length 64 --micro-batch-size 8 \
     --global-batch-size 16 --train-iters 30 --lr 3e-3 --min-lr 1e-5 --lr-warmup-iters 3 --seed 8446 \
     --save-interval 10 --log-interval 10 "$@"
 }

@@ -1,0 +1,1 @@
+"""Prepare a corpus in one go: collected, shuffled, tokenized and mixed."""

@@ -1,0 +1,133 @@
+"""Files of texts: found by patterns, read line by line whatever their format, written whole or not at all."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from glob import glob, has_magic
+from pathlib import Path
+from typing import IO
+
+from mconv.convert.folders.staging import PARTIAL, sync
+from mconv.errors import FormatError, MconvError, refuse
+from mconv.train.data.bad_records import BadRecord, OnBad
+from mconv.train.data.dumps import files_of
+from mconv.train.data.preparing.shuffle import shuffled
+from mconv.train.data.reading.batch import Batch
+from mconv.train.data.reading.formats import FORMATS, batches, format_of
+from mconv.train.data.reading.lines import JsonLines, TextLines
+from mconv.train.data.reading.packed import without_packing
+
+SUFFIXES = (".jsonl", ".json", *FORMATS)
+"""Suffixes of the files that are taken from a folder, packed or not."""
+Progress = Callable[[int], None]
+
+
+def files(patterns: Sequence[str]) -> list[Path]:
+    """Return the files that paths, folders and patterns name, in this order, each once.
+
+    Raises FormatError for all that name nothing.
+    """
+    found = {pattern: _named(pattern) for pattern in patterns}
+    problems = [f"{pattern}: {'no such file' if _is_file(pattern) else 'no file that is read'}"
+                for pattern, paths in found.items() if not paths]  # fmt: skip
+    refuse(problems, doing="looking for texts", kind=FormatError)
+    return list(dict.fromkeys(path for paths in found.values() for path in paths))
+
+
+def _is_file(pattern: str) -> bool:
+    return not has_magic(pattern) and not Path(pattern).is_dir()
+
+
+def _named(pattern: str) -> list[Path]:
+    """Return the files that one of the words names."""
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        return [path / one for one, _ in files_of(path, lambda file: without_packing(file).suffix in SUFFIXES)]
+    if path.is_file():
+        return [path]
+    return sorted(Path(one) for one in glob(str(path), recursive=True) if Path(one).is_file())  # noqa: PTH207 (any path)
+
+
+def are_json_lines(paths: Iterable[Path]) -> bool:
+    """Return whether all files hold JSON lines, which need not be collected."""
+    return all(without_packing(path).suffix not in FORMATS for path in paths)
+
+
+def collect(paths: Sequence[Path], out: Path, *, key: str, bad: OnBad, progress: Progress = lambda n: None) -> int:
+    """Write the texts under `key` of files of any format as JSON lines; returns how many."""
+    count = 0
+    with appearing(out) as file:
+        for batch in (batch for path in paths for batch in batches(path, [key])):
+            for place, value in batch.texts([key]):
+                if isinstance(value, BadRecord):
+                    bad(value, place)
+                    continue
+                file.write(json.dumps({key: value[0]}, ensure_ascii=False).encode() + b"\n")
+                count += 1
+            progress(batch.size)
+        _check_any(count)
+    return count
+
+
+def shuffle(paths: Sequence[Path], out: Path, *, seed: int, buffer: int, progress: Progress = lambda n: None) -> int:
+    """Write the lines of files of one kind, shuffled, as they are; returns how many. A last line without an end gets one.
+
+    Raises MconvError where they are of several kinds, or no files of lines.
+    """
+    _check_kinds(paths, out)
+    scratch = out.with_name(f"{PARTIAL}{out.name}.shuffle")
+    count = 0
+    with appearing(out) as file:
+        for line in shuffled(_lines(paths, progress), seed=seed, buffer=buffer, scratch=scratch):
+            file.write(line)
+            count += 1
+        _check_any(count)
+    return count
+
+
+def _check_any(count: int) -> None:
+    if not count:
+        raise FormatError("no document in the input")
+
+
+def _check_kinds(paths: Sequence[Path], out: Path) -> None:
+    kinds = {format_of(path).batches for path in paths}
+    problems = [f"{path}: only files of lines can be shuffled (.jsonl, .txt)" for path in paths if _is_table(path)]
+    if len(kinds | {format_of(out).batches}) > 1 and not problems:
+        problems.append(f"{out} cannot take in all files, because their formats differ; shuffle .txt and .jsonl apart")
+    if without_packing(out) != out:
+        problems.append(f"--out {out}: the output is not packed; give a name that ends in {without_packing(out).suffix}")
+    refuse(problems, doing="shuffling", kind=MconvError)
+
+
+def _is_table(path: Path) -> bool:
+    return without_packing(path).suffix in FORMATS and without_packing(path).suffix != ".txt"
+
+
+def _lines(paths: Sequence[Path], progress: Progress) -> Iterator[bytes]:
+    """Yield the lines of files that are not blank, as they are. Raises FormatError at one that is too long to be read."""
+    for batch in (batch for path in paths for batch in batches(path, None)):
+        yield from (line + b"\n" for line in _lines_of(batch))
+        progress(batch.size)
+
+
+def _lines_of(batch: Batch) -> Iterator[bytes]:
+    if isinstance(batch, JsonLines | TextLines):
+        yield from (line for _, line in batch.lines())
+        return
+    for place, value in batch.records():
+        raise BadRecord(value.kind, value.reason, place)
+
+
+@contextmanager
+def appearing(out: Path) -> Iterator[IO[bytes]]:
+    """Yield a file to write to, which gets its name when it is whole; what was there before is replaced then."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f"{PARTIAL}{out.name}")
+    try:
+        with part.open("wb") as file:
+            yield file
+        sync(part)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
