@@ -151,7 +151,7 @@ def dedup(
     if not json:
         for line in _before(job):
             print(line, flush=True)
-    found = run(job, phase=nodes.phase, shard=shard, tell=_progress())
+    found = run(job, phase=nodes.phase, shard=shard, tell=counts())
     if html and "clusters" in found:
         _write_page(html, found)
     print(jsonlib.dumps(found, indent=1) if json else "\n".join(_lines(found, out)))
@@ -191,7 +191,7 @@ def _shard(nodes: Nodes, made: "Outputs") -> "Shard":
     return Shard(int(index), int(count))
 
 
-def _progress() -> Callable[[str, int], None]:
+def counts() -> Callable[[str, int], None]:
     """Return a function that shows a step and its count on one line of a terminal, and nothing in a pipe."""
     if not sys.stderr.isatty():
         return lambda step, done: None

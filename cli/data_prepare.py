@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mconv import extras
 from mconv.cli import choose
 from mconv.cli import options as o
-from mconv.cli.terminal import progress
+from mconv.cli.data_dedup import counts
+from mconv.cli.terminal import before_slow, progress
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ MEGA = 10**6
 
 
 def prepare(config: Path, /, *, dry_run: o.Flag = False, json: o.Json = False) -> None:
-    """Collect, shuffle, tokenize and mix texts in one go, as a YAML file says.
+    """Collect, deduplicate, shuffle, tokenize and mix texts in one go, as a YAML file says.
 
     A step whose inputs, settings and outputs have not changed since it was done is not done again. After a crash the same
     command goes on.
@@ -28,7 +29,7 @@ def prepare(config: Path, /, *, dry_run: o.Flag = False, json: o.Json = False) -
     Parameters
     ----------
     config
-        A YAML file with out, tokenizer, sets, and the sections shuffle, tokenize and mix.
+        A YAML file with out, tokenizer, sets, and the sections dedup, shuffle, tokenize and mix.
     dry_run
         Print the steps and which of them are done; do nothing.
     """
@@ -36,10 +37,12 @@ def prepare(config: Path, /, *, dry_run: o.Flag = False, json: o.Json = False) -
 
     asked = read_yaml(config)
     extras.need("data", "transformers", to="mconv data")
+    if asked.dedup:
+        extras.need("dedup", "rensa", to="dedup", without="without that section duplicates stay")
     from mconv.train.data.preparing import prepare as preparing
     from mconv.train.data.preparing.steps import Ledger, plan
 
-    todo = preparing.steps(asked, o.tokenizer(Path(asked.top.tokenizer)), _shown)
+    todo = preparing.steps(asked, o.tokenizer(Path(asked.top.tokenizer)), _shown, counts())
     if dry_run:
         reasons = plan(todo, Ledger(Path(asked.top.out)))
         _list([_facts(step, reason) for step, reason in zip(todo, reasons, strict=True)], json=json)
@@ -48,6 +51,7 @@ def prepare(config: Path, /, *, dry_run: o.Flag = False, json: o.Json = False) -
 
     def tell(step: "Step", reason: str | None, said: str | None) -> None:
         if said is None and reason:
+            before_slow(f"{step.name} ({reason})")
             return
         done.append(_facts(step, reason) | {"said": said})
         if not json:
@@ -77,7 +81,7 @@ def shuffle(
     sources
         Files of lines (.jsonl or .txt, also .gz, .xz, .zst), folders or patterns, all of one kind.
     out
-        The file to write: .jsonl or .txt.
+        The file to write: .jsonl or .txt, packed if it ends in .gz, .xz or .zst.
     seed
         Seed of the order.
     buffer

@@ -12,6 +12,7 @@ out: $out/corpus
 tokenizer: $out/llama
 workers: 2
 sets: {danish: {sources: [$out/raw]}}
+dedup: {threshold: 0.85, num_perm: 64}
 shuffle: true
 END
 mconv data prepare "$out/corpus.yaml"                                               # 0 and 2; the same again: nothing to do

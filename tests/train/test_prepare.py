@@ -184,15 +184,32 @@ def test_shuffle_is_a_command_of_its_own(corpus, capsys):
     )
     order = np.argsort(np.random.PCG64(3).random_raw(len(lines)), kind="stable")
     assert Path("s.jsonl").read_bytes().splitlines() == [lines[number] for number in order]
+    assert run(["data", "shuffle", "raw", "--out", "s.jsonl.gz", "--seed", "3"]) == 0
+    assert gzip.decompress(Path("s.jsonl.gz").read_bytes()) == Path("s.jsonl").read_bytes()
     mistakes = {
-        "lines.txt raw --out x.jsonl": "their formats differ", "raw --out x.jsonl.gz": "is not packed",
+        "lines.txt raw --out x.jsonl": "their formats differ", "raw --out x.txt.gz": "their formats differ",
         "raw --out raw": "name a file", "raw": "--out is missing", "--out x.jsonl": "give at least one file",
         "lines.txt --out lines.txt --overwrite": "one of the sources",
     }  # fmt: skip
     for wrong, said in mistakes.items():
         capsys.readouterr()
         assert run(["data", "shuffle", *wrong.split()]) == 2 and said in capsys.readouterr().err
-    assert sorted(path.name for path in Path().iterdir()) == ["c.yaml", "lines.txt", "raw", "s.jsonl"]
+    assert sorted(path.name for path in Path().iterdir()) == ["c.yaml", "lines.txt", "raw", "s.jsonl", "s.jsonl.gz"]
+
+
+def test_duplicates_are_left_out_before_the_rest(corpus, tokenizer, capsys):
+    """Of the 25 documents of two files five are there twice, and one more is nearly one of them."""
+    pytest.importorskip("rensa")
+    long = " ".join(DOCUMENTS)
+    near = "".join(json.dumps({"body": text}) + "\n" for text in (long, f"{long} layer"))
+    Path("raw/c.jsonl").write_text(near)
+    write(tokenizer, dedup=True, sets={"json": {"sources": ["raw"], "key": "body"}})
+    assert list(planned(capsys)) == ["deduplicate json", "shuffle json", "tokenize json"]
+    assert run(["data", "prepare", "c.yaml"]) == 0
+    assert "deduplicate json: 21 of 27 documents; 5 equal and 1 near" in capsys.readouterr().out
+    assert sorted(documents("out/tokens/json", tokenizer)) == sorted([*DOCUMENTS[:20], long])
+    write(tokenizer, dedup={"threshold": 0.9}, sets={"json": {"sources": ["raw"], "key": "body"}})
+    assert planned(capsys)["deduplicate json"] == "threshold was 0.85, now 0.9"
 
 
 def test_a_damaged_ledger_counts_as_none(tmp_path):

@@ -1,1 +1,1 @@
-"""Prepare a corpus in one go: collected, shuffled, tokenized and mixed."""
+"""Prepare a corpus in one go: collected, without duplicates, shuffled, tokenized and mixed."""

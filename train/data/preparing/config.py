@@ -35,6 +35,30 @@ class TextSet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dedup:
+    """Duplicates within each set, which are left out; the first copy stays."""
+
+    threshold: float = 0.85
+    """Jaccard similarity from which documents are near-duplicates."""
+    num_perm: int | None = None
+    """Permutations of a signature, divided as text-dedup does; if not given, as many as find 99 % at the threshold."""
+    ngram: int = 5
+    """Words, or characters, of an n-gram."""
+    unit: Literal["word", "character"] = "word"
+    """What n-grams are made of; character is for languages without spaces between words."""
+    verify: bool = True
+    """Compare the n-grams of candidates, so that nothing below the threshold is left out."""
+    seed: int = 42
+    """Seed of the permutations."""
+
+    @staticmethod
+    def problems(config: Any) -> Iterator[str]:
+        """Yield the broken rules of this section."""
+        yield from rules.at_least_1(config, "num_perm ngram")
+        yield from rules.each(config, "threshold", "more than 0 and at most 1", lambda value: 0 < value <= 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shuffle:
     """A random order of the documents of each set."""
 
@@ -103,6 +127,8 @@ class Preparation:
 
     top: Top
     sets: dict[str, TextSet]
+    dedup: Dedup | None = None
+    """None: duplicates stay."""
     shuffle: Shuffle | None = None
     """None: the order of the input."""
     tokenize: Tokenize = field(default_factory=Tokenize)
@@ -114,7 +140,7 @@ class Preparation:
         return {name: one.weight for name, one in self.sets.items() if one.weight is not None}
 
 
-SECTIONS: Mapping[str, type] = {"shuffle": Shuffle, "tokenize": Tokenize, "mix": Mix}
+SECTIONS: Mapping[str, type] = {"dedup": Dedup, "shuffle": Shuffle, "tokenize": Tokenize, "mix": Mix}
 """Section of a file -> its fields. `true` stands for the defaults."""
 
 

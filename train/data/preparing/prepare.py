@@ -8,10 +8,12 @@ from typing import Any
 
 from mconv.convert.folders.staging import Staging
 from mconv.train.data.bad_records import POLICIES
+from mconv.train.data.dedup.decide import Tell
 from mconv.train.data.index import with_ending
 from mconv.train.data.mixing import folder, mix
 from mconv.train.data.preparing import texts
 from mconv.train.data.preparing.config import Preparation, TextSet
+from mconv.train.data.preparing.duplicates import deduplicate
 from mconv.train.data.preparing.steps import Ledger, Step
 from mconv.train.data.record import facts
 from mconv.train.data.tokenize import tokenize
@@ -26,10 +28,12 @@ def _unseen(name: str, size: int) -> AbstractContextManager[Progress]:
     return nullcontext(lambda n: None)
 
 
-def steps(config: Preparation, tokenizer: Path, shown: Shown = _unseen) -> list[Step]:
+def steps(
+    config: Preparation, tokenizer: Path, shown: Shown = _unseen, count: Tell = lambda step, done: None
+) -> list[Step]:
     """Return all steps in their order. Raises FormatError where a source or the tokenizer is not there."""
     known = facts(tokenizer, **asdict(config.tokenize))
-    made = _Steps(config=config, tokenizer=tokenizer, known=known, shown=shown)
+    made = _Steps(config=config, tokenizer=tokenizer, known=known, shown=shown, count=count)
     found = [step for name, one in config.sets.items() for step in made.of(name, one)]
     return [*found, made.mixture()] if config.weights else found
 
@@ -56,6 +60,8 @@ class _Steps:
     known: dict[str, Any]
     """What the record beside the tokens says of the tokenizer."""
     shown: Shown
+    count: Tell
+    """A function that is told of the counts of deduplication."""
 
     @property
     def out(self) -> Path:
@@ -68,6 +74,9 @@ class _Steps:
         if not texts.are_json_lines(paths):
             yield self.collected(name, one, paths, work / "collected.jsonl")
             paths = [work / "collected.jsonl"]
+        if self.config.dedup:
+            yield self.deduplicated(name, one, paths, work / "deduplicated.jsonl")
+            paths = [work / "deduplicated.jsonl"]
         if self.config.shuffle:
             yield self.shuffled(name, paths, work / "shuffled.jsonl")
             paths = [work / "shuffled.jsonl"]
@@ -83,6 +92,18 @@ class _Steps:
             return f"{count:,} documents of {len(paths)} files"
 
         return self._step(f"collect {name}", paths, [out], run, key=one.key, on_bad_record=policy)
+
+    def deduplicated(self, name: str, one: TextSet, paths: list[Path], out: Path) -> Step:
+        """Return the step that leaves out duplicates."""
+        assert self.config.dedup
+        how, policy = self.config.dedup, self.config.top.on_bad_record
+
+        def run(goes_on: bool) -> str:
+            return deduplicate(
+                paths, out, key=one.key, how=how, workers=self.config.top.workers, on_bad_record=policy, tell=self.count
+            )
+
+        return self._step(f"deduplicate {name}", paths, [out], run, key=one.key, on_bad_record=policy, **asdict(how))
 
     def shuffled(self, name: str, paths: list[Path], out: Path) -> Step:
         """Return the step that puts documents in a random order."""

@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from glob import glob, has_magic
 from pathlib import Path
 from typing import IO
 
-from mconv.convert.folders.staging import PARTIAL, sync
+from mconv.convert.folders.staging import PARTIAL
 from mconv.errors import FormatError, MconvError, refuse
 from mconv.train.data.bad_records import BadRecord, OnBad
+from mconv.train.data.dedup.appearing import appearing
+from mconv.train.data.dedup.write import PACKERS
 from mconv.train.data.dumps import files_of
 from mconv.train.data.preparing.shuffle import shuffled
 from mconv.train.data.reading.batch import Batch
@@ -56,7 +58,7 @@ def are_json_lines(paths: Iterable[Path]) -> bool:
 def collect(paths: Sequence[Path], out: Path, *, key: str, bad: OnBad, progress: Progress = lambda n: None) -> int:
     """Write the texts under `key` of files of any format as JSON lines; returns how many."""
     count = 0
-    with appearing(out) as file:
+    with _writing(out) as file:
         for batch in (batch for path in paths for batch in batches(path, [key])):
             for place, value in batch.texts([key]):
                 if isinstance(value, BadRecord):
@@ -77,7 +79,7 @@ def shuffle(paths: Sequence[Path], out: Path, *, seed: int, buffer: int, progres
     _check_kinds(paths, out)
     scratch = out.with_name(f"{PARTIAL}{out.name}.shuffle")
     count = 0
-    with appearing(out) as file:
+    with _writing(out) as file:
         for line in shuffled(_lines(paths, progress), seed=seed, buffer=buffer, scratch=scratch):
             file.write(line)
             count += 1
@@ -95,8 +97,6 @@ def _check_kinds(paths: Sequence[Path], out: Path) -> None:
     problems = [f"{path}: only files of lines can be shuffled (.jsonl, .txt)" for path in paths if _is_table(path)]
     if len(kinds | {format_of(out).batches}) > 1 and not problems:
         problems.append(f"{out} cannot take in all files, because their formats differ; shuffle .txt and .jsonl apart")
-    if without_packing(out) != out:
-        problems.append(f"--out {out}: the output is not packed; give a name that ends in {without_packing(out).suffix}")
     refuse(problems, doing="shuffling", kind=MconvError)
 
 
@@ -120,14 +120,8 @@ def _lines_of(batch: Batch) -> Iterator[bytes]:
 
 
 @contextmanager
-def appearing(out: Path) -> Iterator[IO[bytes]]:
-    """Yield a file to write to, which gets its name when it is whole; what was there before is replaced then."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f"{PARTIAL}{out.name}")
-    try:
-        with part.open("wb") as file:
-            yield file
-        sync(part)
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
+def _writing(out: Path) -> Iterator[IO[bytes]]:
+    """Yield a file to write to, packed by its suffix; it replaces what is at `out` when it is whole."""
+    with appearing([out], overwrite=True) as (part,), ExitStack() as stack:
+        file = stack.enter_context(part.open("wb"))
+        yield stack.enter_context(PACKERS[out.suffix](file)) if out.suffix in PACKERS else file
