@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from mconv import extras
 from mconv.cli import data_progress
 from mconv.cli import options as o
+from mconv.cli.data_tokenizer import TokenizerOptions
 from mconv.cli.terminal import command
 from mconv.convert.folders.host import cores
 from mconv.errors import MconvError
@@ -23,14 +24,13 @@ Words = Annotated[list[str] | None, Parameter(consume_multiple=True, negative=()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(TokenizerOptions):
     """Options of --run."""
 
     run: Annotated[
         bool, Parameter(help="Tokenize the dumps that are not done yet, one after the other.", negative=())
     ] = False
     dump: Annotated[int | None, Parameter(help="Tokenize this dump alone, as one job of several does.")] = None
-    tokenizer: Annotated[Path | None, Parameter(help="Where the model's tokenizer is.")] = None
     out: Annotated[
         Path | None,
         Parameter(name=["--out", "--output-folder"], help="The folder for the tokens: OUT/dump-N/tokens.bin."),
@@ -44,6 +44,11 @@ class Job:
     on_bad_record: Annotated[
         Literal["stop", "skip"], Parameter(help="At a record that cannot be used: stop, or skip and list it.")
     ] = "stop"
+
+    @property
+    def names_tokenizer(self) -> bool:
+        """True where some option says which tokenizer to take."""
+        return any((self.tokenizer, self.tokenizer_type, self.vocab_file, self.vocab_size))
 
 
 JOB = Job()
@@ -106,9 +111,9 @@ def _check(folder: Path | None, metadata: Path, job: Job) -> None:
     """Refuse what cannot be, before anything large is imported."""
     if folder is None and not metadata.is_dir():
         raise MconvError(f"give the corpus: mconv data dumps FOLDER --metadata {metadata}")
-    if job.run and not (job.tokenizer and job.out):
+    if job.run and not (job.names_tokenizer and job.out):
         raise MconvError("--run needs --tokenizer, and --out for the tokens")
-    if not job.run and (job.tokenizer or job.out or job.dump is not None):
+    if not job.run and (job.names_tokenizer or job.out or job.dump is not None):
         raise MconvError("--tokenizer, --out and --dump are about tokenizing; give --run, too")
     if job.run:
         extras.need("data", "transformers", to="mconv data")
@@ -133,18 +138,20 @@ def _run(dump: "Dump", metadata: Path, job: Job, *, json: bool) -> "Result":
     from mconv.train.data import dumps as dumping
     from mconv.train.data.tokenize import tokenize
 
-    assert job.tokenizer and job.out
-    folder, workers = o.tokenizer(job.tokenizer), cores() if job.workers is None else job.workers
+    assert job.out
+    choice, workers = job.choice(), cores() if job.workers is None else job.workers
     own = {name: getattr(job, name) for name in ("key", "append_eod", "prepend_bos", "on_bad_record")}
 
     def work(files: list[Path], prefix: Path) -> int:
         with data_progress.shown(files, f"dump {dump.number}", every=None) as progress:
             return tokenize(
-                files, prefix, tokenizer=folder, workers=workers, resume=True, overwrite=True, progress=progress,
+                files, prefix, tokenizer=choice, workers=workers, resume=True, overwrite=True, progress=progress,
                 command=command(), **own,
             ).tokens  # fmt: skip
 
-    table = metadata / f"tokenize-{folder.resolve().name}-{(metadata / dumping.DATA).resolve().name}.csv"
+    named = choice.path or choice.vocab_file
+    title = named.resolve().name if named else choice.type
+    table = metadata / f"tokenize-{title}-{(metadata / dumping.DATA).resolve().name}.csv"
     found = dumping.run(dump, metadata, job.out / f"dump-{dump.number}", work, table=table, workers=workers)
     if not json:
         speed = f"{found.tokens / found.seconds:,.0f} tokens/s, {found.bytes / found.seconds / 1e6:,.1f} MB/s"

@@ -42,7 +42,8 @@ def prepare(config: Path, /, *, dry_run: o.Flag = False, json: o.Json = False) -
     from mconv.train.data.preparing import prepare as preparing
     from mconv.train.data.preparing.steps import Ledger, plan
 
-    todo = preparing.steps(asked, o.tokenizer(Path(asked.top.tokenizer)), _shown, counts())
+    path = Path(asked.top.tokenizer)
+    todo = preparing.steps(asked, path if path.is_file() else o.tokenizer(path), _shown, counts())
     if dry_run:
         reasons = plan(todo, Ledger(Path(asked.top.out)))
         _list([_facts(step, reason) for step, reason in zip(todo, reasons, strict=True)], json=json)

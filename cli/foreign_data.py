@@ -45,7 +45,7 @@ DATA_ROWS: Mapping[str, Mapping[str, str]] = {
     },
     "data dumps": {
         **dict.fromkeys(("dataset", "input", "input_folder"), "FOLDER"), "text_key": "--key", "content_key": "--key",
-        **dict.fromkeys(("tokenizer_name_or_path", "tokenizer_model"), "--tokenizer"), "output_dir": "--out",
+        "tokenizer_name_or_path": "--tokenizer", "output_dir": "--out",
         **dict.fromkeys(("n_tasks", "n_workers", "num_workers"), "--workers"), "file_format": "--format",
         "paths_file": "--dump, its number", "eos_token": "the tokenizer's EOS token is put after each document",
         "logging_dir": "results are written to a table in --metadata",

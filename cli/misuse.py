@@ -28,6 +28,7 @@ VERBS = {
     "convert": "hf2meg or meg2hf", "import": "hf2meg", "export": "meg2hf or lora export", "shard": "reshard",
     "hf_to_megatron": "hf2meg", "megatron_to_hf": "meg2hf", "checkpoint_util": "reshard", "split": "reshard",
     "upload": "push", "push_to_hub": "push", "download": "pull", "preprocess_data": "data tokenize",
+    "preprocess": "data tokenize",
     "preprocess_instruct_data": "data instruct", "merge_datasets": "data merge", "create_data_mixture": "data mix",
     "create_data_config": "data discover", "prepare_dumps": "data dumps", "submit_tokenization": "data dumps",
     "mix": "data mix", "tokenize": "data tokenize", "instruct": "data instruct",
@@ -109,7 +110,8 @@ def _unknown_command(error: UnknownCommandError, command: str) -> str:
     plain = word.removesuffix(".py").replace("-", "_")
     close = difflib.get_close_matches(word, names, n=1)
     ours = f"{command} {close[0]}".strip() if close else None
-    ours = VERBS.get(plain, ours) if not command else ours or VERBS.get(plain)  # "upload" is push, though near to "plot"
+    verb = VERBS.get(plain)
+    ours = verb if verb and (not ours or verb.startswith(command)) else ours  # "upload" is push, though near to "plot"
     advice = f"did you mean {ours}?" if ours else f"there are {', '.join(names)}"
     return f"there is no command {f'{command} {word}'.strip()!r}; {advice}"
 

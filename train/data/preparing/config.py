@@ -109,7 +109,7 @@ class Top:
     out: str
     """Folder to write to: tokens/ and mixture/ are the results, work/ is what lies between."""
     tokenizer: str
-    """Folder of the tokenizer."""
+    """Folder of the tokenizer, or a SentencePiece model."""
     workers: int = 1
     """Number of processes. The output does not depend on it."""
     on_bad_record: Literal["stop", "skip"] = "stop"

@@ -17,6 +17,7 @@ from mconv.train.data.preparing.duplicates import deduplicate
 from mconv.train.data.preparing.steps import Ledger, Step
 from mconv.train.data.record import facts
 from mconv.train.data.tokenize import tokenize
+from mconv.train.data.tokenizers.types import load
 
 GIGA = 10**9
 Progress = Callable[[int], None]
@@ -32,7 +33,7 @@ def steps(
     config: Preparation, tokenizer: Path, shown: Shown = _unseen, count: Tell = lambda step, done: None
 ) -> list[Step]:
     """Return all steps in their order. Raises FormatError where a source or the tokenizer is not there."""
-    known = facts(tokenizer, **asdict(config.tokenize))
+    known = facts(load(tokenizer), **asdict(config.tokenize))
     made = _Steps(config=config, tokenizer=tokenizer, known=known, shown=shown, count=count)
     found = [step for name, one in config.sets.items() for step in made.of(name, one)]
     return [*found, made.mixture()] if config.weights else found
