@@ -1,5 +1,6 @@
 """`mconv blend`: models merged by a recipe, or a run's own checkpoints averaged."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,13 +121,19 @@ def blend(
 
     out = out or Path(_name(request, format=format, tp=tp, pp=pp, dtype=dtype))
     requests.check_out(request, out)
-    made = plan.make(
-        models_of.model_of(request, ignore=ignoring.names), out, format=format, tp=tp, pp=pp,
-        vocab_multiple=make_vocab_size_divisible_by, dialect=dialect, overwrite=overwrite, resume=resume,
-        shard_bytes=o.shard_bytes(max_shard_size), side_folder=tokenizer and o.side_folder(tokenizer),
-        origin=request.title, check_room=not show.dry_run,
-    )  # fmt: skip
-    run_plan(made, "blend", show=show, allow_nonfinite=allow_nonfinite)
+    if tokenizer and (request.recipe.tokenizer or request.recipe.chat_template):
+        raise MconvError(
+            f"--tokenizer {tokenizer} would replace the tokenizer that the recipe asks for (tokenizer_source, tokenizer, "
+            "chat_template); leave one of the two out"
+        )
+    with tempfile.TemporaryDirectory(prefix="mconv-") as room:
+        made = plan.make(
+            models_of.model_of(request, ignore=ignoring.names, room=Path(room)), out, format=format, tp=tp, pp=pp,
+            vocab_multiple=make_vocab_size_divisible_by, dialect=dialect, overwrite=overwrite, resume=resume,
+            shard_bytes=o.shard_bytes(max_shard_size), side_folder=tokenizer and o.side_folder(tokenizer),
+            origin=request.title, check_room=not show.dry_run,
+        )  # fmt: skip
+        run_plan(made, "blend", show=show, allow_nonfinite=allow_nonfinite)
 
 
 def _request(models: Sequence[Path], asked: Short, **options: Any) -> "Request":

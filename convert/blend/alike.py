@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from mconv.convert.blend.document import Reference
-from mconv.convert.blend.recipe import Recipe
 from mconv.convert.checkpoint.model import SourceModel
 from mconv.errors import ConfigError, refuse
 from mconv.spec import ModelSpec
@@ -20,31 +19,24 @@ WORDS = {
 }  # fmt: skip
 
 
-def check_tokenizer(recipe: Recipe) -> None:
-    """Raise ConfigError for what a recipe asks of tokenizers: the result has that of its base, or of its first model."""
-    told = recipe.tokenizer
-    base = recipe.base_of(recipe.slices[0]) or recipe.models[0]
-    if told and (told.tokens or told.pad_to_multiple_of or told.source not in ("base", base)):
-        raise ConfigError(
-            f"the recipe's tokenizer is not {base}'s: vocabularies are not put together here; make them agree first "
-            "(`mconv resize MODEL --tokenizer FOLDER`), and leave tokenizer_source out"
-        )
-    if recipe.chat_template:
-        raise ConfigError(
-            "chat_template: no template is written; leave it out, and give --tokenizer a folder whose tokenizer has it"
-        )
+def check_alike(
+    models: Mapping[Reference, SourceModel], first: SourceModel, allowed: Collection[str], *, joined: bool = False
+) -> None:
+    """Raise ConfigError that lists what differs between models so that they cannot be merged.
 
-
-def check_alike(models: Mapping[Reference, SourceModel], first: SourceModel, allowed: Collection[str]) -> None:
-    """Raise ConfigError that lists what differs between models so that they cannot be merged."""
-    wrong = [line for one in models.values() for line in _unlike(first, one, allowed)]
+    `joined`: the recipe says how one vocabulary is made of theirs.
+    """
+    wrong = [line for one in models.values() for line in _unlike(first, one, allowed, ("vocab_size",) if joined else ())]
     if wrong and any(line.startswith("vocabulary") for line in wrong):
-        wrong.append("`mconv resize MODEL --tokenizer FOLDER` makes vocabularies agree")
+        wrong.append(
+            "`tokenizer_source: union` in a recipe puts vocabularies together, `mconv resize MODEL --tokenizer FOLDER` "
+            "makes one model's agree"
+        )
     refuse(wrong, doing="these models cannot be merged", kind=ConfigError)
 
 
-def _unlike(first: SourceModel, other: SourceModel, allowed: Collection[str]) -> Iterator[str]:
-    fields = [one.name for one in dataclasses.fields(ModelSpec) if one.name != "num_layers"]
+def _unlike(first: SourceModel, other: SourceModel, allowed: Collection[str], free: Collection[str]) -> Iterator[str]:
+    fields = [one.name for one in dataclasses.fields(ModelSpec) if one.name not in ("num_layers", *free)]
     for name in fields:
         a, b = getattr(first.spec, name), getattr(other.spec, name)
         may = DIFFER.get(name) if name != "max_position_embeddings" or first.spec.position != "learned" else None

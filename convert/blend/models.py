@@ -6,11 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.blend.alike import check_alike, check_tokenizer
+from mconv.convert.blend import vocabulary as vocabularies
+from mconv.convert.blend.alike import check_alike
 from mconv.convert.blend.document import Reference
 from mconv.convert.blend.lineup import lineup
+from mconv.convert.blend.recipe import Recipe
 from mconv.convert.blend.request import Place, Request
 from mconv.convert.blend.source import Blend
+from mconv.convert.blend.vocabulary import Vocabulary
 from mconv.convert.checkpoint import adapted
 from mconv.convert.checkpoint import open as opening
 from mconv.convert.checkpoint.model import SourceModel
@@ -19,6 +22,7 @@ from mconv.convert.folders import recognize
 from mconv.convert.folders.ignored import NOTHING, Ignored, joined
 from mconv.convert.peft import folder as peft
 from mconv.convert.sources.source import Source
+from mconv.convert.sources.transplanted import Transplanted
 from mconv.convert.spelling.table import Logical
 from mconv.convert.surgery import made
 from mconv.errors import FormatError
@@ -30,19 +34,23 @@ MODEL, ADAPTER = made.MODEL, "adapter "
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
-def model_of(request: Request, *, ignore: Ignored = NOTHING) -> SourceModel:
-    """Return the model that a recipe makes, computed as it is read. Raises MconvError on what cannot be merged."""
+def model_of(request: Request, *, ignore: Ignored = NOTHING, room: Path | None = None) -> SourceModel:
+    """Return the model that a recipe makes, computed as it is read. Raises MconvError on what cannot be merged.
+
+    `room` is a folder for the tokenizer's files that change; without one, they are not made.
+    """
     recipe = request.recipe
-    check_tokenizer(recipe)
     models = {one: _open(request.places[str(one)], ignore) for one in recipe.models}
     first = recipe.base_of(recipe.slices[0]) or recipe.models[0]
     model = models[first]
-    check_alike(models, model, request.allowed)
+    vocabulary = vocabularies.vocabulary_of(recipe, models)
+    check_alike(models, model, request.allowed, joined=vocabulary is not None)
     lined = lineup(recipe, {name: one.spec.num_layers for name, one in models.items()})
+    rows = vocabulary.rows if vocabulary else model.spec.vocab_size
     before = {name: _states(one.source) for name, one in models.items()}
     blend = Blend(
-        recipe=recipe, lineup=lined, sources={name: one.source for name, one in models.items()}, family=model.family,
-        spec=dataclasses.replace(model.spec, num_layers=len(lined.layers)), seed=request.seed,
+        recipe=recipe, lineup=lined, sources=_sources(recipe, models, vocabulary), family=model.family,
+        spec=dataclasses.replace(model.spec, num_layers=len(lined.layers), vocab_size=rows), seed=request.seed,
         out_dtype=DTYPES[request.dtype].name if request.dtype else None, made_of=[request.document],
         unchanged=lambda name: _check_unchanged(models[name], before[name]),
     )  # fmt: skip
@@ -52,7 +60,16 @@ def model_of(request: Request, *, ignore: Ignored = NOTHING) -> SourceModel:
         notes=tuple(dict.fromkeys(note for one in models.values() for note in one.notes)),
         manifest={"ancestors": _ancestors(models), "copies": model.copies, "merged_from": _merged_from(request.places)},
         ignored=joined(*(one.ignored for one in models.values())), kept=partial(_kept, request, blend, models),
+        replaced=vocabularies.files_of(recipe, models, model, vocabulary, room) if room else {},
     )  # fmt: skip
+
+
+def _sources(
+    recipe: Recipe, models: Mapping[Reference, SourceModel], vocabulary: Vocabulary | None
+) -> Mapping[Reference, Source]:
+    if vocabulary is None:
+        return {name: one.source for name, one in models.items()}
+    return vocabularies.transplanted(recipe, models, vocabulary)
 
 
 def _open(place: Place, ignore: Ignored) -> SourceModel:
@@ -125,8 +142,16 @@ def used(blend: Blend, name: Reference) -> list[Logical]:
 
 def digests_of(blend: Blend, name: Reference, only: Collection[Logical] | None = None) -> dict[str, str]:
     """Return the digests of a model's tensors that a blend reads (or `only` these); what it has not read is read now."""
-    known = {str(logical): digest for (model, logical), digest in blend.read.items() if model == name}
-    return made.digests_of(blend.sources[name], used(blend, name) if only is None else only, known)
+    source, wanted = blend.sources[name], used(blend, name) if only is None else only
+    own = own_of(source)
+    known = {str(logical): digest for (model, logical), digest in blend.read.items()
+             if model == name and not (isinstance(source, Transplanted) and source.has_rows(logical))}  # fmt: skip
+    return made.digests_of(own, wanted, known)
+
+
+def own_of(source: Source) -> Source:
+    """Return the source of a model's own tensors, whatever vocabulary it is given."""
+    return source.base if isinstance(source, Transplanted) else source
 
 
 def request_of(manifest: Mapping[str, Any], folder: Path) -> Request:

@@ -70,10 +70,10 @@ class Resized(Derived):
         from mconv.convert.sources.scratch import Scratch
 
         (start, stop), *rest = box
-        runs = list(self.rows.runs(start, stop))
+        runs, dtype = list(self.rows.runs(start, stop)), dtype_of(self, tensor)
         if len(runs) == 1 and runs[0][1] != NEW:
-            return self.base.pull(tensor, ((runs[0][1], runs[0][1] + stop - start), *rest), scratch)
-        out = (scratch or Scratch()).take("resized", lengths(box), dtype_of(self.base, tensor))
+            return self.base.pull(tensor, ((runs[0][1], runs[0][1] + stop - start), *rest), scratch).to(dtype)
+        out = (scratch or Scratch()).take("resized", lengths(box), dtype)
         cut = tuple(slice(*span) for span in rest)
         for new, old, n in runs:
             if old != NEW:

@@ -52,17 +52,23 @@ def _decoder(files: tokens.Files) -> Values:
     return found
 
 
-def added(files: tokens.Files, new: Mapping[str, int], *, of: object) -> dict[str, Values]:
-    """Return the files of a tokenizer that change when special tokens are added to it, by name."""
-    entries = {id: _entry(token) for token, id in new.items()}
+def added(
+    files: tokens.Files, new: Mapping[str, int], *, of: object, flags: Mapping[str, Values] | None = None
+) -> dict[str, Values]:
+    """Return the files of a tokenizer that change when tokens are added to it, by name.
+
+    `flags`: how each is added (`special`, `lstrip`, ...); one that is not there is a special token.
+    """
+    entries = {id: _entry(token) | (flags or {}).get(token, {}) for token, id in new.items()}
     made: dict[str, Values] = {}
     if tokens.JSON in files:
         whole = read_json(files[tokens.JSON])
-        listed = [*(whole.get("added_tokens") or []), *({"id": id, **entry} for id, entry in entries.items())]
+        before = {entry["id"]: entry for entry in whole.get("added_tokens") or []}
+        listed = [*(before | {id: {"id": id, **entry} for id, entry in entries.items()}).values()]
         made[tokens.JSON] = {**whole, "added_tokens": listed}
     elif VOCAB in files or (tokens.MODEL in files and tokens.is_pieces(files[tokens.MODEL])):
-        before = read_json(files[tokens.ADDED]) if tokens.ADDED in files else {}
-        made[tokens.ADDED] = {**before, **new}
+        known = read_json(files[tokens.ADDED]) if tokens.ADDED in files else {}
+        made[tokens.ADDED] = {**known, **new}
     else:
         raise MconvError(
             f"{of}: mconv cannot add tokens to a tokenizer of this kind; add them with the program that it is of, and "
@@ -73,6 +79,18 @@ def added(files: tokens.Files, new: Mapping[str, int], *, of: object) -> dict[st
         decoder = {**_decoder(files), **{str(id): entry for id, entry in entries.items()}}
         made[tokens.CONFIG] = {**config, "added_tokens_decoder": decoder}
     return made
+
+
+PLAIN: Values = {"special": False, "normalized": True}
+"""How a token is added that is no special one."""
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def flags_of(files: tokens.Files) -> dict[str, Values]:
+    """Return how the added tokens of a tokenizer are added, in the order of their ids."""
+    listed = read_json(files[tokens.JSON]).get("added_tokens") or [] if tokens.JSON in files else []
+    found = {int(entry["id"]): entry for entry in listed} | {int(id): entry for id, entry in _decoder(files).items()}
+    return {found[id]["content"]: {flag: bool(found[id].get(flag)) for flag in FLAGS} for id in sorted(found)}
 
 
 def _entry(token: str) -> Values:

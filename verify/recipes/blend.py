@@ -19,6 +19,7 @@ from mconv.convert.spelling.table import Logical, Stored
 from mconv.convert.surgery.made import passed
 from mconv.spec import ModelSpec
 from mconv.verify.recipes import blend_faults as faults
+from mconv.verify.recipes import transplant
 from mconv.verify.recipes.again import Wrong
 
 EXPLAINED, TRIED = 20, 3
@@ -32,9 +33,10 @@ def title(model: SourceModel) -> str:
 
 def again(model: SourceModel) -> "BlendAgain":
     """Return a blend made again. Raises MconvError where a model is gone, or cannot be merged."""
-    made = blends.model_of(blends.request_of(model.manifest or {}, model.path), ignore=passed(model))
+    request = blends.request_of(model.manifest or {}, model.path)
+    made = blends.model_of(request, ignore=passed(model))
     assert isinstance(made.source, Blend)
-    return BlendAgain(model, made.source)
+    return BlendAgain(model, made.source, transplant.tokens_of(model, request))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class BlendAgain:
 
     model: SourceModel
     blend: Blend
+    tokens: transplant.Tokens | None
+    """Where the recipe makes one vocabulary: the tokens of all."""
     merged: Mapping[str, Merged] = field(init=False)
     """What each tensor is merged from, by its Hugging Face name."""
 
@@ -72,7 +76,7 @@ class BlendAgain:
 
     @property
     def models(self) -> Mapping[str, Source]:
-        return {str(name): source for name, source in self.blend.sources.items()}
+        return {str(name): blends.own_of(source) for name, source in self.blend.sources.items()}
 
     def inputs(self, tensor: Unfused) -> Mapping[str, Collection[Logical]]:
         return {str(name): [logical] for name, logical in self.merged[tensor.key].inputs}
@@ -111,6 +115,9 @@ class BlendAgain:
     def inputs_of(self, merged: Merged) -> list[torch.Tensor]:
         """Return the whole tensors that one is merged from."""
         member = merged.member
+        if self.tokens is not None and member.row.axes_of(member.logical.leaf).names[0] == "v":
+            base = self.blend.recipe.base_of(self.blend.recipe.slices[0 if member.row.looked_up else -1])
+            return transplant.tables(self.tokens, self.blend, merged, base=str(base) if base else None)
         return [whole(self.blend.sources[name], Stored(member.key, logical, member.stored.piece))
                 for name, logical in merged.inputs]  # fmt: skip
 
