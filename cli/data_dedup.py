@@ -246,6 +246,8 @@ def _render(sources: tuple[Path, ...], out: Path, settings: "Settings", script: 
 
     if script.suffix != ".py":
         raise MconvError(f"--render-datatrove {script}: give a name that ends in .py")
+    if script.stem == "datatrove":
+        raise MconvError(f"--render-datatrove {script} would hide the package datatrove from itself; choose another name")
     pages.check_place(script, "--render-datatrove")
     if script.exists():
         raise MconvError(f"--render-datatrove {script} is there already; choose another name")

@@ -242,9 +242,10 @@ def test_recall_is_at_least_that_of_text_dedup(run, corpus, tmp_path):
     texts, pairs = corpus
     kept = {*run(texts)[0]}
     source = planted.write(tmp_path / "theirs.jsonl", texts)
-    script = Path(__file__).parents[2] / "benchmarks" / "dedup_text_dedup.py"
-    theirs = tmp_path / "theirs"
-    subprocess.run([os.environ["MCONV_TEXT_DEDUP"], script, source, theirs], check=True, capture_output=True)
-    them = {json.loads(line)["id"] for line in theirs.with_suffix(".jsonl").read_text().splitlines()}
+    script = Path(__file__).parents[2] / "benchmarks" / "dedup_peers.py"
+    theirs = tmp_path / "kept.jsonl"
+    command = [os.environ["MCONV_TEXT_DEDUP"], script, "text-dedup", source, theirs]
+    subprocess.run(command, check=True, capture_output=True)
+    them = {json.loads(line)["id"] for line in theirs.read_text().splitlines()}
     ours, others = ([not {*pair} <= one for pair in pairs["near"]] for one in (kept, them))
     assert sum(ours) >= sum(others) > 0

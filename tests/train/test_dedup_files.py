@@ -216,6 +216,8 @@ REFUSED = {
     "p0.jsonl --out kept --work w --shard 3/2 --phase sign": "--shard is '3/2'; give I/N",
     "p0.jsonl --out one.jsonl --work w --shard 1/2 --phase write": "several nodes cannot write; name a folder",
     "p0.jsonl --out kept --html there.jsonl": "give a name that ends in .html",
+    "p0.jsonl --out kept --render-datatrove run.sh": "give a name that ends in .py",
+    "p0.jsonl --out kept --render-datatrove datatrove.py": "would hide the package datatrove",
     "p0.jsonl --out kept --ngram 0": "--ngram is 0",
     "p0.jsonl --out kept --seed -1": "--seed is -1",
     "p0.jsonl --out kept --workers 0": "--workers is 0",
