@@ -111,7 +111,13 @@ def test_the_page_says_what_schemes_find():
     ],
 )
 def test_ngrams(text, size, unit, found):
-    assert grams.ngrams(text, size, unit) == found
+    assert grams.ngrams(text, size, unit) == [one.encode() for one in found]
+
+
+@pytest.mark.parametrize("more", ["", "é", "“İ”", "\u00a0", "東京"])
+def test_words_of_ascii_are_those_of_all_texts(more):
+    text = "".join(f"a{chr(code)}B{chr(code)}" for code in range(128)) + more
+    assert grams.words(text) == [word.encode() for word in re.findall(r"\w+", text.lower())]
 
 
 def test_jaccard_is_that_of_the_sets():
@@ -213,7 +219,10 @@ def test_buckets_are_the_same_however_few_are_sorted_together(together):
     for at in taken:
         by_number.setdefault(int(numbers[at]), []).append(at)
     found = buckets.buckets(signatures, 3, without, together=together)
-    assert sorted(one.tolist() for one in found) == sorted(one for one in by_number.values() if len(one) > 1)
+    members = found.members.tolist()
+    assert sorted(members[start:end] for start, end in found.spans()) == sorted(
+        one for one in by_number.values() if len(one) > 1
+    )
 
 
 def test_a_large_bucket_is_compared_in_linear_time(monkeypatch):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +24,9 @@ class Buckets:
     starts: Ids
     """Where each group begins in `members`, and their number."""
 
-    def __iter__(self) -> Iterator[Ids]:
-        for start, end in zip(self.starts[:-1], self.starts[1:], strict=True):
-            yield self.members[start:end]
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Yield where each group begins and ends in `members`."""
+        return pairwise(self.starts.tolist())
 
 
 def grouped(members: Ids, *keys: npt.NDArray[np.uint64]) -> Buckets:

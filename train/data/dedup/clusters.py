@@ -65,19 +65,20 @@ class Grams:
 def join_all(clusters: Clusters, ids: Ids, bands: Iterable[Buckets]) -> None:
     """Join all documents of each bucket: the signatures alone decide."""
     for buckets in bands:
-        for members in buckets:
-            first, *others = np.searchsorted(ids, members).tolist()
-            for other in others:
-                clusters.join(first, other)
+        numbers = np.searchsorted(ids, buckets.members).tolist()
+        for start, end in buckets.spans():
+            for other in numbers[start + 1 : end]:
+                clusters.join(numbers[start], other)
 
 
 def join_similar(clusters: Clusters, grams: Grams, bands: Iterable[Buckets], threshold: float) -> None:
     """Join the documents of each bucket that are similar by their n-grams."""
     sizes = grams.sizes()
     for buckets in bands:
-        for members in buckets:
-            numbers = np.searchsorted(grams.ids, members)
-            by_size = numbers[np.argsort(sizes[numbers], kind="stable")].tolist()
+        found = np.searchsorted(grams.ids, buckets.members)
+        numbers, lengths = found.tolist(), sizes[found].tolist()
+        for start, end in buckets.spans():
+            by_size = [numbers[at] for at in sorted(range(start, end), key=lengths.__getitem__)]
             for place, one in enumerate(by_size):
                 _join_one(clusters, grams, one, by_size[max(0, place - NEAREST) : place], threshold)
 

@@ -83,7 +83,7 @@ def _bands(texts: Sequence[str], settings: Settings) -> npt.NDArray[np.uint64]:
     return found
 
 
-def _minhash(grams: list[list[str]], permutations: int, seed: int) -> npt.NDArray[np.uint32]:
+def _minhash(grams: list[list[bytes]], permutations: int, seed: int) -> npt.NDArray[np.uint32]:
     """Return the minima of each document's n-grams under each permutation."""
     matrix = _rensa().RMinHash.digest_matrix_from_token_sets(grams, permutations, seed)
     return np.array(matrix.to_rows(), "<u4")

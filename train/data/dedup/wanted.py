@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +77,7 @@ def grams(work: Work, signatures: Signatures, ids: Ids, *, workers: int, tell: C
             ends.append(end + np.cumsum([len(part) for part in parts], dtype=np.int64))
             end, done = int(ends[-1][-1]), done + len(parts)
             tell(done)
-    data: Any = np.memmap(path, np.uint64, "r") if end else np.empty(0, np.uint64)
+    data = np.asarray(np.memmap(path, np.uint64, "r")) if end else np.empty(0, np.uint64)
     return Grams(ids, np.concatenate(ends), data)
 
 
