@@ -25,7 +25,7 @@ from mconv.train.data.reading.formats import batches
 
 PHASES = ("sign", "decide", "write")
 DECISIONS = "decisions.npz"
-SIGNED = 1 << 23
+SIGNED = 1 << 24
 """Bytes of input for which another process is worth its start."""
 
 

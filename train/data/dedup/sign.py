@@ -1,6 +1,7 @@
 """Sign documents: a digest of the text, and for each band a number that similar documents are likely to share."""
 
 import hashlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,19 +75,13 @@ def _digests(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
 def _bands(texts: Sequence[str], settings: Settings) -> npt.NDArray[np.uint64]:
     """Return the number of each band of each text."""
     grams = [ngrams(text, settings.ngram, settings.unit) for text in texts]
-    scheme = settings.scheme
-    minima = memoryview(_minhash(grams, scheme.permutations, settings.seed).tobytes())
-    width = 4 * scheme.rows
-    numbers = [xxhash.xxh3_64_intdigest(minima[at : at + width]) for at in range(0, len(minima), width)]
+    scheme, width = settings.scheme, 4 * settings.scheme.rows
+    minima = _rensa().RMinHash.digest_matrix_from_token_sets(grams, scheme.permutations, settings.seed).to_rows()
+    packed = memoryview(b"".join(array("I", row).tobytes() for row in minima))
+    numbers = [xxhash.xxh3_64_intdigest(packed[at : at + width]) for at in range(0, len(packed), width)]
     found = np.array(numbers, np.uint64).reshape(len(texts), scheme.bands)
     found[[not one for one in grams]] = NONE
     return found
-
-
-def _minhash(grams: list[list[bytes]], permutations: int, seed: int) -> npt.NDArray[np.uint32]:
-    """Return the minima of each document's n-grams under each permutation."""
-    matrix = _rensa().RMinHash.digest_matrix_from_token_sets(grams, permutations, seed)
-    return np.array(matrix.to_rows(), "<u4")
 
 
 def _rensa() -> Any:

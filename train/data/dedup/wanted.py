@@ -1,7 +1,7 @@
 """Read some documents of the input again."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,6 +14,7 @@ from mconv.train.data.dedup.work import Ids, Signatures, Work, useful
 from mconv.train.data.pool import Ready, in_order
 from mconv.train.data.reading.batch import Batch
 from mconv.train.data.reading.formats import batches
+from mconv.train.data.reading.lines import JsonLines
 
 READ = 20_000
 """Documents for which another process is worth its start."""
@@ -24,13 +25,21 @@ class Wanted:
     """A batch, and which of its records are wanted."""
 
     batch: Batch
-    records: Ids
+    records: list[int]
     """Their numbers within the batch, sorted."""
 
     def texts(self, key: str) -> list[str]:
         """Return their texts."""
         texts = [value for _, value in self.batch.texts([key])]
-        return [texts[number][0] for number in self.records.tolist()]
+        return [texts[number][0] for number in self.records]
+
+
+def narrowed(batch: Batch, records: list[int]) -> Wanted:
+    """Return the records of a batch, without its other lines where it has lines."""
+    if not isinstance(batch, JsonLines):
+        return Wanted(batch, records)
+    lines = [line for _, line in batch.lines()]
+    return Wanted(replace(batch, block=b"\n".join(lines[number] for number in records)), [*range(len(records))])
 
 
 def wanted(work: Work, signatures: Signatures, ids: Ids) -> Iterator[Wanted]:
@@ -45,7 +54,7 @@ def wanted(work: Work, signatures: Signatures, ids: Ids) -> Iterator[Wanted]:
                 break
             inside = here[np.searchsorted(here, start) : np.searchsorted(here, start + count)]
             if len(inside):
-                yield Wanted(batch, inside - start)
+                yield narrowed(batch, (inside - start).tolist())
 
 
 def placed(work: Work, number: int, first: int, keys: list[str] | None) -> Iterator[tuple[int, int, Batch]]:
