@@ -12,7 +12,7 @@ HF = ("transformers", "sentencepiece", "google.protobuf")
 EXTRAS = {
     "train": (*HF, "megatron.core", "psutil"),
     "hf": HF,
-    "data": (*HF, "zstandard", "pyarrow"),
+    "data": (*HF, "zstandard", "pyarrow", "datasets"),
     "dedup": ("rensa", "zstandard", "pyarrow"),
     "hub": ("huggingface_hub",),
     "log": ("tensorboard",),

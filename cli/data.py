@@ -14,10 +14,11 @@ from cyclopts import Parameter
 from mconv import extras
 from mconv.cli import choose, data_progress
 from mconv.cli import options as o
+from mconv.cli.data_sources import SOURCES, SourceOptions
 from mconv.cli.data_tokenizer import TokenizerOptions
 from mconv.cli.terminal import command
 from mconv.convert.folders.host import cores
-from mconv.errors import MconvError, refuse
+from mconv.errors import MconvError
 
 if TYPE_CHECKING:
     from mconv.train.data.record import Tokenized
@@ -57,12 +58,12 @@ class TokenizeOptions(TokenizerOptions):
     json: Annotated[bool, Parameter(help="Print one JSON object instead of text.", negative=())] = False
 
     @contextmanager
-    def options(self, sources: Sequence[Path], prefix: Path, what: str) -> Iterator[dict[str, Any]]:
+    def options(self, sources: Sequence[Path], prefix: Path, what: str, read: SourceOptions) -> Iterator[dict[str, Any]]:
         """Yield the options of the functions behind the commands, and show how many of `what` are done."""
         if self.log_interval is not None and self.log_interval < 1:
             raise MconvError(f"--log-interval is {self.log_interval}; at least 1 is needed")
         names = ("prepend_bos", "on_bad_record", "overwrite", "resume")
-        own = {name: getattr(self, name) for name in names} | {"command": command()}
+        own = {name: getattr(self, name) for name in names} | {"command": command(), "max_expand": read.max_expand}
         own["workers"] = cores() if self.workers is None else self.workers
         tokenizer = self.choice()
         try:
@@ -112,6 +113,7 @@ def tokenize(
     json_keys: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
     append_eod: Annotated[bool, Parameter(negative="--no-append-eod")] = True,
     dtype_rule: Literal["megatron", "datatrove"] = "megatron",
+    read: Annotated[SourceOptions, o.Group] = SOURCES,
     how: Annotated[TokenizeOptions, o.Group] = HOW,
 ) -> int:
     """Tokenize text into the .bin and .idx that Megatron reads, in the order of the input.
@@ -119,8 +121,9 @@ def tokenize(
     Parameters
     ----------
     sources
-        Files with one JSON object per line (.jsonl) or one document per line (.txt), plain or compressed (.gz, .xz,
-        .zst), or .parquet.
+        Files with one JSON object per line (.jsonl), one document per line (.txt) or one row per document (.csv, .tsv),
+        plain or compressed (.gz, .bz2, .xz, .zst); .parquet and .arrow files; folders and patterns of these; folders that
+        datasets saved; hf://ORG/NAME[/CONFIG][@SPLIT].
     prefix
         The prefix of the output: PREFIX.bin, PREFIX.idx, and PREFIX.mconv.json, which records how they were made.
     key
@@ -134,13 +137,14 @@ def tokenize(
         Whose rule says when 2 bytes per id are enough: below 65500 entries in the vocabulary (megatron) or up to 65536
         (datatrove).
     """
-    _check(sources, prefix)
+    files = read.files(sources)
+    _check(prefix, files)
     keys = list(dict.fromkeys([*(key or ()), *(json_keys or ())])) or ["text"]
     from mconv.train.data.tokenize import prefixes, tokenize_keys
 
     outputs = prefixes(prefix, keys, named=bool(json_keys))
-    with how.options(sources, prefix, "documents") as options:
-        records = tokenize_keys(list(sources), prefix, outputs, append_eod=append_eod, dtype_rule=dtype_rule, **options)
+    with how.options(files, prefix, "documents", read) as options:
+        records = tokenize_keys(files, prefix, outputs, append_eod=append_eod, dtype_rule=dtype_rule, **options)
     if how.json and len(keys) == 1:
         print(jsonlib.dumps(dataclasses.asdict(records[keys[0]]), indent=2))
     elif how.json:
@@ -158,6 +162,7 @@ def instruct(
     template: str = "tokenizer",
     append_eod: o.Flag = False,
     fields: Annotated[RecordFields, o.Group] = FIELDS,
+    read: Annotated[SourceOptions, o.Group] = SOURCES,
     how: Annotated[TokenizeOptions, o.Group] = HOW,
 ) -> int:
     """Tokenize conversations into instruction data: the tokens, and the role of each.
@@ -165,8 +170,8 @@ def instruct(
     Parameters
     ----------
     sources
-        Files with one conversation per line (.jsonl, plain or .gz, .xz, .zst): a list of turns, each with role and
-        content (or from and value), or a question and its answer.
+        Files with one conversation per record, in any of the formats and places that data tokenize reads: a list of
+        turns, each with role and content (or from and value), or a question and its answer.
     prefix
         The prefix of the output: PREFIX-text and PREFIX-role (.bin and .idx each), and PREFIX-text.mconv.json.
     template
@@ -175,15 +180,16 @@ def instruct(
     append_eod
         Put the EOS token after each conversation, unless the template does.
     """
-    _check(sources, prefix)
+    files = read.files(sources)
+    _check(prefix, files)
     from mconv.train.data.claims import Keys
     from mconv.train.data.instruct import instruct as run
 
     named = {name.removesuffix("_key"): value for name, value in dataclasses.asdict(fields).items()}
     ignored = named.pop("ignore_field") or ()
-    with how.options(sources, prefix, "conversations") as options:
+    with how.options(files, prefix, "conversations", read) as options:
         record = run(
-            list(sources), prefix, template=template, keys=Keys(**named), ignore_fields=ignored, append_eod=append_eod,
+            files, prefix, template=template, keys=Keys(**named), ignore_fields=ignored, append_eod=append_eod,
             **options,
         )  # fmt: skip
     if how.json:
@@ -194,20 +200,11 @@ def instruct(
     return 0
 
 
-def _check(sources: tuple[Path, ...], prefix: Path) -> None:
-    """Refuse unusable sources and outputs before anything large is imported."""
-    from mconv.train.data.reading.formats import check_installed
-
-    if not sources:
-        raise MconvError("give at least one file to read")
-    problems = [f"{path}: {'is a folder; give its files' if path.is_dir() else 'no such file'}"
-                for path in sources if not path.is_file()]  # fmt: skip
-    refuse(problems, doing="reading the input")
+def _check(prefix: Path, sources: list[Path]) -> None:
+    """Refuse an unusable output before anything large is imported."""
     if prefix.is_dir():
         raise MconvError(f"--out {prefix} is a folder; give a prefix in it, such as {prefix / sources[0].stem}")
     extras.need("data", "transformers", to="mconv data")
-    for path in sources:
-        check_installed(path)
 
 
 def _say_kept(prefix: Path) -> None:

@@ -25,10 +25,11 @@ def shown(sources: Sequence[Path], what: str, *, every: int | None) -> Iterator[
 
 
 def _size(sources: Sequence[Path]) -> int | None:
-    """Return the bytes that will be read, None where packed files do not tell."""
+    """Return the bytes that will be read, None where packed files and datasets that are fetched do not tell."""
     from mconv.train.data.reading.packed import PACKED
 
-    return None if any(path.suffix in PACKED for path in sources) else sum(path.stat().st_size for path in sources)
+    told = all(path.is_file() and path.suffix not in PACKED for path in sources)
+    return sum(path.stat().st_size for path in sources) if told else None
 
 
 def megatron_lines(what: str, every: int) -> Callable[[int, int], None]:

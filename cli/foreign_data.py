@@ -9,7 +9,7 @@ _IN_OUT = {
     "save": "--out", "o": "--out", "num_workers": "--workers", "num_proc": "--workers",
 }  # fmt: skip
 _BOTH = {
-    **_IN_OUT,
+    **{name: "--input" if ours == "SOURCES" else ours for name, ours in _IN_OUT.items() if name != "input"},
     "tokenizer_name": "--tokenizer", "tokenizer_name_or_path": "--tokenizer", "model_name_or_path": "--tokenizer",
     "partitions": "--workers is enough: one file is written",
     "find_optimal_num_workers": "mconv data bench",

@@ -22,6 +22,7 @@ class Kind(str, Enum):
 
     NOT_UTF8 = "not UTF-8"
     NOT_JSON = "not JSON"
+    NOT_CSV = "not CSV"
     NOT_UNICODE = "not Unicode"
     TOO_LONG = "too long"
     NO_OBJECT = "not an object"

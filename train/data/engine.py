@@ -17,6 +17,7 @@ from mconv.train.data.index import with_ending
 from mconv.train.data.pairs import PairTotals, PairWriter, write_index
 from mconv.train.data.pool import Work, in_order
 from mconv.train.data.reading.batch import Batch
+from mconv.train.data.reading.expansion import MAX_EXPAND
 from mconv.train.data.reading.formats import batches
 from mconv.train.data.record import Tokenized
 from mconv.train.data.staged import StagedRun
@@ -32,6 +33,8 @@ class RunOptions:
     """How a run goes; none of it changes the data."""
 
     workers: int = 1
+    max_expand: float = MAX_EXPAND
+    """Bytes that a packed file may give for each of its own."""
     resume: bool = False
     overwrite: bool = False
     progress: Progress = lambda records, size: None
@@ -134,7 +137,7 @@ def _fill(task: Task, run: StagedRun, totals: Totals, options: RunOptions) -> No
         writers = [stack.enter_context(closing(PairWriter(*_parts(run, pair), task.dtype, so_far)))
                    for pair, so_far in pairs]  # fmt: skip
         files: list[Any] = [*writers, rejects]
-        for found in _tokenized(task, totals, options.workers):
+        for found in _tokenized(task, totals, options):
             _add(found, totals, writers, rejects)
             options.progress(found.records, found.size)
             if totals.size // PART > (totals.size - found.size) // PART:
@@ -151,20 +154,20 @@ def _parts(run: StagedRun, prefix: Path) -> tuple[Path, Path]:
     return run.path(with_ending(prefix, ".bin")), run.path(with_ending(prefix, ".lengths"))
 
 
-def _tokenized(task: Task, totals: Totals, workers: int) -> Iterator[Encoded]:
+def _tokenized(task: Task, totals: Totals, options: RunOptions) -> Iterator[Encoded]:
     """Yield the batches behind those of `totals`, tokenized, and note there how far each of them goes."""
     places: deque[tuple[int, int]] = deque()
 
     def read() -> Iterator[Batch]:
         skipped = totals.batch
         for source in range(totals.source, len(task.sources)):
-            found = enumerate(batches(task.sources[source], task.columns), 1)
+            found = enumerate(batches(task.sources[source], task.columns, max_expand=options.max_expand), 1)
             for number, batch in islice(found, skipped, None):
                 places.append((source, number))
                 yield batch
             skipped = 0
 
-    for found in in_order(read(), task.job, workers=workers):
+    for found in in_order(read(), task.job, workers=options.workers):
         totals.source, totals.batch = places.popleft()
         yield found
 

@@ -25,8 +25,16 @@ STATE, PUBLISH, DONE = "state.json", "publish.json", "done-0.jsonl"
 
 def made_of(sources: Sequence[Path], **options: Any) -> dict[str, Any]:
     """Return all that decides the bytes of the output. An unfinished run can only be continued by its equal."""
-    files = {str(path): [(status := path.stat()).st_size, status.st_mtime_ns] for path in sources if path.is_file()}
+    files = {str(path): _fingerprint(path) for path in sources}
     return {"mconv": mconv.__version__, "options": options, "files": files}
+
+
+def _fingerprint(path: Path) -> list[int] | None:
+    """Return size and time of a file; None of a dataset that is fetched by its name."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 @dataclass(frozen=True, slots=True)

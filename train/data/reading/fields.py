@@ -10,8 +10,13 @@ from mconv.train.data.bad_records import BadRecord, Kind
 
 def decoded(line: bytes) -> str:
     """Return a line as text, without a byte order mark at its start. Raises BadRecord if it is not UTF-8."""
+    return utf8(line, "utf-8-sig" if line.startswith(BOM_UTF8) else "utf-8")
+
+
+def utf8(line: bytes, codec: str = "utf-8") -> str:
+    """Return bytes as text. Raises BadRecord if they are not UTF-8."""
     try:
-        return line.decode("utf-8-sig" if line.startswith(BOM_UTF8) else "utf-8")
+        return line.decode(codec)
     except UnicodeDecodeError as error:
         raise BadRecord(
             Kind.NOT_UTF8, f"the text is not UTF-8 (byte {error.start}: {error.reason}); convert the file first"

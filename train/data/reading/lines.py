@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from mconv.train.data.bad_records import BadRecord, Kind, RecordLocation
 from mconv.train.data.reading.batch import BLOCK, BadBatch, Batch, Record
-from mconv.train.data.reading.fields import decoded, parsed
+from mconv.train.data.reading.expansion import Expansion
+from mconv.train.data.reading.fields import decoded, parsed, utf8
 from mconv.train.data.reading.packed import unpacked
 
 LONGEST = 1 << 28
@@ -40,6 +41,21 @@ class JsonLines(Batch):
 class TextLines(JsonLines):
     """Lines of text, a document each, whatever field is asked for."""
 
+    def records(self) -> Iterator[Record]:
+        """Yield each line as the field `text`: what Python's text mode takes for a line, stripped, blank ones left out.
+
+        A byte order mark is a letter here, as it is there.
+        """
+        for place, line in self.lines():
+            try:
+                text = utf8(line)
+            except BadRecord as error:
+                yield Record(place, error)
+                continue
+            for part in text.split("\r"):
+                if part := part.strip():
+                    yield Record(place, {"text": part})
+
     def texts(self, keys: Sequence[str]) -> Iterator[Record]:
         """Yield each line without the white space around it."""
         for place, line in self.lines():
@@ -55,20 +71,20 @@ def _plain(line: bytes, place: RecordLocation) -> str:
     return ("\ufeff" * (place.line > 1 and line.startswith(BOM_UTF8)) + text).strip()
 
 
-def json_lines(path: Path, keys: Sequence[str] | None) -> Iterator[Batch]:
+def json_lines(path: Path, keys: Sequence[str] | None, expansion: Expansion) -> Iterator[Batch]:
     """Yield the batches of a file of JSON lines."""
-    return _batches(path, JsonLines)
+    return _batches(path, JsonLines, expansion)
 
 
-def text_lines(path: Path, keys: Sequence[str] | None) -> Iterator[Batch]:
+def text_lines(path: Path, keys: Sequence[str] | None, expansion: Expansion) -> Iterator[Batch]:
     """Yield the batches of a text file."""
-    return _batches(path, TextLines)
+    return _batches(path, TextLines, expansion)
 
 
-def _batches(path: Path, kind: type[JsonLines]) -> Iterator[Batch]:
+def _batches(path: Path, kind: type[JsonLines], expansion: Expansion) -> Iterator[Batch]:
     """Yield batches of whole lines, and of a line that is too long what is wrong with it."""
     first, name = 1, str(path)
-    with unpacked(path) as file:
+    with unpacked(path, expansion) as file:
         while (found := _read_lines(file)).size:
             if found.whole:
                 yield kind(file=name, first=first, size=len(found.whole), block=found.whole)

@@ -1,5 +1,6 @@
 """Open plain and compressed files as bytes."""
 
+import bz2
 import gzip
 import importlib
 import io
@@ -13,6 +14,7 @@ from typing import Any
 
 from mconv import extras
 from mconv.errors import FormatError
+from mconv.train.data.reading.expansion import Expansion
 
 PIECE = 1 << 13
 """Packed bytes that are unpacked together: at most 256 MiB of what is nothing but repetition."""
@@ -21,13 +23,14 @@ PACKAGES = {".zst": "zstandard"}
 
 
 @contextmanager
-def unpacked(path: Path) -> Iterator[Any]:
-    """Yield a file open for reading, unpacked by its suffix. Raises FormatError where that cannot be."""
+def unpacked(path: Path, expansion: Expansion | None = None) -> Iterator[Any]:
+    """Yield a file open for reading, unpacked by its suffix. Raises FormatError where that cannot be, or is too much."""
     if not path.is_file():
         raise FormatError(f"{path}: no such file")
     try:
         with PACKED.get(path.suffix, Path.open)(path, "rb") as file:
-            yield file
+            counted = _Counted(file, expansion) if expansion and path.suffix in PACKED else None
+            yield io.BufferedReader(counted, 1 << 20) if counted else file
     except _unpacking_errors() as error:
         raise FormatError(
             f"{path}: does not unpack as {path.suffix} ({error}); it is cut or of another format"
@@ -83,5 +86,20 @@ class _PieceReader(io.RawIOBase):
         return count
 
 
-PACKED: dict[str, Callable[[Path, str], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zst}
+class _Counted(io.RawIOBase):
+    """An unpacked file, of which every byte is counted."""
+
+    def __init__(self, file: Any, expansion: Expansion) -> None:
+        self._file, self._expansion = file, expansion
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        size: int = self._file.readinto(into)
+        self._expansion.add(size)
+        return size
+
+
+PACKED: dict[str, Callable[[Path, str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zst}
 """Openers of packed files, by suffix."""
