@@ -97,16 +97,17 @@ def test_workers_give_the_same_bytes(tokenizer, tmp_path, monkeypatch):
 def test_blocks_are_whole_lines_whatever_their_size(block, longest, tmp_path, monkeypatch):
     """Held to str.split: every line once, with its number, and what is too long is told and passed over."""
     from mconv.train.data.reading import lines
+    from mconv.train.data.reading.formats import batches
 
     monkeypatch.setattr(lines, "BLOCK", block)
     monkeypatch.setattr(lines, "LONGEST", longest)
     path = tmp_path / "d.txt"
     text = "ab\n\n \ncdefgh\r\n" + "x" * 40 + "\n\x0b\nend"
     path.write_text(text)
-    batches = list(lines.text_lines(path, None))
-    found = {at.line: value for batch in batches for at, value in batch.texts(["a", "b"])}
+    read = list(batches(path))
+    found = {at.line: value for batch in read for at, value in batch.texts(["a", "b"])}
     wanted = {n: line for n, line in enumerate(text.split("\n"), 1) if line.strip()}
-    assert found.keys() == wanted.keys() and sum(batch.size for batch in batches) == len(text)
+    assert found.keys() == wanted.keys() and sum(batch.size for batch in read) == len(text)
     for number, line in wanted.items():
         if isinstance(found[number], tuple):
             assert found[number] == (line.strip(),) * 2 and len(line) <= longest
@@ -154,7 +155,7 @@ def test_other_refusals(tokenizer, source, tmp_path):
         tokenize([source], tmp_path / "e", tokenizer=tmp_path / "none")
 
 
-@pytest.mark.parametrize("suffix, package", [(".zst", "zstandard"), (".parquet", "pyarrow")])
+@pytest.mark.parametrize("suffix, package", [(".jsonl.zst", "zstandard"), (".parquet", "pyarrow")])
 def test_a_reader_that_is_not_installed_is_asked_for(suffix, package, tokenizer, source, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     other = source.with_suffix(suffix)
