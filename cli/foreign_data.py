@@ -44,7 +44,8 @@ DATA_ROWS: Mapping[str, Mapping[str, str]] = {
         "multimodal": "multimodal data is not supported",
     },
     "data dumps": {
-        **dict.fromkeys(("dataset", "input", "input_folder"), "--dataset-folder"), "text_key": "--key", "content_key": "--key",
+        **dict.fromkeys(("dataset", "input", "input_folder"), "--dataset-folder"),
+        **dict.fromkeys(("text_key", "content_key"), "--key"),
         "tokenizer_name_or_path": "--tokenizer", "output_dir": "--out",
         **dict.fromkeys(("n_tasks", "n_workers", "num_workers"), "--workers"), "file_format": "--format",
         "paths_file": "--dump, its number", "eos_token": "the tokenizer's EOS token is put after each document",
