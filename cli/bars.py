@@ -99,15 +99,15 @@ def _bars(ax: Any, chart: Chart) -> None:
         places = [row + (series - (count - 1) / 2) * thick for row in range(len(chart.bars))]
         named = {"label": chart.series[series]} if chart.series else {}
         ax.barh(places, [bar.values[series] for bar in chart.bars], thick * 0.9, color=COLOURS[series], **named)
-    for row, bar in enumerate(chart.bars):
-        ax.annotate(f" {_plain(bar.text)}", (max(bar.values), row), va="center", fontsize=8, color="#555b63")
+    for place, bar in zip(places, chart.bars, strict=True):  # beside the last series
+        ax.annotate(f" {_plain(bar.text)}", (bar.values[-1], place), va="center", fontsize=8, color="#555b63")
     ax.set_yticks(range(len(chart.bars)), [_plain(bar.label) for bar in chart.bars])
     ax.invert_yaxis()
     ax.set_xlim(0, chart.most * 1.35)
     ax.set_xticks([])
     ax.set_title(_plain(chart.title), loc="left", fontsize=10, fontweight="bold")
     if chart.series:
-        ax.legend(frameon=False, loc="lower right")
+        ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=count, borderaxespad=0.2)
 
 
 def _plain(text: str) -> str:

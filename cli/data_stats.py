@@ -177,7 +177,8 @@ def _roles(roles: Values | None) -> str | None:
 
 def _charts(values: Values) -> Iterator[bars.Chart]:
     """Yield the charts of lengths and of the most frequent tokens."""
-    for what in ("documents", "tokens"):
+    titles = {"documents": "Documents by their length in tokens", "tokens": "Tokens by the length of their document"}
+    for what, title in titles.items():
         rows = [
             bars.Bar(
                 f"{one['from']:,}" if one["from"] == one["to"] else f"{one['from']:,} to {one['to']:,}",
@@ -186,7 +187,7 @@ def _charts(values: Values) -> Iterator[bars.Chart]:
             )
             for one in values["histogram"]
         ]
-        yield bars.Chart(f"{what} by length of the document", tuple(rows))
+        yield bars.Chart(title, tuple(rows))
     rows = [
         bars.Bar(
             f"{one['id']}" + (f" {one['text']!r}" if "text" in one else ""),
@@ -195,4 +196,4 @@ def _charts(values: Values) -> Iterator[bars.Chart]:
         )
         for one in values["vocabulary"]["top"][:SHORT]
     ]
-    yield bars.Chart("most frequent tokens", tuple(rows))
+    yield bars.Chart("Most frequent tokens", tuple(rows))

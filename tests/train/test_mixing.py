@@ -134,6 +134,20 @@ def test_what_is_cut_has_a_record_of_its_own(sets):
     assert (record.max_id, record.append_eod, record.rejected) == (int(data.tokens[:].max()), EOS, {})
 
 
+def test_conversations_are_mixed_with_their_roles(tmp_path):
+    for name, count in (("a", 40), ("b", 9)):
+        turns = [[*ids, *ids] for ids in texts(3, count)]
+        make(tmp_path / name / "c-text", turns, record={"template": "chatml", "answer_tokens": 1})
+        make(tmp_path / name / "c-role", [[1] * (len(ids) // 2) + [2] * (len(ids) // 2) for ids in turns])
+        (tmp_path / name / "c-role.mconv.json").unlink(missing_ok=True)
+    made = mix.mixture([tmp_path / "a", tmp_path / "b"], [0.5, 0.5], tmp_path / "m", exact=True)
+    folder.write(made, tmp_path / "m")
+    cut, whole = prefixes.open_prefix(tmp_path / "m/a/c"), prefixes.open_prefix(tmp_path / "m/b/c")
+    assert cut.talks and abs(cut.tokens - whole.tokens) <= 18 and cut.record.answer_tokens == cut.tokens // 2
+    with pytest.raises(FormatError, match=r"c holds conversations and .*t running text"):
+        mix.mixture([tmp_path / "a", make(tmp_path / "t", texts(1, 2))], [1.0, 1.0], tmp_path / "n")
+
+
 def test_names_that_are_equal_and_re_runs(sets):
     """Two folders of one name, an output within a source that is not read again, and an old mixture."""
     for number in range(2):
@@ -294,7 +308,7 @@ def test_stats_are_those_of_all_tokens(tmp_path, monkeypatch, capsys):
     assert total["tokens"] == len(ids) + sum(map(len, texts(4, 5))) and total["dtype"] == "int32, uint16"
     assert "<script" not in page.read_text() and f"{total['tokens']:,}" in page.read_text()
     assert run(["data", "stats", str(tmp_path / "d")]) == 0
-    assert "documents by length of the document" in capsys.readouterr().out
+    assert "Documents by their length in tokens" in capsys.readouterr().out
 
 
 def test_stats_of_conversations_count_roles(tmp_path):

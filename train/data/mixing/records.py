@@ -14,7 +14,7 @@ from mconv.train.data.mixing.prefixes import Prefix
 from mconv.train.data.record import Tokenized
 
 DIFFERENCES: Mapping[str, tuple[str, ...]] = {
-    "tokenizer": ("tokenizer_files", "vocab_size"),
+    "tokenizer": ("tokenizer_files", "tokenizer_type", "added_tokens", "vocab_size"),
     "eod": ("append_eod",),
     "bos": ("prepend_bos",),
     "template": ("template",),
@@ -101,6 +101,7 @@ def _shown(record: Tokenized, field: str) -> str:
 def _named(field: str) -> str:
     """Return a field of the record in words."""
     return {
-        "tokenizer_files": "the tokenizer", "vocab_size": "vocabulary size", "append_eod": "the end-of-document token",
+        "tokenizer_files": "the tokenizer", "tokenizer_type": "the tokenizer's type", "added_tokens": "added tokens",
+        "vocab_size": "vocabulary size", "append_eod": "the end-of-document token",
         "prepend_bos": "the BOS token", "template": "chat template",
     }[field]  # fmt: skip

@@ -16,7 +16,7 @@ from mconv.train.data.dumps import files_of
 from mconv.train.data.preparing.shuffle import shuffled
 from mconv.train.data.reading.batch import Batch
 from mconv.train.data.reading.formats import FORMATS, batches, format_of
-from mconv.train.data.reading.lines import JsonLines, TextLines
+from mconv.train.data.reading.lines import JsonLines, json_lines, text_lines
 from mconv.train.data.reading.packed import without_packing
 
 SUFFIXES = (".jsonl", ".json", *FORMATS)
@@ -52,7 +52,7 @@ def _named(pattern: str) -> list[Path]:
 
 def are_json_lines(paths: Iterable[Path]) -> bool:
     """Return whether all files hold JSON lines, which need not be collected."""
-    return all(without_packing(path).suffix not in FORMATS for path in paths)
+    return all(format_of(path).batches is json_lines for path in paths)
 
 
 def collect(paths: Sequence[Path], out: Path, *, key: str, bad: OnBad, progress: Progress = lambda n: None) -> int:
@@ -101,7 +101,7 @@ def _check_kinds(paths: Sequence[Path], out: Path) -> None:
 
 
 def _is_table(path: Path) -> bool:
-    return without_packing(path).suffix in FORMATS and without_packing(path).suffix != ".txt"
+    return format_of(path).batches not in (json_lines, text_lines)
 
 
 def _lines(paths: Sequence[Path], progress: Progress) -> Iterator[bytes]:
@@ -112,7 +112,7 @@ def _lines(paths: Sequence[Path], progress: Progress) -> Iterator[bytes]:
 
 
 def _lines_of(batch: Batch) -> Iterator[bytes]:
-    if isinstance(batch, JsonLines | TextLines):
+    if isinstance(batch, JsonLines):
         yield from (line for _, line in batch.lines())
         return
     for place, value in batch.records():
