@@ -69,8 +69,8 @@ def stop(job: str = ".", *, now: Now = False) -> None:
         print(_said(command), end="")
     if not commands:
         print(f"nothing is left to stop: {', '.join(f'job {one} is {state}' for one, state in known.items())}")
-    elif found.target == "slurm" and not now:
-        print("a job that runs saves and stops after the step that it is in; --now ends it without")
+    elif not now:
+        print("a run saves and stops after the step that it is in; --now ends it without")
 
 
 ALIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "RESIZING")
@@ -116,11 +116,11 @@ def _file_of(job: str) -> str:
 
 def _trigger(job: "Followed") -> None:
     """Ask a run that no scheduler knows to save and stop."""
-    if job.save is None:
-        raise MconvError(f"{job.name} is a command that was started by hand: stop it where it runs")
-    folder = Path(job.save) / "triggers"
+    if job.triggers is None:
+        raise MconvError(f"{job.name} was started by hand: stop it where it runs")
+    folder = Path(job.triggers)
     if not folder.is_dir():
-        raise MconvError(f"{folder} is not there: the run has not started, or has another trigger_dir")
+        raise MconvError(f"{folder} is not there: the run has not started, or its folder is not on this machine")
     (folder / "exit").touch()
     print(f"made {folder / 'exit'}: the run saves and stops after the step that it is in")
 

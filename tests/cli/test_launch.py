@@ -266,7 +266,10 @@ def test_a_kubernetes_job_is_followed_by_kubectl(tmp_path, monkeypatch):
                    {**RUN, "save": "/v/run"}, folder=tmp_path)  # fmt: skip
     written(tmp_path, {"launch.json": followed.record(found, "kubernetes")})
     here = followed.follow(str(tmp_path))
-    assert followed.stopping(here, {}, now=False) == (("kubectl", "--namespace", "n", "delete", "pytorchjob", "name"),)
+    kubectl = ("kubectl", "--namespace", "n")
+    assert followed.stopping(here, {}, now=True) == ((*kubectl, "delete", "pytorchjob", "name"),)
+    touch = ("exec", "name-worker-0", "--", "touch", "/v/run/triggers/exit")
+    assert followed.stopping(here, {}, now=False) == ((*kubectl, *touch),)
     assert followed.logs(here, follows=True, lines=3)[3:] == ("logs", "-f", "--tail=3", "pod/name-worker-0")
     assert followed.shown(here)[1][-1] == "training.kubeflow.org/job-name=name" and here.save is None
 

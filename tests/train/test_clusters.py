@@ -105,7 +105,7 @@ def test_values_are_literal_in_a_slurm_job(text, noted, tmp_path):
 
 
 CONTAINERS = {
-    "docker": (("docker", {}), ["--gpus", "all"]), "singularity": (("singularity", {}), ["exec", "--nv", "--pwd"]),
+    "docker": (("docker", {}), ["--gpus=all"]), "singularity": (("singularity", {}), ["exec", "--nv"]),
     "apptainer": (("apptainer", {}), ["exec", "--nv"]), "enroot": (("enroot", {}), ["start"]),
     "pyxis": (("slurm", {"container": "pyxis"}), ["--no-container-mount-home"]),
 }  # fmt: skip

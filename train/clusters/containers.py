@@ -29,8 +29,8 @@ def _exec(program: str) -> Callable[[Job], list[Any]]:
     def words(job: Job) -> list[Any]:
         """Return what singularity and apptainer share."""
         nvidia = ["--nv"] if job.cluster.gpus else []
-        binds = [word for bind in _binds(job) for word in ("--bind", bind)]
-        return [program, "exec", *nvidia, "--pwd", job.places.start, *binds, job.cluster.image_file]
+        binds = [f"--bind={bind}" for bind in _binds(job)]
+        return [program, "exec", *nvidia, f"--pwd={job.places.start}", *binds, job.cluster.image_file]
 
     return words
 
@@ -52,13 +52,13 @@ def _enroot(job: Job) -> list[Any]:
 
 def _docker(job: Job) -> list[Any]:
     """Return a container that goes when its command ends, with the files that it makes owned by the user."""
-    gpus = ["--gpus", "all"] if job.cluster.gpus else []
+    gpus = ["--gpus=all"] if job.cluster.gpus else []
     fabric = ["--device=/dev/infiniband"] if job.cluster.efa else []
-    volumes = [word for bind in _binds(job) for word in ("--volume", bind)]
+    volumes = [f"--volume={bind}" for bind in _binds(job)]
     return [
         *("docker", "run", "--rm", *gpus, *fabric, "--network=host", f"--shm-size={job.cluster.shm_size}"),
-        *("--ulimit", "memlock=-1", "--ulimit", "stack=67108864", "--user", quoting.Quoted('"$(id -u):$(id -g)"')),
-        *(*volumes, "--workdir", job.places.start, "--entrypoint", "bash", job.cluster.image),
+        *("--ulimit=memlock=-1", "--ulimit=stack=67108864", quoting.Quoted('--user="$(id -u):$(id -g)"')),
+        *(*volumes, f"--workdir={job.places.start}", "--entrypoint=bash", job.cluster.image),
     ]
 
 

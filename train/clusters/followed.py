@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ COLUMNS = {"id": "%i", "state": "%T", "elapsed": "%M", "limit": "%l", "nodes": "
 LABEL = "training.kubeflow.org/job-name"
 """Label by which Kubeflow's pods name their job."""
 
+RECORDED = ("target", "name", "save", "triggers", "output", "namespace", "kind")
+"""Fields of a job that its record has."""
+
 Commands = tuple[tuple[str, ...], ...]
 
 
@@ -34,6 +37,8 @@ class Followed:
     name: str = ""
     save: str | None = None
     """Folder of the run, on the machine where it was rendered; None for a command."""
+    triggers: str | None = None
+    """Folder that the run watches for triggers, as its pods see it or on the machine; None for a command."""
     output: str | None = None
     """Folder of its output."""
     namespace: str = "default"
@@ -53,11 +58,17 @@ def record(job: Job, target: str) -> str:
     kind = "pytorchjob" if job.values else "job"
     save = job.places.host(job.save) if job.values.get("save") else None
     found = Followed(
-        target=target, name=job.name, save=save,
+        target=target, name=job.name, save=save, triggers=_triggers(job, target),
         output=slurm.output(job) if target == "slurm" else None, namespace=job.cluster.namespace, kind=kind,
     )  # fmt: skip
-    values = {name: value for name, value in asdict(found).items() if name != JOBS}
-    return json.dumps(values, indent=1) + "\n"
+    return json.dumps({name: getattr(found, name) for name in RECORDED}, indent=1) + "\n"
+
+
+def _triggers(job: Job, target: str) -> str | None:
+    """Return the folder of a run's triggers where it is touched: in a pod, or on the machine."""
+    if not job.values:
+        return None
+    return job.triggers if target == "kubernetes" else job.places.host(job.triggers)
 
 
 def follow(word: str) -> Followed:
@@ -74,7 +85,7 @@ def follow(word: str) -> Followed:
 def _recorded(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text())
-        return {name: values[name] for name in ("target", "name", "save", "output", "namespace", "kind")}
+        return {name: values[name] for name in RECORDED}
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} is not as `mconv launch` writes it ({error}); render the job again") from error
 
@@ -104,7 +115,9 @@ def stopping(job: Followed, states: Mapping[str, str], *, now: bool) -> Commands
     `states`: Slurm's state of each id that is in its queue. `now`: without saving.
     """
     if job.target == "kubernetes":
-        return (_kubectl(job, "delete", job.kind, job.name),)
+        saves = job.triggers and not now
+        touch = ("exec", f"{job.name}-worker-0", "--", "touch", f"{job.triggers}/exit")
+        return (_kubectl(job, *(touch if saves else ("delete", job.kind, job.name))),)
     waiting = [one for one, state in states.items() if state == "PENDING"]
     running = [one for one in states if one not in waiting]
     commands = [("scancel", *waiting)] if waiting else []

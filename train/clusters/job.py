@@ -36,9 +36,6 @@ class Job:
     iterations: int | None = None
     """Steps of the whole run, where they are known."""
 
-    pods: bool = False
-    """True if nodes are pods, whose agents get SIGTERM when the job is deleted."""
-
     @property
     def shown(self) -> str:
         """Return the folder of the rendered files as the ranks see it."""
@@ -58,6 +55,12 @@ class Job:
                 "HOST:CONTAINER to cluster.binds"
             )
         return found
+
+    @property
+    def triggers(self) -> str:
+        """Return the folder that the run watches for triggers, as the ranks see it."""
+        named = self.values.get("trigger_dir")
+        return self.places.inside(str(named)) if named else f"{self.save}/triggers"
 
     @property
     def chdir(self) -> str:

@@ -14,6 +14,8 @@ FILE = "job.yaml"
 MOUNTED = "/mconv-launch"
 """Folder where pods see the job's files."""
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,48}[a-z0-9])?", re.ASCII)
+GRACE = 60
+"""Seconds that a deleted pod has to end: torch's agent gives its ranks 30."""
 CONTAINER = "pytorch"
 """Name by which the training operator finds the container to give its variables to."""
 
@@ -87,7 +89,7 @@ def _pod(job: Job, command: list[str]) -> dict[str, Any]:
     ]
     selector = {"node.kubernetes.io/instance-type": cluster.instance_type} if cluster.instance_type else {}
     optional = {"nodeSelector": selector, "serviceAccountName": cluster.service_account}
-    spec = {"terminationGracePeriodSeconds": cluster.signal_seconds + 30, "containers": [container], "volumes": volumes}
+    spec = {"terminationGracePeriodSeconds": GRACE, "containers": [container], "volumes": volumes}
     return {**{name: value for name, value in optional.items() if value}, **spec}
 
 
@@ -134,9 +136,11 @@ def _notes(job: Job) -> Iterator[str]:
         "try": ["kubectl", "apply", "--dry-run=client", "-f", str(job.folder / FILE)],
         "status": [*space, "get", "pods", "-l", f"{label}={job.name}"],
         "logs": [*space, "logs", "-f", of],
-        "stop": [*space, "delete", kind, job.name],
+        "save and stop": [*space, "exec", f"{job.name}-worker-0", "--", "touch", f"{job.triggers}/exit"],
+        "remove": [*space, "delete", kind, job.name],
     }
-    yield from (f"{name}: {shlex.join(line)}" for name, line in lines.items())
+    wanted = {name: line for name, line in lines.items() if job.values or name != "save and stop"}
+    yield from (f"{name}: {shlex.join(line)}" for name, line in wanted.items())
     if job.values and job.cluster.time and not job.values.get("exit_duration_in_mins"):
         yield f"Kubernetes ends the job after {job.cluster.time} without a signal: exit_duration_in_mins saves before"
 

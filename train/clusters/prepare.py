@@ -49,7 +49,6 @@ def job_of(wanted: Wanted, cluster: Cluster, *, iterations: int | None) -> Job:
     found = Job(
         cluster=cluster, name=name_of(cluster, wanted.values, wanted.command), folder=folder,
         places=places_for(wanted, cluster, folder), values=wanted.values, command=wanted.command, iterations=iterations,
-        pods=TARGETS[wanted.target].mounted is not None,
     )  # fmt: skip
     if cluster.chain and wanted.values and not (iterations and wanted.values.get("save")):
         raise ConfigError("cluster.chain needs save and train_iters or train_samples: a chain ends where the run does")

@@ -41,7 +41,6 @@ def _script(job: Job) -> str:
     values = {
         "job": job, "cluster": job.cluster, "directives": quoting.Quoted("\n".join(_directives(job))),
         "srun": quoting.wrapped(_srun(job)),
-        "title": quoting.Quoted("One job of the run" if job.values else "A command on one node"),
     }  # fmt: skip
     return quoting.render("job.sbatch", values)
 
