@@ -8,7 +8,7 @@ import yaml
 from rendered import RUN, Noted, job, sbatch_words, written
 
 from mconv.errors import ConfigError
-from mconv.train.clusters import images, read
+from mconv.train.clusters import images, quoting, read
 from mconv.train.clusters.limits import seconds
 from mconv.train.clusters.targets import TARGETS
 
@@ -279,12 +279,10 @@ def test_a_written_file_reads_back_and_helps_with_every_field(tmp_path):
         read.read_yaml(tmp_path / "flat.yaml")
 
 
-def test_an_unset_variable_stops_the_rendering(monkeypatch, tmp_path):
-    from mconv.train.clusters import job as jobs
-
-    monkeypatch.setattr(jobs, "_train", lambda _: jobs.quoting.jinja2.StrictUndefined(name="train"))
-    with pytest.raises(ConfigError, match=r"node\.sh cannot be rendered: 'train' is undefined"):
-        job("torchrun", {}, folder=tmp_path)
+def test_an_unset_variable_stops_the_rendering(tmp_path):
+    found, _ = job("slurm", {}, folder=tmp_path)
+    with pytest.raises(ConfigError, match=r"submit\.sh cannot be rendered: 'output' is undefined"):
+        quoting.render("submit.sh", {"job": found, "files": []})
 
 
 def test_limits_are_slurms():
