@@ -60,6 +60,12 @@ class Options:
         str | None,
         Parameter(help="Run this on one node in place of a run: 'mconv data tokenize text.jsonl --out data/text'."),
     ] = None
+    array: Annotated[
+        str | None,
+        Parameter(
+            help="Run --command once for each of these numbers, such as 0-3,7, each a job; {} in it is the number."
+        ),
+    ] = None
     nodes: Annotated[int | None, Parameter(help="Number of nodes, over cluster.nodes.")] = None
     time: Annotated[str | None, Parameter(help="Time limit of a job, over cluster.time.")] = None
     partition: Annotated[str | None, Parameter(help="Partition, over cluster.partition.")] = None
@@ -140,6 +146,7 @@ def _wanted(target: str, config: Path | None, options: Options) -> "Wanted":
     return Wanted(
         target=target, cluster={**cluster_values(options.cluster, options.set_), **given}, folder=options.render,
         values=given_values(config, theirs) if config else {}, command=tuple(shlex.split(options.command or "")),
+        array=options.array,
     )  # fmt: skip
 
 
@@ -192,7 +199,8 @@ def _show(rendered: "Rendered", *, whole: bool) -> None:
     """Print the files, if they are to be seen, and the notes."""
     for name, text in rendered.files.items() if whole else ():
         print(f"==> {name}\n{text.rstrip()}\n")
-    print("\n".join(rendered.notes), flush=True)
+    for note in rendered.notes:
+        print(note, flush=True)
 
 
 def _submit(job: "Job", rendered: "Rendered") -> str:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,13 +98,17 @@ def _queued(job: "Followed") -> list[dict[str, str]]:
     """Return what Slurm knows of each job, from its queue and, where it has forgotten them, from its accounts."""
     from mconv.train.clusters import followed
 
-    rows = followed.rows(_said(followed.queue(job), may_fail=True))
-    forgotten = {*job.jobs} - {one["id"] for one in rows}
-    if forgotten and shutil.which("sacct"):
-        told = followed.rows(_said(followed.history(job), may_fail=True))
-        rows += [one for one in told if one["id"] in forgotten]
-    here = {one["id"]: one for one in rows}
-    return [here.get(one, {"id": one, "state": "not in the queue any more"}) for one in job.jobs]
+    found = [one for one in followed.rows(_said(followed.queue(job), may_fail=True)) if _names(one, job.jobs)]
+    gone = [name for name in job.jobs if not any(_names(one, (name,)) for one in found)]
+    if gone and shutil.which("sacct"):
+        found += [one for one in followed.rows(_said(followed.history(job), may_fail=True)) if _names(one, gone)]
+        gone = [name for name in gone if not any(_names(one, (name,)) for one in found)]
+    return [*found, *({"id": name, "state": "not in the queue any more"} for name in gone)]
+
+
+def _names(row: dict[str, str], jobs: Sequence[str]) -> bool:
+    """Return whether a row is of one of the jobs, which an array has several rows of: 77_3 of 77."""
+    return row["id"] in jobs or row["id"].partition("_")[0] in jobs
 
 
 def _file_of(job: str) -> str:

@@ -139,6 +139,30 @@ def test_a_command_is_a_batch_job_with_the_same_pod(tmp_path):
     assert pod["restartPolicy"] == "Never" and pod["containers"][0]["resources"]["limits"] == {"cpu": 64}
 
 
+def test_a_command_for_several_numbers_is_a_job_for_each(tmp_path, monkeypatch):
+    """Of Slurm an array, of Kubernetes an indexed Job, whose scripts here run with a number that each gives."""
+    monkeypatch.chdir(tmp_path)
+    noted, words = Noted(tmp_path), ["aws", "it's {}", "a{}b{}", "$1", ""]
+    _, rendered = job("slurm", {"chain": True, "time": "9"}, {}, command=words, folder=tmp_path, array="0-2,7")
+    written(tmp_path, rendered.files)
+    assert "#SBATCH --array=0,1,2,7\n" in rendered.files["job.sbatch"] and "/%A_%a.out" in rendered.files["job.sbatch"]
+    assert noted.run(tmp_path / "job.sbatch", SLURM_ARRAY_TASK_ID="7").returncode == 0
+    assert noted.calls("aws") == [["aws", "it's 7", "a7b7", "$1", ""]] and not noted.calls("sbatch")
+    _, rendered = job("kubernetes", {"image": "i"}, {}, command=words, folder=tmp_path, array="3,5")
+    made = [*yaml.safe_load_all(rendered.files["job.yaml"])][1]["spec"]
+    assert (made["completionMode"], made["completions"]) == ("Indexed", 2)
+    script = made["template"]["spec"]["containers"][0]["command"][2].replace("$$", "$")
+    written(tmp_path, {"pod.sh": script.replace("$0", "node.sh")})
+    assert (
+        noted.run(tmp_path / "pod.sh", JOB_COMPLETION_INDEX="1").returncode == 0 and noted.calls("aws")[0][1] == "it's 5"
+    )
+    for target, array, said in (("slurm", "x", "it must be numbers"), ("torchrun", "1", "run the command once for each")):
+        with pytest.raises(ConfigError, match=said):
+            job(target, {}, {}, command=words, folder=tmp_path, array=array)
+    with pytest.raises(ConfigError, match=r"for a --command with \{\}"):
+        job("slurm", {}, {}, command=["x"], folder=tmp_path, array="1")
+
+
 # ---- before the queue ------------------------------------------------------------------------------------------------
 REFUSED = {
     "layout": (["--set", "tp=3"], "tp 3"),

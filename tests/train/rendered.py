@@ -25,11 +25,11 @@ MORE = {
 """What some of them do besides."""
 
 
-def job(target, cluster, values=None, command=(), folder=None, iterations=40):
+def job(target, cluster, values=None, command=(), folder=None, iterations=40, array=None):
     """Return a job and its files."""
     wanted = prepare.Wanted(
         target=target, cluster={"gpus_per_node": 8, **cluster}, values=RUN if values is None else values,
-        command=tuple(command), folder=folder,
+        command=tuple(command), folder=folder, array=array,
     )  # fmt: skip
     found = prepare.job_of(wanted, prepare.cluster_of(wanted), iterations=iterations)
     return found, TARGETS[target].render(found)

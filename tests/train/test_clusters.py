@@ -238,7 +238,7 @@ WRONG = {
     "nodes: two": ("nodes is 'two'; it must be a whole number", {"nodes": "two"}),
     "typo": ("no field 'partion'; did you mean 'partition'?", {"partion": "x"}),
     "time": ("time is 'soon'; it must be minutes, HH:MM:SS", {"time": "soon"}),
-    "signal": ("signal_seconds 600 is no less than time 5", {"time": "5"}),
+    "signal": ("signal_seconds 300 is no less than time 5", {"time": "5", "signal_seconds": 300}),
     "chain": ("chain needs time", {"chain": True}),
     "gpus": ("gpus_per_node is not set", {"gpus_per_node": None}),
     "cpus": ("ranks_per_node is not set", {"gpus_per_node": 0}),

@@ -40,8 +40,9 @@ class Queue:
     """Nodes to leave out."""
     time: str | None = None
     """Time limit of a job: minutes, HH:MM:SS or D-HH:MM:SS."""
-    signal_seconds: int = 600
-    """Seconds before the time limit at which Slurm sends SIGUSR2: the run saves and stops. 0 sends none."""
+    signal_seconds: int | None = None
+    """Seconds before the time limit at which Slurm sends SIGUSR2: the run saves and stops. 600, or half of a shorter limit,
+    if not given; 0 sends none."""
     requeue: bool = False
     """Let Slurm put the job back into the queue after a node has failed; the run goes on from its last checkpoint."""
     chain: bool = False
@@ -59,7 +60,7 @@ class Queue:
         limit = seconds(config.time) if config.time else None
         if config.time and limit is None:
             yield f"time is {config.time!r}; it must be minutes, HH:MM:SS or D-HH:MM:SS"
-        if limit and config.signal_seconds >= limit:
+        if limit and (config.signal_seconds or 0) >= limit:
             yield f"signal_seconds {config.signal_seconds} is no less than time {config.time}: the job would stop at once"
         if config.chain and config.time is None:
             yield "chain needs time: a job without a limit has no successor to wait for it"
@@ -306,6 +307,11 @@ class Cluster(Images, Kubernetes, Traces, Surroundings, Container, Machines, Que
         """Return the memory of a card in GB, as far as it is known."""
         found = self.gpu_memory or cards.MEMORY.get(self.gpu or self.instance.card)
         return float(found) if found else None
+
+    @property
+    def warning(self) -> int:
+        """Return the seconds before the limit at which a job is told; 0 if it is not."""
+        return min(600, (self.limit or 0) // 2) if self.signal_seconds is None else self.signal_seconds
 
     @property
     def limit(self) -> int | None:

@@ -16,6 +16,8 @@ from mconv.train.config import template
 RUN = "run.yaml"
 """Name of the file with the run's fields, as they were when the job was rendered."""
 PORT = 29500
+EFA = {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1", "FI_EFA_FORK_SAFE": "1", "NCCL_SOCKET_IFNAME": "^lo"}
+"""Variables where nodes have Amazon's EFA."""
 LEFT_OUT = ("nproc_per_node",)
 """Fields of a run that a launcher sets."""
 
@@ -33,6 +35,8 @@ class Job:
     """Fields of the run; empty for another command."""
     command: tuple[str, ...] = ()
     """What runs on one node instead of a run."""
+    numbers: tuple[int, ...] = ()
+    """Numbers for each of which the command runs once, {} in it being the number; empty where it runs once."""
     iterations: int | None = None
     """Steps of the whole run, where they are known."""
 
@@ -103,33 +107,32 @@ def name_of(cluster: Cluster, values: Mapping[str, Any], command: tuple[str, ...
 
 
 def environment(job: Job) -> dict[str, str]:
-    """Return the variables that ranks start with; the cluster's own win over what follows from the machines."""
-    cluster = job.cluster
+    """Return the variables that a node starts with; the cluster's own win over what follows from the machines."""
+    return {**(_of_ranks(job.cluster) if job.values else {}), **(job.cluster.env or {})}
+
+
+def _of_ranks(cluster: Cluster) -> dict[str, str]:
+    """Return the variables of ranks that follow from the machines."""
     found: dict[str, str] = {}
     if cluster.gpus:
         found |= {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
                   "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}  # fmt: skip
-    if cluster.cpus_per_task and job.values:
+    if cluster.cpus_per_task:
         found["OMP_NUM_THREADS"] = str(max(1, cluster.cpus_per_task // cluster.ranks))
     if cluster.efa:
-        found |= {
-            "FI_PROVIDER": "efa",
-            "FI_EFA_USE_DEVICE_RDMA": "1",
-            "FI_EFA_FORK_SAFE": "1",
-            "NCCL_SOCKET_IFNAME": "^lo",
-        }
+        found |= EFA
     if cluster.network_interface:
         found |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), cluster.network_interface)
     if cluster.nccl_debug != "none":
         found |= {"NCCL_DEBUG": cluster.nccl_debug, "TORCH_NCCL_TRACE_BUFFER_SIZE": "20000",
                   "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}  # fmt: skip
-    return {**found, **(cluster.env or {})}
+    return found
 
 
 def shared_files(job: Job) -> dict[str, str]:
     """Return the files of every target: what a node runs, what a rank runs, and the run."""
     values = {"job": job, "cluster": job.cluster, "environment": environment(job), "run": f"{job.shown}/{RUN}",
-              "train": _train(job)}  # fmt: skip
+              "start": _train(job) if job.values else _command(job)}  # fmt: skip
     files = {"node.sh": quoting.render("node.sh", values)}
     if job.by_rank:
         files["rank.sh"] = quoting.render("rank.sh", values)
@@ -143,6 +146,14 @@ def run_file(job: Job) -> str:
     given = {name: value for name, value in job.values.items() if value is not None and name not in LEFT_OUT}
     lines = [f"{name}: {template.as_yaml(value)}" for name, value in given.items()]
     return "# The run, as it was when the job was rendered.\n" + "\n".join(lines) + "\n"
+
+
+def _command(job: Job) -> quoting.Quoted:
+    """Return the line that runs a command, its {} being the script's first argument where it runs for several numbers."""
+    if not job.numbers:
+        return quoting.wrapped(["exec", *job.command])
+    parts = [[quoting.shell(part) if part else "" for part in word.split("{}")] for word in job.command]
+    return quoting.wrapped(["exec", *(quoting.Quoted('"$1"'.join(found) or "''") for found in parts)])
 
 
 def _train(job: Job) -> quoting.Quoted:

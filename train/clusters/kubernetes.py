@@ -64,9 +64,19 @@ def _run(job: Job) -> dict[str, Any]:
 def _batch(job: Job) -> dict[str, Any]:
     """Return the Job of a command on one node, without GPUs."""
     limit = {"activeDeadlineSeconds": job.cluster.limit} if job.cluster.limit else {}
-    spec = {"restartPolicy": "Never", **_pod(job, [f"{MOUNTED}/node.sh"])}
+    spec = {"restartPolicy": "Never", **_pod(job, _command(job))}
+    count = len(job.numbers)
+    indexed = {"completionMode": "Indexed", "completions": count, "parallelism": count} if count else {}
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(job),
-            "spec": {"backoffLimit": 0, **limit, "template": {"spec": spec}}}  # fmt: skip
+            "spec": {"backoffLimit": 0, **indexed, **limit, "template": {"spec": spec}}}  # fmt: skip
+
+
+def _command(job: Job) -> list[str]:
+    """Return what bash runs for a command: its script, with the number of this pod if there are several."""
+    if not job.numbers:
+        return [f"{MOUNTED}/node.sh"]
+    script = f'numbers=({" ".join(map(str, job.numbers))}); exec bash "$0" "${{numbers[JOB_COMPLETION_INDEX]}}"'
+    return ["-c", script, f"{MOUNTED}/node.sh"]
 
 
 def _pod(job: Job, command: list[str]) -> dict[str, Any]:

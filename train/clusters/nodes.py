@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 
+from mconv.errors import ConfigError
 from mconv.train.clusters import containers, quoting
 from mconv.train.clusters.job import Job, Rendered, shared_files
 
 
 def render(job: Job) -> Rendered:
-    """Return the files for nodes that a user logs in to."""
+    """Return the files for nodes that a user logs in to. Raises ConfigError on a command for several numbers."""
+    if job.numbers:
+        raise ConfigError("--array is for schedulers, Slurm and Kubernetes: here run the command once for each number")
     where = [job.endpoint, job.name, f"{job.save}/debug/{job.name}"] if job.values else []
     values = {
         "job": job, "cluster": job.cluster, "debug": f"{job.host_save}/debug/{job.name}" if job.values else "",

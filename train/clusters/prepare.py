@@ -1,5 +1,6 @@
 """Make a job of what a user gives, and find all that would stop it on the cluster before it is submitted."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from mconv.train.estimate import plan as plans
 from mconv.train.estimate.fit import GB, Gpu
 from mconv.train.estimate.units import duration
 
+ARRAY = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*", re.ASCII)
 FOLDER = "launch"
 """Folder of a job's files, in the folder of its run, if no other is named."""
 
@@ -29,6 +31,8 @@ class Wanted:
     values: Mapping[str, Any]
     """Fields of the run; empty for a command."""
     command: tuple[str, ...] = ()
+    array: str | None = None
+    """Numbers to run the command for, as Slurm writes them: 0-3,7."""
     folder: Path | None = None
     """Folder for the files."""
 
@@ -48,11 +52,24 @@ def job_of(wanted: Wanted, cluster: Cluster, *, iterations: int | None) -> Job:
     folder = (wanted.folder or _folder(wanted, cluster)).absolute()
     found = Job(
         cluster=cluster, name=name_of(cluster, wanted.values, wanted.command), folder=folder,
-        places=places_for(wanted, cluster, folder), values=wanted.values, command=wanted.command, iterations=iterations,
+        places=places_for(wanted, cluster, folder), values=wanted.values, command=wanted.command,
+        numbers=numbers(wanted), iterations=iterations,
     )  # fmt: skip
     if cluster.chain and wanted.values and not (iterations and wanted.values.get("save")):
         raise ConfigError("cluster.chain needs save and train_iters or train_samples: a chain ends where the run does")
     return found
+
+
+def numbers(wanted: Wanted) -> tuple[int, ...]:
+    """Return the numbers that a command runs for. Raises ConfigError on what is not a list of them, or has no use."""
+    if wanted.array is None:
+        return ()
+    if not ARRAY.fullmatch(wanted.array):
+        raise ConfigError(f"--array is {wanted.array!r}; it must be numbers such as 0-3,7")
+    if not any("{}" in word for word in wanted.command):
+        raise ConfigError("--array is for a --command with {}, where the number goes: 'mconv data dumps --dump {} ...'")
+    ends = [[int(end) for end in part.split("-")] for part in wanted.array.split(",")]
+    return tuple(dict.fromkeys(number for part in ends for number in range(part[0], part[-1] + 1)))
 
 
 def _folder(wanted: Wanted, cluster: Cluster) -> Path:
@@ -123,7 +140,7 @@ def notes(cluster: Cluster, made: plans.RunPlan) -> Iterator[str]:
     else:
         yield f"memory: {peak:.1f} GB a rank, compared with nothing: give cluster.gpu or cluster.gpu_memory"
     if over := _over(cluster, made):
-        jobs = -(-over // max(1, (cluster.limit or 0) - cluster.signal_seconds))
+        jobs = -(-over // max(1, (cluster.limit or 0) - cluster.warning))
         how = "the chain queues them" if cluster.chain else "submit it again after each, or set cluster.chain"
         yield f"time: {duration(over)}, which is {jobs:.0f} jobs of {cluster.time}: {how}"
     elif made.pace and made.pace.seconds:

@@ -53,8 +53,9 @@ def _directives(job: Job) -> Iterator[str]:
         "--job-name": job.name, **{f"--{name}": value for name, value in named.items()},
         "--nodes": cluster.nodes if job.values else 1, "--ntasks-per-node": 1, "--cpus-per-task": cluster.cpus_per_task,
         "--gpus-per-node": (cluster.gpus or None) if cluster.gres is None and job.values else None,
-        "--chdir": job.chdir, "--output": f"{quoting.folder_pattern(output(job))}/%j.out",
-        "--signal": f"USR2@{cluster.signal_seconds}" if job.values and cluster.time and cluster.signal_seconds else None,
+        "--chdir": job.chdir, "--output": f"{quoting.folder_pattern(output(job))}/{'%A_%a' if job.numbers else '%j'}.out",
+        "--array": ",".join(map(str, job.numbers)) or None,
+        "--signal": f"USR2@{cluster.warning}" if job.values and cluster.limit and cluster.warning else None,
         "--requeue" if cluster.requeue else "--no-requeue": True,
         "--open-mode": "append" if cluster.requeue else None,
         "--wait-all-nodes": 1 if cluster.nodes > 1 and job.values else None,
@@ -72,7 +73,8 @@ def _srun(job: Job) -> list[Any]:
     cluster = job.cluster
     cores = [f"--cpus-per-task={cluster.cpus_per_task}"] if cluster.cpus_per_task else []
     if not job.values:
-        return ["srun", "--ntasks=1", *cores, *containers.command(job, [f"{job.shown}/node.sh"])]
+        number = [quoting.Quoted('"$SLURM_ARRAY_TASK_ID"')] if job.numbers else []
+        return ["srun", "--ntasks=1", *cores, *containers.command(job, [f"{job.shown}/node.sh", *number])]
     port = cluster.port or quoting.Quoted("$((20000 + SLURM_JOB_ID % 12000))")
     meet = quoting.Quoted(f'"${{hosts[0]}}:{port}"')
     where = [meet, quoting.Quoted('"$SLURM_JOB_ID"'), quoting.Quoted(f'{quoting.shell(job.save)}/debug/"$SLURM_JOB_ID"')]
@@ -85,9 +87,9 @@ def _notes(job: Job) -> Iterator[str]:
     cluster = job.cluster
     if not job.values or not cluster.limit:
         return
-    if cluster.signal_seconds > cluster.limit / 4:
-        after = written(cluster.limit - cluster.signal_seconds)
-        yield f"signal_seconds {cluster.signal_seconds} of time {cluster.time}: the run saves and stops after {after}"
+    if cluster.warning > cluster.limit / 4:
+        after = written(cluster.limit - cluster.warning)
+        yield f"signal_seconds {cluster.warning} of time {cluster.time}: the run saves and stops after {after}"
     if cluster.chain:
         cost = f"each of up to {cluster.nodes * cluster.limit / 3600:g} node hours"
         yield f"chain: jobs follow each other until iteration {job.iterations}, {cost}; `mconv launch stop` ends it"
