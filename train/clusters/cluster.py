@@ -41,8 +41,8 @@ class Queue:
     time: str | None = None
     """Time limit of a job: minutes, HH:MM:SS or D-HH:MM:SS."""
     signal_seconds: int | None = None
-    """Seconds before the time limit at which Slurm sends SIGUSR2: the run saves and stops. 600, or half of a shorter limit,
-    if not given; 0 sends none."""
+    """Seconds before the time limit at which Slurm sends SIGUSR2: the run saves and stops. 600, or half of a limit below
+    1200, if not given; 0 sends none."""
     requeue: bool = False
     """Let Slurm put the job back into the queue after a node has failed; the run goes on from its last checkpoint."""
     chain: bool = False

@@ -14,7 +14,7 @@ RENAMED = {
     "use_distributed_optimizer": "distributed_optimizer", "data_path": "data", "train_data_path": "train_data",
     "valid_data_path": "valid_data", "test_data_path": "test_data", "data_cache_path": "data_cache",
     "ckpt_step": "iteration", "load_iters": "iteration", "eod_token_id": "eod_token", "rope_theta": "rotary_base",
-    "true_vocab_size": "vocab_size",
+    "true_vocab_size": "vocab_size", "trigger_path": "trigger_dir",
     "learning_rate": "lr", "max_steps": "train_iters", "output_dir": "save", "out": "save",
     "model_name_or_path": "load", "max_grad_norm": "clip_grad", "adam_epsilon": "adam_eps",
     "warmup_steps": "lr_warmup_iters", "save_steps": "save_interval", "save_total_limit": "keep_last",
@@ -51,6 +51,8 @@ CONVERTED = {
     "save_strategy": "{save_interval} saves every so many iterations; 0 saves only at the end",
     "report_to": "{wandb_project} or {tensorboard_dir} turns one on",
     "wandb_logger": "{wandb_project} is enough",
+    "manual_gc": "it is {manual_gc_interval} N, which collects garbage every N iterations",
+    "no_check_for_nan_in_loss_and_grad": "losses and gradients are always checked; {on_nan} says what follows",
     **dict.fromkeys(
         ("profile_step_start", "profile_step_end"),
         "{profile} names the first and the last iteration, counted from 1: Megatron-LM's 10 and 12 are 11-12",
@@ -69,6 +71,8 @@ CONVERTED = {
 """Another unit or another meaning: how to say it here. Braces hold fields."""
 _FROM_MODEL = "it is part of the model: the checkpoint, preset or config.json says it"
 _TOKENIZER = "not needed: the tokenizer's files are beside the checkpoint and recorded with the data"
+_NEEDS_FUSED = "it needs gradients that are accumulated by Apex's fused kernel"
+_ALL_LOGGED = "TensorBoard has all that the log file has"
 _ALWAYS_CORE = "models are always megatron-core's"
 NEEDLESS = {
     "use_checkpoint_args": "the model always comes from the checkpoint; with resume, settings that are not given do too",
@@ -88,6 +92,14 @@ NEEDLESS = {
     "wandb_api_key": "the key is read from WANDB_API_KEY, or from W&B's own login",
     "distributed_backend": "it is NCCL with GPUs and gloo without",
     "context_parallel_size": "context parallelism is not supported",
+    "use_precision_aware_optimizer": "moments and main weights are fp32; Transformer Engine's optimizer is not used",
+    "main_grads_dtype": "gradients are accumulated in fp32",
+    "defer_embedding_wgrad_compute": _NEEDS_FUSED, "wgrad_deferral_limit": _NEEDS_FUSED,
+    "overlap_p2p_communication_warmup_flush": "interleaved stages exchange while they compute, but in warmup and flush",
+    "cross_entropy_loss_fusion": "the loss is mconv's own cross entropy over the vocabulary's shards",
+    "num_dataset_builder_threads": "index files are built by one thread",
+    "log_progress": "progress.txt is always written", "log_memory_to_tensorboard": _ALL_LOGGED,
+    "no_log_loss_scale_to_tensorboard": _ALL_LOGGED, "rope_scaling_factor": _FROM_MODEL, "use_rope_scaling": _FROM_MODEL,
     "expert_model_parallel_size": "expert parallelism is not supported",
 }  # fmt: skip
 """Not needed here, or not offered."""
