@@ -93,6 +93,24 @@ def test_the_containerfiles_pass_hadolint():
     assert len(files) == 2 and done.returncode == 0, done.stdout
 
 
+def rows():
+    """The tables of docs/launch.md on the guides' lines: guide, what it is rendered to."""
+    page = (ROOT / "docs" / "launch.md").read_text().partition("## From the guides' files")[2]
+    for section in page.split("\n### ")[1:]:
+        name, _, body = section.partition("\n")
+        for line in body.splitlines():
+            cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+            if line.startswith("| ") and len(cells) == 3 and cells[2].startswith("`"):
+                yield name, cells[2].strip("` |")
+
+
+def test_the_page_says_what_the_guides_lines_become():
+    told = [*rows()]
+    assert len(told) > 40 and {name for name, _ in told} == {*GUIDES} - {"swissai-8b"}
+    files = {name: "\n".join(path.read_text() for path in (CLUSTERS / "rendered" / name).iterdir()) for name in GUIDES}
+    assert [row for row in told if row[1] not in files[row[0]]] == []
+
+
 def tool(name):
     """Return a program beside this Python, or of the machine."""
     beside = Path(sys.executable).with_name(name)

@@ -41,11 +41,15 @@ class Parallelism:
     overlap_param_gather: bool = False
     """Gather updated weights from the replicas while the next forward pass is already running. Needs
     distributed_optimizer and overlap_grad_reduce."""
+    manual_gc_interval: int = 0
+    """Iterations between collections of Python's garbage, on all ranks at the same steps, so that none waits for another;
+    0 leaves it to Python."""
 
     @staticmethod
     def problems(config: Any) -> Iterator[str]:
         """Yield the broken rules of this section."""
         yield from rules.at_least_1(config, f"tp pp vpp nproc_per_node {NAMED}")
+        yield from rules.not_negative(config, "manual_gc_interval")
         yield from _stages(config)
         if config.sequence_parallel and config.tp == 1:
             yield "sequence_parallel shares positions among the tensor-parallel ranks; it needs tp > 1"

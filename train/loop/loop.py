@@ -17,6 +17,7 @@ from mconv.train.logs import log as logs
 from mconv.train.logs import record, redact
 from mconv.train.logs.boards import boards
 from mconv.train.logs.meter import meter
+from mconv.train.loop import garbage
 from mconv.train.loop.callbacks import Callbacks, callbacks
 from mconv.train.loop.evaluate import evaluate
 from mconv.train.loop.feed import Sets, feed, last_drawn, other_data, sets
@@ -54,7 +55,8 @@ def train(config: TrainConfig, *, say: logs.Say, show: logs.Show | None = None) 
     data = sets(run, say)
     if config.eval_only:
         return _result(run, [], why=None) | _at_the_end(run, data, _plain(run, say))
-    with run.saver.at_work() if run.saver else contextlib.nullcontext(), profiling(config, say=say) as profile:
+    saving = run.saver.at_work() if run.saver else contextlib.nullcontext()
+    with saving, garbage.by_hand(config.manual_gc_interval), profiling(config, say=say) as profile:
         return _steps(run, data, profile, began=began, say=say, show=show)
 
 
@@ -80,6 +82,7 @@ def _steps(
             steps.append(step(run, batches, again=lambda: feed(run, data.train, consumed=run.consumed)))
         chain.stepped()
         log.step(steps[-1])
+        garbage.collect(run.iteration, every=config.manual_gc_interval)
         if warning := risk.step(run.iteration, steps[-1].seconds):
             say(warning)
         if run.saver:
