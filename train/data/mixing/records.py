@@ -13,13 +13,16 @@ from mconv.train.data.index import CHUNK, Indexed
 from mconv.train.data.mixing.prefixes import Prefix
 from mconv.train.data.record import Tokenized
 
-DIFFERENCES: Mapping[str, tuple[str, ...]] = {
-    "tokenizer": ("tokenizer_files", "tokenizer_type", "added_tokens", "vocab_size"),
-    "eod": ("append_eod",),
-    "bos": ("prepend_bos",),
-    "template": ("template",),
-}
-"""Word of --allow-different -> the fields of a record that may then differ."""
+DIFFERENCES: Mapping[str, Mapping[str, str]] = {
+    "tokenizer": {
+        "tokenizer_files": "the tokenizer", "tokenizer_type": "the tokenizer's type", "added_tokens": "added tokens",
+        "vocab_size": "vocabulary size",
+    },
+    "eod": {"append_eod": "the end-of-document token"},
+    "bos": {"prepend_bos": "the BOS token"},
+    "template": {"template": "chat template"},
+}  # fmt: skip
+"""Word of --allow-different -> the fields of a record that may then differ, and what they are called."""
 _SUMS = ("documents", "empty", "spelled", "tokens", "answer_tokens", "unended", "excluded", "bin_bytes")
 _COUNTS = ("rejected", "ignored", "unread")
 _LISTED = 5
@@ -30,11 +33,11 @@ def check(found: Sequence[Prefix], allowed: Collection[str] = ()) -> None:
     """Raise ConfigError where records say that prefixes were made in different ways; those without a record pass."""
     recorded = [(one, one.record) for one in found if one.record]
     problems = [
-        f"{one.path} and {recorded[0][0].path} differ in {_named(field)}: {_shown(record, field)} and "
+        f"{one.path} and {recorded[0][0].path} differ in {title}: {_shown(record, field)} and "
         f"{_shown(recorded[0][1], field)}; tokenize one of them again, or pass --allow-different {word}"
         for word, fields in DIFFERENCES.items()
         if word not in allowed
-        for field in fields
+        for field, title in fields.items()
         for one, record in recorded[1:]
         if _value(record, field) != _value(recorded[0][1], field)
     ]
@@ -96,12 +99,3 @@ def _value(record: Tokenized, field: str) -> Any:
 
 def _shown(record: Tokenized, field: str) -> str:
     return record.tokenizer if field == "tokenizer_files" else str(getattr(record, field)).replace("None", "none")
-
-
-def _named(field: str) -> str:
-    """Return a field of the record in words."""
-    return {
-        "tokenizer_files": "the tokenizer", "tokenizer_type": "the tokenizer's type", "added_tokens": "added tokens",
-        "vocab_size": "vocabulary size", "append_eod": "the end-of-document token",
-        "prepend_bos": "the BOS token", "template": "chat template",
-    }[field]  # fmt: skip
