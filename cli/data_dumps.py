@@ -83,7 +83,8 @@ def dumps(
     filter_out
         Leave out files whose path within the corpus contains one of these.
     format
-        Take only files of these kinds, packed or not: jsonl, json, txt, parquet. Default: all that are read.
+        Take only files of these kinds, packed or not: jsonl, txt, csv, parquet, arrow, ... Default: all that are read,
+        but json, which describes a dataset more often than it is one.
     """
     _check(folder, metadata, job)
     from mconv.train.data import dumps as dumping
@@ -121,16 +122,13 @@ def _check(folder: Path | None, metadata: Path, job: Job) -> None:
 
 def _wanted(kinds: list[str] | None) -> Callable[[Path], bool]:
     """Return what tells the files to take, by their suffix. Raises MconvError on a kind that is not read."""
-    from mconv.train.data.reading.formats import FORMATS
+    from mconv.train.data.reading.formats import FORMATS, known
     from mconv.train.data.reading.packed import without_packing
 
-    known = {".jsonl", ".json", *FORMATS}
-    asked = {f".{kind.lstrip('.')}" for kind in kinds or ()} or known
-    if other := sorted(asked - known):
-        raise MconvError(
-            f"--format {other[0][1:]} is not read; there are {', '.join(kind[1:] for kind in sorted(known))}"
-        )
-    return lambda path: without_packing(path).suffix in asked
+    asked = {f".{kind.lstrip('.')}" for kind in kinds or ()} or {*FORMATS} - {".json"}
+    if other := sorted(asked - {*FORMATS}):
+        raise MconvError(f"--format {other[0][1:]} is not read; there are {', '.join(kind[1:] for kind in FORMATS)}")
+    return lambda path: known(path) is not None and without_packing(path).suffix in asked
 
 
 def _run(dump: "Dump", metadata: Path, job: Job, *, json: bool) -> "Result":

@@ -97,8 +97,9 @@ def shuffle(
     if out.is_dir() or (out.exists() and not overwrite):
         raise MconvError(f"{out} is there already; {'name a file' if out.is_dir() else 'pass --overwrite'}")
     from mconv.train.data.preparing import texts
+    from mconv.train.data.reading.inputs import files
 
-    paths = texts.files([str(path) for path in sources])
+    paths = files(sources)
     if out.resolve() in {path.resolve() for path in paths}:
         raise MconvError(f"--out {out} is one of the sources; choose another file")
     with progress(sum(path.stat().st_size for path in paths), "shuffling") as shown:

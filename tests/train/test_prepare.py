@@ -165,14 +165,15 @@ def test_every_mistake_of_a_file_is_told_at_once(tmp_path):
         configs.read_yaml(tmp_path / "c.yaml")
 
 
-def test_sources_are_found_by_file_folder_and_pattern(corpus):
+def test_files_of_folders_that_are_no_texts_stop_or_are_left_out(corpus, tokenizer, capsys):
     Path("raw/notes.md").write_text("x")
-    assert list(map(str, texts.files(["lines.txt", "raw", "raw/**/*.jsonl*"]))) == [
-        "lines.txt", "raw/a.jsonl", "raw/more/b.jsonl.gz"
-    ]  # fmt: skip
-    with pytest.raises(Exception, match=r"3 problems(.|\n)*none: no such file(.|\n)*n\*: no file(.|\n)*empty: no file"):
-        Path("empty").mkdir()
-        texts.files(["none", "n*", "empty"])
+    assert run(["data", "prepare", "c.yaml"]) == 2 and "raw/notes.md: the name says no format" in capsys.readouterr().err
+    Path("raw/d.tsv").write_text("body\tn\nthe end\t1\n\t\ncut\t2\t3\n")
+    bad = {"sources": ["raw"], "key": "body", "skip_unknown_files": True}
+    write(tokenizer, sets={"json": bad}, on_bad_record="skip")
+    assert list(planned(capsys)) == ["collect json", "shuffle json", "tokenize json"]
+    assert run(["data", "prepare", "c.yaml"]) == 0
+    assert "collect json: 27 documents of 3 files; 1 bad records left out" in capsys.readouterr().out
 
 
 def test_shuffle_is_a_command_of_its_own(corpus, capsys):

@@ -76,7 +76,7 @@ def files_of(
             continue
         entered.add(real)
         below.sort()
-        found += [path for name in names if wanted(path := Path(at, name))]
+        found += [path for name in names if not name.startswith(".") and wanted(path := Path(at, name))]
     within = {path.relative_to(folder): path for path in sorted(found)}
     kept = [
         one

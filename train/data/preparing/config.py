@@ -20,7 +20,11 @@ class TextSet:
     """A set of texts."""
 
     sources: list[str]
-    """Files, folders and patterns such as raw/*.jsonl.gz, in this order."""
+    """Files, folders, patterns such as raw/*.jsonl.gz and datasets by name (hf://ORG/NAME), in this order."""
+    split: str | None = None
+    """Split of folders that `datasets` saved with several."""
+    skip_unknown_files: bool = False
+    """Leave out files of folders whose names say no format, instead of stopping."""
     key: str = "text"
     """Field of a record that holds the text."""
     weight: float | None = None

@@ -15,6 +15,7 @@ from mconv.train.data.preparing import texts
 from mconv.train.data.preparing.config import Preparation, TextSet
 from mconv.train.data.preparing.duplicates import deduplicate
 from mconv.train.data.preparing.steps import Ledger, Step
+from mconv.train.data.reading.inputs import Choice, files
 from mconv.train.data.record import facts
 from mconv.train.data.tokenize import tokenize
 from mconv.train.data.tokenizers.types import load
@@ -70,7 +71,8 @@ class _Steps:
 
     def of(self, name: str, one: TextSet) -> Iterator[Step]:
         """Yield the steps of a set: each takes what the one before it has made."""
-        paths = texts.files(one.sources)
+        choice = Choice(split=one.split, skip_unknown=one.skip_unknown_files)
+        paths = files([Path(source).expanduser() for source in one.sources], choice)
         work = self.out / "work" / name
         if not texts.are_json_lines(paths):
             yield self.collected(name, one, paths, work / "collected.jsonl")
@@ -89,8 +91,8 @@ class _Steps:
 
         def run(goes_on: bool) -> str:
             with self.shown(f"collecting {name}", _size(paths)) as progress:
-                count = texts.collect(paths, out, key=one.key, bad=POLICIES[policy], progress=progress)
-            return f"{count:,} documents of {len(paths)} files"
+                count, left_out = texts.collect(paths, out, key=one.key, bad=POLICIES[policy], progress=progress)
+            return f"{count:,} documents of {len(paths)} files" + f"; {left_out:,} bad records left out" * (left_out > 0)
 
         return self._step(f"collect {name}", paths, [out], run, key=one.key, on_bad_record=policy)
 
@@ -156,4 +158,4 @@ class _Steps:
 
 
 def _size(paths: list[Path]) -> int:
-    return sum(path.stat().st_size for path in paths)
+    return sum(path.stat().st_size for path in paths if path.is_file())

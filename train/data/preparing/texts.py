@@ -1,9 +1,8 @@
-"""Files of texts: found by patterns, read line by line whatever their format, written whole or not at all."""
+"""Files of texts: collected whatever their format, shuffled line by line, written whole or not at all."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from glob import glob, has_magic
 from pathlib import Path
 from typing import IO
 
@@ -12,42 +11,12 @@ from mconv.errors import FormatError, MconvError, refuse
 from mconv.train.data.bad_records import BadRecord, OnBad
 from mconv.train.data.dedup.appearing import appearing
 from mconv.train.data.dedup.write import PACKERS
-from mconv.train.data.dumps import files_of
 from mconv.train.data.preparing.shuffle import shuffled
 from mconv.train.data.reading.batch import Batch
-from mconv.train.data.reading.formats import FORMATS, batches, format_of
+from mconv.train.data.reading.formats import batches, format_of
 from mconv.train.data.reading.lines import JsonLines, json_lines, text_lines
-from mconv.train.data.reading.packed import without_packing
 
-SUFFIXES = (".jsonl", ".json", *FORMATS)
-"""Suffixes of the files that are taken from a folder, packed or not."""
 Progress = Callable[[int], None]
-
-
-def files(patterns: Sequence[str]) -> list[Path]:
-    """Return the files that paths, folders and patterns name, in this order, each once.
-
-    Raises FormatError for all that name nothing.
-    """
-    found = {pattern: _named(pattern) for pattern in patterns}
-    problems = [f"{pattern}: {'no such file' if _is_file(pattern) else 'no file that is read'}"
-                for pattern, paths in found.items() if not paths]  # fmt: skip
-    refuse(problems, doing="looking for texts", kind=FormatError)
-    return list(dict.fromkeys(path for paths in found.values() for path in paths))
-
-
-def _is_file(pattern: str) -> bool:
-    return not has_magic(pattern) and not Path(pattern).is_dir()
-
-
-def _named(pattern: str) -> list[Path]:
-    """Return the files that one of the words names."""
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        return [path / one for one, _ in files_of(path, lambda file: without_packing(file).suffix in SUFFIXES)]
-    if path.is_file():
-        return [path]
-    return sorted(Path(one) for one in glob(str(path), recursive=True) if Path(one).is_file())  # noqa: PTH207 (any path)
 
 
 def are_json_lines(paths: Iterable[Path]) -> bool:
@@ -55,20 +24,23 @@ def are_json_lines(paths: Iterable[Path]) -> bool:
     return all(format_of(path).batches is json_lines for path in paths)
 
 
-def collect(paths: Sequence[Path], out: Path, *, key: str, bad: OnBad, progress: Progress = lambda n: None) -> int:
-    """Write the texts under `key` of files of any format as JSON lines; returns how many."""
-    count = 0
+def collect(
+    paths: Sequence[Path], out: Path, *, key: str, bad: OnBad, progress: Progress = lambda n: None
+) -> tuple[int, int]:
+    """Write the texts under `key` of files of any format as JSON lines; returns how many, and how many bad records."""
+    count = left_out = 0
     with _writing(out) as file:
         for batch in (batch for path in paths for batch in batches(path, [key])):
             for place, value in batch.texts([key]):
                 if isinstance(value, BadRecord):
                     bad(value, place)
-                    continue
-                file.write(json.dumps({key: value[0]}, ensure_ascii=False).encode() + b"\n")
-                count += 1
+                    left_out += 1
+                else:
+                    file.write(json.dumps({key: value[0]}, ensure_ascii=False).encode() + b"\n")
+                    count += 1
             progress(batch.size)
         _check_any(count)
-    return count
+    return count, left_out
 
 
 def shuffle(paths: Sequence[Path], out: Path, *, seed: int, buffer: int, progress: Progress = lambda n: None) -> int:
