@@ -20,11 +20,11 @@ def shown(sources: Sequence[Path], what: str, *, every: int | None) -> Iterator[
     if every:
         yield megatron_lines(what, every)
         return
-    with progress(_size(sources), f"tokenizing {what}") as advance:
-        yield lambda records, size: advance(size)
+    with progress(size(sources), f"tokenizing {what}") as advance:
+        yield lambda records, done: advance(done)
 
 
-def _size(sources: Sequence[Path]) -> int | None:
+def size(sources: Sequence[Path]) -> int | None:
     """Return the bytes that will be read, None where packed files and datasets that are fetched do not tell."""
     from mconv.train.data.reading.packed import PACKED
 

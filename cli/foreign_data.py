@@ -51,6 +51,11 @@ DATA_ROWS: Mapping[str, Mapping[str, str]] = {
         "paths_file": "--dump, its number", "eos_token": "the tokenizer's EOS token is put after each document",
         "logging_dir": "results are written to a table in --metadata",
     },
+    "data export": {
+        **{name: "--input" if ours == "SOURCES" else ours for name, ours in _IN_OUT.items() if name != "input"},
+        "column": "--key", "text_column": "--key", "json_keys": "--key",
+        **dict.fromkeys(("num_workers", "num_proc"), "one process writes; reading is what takes the time"),
+    },
     "data stats": dict.fromkeys(("input", "data_path", "data"), "PATHS"),
     "data discover": {"min_tokens": "--seq-length, one less", "data_path": "FOLDERS", "input": "FOLDERS"},
     "data dedup": {

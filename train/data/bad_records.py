@@ -34,6 +34,7 @@ class Kind(str, Enum):
     CONTRADICTION = "contradiction"
     SWITCH = "neither yes nor no"
     TEMPLATE = "chat template"
+    LINE_BREAK = "line break"
 
     __str__ = str.__str__
 

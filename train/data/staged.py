@@ -63,7 +63,7 @@ class StagedRun:
         self.staging.clear()
         self.staging.partial.mkdir(parents=True)
         self.staging.journal.mkdir()
-        sizes = {file: size for file, (size, _) in of["files"].items()}
+        sizes = {file: status[0] for file, status in of["files"].items() if status}
         plan = {"of": of, "command": command, "sizes": sizes, "what": "tokenization"}
         write_whole(self.staging.journal / PLAN, json.dumps(plan, indent=1))
         return {}

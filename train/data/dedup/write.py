@@ -1,22 +1,18 @@
 """Write the records that are kept, as they were read."""
 
 import importlib
-import lzma
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from isal import igzip
 
-from mconv import extras
 from mconv.errors import FormatError, MconvError, refuse
 from mconv.train.data.dedup.decide import Decisions
 from mconv.train.data.dedup.sign import LINE
@@ -27,6 +23,7 @@ from mconv.train.data.reading.batch import Batch
 from mconv.train.data.reading.formats import format_of
 from mconv.train.data.reading.lines import JsonLines
 from mconv.train.data.reading.packed import without_packing
+from mconv.train.data.writing.packing import PACKERS
 
 Kept = npt.NDArray[np.bool_]
 
@@ -87,17 +84,6 @@ class TableWriter(Writer):
         self._writer.close()
 
 
-def _zst(file: Any) -> Any:
-    extras.need("data", "zstandard", to="writing .zst")
-    return importlib.import_module("zstandard").ZstdCompressor().stream_writer(file, closefd=False)
-
-
-PACKERS: dict[str, Callable[[Any], Any]] = {
-    ".gz": lambda file: igzip.IGzipFile(filename="", mode="wb", fileobj=file, mtime=0),
-    ".xz": partial(lzma.open, mode="wb"),
-    ".zst": _zst,
-}
-"""Compressors by suffix."""
 WRITERS: dict[Any, type[Writer]] = {
     lines.json_lines: LineWriter, lines.text_lines: LineWriter, tables.parquet: TableWriter,
 }  # fmt: skip
