@@ -36,7 +36,7 @@ CONVERT_FLOORS = [
     "blend",
 ]
 FLOORS = ["config", "megatron", "launch", "model", "optim", "estimate", "logs", "data", "checkpoints", "loop", "clusters"]
-DATA_FLOORS = ["bad_records", "reading tokenizers", "*", "dedup mixing", "preparing"]
+DATA_FLOORS = ["bad_records", "reading tokenizers", "*", "writing", "dedup mixing", "preparing"]
 """`*`: the modules that are not named."""
 ANYONE = {"errors", "extras", "spec"}
 ONLY = {"megatron": {"train"}, "cyclopts": {"cli"}, "rich": {"cli", "train", "hub"}}
