@@ -45,6 +45,15 @@ class Job(TokenizerOptions):
         Literal["stop", "skip"], Parameter(help="At a record that cannot be used: stop, or skip and list it.")
     ] = "stop"
 
+    resume: Annotated[
+        bool,
+        Parameter(
+            help="Continue the dump that was interrupted where it stopped, instead of at its start. What is done already "
+            "is never done again.",
+            negative=(),
+        ),
+    ] = False
+
     @property
     def names_tokenizer(self) -> bool:
         """True where some option says which tokenizer to take."""
@@ -68,7 +77,7 @@ def dumps(
     """Divide a corpus into dumps of about equal size, and tokenize each by a job of its own.
 
     The largest files come first, each into the dump that is the smallest so far. With --run, dumps are tokenized one by
-    one; what is done moves to completed-dumps, so the same command goes on where it stopped.
+    one; what is done moves to completed-dumps, so the same command takes up what is left.
 
     Parameters
     ----------
@@ -143,7 +152,7 @@ def _run(dump: "Dump", metadata: Path, job: Job, *, json: bool) -> "Result":
     def work(files: list[Path], prefix: Path) -> int:
         with data_progress.shown(files, f"dump {dump.number}", every=None) as progress:
             return tokenize(
-                files, prefix, tokenizer=choice, workers=workers, resume=True, overwrite=True, progress=progress,
+                files, prefix, tokenizer=choice, workers=workers, resume=job.resume, overwrite=True, progress=progress,
                 command=command(), **own,
             ).tokens  # fmt: skip
 

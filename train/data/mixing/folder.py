@@ -128,10 +128,14 @@ def summary(mix: Mixture, out: Path) -> str:
         f"{known['tokens']:,} tokens, {known['bytes']:,} bytes, seed {mix.seed}; used up: "
         f"{', '.join(mix.used_up) or 'none'}",
     ]
-    for one in known["sets"]:
-        there = one["available"]
-        lines.append(
-            f"  {one['name']}: {one['share']:.2%} (wanted {one['wanted']:.2%}), {one['tokens']:,} of {there['tokens']:,} "
-            f"tokens, {one['prefixes']} of {there['prefixes']} prefixes, {one['bytes']:,} bytes"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(_of_set, known["sets"])])
+
+
+def _of_set(one: dict[str, Any]) -> str:
+    """Return what the summary says of a set."""
+    there = one["available"]
+    return (
+        f"  {one['name']}: {one['share']:.2%} (wanted {one['wanted']:.2%}, {one['natural_share']:.2%} of all there is), "
+        f"{one['tokens']:,} of {there['tokens']:,} tokens, {one['prefixes']} of {there['prefixes']} prefixes, "
+        f"{one['bytes']:,} bytes"
+    )

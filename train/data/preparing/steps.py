@@ -8,6 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import mconv
 from mconv.convert.folders.staging import write_whole
 
 NAME = "prepare.json"
@@ -44,15 +45,14 @@ class Ledger:
         """Return why a step is to be done; None if it is done already, and nothing has changed since."""
         before = self._known["steps"].get(step.name)
         if before is None:
-            return "interrupted" if self._known["begun"] == self._identity(step) else "new"
+            return "interrupted" if self._begun(step) else "new"
         return next(_changes(before, step), None)
 
     def do(self, step: Step) -> str:
         """Do a step and remember it. Returns what it says of itself."""
-        now = self._identity(step)
-        goes_on = self._known["begun"] == now
+        now, goes_on = self._identity(step), self._begun(step)
         self._known["steps"].pop(step.name, None)
-        self._known["begun"] = now
+        self._known["begun"] = {**now, "mconv": mconv.__version__}
         self._save()
         start = perf_counter()
         said = step.run(goes_on)
@@ -63,6 +63,10 @@ class Ledger:
         }  # fmt: skip
         self._save()
         return said
+
+    def _begun(self, step: Step) -> bool:
+        """Return whether this very step was interrupted, under this mconv."""
+        return self._known["begun"] == {**self._identity(step), "mconv": mconv.__version__}
 
     def _save(self) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
