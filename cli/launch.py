@@ -5,7 +5,6 @@ import json as jsonlib
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -169,29 +168,28 @@ def _rendered(wanted: "Wanted", options: Options) -> "tuple[Job, Rendered]":
     if wanted.values:
         if prepare.places_for(wanted, cluster).binds is None:
             wanted = dataclasses.replace(wanted, values=here(dict(wanted.values)))
-        iterations, *notes = _planned(cluster, wanted, options)
+        iterations, notes = _planned(cluster, wanted, options)
     job = prepare.job_of(wanted, cluster, iterations=iterations)
     rendered = TARGETS[wanted.target].render(job)
     recorded = {**rendered.files, followed.RECORD: followed.record(job, wanted.target)}
     return job, dataclasses.replace(rendered, files=recorded, notes=(*notes, *rendered.notes))
 
 
-def _planned(cluster: "Cluster", wanted: "Wanted", options: Options) -> Iterator[Any]:
-    """Yield the steps of the run, and what the plan found. Raises MconvError as mconv train would."""
+def _planned(cluster: "Cluster", wanted: "Wanted", options: Options) -> tuple[int | None, list[str]]:
+    """Return the steps of the run, and what the plan found. Raises MconvError as mconv train would."""
     from mconv.train.clusters import places, prepare
     from mconv.train.config import make
     from mconv.train.config.length import run_length
     from mconv.train.data import sources
 
     if options.no_plan:
-        yield run_length(make(wanted.values)).iterations or None
-        yield "not planned: whether the run can start is found out on the cluster"
-        return
+        unknown = "not planned: whether the run can start is found out on the cluster"
+        return run_length(make(wanted.values)).iterations or None, [unknown]
     config = settled(places.here(wanted.values, prepare.places_for(wanted, cluster)))
     check_load(config)
     sources.check_present(config)
-    yield run_length(config).iterations or None
-    yield from prepare.notes(cluster, prepare.planned(cluster, config, tokens_per_second=options.tokens_per_second))
+    plan = prepare.planned(cluster, config, tokens_per_second=options.tokens_per_second)
+    return run_length(config).iterations or None, [*prepare.notes(cluster, plan)]
 
 
 # ---- what is said and done -------------------------------------------------------------------------------------------

@@ -221,7 +221,7 @@ def test_files_are_rendered_checked_and_not_overwritten(tmp_path, monkeypatch, c
         assert run(["launch", "slurm", "run.yaml", "--render", "run/launch"]) == 0
     assert "next: cd" in capsys.readouterr().out and not [*Path("run/launch").glob(".*")]
     assert run(["launch", "slurm", "run.yaml", "--render", "run/launch", "--nodes", "2"]) == 2
-    assert "holds another job's job.sbatch, node.sh; replace them with --overwrite" in capsys.readouterr().err
+    assert "holds another job.sbatch, node.sh; replace it with --overwrite" in capsys.readouterr().err
     assert run(["launch", "slurm", "run.yaml", "--render", "run/launch", "--nodes", "2", "--overwrite", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["files"]["run.yaml"] == Path("run/launch/run.yaml").read_text()
     assert run(["launch", "torchrun", "run.yaml", "--submit"]) == 2

@@ -1,6 +1,6 @@
 """Files that start a run, or another command, on a cluster: rendered from a run's YAML file and a cluster's.
 
-    cluster.yaml --read.py--> Cluster (cluster.py: the fields of the `cluster:` section)
+    cluster.yaml --read.py--> Cluster (cluster.py, with the fields of fields.py)
     run.yaml + Cluster --job.py--> Job: names, folders, ranks, and what runs (`mconv train`, or commands)
     Job --targets.py--> Rendered: the text of each file, what submits them, and notes
       slurm.py       job.sbatch, submit.sh, node.sh, rank.sh, run.yaml

@@ -58,7 +58,7 @@ def _docker(job: Job) -> list[Any]:
     return [
         *("docker", "run", "--rm", *gpus, *fabric, "--network=host", f"--shm-size={job.cluster.shm_size}"),
         *("--ulimit=memlock=-1", "--ulimit=stack=67108864", quoting.Quoted('--user="$(id -u):$(id -g)"')),
-        *(*volumes, f"--workdir={job.places.start}", "--entrypoint=bash", job.cluster.image),
+        *(*volumes, "--env=HOME=/tmp", f"--workdir={job.places.start}", "--entrypoint=bash", job.cluster.image),
     ]
 
 

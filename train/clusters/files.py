@@ -18,7 +18,7 @@ def write(folder: Path, files: Mapping[str, str], *, overwrite: bool) -> None:
     there = [name for name in changed if (folder / name).exists()]
     if there and not overwrite:
         raise ConfigError(
-            f"{folder} holds another job's {', '.join(there)}; replace them with --overwrite, or name another folder"
+            f"{folder} holds another {', '.join(there)}; replace it with --overwrite, or name another folder"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ def places_of(cluster: Cluster, folder: Path | None, *, mounted: str | None = No
         return Places(chdir, None)
     binds = tuple((os.path.normpath(Path(chdir) / one.split(":")[0]), one.split(":")[1]) for one in cluster.binds or [])
     if mounted is not None:
-        return Places(cluster.workdir or "/", (*binds, (str(folder), mounted)))
+        return Places(cluster.workdir or "/", (*binds, *([(str(folder), mounted)] if folder else [])))
     found = Places(cluster.workdir or chdir, binds)
     if folder is None or found.seen(str(folder)):
         return found

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mconv.errors import ConfigError, refuse
-from mconv.train.clusters.cluster import SECTIONS, Cluster
+from mconv.train.clusters.cluster import Cluster
+from mconv.train.clusters.fields import SECTIONS
 from mconv.train.config import load, read, template
 
 KEY = "cluster"
