@@ -140,6 +140,8 @@ def _wanted(target: str, config: Path | None, options: Options) -> "Wanted":
         raise ConfigError("give CONFIG, the YAML file of a run, or else --command")
     kinds = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
     theirs = read.assigned([one for one in options.set_ or [] if not one.startswith("cluster.")], kinds=kinds)
+    if meant := [name for name in theirs if name not in kinds and name in read.KINDS]:
+        raise ConfigError(f"--set {meant[0]}: it is a field of the cluster; write --set cluster.{meant[0]}=...")
     flags = {name: getattr(options, name) for name in ("nodes", "time", "partition", "account")}
     given = {name: value for name, value in flags.items() if value is not None}
     return Wanted(

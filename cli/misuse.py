@@ -34,6 +34,8 @@ VERBS = {
     "mix": "data mix", "tokenize": "data tokenize", "instruct": "data instruct",
     "finetune": "train", "pretrain": "train", "pretrain_gpt": "train", "verify_correctness": "verify", "check": "verify",
     "compare": "verify", "info": "inspect", "estimate": "plan",
+    "submit": "launch slurm", "sbatch": "launch slurm", "srun": "launch slurm", "kubectl": "launch kubernetes",
+    "torchrun": "launch torchrun",
 }  # fmt: skip
 """Command of other programs -> mconv's."""
 

@@ -22,6 +22,8 @@ FILES = {
     "notes.txt": "buy milk\n",
     "typo.yaml": "load: meg\ndata: data/text\nlr: 1e-4\ntrain_iter: 2\nlearning_rate: 1\n",
     "colon.yaml": "load: meg\nlr 1e-4\n",
+    "small.yaml": "load: meg\ndata: data/text\nlr: 1e-4\ntrain_iters: 2\nseq_length: 16\n",
+    "site.yaml": "cluster: {gpus_per_node: 2}\n",
     "twice.yaml": "lr: 1e-4\nlr: 1e-3\n",
     "text.jsonl": f'{{"text": "{TEXT}"}}\n' * 30,
     "bad.jsonl": f'{{"text": "{TEXT}"}}\n{{"text": 5}}\n',
