@@ -277,13 +277,24 @@ def test_datasets_by_name(named):
     assert first.file == "hf://ORG/NAME" and {*next(first.records()).value} == {"text"}
     for name, message in (
         ("hf://ORG/NAME@none", r"hf://ORG/NAME@none: ValueError: .*Available splits"),
-        ("hf://ORG/NAME/none", "BuilderConfig 'none' not found"),
-        ("hf://NAME", "a dataset is hf://ORG/NAME or"),
+        ("hf://ORG/NAME/none", "hf://ORG/NAME/none: "),
+        ("hf://NAME", "a dataset is hf://ORG/NAME, with"),
     ):
         with pytest.raises(MconvError, match=message):
             jobs.documents(Path(name))
     with pytest.raises(FormatError, match="hf://ORG/NAME: no column 'body'"):
         jobs.documents(Path("hf://ORG/NAME"), key="body")
+
+
+def test_a_dataset_by_name_is_tokenized(named, tmp_path, capsys):
+    """By the command, with a record; --resume tells it from another dataset."""
+    pytest.importorskip("datasets")
+    from mconv.cli.app import run
+
+    folder = jobs.tokenizer_folder(tmp_path / "t", jobs.texts())
+    words = ["data", "tokenize", "hf://ORG/NAME@test", "--out", str(tmp_path / "d"), "--tokenizer", str(folder)]
+    assert run([*words, "--workers", "1"]) == 0 and "600 documents" in capsys.readouterr().out
+    assert run([*words, "--workers", "1"]) == 2 and "already there" in capsys.readouterr().err
 
 
 def test_a_datasets_script_is_never_run(named):

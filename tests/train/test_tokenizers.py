@@ -60,6 +60,25 @@ def test_megatron_llm_with_and_without_its_new_tokens(case, options, tmp_path):
 
 
 @golden
+def test_training_compares_the_model_with_the_checkpoints(tmp_path):
+    """By the name that it has in a checkpoint, whatever it is called where it was read."""
+    from mconv.train.data.checks import PrefixShare as Share
+    from mconv.train.data.checks import check, same_tokenizer
+
+    shutil.copy(MODEL, tmp_path / "mine.spm")
+    (tmp_path / "d.txt").write_text("hello <MASK>\n" * 9)
+    prefix = tmp_path / "d"
+    tokenize([tmp_path / "d.txt"], prefix, tokenizer=choice(path=tmp_path / "mine.spm", type="SentencePieceTokenizer"))
+    same_tokenizer([prefix], {"tokenizer.model": MODEL})
+    (tmp_path / "other.model").write_bytes(MODEL.read_bytes()[:-1])
+    with pytest.raises(MconvError, match=r"by another tokenizer than the checkpoint's: tokenizer\.model differs"):
+        same_tokenizer([prefix], {"tokenizer.model": tmp_path / "other.model"})
+    check([Share(name="train", prefixes=[prefix])], vocab_size=389, seq_length=4)
+    with pytest.raises(MconvError, match="holds token id 387, but the model's vocabulary ends at 383"):
+        check([Share(name="train", prefixes=[prefix])], vocab_size=384, seq_length=4)
+
+
+@golden
 def test_megatron_llm_with_tokens_of_the_users_own(tmp_path):
     how = choice(type="SentencePieceTokenizer", path=MODEL, extra_tokens=("<|im_start|>", "<|im_end|>"))
     outputs = {key: tmp_path / key for key in ("text", "title")}

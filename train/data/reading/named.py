@@ -1,4 +1,4 @@
-"""Datasets by name, hf://ORG/NAME[/CONFIG][@SPLIT], streamed by the package `datasets`, which runs no code of theirs."""
+"""Datasets by name, hf://ORG/NAME[/PART][@SPLIT], streamed by the package `datasets`, which runs no code of theirs."""
 
 import importlib
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,8 @@ class DatasetName(NamedTuple):
     """A dataset, as the package `datasets` loads it."""
 
     repository: str
-    config: str | None
+    part: str | None
+    """A configuration of the dataset, or a folder of its repository."""
     split: str
 
 
@@ -33,12 +34,12 @@ def shown(path: Path) -> str:
 
 
 def parsed(path: Path) -> DatasetName:
-    """Return the parts of a name. Raises ConfigError on one that has not the right number."""
+    """Return the parts of a name. Raises ConfigError on one that has too few."""
     name, _, split = "/".join(path.parts[1:]).partition("@")
-    parts = name.split("/")
-    if not 2 <= len(parts) <= 3 or not all(parts):
+    parts = name.split("/", 2)
+    if len(parts) < 2 or not all(parts):
         raise ConfigError(
-            f"{shown(path)}: a dataset is hf://ORG/NAME or hf://ORG/NAME/CONFIG, and @SPLIT behind it if not train"
+            f"{shown(path)}: a dataset is hf://ORG/NAME, with /CONFIG or /FOLDER behind it, and @SPLIT unless it is train"
         )
     return DatasetName("/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split or "train")
 
@@ -59,7 +60,13 @@ def _open(name: DatasetName) -> Any:
     """Return a dataset that is read as it is fetched; from its cache where there is no network."""
     module = importlib.import_module("datasets")
     module.disable_progress_bars()
-    return module.load_dataset(name.repository, name.config, split=name.split, streaming=not module.config.HF_HUB_OFFLINE)
+    how = {"split": name.split, "streaming": not module.config.HF_HUB_OFFLINE}
+    try:
+        return module.load_dataset(name.repository, name.part, **how)
+    except ValueError as error:
+        if name.part is None or "BuilderConfig" not in str(error):
+            raise
+    return module.load_dataset(name.repository, data_dir=name.part, **how)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mconv import extras
-from mconv.convert.folders.tokens import count, decides
+from mconv.convert.folders.tokens import JSON, count, decides
 from mconv.errors import ConfigError, FormatError
 from mconv.train.data.tokenizers.choice import TokenizerChoice
 from mconv.train.data.tokenizers.encoders import Encode, Encoder, Locate, Located, RustEncoder
@@ -57,7 +57,8 @@ def read(folder: Path, added: tuple[str, ...] = ()) -> Any:
 
 def _check_whole(tokenizer: Any, folder: Path) -> None:
     """Raise FormatError if transformers lost ids: for some files it makes a vocabulary of one token, silently."""
-    found = count({path.name: path for path in folder.iterdir() if path.is_file()})
+    files = {path.name: path for path in folder.iterdir() if path.is_file()}
+    found = count(files) if JSON not in files else None
     top = max(tokenizer.get_vocab().values(), default=-1) + 1
     if found and top < found.ids:
         raise FormatError(
