@@ -33,7 +33,7 @@ from mconv.errors import MconvError
 os.environ.setdefault("SOURCE_DATE_EPOCH", "1790000000")  # results are compared byte for byte, their time too
 HOOKS: list[tuple[Any, str]] = [
     (os, "pwrite"), (os, "fsync"), (os, "fdatasync"), (Path, "rename"), (Path, "replace"), (Path, "mkdir"),
-    (Path, "write_text"), (shutil, "rmtree"), (shutil, "copyfile"), (journal, "record"),
+    (Path, "write_text"), (Path, "write_bytes"), (shutil, "rmtree"), (shutil, "copyfile"), (journal, "record"),
 ]  # fmt: skip
 JOBS: dict[str, dict[str, Any]] = {
     "torch_dist": {"format": "torch_dist", "tp": 2, "pp": 1},

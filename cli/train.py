@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from mconv import extras
 from mconv.cli.fields import check_load, given_values, here, settled, with_fields
-from mconv.convert.folders.staging import has_saved
+from mconv.convert.folders.staging import has_saved, write_whole
 from mconv.errors import CheckFailed, ConfigError, MconvError
 from mconv.train.config import TrainConfig, help_of, make
 
@@ -112,15 +112,10 @@ def _write(path: Path, config: Path | None, flags: dict[str, Any]) -> int:
     if path.exists() and not replaces:
         raise MconvError(f"{path} is there already; name another file, or replace it with --overwrite")
     values = checked(given_values(config, flags))
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(text(values), encoding="utf-8")
-        beside.replace(path)
+        write_whole(path, text(values))
     except OSError as error:
         raise MconvError(f"{path} cannot be written: {path.parent}: {error.strerror}; name another file") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
     print(f"wrote {path}: {len(values)} of {len(help_of())} options set")
     try:
         make(values)

@@ -9,7 +9,6 @@ Source: Megatron-Bridge 0.3.1 and 0.6.2, `training/checkpointing.py` and `traini
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from mconv.convert.dialects.arguments import NONE_RECORDED
 from mconv.convert.dialects.arguments.bridge import LAYOUT, STAGES
 from mconv.convert.dialects.keys import BUILT_IN, PARALLEL, bias_spec
 from mconv.convert.folders import sidecar, tokens
+from mconv.convert.folders.staging import write_whole
 from mconv.convert.formats import archive, numbers, pack
 from mconv.convert.formats.dtype import INT32, INT64
 from mconv.convert.formats.tensors import Located
@@ -227,9 +227,7 @@ def point(root: Path, folder: Path, *, link: bool) -> None:
     Bridge reads `latest_train_state.pt`, and wants converted weights in `iter_0000000`. Megatron-LM reads its tracker and
     refuses iteration 0 there: for it the same folder is also called `release` (`link`).
     """
-    partial = root / f"{LATEST}.mconv-partial"
-    shutil.copyfile(folder / TRAIN_STATE, partial)
-    partial.replace(root / LATEST)
+    write_whole(root / LATEST, (folder / TRAIN_STATE).read_bytes())
     if link:
         (root / "release").unlink(missing_ok=True)
         (root / "release").symlink_to(folder.name, target_is_directory=True)

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from mconv.convert.checkpoint import bridge
 from mconv.convert.engine.plan import Plan
 from mconv.convert.folders import manifest
 from mconv.convert.folders.kinds import TRACKER
-from mconv.convert.folders.staging import PARTIAL, Staging, remove, sync, write_whole
+from mconv.convert.folders.staging import Staging, flush, remove, write_whole
 from mconv.errors import MconvError
 
 
@@ -36,19 +35,9 @@ def publish(plan: Plan, staging: Staging) -> None:
     remove(staging.journal)
 
 
-def flush(folder: Path) -> None:
-    """Have the disk hold every file of a folder."""
-    for path in folder.rglob("*"):
-        sync(path)
-    sync(folder)
-
-
 def write_tracker(plan: Plan) -> None:
     """Write the tracker, last: before it names the iteration, nothing loads it."""
     word = "release" if plan.iteration is None else str(plan.iteration)
     if plan.emit:
         bridge.point(plan.out, plan.folder, link=word == "release")
-    partial = plan.out / f"{PARTIAL}tracker"
-    partial.write_text(word, encoding="utf-8")
-    sync(partial)
-    partial.replace(plan.out / TRACKER)
+    write_whole(plan.out / TRACKER, word)

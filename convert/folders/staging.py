@@ -123,12 +123,28 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all."""
-    partial = path.with_name(f"{PARTIAL}{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    sync(partial)
-    partial.replace(path)
+def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write a small file under a hidden name and rename it: readers, and a kill, find it whole or as it was before.
+
+    `durable`: the disk holds the content before the rename, so that a power cut changes nothing of this.
+    """
+    partial = path.with_name(f"{PARTIAL}{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        if durable:
+            sync(partial)
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def flush(folder: Path) -> None:
+    """Have the disk hold every file of a folder."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
 
 
 def sync(path: Path, *, data_only: bool = False) -> None:

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mconv.convert.folders.staging import write_whole
+
 ASKED = "MCONV_ASKED"
 """Names the file in which a launcher and its agent leave the name of a signal that they got."""
 DOING = "doing"
@@ -42,8 +44,7 @@ def doing(what: str, iteration: int = 0) -> None:
     if (asked := os.environ.get(ASKED)) and os.environ.get("RANK") == "0":
         file = Path(asked).with_name(DOING)
         with contextlib.suppress(OSError):  # by a rename: the launcher would take half a file for the start
-            file.with_suffix(".part").write_text(f"{what} {iteration}")
-            file.with_suffix(".part").replace(file)
+            write_whole(file, f"{what} {iteration}", durable=False)
 
 
 def activity(asked: Path) -> tuple[str, int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mconv.convert.folders.staging import write_whole
 from mconv.errors import ConfigError
 from mconv.train.launch import answer
 from mconv.train.launch.answer import ASKED
@@ -100,9 +101,7 @@ def held_back() -> Iterator[None]:
 
 def pass_on(number: int, file: Path) -> None:
     """Write the name of a signal that a launcher or its agent received to the file that the ranks read."""
-    partial = file.with_suffix(f".{os.getpid()}")
-    partial.write_text(signal.Signals(number).name)
-    partial.replace(file)
+    write_whole(file, signal.Signals(number).name, durable=False)
 
 
 # ---- what is asked for -----------------------------------------------------------------------------------------------

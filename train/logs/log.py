@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mconv.convert.folders.staging import write_whole
 from mconv.train.logs import megatron_log
 from mconv.train.logs.boards import Board
 from mconv.train.logs.meter import Meter, clock
@@ -194,9 +195,7 @@ def forget_after(file: Path, iteration: int) -> None:
     """Remove the lines of steps that a resumed run will take again."""
     if file.is_file():
         lines = [text for text in file.read_text().splitlines() if _iteration(text) <= iteration]
-        part = file.with_name(f".{file.name}.part")
-        part.write_text("".join(text + "\n" for text in lines))
-        part.replace(file)
+        write_whole(file, "".join(text + "\n" for text in lines))
 
 
 def _iteration(text: str) -> float:

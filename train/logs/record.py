@@ -18,6 +18,7 @@ from typing import Any
 
 import mconv
 from mconv.convert.dialects.mcore import args_of
+from mconv.convert.folders.staging import write_whole
 from mconv.shard.layout import Layout
 from mconv.spec import ModelSpec
 from mconv.train.config import TrainConfig
@@ -100,9 +101,7 @@ def write(folder: Path, config: TrainConfig, spec: ModelSpec, *, ranks: int, ite
     for name, place in {"mconv": Path(mconv.__file__).parent, "git": Path.cwd()}.items():
         if (start[name] or {}).get("changed"):
             start[name]["diff"] = keep_diff(folder / CODE, _hidden_lines(_git(place, "diff", "HEAD"), known))
-    partial = file.with_name(f".{NAME}.part")
-    partial.write_text(json.dumps({"starts": [*before, hidden(start, known)]}, indent=1, default=str) + "\n")
-    partial.replace(file)
+    write_whole(file, json.dumps({"starts": [*before, hidden(start, known)]}, indent=1, default=str) + "\n")
     return differences(before[-1], start) if before and iteration else []
 
 
