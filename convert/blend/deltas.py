@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mconv.convert.blend.bits import keep, ones_for_zeros, same_sign, where
 from mconv.convert.blend.order import cuts, keys
 from mconv.convert.blend.slabs import Merge, Slab, Slabs, accumulator, totals
 from mconv.convert.blend.sparsify import RULES, Mask, masked, scales
@@ -33,7 +34,7 @@ class Deltas:
             return base
         parts = self._weighted(slab)
         votes = elected(parts) if self.elects else None
-        mixed = added(parts if votes is None else [part * vote for part, vote in zip(parts, votes, strict=True)])
+        mixed = added(parts if votes is None else [keep(part, vote) for part, vote in zip(parts, votes, strict=True)])
         if self.merge.shared["normalize"]:
             mixed /= self._divisor(votes)
         if self.merge.shared["lambda"] != 1:
@@ -43,13 +44,12 @@ class Deltas:
     def _weighted(self, slab: Slab) -> list[Tensor]:
         each = zip(self.merge.differences(slab), self.masks, self.factors, self.weights, strict=True)
         kept = ((masked(values, mask, slab.start), factor, weight) for values, mask, factor, weight in each)
-        return [(values if factor == 1 else values * factor) * weight for values, factor, weight in kept]
+        return [(values if factor == 1 else values.mul_(factor)).mul_(weight) for values, factor, weight in kept]
 
     def _divisor(self, votes: Sequence[Tensor] | None) -> Tensor:
         """Return the sum of the weights that count, 1 where there is none."""
         if votes is not None:
-            total = added([vote * weight for vote, weight in zip(votes, self.weights, strict=True)])
-            return total.add_(total == 0)
+            return ones_for_zeros(added([where(vote, weight) for vote, weight in zip(votes, self.weights, strict=True)]))
         total = torch.stack(list(self.weights)).sum()
         return torch.ones_like(total) if total.abs() < 1e-8 else total
 
@@ -72,8 +72,8 @@ def added(parts: Sequence[Tensor]) -> Tensor:
 
 def elected(parts: Sequence[Tensor]) -> list[Tensor]:
     """Return which elements of each tensor have the sign of the sum of all; a sum of 0 counts as positive."""
-    sign = (added(parts) >= 0).to(parts[0].dtype).mul_(2).sub_(1)
-    return [part * sign > 0 for part in parts]
+    total = added(parts)
+    return [same_sign(part, total) for part in parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Sce:
         if not self.weights:
             return base
         parts = selected(self.merge, slab, self.select)
-        counted = [vote * weight for vote, weight in zip(elected(parts), self.weights, strict=True)]
+        counted = [where(vote, weight) for vote, weight in zip(elected(parts), self.weights, strict=True)]
         merged = added([part * weight for part, weight in zip(parts, counted, strict=True)])
         return base + merged / added(counted).clamp(min=1e-6)
 
@@ -113,7 +113,7 @@ def selected(merge: Merge, slab: Slab, select: Mask | None) -> list[Tensor]:
     if select is None:
         return differences
     mask = select(variance(differences), slab.start)
-    return [difference * mask for difference in differences]
+    return [keep(difference, mask) for difference in differences]
 
 
 def variance(differences: Sequence[Tensor]) -> Tensor:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mconv.convert.blend.bits import SIGNED, bits
 from mconv.convert.blend.slabs import Series, Slabs
 
 DIGIT = 16
-SIGNED = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(slots=True)
@@ -51,9 +51,9 @@ class Cut:
 
 def keys(values: Tensor) -> np.ndarray:
     """Return unsigned integers in the order of the floating-point numbers; -0.0 comes before 0.0."""
-    bits = values.contiguous().view(SIGNED[values.element_size()]).numpy()
-    info = np.iinfo(bits.dtype)
-    ordered = bits ^ ((bits >> info.bits - 1) & info.max) ^ info.min
+    found = bits(values.contiguous())
+    info = np.iinfo(found.dtype)
+    ordered = found ^ ((found >> info.bits - 1) & info.max) ^ info.min
     return ordered.view(f"u{values.element_size()}")
 
 
@@ -61,8 +61,8 @@ def value(key: int, dtype: torch.dtype) -> float:
     """Return the number that has this key in an element type."""
     top = 1 << 8 * dtype.itemsize - 1
     ordered = key - top
-    bits = ordered if ordered >= 0 else ordered ^ (top - 1)
-    return float(torch.tensor(bits, dtype=SIGNED[dtype.itemsize]).view(dtype))
+    signed = ordered if ordered >= 0 else ordered ^ (top - 1)
+    return float(torch.tensor(signed, dtype=SIGNED[dtype.itemsize]).view(dtype))
 
 
 def largest(slabs: Slabs, series: Series, counts: Sequence[Sequence[int]], dtype: torch.dtype) -> list[list[Found]]:
@@ -84,7 +84,8 @@ def _count(found: np.ndarray, table: dict[int, np.ndarray], shift: int) -> None:
     for prefix, counts in table.items():
         tops = found >> shift
         digits = tops if not prefix and found.itemsize * 8 == shift + DIGIT else tops[tops >> DIGIT == prefix]
-        counts += np.bincount((digits & ((1 << DIGIT) - 1)).astype(np.intp), minlength=1 << DIGIT)
+        low = torch.from_numpy((digits & ((1 << DIGIT) - 1)).astype(np.int32))
+        counts += torch.bincount(low, minlength=1 << DIGIT).numpy()  # twice as fast as numpy's
 
 
 def _descend(found: Found, counts: np.ndarray) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mconv.convert.sources.scratch import Scratch
+
 BLOCK = 1 << 16
 """Elements that are summed at once, or a row if that is longer. Another number changes the last bits of sums."""
 
@@ -25,10 +27,25 @@ class Slab:
 
     start: int
     tensors: tuple[Tensor, ...]
+    scratch: Scratch = field(default_factory=Scratch, compare=False)
+    """Buffers for what is made of the slab; the next slab that has the same ones overwrites them."""
 
     def to(self, dtype: torch.dtype) -> "Slab":
         """Return the slab in another element type."""
-        return Slab(self.start, tuple(tensor.to(dtype) for tensor in self.tensors))
+        return self.of(self.scratch.cast(f"cast {at}", tensor, dtype) for at, tensor in enumerate(self.tensors))
+
+    def of(self, tensors: Iterable[Tensor], skip: int = 0) -> "Slab":
+        """Return a slab of other tensors, which begins `skip` elements later."""
+        return Slab(self.start + skip, tuple(tensors), self.scratch)
+
+    def runs(self, size: int) -> "Iterator[Slab]":
+        """Yield the slab in shorter ones of `size` elements."""
+        for at in range(0, len(self.tensors[0]), size):
+            yield self.of((tensor[at : at + size] for tensor in self.tensors), at)
+
+    def buffer(self, use: str, dtype: torch.dtype) -> Tensor:
+        """Return an uninitialised tensor as long as the slab; the next one for the same use overwrites it."""
+        return self.scratch.take(use, (len(self.tensors[0]),), dtype)
 
 
 Slabs = Callable[[], Iterable[Slab]]
@@ -81,8 +98,10 @@ class Merge:
 
     def differences(self, slab: Slab) -> list[Tensor]:
         """Return each model's difference from the base, or each model where there is no base."""
-        models = [slab.tensors[at] for at in self.others]
-        return models if self.base is None else [model - slab.tensors[self.base] for model in models]
+        if self.base is None:
+            return [slab.tensors[at] for at in self.others]
+        base = slab.tensors[self.base]
+        return [torch.sub(slab.tensors[at], base, out=slab.buffer(f"difference {at}", base.dtype)) for at in self.others]
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -92,15 +111,16 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def blocks(slabs: Slabs, size: int) -> Iterator[Slab]:
     """Yield a tensor again in slabs of `size` elements, the last one shorter."""
-    start, rest = 0, None
+    rest: Slab | None = None
     for slab in slabs():
-        rest = slab.tensors if rest is None else tuple(map(torch.cat, zip(rest, slab.tensors, strict=True)))
-        whole = len(rest[0]) // size * size
-        for at in range(0, whole, size):
-            yield Slab(start + at, tuple(tensor[at : at + size] for tensor in rest))
-        start, rest = start + whole, tuple(tensor[whole:] for tensor in rest)
-    if rest is not None and len(rest[0]):
-        yield Slab(start, rest)
+        if rest is not None:
+            slab = Slab(rest.start, tuple(map(torch.cat, zip(rest.tensors, slab.tensors, strict=True))), slab.scratch)
+        whole = len(slab.tensors[0]) // size * size
+        yield from slab.of(tensor[:whole] for tensor in slab.tensors).runs(size)
+        left = whole < len(slab.tensors[0])
+        rest = slab.of((tensor[whole:].clone() for tensor in slab.tensors), whole) if left else None
+    if rest is not None:
+        yield rest
 
 
 def totals(merge: Merge, slabs: Slabs, series: Series) -> list[float]:

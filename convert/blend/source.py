@@ -20,7 +20,7 @@ from mconv.convert.folders.digests import ALGORITHM, ALGORITHMS
 from mconv.convert.formats.dtype import BY_NAME, DType, of_torch
 from mconv.convert.sources.source import Slab as Pulled
 from mconv.convert.sources.source import Source, dims_of, dtype_of
-from mconv.convert.sources.unfused import start_of
+from mconv.convert.sources.unfused import Unfused, start_of
 from mconv.convert.spelling.table import Family, Logical, Stored
 from mconv.errors import FormatError
 from mconv.shard.axes import Box, intersect, lengths, volume, whole, within
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     from mconv.convert.blend.slabs import Kernel, Merge, Slab
     from mconv.convert.sources.scratch import Scratch
 
-RUN = 1 << 18
-"""Elements that are merged at once, or a row if that is longer. Another number changes no bit of the result."""
+RUN = 1 << 16
+"""Elements that are merged at once, or a row if that is longer: with all that is made of them they fit the processor's
+cache. Another number changes no bit of the result."""
+PULLED = 16
+"""Runs that are read at once where a pass takes statistics."""
 
 
 class Lane(threading.local):
@@ -123,16 +126,20 @@ class Blend:
         """Return a box of a merged tensor. What a thread pulls of one tensor box by box takes its statistics once."""
         import torch
 
-        lane = self._begin(tensor)
-        inputs = [source.pull(logical, box) for source, logical in self._inputs(tensor)]
+        from mconv.convert.sources.scratch import Scratch
+
+        lane, scratch = self._begin(tensor), scratch or Scratch()
+        parts = [(one, both) for one in self.tensors_of[tensor] if (both := intersect(one.member.box, box)) is not None]
+        for merged, _ in parts:  # before the box is pulled: passes over the models need the same buffers
+            self._prepare(lane, merged, scratch)
+        inputs = [source.pull(logical, box, scratch.apart(f"model {at}"))
+                  for at, (source, logical) in enumerate(self._inputs(tensor))]  # fmt: skip
         self._hash(tensor, box, inputs)
         (kind,) = self.dtypes(tensor)
-        out = torch.empty(lengths(box), dtype=getattr(torch, kind.name))
-        for merged in self.tensors_of[tensor]:
-            both = intersect(merged.member.box, box)
-            if both is not None:
-                parts = [values[within(both, box)] for values in inputs]
-                out[within(both, box)] = self._made(lane, merged, both, parts)
+        out = scratch.take("blend", lengths(box), getattr(torch, kind.name))
+        for merged, both in parts:
+            at = within(both, box)
+            self._fill(out[at], lane, merged, both, [values[at] for values in inputs], scratch.apart("merge"))
         return out
 
     def _begin(self, tensor: Logical) -> Lane:
@@ -146,30 +153,45 @@ class Blend:
         for name, _ in self.tensors_of[tensor][0].inputs:
             self.unchanged(name)
 
-    def _made(self, lane: Lane, merged: Merged, box: Box, inputs: list["torch.Tensor"]) -> "torch.Tensor":
-        """Return a box that lies in one Hugging Face tensor."""
+    def _prepare(self, lane: Lane, merged: Merged, scratch: "Scratch") -> None:
+        """Take the statistics of a Hugging Face tensor, where that was not done."""
+        if (name := merged.member.key) not in lane.kernels:
+            lane.kernels[name] = self.kernel(merged, scratch)
+            self._check_unchanged(merged.member.logical)
+
+    def _fill(
+        self, out: "torch.Tensor", lane: Lane, merged: Merged, box: Box, inputs: "list[torch.Tensor]", scratch: "Scratch"
+    ) -> None:
+        """Fill a box that lies in one Hugging Face tensor."""
+        from mconv.convert.blend.slabs import Slab
+
         member, name = merged.member, merged.member.key
-        if name not in lane.kernels:
-            lane.kernels[name] = self.kernel(merged)
-            self._check_unchanged(member.logical)
         start, row = member.start_of(box), member.shape[-1]
-        if start is not None and not (start % row or volume(box) % row):
-            flat = [member.flat(values) for values in inputs]
-            return member.as_box(_in_runs(lane.kernels[name], start, flat, row), box)
-        if name not in lane.whole:  # Hugging Face has it in another order (GPT-2)
-            lane.whole[name] = member.as_box(self._whole(lane.kernels[name], merged), member.box)
-        return lane.whole[name][within(box, member.box)]
+        if start is None or start % row or volume(box) % row:  # Hugging Face has it in another order (GPT-2)
+            if name not in lane.whole:
+                lane.whole[name] = member.as_box(self._whole(lane.kernels[name], merged), member.box)
+            out.copy_(lane.whole[name][within(box, member.box)])
+            return
+        flat = [scratch.packed(f"flat {at}", x.permute(member.order)).view(-1) for at, x in enumerate(inputs)]
+        ordered = out.permute(member.order)
+        to = ordered.view(-1) if ordered.is_contiguous() else scratch.take("runs", (volume(box),), out.dtype)
+        _in_runs(to, lane.kernels[name], Slab(start, tuple(flat), scratch), row)
+        if not ordered.is_contiguous():
+            out.copy_(member.as_box(to, box))
 
     def _whole(self, kernel: "Kernel", merged: Merged) -> "torch.Tensor":
         import torch
 
-        return torch.cat([kernel(slab) for slab in self.slabs(merged)])
+        out = torch.empty(merged.member.elements, dtype=self.merge(merged).dtype)
+        for slab in self.slabs(merged):
+            out[slab.start : slab.start + len(slab.tensors[0])] = kernel(slab)
+        return out
 
-    def kernel(self, merged: Merged) -> "Kernel":
+    def kernel(self, merged: Merged, scratch: "Scratch | None" = None) -> "Kernel":
         """Return the function that merges any run of whole rows of a tensor, its statistics taken."""
         from mconv.convert.blend.arithmetic import kernel
 
-        return kernel(self.recipe.method.name, self.merge(merged), partial(self.slabs, merged))
+        return kernel(self.recipe.method.name, self.merge(merged), partial(self.slabs, merged, scratch))
 
     def merge(self, merged: Merged) -> "Merge":
         """Return what a tensor is merged by."""
@@ -186,23 +208,31 @@ class Blend:
             inputs=bound.inputs, base=bound.base, seed=self.seed,
         )  # fmt: skip
 
-    def slabs(self, merged: Merged) -> Iterator["Slab"]:
-        """Yield a tensor of every model in runs of whole rows."""
-        import torch
-
+    def slabs(self, merged: Merged, scratch: "Scratch | None" = None) -> Iterator["Slab"]:
+        """Yield a tensor of every model in runs of whole rows, each of which may overwrite the one before."""
         from mconv.convert.blend.slabs import Slab
+        from mconv.convert.sources.scratch import Scratch
 
-        member = merged.member
-        step = max(1, RUN // member.shape[-1]) * member.shape[-1]
-        for start in range(0, member.elements, step):
-            boxes = list(member.boxes(start, min(start + step, member.elements)))
-            yield Slab(
-                start,
-                tuple(
-                    torch.cat([member.flat(self.sources[name].pull(logical, box)) for box in boxes])
-                    for name, logical in merged.inputs
-                ),
-            )
+        member, scratch = merged.member, scratch or Scratch()
+        run = run_of(member.shape[-1])
+        for start in range(0, member.elements, PULLED * run):
+            stop = min(start + PULLED * run, member.elements)
+            each = enumerate(merged.inputs)
+            flat = (self._flat(member, *one, start, stop, scratch.apart(f"model {at}")) for at, one in each)
+            yield from Slab(start, tuple(flat), scratch.apart("merge")).runs(run)
+
+    def _flat(
+        self, member: Unfused, model: Reference, logical: Logical, start: int, stop: int, scratch: "Scratch"
+    ) -> "torch.Tensor":
+        """Return a run of a model's tensor."""
+        source, boxes = self.sources[model], list(member.boxes(start, stop))
+        if len(boxes) == 1:
+            return member.flat(source.pull(logical, boxes[0], scratch))
+        out, at = scratch.take("flat", (stop - start,), dtype_of(source, logical)), 0
+        for box in boxes:
+            out[at : at + volume(box)] = member.flat(source.pull(logical, box, scratch))
+            at += volume(box)
+        return out
 
     # ---- what was read -----------------------------------------------------------------------------------------------
     def _hash(self, tensor: Logical, box: Box, inputs: list["torch.Tensor"]) -> None:
@@ -228,14 +258,15 @@ class Blend:
             raise FormatError(f"{key[0]}: {key[1]} has changed while it was read; nothing was kept: start again")
 
 
-def _in_runs(kernel: "Kernel", start: int, inputs: list["torch.Tensor"], row: int) -> "torch.Tensor":
-    """Return a merged run, made in shorter ones that stay in the processor's cache."""
-    import torch
+def run_of(row: int) -> int:
+    """Return the number of elements that are merged at once, in whole rows."""
+    return max(1, RUN // row) * row
 
-    from mconv.convert.blend.slabs import Slab
 
-    size, step = len(inputs[0]), max(1, RUN // row) * row
-    if size <= step:
-        return kernel(Slab(start, tuple(inputs)))
-    runs = ((at, tuple(values[at : at + step] for values in inputs)) for at in range(0, size, step))
-    return torch.cat([kernel(Slab(start + at, values)) for at, values in runs])
+def _in_runs(out: "torch.Tensor", kernel: "Kernel", slab: "Slab", row: int) -> None:
+    """Merge a slab in runs of whole rows."""
+    at = 0
+    for run in slab.runs(run_of(row)):
+        size = len(run.tensors[0])
+        out[at : at + size] = kernel(run)
+        at += size

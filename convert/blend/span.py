@@ -32,14 +32,15 @@ class Span:
 
     def __call__(self, slab: Slab) -> Tensor:
         wide = self.coefficients[0].dtype
-        total = torch.zeros(self._shaped(slab.tensors[0]).shape, dtype=wide)
+        flat = slab.buffer("total", wide).zero_()
+        total = self._shaped(flat)
         for coefficient, values in zip(self.coefficients, self.merge.differences(slab), strict=True):
-            total.addcmul_(self._shaped(values).to(wide), self._fitting(coefficient, slab))
+            total.addcmul_(self._shaped(slab.scratch.cast("wide", values, wide)), self._fitting(coefficient, slab))
         if self.divisor is not None:
             total /= self.divisor
         if self.merge.base is not None:
-            total += self._shaped(slab.tensors[self.merge.base])
-        return total.reshape(-1).to(self.merge.dtype)
+            total += self._shaped(slab.scratch.cast("wide", slab.tensors[self.merge.base], wide))
+        return slab.scratch.cast("merged", flat, self.merge.dtype)
 
     def _shaped(self, values: Tensor) -> Tensor:
         return values if self.along == "all" else values.view(-1, self.merge.row)

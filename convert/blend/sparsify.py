@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mconv.convert.blend.bits import keep
 from mconv.convert.blend.draws import below, key_of
 from mconv.convert.blend.order import Cut, cuts, keys
 from mconv.convert.blend.slabs import Merge, Slab, Slabs, totals
@@ -53,11 +54,11 @@ def _between(
 
 
 def _window(outer: Cut, within: Cut) -> Mask:
-    def keep(difference: Tensor, start: int) -> Tensor:
+    def mask(difference: Tensor, start: int) -> Tensor:
         found = keys(difference.abs())
         return torch.from_numpy(outer.above(found, start) & ~within.above(found, start))
 
-    return keep
+    return mask
 
 
 def at_random(merge: Merge, slabs: Slabs) -> list[Mask | None]:
@@ -108,8 +109,8 @@ RULES: Mapping[str | None, Rule] = {
 
 
 def masked(difference: Tensor, mask: Mask | None, start: int) -> Tensor:
-    """Return a difference with what its mask does not keep set to zero."""
-    return difference if mask is None else difference * mask(difference, start)
+    """Return a difference, what its mask does not keep of it set to zero in place."""
+    return difference if mask is None else keep(difference, mask(difference, start))
 
 
 def scales(merge: Merge, slabs: Slabs, masks: Sequence[Mask | None]) -> list[float]:

@@ -11,6 +11,11 @@ class Scratch:
     """Buffers of one worker, used again for every slab: fresh memory costs more than what is done with it."""
 
     buffers: dict[str, torch.Tensor] = field(default_factory=dict)
+    parts: "dict[str, Scratch]" = field(default_factory=dict)
+
+    def apart(self, part: str) -> "Scratch":
+        """Return the buffers of a part of the work, none of which is one of these."""
+        return self.parts.setdefault(part, Scratch())
 
     def take(self, use: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return an uninitialised contiguous tensor; it is valid until the next `take` for the same use."""
