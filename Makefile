@@ -9,9 +9,15 @@ INSTALL := $(BIN)/python $(PIP)
 DIST := dist
 TRANSFORMERS4 := transformers==4.57.6 tokenizers==0.22.2 huggingface_hub==0.36.2 \
 	requests==2.34.2 urllib3==2.8.0 charset-normalizer==3.5.3 certifi==2026.7.22 idna==3.20
+# Programs that tests and benchmarks compare with, each in an environment of its own: .venv-peers/NAME.
+PEERS := mergekit text-dedup datatrove
+PEER_mergekit := -c constraints.txt mergekit==0.1.5
+PEER_text-dedup := text-dedup==0.4.0
+PEER_datatrove := datatrove==0.10.1
+PEER_TESTS = $(shell grep -lrE 'MCONV_(MERGEKIT|TEXT_DEDUP|DATATROVE)|import peft|from peft' tests --include='test_*.py')
 PACKAGES := shard convert train verify hub cli
 
-.PHONY: demo demo-real test test-stack stack check docs format bench bench-gpu wheel clean
+.PHONY: demo demo-real test test-stack test-peers stack check docs format bench bench-gpu wheel clean
 
 demo: .venv/base  ## the whole path once, offline, on a small model
 	$(BIN)/mconv demo --out mconv-demo --overwrite
@@ -30,6 +36,10 @@ ifdef STACK_FOUND
 else
 	@echo "make test-stack: skipped: no $(STACK_PYTHON)"
 endif
+
+test-peers: .venv/test $(PEERS:%=.venv-peers/%/installed)  ## the tests beside other programs: peft, mergekit, text-dedup, datatrove
+	MCONV_MERGEKIT=$(CURDIR)/.venv-peers/mergekit/bin/python MCONV_TEXT_DEDUP=$(CURDIR)/.venv-peers/text-dedup/bin/python \
+	MCONV_DATATROVE=$(CURDIR)/.venv-peers/datatrove/bin/python $(BIN)/python -m pytest -n 2 --dist loadfile $(PEER_TESTS)
 
 stack: $(if $(STACK_FOUND),.venv-stack/test)  ## what test-stack needs, where there is a Python 3.12
 
@@ -61,7 +71,7 @@ wheel: .venv/test  ## the sdist, and the wheel made from it, into dist/; nothing
 		--wheel-dir $(DIST) $(DIST)/mconv-*.tar.gz
 
 clean:
-	rm -rf .venv .venv-stack build dist mconv-demo mconv-demo-real bench-gpu.json *.egg-info
+	rm -rf .venv .venv-stack .venv-peers build dist mconv-demo mconv-demo-real bench-gpu.json *.egg-info
 
 .venv/base: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -85,6 +95,11 @@ clean:
 	$(STACK)/python $(PIP) -e '.[test]'
 	rm -rf .venv-stack/transformers4  # apart from the other packages: exports are read by it, nothing else
 	$(STACK)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv-stack/transformers4 $(TRANSFORMERS4)
+	touch $@
+
+.venv-peers/%/installed: Makefile
+	test -d $(@D) || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PEER_$*)
 	touch $@
 
 # mypy wants a folder named mconv; the repository root is the package, whatever its own name. So: links, in build/.
