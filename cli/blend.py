@@ -75,12 +75,7 @@ def blend(
     *models: Path,
     out: o.Folder = None,
     asked: Annotated[Short, o.Group] = SHORT,
-    format: Literal["hf", "torch_dist", "mp_rank"] = "hf",
-    tp: o.Tp = 1,
-    pp: o.Pp = 1,
-    dialect: Annotated[o.DialectName, Parameter(name=["--dialect", "--to-dialect"])] = "mcore",
-    make_vocab_size_divisible_by: o.Multiple = None,
-    max_shard_size: float = 5.0,
+    form: o.FormGroup = o.FORM,
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     seed: int = 0,
     allow_different: Annotated[Different, Parameter(negative=())] = None,
@@ -88,7 +83,7 @@ def blend(
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
     allow_nonfinite: o.AllowNonfinite = False,
-    ignoring: o.IgnoringGroup = o.IGNORING,
+    hinting: o.HintingGroup = o.HINTING,
     show: o.ShowGroup = o.SHOW,
 ) -> None:
     """Merge models tensor by tensor, by mergekit's methods and recipes.
@@ -98,12 +93,6 @@ def blend(
     models
         A recipe (mergekit's YAML), or models in any format: Hugging Face folders, Megatron checkpoints at any layout. Or
         one run, with --iterations or --last.
-    format
-        Format of the result.
-    dialect
-        The program to write an mp_rank checkpoint for: its tensor names and row order. Default: mcore.
-    max_shard_size
-        Largest safetensors file, in GB.
     dtype
         Dtype of the result. Default: the recipe's, else the models'.
     seed
@@ -113,13 +102,14 @@ def blend(
     tokenizer
         Copy the tokenizer and generation files from this folder instead of the base's.
     """
-    request = _request(models, asked, seed=seed, dtype=dtype, allowed=tuple(allow_different or ()))
+    hints = {name: value for name, value in hinting.hints.items() if name != "ignore" and value is not None}
+    request = _request(models, asked, seed=seed, dtype=dtype, allowed=tuple(allow_different or ()), hints=hints)
     from mconv.cli.conversion import run_plan
     from mconv.convert.blend import models as models_of
     from mconv.convert.blend import request as requests
     from mconv.convert.engine import plan
 
-    out = out or Path(_name(request, format=format, tp=tp, pp=pp, dtype=dtype))
+    out = out or Path(_name(request, form, dtype))
     requests.check_out(request, out)
     if tokenizer and (request.recipe.tokenizer or request.recipe.chat_template):
         raise MconvError(
@@ -128,10 +118,9 @@ def blend(
         )
     with tempfile.TemporaryDirectory(prefix="mconv-") as room:
         made = plan.make(
-            models_of.model_of(request, ignore=ignoring.names, room=Path(room)), out, format=format, tp=tp, pp=pp,
-            vocab_multiple=make_vocab_size_divisible_by, dialect=dialect, overwrite=overwrite, resume=resume,
-            shard_bytes=o.shard_bytes(max_shard_size), side_folder=tokenizer and o.side_folder(tokenizer),
-            origin=request.title, check_room=not show.dry_run,
+            models_of.model_of(request, ignore=hinting.names, room=Path(room)), out, overwrite=overwrite, resume=resume,
+            side_folder=tokenizer and o.side_folder(tokenizer), origin=request.title, check_room=not show.dry_run,
+            **form.values,
         )  # fmt: skip
         run_plan(made, "blend", show=show, allow_nonfinite=allow_nonfinite)
 
@@ -189,8 +178,8 @@ def _found(path: Path) -> Path:
     return o.local(path)
 
 
-def _name(request: "Request", *, format: str, dtype: str | None, tp: int, pp: int) -> str:
+def _name(request: "Request", form: o.Form, dtype: str | None) -> str:
     """Return the default name of a blend."""
     first = next(iter(request.places.values())).path
     own = f"{naming.stem(choose.called_path(first))}-{request.document['merge_method']}"
-    return naming.made(own, format=format, dtype=dtype, tp=tp, pp=pp)
+    return naming.made(own, dtype=dtype, **form.layout)

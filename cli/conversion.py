@@ -10,7 +10,7 @@ from mconv.cli.terminal import command, progress
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
-    from mconv.convert.checkpoint.model import Checkpoint
+    from mconv.convert.checkpoint.model import Checkpoint, SourceModel
     from mconv.convert.engine.plan import Plan
 
 
@@ -20,12 +20,23 @@ def open_megatron(path: Path, reading: o.Reading) -> "Checkpoint":
     return reading.open(o.checkpoint(path, reading.iteration))
 
 
+def open_two(a: Path, b: Path, reading: o.Reading) -> "tuple[SourceModel, SourceModel]":
+    """Return two checkpoints that are compared; print what one leaves open and is taken from the other."""
+    from mconv.verify.checkpoints import open_both
+
+    one, two = open_both(a, b, reading.hints)
+    for note in dict.fromkeys([*one.assumed, *two.assumed]):
+        choose.say(f"note: {note}")
+    return one.checkpoint, two.checkpoint
+
+
 def check_kind(path: Path, *, hf: bool) -> None:
     """Refuse a Megatron checkpoint where a Hugging Face model is needed, and the reverse; name the right command."""
+    from mconv.convert.folders.kinds import MEGATRON
     from mconv.convert.folders.recognize import what_is
 
     found = what_is(path)
-    if hf and found.kind in ("megatron", "torch_dist", "mp_rank"):
+    if hf and found.kind in MEGATRON:
         raise MconvError(
             f"{path} is {found.text} already; `mconv reshard {path}` changes its layout, `mconv meg2hf {path}` exports it"
         )

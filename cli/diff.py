@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mconv.cli import choose
 from mconv.cli import options as o
+from mconv.cli.conversion import open_two
 from mconv.cli.terminal import progress
 from mconv.errors import MconvError
 
@@ -61,12 +62,8 @@ def diff(
         heat.check_picture(plot)
     a, b = (o.checkpoint(path, reading.iteration) for path in (a, b))
     from mconv.verify import diff as differ
-    from mconv.verify.checkpoints import open_both
 
-    sides = open_both(a, b, reading.hints)
-    one, two = (side.checkpoint for side in sides)
-    for note in dict.fromkeys([*sides[0].assumed, *sides[1].assumed]):
-        choose.say(f"note: {note}")
+    one, two = open_two(a, b, reading)
     shared = differ.shared(one, two)
     if angles is not None:
         _say_needs(shared, angles)

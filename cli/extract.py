@@ -4,11 +4,14 @@ import json as jsonlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from mconv.cli import choose
 from mconv.cli import options as o
-from mconv.cli.terminal import progress
+from mconv.cli.conversion import open_two
+from mconv.cli.terminal import command, progress
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
@@ -29,10 +32,11 @@ def extract(
     target_modules: str | None = None,
     base_model: str | None = None,
     seed: int = 0,
+    overwrite: Annotated[bool, Parameter(help="Replace an adapter at --out.", negative=())] = False,
     resume: o.Resume = False,
     dry_run: o.Flag = False,
     json: o.Json = False,
-    ignoring: o.IgnoringGroup = o.IGNORING,
+    reading: o.ReadingGroup = o.READING,
 ) -> None:
     """Make a PEFT adapter of what a finetune has changed: TUNED - BASE, linear by linear, at a low rank.
 
@@ -63,14 +67,13 @@ def extract(
     dry_run
         Say what would be done and what memory that needs; write nothing.
     """
-    from mconv.convert.checkpoint.open import open_checkpoint
-
-    tuned, base = o.checkpoint(tuned), o.checkpoint(base)
-    out = o.unused(out or Path(f"{choose.called_path(tuned)}-adapter"))
-    models = [open_checkpoint(path, ignore=ignoring.names) for path in (tuned, base)]
+    tuned, base = (o.checkpoint(path, reading.iteration) for path in (tuned, base))
+    out = _free(out or Path(f"{choose.called_path(tuned)}-adapter"), overwrite=overwrite)
+    models = open_two(tuned, base, reading)
     what = _planned(models, rank=rank, energy=energy, targets=target_modules, seed=seed)
     facts = _facts(what, out, rank=rank, written=not dry_run)
     if not dry_run:
+        check_memory(what)
         facts |= _result(what, *_carry_out(what, out, base=base_model or _called(models[1]), resume=resume))
     if json:
         print(jsonlib.dumps(facts, indent=1))
@@ -83,15 +86,13 @@ def extract(
 def _planned(
     models: "Sequence[SourceModel]", *, rank: int, energy: float | None, targets: str | None, seed: int
 ) -> "Extraction":
-    """Plan an extraction from the tuned model and its base; print what had to be assumed, and the memory it needs."""
+    """Plan an extraction from the tuned model and its base; print the memory that it needs."""
     from mconv.convert.extraction import extract as extraction
 
     tuned, base = models
     wanted = targets.split(",") if targets else None
     what = extraction.plan(tuned, base, rank=rank, energy=energy, targets=wanted, seed=seed)
-    for note in dict.fromkeys([*tuned.notes, *base.notes]):
-        choose.say(f"note: {note}")
-    choose.say(needs(what))
+    choose.say(f"extract: needs about {needs(what)}")
     return what
 
 
@@ -114,10 +115,36 @@ def _carry_out(what: "Extraction", out: Path, *, base: str, resume: bool) -> "tu
 
     with progress(what.elements, f"extracting {out}") as advance:
         try:
-            return extracted.write(what, out, base=base, resume=resume, progress=advance)
+            return extracted.write(what, out, base=base, resume=resume, command=command(), progress=advance)
         except KeyboardInterrupt:
             choose.say("what is done so far is kept: the same command with --resume completes it")
             raise
+
+
+def _free(out: Path, *, overwrite: bool) -> Path:
+    """Return the folder to make. Raises MconvError if something is there that is not to be replaced."""
+    from mconv.convert.peft import folder as peft
+
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return out
+    if not overwrite:
+        raise MconvError(f"{out} exists and is not empty; --overwrite replaces an adapter, or name another folder")
+    if not peft.is_adapter(out):
+        raise MconvError(f"{out} is not an adapter, so --overwrite leaves it; remove it, or name another folder")
+    return out
+
+
+def check_memory(what: "Extraction") -> None:
+    """Raise MconvError where this machine has less memory free than an extraction needs."""
+    from rich.filesize import decimal
+
+    from mconv.convert.folders.host import memory
+
+    if (room := memory()) and room["free"] < what.peak_bytes:
+        raise MconvError(
+            f"{decimal(room['free'])} of memory are free, and this needs {needs(what)}; give a lower --rank or fewer "
+            "--target-modules, or free memory"
+        )
 
 
 def needs(what: "Extraction") -> str:
@@ -127,7 +154,7 @@ def needs(what: "Extraction") -> str:
     name, (m, n) = what.largest
     rest = what.peak_bytes - what.factor_bytes
     return (
-        f"extract: needs about {decimal(what.peak_bytes)} of memory: {decimal(rest)} for the SVD of {name} ({m} x {n}), "
+        f"{decimal(what.peak_bytes)} of memory: {decimal(rest)} for the SVD of {name} ({m} x {n}), "
         f"{decimal(what.factor_bytes)} for the adapter"
     )
 

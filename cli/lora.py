@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -54,10 +54,7 @@ def merge(
     weights: str | None = None,
     out: Path | None = None,
     base: Path | None = None,
-    format: Literal["hf", "torch_dist", "mp_rank"] = "hf",
-    tp: o.Tp = 1,
-    pp: o.Pp = 1,
-    make_vocab_size_divisible_by: o.Multiple = None,
+    form: o.FormGroup = o.FORM,
     dtype: o.Cast = None,
     iteration: o.Iteration = None,
     overwrite: o.Overwrite = False,
@@ -80,8 +77,6 @@ def merge(
     base
         The base model, in any format. Default: the one that the adapter names. The adapter of a LoRA run accepts only
         the weights that it was trained on.
-    format
-        Format of the result.
     """
     adapter = o.checkpoint(adapter or choose.newest("lora merge", "adapter").path, iteration)
     every = [adapter, *(o.checkpoint(path) for path in more)]
@@ -91,13 +86,12 @@ def merge(
     from mconv.convert.checkpoint import adapted
     from mconv.convert.engine import plan
 
-    out = out or Path(_name(adapter, iteration, format=format, tp=tp, pp=pp, dtype=dtype))
+    out = out or Path(_name(adapter, iteration, form, dtype))
     with progress(0, f"reading the base of {adapter}") as advance:
         found = adapted.with_several(every, weighed, base, iteration=iteration, ignore=ignoring.names, progress=advance)
     origin = f"{found.name} with {' and '.join(path.name for path in every)}"
     made = plan.make(
-        found, out, format=format, tp=tp, pp=pp, vocab_multiple=make_vocab_size_divisible_by, dtype=dtype,
-        overwrite=overwrite, origin=origin, check_room=not show.dry_run,
+        found, out, dtype=dtype, overwrite=overwrite, origin=origin, check_room=not show.dry_run, **form.values,
     )  # fmt: skip
     run_plan(made, "lora merge", show=show, allow_nonfinite=False)
 
@@ -113,7 +107,7 @@ def _weights(text: str | None, *, count: int) -> list[float]:
     return found
 
 
-def _name(adapter: Path, iteration: int | None, *, format: str, dtype: str | None, tp: int, pp: int) -> str:
+def _name(adapter: Path, iteration: int | None, form: o.Form, dtype: str | None) -> str:
     """Return the default name of a merge."""
     from mconv.convert.checkpoint import open as opening
     from mconv.convert.peft import folder as peft
@@ -121,4 +115,4 @@ def _name(adapter: Path, iteration: int | None, *, format: str, dtype: str | Non
     if not peft.is_adapter(adapter) and adapter.is_dir():
         adapter = opening.iteration_folder(adapter, iteration)
     own = naming.merged(choose.called_path(adapter), iteration=choose.iteration_of(adapter))
-    return naming.made(own, format=format, dtype=dtype, tp=tp, pp=pp)
+    return naming.made(own, dtype=dtype, **form.layout)

@@ -88,10 +88,9 @@ class Ignoring:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading(Ignoring):
-    """Options on how a Megatron checkpoint is read."""
+class Hinting(Ignoring):
+    """Options on what a Megatron checkpoint may leave open about itself."""
 
-    iteration: Iteration = None
     vocab_size: Annotated[
         int | None, Parameter(help="The vocabulary size without padding, for a checkpoint that does not record it.")
     ] = None
@@ -100,6 +99,24 @@ class Reading(Ignoring):
         Parameter(help="The program whose tensor names and row order the checkpoint has, if its files do not show it."),
     ] = None
     config: Config = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Options of `open_checkpoint`, except the ignored names."""
+        return {name: getattr(self, name) for name in ("vocab_size", "dialect", "config")}
+
+    @property
+    def hints(self) -> dict[str, Any]:
+        """Options of `open_checkpoint` as plain values, which JSON carries to ranks."""
+        config = str(self.config.resolve()) if self.config else None
+        return {**self.values, "config": config, "ignore": self.names.to_dict()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading(Hinting):
+    """Options on how a Megatron checkpoint is read."""
+
+    iteration: Iteration = None
 
     def open(self, path: Path, **more: Any) -> "Opened":
         """Return the checkpoint at `path`, opened with these options and with `more` of `open_checkpoint`'s."""
@@ -111,12 +128,6 @@ class Reading(Ignoring):
     def values(self) -> dict[str, Any]:
         """Options of `open_checkpoint`, except the ignored names."""
         return {name: getattr(self, name) for name in ("iteration", "vocab_size", "dialect", "config")}
-
-    @property
-    def hints(self) -> dict[str, Any]:
-        """Options of `open_checkpoint` as plain values, which JSON carries to ranks."""
-        config = str(self.config.resolve()) if self.config else None
-        return {**self.values, "config": config, "ignore": self.names.to_dict()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +152,34 @@ class Params:
     def values(self) -> dict[str, Any]:
         """Options of `open_checkpoint`."""
         return {"max_position_embeddings": self.max_position_embeddings, "rope_factor": self.rope_factor}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """Options on the kind of checkpoint that a merge writes."""
+
+    format: Annotated[Literal["hf", "torch_dist", "mp_rank"], Parameter(help="Format of the result.")] = "hf"
+    tp: Tp = 1
+    pp: Pp = 1
+    to_dialect: Annotated[
+        DialectName,
+        Parameter(help="The program to write an mp_rank checkpoint for: its tensor names and row order."),
+    ] = "mcore"
+    make_vocab_size_divisible_by: Multiple = None
+    max_shard_size: Annotated[float, Parameter(help="Largest safetensors file, in GB.")] = 5.0
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """What the name of a result says of it."""
+        return {"format": self.format, "tp": self.tp, "pp": self.pp}
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Options of `plan.make`."""
+        return self.layout | {
+            "dialect": self.to_dialect, "vocab_multiple": self.make_vocab_size_divisible_by,
+            "shard_bytes": shard_bytes(self.max_shard_size),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,8 +244,12 @@ ShowGroup = Annotated[Show, Group]
 IgnoringGroup = Annotated[Ignoring, Group]
 ReadingGroup = Annotated[Reading, Group]
 ParamsGroup = Annotated[Params, Group]
+FormGroup = Annotated[Form, Group]
+HintingGroup = Annotated[Hinting, Group]
 TargetGroup = Annotated[Target, Group]
-SHOW, IGNORING, READING, PARAMS, TARGET = Show(), Ignoring(), Reading(), Params(), Target()
+SHOW, IGNORING, HINTING, READING, PARAMS, FORM, TARGET = (
+    Show(), Ignoring(), Hinting(), Reading(), Params(), Form(), Target()
+)  # fmt: skip
 """Groups with all their defaults."""
 
 

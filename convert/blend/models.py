@@ -1,7 +1,7 @@
 """Blends: the models of a recipe opened, the model that it makes of them, and what a manifest keeps of it."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from mconv.convert.checkpoint.model import SourceModel
 from mconv.convert.engine.plan import DTYPES
 from mconv.convert.folders import recognize
 from mconv.convert.folders.ignored import NOTHING, Ignored, joined
+from mconv.convert.folders.kinds import MEGATRON
 from mconv.convert.peft import folder as peft
 from mconv.convert.sources.source import Source
 from mconv.convert.sources.transplanted import Transplanted
@@ -40,7 +41,7 @@ def model_of(request: Request, *, ignore: Ignored = NOTHING, room: Path | None =
     `room` is a folder for the tokenizer's files that change; without one, they are not made.
     """
     recipe = request.recipe
-    models = {one: _open(request.places[str(one)], ignore) for one in recipe.models}
+    models = _opened(request, recipe.models, ignore)
     first = recipe.base_of(recipe.slices[0]) or recipe.models[0]
     model = models[first]
     vocabulary = vocabularies.vocabulary_of(recipe, models)
@@ -72,7 +73,24 @@ def _sources(
     return vocabularies.transplanted(recipe, models, vocabulary)
 
 
-def _open(place: Place, ignore: Ignored) -> SourceModel:
+def _opened(request: Request, names: Sequence[Reference], ignore: Ignored) -> dict[Reference, SourceModel]:
+    """Return the models of a request. Raises FormatError where hints are given and no model could need them."""
+    places = [request.places[str(one)] for one in names]
+    if request.hints and not any(map(_takes_hints, places)):
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in request.hints)
+        raise FormatError(f"{given} is for Megatron checkpoints, and none of the models is one; leave it out")
+    return {
+        one: _open(place, request.hints if _takes_hints(place) else {}, ignore)
+        for one, place in zip(names, places, strict=True)
+    }
+
+
+def _takes_hints(place: Place) -> bool:
+    """Return whether a model is a Megatron checkpoint: other formats say all of themselves."""
+    return place.adapter is None and recognize.what_is(place.path).kind in MEGATRON
+
+
+def _open(place: Place, hints: Mapping[str, Any], ignore: Ignored) -> SourceModel:
     if place.adapter is not None:
         return adapted.with_base(place.adapter, place.path, ignore=ignore)
     if peft.is_adapter(place.path) or (place.path.is_dir() and opening.is_lora_run(place.path)):
@@ -82,7 +100,7 @@ def _open(place: Place, ignore: Ignored) -> SourceModel:
         )
     if not place.path.is_dir():
         raise FormatError(recognize.explain(place.path))
-    return opening.open_checkpoint(place.path, ignore=ignore)
+    return opening.open_checkpoint(place.path, ignore=ignore, **hints)
 
 
 def _check_zero(models: Mapping[Reference, SourceModel]) -> None:
@@ -130,7 +148,8 @@ def _kept(
 ) -> dict[str, Any]:
     """Return what the manifest keeps of a blend, once all is read. Raises FormatError if a model has changed."""
     sources = {str(name): made.record_of(model, digests_of(blend, name)) for name, model in models.items()}
-    record = {"recipe": request.document, "seed": request.seed, "dtype": request.dtype, "allowed": list(request.allowed)}
+    record = {"recipe": request.document, "seed": request.seed, "dtype": request.dtype,
+              "allowed": list(request.allowed), "hints": dict(request.hints)}  # fmt: skip
     return {KEY: record | {"sources": sources}}
 
 
@@ -161,6 +180,7 @@ def request_of(manifest: Mapping[str, Any], folder: Path) -> Request:
     try:
         return Request(
             document=record["recipe"], seed=int(record["seed"]), dtype=record["dtype"], allowed=tuple(record["allowed"]),
+            hints=dict(record.get("hints", {})),
             places={name: Place(where[MODEL + name], where.get(ADAPTER + name)) for name in names},
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:

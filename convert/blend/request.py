@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Request:
     """Element type of the result (fp32, bf16, fp16); None: the recipe's, or the models'."""
     allowed: tuple[str, ...] = ()
     """What may differ between the models, by the names of `DIFFER`."""
+    hints: Mapping[str, Any] = field(default_factory=dict)
+    """Options of `open_checkpoint` on what the Megatron checkpoints among the models leave open."""
 
     @property
     def recipe(self) -> Recipe:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,52 +11,57 @@ from torch import Tensor
 from mconv.convert.checkpoint import adapter_folder
 from mconv.convert.extraction.extract import Extraction, Kept, LeftOut, Progress, adapter_of, left_out, one_module
 from mconv.convert.folders import manifest
-from mconv.convert.folders.staging import Staging, write_whole
+from mconv.convert.folders.staging import PLAN, Staging, flush, remove, write_whole
 from mconv.convert.formats.mapped import forget
 from mconv.convert.peft.lora import FACTORS, Linear
 from mconv.errors import MconvError
 
-PLAN = "extraction.json"
-"""In the unfinished folder: the fingerprint of what is extracted from what."""
+DONE = "done-0.jsonl"
+"""The journal's file with a line for each module that is done."""
 
 
 def write(
-    what: Extraction, out: Path, *, base: str, resume: bool = False, progress: Progress = lambda _: None
-) -> tuple[list[Kept], list[LeftOut]]:
-    """Write the adapter's folder; return what it keeps of each linear, and what it leaves out.
+    what: Extraction, out: Path, *, base: str, resume: bool = False, command: str | None = None,
+    progress: Progress = lambda _: None,
+) -> tuple[list[Kept], list[LeftOut]]:  # fmt: skip
+    """Write the adapter's folder, in place of what is there; return what it keeps of each linear and what it leaves out.
 
-    A kill leaves nothing at `out`, and a folder beside it that `resume` takes up. Raises MconvError where the models do
-    not differ, or change while they are read.
+    A kill leaves `out` as it was, and a folder beside it that `resume` takes up; `command` is what the user typed, for
+    whoever finds it. Raises MconvError where the models do not differ, or change while they are read.
     """
     staging, made_of = Staging.of(out), fingerprint(what)
     with staging.alone():
-        _begin(staging.partial, made_of, resume=resume)
+        _begin(staging, what, made_of, resume=resume, command=command)
         try:
-            kept, beside = _fill(what, staging.partial, out, made_of=made_of, base=base, progress=progress)
+            kept, beside = _fill(what, staging, made_of=made_of, base=base, progress=progress)
         except Exception:
             staging.clear()
             raise
-        if out.is_dir():
-            out.rmdir()  # empty: what is not was refused
-        staging.partial.replace(out)
+        flush(staging.partial)
+        staging.swap()
+        remove(staging.old)
+        remove(staging.journal)
     return kept, beside
 
 
 def _fill(
-    what: Extraction, partial: Path, out: Path, *, made_of: str, base: str, progress: Progress
+    what: Extraction, staging: Staging, *, made_of: str, base: str, progress: Progress
 ) -> tuple[list[Kept], list[LeftOut]]:
     """Fill the unfinished folder, so that nothing is left in it but the adapter."""
+    partial = staging.partial
     found, files = {}, [partial / f"{number}.safetensors" for number in range(len(what.modules))]
     for (linear, layer), file in zip(what.modules, files, strict=True):
         found[linear.at(layer)] = _done(file, what, linear, layer)
+        with (staging.journal / DONE).open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps({"logical": linear.at(layer)}) + "\n")
         progress(what.size(linear))
         forget()
     adapter, beside = adapter_of(what, found), left_out(what)
     if fingerprint(what) != made_of:
         raise MconvError(f"{what.tuned.name} or {what.base.name} changed while it was read; extract it again")
     adapter_folder.write(adapter, partial, base=base)
-    _describe(what, partial, out, base=base)
-    for file in (*files, partial / PLAN):
+    _describe(what, partial, staging.folder, base=base)
+    for file in files:
         file.unlink()
     return [kept for kept, _ in found.values()], beside
 
@@ -70,15 +74,19 @@ def fingerprint(what: Extraction) -> str:
     return hashlib.sha256(json.dumps([files, [one.fingerprint() for one in sources], asked]).encode()).hexdigest()
 
 
-def _begin(partial: Path, made_of: str, *, resume: bool) -> None:
+def _begin(staging: Staging, what: Extraction, made_of: str, *, resume: bool, command: str | None) -> None:
     """Make the unfinished folder, or take up the one that is there. Raises MconvError if it is of something else."""
-    if resume and (partial / PLAN).is_file():
-        if json.loads((partial / PLAN).read_text())["made_of"] != made_of:
-            raise MconvError(f"{partial} was begun with other models or options; leave out --resume to start anew")
+    if resume and staging.unfinished:
+        if json.loads((staging.journal / PLAN).read_text(encoding="utf-8")).get("made_of") != made_of:
+            raise MconvError(
+                f"{staging.partial} was begun with other models or options; leave out --resume to start anew"
+            )
         return
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_whole(partial / PLAN, json.dumps({"made_of": made_of}))
+    staging.clear()
+    staging.partial.mkdir(parents=True)
+    staging.journal.mkdir()
+    sizes = {linear.at(layer): what.size(linear) for linear, layer in what.modules}
+    write_whole(staging.journal / PLAN, json.dumps({"made_of": made_of, "command": command, "sizes": sizes}, indent=1))
 
 
 def _done(file: Path, what: Extraction, linear: Linear, layer: int | None) -> tuple[Kept, dict[str, Tensor]]:

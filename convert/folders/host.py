@@ -18,6 +18,19 @@ def workers() -> int:
     return max(1, min(16, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
+def memory() -> dict[str, int] | None:
+    """Return the bytes of this machine or container, and those available; None where that is not known."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        size, free = (int(lines[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
+    except (OSError, KeyError, ValueError):
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    bound = int(text) if text.isdigit() else size
+    return {"size": min(size, bound), "free": min(free, bound)}
+
+
 def existing(path: Path) -> Path:
     """Return a path, or the nearest folder above it that exists."""
     return next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())

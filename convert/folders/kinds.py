@@ -42,7 +42,8 @@ DCP = (
 OLD = "load it in transformers 4 (`from_pretrained(FOLDER, %s=True)`), `save_pretrained`, and give that folder"
 DATA = "`mconv data tokenize` makes training data of it"
 
-READABLE = ("hf", "meta", "mistral", "megatron", "torch_dist", "mp_rank")
+MEGATRON = ("megatron", "torch_dist", "mp_rank")
+READABLE = ("hf", "meta", "mistral", *MEGATRON)
 """Kinds that `open_checkpoint` takes."""
 FOLDERS = (
     Row("hf", ("config.json", HF_WEIGHTS), "a Hugging Face folder"),

@@ -132,7 +132,9 @@ def test_models_of_any_format_and_layout(three, tmp_path):
 def test_statistics_are_taken_once_for_each_tensor(three, tmp_path, monkeypatch):
     made = []
     kernel = source.Blend.kernel
-    monkeypatch.setattr(source.Blend, "kernel", lambda self, one: made.append(one.member.key) or kernel(self, one))
+    monkeypatch.setattr(
+        source.Blend, "kernel", lambda self, one, *of: made.append(one.member.key) or kernel(self, one, *of)
+    )
     found = blend(request_of(list(three.values()), "ties", **CASES["ties"]), tmp_path / "out", format="hf")
     assert sorted(made) == sorted(found)
 
@@ -218,15 +220,30 @@ def test_a_model_that_changes_while_it_is_read(three, tmp_path, monkeypatch, cap
     copy = shutil.copytree(three["a"], tmp_path / "a")
     kernel = source.Blend.kernel
 
-    def touching(self, one):
+    def touching(self, one, *of):
         if one.member.key.endswith("1.mlp.up_proj.weight"):
             (copy / "model.safetensors").touch()
-        return kernel(self, one)
+        return kernel(self, one, *of)
 
     monkeypatch.setattr(source.Blend, "kernel", touching)
     assert run(["blend", str(copy), str(three["b"]), "--out", str(tmp_path / "out")]) == 2
     assert "model.safetensors has changed while it was read" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+def test_what_a_checkpoint_leaves_open_is_said_by_options_and_kept_for_the_judge(three, tmp_path, capsys):
+    """An old checkpoint of padded vocabulary whose args say no true size, beside a Hugging Face folder."""
+    vague, out = tmp_path / "vague", tmp_path / "out"
+    assert run(["hf2meg", str(three["a"]), "--out", str(vague), "--format", "mp_rank", "--dialect", "megatron-llm"]) == 0
+    (vague / "release" / "mconv.json").unlink()
+    argv = ["blend", str(vague), str(three["b"]), "--out", str(out)]
+    assert run(argv) == 2 and "--vocab-size" in capsys.readouterr().err
+    size = json.loads((three["a"] / "config.json").read_text())["vocab_size"]
+    assert run([*argv, "--vocab-size", str(size)]) == 0
+    wanted = blend(request_of([three["a"], three["b"]], "linear"), tmp_path / "wanted")
+    assert same(tensors(out), wanted) and run(["verify", str(out)]) == 0
+    assert run(["blend", *map(str, three.values()), "--vocab-size", "9", "--out", str(tmp_path / "no")]) == 2
+    assert "--vocab-size is for Megatron checkpoints, and none of the models is one" in capsys.readouterr().err
 
 
 def different(three, tmp_path, **config):

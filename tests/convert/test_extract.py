@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import re
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from mconv.cli.app import run
 from mconv.convert.extraction import svd, write
+from mconv.convert.folders import host
 
 ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
 SMALL = {"num_hidden_layers": 2}
@@ -205,6 +210,9 @@ def test_a_killed_extraction_is_resumed(pair, tmp_path, monkeypatch, capsys):
         begun = killed_at(patch, 5)
         assert run(argv) == 130 and not (tmp_path / "out").exists()
         assert "--resume completes it" in capsys.readouterr().err
+    assert run(["status", str(tmp_path)]) == 0
+    found = capsys.readouterr().out
+    assert re.search(r"out: an unfinished .*`mconv lora extract .*, 30 % written\); the same .* --resume", found), found
     with monkeypatch.context() as patch:
         rest = killed_at(patch, 99)
         assert run([*argv, "--resume"]) == 0
@@ -290,10 +298,49 @@ def test_bad_input_is_refused_and_nothing_is_left(others, argv, why, monkeypatch
 def test_a_full_folder_is_not_written_into(pair, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
+    argv = ["lora", "extract", str(pair[1]), str(pair[0]), "--rank", "1", "--out", str(tmp_path / "out")]
+    assert run(argv) == 2 and "exists and is not empty; --overwrite" in capsys.readouterr().err
+    assert run([*argv, "--overwrite"]) == 2 and "is not an adapter, so" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_overwrite_replaces_an_adapter_when_the_new_one_is_whole(pair, tmp_path, monkeypatch, capsys):
+    extract(capsys, pair[1], pair[0], tmp_path / "out", "--rank", 3)
+    argv = ["lora", "extract", str(pair[1]), str(pair[0]), "--rank", "2", "--out", str(tmp_path / "out"), "--overwrite"]
+    with monkeypatch.context() as patch:
+        killed_at(patch, 5)
+        assert run(argv) == 130 and settings(tmp_path / "out")["r"] == 3
+    assert run([*argv, "--resume"]) == 0 and settings(tmp_path / "out")["r"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def settings(adapter):
+    return json.loads((adapter / "adapter_config.json").read_text())
+
+
+def test_too_little_memory_is_told_before_a_weight_is_read(pair, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(host, "memory", lambda: {"size": 1 << 30, "free": 1000_000})
+    monkeypatch.setattr(write, "one_module", lambda *_: pytest.fail("it was read"))
     assert run(["lora", "extract", str(pair[1]), str(pair[0]), "--rank", "1", "--out", str(tmp_path / "out")]) == 2
-    assert "exists and is not empty" in capsys.readouterr().err
+    assert "1.0 MB of memory are free, and this needs 10" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_larger_vocabulary_leaves_the_linears_to_be_extracted(others, capsys, tmp_path):
     told = extract(capsys, others / "words", others / "base", tmp_path / "out", "--rank", 2)
     assert {"key": "lm_head.weight", "relative_norm": None} in told["left_out"]
+
+
+# ---- mergekit --------------------------------------------------------------------------------------------------------
+@pytest.mark.skipif("MCONV_MERGEKIT" not in os.environ, reason="MCONV_MERGEKIT names no Python with mergekit 0.1.5")
+def test_it_is_the_adapter_that_mergekit_extracts(pair, tmp_path, capsys):
+    """mergekit-extract-lora takes the whole SVD in fp32; ours keeps as much of each difference, and the same of it."""
+    base, tuned = pair
+    extract(capsys, tuned, base, tmp_path / "ours", "--rank", 2)
+    program = Path(os.environ["MCONV_MERGEKIT"]).with_name("mergekit-extract-lora")
+    sides = ["--model", tuned, "--base-model", base, "--out-path", tmp_path / "theirs", "--max-rank", "2"]
+    subprocess.run([program, *sides, "--no-copy-tokenizer"], check=True, capture_output=True)
+    ours, theirs, whole = deltas(tmp_path / "ours"), deltas(tmp_path / "theirs"), differences(base, tuned)
+    assert len(ours) == 14 and ours.keys() <= theirs.keys()
+    for module, found in ours.items():
+        assert apart(found, theirs[module]) < 1e-4, module
+        assert apart(found, whole[module]) <= apart(theirs[module], whole[module]) * (1 + 1e-5)

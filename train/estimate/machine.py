@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.folders.host import cores, existing, writable
+from mconv.convert.folders.host import cores, existing, memory, writable
 from mconv.errors import MconvError
 from mconv.extras import found, version
 from mconv.train.megatron import gate
@@ -99,18 +99,6 @@ def dataset_helpers() -> bool | None:
     roots = [Path(root) / "core" / "datasets" for root in (spec.submodule_search_locations if spec else None) or []]
     roots = [root for root in roots if root.is_dir()]
     return any(list(root.glob("helpers_cpp*.so")) for root in roots) if roots else None
-
-
-def memory() -> dict[str, int] | None:
-    """Return the bytes of this machine or container, and those available; None where that is not known."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        size, free = (int(lines[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
-    except (OSError, KeyError, ValueError):
-        return None
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return {"size": min(size, int(text)) if text.isdigit() else size, "free": free}
 
 
 def shm() -> dict[str, int] | None:
