@@ -151,6 +151,8 @@ def _request(models: Sequence[Path], asked: Short, **options: Any) -> "Request":
 
 
 def _from_file(models: Sequence[Path], asked: Short, **options: Any) -> "Request":
+    if len(models) == 2 and not models[1].exists():  # as mergekit-yaml takes them
+        raise MconvError(f"the folder to make is an option: mconv blend {models[0]} --out {models[1]}")
     if asked.given or len(models) > 1:
         extra = ", ".join([*map(str, models[1:]), *asked.given])
         raise MconvError(f"{models[0]} says what is merged and how: put {extra} into it, or leave that out")
@@ -168,8 +170,8 @@ def _iterations(models: Sequence[Path], asked: Short) -> list[Path]:
     found = iterations.wanted(models[0], asked.iterations or "all")
     count = len(found) if asked.last is None else asked.last
     if not 2 <= count <= len(found):
-        have = ", ".join(map(str, found))
-        raise MconvError(f"{models[0]}: {count} iterations cannot be merged; it has {have}, and two at least are needed")
+        have = f"it has {len(found)} ({', '.join(map(str, found))})"
+        raise MconvError(f"{models[0]}: {count} iterations cannot be merged: {have}, and at least two are needed")
     return [models[0] / f"iter_{number:07d}" for number in found[-count:]]
 
 

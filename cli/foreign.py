@@ -101,9 +101,45 @@ MEG2HF = {
     **dict.fromkeys([*_LAYOUT, *_CHUNKS, "tp", "pp", "vpp"], "any layout is read as it is, without a merge"),
     **_all("convert_checkpoint_from_megatron_to_transformers", "it is what meg2hf does"),
 }  # fmt: skip
+_MERGEKIT = {
+    **_all("cuda gpu_rich low_cpu_memory read_to_gpu multi_gpu", "it runs on the CPU and holds no model in memory"),
+    **_all("num_threads j async_write write_threads", "all cores read, compute and write; there is nothing to set"),
+    **_all("lazy_unpickle", "tensors are always read slab by slab, and pickles without running their code"),
+    **_all("transformers_cache lora_merge_cache", "models are read where they are, repositories in HF_HOME"),
+    **_all("clone_tensors", "each layer of the result has tensors of its own"),
+    **_all("write_model_card no_write_model_card", "the card is written by `mconv push`"),
+    **_all("verbosity v quiet", "progress is shown on a terminal, and nothing in a pipe"),
+}  # fmt: skip
+"""The options that all of mergekit's programs share."""
+_MADE = {
+    **{name: ours for name, ours in _CONVERSION.items() if name != "saver"}, **_TP, **_PP, **_FORMATS, **_MERGEKIT,
+    **_all("copy_tokenizer no_copy_tokenizer", "the tokenizer's files are copied along with the model"),
+    **_all("save_safetensors", "weights are always written as safetensors"),
+}  # fmt: skip
 _SURGERY = {
-    **{name: ours for name, ours in _CONVERSION.items() if name != "saver"}, **_TP, **_PP, **_FORMATS,
+    **_MADE,
     **_all(f"{_INPUTS} {_MODEL} model_path model_dir", "MODEL"), **_all("ckpt_step load_iters step", "--iteration"),
+}  # fmt: skip
+BLEND = {
+    **_MADE, **_all(f"{_INPUTS} {_MODEL} model models config_file recipe merge_inputs checkpoints", "MODELS"),
+    **_all("merge_method", "--method"), **_all("base_model", "--base"), **_all("weight", "--weights"),
+    **_all("random_seed coefficient_seed", "--seed"),
+    **_all("allow_crimes", "--allow-different, which names what may differ"),
+    **_all("unsafe_truncate_embeddings", "`mconv resize MODEL --vocab-size` makes vocabularies agree"),
+    **_all("lora_merge_dtype", "an adapter is merged in fp64 and rounded once"),
+    **_all("out_shard_size shard_size", "--max-shard-size, in GB"),
+    **_all("copy_tokenizer no_copy_tokenizer tokenizer_source",
+           "the base's tokenizer is copied, or the first model's; --tokenizer names another folder"),
+    **_all("normalize lambda gamma epsilon rescale int8_mask filter_wise select_topk", "--set NAME=VALUE"),
+    # Megatron-LM's tools/checkpoint/weighted_merge.py, for checkpoints of a run
+    "merge_output": "--out", "merge_save_dtype": "--dtype", "overwrite_merge_output": "--overwrite",
+    "merge_preflight_only": "--dry-run", "verify_load": "`mconv verify OUT` judges what was written",
+    **_all("start_checkpoint end_checkpoint merge_window_btoks min_iteration_interval",
+           "--last, or --iterations, which lists them"),
+    **_all("merge_style", "--weights uniform, linear or exponential, or a list"),
+    **_all("output_iteration", "the result is a release: it is no point of a run"),
+    **_all("merge_execution_mode merge_streaming_chunk_bytes merge_max_projected_cpu_bytes merge_template_init_mode",
+           "tensors are always streamed; --dry-run says what is needed"),
 }  # fmt: skip
 LAYERS = {
     **_SURGERY, **_all("layer_range layers keep_layers layers_to_keep", "--keep"),
@@ -117,6 +153,12 @@ RESIZE = {
     **_all("vocab_extra_ids_list add_tokens new_tokens additional_special_tokens", "--tokens"),
     **_all("vocab_extra_ids", "--tokens, which takes the tokens by name"),
     **_all("mean_resizing", "--init mean, which is what is done if nothing is said"),
+    **_all("approximation_method", "--init mean, normal, zeros, copy:TOKEN or subword-mean"),
+    "subword_method": "--init subword-mean", "new_vocab_noise": "--init normal", "random_seed": "--seed",
+    **_all("prefix_match byte_match magikarp", "a token keeps its row where the other tokenizer has the same string"),
+    **_all("k cosine_similarity weight_scheme new_vocab_scale batch_size",
+           "new rows are not sought among similar ones; --init says what they are"),
+    **_all("donor donor_model donor_tokenizer", "--tokenizer, a folder with the donor's tokenizer"),
     **_all("pad_to_multiple_of", "--make-vocab-size-divisible-by, of a Megatron checkpoint"),
 }  # fmt: skip
 VERIFY = {
@@ -174,15 +216,20 @@ _ADAPTER = {
 _ADAPTERS = "adapter_name_or_path peft_model peft_model_path lora_weights lora_path lora_model adapter_path load load_dir"
 LORA_EXPORT = {name: ours for name, ours in _ADAPTER.items() if name != "base_model"} | _all(_ADAPTERS, "RUN")
 LORA_MERGE = {
-    **_ADAPTER, **_DTYPES, **_TP, **_PP, **_all(_ADAPTERS, "ADAPTER"),
+    **_ADAPTER, **_DTYPES, **_FORMATS, **_TP, **_PP, **_all(_ADAPTERS, "ADAPTER"),
     **_all("scaling weight lora_scale", "the scale is the adapter's own alpha / rank"), **_all("dryrun", "--dry-run"),
-    **_all("max_shard_size export_size", "`mconv meg2hf --max-shard-size` sets the size of files"),
+    **_all("export_size", "--max-shard-size, in GB"),
 }  # fmt: skip
 LORA_EXTRACT = {
     **_all(_OUTPUTS, "--out"), **_all("max_rank r lora_rank lora_r", "--rank"), **_NO_CODE,
     **_all("model finetuned_model tuned_model model_path fine_tuned_model", "TUNED"),
     **_all("base_model_name_or_path base_model_path pretrained_model_name_or_path", "BASE"),
-    **_all("modules target lora_target_modules include_regex", "--target-modules"),
+    **_all("modules target lora_target_modules include_regex i", "--target-modules"), **_MERGEKIT,
+    **_all("exclude_regex e", "--target-modules, which lists what gets an adapter"),
+    **_all("skip_undecomposable", "nothing but linears gets an adapter; what else differs is listed"),
+    "device": "it runs on the CPU", "random_seed": "--seed",
+    **_all("copy_tokenizer no_copy_tokenizer", "an adapter has the base's tokenizer"),
+    **_all("lora_merge_dtype torch_dtype dtype", "the adapter is fp32, as PEFT trains it"),
     **_all("sv_epsilon", "--energy is the share that is kept; what is far below the largest value is left out"),
     **_all("distribute_scale", "the root of each singular value is in both factors"), "dryrun": "--dry-run",
     **_all("safe_serialization", "weights are always written as safetensors"),
@@ -192,14 +239,15 @@ DIFF = {
     **_NO_CODE, **_all(f"{_INPUTS} {_MODEL} model model_path reference candidate base_model", "A"),
     **_all("output_dir save_dir report", "--html"), **_all("n topk top_k", "--top"), "true_vocab_size": "--vocab-size",
     **_all("ckpt_step load_iters", "--iteration"),
+    **_all("tolerance atol rtol threshold", "it measures; `mconv verify` decides"),
 }  # fmt: skip
 PLOT = {
     **_all("logdir log_dir tensorboard_dir save save_dir input file files load", "RUNS"),
     **_all("output output_path output_dir out_path o", "--out"), **_all("smoothing window rolling ema", "--smooth"),
 }  # fmt: skip
 TABLES: Mapping[str, Rows] = {
-    "hf2meg": HF2MEG, "reshard": RESHARD, "merge": MERGE, "meg2hf": MEG2HF, "layers": LAYERS, "resize": RESIZE,
-    "verify": VERIFY, "inspect": INSPECT,
+    "hf2meg": HF2MEG, "reshard": RESHARD, "merge": MERGE, "meg2hf": MEG2HF, "blend": BLEND, "layers": LAYERS,
+    "resize": RESIZE, "verify": VERIFY, "inspect": INSPECT,
     "push": PUSH, "pull": PULL, "lora export": LORA_EXPORT, "lora merge": LORA_MERGE, "plot": PLOT,
     "diff": DIFF, "lora extract": LORA_EXTRACT,
     "demo": _all(_OUTPUTS, "--out"), "doctor": _all("output_dir save_dir", "--save"),

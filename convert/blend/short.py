@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mconv.convert.blend.methods import METHODS, Method
+from mconv.convert.blend.methods import METHODS, REQUIRED, Method
 from mconv.errors import ConfigError
 
 SERIES: Mapping[str, Callable[[int], list[float]]] = {
@@ -27,6 +27,8 @@ def document(
         if rule.models != (1, 1):
             raise ConfigError(f"--method {method} adds up differences from a base: name it with --base")
         base = models[0]
+    if missing := [one.name for one in rule.shared if one.default is REQUIRED and one.name not in (parameters or {})]:
+        raise ConfigError(f"--method {method} needs --{missing[0]}")
     each = [name for name in models if rule.base == "unused" or name != base]
     weighed = dict(zip(each, _weights(rule, weights, len(each)), strict=True)) if _has_weights(rule, weights) else {}
     listed = [{"model": name, **_weight(weighed.get(name))} for name in models]

@@ -25,6 +25,8 @@ FILES = {
     "small.yaml": "load: meg\ndata: data/text\nlr: 1e-4\ntrain_iters: 2\nseq_length: 16\n",
     "site.yaml": "cluster: {gpus_per_node: 2}\n",
     "twice.yaml": "lr: 1e-4\nlr: 1e-3\n",
+    "recipe.yaml": "merge_method: linear\nmodels: [{model: hf}, {model: back}]\nparameters: {weight: 1}\n",
+    "odd.yaml": "merge_method: linear\nmodels: [{model: hf}, {model: back}]\nmerge_dtype: bfloat16\n",
     "text.jsonl": f'{{"text": "{TEXT}"}}\n' * 30,
     "bad.jsonl": f'{{"text": "{TEXT}"}}\n{{"text": 5}}\n',
     "chat.jsonl": '{"question": "the quick", "answer": "brown fox"}\n' * 5,
