@@ -3,10 +3,10 @@
     MCONV_MERGEKIT=PYTHON python benchmarks/blend.py [--model llama3.2-1b] [--methods linear,slerp,ties] [--repeat 3]
 
 PYTHON has mergekit 0.1.5 (`make .venv-peers/mergekit/installed` makes .venv-peers/mergekit/bin/python). A LLaMA of random
-bf16 weights and two finetunes of it are made, and each recipe is merged by either program in turn, as a user starts it: imports count,
-and so does a `sync -f` of what it wrote. Memory is the peak of the process and its children, sampled a hundred times a
-second: anonymous memory, which the machine must hold, in all and over that of a process which only imports; and resident
-memory, in which mapped pages of the models count too. What either makes is compared.
+bf16 weights and two finetunes of it are made, and each recipe is merged by either program in turn, as a user starts it:
+imports count, and so does a `sync -f` of what it wrote. Memory is the peak of the process and its children, sampled a
+hundred times a second: anonymous memory, which the machine must hold, in all and over that of a process which only
+imports; and resident memory, in which mapped pages of the models count too. What either makes is compared.
 """
 
 import argparse
