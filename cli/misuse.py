@@ -33,15 +33,12 @@ VERBS = {
     "create_data_config": "data discover", "prepare_dumps": "data dumps", "submit_tokenization": "data dumps",
     "mix": "data mix", "tokenize": "data tokenize", "instruct": "data instruct",
     "finetune": "train", "pretrain": "train", "pretrain_gpt": "train", "verify_correctness": "verify", "check": "verify",
-<<<<<<< HEAD
-    "compare": "verify", "info": "inspect", "estimate": "plan",
+    "compare": "verify or diff", "info": "inspect", "estimate": "plan",
     "submit": "launch slurm", "sbatch": "launch slurm", "srun": "launch slurm", "kubectl": "launch kubernetes",
     "torchrun": "launch torchrun",
-=======
-    "compare": "verify or diff", "info": "inspect", "estimate": "plan", "mergekit": "blend", "average": "blend",
+    "mergekit": "blend", "average": "blend",
     "weighted_merge": "blend", "soup": "blend", "tokensurgeon": "resize", "extract_lora": "lora extract",
     "resize_token_embeddings": "resize", "prune": "layers",
->>>>>>> 0d26b01 (cli: other programs' option names for blend, layers, resize, diff and lora extract; their mistakes)
 }  # fmt: skip
 """Command of other programs -> mconv's."""
 
