@@ -131,10 +131,14 @@ def _check_apart(sources: Sequence[Path], outs: Sequence[Path], *, overwrite: bo
     there = [str(out) for out in outs if out.exists()]
     if there and not overwrite:
         raise MconvError(f"{', '.join(there)}: already there; pass --overwrite, or name another output")
-    read = {path.resolve() for path in sources if not is_dataset(path)}
     for out in outs:
-        if own := [path for path in read if path == out.resolve() or out.resolve() in path.parents]:
-            raise MconvError(f"--out {out} would replace the source {min(own)}; choose another place")
+        own = [
+            path
+            for path in sources
+            if not is_dataset(path) and out.resolve() in (path.resolve(), *path.resolve().parents)
+        ]
+        if own:
+            raise MconvError(f"--out {out} would replace the source {own[0]}; choose another place")
 
 
 def _publish(parts: dict[Path, Path]) -> None:
