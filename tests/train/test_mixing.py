@@ -1,7 +1,10 @@
 """Token data mixed by weights, merged, measured and found: against arithmetic, megatron-core and Megatron-LLM's files."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -83,6 +86,23 @@ def test_whole_prefixes_are_chosen_by_the_rule_of_the_guide():
         shares = [Fraction(weight, sum(weights)) for weight in weights]
         assert mix.whole(shares, sizes) == greedy([float(share) for share in shares], sizes)
     assert mix.whole([Fraction(1, 2)] * 2, [[3, 3, 3], [4, 4]]) == [3, 2]
+
+
+@pytest.mark.skipif(
+    "MCONV_SWISSAI" not in os.environ, reason="MCONV_SWISSAI is not the scripts/tools of swiss-ai/Megatron-LM"
+)
+def test_the_links_are_those_of_the_guide(sets):
+    """The present script, whose shares are of bytes: of prefixes with one dtype the same as of tokens."""
+    script = Path(os.environ["MCONV_SWISSAI"], "create_data_mixture.py")
+    for weights in (["0.8", "0.2"], ["0.3", "0.7"], ["0.5", "0.5"]):
+        folders = ["--folders", str(sets / "a"), str(sets / "b"), "--weights", *weights, "--output"]
+        theirs, ours = sets / f"theirs-{weights[0]}", sets / f"ours-{weights[0]}"
+        subprocess.run([sys.executable, script, *folders, theirs], check=True, stdout=subprocess.DEVNULL)
+        assert run(["data", "mix", *folders, str(ours)]) == 0
+        links = [
+            {path.relative_to(folder): path.readlink() for path in folder.rglob("*.bin")} for folder in (theirs, ours)
+        ]
+        assert links[0] == links[1] and len(links[0]) > 2
 
 
 def test_a_mixture_of_relative_folders_is_links_that_open(sets):
