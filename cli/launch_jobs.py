@@ -18,6 +18,8 @@ from mconv.errors import MconvError
 if TYPE_CHECKING:
     from mconv.train.clusters.followed import Followed
 
+FORGOTTEN = "Invalid job id"
+"""What Slurm says of a job that it has forgotten."""
 Now = Annotated[bool, Parameter(help="Stop at once, without saving.", negative=())]
 Follow = Annotated[bool, Parameter(name=["--follow", "-f"], help="Go on printing what comes.", negative=())]
 Lines = Annotated[int, Parameter(help="Lines from the end.")]
@@ -98,10 +100,10 @@ def _queued(job: "Followed") -> list[dict[str, str]]:
     """Return what Slurm knows of each job, from its queue and, where it has forgotten them, from its accounts."""
     from mconv.train.clusters import followed
 
-    found = [one for one in followed.rows(_said(followed.queue(job), may_fail=True)) if _names(one, job.jobs)]
+    found = [one for one in followed.rows(_said(followed.queue(job), unknown=FORGOTTEN)) if _names(one, job.jobs)]
     gone = [name for name in job.jobs if not any(_names(one, (name,)) for one in found)]
     if gone and shutil.which("sacct"):
-        found += [one for one in followed.rows(_said(followed.history(job), may_fail=True)) if _names(one, gone)]
+        found += [one for one in followed.rows(_said(followed.history(job), unknown="")) if _names(one, gone)]
         gone = [name for name in gone if not any(_names(one, (name,)) for one in found)]
     return [*found, *({"id": name, "state": "not in the queue any more"} for name in gone)]
 
@@ -113,7 +115,7 @@ def _names(row: dict[str, str], jobs: Sequence[str]) -> bool:
 
 def _file_of(job: str) -> str:
     """Return the file of a job's output, as Slurm knows it."""
-    found = re.search(r"^\s*StdOut=(.*)$", _said(("scontrol", "show", "job", job), may_fail=True), re.M)
+    found = re.search(r"^\s*StdOut=(.*)$", _said(("scontrol", "show", "job", job), unknown=FORGOTTEN), re.M)
     if found is None:
         raise MconvError(f"Slurm has forgotten job {job}; name the folder of its run instead")
     return found[1].replace("%j", job)
@@ -130,11 +132,14 @@ def _trigger(job: "Followed") -> None:
     print(f"made {folder / 'exit'}: the run saves and stops after the step that it is in")
 
 
-def _said(command: tuple[str, ...], *, may_fail: bool = False) -> str:
-    """Return what a command of the cluster's client prints. Raises MconvError where it fails, or is not here."""
+def _said(command: tuple[str, ...], *, unknown: str | None = None) -> str:
+    """Return what a command of the cluster's client prints. Raises MconvError where it fails, or is not here.
+
+    `unknown`: part of the message of a client that does not know the job, which is no failure; "" of any message.
+    """
     _here(command)
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode and not may_fail:
+    if done.returncode and (unknown is None or unknown not in done.stderr):
         raise MconvError(f"{shlex.join(command)}: {(done.stderr or done.stdout).strip()}")
     return done.stdout
 
