@@ -89,12 +89,13 @@ def _conversion(staging: Staging) -> Unfinished | None:
     if not (staging.partial.is_dir() or staging.unfinished):
         return None
     begun = _read(staging.journal / PLAN)
+    what = _plain(str(begun.get("what", "conversion")))
     about = ", ".join(part for part in (_made_by(begun), _written(staging, begun)) if part)
     shown = f" ({about})" if about else ""
     if _is_locked(staging):
-        return Unfinished(text=f"a conversion that another mconv is writing now{shown}", advice="wait for it to end")
+        return Unfinished(text=f"a {what} that another mconv is writing now{shown}", advice="wait for it to end")
     if staging.unfinished and begun:
-        return Unfinished(text=f"an unfinished conversion{shown}", advice=AGAIN)
+        return Unfinished(text=f"an unfinished {what}{shown}", advice=AGAIN)
     return Unfinished(
         text="an unfinished conversion, too short to be continued", advice="the command that made it starts it anew"
     )

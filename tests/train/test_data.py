@@ -128,6 +128,27 @@ def test_bytes_equal_datatrove(eos, tmp_path):
         assert (tmp_path / f"d{suffix}").read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.parametrize("documents", [True, False])
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+def test_an_index_is_that_of_megatron_cores_builder(chunk, documents, tmp_path, monkeypatch):
+    from mconv.train.data import pairs
+    from mconv.train.megatron.imports import IndexedDatasetBuilder
+
+    sequences = [list(range(n)) for n in (3, 1, 4, 1, 5)]
+    builder = IndexedDatasetBuilder(str(tmp_path / "t.bin"), dtype=np.int32)
+    for ids in sequences:
+        if documents:
+            builder.add_document(ids, [len(ids)])
+        else:
+            builder.add_item(torch.tensor(ids))
+    builder.finalize(str(tmp_path / "t.idx"))
+    builder.data_file.close()
+    np.array([len(ids) for ids in sequences], np.int32).tofile(tmp_path / "lengths")
+    monkeypatch.setattr(pairs, "CHUNK", chunk)
+    pairs.write_index(tmp_path / "ours.idx", tmp_path / "lengths", "int32", documents=documents)
+    assert (tmp_path / "ours.idx").read_bytes() == (tmp_path / "t.idx").read_bytes()
+
+
 BAD_LINES = {
     "not json": ('{"text": "fine"}\n{"text": ', "text.jsonl:2: not JSON"),
     "no key": ('{"body": "x"}\n', r"text.jsonl:1: no text under 'text' \(the record has \['body'\]\)"),

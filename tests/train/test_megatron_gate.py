@@ -68,13 +68,6 @@ def pair(tmp_path_factory):
     return make_llama(folder / "hf"), convert(folder / "hf", folder / "m", tp=2)
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "text.jsonl"
-    path.write_text('{"text": "one"}\n')
-    return path
-
-
 VERSIONS = {
     ("0.16.0", ""): "older than what mconv runs on, >=0.16.1,<0.20: pip install 'megatron-core>=0.16.1,<0.20'",
     ("0.9.2", ""): "older than",
@@ -128,14 +121,14 @@ COMMANDS = {
 }
 
 
-def words(command, pair, text, out):
-    return COMMANDS[command].format(hf=pair[0], m=pair[1], text=text, out=out).split()
+def words(command, pair, out):
+    return COMMANDS[command].format(hf=pair[0], m=pair[1], out=out).split()
 
 
 @pytest.mark.parametrize("command", ["train", "verify"])
-def test_an_old_one_is_one_sentence_before_anything_is_imported(tmp_path, pair, text, command):
+def test_an_old_one_is_one_sentence_before_anything_is_imported(tmp_path, pair, command):
     path = fake(tmp_path / "old", "0.15.3", code="raise SystemExit('was imported')")
-    code, output = mconv(*words(command, pair, text, tmp_path / "out"), path=path)
+    code, output = mconv(*words(command, pair, tmp_path / "out"), path=path)
     said = f"({path}/megatron/core) is older than what mconv runs on, {gate.RANGE}: {gate.INSTALL}"
     assert (code, only_sentence(output)) == (2, f"mconv: megatron-core 0.15.3 {said}")
 
@@ -172,18 +165,18 @@ def test_a_half_finished_upgrade_is_known_by_its_metadata(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("command", ["verify", "train on two ranks"])
-def test_a_command_that_cannot_import_it_says_so_from_its_ranks_too(tmp_path, pair, text, command):
+def test_a_command_that_cannot_import_it_says_so_from_its_ranks_too(tmp_path, pair, command):
     path = fake(tmp_path / "broken", "0.18.2", code="import no_such_package")
-    code, output = mconv(*words(command, pair, text, tmp_path), path=path)
+    code, output = mconv(*words(command, pair, tmp_path), path=path)
     assert code == 2 and "it needs the package no_such_package, which is not installed" in only_sentence(output)
 
 
 @pytest.mark.parametrize("command", ["train", "verify"])
-def test_without_it_the_extra_is_named(tmp_path, pair, text, command):
+def test_without_it_the_extra_is_named(tmp_path, pair, command):
     """`megatron` is there, but no `megatron.core` in it: as in an install that has none, whatever this one has."""
     (tmp_path / "none" / "megatron").mkdir(parents=True)
     (tmp_path / "none" / "megatron" / "__init__.py").write_text("")
-    code, output = mconv(*words(command, pair, text, tmp_path / "out"), path=tmp_path / "none")
+    code, output = mconv(*words(command, pair, tmp_path / "out"), path=tmp_path / "none")
     assert code == 2 and re.search(r" needs megatron-core: pip install 'mconv\[train\]'", only_sentence(output))
 
 

@@ -13,7 +13,7 @@ from mconv.errors import FormatError
 from mconv.train.data.index import with_ending
 from mconv.train.data.tokenizers.loaded import LoadedTokenizer
 
-DTYPE_RULES = {"megatron": 65500, "datatrove": 65536}
+DTYPE_RULES = {"megatron": 65500, "datatrove": 65537}
 """Values of --dtype-rule, with the vocabulary from which on ids take 4 bytes: IndexedDataset.optimal_dtype of
 megatron-core and Megatron-LLM; token_size of datatrove."""
 

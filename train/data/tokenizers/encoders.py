@@ -10,8 +10,6 @@ Located = tuple[list[int], list[int]]
 """The ids of a text, and the character at which each begins."""
 Locate = Callable[[list[str]], Iterable[Located]]
 """A function from texts to the ids of each and where they begin."""
-WORDS = 1 << 20
-"""Words of which a BPE keeps the ids, so that it merges each once; the library keeps the first 10 thousand."""
 
 
 @runtime_checkable
@@ -53,6 +51,4 @@ class RustEncoder:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = self.special_as_text
-        if hasattr(tokenizer.model, "_resize_cache"):
-            tokenizer.model._resize_cache(WORDS)
         return tokenizer
