@@ -7,9 +7,9 @@ The text is that of the Python files (`code`) or of the documentation (`prose`) 
 file, from the start again where it is shorter than `--size`. The tokenizers are trained on its beginning, once:
 a byte-level BPE of 49152 entries like SmolLM2's (`bpe`), or SentencePiece of 32000 like Llama 2's (`sentencepiece`).
 `--datatrove` is the Python of an environment with datatrove and tokenizers, `--megatron` a checkout of Megatron-LM, which
-runs in this Python. Contestants take turns; each row is the fastest of its runs as a whole process, start and imports
-among it. `cpu` is the processor time of all its processes, which other work on the machine changes less. The token ids of
-all must be equal.
+runs in this Python (and needs the package six, on PYTHONPATH). Contestants take turns; each row is the fastest of its
+runs as a whole process, start and imports among it. `cpu` is the processor time of all its processes, which other work
+on the machine changes less. The token ids of all must be equal.
 """
 
 import argparse
@@ -62,9 +62,21 @@ if __name__ == "__main__":
     tokenizer, out, source, tasks = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
     steps = [
         JsonlReader(source, glob_pattern="part-*.jsonl"),
-        MegatronDocumentTokenizer(out, tokenizer, save_filename="d", eos_token="<|endoftext|>"),
+        MegatronDocumentTokenizer(
+            output_folder=out, tokenizer_name_or_path=tokenizer, save_filename="d", eos_token="<|endoftext|>"
+        ),
     ]
     LocalPipelineExecutor(steps, tasks=tasks, workers=tasks, logging_dir=out + "/logs").run()
+"""
+MEGATRON = """
+import runpy, sys, types
+
+# Its imports lead to kernels for GPUs, which want triton; tokenizing calls none of them.
+kernels = types.ModuleType("megatron.core.transformer.custom_layers.batch_invariant_kernels")
+kernels.__getattr__ = lambda name: None
+sys.modules[kernels.__name__] = kernels
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -222,11 +234,13 @@ def megatron(case: Case, out: Path, checkout: str) -> Run:
         "sentencepiece": ["SentencePieceTokenizer", str(case.tokenizer / "tokenizer.model")],
     }
     kind, model = kinds[case.kind]
+    script = out / "run_megatron.py"
+    script.write_text(MEGATRON)
     return timed([
-        sys.executable, f"{checkout}/tools/preprocess_data.py", "--input", str(case.whole),
+        sys.executable, str(script), f"{checkout}/tools/preprocess_data.py", "--input", str(case.whole),
         "--output-prefix", str(out / "d"), "--tokenizer-type", kind, "--tokenizer-model", model,
         "--append-eod", "--workers", str(case.workers),
-    ], PYTHONPATH=checkout)  # fmt: skip
+    ], PYTHONPATH=f"{checkout}:{os.environ.get('PYTHONPATH', '')}")  # fmt: skip
 
 
 def digest(out: Path) -> str | None:

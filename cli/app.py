@@ -133,6 +133,7 @@ data.command("mconv.cli.data_mix:merge", name="merge", help="Merge prefixes of t
 data.command("mconv.cli.data_prepare:prepare", name="prepare", help="From raw files to tokens in one go, as a file says.")
 data.command("mconv.cli.data_prepare:shuffle", name="shuffle", help="Shuffle the lines of files of any size.")
 data.command("mconv.cli.data_dumps:dumps", name="dumps", help="Divide a corpus into dumps, and tokenize each by a job.")
+data.command("mconv.cli.data_bench:bench", name="bench", help="Measure how many workers tokenize an input fastest here.")
 data.command("mconv.cli.data_stats:stats", name="stats", help="Measure token data: lengths, ends, vocabulary.")
 data.command("mconv.cli.data_export:export", name="export", help="Write records in another format.")
 data.command("mconv.cli.data_stats:discover", name="discover", help="Print the prefixes in folders, with weights.")

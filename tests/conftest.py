@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 # Before torch is loaded, and for every process that a test starts: models this small only lose by sharing cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["MCONV_CACHE"] = ""  # nothing of a test is kept in the user's cache
 os.environ.setdefault("SOURCE_DATE_EPOCH", "1790000000")  # manifests are compared byte for byte, their time too
 
 import pytest

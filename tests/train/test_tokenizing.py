@@ -220,3 +220,54 @@ def test_progress_lines_have_megatrons_shape_and_count_bytes(folder, tmp_path, c
     assert [int(count) for count, _, _ in found] == [20, 40]
     assert float(found[0][2]) == pytest.approx(20 * len(text.encode()) / (1 << 20), abs=0.01)
     assert run([*words, "--overwrite", "--log-interval", "0"]) == 2
+
+
+# ---- how many workers ------------------------------------------------------------------------------------------------
+def test_bench_measures_each_number_of_workers(folder, sources, tmp_path, capsys):
+    words = ["data", "bench", *map(str, sources), "--tokenizer", str(folder), "--workers", "2", "1"]
+    assert run([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["workers"] for row in found["runs"]] == [1, 2] and all(row["tokens"] > 0 for row in found["runs"])
+    assert found["best_workers"] in (1, 2) and 12 * 300 <= found["sample_bytes"] < 12 * 1300
+    assert run([*words[:-2], "1"]) == 0 and capsys.readouterr().out.endswith("best here: --workers 1\n")
+    (tmp_path / "short.txt").write_text("one\n")
+    assert run(["data", "bench", str(tmp_path / "short.txt"), "--tokenizer", str(folder)]) == 2
+    assert "the input is one block of 4 bytes; more text is needed" in capsys.readouterr().err
+
+
+def test_the_fewest_workers_that_are_about_as_fast_are_best():
+    from mconv.train.data.bench import Measured, best, counts
+
+    rates = {1: 3.0, 2: 5.9, 4: 9.6, 8: 10.0}
+    rows = [Measured(workers=workers, start=1.0, rate=rate, tokens=1.0) for workers, rate in rates.items()]
+    assert best(rows).workers == 4 and counts(12) == [1, 2, 4, 8, 12] and counts(1) == [1]
+
+
+# ---- what transformers made of a tokenizer -----------------------------------------------------------------------------
+def test_transformers_is_asked_once_for_a_tokenizer_and_again_when_a_file_changes(folder, tmp_path, monkeypatch):
+    import shutil
+
+    from mconv.train.data.tokenizers import huggingface, kept
+    from mconv.train.data.tokenizers.types import load
+
+    mine = tmp_path / "mine"
+    shutil.copytree(folder, mine)
+    wanted = load(mine)
+    monkeypatch.setenv("MCONV_CACHE", str(tmp_path / "cache"))
+    read, asked = huggingface._found, []
+    monkeypatch.setattr(huggingface, "_found", lambda *args: asked.append(args) or read(*args))
+    assert load(mine) == load(mine) == wanted and len(asked) == 1
+    (mine / "special_tokens_map.json").write_text('{"eos_token": "<s>"}')
+    load(mine)
+    assert len(asked) == 2, "a file that was not there belongs to another tokenizer"
+    [*files] = (tmp_path / "cache" / "tokenizers").iterdir()
+    for path in files:
+        path.write_text("damaged")
+    assert load(folder) and len(asked) == 3
+    monkeypatch.setattr(kept, "MOST", 2)
+    (mine / "added_tokens.json").write_text("{}")
+    load(mine)
+    assert len([*(tmp_path / "cache" / "tokenizers").iterdir()]) == 2
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MCONV_CACHE", str(tmp_path / "file"))
+    assert load(folder).size == wanted.size, "a cache that cannot be written to is none"

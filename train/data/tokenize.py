@@ -19,6 +19,7 @@ from mconv.train.data.reading.batch import Batch
 from mconv.train.data.record import Tokenized, facts
 from mconv.train.data.tokenizers.choice import TokenizerChoice
 from mconv.train.data.tokenizers.encoders import Encode, Encoder
+from mconv.train.data.tokenizers.loaded import LoadedTokenizer
 from mconv.train.data.tokenizers.types import load
 
 
@@ -52,10 +53,7 @@ def tokenize_keys(
     bad = checked(how.workers, on_bad_record)
     loaded = load(tokenizer)
     known = facts(loaded, append_eod=append_eod, prepend_bos=prepend_bos, dtype_rule=dtype_rule)
-    job = TokenizeJob(
-        keys=tuple(outputs), encoder=loaded.encoder, bad=bad, bos=known["prepend_bos"], eos=known["append_eod"],
-        dtype=known["dtype"], vocab_size=known["vocab_size"],
-    )  # fmt: skip
+    job = _job(loaded, known, tuple(outputs), bad)
     made_of = staged.made_of(sources, **known, keys=[*outputs], on_bad_record=on_bad_record)
     task = Task(
         sources=sources, columns=job.keys, job=job, pairs=[*outputs.values()], records=[*outputs.values()],
@@ -64,6 +62,18 @@ def tokenize_keys(
     more = {**known, "on_bad_record": on_bad_record}
     describe = partial(_described, keys=job.keys, more=more, listed=task.rejected.name)
     return dict(zip(outputs, engine.write(task, describe, prefix, how), strict=True))
+
+
+def job_of(loaded: LoadedTokenizer, keys: Sequence[str]) -> "TokenizeJob":
+    """Return the work of tokenizing the texts under `keys` as they are, bad records left out."""
+    return _job(loaded, facts(loaded, append_eod=False, prepend_bos=False), tuple(keys), POLICIES["skip"])
+
+
+def _job(loaded: LoadedTokenizer, known: dict[str, Any], keys: tuple[str, ...], bad: OnBad) -> "TokenizeJob":
+    return TokenizeJob(
+        keys=keys, encoder=loaded.encoder, bad=bad, bos=known["prepend_bos"], eos=known["append_eod"],
+        dtype=known["dtype"], vocab_size=known["vocab_size"],
+    )  # fmt: skip
 
 
 def prefixes(prefix: Path, keys: Sequence[str], *, named: bool) -> dict[str, Path]:

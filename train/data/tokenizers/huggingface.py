@@ -9,8 +9,10 @@ from typing import Any
 from mconv import extras
 from mconv.convert.folders.tokens import JSON, count, decides
 from mconv.errors import ConfigError, FormatError
+from mconv.train.data.tokenizers import kept
 from mconv.train.data.tokenizers.choice import TokenizerChoice
-from mconv.train.data.tokenizers.encoders import Encode, Encoder, Locate, Located, RustEncoder
+from mconv.train.data.tokenizers.encoders import Encode, Locate, Located, RustEncoder
+from mconv.train.data.tokenizers.kept import Kept
 from mconv.train.data.tokenizers.loaded import LoadedTokenizer
 
 OWN = ("tokenizer", "special_tokens", "added_tokens", "chat_template")
@@ -23,14 +25,28 @@ def load(choice: TokenizerChoice, *, type: str) -> LoadedTokenizer:
     if folder is None:
         raise ConfigError(f"--tokenizer-type {type} needs --tokenizer-model: the folder of the tokenizer")
     read.cache_clear()  # the folder may have been written anew since
-    tokenizer = read(folder, choice.added)
+    place = kept.place(folder, choice.added)
+    found = kept.find(place) or _found(folder, choice.added, place)
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and _is_own(path.name)}
-    marked = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
+    rust = RustEncoder(found.json, found.special_as_text)
     return LoadedTokenizer(
-        type=type, place=str(folder), files=files, size=len(tokenizer), bos=tokenizer.bos_token_id,
-        eos=tokenizer.eos_token_id, added=choice.added, special=frozenset({*tokenizer.all_special_ids, *marked}),
-        folder=folder, encoder=_encoder(tokenizer, folder, choice.added),
+        type=type, place=str(folder), files=files, size=found.size, bos=found.bos, eos=found.eos, added=choice.added,
+        special=frozenset(found.special), folder=folder,
+        encoder=rust if found.json else TransformersEncoder(folder, choice.added),
     )  # fmt: skip
+
+
+def _found(folder: Path, added: tuple[str, ...], place: Path | None) -> Kept:
+    """Return what transformers makes of a folder, and keep it for the next time."""
+    tokenizer = read(folder, added)
+    marked = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    found = Kept(
+        size=len(tokenizer), bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id,
+        special=sorted({*tokenizer.all_special_ids, *marked}), json=_json(tokenizer),
+        special_as_text=bool(tokenizer.split_special_tokens),
+    )  # fmt: skip
+    kept.keep(place, found)
+    return found
 
 
 def _is_own(name: str) -> bool:
@@ -99,12 +115,14 @@ class TransformersEncoder:
         return encode
 
 
-def _encoder(tokenizer: Any, folder: Path, added: tuple[str, ...]) -> Encoder:
-    """Return how workers open a tokenizer: without transformers where its call passes texts on as they are."""
-    if tokenizer.is_fast:
-        from transformers import PreTrainedTokenizerFast
+def _json(tokenizer: Any) -> str:
+    """Return a tokenizer as the package tokenizers reads it; "" where transformers' call does more than pass texts on."""
+    if not tokenizer.is_fast:
+        return ""
+    from transformers import PreTrainedTokenizerFast
 
-        own, plain = type(tokenizer), PreTrainedTokenizerFast
-        if all(getattr(own, name) is getattr(plain, name) for name in ("__call__", "_encode_plus")):
-            return RustEncoder(tokenizer.backend_tokenizer.to_str(), bool(tokenizer.split_special_tokens))
-    return TransformersEncoder(folder, added)
+    own, plain = type(tokenizer), PreTrainedTokenizerFast
+    if any(getattr(own, name) is not getattr(plain, name) for name in ("__call__", "_encode_plus")):
+        return ""
+    text: str = tokenizer.backend_tokenizer.to_str()
+    return text
