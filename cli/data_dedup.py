@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from mconv import extras
 from mconv.cli import options as o
 from mconv.cli import pages
-from mconv.errors import MconvError, refuse
+from mconv.errors import MconvError
 
 if TYPE_CHECKING:
     from mconv.train.data.dedup.run import Job, Shard
@@ -118,10 +118,10 @@ def dedup(
     Parameters
     ----------
     sources
-        Files with one JSON object per line (.jsonl) or one document per line (.txt), plain or compressed (.gz, .xz,
-        .zst), or .parquet.
+        Files with one JSON object per line (.jsonl) or one document per line (.txt), plain or compressed (.gz, .bz2, .xz,
+        .zst), or .parquet; folders and patterns of these.
     out
-        Where the kept records go: one file, if its name ends in .jsonl, .txt (also .gz, .xz, .zst) or .parquet;
+        Where the kept records go: one file, if its name ends in .jsonl, .txt (also .gz, .bz2, .xz, .zst) or .parquet;
         otherwise a folder with a file for each source. NAME.removed.jsonl beside it lists what was removed, and why.
     key
         Field of a record that holds the text.
@@ -135,7 +135,7 @@ def dedup(
         Replace the output of an earlier run.
     """
     settings = similarity.settings(key)
-    _check(sources, html)
+    sources = _check(sources, html)
     if nodes.render_datatrove:
         return _render(sources, out, settings, nodes.render_datatrove)
     extras.need("dedup", "rensa", to=COMMAND)
@@ -158,19 +158,17 @@ def dedup(
     return 0
 
 
-def _check(sources: tuple[Path, ...], html: Path | None) -> None:
-    """Refuse unusable sources and pages before anything is read."""
+def _check(sources: tuple[Path, ...], html: Path | None) -> tuple[Path, ...]:
+    """Return the files to read. Refuses unusable sources and pages before anything is read."""
     from mconv.train.data.reading.formats import check_installed
+    from mconv.train.data.reading.inputs import files
 
-    if not sources:
-        raise MconvError("give at least one file to read")
-    problems = [f"{path}: {'is a folder; give its files' if path.is_dir() else 'no such file'}"
-                for path in sources if not path.is_file()]  # fmt: skip
-    refuse(problems, doing="reading the input")
-    for path in sources:
+    found = tuple(files(sources))
+    for path in found:
         check_installed(path)
     if html:
         pages.check(html, COMMAND)
+    return found
 
 
 def _shard(nodes: Nodes, made: "Outputs") -> "Shard":

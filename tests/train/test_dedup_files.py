@@ -1,5 +1,6 @@
 """What `mconv data dedup` reads and writes: bytes, shards, pages; what it refuses; what an interruption leaves."""
 
+import bz2
 import gzip
 import json
 import lzma
@@ -16,7 +17,7 @@ import pytest
 
 from mconv.cli.app import run as cli
 from mconv.train.data.dedup import run as runs
-from mconv.train.data.dedup.write import PACKERS
+from mconv.train.data.writing.packing import PACKERS
 
 pytestmark = pytest.mark.once
 pytest.importorskip("rensa")
@@ -59,7 +60,7 @@ def test_records_are_kept_byte_for_byte(dedup):
     assert {path.name for path in Path().iterdir()} == {"in.jsonl", "out.jsonl", "out.removed.jsonl"}
 
 
-OPENERS = {".gz": gzip.open, ".xz": lzma.open, "": open}
+OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, "": open}
 
 
 @pytest.mark.parametrize("packing", [*PACKERS, ""])

@@ -122,7 +122,7 @@ def outputs(out: Path, sources: Sequence[Path]) -> Outputs:
     """
     made = Outputs(out, sources, folder=without_packing(out).suffix not in (".jsonl", ".json", ".txt", ".parquet"))
     problems = [
-        f"{path}: dedup writes JSON lines, text and parquet only; convert it to one of them first"
+        f"{path}: dedup writes JSON lines, text and parquet only; `mconv data export` makes one of them"
         for path in sources
         if format_of(path).batches not in WRITERS
     ]
