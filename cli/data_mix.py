@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from mconv.cli import choose
+from mconv.cli import bars, choose
 from mconv.cli import options as o
 from mconv.cli.terminal import progress
 from mconv.errors import MconvError, refuse
@@ -73,8 +73,6 @@ def mix(
     """
     names, shares = _weighed(data, folders, weights)
     if plot:
-        from mconv.cli import bars
-
         bars.check(plot)
     from mconv.train.data.mixing import folder
     from mconv.train.data.mixing import mix as mixing
@@ -83,16 +81,19 @@ def mix(
     made = mixing.mixture(names, shares, out, seed=seed, exact=exact, allowed=allow_different or ())
     with progress(folder.written(made, copy=copy), "mixing") as shown:
         folder.write(made, out, copy=copy, overwrite=overwrite, progress=shown)
-    facts = folder.facts(made, out, copy=copy)
+    facts, summary = folder.facts(made, out, copy=copy), folder.summary(made, out)
     if plot:
-        _draw(facts, plot, folder.summary(made, out))
-    if json:
-        print(jsonlib.dumps(facts, indent=1))
-        return
-    print(folder.summary(made, out))
-    if not exact and any(abs(one["share"] - one["wanted"]) > FAR for one in facts["sets"]):
+        _draw(facts, plot, summary)
+    print(jsonlib.dumps(facts, indent=1) if json else summary)
+    if not json:
+        _advise(facts)
+
+
+def _advise(facts: dict[str, Any]) -> None:
+    """Print what could be done about shares that are far from the wanted ones, and what to do next."""
+    if not facts["exact"] and any(abs(one["share"] - one["wanted"]) > FAR for one in facts["sets"]):
         print("whole prefixes come no nearer to the weights; --exact cuts between documents")
-    choose.next_training(data=str(out))
+    choose.next_training(data=facts["out"])
 
 
 def merge(
@@ -157,13 +158,13 @@ def _weighed(data: Sequence[str] | None, folders: Sequence[Path] | None, weights
 
 def _draw(facts: dict[str, Any], file: Path, about: str) -> None:
     """Draw the wanted and the resulting share of each set."""
-    from mconv.cli.bars import Bar, Chart, draw
-
     rows = [
-        Bar(one["name"], (one["wanted"], one["share"]), f"{one['share']:.2%}, {one['tokens']:,} tokens")
+        bars.Bar(one["name"], (one["wanted"], one["share"]), f"{one['share']:.2%}, {one['tokens']:,} tokens")
         for one in facts["sets"]
     ]
-    draw([Chart("Shares of the tokens", tuple(rows), ("wanted", "result"))], file, title=facts["out"], about=about)
+    bars.draw(
+        [bars.Chart("Shares of the tokens", tuple(rows), ("wanted", "result"))], file, title=facts["out"], about=about
+    )
 
 
 def _tell(made: "Merged", *, json: bool) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from mconv.convert.folders.staging import write_whole
 from mconv.errors import FormatError, MconvError, refuse
+from mconv.train.data.sources import files_below
 
 DUMP_BYTES = 150e9
 """Bytes of a dump, from which the number of dumps follows where none is given."""
@@ -68,16 +69,8 @@ def files_of(
     """
     if not folder.is_dir():
         raise FormatError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
-    found, entered = [], set()
-    for at, below, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(at)
-        if real in entered:
-            below.clear()
-            continue
-        entered.add(real)
-        below.sort()
-        found += [path for name in names if not name.startswith(".") and wanted(path := Path(at, name))]
-    within = {path.relative_to(folder): path for path in sorted(found)}
+    found = sorted(path for path in files_below(folder) if not path.name.startswith(".") and wanted(path))
+    within = {path.relative_to(folder): path for path in found}
     kept = [
         one
         for one in within

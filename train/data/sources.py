@@ -3,7 +3,7 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,9 +127,8 @@ def _twin(role: Path) -> Path:
     return role.with_name(role.name.removesuffix(ROLE) + TEXT)
 
 
-def _search(folder: Path) -> tuple[set[Path], list[str]]:
-    """Return (prefixes with both files, problems), links followed, each folder entered once."""
-    halves: dict[str, set[Path]] = {".bin": set(), ".idx": set()}
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield all files in a folder and under it. Links are followed, and each folder is entered once."""
     entered: set[str] = set()
     for at, below, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(at)
@@ -138,9 +137,15 @@ def _search(folder: Path) -> tuple[set[Path], list[str]]:
             continue
         entered.add(real)
         below.sort()  # so that of two links to one folder the same is taken on every rank
-        for name in files:
-            if (path := Path(at, name)).suffix in halves:
-                halves[path.suffix].add(path.with_suffix(""))
+        yield from (Path(at, name) for name in files)
+
+
+def _search(folder: Path) -> tuple[set[Path], list[str]]:
+    """Return (prefixes with both files, problems)."""
+    halves: dict[str, set[Path]] = {".bin": set(), ".idx": set()}
+    for path in files_below(folder):
+        if path.suffix in halves:
+            halves[path.suffix].add(path.with_suffix(""))
     alone = [(prefix, ".bin", ".idx") for prefix in sorted(halves[".bin"] - halves[".idx"])]
     alone += [(prefix, ".idx", ".bin") for prefix in sorted(halves[".idx"] - halves[".bin"])]
     return halves[".bin"] & halves[".idx"], [f"{p}{has} is there without {p.name}{lacks}" for p, has, lacks in alone]
