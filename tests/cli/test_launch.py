@@ -17,6 +17,7 @@ from mconv.errors import ConfigError
 from mconv.train.clusters import followed, images, prepare, read
 from mconv.train.clusters.targets import TARGETS
 from mconv.train.config import make, read_yaml
+from mconv.train.launch import chain
 
 pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[2]
@@ -263,6 +264,33 @@ def test_a_chain_ends_where_going_on_has_no_use(case, tmp_path, monkeypatch):
         assert not noted.calls("sbatch") and not noted.calls("srun")
 
 
+def test_rank_0_notes_a_step_and_why_the_run_stopped(tmp_path, monkeypatch):
+    """What a job's script reads: nothing before a step, then an empty file, then the reason."""
+    mark = tmp_path / "mark"
+    monkeypatch.setenv("MCONV_JOB_MARK", str(mark))
+    monkeypatch.setenv("RANK", "1")
+    chain.stepped()
+    assert not mark.exists()
+    monkeypatch.setenv("RANK", "0")
+    chain.stopped(None)
+    assert not mark.exists()
+    chain.stepped()
+    assert mark.read_text() == ""
+    chain.stopped("the exit trigger, at iteration 3")
+    chain.stepped()
+    assert mark.read_text() == "the exit trigger, at iteration 3"
+
+
+def test_variables_of_the_shell_that_submits_are_in_the_run(tmp_path, monkeypatch, capsys):
+    """NUM_LAYERS=... sbatch: the copy of the run has them, whatever the job's own shell sets."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MCONV_TRAIN_NUM_LAYERS", "2")
+    Path("run.yaml").write_text(yaml.safe_dump({**RUN, "seq_length": 512}))
+    assert run(["launch", "slurm", "run.yaml", "--set", "cluster.gpus_per_node=8", "--set", "lr=2e-4", "--json"]) == 0
+    values = yaml.safe_load(json.loads(capsys.readouterr().out)["files"]["run.yaml"])
+    assert values["num_layers"] == 2 and float(values["lr"]) == 2e-4
+
+
 # ---- a submitted job -------------------------------------------------------------------------------------------------
 def test_a_job_is_submitted_followed_and_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -291,6 +319,9 @@ def test_a_job_is_submitted_followed_and_stopped(tmp_path, monkeypatch, capsys):
     assert told["jobs"][0] == {"id": "77", "state": "not in the queue any more"}
     assert run(["launch", "stop", "run/launch"]) == 0 and "nothing is left to stop" in capsys.readouterr().out
     Path("run/slurm").mkdir(exist_ok=True)
+    assert run(["launch", "logs", "run"]) == 2 and "has no output of run yet" in capsys.readouterr().err
+    Path("run/slurm/77.out").write_text("before\n")
+    assert followed.logs(followed.follow("run"), follows=False, lines=5)[-1] == str(tmp_path / "run/slurm/77.out")
     Path("run/slurm/78.out").write_text("the end\n")
     assert followed.logs(followed.follow("run"), follows=True, lines=5)[1:] == (
         "-F",

@@ -17,6 +17,8 @@ RECORD = "launch.json"
 """File beside a job's rendered ones, from which the job is followed."""
 JOBS = "jobs"
 """File with the id of each submitted job on a line."""
+RECENT = 5
+"""Number of a run's newest jobs that are looked at: of a chain one runs, and one waits."""
 JOB = re.compile(r"\d+(_\d+)?", re.ASCII)
 COLUMNS = {"id": "%i", "state": "%T", "elapsed": "%M", "limit": "%l", "nodes": "%D", "where": "%R"}
 """What squeue tells of a job, and its format."""
@@ -78,7 +80,7 @@ def follow(word: str) -> Followed:
     for folder in (Path(word), Path(word) / "launch"):
         if (folder / RECORD).is_file():
             ids = (folder / JOBS).read_text().split() if (folder / JOBS).is_file() else []
-            return Followed(**_recorded(folder / RECORD), jobs=tuple(ids))
+            return Followed(**_recorded(folder / RECORD), jobs=tuple(ids[-RECENT:]))
     raise ConfigError(f"{word} is neither the id of a Slurm job nor a folder with {RECORD}, which `mconv launch` writes")
 
 
@@ -140,8 +142,16 @@ def logs(job: Followed, *, follows: bool, lines: int) -> tuple[str, ...]:
         raise ConfigError(
             f"{job.name} was started by hand: its output is where that was; the run's log: {job.save}/{LOG}"
         )
-    file = Path(job.output or "") / f"{_ids(job)[-1]}.out"
-    return ("tail", *(["-F"] if follows else []), f"--lines={lines}", str(file))
+    return ("tail", *(["-F"] if follows else []), f"--lines={lines}", str(_output(job)))
+
+
+def _output(job: Followed) -> Path:
+    """Return the output of the newest job that has begun; of an array the one that was written to last."""
+    for one in reversed(_ids(job)):
+        found = [*Path(job.output or "").glob(f"{one}.out"), *Path(job.output or "").glob(f"{one}_*.out")]
+        if found:
+            return max(found, key=lambda file: file.stat().st_mtime)
+    raise ConfigError(f"{job.output} has no output of {job.name} yet: `mconv launch status` says where its job stands")
 
 
 def _kubectl(job: Followed, *words: str) -> tuple[str, ...]:
