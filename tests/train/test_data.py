@@ -153,7 +153,7 @@ BAD_LINES = {
     "not json": ('{"text": "fine"}\n{"text": ', "text.jsonl:2: not JSON"),
     "no key": ('{"body": "x"}\n', r"text.jsonl:1: no text under 'text' \(the record has \['body'\]\)"),
     "no text": ('{"text": 7}\n', "text.jsonl:1: no text under 'text'"),
-    "no object": ("[1]\n", r"text.jsonl:1: .*\(the record has list\)"),
+    "no object": ("[1]\n", r"text.jsonl:1: no text under .text.: it is a list; .*jq -c"),
     "nothing": ('{"text": ""}\n', "no document with text"),
 }
 

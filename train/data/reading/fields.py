@@ -32,7 +32,7 @@ def parsed(line: bytes) -> Any:
         if isinstance(error, BadRecord):
             raise
         why = f"{error.msg} at letter {error.pos}" if isinstance(error, json.JSONDecodeError) else error
-        raise BadRecord(Kind.NOT_JSON, f"not JSON: {why}") from None
+        raise BadRecord(Kind.NOT_JSON, f"not JSON: {why}{ARRAY * text.lstrip().startswith('[')}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+ARRAY = "; one object a line is read, not one array a file: `jq -c '.[]'` writes its items a line each"
 
 
 def texts_of(record: Any, keys: Sequence[str]) -> tuple[str, ...] | BadRecord:
@@ -60,9 +61,14 @@ def texts_of(record: Any, keys: Sequence[str]) -> tuple[str, ...] | BadRecord:
 
 def _text(record: Any, key: str) -> str:
     """Return the text of a record under `key`, as text that can be encoded."""
-    if not isinstance(record, dict) or key not in record:
-        kind = Kind.NO_FIELD if isinstance(record, dict) else Kind.NO_OBJECT
-        raise BadRecord(kind, f"no text under {key!r} (the record has {named(record)}); name the field with --key")
+    if not isinstance(record, dict):
+        raise BadRecord(
+            Kind.NO_OBJECT, f"no text under {key!r}: it is {in_words(record)}{ARRAY * isinstance(record, list)}"
+        )
+    if key not in record:
+        raise BadRecord(
+            Kind.NO_FIELD, f"no text under {key!r} (the record has {named(record)}); name the field with --key"
+        )
     value = record[key]
     if not isinstance(value, str):
         kind = Kind.NULL if value is None else Kind.WRONG_TYPE
