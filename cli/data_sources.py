@@ -22,7 +22,7 @@ class SourceOptions:
         str | None, Parameter(help="Split of a folder that datasets saved with several. Of hf://ORG/NAME it is @SPLIT.")
     ] = None
     skip_unknown_files: Annotated[
-        bool, Parameter(help="Leave out files of a folder whose names say no format, instead of stopping.", negative=())
+        bool, Parameter(help="Leave out files of a folder or pattern whose name says no format.", negative=())
     ] = False
     max_expand: Annotated[
         float,

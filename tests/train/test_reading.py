@@ -205,6 +205,9 @@ def test_folders_and_patterns(tree):
     with pytest.raises(MconvError, match=r"README.md and 1 more files: .* --skip-unknown-files leaves such files out"):
         found(".")
     assert found(".", skip_unknown=True) == ["a.txt", "b/10.jsonl", "b/2.jsonl", "c/z.csv.gz"]
+    assert found("b/*", skip_unknown=True) == ["b/10.jsonl", "b/2.jsonl"]
+    with pytest.raises(ConfigError, match="--split test: no source is a folder that datasets saved with splits"):
+        found("a.txt", split="test")
     for name, message in (
         ("b/README.md", "says no format that is read: .jsonl, .*rename it, such as to README.md.jsonl"),
         ("b/t.parquet.gz", "a .parquet file is compressed inside; unpack it to t.parquet"),

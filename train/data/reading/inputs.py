@@ -23,7 +23,7 @@ class Choice:
     split: str | None = None
     """Split of datasets that have several."""
     skip_unknown: bool = False
-    """True to leave out files of a folder whose name says no format."""
+    """True to leave out files of a folder or pattern whose name says no format."""
 
 
 def files(sources: Sequence[Path], choice: Choice = Choice()) -> list[Path]:
@@ -41,6 +41,10 @@ def files(sources: Sequence[Path], choice: Choice = Choice()) -> list[Path]:
     refuse(problems, doing="reading the input")
     if not found:
         raise MconvError("give at least one file to read")
+    if choice.split and not any((path.parent.parent / SPLITS).is_file() for path in found):
+        raise ConfigError(
+            f"--split {choice.split}: no source is a folder that datasets saved with splits; of hf://ORG/NAME it is @SPLIT"
+        )
     return found
 
 
@@ -56,7 +60,8 @@ def _named_by(source: Path, choice: Choice) -> Iterator[Path]:
         own = [path for path in matches if not any(part[0] == "." for part in {*path.parts} - {*source.parts})]
         if not own:
             raise FormatError(f"{source}: no file has a name of this pattern")
-        yield from dict.fromkeys(found for path in own for found in _named_by(path, choice))
+        taken = [path for path in own if path.is_dir() or known(path) or not choice.skip_unknown]
+        yield from dict.fromkeys(found for path in taken for found in _named_by(path, choice))
     else:
         raise FormatError(f"{source}: no such file")
 
