@@ -43,7 +43,7 @@ def files(sources: Sequence[Path], choice: Choice = Choice()) -> list[Path]:
         raise MconvError("give at least one file to read")
     if choice.split and not any((path.parent.parent / SPLITS).is_file() for path in found):
         raise ConfigError(
-            f"--split {choice.split}: no source is a folder that datasets saved with splits; of hf://ORG/NAME it is @SPLIT"
+            f"--split {choice.split}: no source is a folder that datasets saved with splits (hf://ORG/NAME has @SPLIT)"
         )
     return found
 
