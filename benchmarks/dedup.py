@@ -41,7 +41,8 @@ class Result(NamedTuple):
 
     kept: set[int]
     seconds: float
-    cpu: float
+    cpu: float | None = None
+    """CPU seconds; None of datatrove, which does not wait for its processes to end."""
     mib: float | None = None
 
 
@@ -152,8 +153,8 @@ def datatrove(python: str, source: Path, folder: Path, *options: str) -> Result:
         str(script),
     ]
     measured([*render, *options])
-    found = measured([python, str(script), "--workers", "2"])
-    return Result(ids(*out.glob("*.jsonl")), *found)
+    seconds, _, _ = measured([python, str(script), "--workers", "2"])
+    return Result(ids(*out.glob("*.jsonl")), seconds)
 
 
 def rows(planted: Planted, runs: dict[str, Callable[[], Result]]) -> None:
@@ -164,9 +165,10 @@ def rows(planted: Planted, runs: dict[str, Callable[[], Result]]) -> None:
         kept, seconds, cpu, mib = run()
         shares = [100 * sum(not {*pair} <= kept for pair in pairs) / len(pairs) for pairs in (planted.near, due)]
         unrelated = {*range(planted.documents)} - kept - {at for pair in planted.near for at in pair}
-        memory = "" if mib is None else f"{mib:.0f}"
-        print(f"{name:<40}{shares[0]:7.1f}%{shares[1]:9.1f}%{len(unrelated):7}{seconds:9.1f}{cpu:9.1f}"
-              f"{planted.documents / cpu:12.0f}{memory:>7}", flush=True)  # fmt: skip
+        costs = [("" if cost is None else f"{cost:.{digits}f}") for cost, digits in
+                 ((cpu, 1), (cpu and planted.documents / cpu, 0), (mib, 0))]  # fmt: skip
+        print(f"{name:<40}{shares[0]:7.1f}%{shares[1]:9.1f}%{len(unrelated):7}{seconds:9.1f}"
+              f"{costs[0]:>9}{costs[1]:>12}{costs[2]:>7}", flush=True)  # fmt: skip
 
 
 def programs(given: argparse.Namespace, source: Path, folder: Path) -> dict[str, Callable[[], Result]]:

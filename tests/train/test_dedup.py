@@ -207,7 +207,7 @@ def test_characters_find_what_words_do_not(run):
 
 
 # ---- buckets and clusters --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("together", [3, 7, 1 << 20])
+@pytest.mark.parametrize("together", [1, 3, 7, 1 << 20])
 def test_buckets_are_the_same_however_few_are_sorted_together(together):
     rng = np.random.default_rng(5)
     columns = [rng.integers(0, 12, (4, size)).astype(np.uint64) for size in (17, 0, 30)]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +25,26 @@ class Buckets:
     starts: Ids
     """Where each group begins in `members`, and their number."""
 
+    def parts(self, together: int = SORTED >> 4) -> Iterator["Buckets"]:
+        """Yield the groups with about so many members at a time; one that is larger stays whole."""
+        cuts = np.searchsorted(self.starts, np.arange(0, len(self.members) + together, together))
+        for first, last in pairwise(np.unique(np.minimum(cuts, len(self.starts) - 1)).tolist()):
+            starts = self.starts[first : last + 1]
+            yield Buckets(self.members[starts[0] : starts[-1]], starts - starts[0])
+
     def spans(self) -> Iterator[tuple[int, int]]:
         """Yield where each group begins and ends in `members`."""
         return pairwise(self.starts.tolist())
+
+    def save(self, path: Path) -> None:
+        """Write them to two files."""
+        np.save(path.with_suffix(".members.npy"), self.members)
+        np.save(path.with_suffix(".starts.npy"), self.starts)
+
+    @classmethod
+    def load(cls, path: Path) -> "Buckets":
+        """Return the groups of two files, mapped from the disk."""
+        return cls(*(np.load(path.with_suffix(f".{name}.npy"), mmap_mode="r") for name in ("members", "starts")))
 
 
 def grouped(members: Ids, *keys: npt.NDArray[np.uint64]) -> Buckets:

@@ -36,7 +36,7 @@ class Clusters:
 
     def firsts(self) -> Ids:
         """Return for each document the first one of its cluster."""
-        return self._ids[[self.find(one) for one in range(len(self._ids))]]
+        return self._ids[np.fromiter(map(self.find, range(len(self._ids))), np.int64, len(self._ids))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Grams:
 
 def join_all(clusters: Clusters, ids: Ids, bands: Iterable[Buckets]) -> None:
     """Join all documents of each bucket: the signatures alone decide."""
-    for buckets in bands:
+    for buckets in (part for band in bands for part in band.parts()):
         numbers = np.searchsorted(ids, buckets.members).tolist()
         for start, end in buckets.spans():
             for other in numbers[start + 1 : end]:
@@ -74,7 +74,7 @@ def join_all(clusters: Clusters, ids: Ids, bands: Iterable[Buckets]) -> None:
 def join_similar(clusters: Clusters, grams: Grams, bands: Iterable[Buckets], threshold: float) -> None:
     """Join the documents of each bucket that are similar by their n-grams."""
     sizes = grams.sizes()
-    for buckets in bands:
+    for buckets in (part for band in bands for part in band.parts()):
         found = np.searchsorted(grams.ids, buckets.members)
         numbers, lengths = found.tolist(), sizes[found].tolist()
         for start, end in buckets.spans():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,9 @@ from mconv.train.data.dedup.sign import BANDS
 from mconv.train.data.dedup.work import Ids, Signatures, Work, useful
 from mconv.train.data.pool import Ready, in_order
 
+COPIES = "copies.npy"
+PASSING = (COPIES, "band-*.npy", wanted.NGRAMS)
+"""Files of the working folder that the decision alone needs."""
 Tell = Callable[[str, int], None]
 """What takes the name of a step, and how far it is."""
 
@@ -59,7 +62,7 @@ def decide(work: Work, signatures: Signatures, *, verify: bool, workers: int, te
     tell("exact duplicates", 0)
     copies, originals = _copies(exact(signatures))
     bands = _bands(work, signatures, copies, workers, tell)
-    ids = np.unique(np.concatenate([np.empty(0, np.int64), *(one.members for one in bands)]))
+    ids: Ids = reduce(np.union1d, (one.members for one in bands))
     clusters = Clusters(ids)
     found = wanted.grams(work, signatures, ids, workers=workers, tell=partial(tell, "n-grams")) if verify else None
     tell("clusters", 0)
@@ -68,7 +71,11 @@ def decide(work: Work, signatures: Signatures, *, verify: bool, workers: int, te
     else:
         join_similar(clusters, found, bands, work.settings.threshold)
     decisions = _decisions(ids, clusters.firsts(), copies, originals)
-    return decisions if found is None else _measured(decisions, found, copies, originals)
+    if found is not None:
+        decisions = _measured(decisions, found, copies, originals)
+    for path in (path for pattern in PASSING for path in work.folder.glob(pattern)):
+        path.unlink()
+    return decisions
 
 
 def _copies(groups: Buckets) -> tuple[Ids, Ids]:
@@ -80,20 +87,21 @@ def _copies(groups: Buckets) -> tuple[Ids, Ids]:
 
 
 def _bands(work: Work, signatures: Signatures, copies: Ids, workers: int, tell: Tell) -> list[Buckets]:
-    """Return the buckets of each band, without exact copies."""
-    np.save(work.folder / "copies.npy", copies)
-    found = []
+    """Return the buckets of each band, without exact copies, mapped from the disk."""
+    np.save(work.folder / COPIES, copies)
     workers = min(signatures.bands, useful(workers, len(signatures) * signatures.bands, SORTED))
-    for one in in_order(range(signatures.bands), Ready(partial(_band, work=work)), workers=workers):
-        found.append(one)
-        tell("bands", len(found))
-    return found
+    paths = []
+    for path in in_order(range(signatures.bands), Ready(partial(_band, work=work)), workers=workers):
+        paths.append(path)
+        tell("bands", len(paths))
+    return [Buckets.load(path) for path in paths]
 
 
-def _band(number: int, work: Work) -> Buckets:
-    """Return the buckets of a band."""
-    copies = np.load(work.folder / "copies.npy", mmap_mode="r")
-    return buckets(work.signatures(), BANDS + number, copies)
+def _band(number: int, work: Work) -> Path:
+    """Write the buckets of a band, and return where."""
+    copies, path = np.load(work.folder / COPIES, mmap_mode="r"), work.folder / f"band-{number:03d}"
+    buckets(work.signatures(), BANDS + number, copies).save(path)
+    return path
 
 
 def _decisions(ids: Ids, firsts: Ids, copies: Ids, originals: Ids) -> Decisions:

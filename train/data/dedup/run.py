@@ -152,6 +152,7 @@ def _listing(job: Job, made: Outputs, records: Sequence[Path]) -> Iterator[list[
 
 def _decide(job: Job, work: Work, parts: Sequence[Path], tell: Tell) -> dict[str, Any]:
     """Decide what is removed, list it and the bad records, and return the summary."""
+    work.check_signed()
     signatures = work.signatures()
     *_, removed, rejected = parts
     facts = _reject(work, signatures, rejected)
@@ -175,6 +176,7 @@ def _reject(work: Work, signatures: Signatures, path: Path) -> dict[str, Any]:
 
 def _write_share(job: Job, work: Work, made: Outputs, shard: Shard, tell: Tell) -> dict[str, Any]:
     """Write the records of a share of the sources that are kept."""
+    work.check_signed()
     signatures, decisions = work.signatures(), load(work.folder / DECISIONS)
     targets = _targets(made, shard.of(job.sources))
     with appearing(list(targets), overwrite=job.overwrite) as parts:

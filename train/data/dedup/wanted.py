@@ -16,6 +16,8 @@ from mconv.train.data.reading.batch import Batch
 from mconv.train.data.reading.formats import batches
 from mconv.train.data.reading.lines import JsonLines
 
+NGRAMS = "ngrams"
+"""File of the working folder with the n-grams of the candidates."""
 READ = 20_000
 """Documents for which another process is worth its start."""
 
@@ -73,7 +75,7 @@ def texts(work: Work, signatures: Signatures, ids: Ids) -> Iterator[str]:
 
 def grams(work: Work, signatures: Signatures, ids: Ids, *, workers: int, tell: Callable[[int], None]) -> Grams:
     """Return the n-grams of some documents, which are sorted, mapped from a file of the working folder."""
-    ends, path = [np.empty(0, np.int64)], work.folder / "ngrams"
+    ends, path = [np.empty(0, np.int64)], work.folder / NGRAMS
     end = done = 0
     with path.open("wb") as file:
         for parts in in_order(

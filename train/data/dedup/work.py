@@ -99,10 +99,8 @@ class Work:
         refuse(problems, doing="reading the signatures", kind=FormatError)
 
     def signatures(self) -> "Signatures":
-        """Return the signatures of all sources. Raises FormatError if some are missing."""
-        self.check_signed()
-        arrays = [np.load(self.path(number, ".npy"), mmap_mode="r") for number in range(len(self.sources))]
-        return Signatures(arrays)
+        """Return the signatures of all sources, mapped from the disk."""
+        return Signatures([np.load(self.path(number, ".npy"), mmap_mode="r") for number in range(len(self.sources))])
 
     def batches(self, number: int) -> list[int]:
         """Return the number of records in each batch of a source."""
