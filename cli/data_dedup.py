@@ -2,7 +2,7 @@
 
 import json as jsonlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from mconv import extras
 from mconv.cli import options as o
 from mconv.cli import pages
+from mconv.cli.data_sources import SOURCES, SourceOptions
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def dedup(
     key: str = "text",
     similarity: Annotated[Similarity, o.Group] = SIMILARITY,
     nodes: Annotated[Nodes, o.Group] = NODES,
+    read: Annotated[SourceOptions, o.Group] = SOURCES,
     workers: int = 1,
     on_bad_record: Literal["stop", "skip"] = "stop",
     html: Path | None = None,
@@ -118,11 +120,11 @@ def dedup(
     Parameters
     ----------
     sources
-        Files with one JSON object per line (.jsonl) or one document per line (.txt), plain or compressed (.gz, .bz2, .xz,
-        .zst), or .parquet; folders and patterns of these.
+        Files with one JSON object per line (.jsonl) or one document per line (.txt), plain or compressed (.gz, .bz2,
+        .xz, .zst); .parquet and .arrow files; folders and patterns of these; folders that datasets saved.
     out
-        Where the kept records go: one file, if its name ends in .jsonl, .txt (also .gz, .bz2, .xz, .zst) or .parquet;
-        otherwise a folder with a file for each source. NAME.removed.jsonl beside it lists what was removed, and why.
+        Where the kept records go: one file, if its name ends in .jsonl, .txt (also packed), .parquet or .arrow; otherwise
+        a folder with a file for each source. NAME.removed.jsonl beside it lists what was removed, and why.
     key
         Field of a record that holds the text.
     workers
@@ -135,19 +137,21 @@ def dedup(
         Replace the output of an earlier run.
     """
     settings = similarity.settings(key)
-    sources = _check(sources, html)
+    files = read.files(sources)
+    if html:
+        pages.check(html, COMMAND)
     if nodes.render_datatrove:
-        return _render(sources, out, settings, nodes.render_datatrove)
+        return _render(files, out, settings, nodes.render_datatrove)
     extras.need("dedup", "rensa", to=COMMAND)
     from mconv.train.data.dedup.run import Job
     from mconv.train.data.dedup.run import dedup as run
     from mconv.train.data.dedup.write import outputs
 
     job = Job(
-        sources=sources, out=out, settings=settings, verify=similarity.verify, workers=workers,
-        on_bad_record=on_bad_record, overwrite=overwrite, work=nodes.work,
+        sources=files, out=out, settings=settings, verify=similarity.verify, workers=workers,
+        on_bad_record=on_bad_record, overwrite=overwrite, work=nodes.work, max_expand=read.max_expand,
     )  # fmt: skip
-    shard = _shard(nodes, outputs(out, sources))
+    shard = _shard(nodes, outputs(out, files))
     if not json:
         for line in _before(job):
             print(line, flush=True)
@@ -156,19 +160,6 @@ def dedup(
         _write_page(html, found)
     print(jsonlib.dumps(found, indent=1) if json else "\n".join(_lines(found, out)))
     return 0
-
-
-def _check(sources: tuple[Path, ...], html: Path | None) -> tuple[Path, ...]:
-    """Return the files to read. Refuses unusable sources and pages before anything is read."""
-    from mconv.train.data.reading.formats import check_installed
-    from mconv.train.data.reading.inputs import files
-
-    found = tuple(files(sources))
-    for path in found:
-        check_installed(path)
-    if html:
-        pages.check(html, COMMAND)
-    return found
 
 
 def _shard(nodes: Nodes, made: "Outputs") -> "Shard":
@@ -237,15 +228,19 @@ def _write_page(html: Path, found: dict[str, Any]) -> None:
     write_whole(html, page(found))
 
 
-def _render(sources: tuple[Path, ...], out: Path, settings: "Settings", script: Path) -> int:
+def _render(sources: Sequence[Path], out: Path, settings: "Settings", script: Path) -> int:
     """Write datatrove's pipeline."""
     from mconv.cli.dedup_page import datatrove
     from mconv.convert.folders.staging import write_whole
+    from mconv.train.data.reading.formats import JSON_LINES, format_of
 
     if script.suffix != ".py":
         raise MconvError(f"--render-datatrove {script}: give a name that ends in .py")
     if script.stem == "datatrove":
         raise MconvError(f"--render-datatrove {script} would hide the package datatrove from itself; choose another name")
+    others = [str(path) for path in sources if format_of(path) is not JSON_LINES]
+    if others:
+        raise MconvError(f"{others[0]}: --render-datatrove takes files of JSON lines only")
     pages.check_place(script, "--render-datatrove")
     if script.exists():
         raise MconvError(f"--render-datatrove {script} is there already; choose another name")

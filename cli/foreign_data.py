@@ -59,13 +59,13 @@ DATA_ROWS: Mapping[str, Mapping[str, str]] = {
     "data stats": dict.fromkeys(("input", "data_path", "data"), "PATHS"),
     "data discover": {"min_tokens": "--seq-length, one less", "data_path": "FOLDERS", "input": "FOLDERS"},
     "data dedup": {
-        **_IN_OUT, "path": "SOURCES", "column": "--key", "text_column": "--key", "text_key": "--key",
+        **{name: ours for name, ours in _BOTH.items() if name in _IN_OUT}, "path": "--input",
+        "column": "--key", "text_column": "--key", "text_key": "--key",
         "ngram_size": "--ngram", "n_grams": "--ngram", "b": "--bands", "r": "--rows", "num_buckets": "--bands",
         "hashes_per_bucket": "--rows", "num_permutations": "--num-perm", "jaccard_threshold": "--threshold",
         "similarity_threshold": "--threshold", "check_false_positive": "--verify", "cache_dir": "--work",
         "min_length": "a shorter text than --ngram is one n-gram, and stays unless it is a duplicate",
         "hash_func": "rensa's hash is the only one", "hash_bits": "signatures have 32 bits a permutation",
         "local": "sources are always files", "batch_size": _DIVIDED, "use_auth_token": "sources are always files",
-        "split": "SOURCES, the files of that split",
     },
 }  # fmt: skip

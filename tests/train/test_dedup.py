@@ -120,10 +120,26 @@ def test_words_of_ascii_are_those_of_all_texts(more):
     assert grams.words(text) == [word.encode() for word in re.findall(r"\w+", text.lower())]
 
 
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_rolled_hashes_are_equal_where_the_ngrams_are(size):
+    """Beside the n-grams written down: texts of all lengths around that of an n-gram, empty ones between them."""
+    rng = random.Random(size)
+    texts = [[rng.randrange(3) for _ in range(length)] for length in (0, 1, 2, 4, 0, 0, 5, 6, 30, 0)]
+    hashes, starts = grams.rolled([[1000 + word for word in text] for text in texts], size)
+    rows = [[*text, *[-1] * (size - len(text))] if text else [] for text in texts]
+    due = [[tuple(row[at : at + size]) for at in range(len(row) - size + 1)] for row in rows]
+    assert starts.tolist() == [sum(map(len, due[:at])) for at in range(len(texts) + 1)]
+    flat = [one for text in due for one in text]
+    assert len(flat) == len(hashes) and len({*hashes.tolist()}) == len({*flat})
+    assert len({*zip(hashes.tolist(), flat, strict=True)}) == len({*flat})
+    assert [len(part) for part in grams.rolled([], size)] == [0, 1]
+
+
 def test_jaccard_is_that_of_the_sets():
     one, other = "a b c d e f g a b c d e", "b c d e f g h i"
     ours = grams.jaccard(*(grams.hashed(grams.ngrams(text, 3, "word")) for text in (one, other)))
     assert ours == planted.similarity(one, other, 3) == 4 / 9
+    assert [len(grams.hashed(made)) for made in ([], [b"a"], [b"b", b"a", b"b"])] == [0, 1, 2]
 
 
 # ---- duplicates ------------------------------------------------------------------------------------------------------

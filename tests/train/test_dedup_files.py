@@ -17,6 +17,7 @@ import pytest
 
 from mconv.cli.app import run as cli
 from mconv.train.data.dedup import run as runs
+from mconv.train.data.reading.packed import PACKED
 from mconv.train.data.writing.packing import PACKERS
 
 pytestmark = pytest.mark.once
@@ -63,6 +64,10 @@ def test_records_are_kept_byte_for_byte(dedup):
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, "": open}
 
 
+def test_all_packings_that_are_read_are_written():
+    assert PACKERS.keys() == PACKED.keys()
+
+
 @pytest.mark.parametrize("packing", [*PACKERS, ""])
 def test_files_are_packed_as_their_name_says_and_always_alike(dedup, packing):
     Path("a.txt").write_text(f"{A}\n{B}\n")
@@ -90,6 +95,10 @@ def test_parquet_keeps_its_columns(dedup):
     dedup("in.parquet --out out.parquet")
     found = parquet.read_table("out.parquet")
     assert found.schema.equals(table.schema) and found.to_pylist() == table.take([0, 1, 3]).to_pylist()
+    dedup("in.parquet --out two.arrow")
+    dedup("two.arrow out.parquet --out once.feather")
+    for opened in (pa.ipc.open_stream(Path("two.arrow").read_bytes()), pa.ipc.open_file("once.feather")):
+        assert opened.read_all().equals(found)
     parquet.write_table(table.drop(["n"]), "other.parquet")
     assert "other.parquet has other columns than the first source" in dedup(
         "in.parquet other.parquet --out both.parquet", 2
@@ -193,7 +202,7 @@ def test_a_failed_run_leaves_the_old_output_and_its_signatures(dedup, parts, mon
 def test_a_killed_run_leaves_nothing_that_looks_whole(dedup, parts, monkeypatch):
     """The process kills itself when the second file of records is written."""
     code = (
-        "import os, signal\nfrom mconv.cli.app import run\nfrom mconv.train.data.dedup import write\n"
+        "import os, signal\nfrom mconv.cli.app import run\nfrom mconv.train.data.dedup import writers as write\n"
         "real = write.LineWriter.close\nwrite.LineWriter.close = lambda self: "
         "(real(self), globals().update(n=globals().get('n', 0) + 1), n > 1 and os.kill(os.getpid(), signal.SIGKILL))\n"
         f"run('data dedup {parts} --out kept'.split())"
@@ -209,7 +218,9 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(dedup, parts, monkeypatch)
 REFUSED = {
     "p0.jsonl --out p0.jsonl": "would replace the source p0.jsonl",
     "p0.jsonl ./p0.jsonl --out kept": "a source is named twice",
-    "p0.jsonl notes.txt --out all.jsonl": "cannot take in all sources, because their formats differ; name a folder",
+    "p0.jsonl notes.txt --out all.jsonl": "--out all.jsonl cannot take in JSON lines and text; name a folder",
+    "p0.jsonl table.csv --out kept": "table.csv: dedup writes .jsonl, .json, .ndjson, .txt, .parquet, ",
+    "notes.txt --out kept --render-datatrove run.py": "notes.txt: --render-datatrove takes files of JSON lines only",
     "p0.jsonl --out old": "old/other.jsonl is not of this run, and would lie among what it keeps",
     "p0.jsonl --out there.jsonl": "there.jsonl: already there; pass --overwrite",
     "p0.jsonl --out kept --phase sign": "--phase sign needs --work",
@@ -229,7 +240,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("line", REFUSED)
 def test_mistakes_are_named_and_change_nothing(dedup, parts, line):
-    Path("notes.txt").write_text("a note\n")
+    for name in ("notes.txt", "table.csv"):
+        Path(name).write_text("text\n")
     Path("old").mkdir()
     for name in ("old/other.jsonl", "there.jsonl"):
         Path(name).write_text("kept\n")

@@ -21,6 +21,7 @@ from mconv.train.data.dedup.work import Signatures, Work, useful
 from mconv.train.data.dedup.write import Outputs, outputs, write
 from mconv.train.data.pool import Ready, in_order
 from mconv.train.data.reading.batch import Batch
+from mconv.train.data.reading.expansion import MAX_EXPAND
 from mconv.train.data.reading.formats import batches
 
 PHASES = ("sign", "decide", "write")
@@ -61,6 +62,8 @@ class Job:
     verify: bool = True
     workers: int = 1
     on_bad_record: str = "stop"
+    max_expand: float = MAX_EXPAND
+    """Bytes that a packed source may give for each of its own."""
     overwrite: bool = False
     work: Path | None = None
     """Folder for the signatures, which is kept; None for a hidden one beside `out`, which is removed at the end."""
@@ -77,7 +80,7 @@ def dedup(
         raise MconvError(f"--workers is {job.workers}; at least 1 is needed")
     made = outputs(job.out, job.sources)
     with _working(job, shared=phase in ("sign", "write")) as folder:
-        work = Work(folder, job.sources, job.settings, job.on_bad_record)
+        work = Work(folder, job.sources, job.settings, job.on_bad_record, job.max_expand)
         if phase == "sign":
             return _sign(work, shard.of(job.sources), job.workers, tell)
         if phase == "decide":
@@ -131,7 +134,7 @@ def _sign(work: Work, numbers: Sequence[int], workers: int, tell: Tell) -> dict[
 def _pieces(work: Work, numbers: Sequence[int]) -> Iterator[tuple[int, Batch | None]]:
     """Yield the batches of some sources, each with its source's number; None ends a source."""
     for number in numbers:
-        for batch in batches(work.sources[number], [work.settings.key]):
+        for batch in batches(work.sources[number], [work.settings.key], max_expand=work.max_expand):
             yield number, batch
         yield number, None
 
@@ -198,7 +201,7 @@ def _targets(made: Outputs, numbers: Sequence[int]) -> dict[Path, list[int]]:
     """Return the files to write, and the sources of each."""
     targets: dict[Path, list[int]] = {}
     for number in numbers:
-        targets.setdefault(made.of(number), []).append(number)
+        targets.setdefault(made.targets[number], []).append(number)
     return targets
 
 

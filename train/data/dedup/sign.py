@@ -12,7 +12,7 @@ import xxhash
 
 from mconv import extras
 from mconv.train.data.bad_records import POLICIES, BadRecord, Rejected
-from mconv.train.data.dedup.grams import ngrams
+from mconv.train.data.dedup.grams import parts, rolled
 from mconv.train.data.dedup.scheme import Scheme
 from mconv.train.data.reading.batch import Batch
 
@@ -74,13 +74,15 @@ def _digests(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
 
 def _bands(texts: Sequence[str], settings: Settings) -> npt.NDArray[np.uint64]:
     """Return the number of each band of each text."""
-    grams = [ngrams(text, settings.ngram, settings.unit) for text in texts]
-    scheme, width = settings.scheme, 4 * settings.scheme.rows
-    minima = _rensa().RMinHash.digest_matrix_from_token_sets(grams, scheme.permutations, settings.seed).to_rows()
-    packed = memoryview(b"".join(array("I", row).tobytes() for row in minima))
-    numbers = [xxhash.xxh3_64_intdigest(packed[at : at + width]) for at in range(0, len(packed), width)]
+    scheme, width, minhash = settings.scheme, 4 * settings.scheme.rows, _rensa().RMinHash
+    hashes = minhash.hash_token_sets([parts(text, settings.unit) for text in texts])
+    matrix = minhash.digest_matrix_from_flat_token_hashes(
+        *rolled(hashes, settings.ngram), scheme.permutations, settings.seed
+    )
+    minima = memoryview(b"".join(array("I", row).tobytes() for row in matrix.to_rows()))
+    numbers = [xxhash.xxh3_64_intdigest(minima[at : at + width]) for at in range(0, len(minima), width)]
     found = np.array(numbers, np.uint64).reshape(len(texts), scheme.bands)
-    found[[not one for one in grams]] = NONE
+    found[[not one for one in hashes]] = NONE
     return found
 
 

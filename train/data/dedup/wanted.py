@@ -62,7 +62,7 @@ def wanted(work: Work, signatures: Signatures, ids: Ids) -> Iterator[Wanted]:
 def placed(work: Work, number: int, first: int, keys: list[str] | None) -> Iterator[tuple[int, int, Batch]]:
     """Yield each batch of a source with its first document and its number of documents, as they were signed."""
     path, counts = work.sources[number], work.batches(number)
-    for count, batch in zip(counts, batches(path, keys), strict=True):
+    for count, batch in zip(counts, batches(path, keys, max_expand=work.max_expand), strict=True):
         yield first, count, batch
         first += count
 

@@ -32,6 +32,8 @@ class Work:
     sources: Sequence[Path]
     settings: Settings
     on_bad_record: str
+    max_expand: float
+    """Bytes that a packed source may give for each of its own."""
 
     def path(self, number: int, ending: str) -> Path:
         """Return the path of a file that belongs to source `number`."""

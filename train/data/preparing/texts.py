@@ -10,11 +10,11 @@ from mconv.convert.folders.staging import PARTIAL
 from mconv.errors import FormatError, MconvError, refuse
 from mconv.train.data.bad_records import BadRecord, OnBad
 from mconv.train.data.dedup.appearing import appearing
-from mconv.train.data.dedup.write import PACKERS
 from mconv.train.data.preparing.shuffle import shuffled
 from mconv.train.data.reading.batch import Batch
 from mconv.train.data.reading.formats import batches, format_of
 from mconv.train.data.reading.lines import JsonLines, json_lines, text_lines
+from mconv.train.data.writing.packing import PACKERS
 
 Progress = Callable[[int], None]
 
