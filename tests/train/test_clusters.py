@@ -213,7 +213,7 @@ BASE = {
 
 def texts(cluster, folder):
     """All that is rendered of a cluster, for every target."""
-    values = {**RUN, "save": "/v/run"}
+    values = {**RUN, "save": "/v/run", "profile": "2", "profile_with": "nsys"}
     for target in TARGETS:
         for container in ("none", "pyxis") if target == "slurm" else ("none",):
             given = {"container": container, **cluster}

@@ -51,14 +51,24 @@ def _enroot(job: Job) -> list[Any]:
 
 
 def _docker(job: Job) -> list[Any]:
-    """Return a container that goes when its command ends, with the files that it makes owned by the user."""
+    """Return a container that goes when its command ends, with the files that it makes owned by the user.
+
+    Slurm's signals do not reach its ranks; the end of the job's time does, before which they stop.
+    """
     gpus = ["--gpus=all"] if job.cluster.gpus else []
     fabric = ["--device=/dev/infiniband"] if job.cluster.efa else []
     volumes = [f"--volume={bind}" for bind in _binds(job)]
     return [
         *("docker", "run", "--rm", *gpus, *fabric, "--network=host", f"--shm-size={job.cluster.shm_size}"),
         *("--ulimit=memlock=-1", "--ulimit=stack=67108864", quoting.Quoted('--user="$(id -u):$(id -g)"')),
-        *(*volumes, "--env=HOME=/tmp", f"--workdir={job.places.start}", "--entrypoint=bash", job.cluster.image),
+        *(
+            *volumes,
+            "--env=HOME=/tmp",
+            "--env=SLURM_JOB_END_TIME",
+            f"--workdir={job.places.start}",
+            "--entrypoint=bash",
+            job.cluster.image,
+        ),
     ]
 
 

@@ -22,7 +22,7 @@ class Queue:
     """Queue: account, limits, and what follows the job."""
 
     job_name: str | None = None
-    """Name of the job; that of the run's folder if not given. No other job of yours may have the name of a chain."""
+    """Name of the job; that of the run's folder if not given. Jobs of a chain wait for all others of their name."""
     account: str | None = None
     """Account that pays for the job."""
     partition: str | None = None

@@ -1,5 +1,6 @@
 """One job: what runs, on what, under which name, and the texts that all targets share."""
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -99,11 +100,17 @@ class Rendered:
 
 
 def name_of(cluster: Cluster, values: Mapping[str, Any], command: tuple[str, ...]) -> str:
-    """Return a job's name: the cluster's, that of the run's folder, or the first words of its command."""
+    """Return a job's name: the cluster's, that of the run's folder, or the first words of its command.
+
+    A chain's has a digest of the folder, too: jobs of one name wait for each other.
+    """
     if cluster.job_name:
         return cluster.job_name
-    words = "-".join([*command[:3]]) if command else Path(str(values.get("save") or "run")).name
-    return re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-").lower()[:50] or "run"
+    save = str(values.get("save") or "run")
+    words = "-".join(command[:3]) if command else Path(save).name
+    name = re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-").lower()[:40] or "run"
+    own = hashlib.sha256(os.path.abspath(save).encode()).hexdigest()[:6]  # noqa: PTH100 (of a container, it may be)
+    return f"{name}-{own}" if cluster.chain and values else name
 
 
 def environment(job: Job) -> dict[str, str]:

@@ -55,6 +55,8 @@ def job_of(wanted: Wanted, cluster: Cluster, *, iterations: int | None) -> Job:
         places=places_for(wanted, cluster, folder), values=wanted.values, command=wanted.command,
         numbers=numbers(wanted), iterations=iterations,
     )  # fmt: skip
+    if cluster.nsys and wanted.values and wanted.values.get("profile_with") != "nsys":
+        raise ConfigError("cluster.nsys records the steps that a run profiles: set profile (10-12) and profile_with nsys")
     if cluster.chain and wanted.values and not (iterations and wanted.values.get("save")):
         raise ConfigError("cluster.chain needs save and train_iters or train_samples: a chain ends where the run does")
     return found
