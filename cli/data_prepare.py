@@ -96,14 +96,14 @@ def shuffle(
         raise MconvError(f"--buffer is {buffer:g} and --seed {seed}; they must be more than 0, and 0 or more")
     if out.is_dir() or (out.exists() and not overwrite):
         raise MconvError(f"{out} is there already; {'name a file' if out.is_dir() else 'pass --overwrite'}")
-    from mconv.train.data.preparing import texts
+    from mconv.train.data.preparing import lines
     from mconv.train.data.reading.inputs import files
 
     paths = files(sources)
     if out.resolve() in {path.resolve() for path in paths}:
         raise MconvError(f"--out {out} is one of the sources; choose another file")
     with progress(sum(path.stat().st_size for path in paths), "shuffling") as shown:
-        count = texts.shuffle(paths, out, seed=seed, buffer=int(buffer * MEGA), progress=shown)
+        count = lines.shuffle(paths, out, seed=seed, buffer=int(buffer * MEGA), progress=shown)
     print(f"{out}: {count:,} lines of {len(paths)} files")
 
 

@@ -7,8 +7,9 @@ mkdir -p "$out"
 
 mconv doctor                                                        # what nvidia-smi is asked for there
 $parts pairs "$out/pairs.txt"; $parts bpe "$out/tokenizer" "$out/pairs.txt"
-mconv data shuffle "$out/pairs.txt" --out "$out/shuffled.txt" --seed 1234
-mconv data tokenize "$out/shuffled.txt" --prefix "$out/pairs" --tokenizer "$out/tokenizer" --workers 2
+mconv data export "$out/pairs.txt" --out "$out/pairs.jsonl"          # one JSON object a line
+mconv data shuffle "$out/pairs.jsonl" --out "$out/shuffled.jsonl" --seed 1234
+mconv data tokenize "$out/shuffled.jsonl" --prefix "$out/pairs" --tokenizer "$out/tokenizer" --workers 2
 mconv data stats "$out/pairs" --tokenizer "$out/tokenizer"          # how long the lines are, what of the vocabulary is used
 small="--num-layers 2 --hidden-size 128 --num-attention-heads 4 --max-position-embeddings 128 --vocab-size 2000"
 

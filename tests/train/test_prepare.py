@@ -14,7 +14,7 @@ from mconv.cli.app import run
 from mconv.errors import ConfigError
 from mconv.train.data.index import open_index
 from mconv.train.data.preparing import config as configs
-from mconv.train.data.preparing import prepare, steps, texts
+from mconv.train.data.preparing import lines, prepare, steps
 
 pytestmark = pytest.mark.once
 DOCUMENTS = [" ".join(words) for words in itertools.product(("model", "layer", "cut"), repeat=4)][:40]
@@ -126,7 +126,7 @@ def test_a_kill_within_or_between_steps_goes_on(corpus, tokenizer, capsys, monke
     )
     assert run(["data", "prepare", "c.yaml"]) == 0 and goes_on == [True, False] and planned(capsys) == {}
     monkeypatch.setattr(
-        texts, "shuffled", lambda lines, **options: (line if number < 3 else kill() for number, line in enumerate(lines))
+        lines, "shuffled", lambda found, **options: (line if number < 3 else kill() for number, line in enumerate(found))
     )
     Path("raw/a.jsonl").write_text('{"body": "the end"}\n' * 9)
     old = Path("out/work/json/shuffled.jsonl").read_bytes()
@@ -173,18 +173,18 @@ def test_files_of_folders_that_are_no_texts_stop_or_are_left_out(corpus, tokeniz
     write(tokenizer, sets={"json": bad}, on_bad_record="skip")
     assert list(planned(capsys)) == ["collect json", "shuffle json", "tokenize json"]
     assert run(["data", "prepare", "c.yaml"]) == 0
-    assert "collect json: 27 documents of 3 files; 1 bad records left out" in capsys.readouterr().out
+    assert "collect json: 27 documents of 3 files; bad records left out: 1 " in capsys.readouterr().out
 
 
 def test_shuffle_is_a_command_of_its_own(corpus, capsys):
     argv = ["data", "shuffle", "raw", "--out", "s.jsonl", "--seed", "3", "--buffer", "0.001"]
     assert run(argv) == 0 and run(argv) == 2 and run([*argv, "--overwrite"]) == 0
-    lines = (
+    found = (
         Path("raw/a.jsonl").read_bytes().splitlines()
         + gzip.decompress(Path("raw/more/b.jsonl.gz").read_bytes()).splitlines()
     )
-    order = np.argsort(np.random.PCG64(3).random_raw(len(lines)), kind="stable")
-    assert Path("s.jsonl").read_bytes().splitlines() == [lines[number] for number in order]
+    order = np.argsort(np.random.PCG64(3).random_raw(len(found)), kind="stable")
+    assert Path("s.jsonl").read_bytes().splitlines() == [found[number] for number in order]
     assert run(["data", "shuffle", "raw", "--out", "s.jsonl.gz", "--seed", "3"]) == 0
     assert gzip.decompress(Path("s.jsonl.gz").read_bytes()) == Path("s.jsonl").read_bytes()
     mistakes = {

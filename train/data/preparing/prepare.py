@@ -11,7 +11,7 @@ from mconv.train.data.bad_records import POLICIES
 from mconv.train.data.dedup.decide import Tell
 from mconv.train.data.index import with_ending
 from mconv.train.data.mixing import folder, mix
-from mconv.train.data.preparing import texts
+from mconv.train.data.preparing import lines
 from mconv.train.data.preparing.config import Preparation, TextSet
 from mconv.train.data.preparing.duplicates import deduplicate
 from mconv.train.data.preparing.steps import Ledger, Step
@@ -19,6 +19,7 @@ from mconv.train.data.reading.inputs import Choice, files
 from mconv.train.data.record import facts
 from mconv.train.data.tokenize import tokenize
 from mconv.train.data.tokenizers.types import load
+from mconv.train.data.writing.export import Selection, export
 
 GIGA = 10**9
 Progress = Callable[[int], None]
@@ -74,7 +75,7 @@ class _Steps:
         choice = Choice(split=one.split, skip_unknown=one.skip_unknown_files)
         paths = files([Path(source).expanduser() for source in one.sources], choice)
         work = self.out / "work" / name
-        if not texts.are_json_lines(paths):
+        if not lines.are_json_lines(paths):
             yield self.collected(name, one, paths, work / "collected.jsonl")
             paths = [work / "collected.jsonl"]
         if self.config.dedup:
@@ -91,8 +92,12 @@ class _Steps:
 
         def run(goes_on: bool) -> str:
             with self.shown(f"collecting {name}", _size(paths)) as progress:
-                count, left_out = texts.collect(paths, out, key=one.key, bad=POLICIES[policy], progress=progress)
-            return f"{count:,} documents of {len(paths)} files" + f"; {left_out:,} bad records left out" * (left_out > 0)
+                made = export(
+                    paths, [out], select=Selection(keys=[one.key]), bad=POLICIES[policy], overwrite=True,
+                    progress=lambda records, size: progress(size),
+                )  # fmt: skip
+            left = f"; bad records left out: {made.rejects.summary()}" if made.rejects.counts else ""
+            return f"{made.records:,} documents of {len(paths)} files{left}"
 
         return self._step(f"collect {name}", paths, [out], run, key=one.key, on_bad_record=policy)
 
@@ -115,7 +120,7 @@ class _Steps:
 
         def run(goes_on: bool) -> str:
             with self.shown(f"shuffling {name}", _size(paths)) as progress:
-                count = texts.shuffle(paths, out, seed=how.seed, buffer=int(how.buffer * GIGA), progress=progress)
+                count = lines.shuffle(paths, out, seed=how.seed, buffer=int(how.buffer * GIGA), progress=progress)
             return f"{count:,} documents"
 
         return self._step(f"shuffle {name}", paths, [out], run, seed=how.seed)

@@ -1,6 +1,5 @@
-"""Files of texts: collected whatever their format, shuffled line by line, written whole or not at all."""
+"""Shuffle files of lines into one, which is written whole or not at all."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import IO
 
 from mconv.convert.folders.staging import PARTIAL
 from mconv.errors import FormatError, MconvError, refuse
-from mconv.train.data.bad_records import BadRecord, OnBad
+from mconv.train.data.bad_records import BadRecord
 from mconv.train.data.dedup.appearing import appearing
 from mconv.train.data.preparing.shuffle import shuffled
 from mconv.train.data.reading.batch import Batch
@@ -22,25 +21,6 @@ Progress = Callable[[int], None]
 def are_json_lines(paths: Iterable[Path]) -> bool:
     """Return whether all files hold JSON lines, which need not be collected."""
     return all(format_of(path).batches is json_lines for path in paths)
-
-
-def collect(
-    paths: Sequence[Path], out: Path, *, key: str, bad: OnBad, progress: Progress = lambda n: None
-) -> tuple[int, int]:
-    """Write the texts under `key` of files of any format as JSON lines; returns how many, and how many bad records."""
-    count = left_out = 0
-    with _writing(out) as file:
-        for batch in (batch for path in paths for batch in batches(path, [key])):
-            for place, value in batch.texts([key]):
-                if isinstance(value, BadRecord):
-                    bad(value, place)
-                    left_out += 1
-                else:
-                    file.write(json.dumps({key: value[0]}, ensure_ascii=False).encode() + b"\n")
-                    count += 1
-            progress(batch.size)
-        _check_any(count)
-    return count, left_out
 
 
 def shuffle(paths: Sequence[Path], out: Path, *, seed: int, buffer: int, progress: Progress = lambda n: None) -> int:
