@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +72,7 @@ def _train(config: Path | None = None, /, *, write_config: WriteConfig = None, *
     from mconv.cli import gate
     from mconv.train.data import sources
     from mconv.train.launch.chain import guarded, queue_of
-    from mconv.train.launch.ranks import check_environment, joined, run
+    from mconv.train.launch.ranks import check_environment, doomed_restarts, joined, run
     from mconv.train.logs import boards
     from mconv.train.megatron import gate as core
 
@@ -91,6 +92,8 @@ def _train(config: Path | None = None, /, *, write_config: WriteConfig = None, *
             if made.verify_first and not gate.before_training(made):
                 raise CheckFailed  # the verdict is said
             if os.environ.get("RANK", "0") == "0":
+                if warning := doomed_restarts():
+                    print(warning, file=sys.stderr, flush=True)
                 ranks = f"starting {nproc} ranks, which import" if nproc > 1 and not joined() else "importing"
                 print(f"{ranks} torch and megatron-core", flush=True)
             with _interrupted(made):

@@ -16,7 +16,7 @@ import pytest
 
 from mconv.errors import ConfigError, MconvError
 from mconv.train.config import make
-from mconv.train.launch import chain, stop
+from mconv.train.launch import chain, ranks, stop
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +231,16 @@ def test_of_ranks_that_fail_together_one_tells(tmp_path, monkeypatch):
         said.append(str(caught.value))
     assert (tmp_path / "told").read_text() == "told\n"
     assert said == ["no data\nno step was taken; on_first_failure: exit code 1: ", *["no data"] * 3]
+
+
+@pytest.mark.parametrize(
+    ("restarts", "shared", "warned"),
+    [("3", "True", True), ("3", "False", False), ("0", "True", False), (None, None, False)],
+)
+def test_restarts_that_could_not_work_are_warned_of(restarts, shared, warned, monkeypatch):
+    for name, value in {"TORCHELASTIC_MAX_RESTARTS": restarts, "TORCHELASTIC_USE_AGENT_STORE": shared}.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    assert bool(ranks.doomed_restarts()) == warned
 
 
 # ---- the launcher ----------------------------------------------------------------------------------------------------

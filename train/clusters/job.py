@@ -126,6 +126,8 @@ def _of_ranks(cluster: Cluster) -> dict[str, str]:
                   "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}  # fmt: skip
     if cluster.cpus_per_task:
         found["OMP_NUM_THREADS"] = str(max(1, cluster.cpus_per_task // cluster.ranks))
+    if cluster.max_restarts or len(cluster.sizes) > 1:
+        found["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else new ranks look for the dead (pytorch/pytorch#135712)
     if cluster.efa:
         found |= EFA
     if cluster.network_interface:

@@ -91,6 +91,20 @@ def check_environment() -> None:
         raise MconvError(f"{told}, but {' and '.join(missing)} not set: ranks could not meet; {HOW}")
 
 
+def doomed_restarts() -> str | None:
+    """Return a warning if torchrun is to restart ranks but could not; None where it need not, or can.
+
+    Its agents may keep one store for all attempts, where new ranks find the addresses of dead ones: torch 2.13 does.
+    """
+    said = os.environ
+    if said.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0" or said.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    return (
+        "warning: ranks that torchrun restarts may look for the dead ones and fail (pytorch/pytorch#135712): start it "
+        "with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
+    )
+
+
 def resolve(target: str) -> Work:
     """Return the function that "module:function" names."""
     module, _, name = target.partition(":")
