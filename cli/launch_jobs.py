@@ -33,11 +33,11 @@ def status(job: str = ".", *, json: o.Json = False) -> None:
     job
         The id of a Slurm job, the folder of a job's files, or that of its run. Default: this folder.
     """
-    from mconv.train.clusters import followed
+    from mconv.train.clusters import followed, progress
 
     found = followed.follow(job)
     known = _queued(found) if found.target == "slurm" else []
-    stands = [*followed.progress(Path(found.save))] if found.save else []
+    stands = [*progress.stands(Path(found.save))] if found.save else []
     if json:
         print(jsonlib.dumps({"target": found.target, "name": found.name, "jobs": known, "run": stands}, indent=1))
         return

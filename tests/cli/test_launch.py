@@ -229,6 +229,20 @@ def test_files_are_rendered_checked_and_not_overwritten(tmp_path, monkeypatch, c
     assert "has nothing to submit to" in capsys.readouterr().err
 
 
+def test_the_time_that_is_left_comes_from_the_run_itself(tmp_path, monkeypatch, capsys):
+    """160 steps of 8 x 512 tokens at 4096 tokens a second take 160 s, and a quarter is done; not on other ranks."""
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(yaml.safe_dump({**RUN, "seq_length": 512, "train_iters": 160}))
+    Path("cluster.yaml").write_text("cluster: {gpus_per_node: 8, time: '1', tflops: 1.0e9}\n")
+    step = {"iteration": 40, "loss": 2.0, "tokens_per_second": 4096}
+    written(tmp_path / "run", {"train.jsonl": json.dumps(step) + "\n{", "run.json": '{"starts": [{"ranks": 8}]}'})
+    assert run(["launch", "slurm", "run.yaml", "--check"]) == 0
+    assert "time: 2 min, which is 4 jobs of 1: submit it again" in capsys.readouterr().out
+    (tmp_path / "run" / "run.json").write_text('{"starts": [{"ranks": 4}]}')
+    assert run(["launch", "slurm", "run.yaml", "--check"]) == 0
+    assert "time: less than 1 s of 00:01:00" in capsys.readouterr().out
+
+
 # ---- a chain ---------------------------------------------------------------------------------------------------------
 STEPPED = 'mkdir -p run/debug/5; printf "%s" "{}" > run/debug/5/mark; '
 CHAIN = {

@@ -2,12 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mconv.convert.folders.locate import tracker_word
 from mconv.errors import ConfigError
 from mconv.train.clusters import slurm
 from mconv.train.clusters.job import Job
@@ -162,31 +161,3 @@ def _ids(job: Followed) -> tuple[str, ...]:
     if not job.jobs:
         raise ConfigError(f"{job.name} was not submitted yet: submit it by `mconv launch slurm ... --submit`")
     return job.jobs
-
-
-# ---- the run ---------------------------------------------------------------------------------------------------------
-def progress(save: Path) -> Iterator[str]:
-    """Yield where a run stands, as its folder says: the last step of the log and the last checkpoint."""
-    if step := _last(save / LOG):
-        loss = f", loss {step['loss']:.4g}" if isinstance(step.get("loss"), float) else ""
-        yield f"iteration {step['iteration']}{loss}"
-    if word := tracker_word(save):
-        yield f"checkpoint {word}"
-
-
-def _last(file: Path) -> dict[str, Any] | None:
-    """Return the last step of a log; None without one, or where its line is being written."""
-    try:
-        with file.open("rb") as opened:
-            opened.seek(max(0, file.stat().st_size - (1 << 14)))
-            lines = opened.read().decode(errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict) and "loss" in found and "iteration" in found:
-            return found
-    return None

@@ -8,7 +8,7 @@ from typing import Any
 
 from mconv.errors import ConfigError, refuse
 from mconv.train.checkpoints.folders import check_folders
-from mconv.train.clusters import limits, places, read
+from mconv.train.clusters import limits, places, progress, read
 from mconv.train.clusters.cluster import Cluster
 from mconv.train.clusters.job import Job, name_of
 from mconv.train.clusters.targets import TARGETS
@@ -92,8 +92,10 @@ def planned(cluster: Cluster, config: TrainConfig, *, tokens_per_second: float |
     `config`: the run, its paths as this machine finds them.
     """
     check_folders(config)
-    tflops = cluster.tflops if tokens_per_second is None else None
     world = cluster.nodes * cluster.ranks
+    if tokens_per_second is None and config.save:
+        tokens_per_second = progress.rate(Path(config.save), world)
+    tflops = cluster.tflops if tokens_per_second is None else None
     made = plans.plan(config, world=world, tokens_per_second=tokens_per_second, tflops=tflops, cpu=not cluster.gpus)
     refuse(list(_problems(cluster, made)), doing=f"planning the run on {world} ranks", kind=ConfigError)
     return made
@@ -122,9 +124,17 @@ def _memory(gpu: Gpu, made: plans.RunPlan) -> Iterator[str]:
         )
 
 
+def _left(made: plans.RunPlan) -> float | None:
+    """Return the seconds of the steps that the run has left; None if nobody knows."""
+    if made.pace is None or made.pace.seconds is None or made.iterations is None:
+        return None
+    done = int(progress.last_step(Path(made.config.save)).get("iteration", 0)) if made.config.save else 0
+    return made.pace.seconds * max(0.0, 1 - done / made.iterations)
+
+
 def _over(cluster: Cluster, made: plans.RunPlan) -> float | None:
-    """Return the seconds of the run if it takes more than one job; None if not, or if nobody knows."""
-    seconds = made.pace.seconds if made.pace else None
+    """Return the seconds that the run has left if they are more than a job's; None if not, or if nobody knows."""
+    seconds = _left(made)
     return seconds if seconds and cluster.limit and seconds > cluster.limit else None
 
 
@@ -145,5 +155,5 @@ def notes(cluster: Cluster, made: plans.RunPlan) -> Iterator[str]:
         jobs = -(-over // max(1, (cluster.limit or 0) - cluster.warning))
         how = "the chain queues them" if cluster.chain else "submit it again after each, or set cluster.chain"
         yield f"time: {duration(over)}, which is {jobs:.0f} jobs of {cluster.time}: {how}"
-    elif made.pace and made.pace.seconds:
-        yield f"time: {duration(made.pace.seconds)} of {limits.written(cluster.limit) if cluster.limit else 'no limit'}"
+    elif left := _left(made):
+        yield f"time: {duration(left)} of {limits.written(cluster.limit) if cluster.limit else 'no limit'}"
