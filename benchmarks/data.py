@@ -13,6 +13,7 @@ on the machine changes less. The token ids of all must be equal.
 """
 
 import argparse
+import ctypes
 import hashlib
 import json
 import os
@@ -21,8 +22,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +33,8 @@ END = "<|endoftext|>"
 SUFFIXES = {"code": {".py"}, "prose": {".rst", ".md", ".txt", ".html"}}
 SAMPLE = {"bpe": 40_000_000, "sentencepiece": 10_000_000}
 """Bytes of text that a tokenizer is trained on."""
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+"""Processes that a contestant leaves behind, as datatrove's fork server, are counted too."""
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 FLOOR = """
 import json, sys
@@ -191,23 +196,40 @@ def make(folder: Path, *, text: str, tokenizer: str, size: int, workers: int) ->
 def timed(command: list[str], **environment: str) -> Run:
     """Run a command and return how long it took. Raises CalledProcessError, with what it printed, if it fails."""
     began = time.perf_counter()
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment}
-    ) as process:
-        said = process.stdout.read() if process.stdout else ""
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - began
-    if process.returncode:
-        print(said[-3000:], file=sys.stderr)
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return Run(seconds, used.ru_utime + used.ru_stime)
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env={**os.environ, **environment})
+        ended = dict(_ended())
+        seconds = time.perf_counter() - began
+        process.returncode, _ = ended[process.pid]
+        if process.returncode:
+            said.seek(0)
+            print(said.read()[-3000:], file=sys.stderr)
+            raise subprocess.CalledProcessError(process.returncode, command)
+    return Run(seconds, sum(cpu for _, cpu in ended.values()))
+
+
+def _ended() -> Iterator[tuple[int, tuple[int, float]]]:
+    """Wait for all processes; yield the id, the exit code and the processor time of each that was not waited for."""
+    with suppress(ChildProcessError):
+        while True:
+            pid, status, used = os.wait4(-1, 0)
+            yield pid, (os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime)
+
+
+def tokenizer_words(case: Case) -> list[str]:
+    """Return Megatron's options for the tokenizer, which are mconv's too."""
+    kinds = {
+        "bpe": ["HuggingFaceTokenizer", str(case.tokenizer)],
+        "sentencepiece": ["GPTSentencePieceTokenizer", str(case.tokenizer / "tokenizer.model")],
+    }
+    kind, model = kinds[case.kind]
+    return ["--tokenizer-type", kind, "--tokenizer-model", model]
 
 
 def ours(case: Case, out: Path) -> Run:
     """Tokenize with mconv."""
-    words = ["data", "tokenize", *map(str, case.parts), "--tokenizer", str(case.tokenizer), "--out", str(out / "d")]
     code = "import sys; from mconv.cli.app import main; main()"
+    words = ["data", "tokenize", *map(str, case.parts), *tokenizer_words(case), "--out", str(out / "d")]
     return timed([sys.executable, "-c", code, *words, "--workers", str(case.workers)])
 
 
@@ -229,18 +251,11 @@ def datatrove(case: Case, out: Path, python: str) -> Run:
 
 def megatron(case: Case, out: Path, checkout: str) -> Run:
     """Tokenize with Megatron-LM's preprocess_data.py."""
-    kinds = {
-        "bpe": ["HuggingFaceTokenizer", str(case.tokenizer)],
-        "sentencepiece": ["SentencePieceTokenizer", str(case.tokenizer / "tokenizer.model")],
-    }
-    kind, model = kinds[case.kind]
     script = out / "run_megatron.py"
     script.write_text(MEGATRON)
-    return timed([
-        sys.executable, str(script), f"{checkout}/tools/preprocess_data.py", "--input", str(case.whole),
-        "--output-prefix", str(out / "d"), "--tokenizer-type", kind, "--tokenizer-model", model,
-        "--append-eod", "--workers", str(case.workers),
-    ], PYTHONPATH=f"{checkout}:{os.environ.get('PYTHONPATH', '')}")  # fmt: skip
+    command = [sys.executable, str(script), f"{checkout}/tools/preprocess_data.py", "--input", str(case.whole)]
+    words = [*tokenizer_words(case), "--append-eod", "--workers", str(case.workers), "--output-prefix", str(out / "d")]
+    return timed([*command, *words], PYTHONPATH=f"{checkout}:{os.environ.get('PYTHONPATH', '')}")
 
 
 def digest(out: Path) -> str | None:
@@ -283,6 +298,7 @@ def main() -> None:
     parser.add_argument("--megatron", metavar="CHECKOUT")
     parser.add_argument("--folder", type=Path, default=Path("build/bench-data"))
     options = parser.parse_args()
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     size = int(options.size[:-2]) * UNITS[options.size[-2:].upper()]
     case = make(options.folder, text=options.text, tokenizer=options.tokenizer, size=size, workers=options.workers)
     runs: dict[str, list[Run]] = {}
