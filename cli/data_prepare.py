@@ -104,7 +104,7 @@ def shuffle(
         raise MconvError(f"--out {out} is one of the sources; choose another file")
     with progress(sum(path.stat().st_size for path in paths), "shuffling") as shown:
         count = lines.shuffle(paths, out, seed=seed, buffer=int(buffer * MEGA), progress=shown)
-    print(f"{out}: {count:,} lines of {len(paths)} files")
+    print(f"{out}: {count:,} lines of {len(paths)} file{'s' * (len(paths) > 1)}")
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def stats(
 ) -> None:
     """Measure token data completely: documents, lengths, how documents end, how much of the vocabulary is used.
 
-    All tokens are read, in parts; memory grows with the documents (12 bytes each) and the vocabulary alone.
+    All tokens are read, in parts; memory grows with the documents (about 40 bytes each) and the vocabulary alone.
     `mconv inspect` takes a quick look at samples.
 
     Parameters

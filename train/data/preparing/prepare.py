@@ -97,7 +97,7 @@ class _Steps:
                     progress=lambda records, size: progress(size),
                 )  # fmt: skip
             left = f"; bad records left out: {made.rejects.summary()}" if made.rejects.counts else ""
-            return f"{made.records:,} documents of {len(paths)} files{left}"
+            return f"{made.records:,} documents of {len(paths)} file{'s' * (len(paths) > 1)}{left}"
 
         return self._step(f"collect {name}", paths, [out], run, key=one.key, on_bad_record=policy)
 
