@@ -111,11 +111,7 @@ def blend(
 
     out = out or Path(_name(request, form, dtype))
     requests.check_out(request, out)
-    if tokenizer and (request.recipe.tokenizer or request.recipe.chat_template):
-        raise MconvError(
-            f"--tokenizer {tokenizer} would replace the tokenizer that the recipe asks for (tokenizer_source, tokenizer, "
-            "chat_template); leave one of the two out"
-        )
+    _check_tokenizer(request, tokenizer)
     with tempfile.TemporaryDirectory(prefix="mconv-") as room:
         made = plan.make(
             models_of.model_of(request, ignore=hinting.names, room=Path(room)), out, overwrite=overwrite, resume=resume,
@@ -123,6 +119,15 @@ def blend(
             **form.values,
         )  # fmt: skip
         run_plan(made, "blend", show=show, allow_nonfinite=allow_nonfinite)
+
+
+def _check_tokenizer(request: "Request", folder: Path | None) -> None:
+    """Raise MconvError where a folder and the recipe both say the tokenizer of the result."""
+    if folder and (request.recipe.tokenizer or request.recipe.chat_template):
+        raise MconvError(
+            f"--tokenizer {folder} would replace the tokenizer that the recipe asks for (tokenizer_source, tokenizer, "
+            "chat_template); leave one of the two out"
+        )
 
 
 def _request(models: Sequence[Path], asked: Short, **options: Any) -> "Request":

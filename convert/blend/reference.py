@@ -25,6 +25,17 @@ RULES: Mapping[str, Callable[[Whole], Expected]] = {
 }
 
 
+ALONE = ("linear", "passthrough", "nearswap")
+"""Methods that make each element of the same elements alone."""
+
+
+def by_element(method: str, merge: Merge) -> bool:
+    """Return whether a merge makes each element of the same elements alone, so that rows can be evaluated alone."""
+    if METHODS[method].deltas is None:
+        return method in ALONE
+    return all(density >= 1 for density in merge.each("density"))
+
+
 def evaluate(method: str, merge: Merge, tensors: Sequence[Tensor]) -> Expected:
     """Return what a method makes of one tensor of each model."""
     return RULES[method](Whole(merge, [tensor.to(merge.dtype).reshape(merge.shape) for tensor in tensors]))

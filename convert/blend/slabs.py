@@ -53,6 +53,8 @@ Slabs = Callable[[], Iterable[Slab]]
 Series = Callable[[Slab], Sequence[Tensor]]
 """What a statistic is taken of: some tensors as long as the slab that they are made from."""
 Along = Literal["all", "row", "column"]
+Products = np.ndarray | list[float]
+"""Dot products of two vectors of a slab: one, or one of each row or column."""
 Kernel = Callable[[Slab], Tensor]
 """The function that makes a slab of the merged tensor from the models' slabs."""
 
@@ -148,13 +150,15 @@ def _pairs(count: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(count) for j in range(i + 1)]
 
 
-def _products(merge: Merge, slab: Slab, along: Along) -> list[np.ndarray]:
-    shape = (1, -1) if along == "all" else (-1, merge.row)
-    vectors = [values.double().numpy().reshape(shape) for values in merge.differences(slab)]
-    return [(vectors[i] * vectors[j]).sum(axis=0 if along == "column" else 1) for i, j in _pairs(len(vectors))]
+def _products(merge: Merge, slab: Slab, along: Along) -> list[Products]:
+    vectors = [values.double().numpy().reshape(-1, merge.row) for values in merge.differences(slab)]
+    pairs = ((vectors[i], vectors[j]) for i, j in _pairs(len(vectors)))
+    if along == "all":  # numbers, not arrays: small arrays among large ones keep malloc from using memory again
+        return [[float((one * other).sum())] for one, other in pairs]
+    return [(one * other).sum(axis=0 if along == "column" else 1) for one, other in pairs]
 
 
-def _joined(parts: Sequence[np.ndarray], along: Along) -> np.ndarray:
+def _joined(parts: Sequence[Products], along: Along) -> np.ndarray:
     if along == "row":
         return np.concatenate(parts)
-    return np.array([math.fsum(of) for of in np.transpose(parts)])
+    return np.array([math.fsum(of) for of in zip(*parts, strict=True)])

@@ -39,6 +39,10 @@ PULLED = 16
 """Runs that are read at once where a pass takes statistics."""
 
 
+HELD = 3
+"""Runs of one model that are in hand at once: as it is read, as a difference, and masked or weighted."""
+
+
 class Lane(threading.local):
     """State of one thread while it goes through one logical tensor."""
 
@@ -120,6 +124,14 @@ class Blend:
 
     def _inputs(self, tensor: Logical) -> list[tuple[Source, Logical]]:
         return [(self.sources[name], logical) for name, logical in self.tensors_of[tensor][0].inputs]
+
+    @property
+    def working_bytes(self) -> int:
+        """Bytes that a worker holds beside a slab: runs of each model in fp64, and a tensor that is merged whole."""
+        every = [merged for group in self.tensors_of.values() for merged in group]
+        models = max(len(merged.inputs) for merged in every)
+        whole = (one.member.elements for one in every if list(one.member.order) != sorted(one.member.order))
+        return 8 * HELD * RUN * models + 4 * max(whole, default=0)
 
     # ---- merging -----------------------------------------------------------------------------------------------------
     def pull(self, tensor: Logical, box: Box, scratch: "Scratch | None" = None) -> "torch.Tensor":

@@ -57,6 +57,8 @@ class SourceModel:
     """How a derived model is made, in JSON values and without paths: kept in the manifest."""
     replaced: dict[str, Path] = field(default_factory=dict)
     """Files that travel with the model in place of those at `path`; a tokenizer, where it has one, whole."""
+    working_bytes: int = 0
+    """Bytes that each worker holds while it makes a slab, beside the slab itself."""
     kept: Callable[[Mapping[str, str]], dict[str, Any]] = lambda read: {}
     """Returns what manifests keep of it beside all this, of the digests of all tensors as they were read."""
 

@@ -133,10 +133,13 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """Anonymous memory: for each worker a slab, gathered, cast, put in the order of the target, and a copy of it."""
+        """Anonymous memory: for each worker a slab, gathered, cast, put in the order of the target, and a copy of it.
+
+        With it what the slab is made of, where it is made of several models.
+        """
         spec, width = self.spec, max(t.dtype.itemsize for t in self.targets)
         heads = spec.kv_channels * spec.hidden_size * width  # rotary rows are put in another order by whole heads
-        return 4 * workers() * max(2 * SLAB_BYTES, heads)
+        return workers() * (4 * max(2 * SLAB_BYTES, heads) + self.model.working_bytes)
 
     @property
     def standing(self) -> Path:

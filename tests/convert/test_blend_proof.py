@@ -13,6 +13,7 @@ from tiny import make_llama, tensors
 
 import mconv
 from mconv.cli.app import run
+from mconv.verify.recipes import blend as judged
 
 pytestmark = pytest.mark.once
 UP, GATE, QUERY, KEY = (
@@ -42,6 +43,12 @@ def blends(three, tmp_path_factory):
         return made[method]
 
     return find
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch):
+    """Judge some rows at a time where the method allows it."""
+    monkeypatch.setattr(judged, "SLAB", 200)
 
 
 def other(three, name, tensor, values, request):

@@ -19,6 +19,7 @@ from mconv.convert.blend import models as blended
 from mconv.convert.blend import recipe, source
 from mconv.convert.blend.request import Place, Request
 from mconv.convert.blend.short import document
+from mconv.convert.checkpoint.open import open_checkpoint
 from mconv.convert.engine import plan
 from mconv.convert.engine.rewrite import rewrite
 from mconv.convert.sources import read
@@ -137,6 +138,14 @@ def test_statistics_are_taken_once_for_each_tensor(three, tmp_path, monkeypatch)
     )
     found = blend(request_of(list(three.values()), "ties", **CASES["ties"]), tmp_path / "out", format="hf")
     assert sorted(made) == sorted(found)
+
+
+def test_a_plan_counts_the_memory_of_all_models(three, tmp_path):
+    folders = list(three.values())
+    made = [blended.model_of(request_of(folders[:count], "linear")) for count in (2, 3)]
+    two, more = (plan.make(model, tmp_path / "out", format="hf") for model in made)
+    one = plan.make(open_checkpoint(three["a"]), tmp_path / "out", format="hf")
+    assert one.peak_bytes < two.peak_bytes < more.peak_bytes
 
 
 def test_layers_of_several_models(three, tmp_path, monkeypatch):

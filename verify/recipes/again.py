@@ -70,6 +70,9 @@ class Again(Protocol):
     def inputs(self, tensor: Unfused) -> Mapping[str, Collection[Logical]]:
         """Return the tensors of each model that decide one of the result."""
 
+    def memory(self, chosen: Sequence[Unfused]) -> tuple[int, str]:
+        """Return about how many bytes judging takes at once, and the tensor that takes them."""
+
     def wrong(self, tensor: Unfused) -> Iterator[Wrong]:
         """Yield what is wrong with a tensor, if something is."""
 

@@ -14,7 +14,7 @@ from mconv.convert.blend.whole import Expected
 from mconv.convert.checkpoint.model import SourceModel
 from mconv.convert.sources.read import assemble
 from mconv.convert.sources.source import Source, dtype_of
-from mconv.convert.sources.unfused import Unfused
+from mconv.convert.sources.unfused import SLAB, Unfused
 from mconv.convert.spelling.table import Logical, Stored
 from mconv.convert.surgery.made import passed
 from mconv.spec import ModelSpec
@@ -22,6 +22,8 @@ from mconv.verify.recipes import blend_faults as faults
 from mconv.verify.recipes import transplant
 from mconv.verify.recipes.again import Wrong
 
+WIDE = 44
+"""Bytes that an element of each model takes while it is evaluated: it, and what is made of it in fp64."""
 EXPLAINED, TRIED = 20, 3
 """Wrong tensors that are explained, and the first of these, for which every known fault is tried."""
 
@@ -82,12 +84,46 @@ class BlendAgain:
         return {str(name): [logical] for name, logical in self.merged[tensor.key].inputs}
 
     def wrong(self, tensor: Unfused) -> Iterator[Wrong]:
-        expected, found = self.expected(self.merged[tensor.key]), whole(self.model.source, tensor.stored)
-        bad = expected.wrong(found)
-        if count := int(bad.sum()):
-            apart = (found.double() - expected.values).abs()[bad]
-            yield Wrong(name=tensor.key, layer=tensor.logical.layer, elements=count, of=tensor.elements,
-                        largest=float(apart.max()))  # fmt: skip
+        merged, count, largest = self.merged[tensor.key], 0, 0.0
+        for expected, found in self._pieces(merged):
+            bad = expected.wrong(found)
+            if some := int(bad.sum()):
+                apart = (found.double().view(bad.shape) - expected.values).abs()[bad]
+                count, largest = count + some, max(largest, float(apart.max()))
+        if count:
+            yield Wrong(name=tensor.key, layer=tensor.logical.layer, elements=count, of=tensor.elements, largest=largest)
+
+    def _pieces(self, merged: Merged) -> Iterator[tuple[Expected, torch.Tensor]]:
+        """Yield what is expected of a tensor and what is found: rows by rows where the method looks at no more."""
+        merge, member = self.blend.merge(merged), merged.member
+        if not self._by_rows(merged):
+            yield self.expected(merged), whole(self.model.source, member.stored)
+            return
+        row, rows = merge.row, member.elements // merge.row
+        step = max(1, SLAB // row)
+        for first in range(0, rows, step):
+            count = min(step, rows - first)
+            span, piece = (first * row, (first + count) * row), replace(merge, shape=(count, row))
+            inputs = [_run(self.blend.sources[name], member, logical, span) for name, logical in merged.inputs]
+            yield self.evaluated(merged, piece, inputs), _run(self.model.source, member, member.logical, span)
+
+    def _has_tokens(self, merged: Merged) -> bool:
+        """Return whether a tensor has a row for each token of a vocabulary that the recipe makes."""
+        member = merged.member
+        return self.tokens is not None and member.row.axes_of(member.logical.leaf).names[0] == "v"
+
+    def memory(self, chosen: Sequence[Unfused]) -> tuple[int, str]:
+        return max((self._held(self.merged[tensor.key]), tensor.key) for tensor in chosen)
+
+    def _held(self, merged: Merged) -> int:
+        """Return the bytes that judging a tensor takes."""
+        most = SLAB if self._by_rows(merged) else merged.member.elements
+        return WIDE * len(merged.inputs) * min(most, merged.member.elements)
+
+    def _by_rows(self, merged: Merged) -> bool:
+        """Return whether some rows of a tensor can be judged without the others."""
+        method, merge = self.blend.recipe.method.name, self.blend.merge(merged)
+        return not self._has_tokens(merged) and reference.by_element(method, merge)
 
     def explained(self, wrong: Sequence[Wrong]) -> list[Wrong]:
         known: dict[str, None] = {}
@@ -115,7 +151,7 @@ class BlendAgain:
     def inputs_of(self, merged: Merged) -> list[torch.Tensor]:
         """Return the whole tensors that one is merged from."""
         member = merged.member
-        if self.tokens is not None and member.row.axes_of(member.logical.leaf).names[0] == "v":
+        if self.tokens is not None and self._has_tokens(merged):
             base = self.blend.recipe.base_of(self.blend.recipe.slices[0 if member.row.looked_up else -1])
             return transplant.tables(self.tokens, self.blend, merged, base=str(base) if base else None)
         return [whole(self.blend.sources[name], Stored(member.key, logical, member.stored.piece))
@@ -131,6 +167,11 @@ class BlendAgain:
         for dtype in dict.fromkeys((getattr(torch, kind.name), dtype_of(self.model.source, merged.member.logical))):
             found = found.stored_as(dtype)
         return found
+
+
+def _run(source: Source, member: Unfused, logical: Logical, span: tuple[int, int]) -> torch.Tensor:
+    """Return a run of the elements of a Hugging Face tensor."""
+    return torch.cat([member.flat(source.pull(logical, box)) for box in member.boxes(*span)])
 
 
 def whole(source: Source, stored: Stored) -> torch.Tensor:

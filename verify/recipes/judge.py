@@ -19,6 +19,8 @@ from mconv.verify.recipes import blend, surgery
 from mconv.verify.recipes.again import Again, Wrong, check_models, nbytes, size
 from mconv.verify.specs import in_words, spec_differences, spec_notes
 
+MUCH = 1 << 28
+"""Bytes of memory that are told of before they are used."""
 SHOWN = 20
 """Lines that are shown, of those about what is wrong."""
 AGAIN: Mapping[str, Callable[[SourceModel], Again]] = {blends.KEY: blend.again, made.KEY: surgery.again}
@@ -39,7 +41,9 @@ def judge(model: SourceModel, *, sample: int | None = None, show: ShowProgress =
     began = time.monotonic()
     again = next(make(model) for key, make in AGAIN.items() if key in (model.manifest or {}))
     chosen = _chosen(again, sample)
-    with show(nbytes(again, model, chosen), f"making tensors anew: {again.title}") as advance:
+    held, key = again.memory(chosen)
+    needs = f"; about {held / 1e9:.2g} GB of memory, for {key}" * (held > MUCH)
+    with show(nbytes(again, model, chosen), f"making tensors anew: {again.title}{needs}") as advance:
         check_models(again, model, chosen, progress=advance)
         wrong = []
         for tensor in chosen:

@@ -10,7 +10,7 @@ from mconv.convert.checkpoint.model import SourceModel
 from mconv.convert.folders import manifest
 from mconv.convert.sources.checks import bits, same_bits
 from mconv.convert.sources.source import Source
-from mconv.convert.sources.unfused import Unfused, boxes, unfused
+from mconv.convert.sources.unfused import SLAB, Unfused, boxes, unfused
 from mconv.convert.spelling.table import Logical
 from mconv.convert.surgery import made
 from mconv.errors import FormatError
@@ -114,6 +114,9 @@ class SurgeryAgain:
         if logical == family.head and tied is False:
             return [family.embedding]
         return [logical, family.head] if logical == family.embedding and tied else [logical]
+
+    def memory(self, chosen: Sequence[Unfused]) -> tuple[int, str]:
+        return 4 * 8 * SLAB, chosen[0].key
 
     # ---- what is wrong -----------------------------------------------------------------------------------------------
     def wrong(self, tensor: Unfused) -> Iterator[Wrong]:
