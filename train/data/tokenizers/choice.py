@@ -17,8 +17,7 @@ class TokenizerChoice:
     vocab_size: int | None = None
     """Numbers below it are ids, of a text that is numbers (NullTokenizer)."""
     new_tokens: bool | None = None
-    """Whether a SentencePiece model gets the five tokens that Megatron adds; None: as Megatron does by default where
-    `type` is given, and not where it is None."""
+    """True to add Megatron's five tokens to a SentencePiece model; None: where `type` says SentencePieceTokenizer."""
     extra_ids: int = 0
     """Number of tokens <extra_id_0>, <extra_id_1>, ... to add."""
     extra_tokens: tuple[str, ...] = ()
