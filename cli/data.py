@@ -23,7 +23,8 @@ from mconv.errors import MconvError
 if TYPE_CHECKING:
     from mconv.train.data.record import Tokenized
 
-Prefix = Annotated[Path, Parameter(name=["--out", "--prefix"])]
+Prefix = Annotated[Path, Parameter(name=["--out", "--prefix", "--output-prefix"])]
+OwnPrefix = Annotated[Path | None, Parameter(name=["--out", "--prefix"])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +109,8 @@ FIELDS, HOW = RecordFields(), TokenizeOptions()
 
 def tokenize(
     *sources: Path,
-    prefix: Prefix,
+    prefix: OwnPrefix = None,
+    output_prefix: Path | None = None,
     key: Annotated[list[str] | None, Parameter(negative=())] = None,
     json_keys: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
     append_eod: Annotated[bool, Parameter(negative="--no-append-eod")] = True,
@@ -126,6 +128,8 @@ def tokenize(
         datasets saved; hf://ORG/NAME[/CONFIG][@SPLIT].
     prefix
         The prefix of the output: PREFIX.bin, PREFIX.idx, and PREFIX.mconv.json, which records how they were made.
+    output_prefix
+        The same, as Megatron's tools have it: the files are OUTPUT_PREFIX_KEY_document.
     key
         Field of a record that holds the text. Repeatable: several keys make PREFIX_KEY_document each, in one pass.
         Default: text.
@@ -137,14 +141,15 @@ def tokenize(
         Whose rule says when 2 bytes per id are enough: below 65500 entries in the vocabulary (megatron) or up to 65536
         (datatrove).
     """
+    out = _one_prefix(prefix, output_prefix)
     files = read.files(sources)
-    _check(prefix, files)
+    _check(out, files)
     keys = list(dict.fromkeys([*(key or ()), *(json_keys or ())])) or ["text"]
     from mconv.train.data.tokenize import prefixes, tokenize_keys
 
-    outputs = prefixes(prefix, keys, named=bool(json_keys))
-    with how.options(files, prefix, "documents", read) as options:
-        records = tokenize_keys(files, prefix, outputs, append_eod=append_eod, dtype_rule=dtype_rule, **options)
+    outputs = prefixes(out, keys, named=bool(json_keys or output_prefix))
+    with how.options(files, out, "documents", read) as options:
+        records = tokenize_keys(files, out, outputs, append_eod=append_eod, dtype_rule=dtype_rule, **options)
     if how.json and len(keys) == 1:
         print(jsonlib.dumps(dataclasses.asdict(records[keys[0]]), indent=2))
     elif how.json:
@@ -198,6 +203,15 @@ def instruct(
         _tell(record, prefix, "conversations")
         choose.next_training(data=str(prefix), data_type="instruction")
     return 0
+
+
+def _one_prefix(prefix: Path | None, output_prefix: Path | None) -> Path:
+    """Return the prefix of the output. Raises MconvError unless it is given once."""
+    if prefix and output_prefix:
+        raise MconvError("--out and --output-prefix are both given; the second names its files as Megatron does")
+    if not (found := prefix or output_prefix):
+        raise MconvError("data tokenize: --out is missing; `mconv data tokenize --help` shows how it is used")
+    return found
 
 
 def _check(prefix: Path, sources: list[Path]) -> None:

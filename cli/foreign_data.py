@@ -8,8 +8,9 @@ _IN_OUT = {
     "output_prefix": "--out", "output": "--out", "output_dir": "--out", "output_path": "--out", "out_path": "--out",
     "save": "--out", "o": "--out", "num_workers": "--workers", "num_proc": "--workers",
 }  # fmt: skip
+_TAKEN = {name: "--input" if ours == "SOURCES" else ours for name, ours in _IN_OUT.items() if name != "input"}
 _BOTH = {
-    **{name: "--input" if ours == "SOURCES" else ours for name, ours in _IN_OUT.items() if name != "input"},
+    **{name: ours for name, ours in _TAKEN.items() if name != "output_prefix"},
     "tokenizer_name": "--tokenizer", "tokenizer_name_or_path": "--tokenizer", "model_name_or_path": "--tokenizer",
     "partitions": "--workers is enough: one file is written",
     "find_optimal_num_workers": "mconv data bench",
@@ -52,8 +53,7 @@ DATA_ROWS: Mapping[str, Mapping[str, str]] = {
         "logging_dir": "results are written to a table in --metadata",
     },
     "data export": {
-        **{name: "--input" if ours == "SOURCES" else ours for name, ours in _IN_OUT.items() if name != "input"},
-        "column": "--key", "text_column": "--key", "json_keys": "--key",
+        **_TAKEN, "column": "--key", "text_column": "--key", "json_keys": "--key",
         **dict.fromkeys(("num_workers", "num_proc"), "one process writes; reading is what takes the time"),
     },
     "data stats": dict.fromkeys(("input", "data_path", "data"), "PATHS"),

@@ -57,7 +57,7 @@ WRONG = {
         "reshard has no option --true_vocab_size; here it is --vocab-size",
     ],
     "push --repo-id a/b": ["push has no option --repo-id; it is given by position: mconv push FOLDER REPO"],
-    "data tokenize --output-prefix x": ["data tokenize has no option --output-prefix; here it is --out"],
+    "data tokenize --output-path x": ["data tokenize has no option --output-path; here it is --out"],
     "plan --preset llama2-7b --pp 4 --num-layers-per-virtual-pipeline-stage 2": [
         "plan has no option --num-layers-per-virtual-pipeline-stage: it counts layers, and --vpp counts chunks: 32 "
         "layers on --pp 4 with 2 in a chunk are --vpp 4",

@@ -266,5 +266,18 @@ def test_megatrons_command_line(tmp_path, capsys):
     words = ["data", "tokenize", str(tmp_path / "d.txt"), "--out", str(tmp_path / "d"), "--workers=1"]
     assert run([*words, "--tokenizer_type=NullTokenizer", "--vocab_size=9", "--no_new_tokens", "--append_eod"]) == 0
     assert (made := read_record(tmp_path / "d")).tokens == 6 and made.tokenizer_type == "NullTokenizer"
+    again = [
+        "data",
+        "tokenize",
+        "--input",
+        str(tmp_path / "d.txt"),
+        "--output_prefix",
+        str(tmp_path / "e"),
+        "--workers=1",
+    ]
+    assert run([*again, "--tokenizer_type=NullTokenizer", "--vocab_size=9"]) == 0
+    assert read_record(tmp_path / "e_text_document").tokens == 6
+    assert run([*words, "--output-prefix", "x"]) == 2
+    assert "--out and --output-prefix are both given" in capsys.readouterr().err
     assert run([*words, "--overwrite", "--tokenizer-type", "FalconTokenizer"]) == 2
     assert "that of tiiuae/falcon-40b, which is not in the Hub's cache; fetch it with" in capsys.readouterr().err
