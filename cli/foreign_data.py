@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-_DIVIDED = "--workers is enough: the work is divided automatically"
+_DIVIDED = "the work is divided automatically; --workers is enough"
 _IN_OUT = {
     "input": "SOURCES", "input_file": "SOURCES", "data_path": "SOURCES", "dataset": "SOURCES", "dataset_path": "SOURCES",
     "output_prefix": "--out", "output": "--out", "output_dir": "--out", "output_path": "--out", "out_path": "--out",
@@ -12,7 +12,7 @@ _TAKEN = {name: "--input" if ours == "SOURCES" else ours for name, ours in _IN_O
 _BOTH = {
     **{name: ours for name, ours in _TAKEN.items() if name != "output_prefix"},
     "tokenizer_name": "--tokenizer", "tokenizer_name_or_path": "--tokenizer", "model_name_or_path": "--tokenizer",
-    "partitions": "--workers is enough: one file is written",
+    "partitions": "one file is written; --workers is enough",
     "find_optimal_num_workers": "mconv data bench",
     "chunk_size": _DIVIDED,
     "dataset_impl": "the only format is megatron-core's .bin and .idx",
