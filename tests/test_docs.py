@@ -149,5 +149,5 @@ def test_the_commands_of_an_example_parse(script, tmp_path):
 
 def test_the_commands_of_the_readme_are_what_ci_runs():
     ci, readme = (ROOT / ".ci" / "run").read_text(), (ROOT / "README.md").read_text()
-    assert {"make check", "make docs", "make demo", "make test", "make test-stack"} <= {*map(str.strip, ci.splitlines())}
+    assert {"make demo", "make test", "make test-stack"} <= {*ci.splitlines()} and "\nmake check docs & checks=$!\n" in ci
     assert all(f"\n{command} " in readme for command in ("make demo", "make test", "make test-stack"))
