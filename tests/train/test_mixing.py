@@ -19,10 +19,18 @@ from mconv.train.data.mixing import folder, join, mix, prefixes, stats
 from mconv.train.data.mixing.discover import discover
 from mconv.train.data.mixing.merge import merge, ordered
 from mconv.train.data.record import Tokenized, read_record
-from mconv.train.megatron.imports import IndexedDatasetBuilder
+from mconv.train.megatron.imports import IndexedDatasetBuilder, quiet
 
+pytestmark = pytest.mark.usefixtures("quietly")
 GOLDEN = Path(__file__).parents[3] / "shared/golden/megatron-llm"
 EOS = 2
+
+
+@pytest.fixture
+def quietly():
+    """megatron-core's builder warns where no ranks are."""
+    with quiet():
+        yield
 
 
 def make(prefix, documents, *, dtype=np.uint16, record=None):
