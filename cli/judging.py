@@ -97,6 +97,7 @@ def pair_of(a: Path | None, b: Path | None, said: dict[str, Any]) -> JudgedPair:
     if a is not None and b is not None:
         return JudgedPair(reference=a, candidate=b)
     from mconv.cli import choose, gate
+    from mconv.convert.folders.manifest import RECIPES
     from mconv.verify.checkpoints import open_both
     from mconv.verify.origin import TRAINED
 
@@ -105,7 +106,8 @@ def pair_of(a: Path | None, b: Path | None, said: dict[str, Any]) -> JudgedPair:
     try:
         origin = gate.reference_of(found)
     except MconvError as error:
-        more = f"; name the reference: mconv verify REFERENCE {candidate}"
+        recipe = any(key in (found.manifest or {}) for key in RECIPES)  # it equals no other model that could be named
+        more = "" if recipe else f"; name the reference: mconv verify REFERENCE {candidate}"
         if TRAINED in str(error):
             more = (
                 f"; it is itself the reference for what `mconv meg2hf {candidate}` exports, and `mconv verify BASE "
