@@ -12,7 +12,7 @@ from mconv.train.config import aliases
 
 pytestmark = pytest.mark.once
 
-COMMANDS = [*foreign.TABLES, "train", "plan"]
+COMMANDS = [*foreign.TABLES, "train", "plan", "bench"]
 
 
 def parameters(command):

@@ -25,7 +25,7 @@ def helped(capsys, monkeypatch):
     return text
 
 
-@pytest.mark.parametrize("command", ["train", "plan"])
+@pytest.mark.parametrize("command", ["train", "plan", "bench"])
 def test_the_overview_fits_on_two_screens_and_names_every_section(command, helped):
     text = helped(f"{command} --help")
     assert all(f"\n  {name} " in text for name in sections.BY_NAME) and len(text.splitlines()) < 90

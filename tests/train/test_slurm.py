@@ -100,7 +100,7 @@ def test_requeued_signalled_and_chained_a_run_has_the_losses_of_an_unbroken_one(
     slurm.until(lambda: "" if cluster.job(job, "Restarts") == "1" else None, 300, "the requeue")
     printed(tmp_path, job, "saving iteration 4")
 
-    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=21")  # the signal is due a minute after its start
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=20")  # the signal is due 20 minutes before: now
     assert cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT") == "COMPLETED", output(tmp_path, job)
     assert "stopped by SIGUSR2, at iteration 5" in output(tmp_path, job)
 
