@@ -5,6 +5,7 @@ The value of a row begins with an option (`--tp`), is a positional parameter (`M
 
 from collections.abc import Mapping
 
+from mconv.cli import foreign_launch
 from mconv.cli.foreign_data import DATA_ROWS
 
 Rows = Mapping[str, str]
@@ -271,6 +272,8 @@ def advice(command: str, flag: str, given: Mapping[str, str] | None = None) -> s
 
         text = of_training(f"--{flag.lstrip('-')}", _with_layers(given or {}))
         return text and ("; " if text.startswith("here it is") else ": ") + text
+    if command.startswith("launch ") and (told := foreign_launch.advice(plain(flag))):
+        return told
     row = TABLES.get(command, {}).get(plain(flag))
     if row is None:
         return None

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from rendered import RUN, Noted, job, path_without, written
 
+from mconv.cli import foreign_launch
 from mconv.cli.app import run
 from mconv.errors import ConfigError
 from mconv.train.clusters import followed, images, prepare, read
@@ -241,6 +242,17 @@ def test_the_time_that_is_left_comes_from_the_run_itself(tmp_path, monkeypatch, 
     (tmp_path / "run" / "run.json").write_text('{"starts": [{"ranks": 4}]}')
     assert run(["launch", "slurm", "run.yaml", "--check"]) == 0
     assert "time: less than 1 s of 00:01:00" in capsys.readouterr().out
+
+
+def test_options_from_elsewhere_lead_to_fields(capsys):
+    """Of sbatch, torchrun and mconv train; each row's field is one."""
+    assert {
+        *foreign_launch.ELSEWHERE.values()
+    } <= read.KINDS.keys() and not foreign_launch.ELSEWHERE.keys() & read.KINDS.keys()
+    assert run(["launch", "slurm", "run.yaml", "--gres", "gpu:4", "-N", "2", "--lr", "1", "--frob"]) == 2
+    said = capsys.readouterr().err
+    assert "--gres; it is a field of the cluster: --set cluster.gres=VALUE" in said and "cluster.nodes=VALUE" in said
+    assert "--lr; it is a field of the run: --set lr=VALUE" in said and "--frob; `mconv launch slurm --help`" in said
 
 
 # ---- a chain ---------------------------------------------------------------------------------------------------------
