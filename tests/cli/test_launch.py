@@ -28,7 +28,8 @@ GUIDES = {
     "aws-slurm": ("slurm", "aws/run.yaml", "aws/slurm.yaml", {}, "tp 4 x pp 2 x dp 2, 144 micro batches"),
     "aws-kubernetes": ("kubernetes", "aws/run.yaml", "aws/kubernetes.yaml", {"tp": 8, "pp": 1},
                        "tp 8 x pp 1 x dp 1, 288 micro batches"),
-    "swissai-8b": ("slurm", "swissai/llama3-8b.yaml", "swissai/cluster.yaml", {}, "tp 1 x pp 1 x dp 128"),
+    "swissai-8b": ("slurm", "swissai/llama3-8b.yaml", "swissai/cluster.yaml", {"nodes": 16},
+                   "16 x 4 ranks: tp 1 x pp 1 x dp 64"),
     "swissai-70b": ("slurm", "swissai/llama3-70b.yaml", "swissai/cluster.yaml", {}, "tp 4 x pp 8 x dp 4, 256 micro"),
     "snakmodel": ("docker", "snakmodel/run.yaml", "snakmodel/cluster.yaml", {}, "tp 4 x pp 1 x dp 1, 512 micro batches"),
     "epfllm": ("torchrun", "epfllm/run.yaml", "epfllm/cluster.yaml", {}, "tp 4 x pp 1 x dp 4, 250 micro batches"),
@@ -44,9 +45,10 @@ MISSING = "shellcheck and hadolint come with mconv[test]"
 def guide(name):
     """Return the cluster, the run's fields and the files of an example."""
     target, config, cluster, given, _ = GUIDES[name]
-    values = {**read_yaml(CLUSTERS / config), **given}
+    values = {**read_yaml(CLUSTERS / config), **{name: value for name, value in given.items() if name != "nodes"}}
+    site = read.read_yaml(CLUSTERS / cluster) | {name: value for name, value in given.items() if name == "nodes"}
     wanted = prepare.Wanted(
-        target=target, cluster=read.read_yaml(CLUSTERS / cluster), values=values,
+        target=target, cluster=site, values=values,
         folder=Path("/fsx/launch") if target == "kubernetes" else None,
     )  # fmt: skip
     found = prepare.cluster_of(wanted)

@@ -10,6 +10,6 @@ export OMP_NUM_THREADS=72
 mkdir -p "$debug"
 export MCONV_JOB_MARK="$debug/mark"
 trap '' USR2  # torch's agent would die of it; each rank handles it
-exec numactl --membind=0-3 python3 -m torch.distributed.run --nnodes=32 --nproc-per-node=4 --max-restarts=0 \
+exec numactl --membind=0-3 python3 -m torch.distributed.run --nnodes=16 --nproc-per-node=4 --max-restarts=0 \
   --rdzv-backend=c10d --rdzv-endpoint="$endpoint" --rdzv-id="$id" -m mconv train \
   /iopsstor/scratch/cscs/you/runs/llama3-8b/launch/run.yaml
