@@ -3,6 +3,7 @@
 python examples/parts.py llama DIR        a LLaMA of random weights with a SentencePiece tokenizer (4 M parameters)
 python examples/parts.py code FILE        source files, one JSON line each (text)
 python examples/parts.py pairs FILE       "ITA ... ENG ..." lines: numbers in two languages
+python examples/parts.py formulas FILE     sums between [formula] and [/formula], one JSON line each (text)
 python examples/parts.py bpe DIR FILE     a byte-level BPE tokenizer of 2000 tokens, as GPT-2's, trained on FILE's lines
 """
 
@@ -32,6 +33,9 @@ def main() -> None:
     elif kind == "pairs":
         numbers = [(n * 7919) % 10_000 for n in range(4000)]
         Path(where).write_text("".join(f"ITA {italian(n)} ENG {english(n)}\n" for n in numbers), encoding="utf-8")
+    elif kind == "formulas":
+        pairs = [((n * 7919) % 90, (n * 104729) % 90) for n in range(4000)]
+        demo_parts.write_jsonl(Path(where), [f"The sum is [formula] {a} + {b} = {a + b} [/formula]." for a, b in pairs])
     elif kind == "bpe":
         bpe(Path(where), Path(more[0]))
     else:
