@@ -67,7 +67,9 @@ def _carry_out(plan: "Plan", step: str, *, allow_nonfinite: bool) -> None:
     from mconv.convert.engine.ranks import joined
     from mconv.convert.engine.rewrite import rewrite
 
-    with joined() as ranks, progress(plan.nbytes, f"{step} {plan.model.name}") as advance:
+    passes = plan.model.passes
+    total = plan.nbytes * passes
+    with joined() as ranks, progress(total, f"{step} {plan.model.name}", passes=passes) as advance:
         try:
             rewrite(plan, step=step, allow_nonfinite=allow_nonfinite, progress=advance, ranks=ranks, command=command())
         except KeyboardInterrupt:

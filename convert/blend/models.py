@@ -61,7 +61,7 @@ def model_of(request: Request, *, ignore: Ignored = NOTHING, room: Path | None =
         notes=tuple(dict.fromkeys(note for one in models.values() for note in one.notes)),
         manifest={"ancestors": _ancestors(models), "copies": model.copies, "merged_from": _merged_from(request.places)},
         ignored=joined(*(one.ignored for one in models.values())), kept=partial(_kept, request, blend, models),
-        working_bytes=blend.working_bytes,
+        working_bytes=blend.working_bytes, passes=2, listen=blend.listen,
         replaced=vocabularies.files_of(recipe, models, model, vocabulary, room) if room else {},
     )  # fmt: skip
 

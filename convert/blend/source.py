@@ -7,11 +7,11 @@ read or in what is written.
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mconv.convert.blend.count import Count
 from mconv.convert.blend.document import Reference
 from mconv.convert.blend.lineup import Lineup
 from mconv.convert.blend.recipe import Recipe
@@ -76,6 +76,7 @@ class Blend:
     """The Hugging Face tensors of each logical tensor."""
     read: dict[tuple[Reference, Logical], str] = field(default_factory=dict, init=False)
     """Digests of what was read to its end."""
+    listeners: list[Callable[[int], None]] = field(default_factory=list, init=False, repr=False, compare=False)
     lane: Lane = field(default_factory=Lane, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -203,7 +204,19 @@ class Blend:
         """Return the function that merges any run of whole rows of a tensor, its statistics taken."""
         from mconv.convert.blend.arithmetic import kernel
 
-        return kernel(self.recipe.method.name, self.merge(merged), partial(self.slabs, merged, scratch))
+        (kind,) = self.dtypes(merged.member.logical)
+        count = Count(merged.member.elements, float(merged.member.elements * kind.itemsize), self._tell)
+        made = kernel(self.recipe.method.name, self.merge(merged), lambda: count.told(self.slabs(merged, scratch)))
+        count.finish()
+        return made
+
+    def listen(self, progress: Callable[[int], None]) -> None:
+        """Tell `progress` of the bytes of each tensor while its statistics are taken."""
+        self.listeners[:] = [progress]
+
+    def _tell(self, count: int) -> None:
+        for progress in self.listeners:
+            progress(count)
 
     def merge(self, merged: Merged) -> "Merge":
         """Return what a tensor is merged by."""

@@ -57,6 +57,10 @@ class SourceModel:
     """How a derived model is made, in JSON values and without paths: kept in the manifest."""
     replaced: dict[str, Path] = field(default_factory=dict)
     """Files that travel with the model in place of those at `path`; a tokenizer, where it has one, whole."""
+    passes: int = 1
+    """How often each byte of it counts as progress: 2 where statistics are taken of what it is made of."""
+    listen: Callable[[Callable[[int], None]], None] = lambda progress: None
+    """Takes what is to be told of bytes whose statistics were taken."""
     working_bytes: int = 0
     """Bytes that each worker holds while it makes a slab, beside the slab itself."""
     kept: Callable[[Mapping[str, str]], dict[str, Any]] = lambda read: {}

@@ -104,7 +104,8 @@ def _stream_all(
         folder=staging.partial, allow_nonfinite=allow_nonfinite, checksums=files.checksums,
         recorded=_recorded(plan).algorithm, progress=tell, alive=alive,
     )  # fmt: skip
-    progress(sum(task.nbytes for task in tasks) - sum(task.nbytes for task in left))
+    plan.model.listen(tell)
+    progress(plan.model.passes * (sum(task.nbytes for task in tasks) - sum(task.nbytes for task in left)))
     everything = {name: done[name] for name in (task.name for task in tasks) if name in done}
     for share in ranks.together(lambda: _stream_mine(mine, context, staging, ranks.rank, stop)):
         everything.update(share)

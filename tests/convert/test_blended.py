@@ -148,6 +148,17 @@ def test_a_plan_counts_the_memory_of_all_models(three, tmp_path):
     assert one.peak_bytes < two.peak_bytes < more.peak_bytes
 
 
+@pytest.mark.parametrize("method", ["linear", "ties", "della"])
+def test_statistics_count_as_progress(three, tmp_path, method):
+    """Each byte of the result counts twice: while its statistics are taken, and when it is written."""
+    made = plan.make(
+        blended.model_of(request_of(list(three.values()), method, **CASES[method])), tmp_path / "out", format="hf"
+    )
+    told = []
+    rewrite(made, step="blend", progress=told.append)
+    assert sum(told) == 2 * made.nbytes and min(told) >= 0 and len(told) > 60
+
+
 def test_layers_of_several_models(three, tmp_path, monkeypatch):
     """Slices: repeated layers, and layers that come from elsewhere."""
     (tmp_path / "recipe.yaml").write_text(
