@@ -1,5 +1,6 @@
 """`mconv launch`: the guides' own submit files, what is refused before a queue, a chain of jobs, and following them."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from mconv.cli.app import run
 from mconv.errors import ConfigError
 from mconv.train.clusters import followed, images, prepare, read
 from mconv.train.clusters.targets import TARGETS
-from mconv.train.config import make, read_yaml
+from mconv.train.config import TrainConfig, aliases, make, read_yaml
 from mconv.train.launch import chain
 
 pytestmark = pytest.mark.once
@@ -384,3 +385,27 @@ def test_nodes_without_a_scheduler_are_stopped_by_the_trigger(tmp_path, monkeypa
     assert run(["launch", "stop", "run"]) == 0 and Path("run/triggers/exit").exists()
     with pytest.raises(ConfigError, match="was started by hand"):
         followed.logs(followed.follow("run"), follows=False, lines=1)
+
+
+# ---- the 70B launcher -------------------------------------------------------------------------------------------------
+LAUNCHER_70B = """
+transformer-impl use-precision-aware-optimizer main-grads-dtype num-layers hidden-size ffn-hidden-size
+num-attention-heads group-query-attention num-query-groups max-position-embeddings position-embedding-type rotary-base
+use-rope-scaling rope-scaling-factor make-vocab-size-divisible-by normalization swiglu
+untie-embeddings-and-output-weights log-throughput log-progress tensorboard-dir no-log-loss-scale-to-tensorboard
+log-memory-to-tensorboard attention-dropout hidden-dropout weight-decay clip-grad adam-beta1 adam-beta2
+micro-batch-size global-batch-size no-check-for-nan-in-loss-and-grad train-iters log-interval eval-iters
+cross-entropy-loss-fusion disable-bias-linear optimizer dataloader-type manual-gc manual-gc-interval
+exit-signal-handler trigger-path seed init-method-std lr min-lr lr-decay-style lr-warmup-iters save save-interval
+ckpt-format load async-save bf16 tensor-model-parallel-size sequence-parallel pipeline-model-parallel-size
+num-layers-per-virtual-pipeline-stage context-parallel-size use-distributed-optimizer overlap-grad-reduce
+overlap-param-gather defer-embedding-wgrad-compute wgrad-deferral-limit overlap-p2p-communication-warmup-flush
+tokenizer-type tokenizer-model split seq-length reset-position-ids reset-attention-mask eod-mask-loss num-workers
+num-dataset-builder-threads mock-data data-path data-cache-path wandb-save-dir wandb-project wandb-exp-name
+"""
+"""Flags of submit-llama3-70b.sh, swiss-ai/Megatron-LM at 81d44dbe, but for those of its profiler."""
+
+
+def test_each_flag_of_the_70b_launcher_is_a_field_or_is_answered():
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert not [f for f in LAUNCHER_70B.split() if f.replace("-", "_") not in fields and not aliases.advice(f"--{f}")]
