@@ -3,13 +3,16 @@
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from mconv.errors import MconvError
@@ -55,18 +58,22 @@ def in_order(batches: Iterable[B], job: Work[B, R], *, workers: int) -> Iterator
         return
     # Spawned: the tokenizers library warns, and may lock up, in a forked child.
     context = multiprocessing.get_context("spawn")
-    with _one_thread(), ProcessPoolExecutor(workers, context, initializer=_Worker.begin, initargs=(job,)) as pool:
+    with (
+        _one_thread(),
+        _in_file(job) as path,
+        ProcessPoolExecutor(workers, context, initializer=_Worker.begin, initargs=(path,)) as pool,
+    ):
         yield from _in_order(pool, rest, AHEAD * workers)
 
 
 class _Worker:
     """What a process keeps from batch to batch."""
 
-    job: Work[Any, Any]
+    job: Path
     work: Callable[[Any], Any] | None = None
 
     @classmethod
-    def begin(cls, job: Work[Any, Any]) -> None:
+    def begin(cls, job: Path) -> None:
         """Take the job. Ctrl-C is the parent's to answer; its death ends the worker."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         end_with_parent(signal.SIGKILL)
@@ -75,8 +82,19 @@ class _Worker:
     @classmethod
     def do(cls, batch: Any) -> Any:
         """Return what the job makes of a batch. The first one opens it, so that an error there comes back as one."""
-        cls.work = cls.work or cls.job.open()
+        cls.work = cls.work or pickle.loads(cls.job.read_bytes()).open()
         return cls.work(batch)
+
+
+@contextmanager
+def _in_file(job: Work[Any, Any]) -> Iterator[Path]:
+    """Yield a file that holds the job. Among the arguments of a process, what is larger than a pipe would block its
+    parent for ever if the process died on its first line.
+    """
+    with tempfile.NamedTemporaryFile(prefix="mconv-") as file:
+        file.write(pickle.dumps(job))
+        file.flush()
+        yield Path(file.name)
 
 
 @contextmanager
@@ -95,8 +113,9 @@ def _one_thread() -> Iterator[None]:
 
 def _in_order(pool: ProcessPoolExecutor, batches: Iterator[Any], ahead: int) -> Iterator[Any]:
     """Yield results in the order of `batches`, at most `ahead` of them in progress. A killed worker is an error."""
-    waiting = deque(pool.submit(_Worker.do, batch) for batch in itertools.islice(batches, ahead))
+    waiting: deque[Future[Any]] = deque()
     try:
+        waiting.extend(pool.submit(_Worker.do, batch) for batch in itertools.islice(batches, ahead))
         while waiting:
             yield waiting.popleft().result()
             waiting.extend(pool.submit(_Worker.do, batch) for batch in itertools.islice(batches, 1))
