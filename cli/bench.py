@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LEFT_OUT = ("Checkpoints", "Hooks", "Stops", "Evaluation", "Logs", "Profiling", "Guards")
 """Sections of a run that a trial leaves at their defaults: it saves, measures and logs nothing else."""
-UNREAD = ("valid_data", "test_data", "micro_batch_size", "nproc_per_node")
+UNREAD = ("valid_data", "test_data", "micro_batch_size", "rampup_batch_size", "nproc_per_node")
 """Other fields that a trial does not take from a run."""
 LAYOUT = ("tp", "pp", "vpp", "sequence_parallel")
 """Fields of the layout that stay as a flag gives them."""
@@ -151,6 +151,7 @@ def _sweep(
 def _measured(found: "Sequence[Trial]", *, steps: int, warmup: int) -> "Iterator[report.Measured]":
     """Yield the measurement of each trial that is not refused; one that fails is refused with its reason."""
     todo = [trial for trial in found if not trial.refused]
+    before_slow(f"{len(todo)} trials of {warmup + steps} steps each")
     with tempfile.TemporaryDirectory(prefix="mconv-bench-") as folder:
         for number, trial in enumerate(todo, 1):
             one = report.measured(trial, _run(trial, Path(folder), steps=warmup + steps), warmup=warmup)

@@ -98,6 +98,12 @@ def test_steps_are_measured_and_nothing_is_left(config, capsys, monkeypatch, tmp
     assert kept == [{"nproc": 1, "preload": bench.PRELOAD, "apart": True}] and not (tmp_path / "run").exists()
 
 
+def test_a_trial_has_the_batch_of_the_end_of_a_ramp(fields):
+    ramped = {**fields, "train_iters": None, "train_samples": 64, "rampup_batch_size": [2, 2, 8], "resume": True}
+    made = bench._base(ramped, steps=7)
+    assert (made.rampup_batch_size, made.resume, made.global_batch_size) == (None, False, 4)
+
+
 def test_a_trial_takes_the_steps_of_the_run(fields, monkeypatch):
     """The first steps of the run itself: the same losses."""
     losses, taken = [], trial.step
