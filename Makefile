@@ -29,8 +29,8 @@ test: export PYTHONDONTWRITEBYTECODE :=  # the many interpreters that tests star
 test: .venv/test  ## all tests that need no GPU and no big machine
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not big"
 
-test-slurm: .venv/test  ## runs on a real Slurm, started here: apt-get install slurmctld slurmd slurm-client munge
-	$(BIN)/python -m pytest tests/train/test_slurm.py
+test-slurm: .venv/test  ## runs on a real Slurm, started here (apt-get install slurmctld slurmd slurm-client munge), and on two hosts
+	$(BIN)/python -m pytest tests/train/test_slurm.py tests/train/test_restarts.py
 
 test-stack: export PYTHONDONTWRITEBYTECODE :=
 test-stack: stack  ## the tests that touch megatron, on Python 3.12 with the newest megatron-core

@@ -123,12 +123,13 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+def write_whole(path: Path, content: str | bytes, *, durable: bool = True, at_once: bool = False) -> None:
     """Write a small file under a hidden name and rename it: readers, and a kill, find it whole or as it was before.
 
     `durable`: the disk holds the content before the rename, so that a power cut changes nothing of this.
+    `at_once`: several processes may write it at one time. Else what a kill leaves is overwritten by the next writer.
     """
-    partial = path.with_name(f"{PARTIAL}{path.name}.{os.getpid()}")
+    partial = path.with_name(f"{PARTIAL}{path.name}" + f".{os.getpid()}" * at_once)
     try:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
         if durable:

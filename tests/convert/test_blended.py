@@ -320,7 +320,7 @@ def test_what_may_differ_is_taken_from_the_first(three, tmp_path):
         ("A B --weights x,y", "numbers with commas"),
         ("A B --weights 1,-1", "sum to nothing"),
         ("A B --weights 0,0 --set normalize=false", "sum to nothing"),
-        ("A B --method slerp", "no t"),
+        ("A B --method slerp", "needs --t"),
         ("A B --method slerp --t 0.5 --weights 1,2", "slerp has no weights"),
         ("A B --set nothing", "NAME=VALUE was expected"),
         ("A B --set nothing=1", "linear has no parameter 'nothing'"),

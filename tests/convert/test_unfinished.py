@@ -47,6 +47,11 @@ def names(root, form):
     return out, staging, staging.with_name(staging.name + ".journal")
 
 
+def _text(root):
+    (root / "text.txt").write_text("a line\n")
+    return root / "text.txt"
+
+
 COMMANDS = {
     "inspect": lambda path, root: ["inspect", path],
     "verify": lambda path, root: ["verify", root / "hf", path],
@@ -61,7 +66,7 @@ COMMANDS = {
     "meg2hf": lambda path, root: ["meg2hf", path, "--out", root / "x"],
     "hf2meg": lambda path, root: ["hf2meg", path, "--out", root / "x"],
     "push": lambda path, root: ["push", path, "a/b"],
-    "data tokenize": lambda path, root: ["data", "tokenize", __file__, "--out", root / "x", "--tokenizer", path],
+    "data tokenize": lambda path, root: ["data", "tokenize", _text(root), "--out", root / "x", "--tokenizer", path],
     "lora export": lambda path, root: ["lora", "export", path, "--out", root / "x"],
     "lora merge": lambda path, root: ["lora", "merge", path, "--out", root / "x"],
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -62,6 +63,19 @@ def here(tmp_path, hub, monkeypatch):
 
 
 @pytest.fixture
+def four_ranks(here, world, monkeypatch):
+    """The ranks that a command would start are those of `world`, in this folder meanwhile; `make demo` starts its own."""
+
+    def run(target, payload, *, nproc, **_):
+        return world.run(jobs.work, target=target, payload=payload)[0]
+
+    monkeypatch.setattr(ranks, "run", run)
+    world.run(os.chdir, path=str(here))
+    yield
+    world.run(os.chdir, path=str(ROOT))
+
+
+@pytest.fixture
 def cached(snapshot, tmp_path, monkeypatch):
     """The Hub's cache with the tiny model under the real one's name, and of its size in the table: the check stays."""
     from huggingface_hub import constants
@@ -73,12 +87,8 @@ def cached(snapshot, tmp_path, monkeypatch):
     return tmp_path / "hub-cache"
 
 
-def test_the_opening_block_of_the_readme_runs_as_it_is_written(here, cached, hub, world, monkeypatch, capfd):
-    """The four ranks that it would start for each command are those of `world`; `make demo` starts its own."""
+def test_the_opening_block_of_the_readme_runs_as_it_is_written(here, cached, hub, four_ranks, monkeypatch, capfd):
     block = opening_block()
-    monkeypatch.setattr(
-        ranks, "run", lambda target, payload, *, nproc, **_: world.run(jobs.work, target=target, payload=payload)[0]
-    )
     typed = [" ".join(words[:1]) for words in block]
     assert typed == ["hf2meg", "reshard", "verify", "data", "train", "meg2hf", "push"]
     assert [words for words in block if words[0] in ("verify", "meg2hf", "push")] == [["verify"], ["meg2hf"], ["push"]]

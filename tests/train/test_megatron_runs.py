@@ -172,9 +172,10 @@ OF_THE_LAYOUT = {
 }  # fmt: skip
 OF_THE_MACHINE = {
     "load", "save", "attention_backend", "log_throughput", "tensorboard_dir", "wandb_project", "wandb_entity",
-    "wandb_exp_name", "wandb_save_dir", "exit_interval", "exit_duration_in_mins", "finetune",
+    "wandb_exp_name", "wandb_save_dir", "exit_interval", "exit_duration_in_mins", "finetune", "manual_gc_interval",
+    "profile", "profile_ranks",
 }  # fmt: skip
-"""Fields of one start: folders, logs, when to stop, and whether it began with weights alone."""
+"""Fields of one start: folders, logs, when to stop, what is profiled, and whether it began with weights alone."""
 
 
 def test_every_setting_that_megatron_knows_is_written_as_the_run_has_it():

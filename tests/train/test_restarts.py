@@ -120,6 +120,7 @@ def ended(*agents):
             agent.wait()
 
 
+@pytest.mark.big
 def test_a_run_goes_on_after_a_node_was_lost(run, whole, pair, tmp_path):
     """tp 2 x dp 2 on two hosts; in step 4 the second one is killed, all of it, and comes back."""
     script, (a, b) = begun(run, tmp_path, tp=2), pair

@@ -43,11 +43,12 @@ NOT_TAKEN = (
      "load save data_cache tensorboard_dir wandb_project wandb_entity wandb_exp_name wandb_save_dir trigger_dir"),
     ("it is about one start, not about the run",
      "resume finetune iteration overwrite ignore_arg ignore_config_key allow_other_tokenizer verify_first verify_against "
-     "eval_only exit_after exit_interval exit_duration_in_mins stop_before_limit on_first_failure cancel_job"),
+     "eval_only exit_after exit_interval exit_duration_in_mins stop_before_limit on_first_failure cancel_job "
+     "profile profile_ranks profile_with"),
     ("no step depends on it, or Megatron-LM has no such arg",
      "keep_last keep_every after_checkpoint after_checkpoint_background after_checkpoint_failure export_hf_every "
      "log_interval log_throughput print_args on_full_disk allow_full_disk on_nan spike_factor "
-     "spike_window on_spike max_skips"),
+     "spike_window on_spike max_skips manual_gc_interval"),
     ("LoRA begins anew", "lora_rank lora_alpha lora_dropout lora_targets lora_load"),
 )  # fmt: skip
 """Reason, and the fields that are not taken from a checkpoint for it."""

@@ -101,7 +101,7 @@ def held_back() -> Iterator[None]:
 
 def pass_on(number: int, file: Path) -> None:
     """Write the name of a signal that a launcher or its agent received to the file that the ranks read."""
-    write_whole(file, signal.Signals(number).name, durable=False)
+    write_whole(file, signal.Signals(number).name, durable=False, at_once=True)
 
 
 # ---- what is asked for -----------------------------------------------------------------------------------------------
