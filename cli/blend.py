@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from mconv.cli import choose
+from mconv.cli import choose, located
 from mconv.cli import options as o
 from mconv.cli.terminal import rank_0_prints
 from mconv.convert.folders import naming
@@ -115,7 +115,7 @@ def blend(
     with tempfile.TemporaryDirectory(prefix="mconv-") as room:
         made = plan.make(
             models_of.model_of(request, ignore=hinting.names, room=Path(room)), out, overwrite=overwrite, resume=resume,
-            side_folder=tokenizer and o.side_folder(tokenizer), origin=request.title, check_room=not show.dry_run,
+            side_folder=tokenizer and located.side_folder(tokenizer), origin=request.title, check_room=not show.dry_run,
             **form.values,
         )  # fmt: skip
         run_plan(made, "blend", show=show, allow_nonfinite=allow_nonfinite)
@@ -182,7 +182,7 @@ def _iterations(models: Sequence[Path], asked: Short) -> list[Path]:
 
 def _found(path: Path) -> Path:
     """Return the folder that a model's path means; an adapter passes, and is refused with the reason later."""
-    return o.local(path)
+    return located.local(path)
 
 
 def _name(request: "Request", form: o.Form, dtype: str | None) -> str:

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mconv.cli import choose
+from mconv.cli import choose, located
 from mconv.cli import options as o
 from mconv.cli.terminal import command, progress
 from mconv.errors import MconvError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def open_megatron(path: Path, reading: o.Reading) -> "Checkpoint":
     """Return the Megatron checkpoint at `path`. Raises MconvError for any other."""
     check_kind(path, hf=False)
-    return reading.open(o.checkpoint(path, reading.iteration))
+    return reading.open(located.checkpoint(path, reading.iteration))
 
 
 def open_two(a: Path, b: Path, reading: o.Reading) -> "tuple[SourceModel, SourceModel]":

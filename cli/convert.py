@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from mconv.cli import choose
+from mconv.cli import choose, located
 from mconv.cli import options as o
 from mconv.cli.conversion import check_kind, open_megatron, run_plan
 from mconv.cli.terminal import rank_0_prints
@@ -66,7 +66,7 @@ def hf2meg(
         The Hub's cache. Default: as HF_HOME or HF_HUB_CACHE says.
     """
     name, folder, origin = _find(model, source, size=size, cache_dir=cache_dir, offline=offline)
-    check_kind(o.checkpoint(folder), hf=True)
+    check_kind(located.checkpoint(folder), hf=True)
     from mconv.convert.checkpoint.open import open_checkpoint
 
     checkpoint = open_checkpoint(folder, ignore=ignoring.names, config=config, **params.values)
@@ -156,7 +156,10 @@ def meg2hf(
     iterations
         Convert several iterations, `all` or a list (100,200), each to OUT/iter_NNNNNNN. Finished ones are skipped.
     """
-    settings = {"shard_bytes": o.shard_bytes(max_shard_size), "side_folder": tokenizer and o.side_folder(tokenizer)}
+    settings = {
+        "shard_bytes": located.shard_bytes(max_shard_size),
+        "side_folder": tokenizer and located.side_folder(tokenizer),
+    }
     source = choose.megatron(checkpoint, "meg2hf")
 
     def export(iteration: int | None, where: Path | None, fingerprint: str | None = None) -> None:
@@ -207,7 +210,7 @@ def _find(
     if named is None:
         raise MconvError("give a model: `mconv hf2meg llama2 --size 7`, `mconv hf2meg FOLDER`, or `--from FOLDER`")
     if Path(named).expanduser().is_file():
-        o.checkpoint(Path(named).expanduser())
+        located.checkpoint(Path(named).expanduser())
     local = Path(named).expanduser().is_dir()
     picked = size if not source or catalog.is_family(source) else None
     folder = fetch.resolve(named, size=picked, cache_dir=cache_dir, offline=offline, tell=_note_left_out)

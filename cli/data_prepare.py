@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mconv import extras
-from mconv.cli import choose
+from mconv.cli import choose, located
 from mconv.cli import options as o
 from mconv.cli.data_dedup import counts
 from mconv.cli.terminal import before_slow, progress
@@ -43,7 +43,7 @@ def prepare(config: Path, /, *, dry_run: o.Flag = False, json: o.Json = False) -
     from mconv.train.data.preparing.steps import Ledger, plan
 
     path = Path(asked.top.tokenizer)
-    todo = preparing.steps(asked, path if path.is_file() else o.tokenizer(path), _shown, counts())
+    todo = preparing.steps(asked, path if path.is_file() else located.tokenizer(path), _shown, counts())
     if dry_run:
         reasons = plan(todo, Ledger(Path(asked.top.out)))
         _list([_facts(step, reason) for step, reason in zip(todo, reasons, strict=True)], json=json)

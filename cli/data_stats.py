@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from mconv.cli import bars, facts
+from mconv.cli import bars, facts, located
 from mconv.cli import options as o
 from mconv.cli.terminal import progress
 from mconv.errors import MconvError
@@ -50,7 +50,7 @@ def stats(
     if plot:
         bars.check(plot)
     names = [str(path) for path in paths]
-    folder = o.tokenizer(tokenizer) if tokenizer else None
+    folder = located.tokenizer(tokenizer) if tokenizer else None
     parts, total = _measured(paths, top)
     if folder:
         _spell([*parts, total], folder)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from mconv.cli import options as o
+from mconv.cli import located
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class TokenizerOptions:
 
         path = self._falcon() if self.tokenizer is None and self.tokenizer_type == "FalconTokenizer" else self.tokenizer
         return TokenizerChoice(
-            path=path if path is None or path.is_file() else o.tokenizer(path),
+            path=path if path is None or path.is_file() else located.tokenizer(path),
             type=self.tokenizer_type, vocab_file=self.vocab_file, merge_file=self.merge_file, vocab_size=self.vocab_size,
             new_tokens=self.new_tokens, extra_ids=self.vocab_extra_ids,
             extra_tokens=() if self.vocab_extra_ids_list is None else tuple(self.vocab_extra_ids_list.split(",")),
@@ -70,7 +70,7 @@ class TokenizerOptions:
 
     @staticmethod
     def _falcon() -> Path:
-        folder = o.local(FALCON)
+        folder = located.local(FALCON)
         if not folder.is_dir():
             raise MconvError(
                 f"a FalconTokenizer without --tokenizer is that of {FALCON}, which is not in the Hub's cache; fetch it "

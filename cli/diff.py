@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mconv.cli import choose
+from mconv.cli import choose, located
 from mconv.cli import options as o
 from mconv.cli.conversion import open_two
 from mconv.cli.terminal import progress
@@ -60,7 +60,7 @@ def diff(
         heat.check_page(html)
     if plot:
         heat.check_picture(plot)
-    a, b = (o.checkpoint(path, reading.iteration) for path in (a, b))
+    a, b = (located.checkpoint(path, reading.iteration) for path in (a, b))
     from mconv.verify import diff as differ
 
     one, two = open_two(a, b, reading)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from mconv.cli import choose
+from mconv.cli import choose, located
 from mconv.cli import options as o
 from mconv.cli.conversion import open_two
 from mconv.cli.terminal import command, progress
@@ -67,7 +67,7 @@ def extract(
     dry_run
         Say what would be done and what memory that needs; write nothing.
     """
-    tuned, base = (o.checkpoint(path, reading.iteration) for path in (tuned, base))
+    tuned, base = (located.checkpoint(path, reading.iteration) for path in (tuned, base))
     out = _free(out or Path(f"{choose.called_path(tuned)}-adapter"), overwrite=overwrite)
     models = open_two(tuned, base, reading)
     what = _planned(models, rank=rank, energy=energy, targets=target_modules, seed=seed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mconv.cli import options as o
+from mconv.cli import located
 from mconv.cli.terminal import progress
 from mconv.errors import MconvError
 from mconv.extras import MissingPackage
@@ -211,7 +211,7 @@ def reference_of(found: "SourceModel", named: str | None = None) -> "Origin":
     from mconv.verify.origin import Origin, origin_of
 
     if named is not None:
-        return Origin(path=o.local(Path(named)))
+        return Origin(path=located.local(Path(named)))
     try:
         return origin_of(found)
     except MconvError:

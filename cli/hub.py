@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from mconv import extras
-from mconv.cli import choose, publishing
+from mconv.cli import choose, located, publishing
 from mconv.cli import options as o
 from mconv.errors import MconvError
 
@@ -46,7 +46,7 @@ def push(
         raise MconvError(f"{folder} is not a folder here; a repository comes second: `mconv push FOLDER {folder}`")
     folder = folder or choose.newest("push", "Hugging Face folder that mconv made").path
     if not (dry_run and folder.is_dir()):  # a dry run lists an unfit folder with the other findings
-        folder = o.checkpoint(folder)
+        folder = located.checkpoint(folder)
     asked = publishing.PushRequest(folder=folder, repo=repo, how=how)
     return publishing.rehearse(asked) if dry_run else publishing.publish(asked)
 

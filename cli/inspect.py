@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from mconv.cli import facts as in_words
+from mconv.cli import located
 from mconv.cli import options as o
 from mconv.cli.terminal import dtype_name
 
@@ -63,7 +64,7 @@ def inspect(
     if prefixes := _data(path):
         _show_data(prefixes, json=json)
         return
-    path = o.checkpoint(path, reading.iteration)
+    path = located.checkpoint(path, reading.iteration)
     from mconv.convert.checkpoint.open import is_lora_run
     from mconv.convert.peft import facts as peft_facts
     from mconv.convert.peft import folder as peft

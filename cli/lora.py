@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from mconv.cli import choose
+from mconv.cli import choose, located
 from mconv.cli import options as o
 from mconv.cli.terminal import progress
 from mconv.convert.folders import naming
@@ -32,14 +32,14 @@ def export(
         Name of the base model in adapter_config.json: ORG/NAME on the Hub, or a Hugging Face folder. Default: the model
         that the run's base was converted from, its name on the Hub if it came from there.
     """
-    run = o.checkpoint(run or choose.newest("lora export", "LoRA run").path, iteration)
+    run = located.checkpoint(run or choose.newest("lora export", "LoRA run").path, iteration)
     from mconv.convert.checkpoint import adapted, base_name
 
     found = adapted.open_run(run, iteration)
     named = base or base_name.of_run(found.folder, found.base)
     where = found.folder
     own = naming.adapter(choose.called_path(where), iteration=choose.iteration_of(where))
-    out = o.unused(out or Path(own))
+    out = located.unused(out or Path(own))
     from mconv.convert.checkpoint import adapter_folder as peft_adapter
 
     peft_adapter.write(found.adapter, out, base=named)
@@ -78,10 +78,10 @@ def merge(
         The base model, in any format. Default: the one that the adapter names. The adapter of a LoRA run accepts only
         the weights that it was trained on.
     """
-    adapter = o.checkpoint(adapter or choose.newest("lora merge", "adapter").path, iteration)
-    every = [adapter, *(o.checkpoint(path) for path in more)]
+    adapter = located.checkpoint(adapter or choose.newest("lora merge", "adapter").path, iteration)
+    every = [adapter, *(located.checkpoint(path) for path in more)]
     weighed = _weights(weights, count=len(every))
-    base = o.checkpoint(base) if base else None
+    base = located.checkpoint(base) if base else None
     from mconv.cli.conversion import run_plan
     from mconv.convert.checkpoint import adapted
     from mconv.convert.engine import plan

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from mconv.cli import located
 from mconv.cli import options as o
 from mconv.cli.conversion import run_plan
 from mconv.cli.terminal import rank_0_prints
@@ -36,7 +37,7 @@ class Input(o.Ignoring):
         return o.Reading(
             iteration=self.iteration, vocab_size=self.source_vocab_size, dialect=self.dialect, config=self.config,
             ignore_arg=self.ignore_arg, ignore_config_key=self.ignore_config_key,
-        ).open(o.checkpoint(path, self.iteration))  # fmt: skip
+        ).open(located.checkpoint(path, self.iteration))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,7 @@ def layers(
     tie
         Tie the head to the embedding, if the two are equal.
     """
-    found = reading.open(o.checkpoint(model, reading.iteration))
+    found = reading.open(located.checkpoint(model, reading.iteration))
     from mconv.convert.surgery import depth
 
     wanted = depth.chosen(found.spec.num_layers, keep=keep, repeat=repeat, order=order, toy=toy)
@@ -146,7 +147,7 @@ def resize(
     seed
         Of --init normal.
     """
-    tokenizer = o.side_folder(tokenizer) if tokenizer else None
+    tokenizer = located.side_folder(tokenizer) if tokenizer else None
     found = _opened(model, source)
     from mconv.convert.surgery import vocabulary
     from mconv.convert.surgery.tokenizer import listed

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from mconv.cli import located
 from mconv.cli import options as o
 from mconv.cli.judging import JudgedPair, flags_of, pair_of, tensors_of
 from mconv.cli.terminal import before_slow
@@ -170,7 +171,7 @@ def _found(path: Path | None, *, iteration: int | None) -> Path | None:
     if not path.exists() and what_is(path).kind == "unfinished":  # of a name with a slash, which could be a repository's
         raise FormatError(explain(path))
     try:
-        found = o.local(path)
+        found = located.local(path)
     except MconvError as error:
         raise FormatError(
             f"{path} is not a folder, and no whole repository of that name is in the Hub's cache; "
