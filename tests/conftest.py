@@ -31,9 +31,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def world(pytestconfig: pytest.Config) -> Iterator[World]:
+def world() -> Iterator[World]:
     """Four gloo ranks, kept for the whole session and started by the first test that needs them."""
-    ranks = World(4, checked=bool(pytestconfig.getoption("--jaxtyping-packages")))
+    ranks = World(4)
     yield ranks
     ranks.stop()
 

@@ -27,12 +27,11 @@ DIED = (False, "it died")
 class World:
     """`size` gloo ranks, started at the first call, to which `run` sends a helper module's function and its arguments.
 
-    `checked`: whether they check the package's annotations, as pytest does.
+    They do not check the package's annotations: the process that asks them does, by the same functions.
     """
 
-    def __init__(self, size: int, *, checked: bool) -> None:
+    def __init__(self, size: int) -> None:
         self.size = size
-        self.checked = checked
         self.mother: Any = None
         self.pipes: list[Connection] = []
         self.folder: tempfile.TemporaryDirectory[str] | None = None
@@ -68,7 +67,7 @@ class World:
         self.folder = tempfile.TemporaryDirectory(prefix="mconv-world-")
         here, there = zip(*(multiprocessing.Pipe() for _ in range(self.size)), strict=True)
         context = multiprocessing.get_context("spawn")
-        self.mother = context.Process(target=_bear, args=(there, self.folder.name, self.checked), daemon=False)
+        self.mother = context.Process(target=_bear, args=(there, self.folder.name), daemon=False)
         self.mother.start()
         self.pipes = list(here)
         for pipe in there:  # a rank that dies is then heard of
@@ -97,16 +96,10 @@ def _answer(pipe: Connection) -> tuple[bool, Any]:
         return DIED
 
 
-def _bear(pipes: Sequence[Connection], folder: str, checked: bool) -> None:
+def _bear(pipes: Sequence[Connection], folder: str) -> None:
     """Import what ranks need, then be forked for each rank."""
     os.setsid()
     os.environ.update(OMP_NUM_THREADS="1", CUDA_DEVICE_MAX_CONNECTIONS="1", GLOO_SOCKET_IFNAME="lo")
-    if checked:
-        import typed
-        from jaxtyping import install_import_hook
-
-        typed.lighten()
-        install_import_hook("mconv", "beartype.beartype")
     for module in WARM:
         importlib.import_module(module)
     gc.collect()

@@ -10,7 +10,7 @@ import hosts
 import jobs
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.once]
+pytestmark = [pytest.mark.slow, pytest.mark.big, pytest.mark.once]
 ITERATIONS = 6
 ONE_STORE_EACH = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 """Without it torch's agents give restarted ranks the store of the dead ones, whose addresses they find there."""
@@ -120,7 +120,6 @@ def ended(*agents):
             agent.wait()
 
 
-@pytest.mark.big
 def test_a_run_goes_on_after_a_node_was_lost(run, whole, pair, tmp_path):
     """tp 2 x dp 2 on two hosts; in step 4 the second one is killed, all of it, and comes back."""
     script, (a, b) = begun(run, tmp_path, tp=2), pair

@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -153,12 +154,11 @@ def test_a_worker_that_is_killed_is_an_error_and_the_run_goes_on_later(folder, s
 
     def kill(records, size):
         if size and not killed:
-            import multiprocessing
-
-            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            worker = next(child for child in multiprocessing.active_children() if child not in others)
+            os.kill(worker.pid, signal.SIGKILL)
             killed.append(True)
 
-    killed = []
+    killed, others = [], multiprocessing.active_children()  # the ranks of other tests
     with pytest.raises(MconvError, match="a worker process was killed"):
         tokenize(sources, tmp_path / "d", tokenizer=folder, workers=2, progress=kill)
     tokenize(sources, tmp_path / "d", tokenizer=folder, resume=True)
