@@ -170,7 +170,7 @@ class Form:
 
     @property
     def layout(self) -> dict[str, Any]:
-        """What the name of a result says of it."""
+        """The format and layout that a result is named after."""
         return {"format": self.format, "tp": self.tp, "pp": self.pp}
 
     @property

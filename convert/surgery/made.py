@@ -24,7 +24,7 @@ MODEL = "model "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origins:
-    """What a model is made of: which tensors of its base are read, and which stay what they are."""
+    """The tensors of a base that a model is made of: those that are read, and those that stay what they are."""
 
     used: Collection[Logical]
     """Tensors of the base that decide the result."""

@@ -24,7 +24,7 @@ FOLDER = "launch"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a user asks for: a run, or a command, on a cluster."""
+    """A run, or a command, that a user wants started on a cluster."""
 
     target: str
     cluster: Mapping[str, Any]

@@ -68,6 +68,11 @@ def _open_at(path: Path, size: int) -> BinaryIO:
     return file
 
 
+def header(dtype: np.dtype[np.generic], sequences: int, ends: int) -> bytes:
+    """Return the first bytes of an .idx: the format, its version, and how many entries its lists have."""
+    return MAGIC + struct.pack("<QBQQ", 1, CODES[dtype], sequences, ends)
+
+
 def write_index(index: Path, lengths: Path, dtype: str, *, documents: bool) -> None:
     """Write an .idx from the lengths of its sequences, piece by piece; with `documents`, each sequence is one."""
     with index.open("wb") as file:
@@ -78,7 +83,7 @@ def write_index(index: Path, lengths: Path, dtype: str, *, documents: bool) -> N
 def _index(lengths: npt.NDArray[np.int32], dtype: np.dtype[np.generic], *, documents: bool) -> Iterator[bytes]:
     """Yield an .idx piece by piece: its header, the lengths, the first byte of each sequence, the ends of documents."""
     ends = len(lengths) + 1 if documents else 1
-    yield MAGIC + struct.pack("<QBQQ", 1, CODES[dtype], len(lengths), ends)
+    yield header(dtype, len(lengths), ends)
     parts = [lengths[at : at + CHUNK] for at in range(0, len(lengths), CHUNK)]
     for part in parts:
         yield part.tobytes()

@@ -54,7 +54,7 @@ WHOLE = Shard()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is deduplicated, how, and where to."""
+    """The sources of a deduplication, its settings, and its output."""
 
     sources: Sequence[Path]
     out: Path

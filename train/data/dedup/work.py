@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mconv.convert.folders.staging import write_whole
 from mconv.errors import FormatError, refuse
 from mconv.train.data.bad_records import Kind, RecordLocation, Rejected
 from mconv.train.data.dedup.sign import BANDS, LINE, Settings, Signed, algorithm
@@ -86,10 +87,8 @@ class Work:
                 part.unlink(missing_ok=True)
 
     def save(self, path: Path, facts: Any) -> None:
-        """Write a file of JSON that is complete or absent."""
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_text(json.dumps(facts) + "\n", encoding="utf-8")
-        part.replace(path)
+        """Write a file of JSON that is complete or absent; shards share the folder."""
+        write_whole(path, json.dumps(facts) + "\n", durable=False, at_once=True)
 
     def check_signed(self) -> None:
         """Raise FormatError unless all sources are signed as they are now."""

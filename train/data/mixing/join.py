@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mconv.errors import FormatError
-from mconv.train.data.index import CHUNK, HEADER, MAGIC, Indexed, open_index
-from mconv.train.data.pairs import CODES
+from mconv.train.data.index import CHUNK, HEADER, Indexed, open_index
+from mconv.train.data.pairs import header
 
 COPIED = 1 << 24
 """Bytes that are copied together."""
@@ -58,8 +58,7 @@ def join(heads: Sequence[Head], data: Path, index: Path, progress: Progress = la
     """Write `data` (.bin) and `index` (.idx) from datasets of one dtype, one behind the other; each is open by itself."""
     counts = [sum(head.sequences for head in heads), 1 + sum(head.ends for head in heads)]
     with data.open("wb") as tokens, index.open("wb") as out:
-        head_line = MAGIC + np.array([1], "<u8").tobytes() + bytes([CODES[heads[0].dtype]])
-        out.write(head_line + np.array(counts, "<u8").tobytes())
+        out.write(header(heads[0].dtype, *counts))
         lists = _Lists(out, *counts)
         lists.add("ends", np.zeros(1, np.int64))
         bytes_before = sequences_before = 0

@@ -16,6 +16,7 @@ from typing import Any
 
 import mconv
 from mconv import extras
+from mconv.convert.folders.staging import write_whole
 
 LARGEST = 1 << 26
 """Bytes of a file up to which it may be one of the tokenizer's; larger ones are weights."""
@@ -64,12 +65,10 @@ def keep(path: Path | None, found: Kept) -> None:
     """Write a file, whole or not at all. A cache that cannot be written to is none."""
     if not path:
         return
-    partial = path.with_suffix(f".{os.getpid()}.part")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         fields = {name: getattr(found, name) for name in Kept.__dataclass_fields__}
-        partial.write_text(json.dumps(fields), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(fields), durable=False, at_once=True)
         newest = sorted(path.parent.glob("*.json"), key=lambda one: one.stat().st_mtime, reverse=True)
         for old in newest[MOST:]:
             old.unlink(missing_ok=True)
