@@ -104,23 +104,15 @@ def measured(command: list[str]) -> tuple[float, float, float]:
     return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
+def dedup(source: Path, out: Path, *options: str) -> list[str]:
+    """Return the command line of `mconv data dedup`."""
+    return [*DEDUP, str(source), "--out", str(out), *options]
+
+
 def mconv(source: Path, folder: Path, *options: str) -> Result:
     """Run `mconv data dedup`."""
     out = folder / "mconv.jsonl"
-    command = [
-        sys.executable,
-        "-m",
-        "mconv",
-        "data",
-        "dedup",
-        str(source),
-        "--out",
-        str(out),
-        "--workers",
-        "2",
-        "--overwrite",
-    ]
-    found = measured([*command, *options])
+    found = measured(dedup(source, out, "--workers", "2", "--overwrite", *options))
     return Result(ids(out), *found)
 
 
@@ -140,19 +132,7 @@ def datatrove(python: str, source: Path, folder: Path, *options: str) -> Result:
     for path in (out, folder / ".datatrove.datatrove"):
         shutil.rmtree(path, ignore_errors=True)
     script.unlink(missing_ok=True)
-    render = [
-        sys.executable,
-        "-m",
-        "mconv",
-        "data",
-        "dedup",
-        str(source),
-        "--out",
-        str(out),
-        "--render-datatrove",
-        str(script),
-    ]
-    measured([*render, *options])
+    measured(dedup(source, out, "--render-datatrove", str(script), *options))
     seconds, _, _ = measured([python, str(script), "--workers", "2"])
     return Result(ids(*out.glob("*.jsonl")), seconds)
 

@@ -13,7 +13,6 @@ from typing import Any
 from mconv.convert.folders import lock
 from mconv.errors import MconvError
 from mconv.train.data.bad_records import REJECTED, Rejects, RejectTotals
-from mconv.train.data.dedup.appearing import appearing
 from mconv.train.data.dedup.decide import Decisions, Tell, decide, load
 from mconv.train.data.dedup.report import REMOVED, removed_lines, summary
 from mconv.train.data.dedup.sign import Settings, Signed, sign
@@ -23,6 +22,7 @@ from mconv.train.data.pool import Ready, in_order
 from mconv.train.data.reading.batch import Batch
 from mconv.train.data.reading.expansion import MAX_EXPAND
 from mconv.train.data.reading.formats import batches
+from mconv.train.data.writing.appearing import appearing
 
 PHASES = ("sign", "decide", "write")
 DECISIONS = "decisions.npz"

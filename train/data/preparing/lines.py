@@ -8,11 +8,11 @@ from typing import IO
 from mconv.convert.folders.staging import PARTIAL
 from mconv.errors import FormatError, MconvError, refuse
 from mconv.train.data.bad_records import BadRecord
-from mconv.train.data.dedup.appearing import appearing
 from mconv.train.data.preparing.shuffle import shuffled
 from mconv.train.data.reading.batch import Batch
 from mconv.train.data.reading.formats import batches, format_of
 from mconv.train.data.reading.lines import JsonLines, json_lines, text_lines
+from mconv.train.data.writing.appearing import appearing
 from mconv.train.data.writing.packing import PACKERS
 
 Progress = Callable[[int], None]
