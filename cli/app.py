@@ -104,6 +104,8 @@ COMMANDS = {
     "pull": ("mconv.cli.hub:pull", "Download a model from the Hugging Face Hub."),
     "demo": ("mconv.cli.demo:demo", "Run every step once, offline, on a small model."),
 }
+OF_A_RUN = ("train", "plan", "bench")
+"""Commands whose options are a run's fields."""
 TARGETS = {
     "slurm": "as a Slurm job", "kubernetes": "as a PyTorchJob of Kubeflow",
     **{name: f"by {name}, on nodes without a scheduler" for name in
@@ -118,25 +120,30 @@ LAUNCH = {
     "stop": ("launch_jobs:stop", "Stop a job, and those that wait to follow it."),
     "logs": ("launch_jobs:logs", "Print the end of a job's output."),
 }
-for name, (target, summary) in LAUNCH.items():
-    launch.command(f"mconv.cli.{target}", name=name, help=summary)
+DATA = {
+    "tokenize": ("data:tokenize", "Tokenize text into the .bin and .idx that Megatron reads."),
+    "dedup": ("data_dedup:dedup", "Remove duplicate documents, equal and similar ones."),
+    "instruct": ("data:instruct", "Tokenize conversations, with the role of each token."),
+    "mix": ("data_mix:mix", "Mix token data by weights, without repetition."),
+    "merge": ("data_mix:merge", "Merge prefixes of token data into one."),
+    "prepare": ("data_prepare:prepare", "From raw files to tokens in one go, as a file says."),
+    "shuffle": ("data_prepare:shuffle", "Shuffle the lines of files of any size."),
+    "dumps": ("data_dumps:dumps", "Divide a corpus into dumps, and tokenize each by a job."),
+    "bench": ("data_bench:bench", "Measure how many workers tokenize an input fastest here."),
+    "stats": ("data_stats:stats", "Measure token data: lengths, ends, vocabulary."),
+    "export": ("data_export:export", "Write records in another format."),
+    "discover": ("data_stats:discover", "Print the prefixes in folders, with weights."),
+}
+LORA = {
+    "export": ("lora:export", "Export the adapter of a LoRA run in PEFT's format."),
+    "merge": ("lora:merge", "Merge an adapter and its base into one model."),
+    "extract": ("extract:extract", "Make an adapter of what a finetune has changed."),
+}
 for name, (target, summary) in COMMANDS.items():
     app.command(target, name=name, help=summary)
-data.command("mconv.cli.data:tokenize", name="tokenize", help="Tokenize text into the .bin and .idx that Megatron reads.")
-lora.command("mconv.cli.lora:export", name="export", help="Export the adapter of a LoRA run in PEFT's format.")
-lora.command("mconv.cli.lora:merge", name="merge", help="Merge an adapter and its base into one model.")
-lora.command("mconv.cli.extract:extract", name="extract", help="Make an adapter of what a finetune has changed.")
-data.command("mconv.cli.data_dedup:dedup", name="dedup", help="Remove duplicate documents, equal and similar ones.")
-data.command("mconv.cli.data:instruct", name="instruct", help="Tokenize conversations, with the role of each token.")
-data.command("mconv.cli.data_mix:mix", name="mix", help="Mix token data by weights, without repetition.")
-data.command("mconv.cli.data_mix:merge", name="merge", help="Merge prefixes of token data into one.")
-data.command("mconv.cli.data_prepare:prepare", name="prepare", help="From raw files to tokens in one go, as a file says.")
-data.command("mconv.cli.data_prepare:shuffle", name="shuffle", help="Shuffle the lines of files of any size.")
-data.command("mconv.cli.data_dumps:dumps", name="dumps", help="Divide a corpus into dumps, and tokenize each by a job.")
-data.command("mconv.cli.data_bench:bench", name="bench", help="Measure how many workers tokenize an input fastest here.")
-data.command("mconv.cli.data_stats:stats", name="stats", help="Measure token data: lengths, ends, vocabulary.")
-data.command("mconv.cli.data_export:export", name="export", help="Write records in another format.")
-data.command("mconv.cli.data_stats:discover", name="discover", help="Print the prefixes in folders, with weights.")
+for group, commands in ((data, DATA), (lora, LORA), (launch, LAUNCH)):
+    for name, (target, summary) in commands.items():
+        group.command(f"mconv.cli.{target}", name=name, help=summary)
 
 
 def main() -> None:
@@ -146,7 +153,7 @@ def main() -> None:
 
 def _worded(message: str, argv: list[str]) -> str:
     """Return a message that names a run's fields as the user typed them."""
-    if argv[:1] not in (["train"], ["plan"], ["bench"]):
+    if not argv or argv[0] not in OF_A_RUN:
         return message
     from mconv.cli.field_names import as_typed
 
@@ -194,7 +201,7 @@ def run(argv: list[str]) -> int:
 
 def _help(argv: list[str]) -> bool:
     """Print the help of train, plan or bench by sections if it is asked for; cyclopts prints all other help."""
-    if not argv or argv[0] not in ("train", "plan", "bench"):
+    if not argv or argv[0] not in OF_A_RUN:
         return False
     from mconv.cli import sections
 

@@ -37,8 +37,6 @@ RUN = 1 << 16
 cache. Another number changes no bit of the result."""
 PULLED = 16
 """Runs that are read at once where a pass takes statistics."""
-
-
 HELD = 3
 """Runs of one model that are in hand at once: as it is read, as a difference, and masked or weighted."""
 
