@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mconv import extras
-from mconv.errors import MconvError
+from mconv.cli import figures, pages
+from mconv.cli.figures import plain
 
-KINDS = (".png", ".svg", ".pdf", ".html")
 COLOURS = ("#2459a8", "#c2571a")
 """Colours of the first and the second series; they differ in grey, too."""
 WIDTH = 40
@@ -51,10 +51,8 @@ def lines(chart: Chart) -> Iterator[str]:
 
 def check(file: Path) -> None:
     """Raise MconvError where a picture cannot be made, before any work."""
-    if file.suffix.lower() not in KINDS:
-        raise MconvError(f"--plot {file}: give a name that ends in {', '.join(KINDS)}")
-    if not file.parent.is_dir():
-        raise MconvError(f"--plot {file}: {file.parent} is no folder; make it, or choose another")
+    figures.check_kind(file, "--plot")
+    pages.check_place(file, "--plot")
     if file.suffix.lower() != ".html":
         extras.need("plot", to="a picture", without="an .html page needs nothing")
 
@@ -69,27 +67,16 @@ def draw(charts: Sequence[Chart], file: Path, *, title: str, about: str) -> None
 
 def _page(charts: Sequence[Chart], title: str, about: str) -> str:
     """Return a self-contained page, without scripts; all that it shows is escaped."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("bars.html.jinja").read_text(encoding="utf-8"))
-    text = template.render(charts=charts, title=title, about=about, colours=COLOURS)
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return pages.rendered("bars", charts=charts, title=title, about=about, colours=COLOURS)
 
 
 def _picture(charts: Sequence[Chart], file: Path, title: str) -> None:
-    import matplotlib
-    from matplotlib.figure import Figure
-
     heights = [0.9 + 0.26 * len(chart.bars) * max(len(chart.series), 1) for chart in charts]
-    look = {"font.size": 9, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.rc_context(look):
-        figure = Figure(figsize=(8, 0.5 + sum(heights)), layout="constrained")
-        figure.suptitle(_plain(title), x=0.02, ha="left", fontsize=10)
+    with figures.drawn(file, (8.0, 0.5 + sum(heights)), figures.OPEN) as figure:
+        figure.suptitle(plain(title), x=0.02, ha="left", fontsize=10)
         axes = figure.subplots(len(charts), 1, squeeze=False, height_ratios=heights).flat
         for ax, chart in zip(axes, charts, strict=True):
             _bars(ax, chart)
-        figure.savefig(file, dpi=150)
 
 
 def _bars(ax: Any, chart: Chart) -> None:
@@ -100,16 +87,11 @@ def _bars(ax: Any, chart: Chart) -> None:
         named = {"label": chart.series[series]} if chart.series else {}
         ax.barh(places, [bar.values[series] for bar in chart.bars], thick * 0.9, color=COLOURS[series], **named)
     for place, bar in zip(places, chart.bars, strict=True):  # beside the last series
-        ax.annotate(f" {_plain(bar.text)}", (bar.values[-1], place), va="center", fontsize=8, color="#555b63")
-    ax.set_yticks(range(len(chart.bars)), [_plain(bar.label) for bar in chart.bars])
+        ax.annotate(f" {plain(bar.text)}", (bar.values[-1], place), va="center", fontsize=8, color="#555b63")
+    ax.set_yticks(range(len(chart.bars)), [plain(bar.label) for bar in chart.bars])
     ax.invert_yaxis()
     ax.set_xlim(0, chart.most * 1.35)
     ax.set_xticks([])
-    ax.set_title(_plain(chart.title), loc="left", fontsize=10, fontweight="bold")
+    ax.set_title(plain(chart.title), loc="left", fontsize=10, fontweight="bold")
     if chart.series:
         ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=count, borderaxespad=0.2)
-
-
-def _plain(text: str) -> str:
-    """Return a text as matplotlib shows it: no formula between dollars."""
-    return text.replace("$", r"\$")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 
 from mconv import extras
+from mconv.cli import figures
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
     from mconv.train.config import TrainConfig
     from mconv.train.estimate.sweep import Trial
 
-KINDS = (".png", ".svg", ".pdf")
 HEAD = ("ranks", "tp", "pp", "dp", "micro batch", "batch", "tokens/s", "a rank", "efficiency", "MFU", "memory", "spread")
 TIE = 0.03
 """Share of the best speed within which the simpler layout is recommended: repeated trials differ by as much."""
@@ -182,22 +182,15 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
 def check_plot(file: Path) -> None:
     """Refuse, before any trial, a picture that could not be drawn."""
     extras.need("plot", to="a picture")
-    if file.suffix.lower() not in KINDS:
-        raise MconvError(f"--plot {file}: give a name that ends in {', '.join(KINDS)}")
+    figures.check_kind(file, "--plot", page=False)
 
 
 def draw(found: Results, file: Path) -> None:
     """Write the picture: speed over ranks beside the ideal, and speed over micro batches for each layout."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none"}):
-        figure = Figure(figsize=(11, 4), layout="constrained")
+    with figures.drawn(file, (11.0, 4.0), {"font.size": 9}) as figure:
         ranks, batches = figure.subplots(1, 2)
         _over_ranks(ranks, found)
         _over_batches(batches, found)
-        figure.savefig(file, dpi=150)
 
 
 def _over_ranks(ax: Any, found: Results) -> None:

@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mconv.cli import pages
 from mconv.cli.plot import COLOURS, panels, summary, width
 
 if TYPE_CHECKING:
@@ -41,14 +41,10 @@ class Axis:
 
 def page(found: "list[Series]", *, smooth: int | None) -> str:
     """Return the page with all panels of all runs."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("curves.html.jinja").read_text(encoding="utf-8"))
     runs = [(one.name, COLOURS[i % len(COLOURS)], summary(one)) for i, one in enumerate(found)]
     frame = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
     drawn = [_panel(names, found, smooth) for names in panels(found)]
-    return template.render(runs=runs, panels=drawn, frame=frame)
+    return pages.rendered("curves", runs=runs, panels=drawn, frame=frame)
 
 
 def _panel(names: tuple[str, ...], found: "list[Series]", smooth: int | None) -> dict[str, Any]:

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mconv import extras
-from mconv.cli import pages
-from mconv.errors import MconvError
+from mconv.cli import figures, pages
 
 if TYPE_CHECKING:
     from mconv.verify.diff import Diff
     from mconv.verify.heatmap import Cell, Heatmap
 
-KINDS = (".png", ".svg", ".pdf")
 COMMAND = "mconv diff"
 PALE, DEEP = (0xE6, 0xEE, 0xF8), (0x12, 0x3A, 0x7A)
 """Colours of the least and of the most changed; the lightness alone tells them apart, too."""
@@ -30,8 +28,7 @@ def check_page(file: Path) -> None:
 
 def check_picture(file: Path) -> None:
     """Refuse a picture's path where it cannot be drawn. Raises MconvError."""
-    if file.suffix.lower() not in KINDS:
-        raise MconvError(f"--plot {file}: give a name that ends in {', '.join(KINDS)}; --html writes a page")
+    figures.check_kind(file, "--plot", page=False, otherwise="; --html writes a page")
     pages.check_place(file, "--plot")
     extras.need("plot", to="--plot", without="--html needs nothing")
 
@@ -70,31 +67,27 @@ def said(cell: "Cell") -> str:
 
 def draw(found: "Diff", file: Path, title: str) -> None:
     """Write the picture; the name's ending says in which format."""
-    import matplotlib
     from matplotlib.colors import LinearSegmentedColormap, LogNorm
-    from matplotlib.figure import Figure
 
     from mconv.verify.heatmap import heatmap
 
     drawn = heatmap(found)
     size = (max(6.0, 3.2 + 0.3 * len(drawn.columns)), 1.6 + 0.3 * len(drawn.rows))
     ours = LinearSegmentedColormap.from_list("mconv", [colour(0.0), colour(1.0)], N=256).with_extremes(bad="none")
-    with matplotlib.rc_context({"font.size": 8, "svg.fonttype": "none"}):
-        figure = Figure(figsize=size, layout="constrained")
+    with figures.drawn(file, size, {"font.size": 8}) as figure:
         ax = figure.subplots()
         low = drawn.low or 1e-12
         scale = LogNorm(low, max(drawn.high, low * 1.001))
         look: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
         ax.imshow([[cell is not None for cell in cells] for _, cells in drawn.rows], cmap=GREYS, vmin=0, vmax=6, **look)
         image = ax.imshow(_values(drawn), cmap=ours, norm=scale, **look)
-        ax.set_yticks(range(len(drawn.rows)), [_plain(name.removesuffix(".weight")) for name, _ in drawn.rows])
+        ax.set_yticks(range(len(drawn.rows)), [figures.plain(name.removesuffix(".weight")) for name, _ in drawn.rows])
         step = math.ceil(len(drawn.columns) / 40)
         ax.set_xticks(range(0, len(drawn.columns), step), [_short(name) for name in drawn.columns[::step]])
         ax.set_xlabel("layer (–: outside the layers)")
-        ax.set_title(_plain(title), loc="left", fontsize=9)
+        ax.set_title(figures.plain(title), loc="left", fontsize=9)
         ax.tick_params(length=0)
         figure.colorbar(image, ax=ax, label="norm of the difference / norm of A", shrink=0.9)
-        figure.savefig(file, dpi=150)
 
 
 def _values(drawn: "Heatmap") -> list[list[float]]:
@@ -105,8 +98,3 @@ def _values(drawn: "Heatmap") -> list[list[float]]:
 
 def _short(column: str) -> str:
     return column if column.isdecimal() else "–"
-
-
-def _plain(text: str) -> str:
-    """Return a name as matplotlib shows it: no formula between dollars."""
-    return text.replace("$", r"\$")

@@ -32,13 +32,17 @@ def check_place(file: Path, option: str) -> None:
 
 
 def filled(name: str, command: str, filters: dict[str, Callable[..., Any]], **values: Any) -> str:
+    """Return the template of a command's page filled in."""
+    return rendered(name, filters, generator=generator(command), **values)
+
+
+def rendered(name: str, filters: dict[str, Callable[..., Any]] | None = None, **values: Any) -> str:
     """Return the template `name`.html.jinja filled in. Values are escaped, and may hold bytes that are no text."""
     from jinja2 import Environment, StrictUndefined
 
     from mconv.verify.page import UNPRINTABLE
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= filters
+    environment.filters |= filters or {}
     template = environment.from_string(Path(__file__).with_name(f"{name}.html.jinja").read_text(encoding="utf-8"))
-    text = template.render(generator=generator(command), **values)
-    return text.translate(UNPRINTABLE).encode("utf-8", "backslashreplace").decode("utf-8")
+    return template.render(**values).translate(UNPRINTABLE).encode("utf-8", "backslashreplace").decode("utf-8")

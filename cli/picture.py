@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 
 from mconv import extras
-from mconv.errors import MconvError
+from mconv.cli import figures
 
 if TYPE_CHECKING:
     from mconv.convert.checkpoint.model import Checkpoint
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mconv.shard.axes import Axes, Box
     from mconv.shard.layout import Layout
 
-KINDS = (".png", ".svg", ".pdf", ".html")
 INK, PAPER, GREY, MONO = "#222222", "#ffffff", "#d9d9d9", "DejaVu Sans Mono"
 TONES = {"q": 1.0, "k": 0.66, "v": 0.38}
 """Strength of the colour of a query group's parts."""
@@ -28,8 +27,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</t
 
 def draw(checkpoint: "Checkpoint", layout: "Layout", file: Path) -> None:
     """Write the picture of a checkpoint's layout, in the format that the file's extension names."""
-    if file.suffix.lower() not in KINDS:
-        raise MconvError(f"--plot {file}: give a name that ends in {', '.join(KINDS)}")
+    figures.check_kind(file, "--plot")
     extras.need("plot", to="--plot")
     import matplotlib
     from matplotlib.figure import Figure

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from mconv import extras
+from mconv.cli import figures
 from mconv.cli import options as o
 from mconv.errors import MconvError
 
 if TYPE_CHECKING:
     from mconv.train.logs.series import Series
 
-KINDS = (".png", ".svg", ".pdf", ".html")
 COLOURS = ("#2459a8", "#c2571a", "#14713d", "#8a3fa0", "#a8213b", "#0b7a86", "#6b5b00", "#555b63")
 """Colours of runs, in turn; all differ in grey too, and are legible on white."""
 PANELS = (("loss", "validation_loss"), ("lr",), ("grad_norm",), ("tokens_per_second",), ("samples_per_second",))
@@ -49,7 +49,7 @@ def plot(
                 f"{run} does not exist; give a run's save folder, its train.jsonl, or a log as it was printed"
             )
     if out:
-        _check_kind(out)
+        figures.check_kind(out, "--out")
     from mconv.train.logs import series
 
     found = series.several(runs)
@@ -87,7 +87,7 @@ def width(name: str, curve: list[tuple[int, float]], asked: int | None) -> int:
 
 def draw(found: "list[Series]", file: Path, *, smooth: int | None) -> None:
     """Write the picture, in the format that the file's extension names."""
-    _check_kind(file)
+    figures.check_kind(file, "--out")
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix.lower() == ".html":
         from mconv.cli.curves import page
@@ -95,15 +95,9 @@ def draw(found: "list[Series]", file: Path, *, smooth: int | None) -> None:
         file.write_text(page(found, smooth=smooth), encoding="utf-8")
         return
     extras.need("plot", to="a picture", without="an .html page needs nothing")
-    import matplotlib
-    from matplotlib.figure import Figure
-
     shown = panels(found)
     rows = (len(shown) + 1) // 2
-    with matplotlib.rc_context(
-        {"font.size": 9, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
-    ):
-        figure = Figure(figsize=(11, 3.3 * rows + 0.5), layout="constrained")
+    with figures.drawn(file, (11.0, 3.3 * rows + 0.5), figures.OPEN) as figure:
         axes = figure.subplots(rows, min(2, len(shown)), squeeze=False).flat
         for ax, names in zip(axes, shown, strict=False):
             _panel(ax, names, found, smooth)
@@ -111,12 +105,6 @@ def draw(found: "list[Series]", file: Path, *, smooth: int | None) -> None:
             ax.remove()
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), frameon=False)
-        figure.savefig(file, dpi=150)
-
-
-def _check_kind(file: Path) -> None:
-    if file.suffix.lower() not in KINDS:
-        raise MconvError(f"--out {file}: give a name that ends in {', '.join(KINDS)}")
 
 
 def _panel(ax: Any, names: tuple[str, ...], found: "list[Series]", smooth: int | None) -> None:
@@ -155,4 +143,4 @@ def _panel(ax: Any, names: tuple[str, ...], found: "list[Series]", smooth: int |
 
 def _label(name: str) -> str:
     """Return a run's name so that matplotlib shows it: no formula between dollars, no leading underscore."""
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+    return (" " if name.startswith("_") else "") + figures.plain(name)
